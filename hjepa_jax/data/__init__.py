@@ -1,0 +1,1 @@
+"""Image sources, augmentation and the input pipeline."""

@@ -1,0 +1,1 @@
+"""Hamiltonians, symplectic integrators and phase-space geometry."""

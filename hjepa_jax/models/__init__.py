@@ -1,0 +1,1 @@
+"""ResNet encoder, projector and predictors."""

@@ -1,0 +1,1 @@
+"""Losses: HJEPA, LeJEPA, floors, SIGReg and HamSIGReg."""
