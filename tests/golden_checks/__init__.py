@@ -1,0 +1,1 @@
+"""Checks against golden vectors, collected by `tests/test_golden.py`."""
