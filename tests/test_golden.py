@@ -3,8 +3,9 @@
 import importlib
 import pkgutil
 
-import golden_checks
 import pytest
+
+import golden_checks
 
 for _module in pkgutil.iter_modules(golden_checks.__path__):
     pytest.register_assert_rewrite(f"golden_checks.{_module.name}")
