@@ -6,15 +6,19 @@ A field set to None means "not used" or "derived", as its comment says.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from hjepa_jax.errors import ConfigError
+
 
 def _optional(kind: type, value: Any = None) -> Any:
-    """A typed field that may be None (ml_collections placeholder), set to `value` unless None."""
-    return config_dict.placeholder(kind) if value is None else value
+    """A typed field that may also be None."""
+    return config_dict.FieldReference(value, field_type=kind)
 
 
 def _data() -> ConfigDict:
@@ -277,3 +281,64 @@ def total_steps(config: ConfigDict, num_images: int) -> int:
     """Returns the optimiser steps of a whole run."""
     steps = math.ceil(config.train.epochs * steps_per_epoch(num_images, config.data.batch_size))
     return steps if config.train.max_steps is None else min(steps, config.train.max_steps)
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks any configuration to a few seconds on the embedded digits, the method unchanged."""
+    imagenet_stem = config.model.stem == "imagenet"
+    config.data.update(
+        name="digits",
+        root=None,
+        test_split="test",
+        batch_size=16,
+        num_workers=0,
+        max_train_images=64,
+        max_test_images=32,
+        image_size=64 if imagenet_stem else 16,
+        local_size=64 if imagenet_stem else 16,
+        eval_resize=None,
+    )
+    config.data.augment.blur_kernel = 3
+    config.model.update(width=8, token_dim=8, compute_dtype="float32")
+    if config.model.token_hw is not None:
+        config.model.token_hw = 2
+    if config.objective == "hjepa":
+        config.dynamics.hidden_dim = 16
+        config.loss.logdet_dim = 8
+    config.train.update(max_steps=2, epochs=1, warmup_epochs=0.5)
+    config.evaluation.update(batch_size=32, probe_epochs=2, knn_k=(1, 5, 20))
+    config.log.every_steps = 1
+
+
+def apply_variants(
+    config: ConfigDict, variant: str, methods: Mapping[str, Callable[[ConfigDict], None]]
+) -> ConfigDict:
+    """Applies one method (the first of `methods` by default), then 'smoke' if it is named.
+
+    Args:
+      config: changed in place and returned.
+      variant: nothing, 'METHOD', 'smoke' or 'METHOD-smoke'.
+      methods: the changes that each method makes.
+
+    Raises:
+      ConfigError: if a name is unknown; the sentence names the nearest one.
+    """
+    names = [name for name in variant.split("-") if name]
+    options = (*methods, "smoke")
+    for name in names:
+        if name not in options:
+            nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]
+            raise ConfigError(
+                f"{name!r} is no variant of this configuration ({', '.join(options)}): "
+                f"did you mean ':{nearest}'?"
+            )
+    chosen = [name for name in names if name != "smoke"] or [next(iter(methods))]
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"variant {variant!r} names {len(chosen)} methods: name one, and at most 'smoke' "
+            f"beside it, for example ':{chosen[0]}-smoke'."
+        )
+    methods[chosen[0]](config)
+    if "smoke" in names:
+        smoke(config)
+    return config

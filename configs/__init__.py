@@ -1,0 +1,1 @@
+"""Configurations: each file is a small delta of `hjepa_jax.config.base_config`."""

@@ -1,0 +1,40 @@
+"""CIFAR-100, ResNet-18 tokens: the paper's main recipe (arXiv 2605.20107, section on CIFAR-100).
+
+    python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/cifar100 \
+        --config.data.root=<folder of cifar-100-python, or the .tar.gz>
+
+Variants, as `--config=configs/cifar100.py:NAME`:
+  hjepa (default)  Hamiltonian predictor with floors
+  sigreg           LeJEPA baseline: view-centre prediction with SIGReg
+  smoke            a few steps on the embedded digits, to see that everything runs
+
+30 epochs of 97 steps, batch 512. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by
++4.89 / +3.52 points.
+"""
+
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import apply_variants, base_config
+
+
+def hjepa(config: ConfigDict) -> None:
+    """Hamiltonian predictor with floors: the base configuration as it is."""
+    config.objective = "hjepa"
+
+
+def sigreg(config: ConfigDict) -> None:
+    """The LeJEPA baseline: no predictor, no clipping, no q/p split."""
+    config.objective = "sigreg"
+    config.model.split_qp = False
+    config.evaluation.variant = "qp"
+    config.train.grad_clip = None
+
+
+METHODS = {"hjepa": hjepa, "sigreg": sigreg}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration of the variants named, joined by '-'."""
+    config = base_config()
+    config.data.name = "cifar100"
+    return apply_variants(config, variant, METHODS)

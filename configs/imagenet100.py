@@ -1,0 +1,61 @@
+"""ImageNet-100, ResNet-18 tokens pooled to 8x8 (arXiv 2605.20107, section on ImageNet-100).
+
+    python -m hjepa_jax.main --config=configs/imagenet100.py --workdir=runs/imagenet100 \
+        --config.data.root=<folder with train/<class>/* (or train.X1..X4) and val/<class>/*>
+
+Variants, as `--config=configs/imagenet100.py:NAME`:
+  hjepa (default)  Hamiltonian predictor with floors, the potential at a tenth of the learning rate
+  sigreg           LeJEPA baseline: view-centre prediction with SIGReg
+  smoke            a few steps on the embedded digits, to see that everything runs
+
+45 epochs, batch 256. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by +4.82 / +7.52.
+"""
+
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import apply_variants, base_config
+
+
+def hjepa(config: ConfigDict) -> None:
+    """Floors, prediction of the whole state, and a slower potential."""
+    config.loss.update(
+        match="qp",
+        var_weight=1.0,
+        logdet_weight=1.0,
+        q_logdet_floor=-1.2,
+        p_logdet_floor=-1.2,
+        q_pr_floor=0.25,
+        p_pr_floor=0.25,
+        q_eigmax_ceiling=0.10,
+        p_eigmax_ceiling=0.10,
+    )
+    config.train.predictor_lr = 5e-5
+
+
+def sigreg(config: ConfigDict) -> None:
+    """The LeJEPA baseline: no predictor, no clipping."""
+    config.objective = "sigreg"
+    config.train.grad_clip = None
+
+
+METHODS = {"hjepa": hjepa, "sigreg": sigreg}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration of the variants named, joined by '-'."""
+    config = base_config()
+    config.data.update(
+        name="folder",
+        batch_size=256,
+        image_size=224,
+        global_scale=(0.4, 1.0),
+        num_workers=8,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        eval_resize=256,
+        test_split="val",
+    )
+    config.data.augment.blur_kernel = 23
+    config.model.update(stem="imagenet", token_hw=8)
+    config.train.epochs = 45
+    return apply_variants(config, variant, METHODS)

@@ -1,0 +1,259 @@
+"""Validation of a configuration: unknown, unused, out-of-range and contradictory fields.
+
+Every problem is one sentence that names the field and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import base_config
+from hjepa_jax.errors import ConfigError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "objective": ("hjepa", "sigreg"),
+    "model.stem": ("cifar", "imagenet"),
+    "model.mode": ("tokens", "global"),
+    "model.token_layer": ("layer2", "layer3", "layer4"),
+    "model.projector": ("identity", "mlp"),
+    "model.compute_dtype": ("bfloat16", "float32"),
+    "dynamics.predictor": ("hamiltonian", "mlp", "identity"),
+    "dynamics.hamiltonian": ("separable", "learnable", "quadratic"),
+    "dynamics.integrator": ("leapfrog", "symplectic_euler", "yoshida4", "implicit_midpoint"),
+    "dynamics.activation": ("gelu", "relu", "silu"),
+    "loss.match": ("q", "p", "qp"),
+    "loss.pairing": ("first_two", "all_global", "local_to_global"),
+    "sigreg.loss_form": ("additive", "convex"),
+    "sigreg.statistics": ("per_view", "flattened"),
+    "sigreg.weight_type": ("gaussian", "uniform"),
+    "sigreg.reduction": ("mean", "sum"),
+    "data.on_corrupt": ("error", "skip"),
+    "evaluation.variant": ("q", "p", "qp"),
+}
+
+_POSITIVE = (
+    "data.batch_size data.num_global_views data.image_size data.local_size data.prefetch_batches "
+    "data.num_threads data.device_prefetch model.width model.token_dim model.token_hw "
+    "model.embed_dim model.projector_hidden model.projector_dim dynamics.steps dynamics.dt "
+    "dynamics.hidden_dim dynamics.depth loss.std_eps loss.logdet_dim loss.logdet_eps "
+    "loss.logdet_refresh_interval sigreg.num_slices sigreg.t_max sigreg.subsample "
+    "sigreg.refresh_interval train.epochs train.max_steps train.lr train.predictor_lr "
+    "train.adam_eps train.grad_clip evaluation.batch_size evaluation.probe_epochs "
+    "evaluation.probe_batch_size evaluation.spectrum_samples evaluation.spectrum_top "
+    "evaluation.alignment_samples checkpoint.every_steps checkpoint.keep_last log.every_steps"
+).split()
+_NOT_NEGATIVE = (
+    "data.num_local_views data.num_workers dynamics.damping dynamics.residual_scale_warmup_epochs "
+    "loss.p_weight loss.energy_weight loss.budget_weight loss.var_weight loss.logdet_weight "
+    "loss.mean_weight train.weight_decay train.warmup_epochs train.warmup_init_ratio "
+    "train.min_lr_ratio sigreg.weight"
+).split()
+_PROBABILITIES = tuple(
+    f"data.augment.{name}_probability" for name in ("flip", "jitter", "grey", "blur", "solarise")
+)
+
+# Fields that have an effect only under a condition: prefix -> (condition, how to make it hold).
+_Condition = Callable[[ConfigDict], bool]
+USED_WHEN: dict[str, tuple[_Condition, str]] = {
+    "dynamics": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
+    "loss": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
+    "sigreg": (lambda c: c.objective == "sigreg", "config.objective='sigreg'"),
+    "train.predictor_lr": (
+        lambda c: c.objective == "hjepa" and c.dynamics.predictor != "identity",
+        "config.objective='hjepa' and a predictor that has parameters",
+    ),
+    "model.token": (lambda c: c.model.mode == "tokens", "config.model.mode='tokens'"),
+    "model.embed_dim": (lambda c: c.model.mode == "global", "config.model.mode='global'"),
+    "model.projector_": (lambda c: c.model.projector == "mlp", "config.model.projector='mlp'"),
+    "data.local_s": (lambda c: c.data.num_local_views > 0, "config.data.num_local_views above 0"),
+    "dynamics.midpoint": (
+        lambda c: c.dynamics.integrator == "implicit_midpoint",
+        "config.dynamics.integrator='implicit_midpoint'",
+    ),
+    "loss.p_weight": (lambda c: c.loss.match == "q", "config.loss.match='q'"),
+}
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) for every leaf field."""
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def unknown_field(path: str) -> str | None:
+    """Returns a sentence naming the nearest valid field if `path` is none, else None."""
+    valid = [name for name, _ in flatten(base_config())]
+    sections = {name.rpartition(".")[0] for name in valid} - {""}
+    if path in valid or path in sections:
+        return None
+    nearest = difflib.get_close_matches(path, valid, 1, 0.0)[0]
+    same_leaf = [name for name in valid if name.split(".")[-1] == path.split(".")[-1]]
+    return (
+        f"config.{path} is not a field of the configuration: "
+        f"did you mean config.{(same_leaf or [nearest])[0]}?"
+    )
+
+
+def problems(config: ConfigDict) -> Iterator[str]:
+    """Yields a sentence for each problem of the configuration."""
+    fields = dict(flatten(config))
+    base = dict(flatten(base_config()))
+    unknown = [sentence for path in fields if (sentence := unknown_field(path))]
+    missing = [
+        f"config.{path} is missing: start from hjepa_jax.config.base_config()."
+        for path in base
+        if path not in fields
+    ]
+    yield from unknown + missing
+    if unknown or missing:
+        return
+    yield from _value_problems(fields)
+    yield from _unused(config, fields, base)
+    yield from _contradictions(config)
+
+
+def _value_problems(fields: dict[str, Any]) -> Iterator[str]:
+    for path, options in CHOICES.items():
+        value = fields[path]
+        if value not in options:
+            nearest = difflib.get_close_matches(str(value), options, 1, 0.0)[0]
+            yield (
+                f"config.{path} is {value!r}, which is none of {', '.join(map(repr, options))}: "
+                f"did you mean {nearest!r}?"
+            )
+    for path in _POSITIVE:
+        if fields[path] is not None and not fields[path] > 0:
+            yield f"config.{path} is {fields[path]}: it must be above 0."
+    for path in _NOT_NEGATIVE:
+        if fields[path] < 0:
+            yield f"config.{path} is {fields[path]}: it must not be negative."
+    for path in _PROBABILITIES:
+        if not 0 <= fields[path] <= 1:
+            yield f"config.{path} is {fields[path]}: a probability lies between 0 and 1."
+    for path in ("data.global_scale", "data.local_scale", "data.augment.crop_aspect"):
+        low, high = fields[path]
+        if not 0 < low <= high:
+            yield f"config.{path} is {fields[path]}: it must be (low, high) with 0 < low <= high."
+    for path in ("data.global_scale", "data.local_scale"):
+        if fields[path][1] > 1:
+            yield f"config.{path} is {fields[path]}: a crop cannot be larger than the image (1.0)."
+    if fields["sigreg.n_points"] < 3 or fields["sigreg.n_points"] % 2 == 0:
+        yield f"config.sigreg.n_points is {fields['sigreg.n_points']}: it must be odd, 3 or more."
+    if fields["data.augment.blur_kernel"] % 2 == 0:
+        yield f"config.data.augment.blur_kernel is {fields['data.augment.blur_kernel']}: it must be odd."
+
+
+def _unused(config: ConfigDict, fields: dict[str, Any], base: dict[str, Any]) -> Iterator[str]:
+    for path, value in fields.items():
+        if value == base[path]:
+            continue
+        for prefix, (used, remedy) in USED_WHEN.items():
+            applies = path == prefix or path.startswith((f"{prefix}.", prefix))
+            if applies and not used(config):
+                yield (
+                    f"config.{path} is set to {value!r} but has no effect here: "
+                    f"leave it at {base[path]!r}, or set {remedy}."
+                )
+                break
+
+
+def _contradictions(config: ConfigDict) -> Iterator[str]:
+    data, model, hjepa = config.data, config.model, config.objective == "hjepa"
+    if hjepa and not model.split_qp:
+        yield (
+            "config.model.split_qp is False but config.objective='hjepa' needs the state as "
+            "[q | p]: set config.model.split_qp=True."
+        )
+    if hjepa and model.projector != "identity":
+        yield (
+            f"config.model.projector is {model.projector!r}, which would mix q and p: "
+            "set config.model.projector='identity' for config.objective='hjepa'."
+        )
+    if hjepa and data.num_global_views < 2:
+        yield (
+            f"config.data.num_global_views is {data.num_global_views}: HJEPA predicts one global "
+            "view from another and needs 2 or more."
+        )
+    width_field = "token_dim" if model.mode == "tokens" else "embed_dim"
+    if model.split_qp and model[width_field] % 2:
+        yield (
+            f"config.model.{width_field} is {model[width_field]}: with config.model.split_qp=True "
+            "it must be even, half for q and half for p."
+        )
+    if hjepa and config.dynamics.learn_dt:
+        yield (
+            "config.dynamics.learn_dt is True, but a learned dt collapses to zero in training "
+            "(the prediction loss is smallest when nothing moves): set it to False."
+        )
+    if hjepa and config.loss.energy_weight > 0 and config.dynamics.predictor != "hamiltonian":
+        yield (
+            f"config.loss.energy_weight is {config.loss.energy_weight}, but predictor "
+            f"{config.dynamics.predictor!r} has no energy: set it to 0."
+        )
+    if hjepa and config.loss.pairing == "local_to_global" and data.num_local_views == 0:
+        yield (
+            "config.loss.pairing is 'local_to_global' but config.data.num_local_views is 0: "
+            "ask for local views, for example config.data.num_local_views=6."
+        )
+    pooled = model.mode == "global" or model.token_hw is not None
+    if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
+        yield (
+            f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
+            f"({data.image_size}), so their token grids differ: set config.model.token_hw."
+        )
+    if config.evaluation.variant != "qp" and not model.split_qp:
+        yield (
+            f"config.evaluation.variant is {config.evaluation.variant!r} but "
+            "config.model.split_qp is False: set config.evaluation.variant='qp'."
+        )
+    if config.evaluation.headline_k not in config.evaluation.knn_k:
+        yield (
+            f"config.evaluation.headline_k is {config.evaluation.headline_k}, which is not among "
+            f"config.evaluation.knn_k={config.evaluation.knn_k}: add it there."
+        )
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the configuration.
+
+    Raises:
+      ConfigError: with one sentence per problem, one a line.
+    """
+    found = list(problems(config))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the resolved configuration as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads a configuration that `to_json` wrote, with its types restored from the base."""
+    return merge(base_config(), json.loads(text))
+
+
+def merge(config: ConfigDict, values: dict[str, Any], prefix: str = "") -> ConfigDict:
+    """Sets the nested `values` in `config`, JSON lists becoming tuples.
+
+    Raises:
+      ConfigError: if a field does not exist.
+    """
+    for name, value in values.items():
+        if name not in config:
+            raise ConfigError(unknown_field(f"{prefix}{name}") or f"config.{prefix}{name} unknown")
+        if isinstance(value, dict):
+            merge(config[name], value, f"{prefix}{name}.")
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value
+    return config

@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend: the command line prints them as one sentence."""
+
+
+class UserError(ValueError):
+    """Something outside the program is wrong; the message says what, where and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration field is unknown, unused, out of range or contradicts another."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, unreadable or does not fit the configuration."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class DataError(UserError):
+    """A data set, image or input worker is missing, unreadable or broken."""
