@@ -1,0 +1,128 @@
+"""Frozen features of a data set, and the part of the state (q, p or both) that is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+# images uint8 [N, S, S, 3] -> features [N, D]; jitted (and sharded) by whoever makes it.
+Encode = Callable[[Any], Any]
+Batch = Mapping[str, Any]
+VARIANTS = ("q", "p", "qp")
+
+
+class Features(NamedTuple):
+    """Features float32 [N, D] and labels int32 [N] of a data set, in its order, on the host."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def _to_host(pending: Any, keep: np.ndarray) -> np.ndarray:
+    """Waits for one batch of features and returns its rows that are images, float32."""
+    if isinstance(pending, jax.Array) and not pending.is_fully_addressable:
+        raise ValueError(
+            "encode returned features that are spread over several processes; give its jit "
+            "replicated out_shardings, so that every process holds all rows."
+        )
+    rows = np.asarray(pending, dtype=np.float32)
+    if rows.ndim != 2 or len(rows) != len(keep):
+        raise ValueError(
+            f"encode must return [{len(keep)}, D] for {len(keep)} images, but returned "
+            f"shape {rows.shape}."
+        )
+    return rows[keep]
+
+
+def _check_finite(features: npt.NDArray[np.float32]) -> None:
+    bad = int(np.count_nonzero(~np.isfinite(features).all(axis=1)))
+    if bad:
+        raise ValueError(
+            f"The features of {bad} of {len(features)} images are not finite: the encoder has "
+            "diverged, so there is nothing to evaluate; go back to an earlier checkpoint."
+        )
+
+
+def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
+    """Encodes a data set once and gathers the features on the host.
+
+    One batch is always on its way while the one before it is copied back, so the device does not
+    wait for the host.
+
+    Args:
+      encode: images uint8 [N, S, S, 3] -> features [N, D], normally jitted.
+      batches: dicts of 'image' uint8 [N, S, S, 3], 'label' [N] and 'mask' [N] (False or 0 on
+        padding rows, which are dropped; absent = no padding). Equal N means one compilation.
+
+    Returns:
+      The features float32 [M, D] and labels int32 [M] of all M real images, in order.
+
+    Raises:
+      ValueError: no images, a wrong shape from `encode`, or features that are not finite.
+    """
+    rows: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    pending: Any = None
+    keep = np.zeros(0, bool)
+    for batch in batches:
+        current = encode(batch["image"])
+        if pending is not None:
+            rows.append(_to_host(pending, keep))
+        pending = current
+        label = np.asarray(batch["label"], np.int32)
+        keep = np.asarray(batch["mask"], bool) if "mask" in batch else np.ones(len(label), bool)
+        labels.append(label[keep])
+    if pending is not None:
+        rows.append(_to_host(pending, keep))
+    if not sum(map(len, rows)):
+        raise ValueError("There are no images to evaluate: the data source gave no batches.")
+    features = np.concatenate(rows)
+    _check_finite(features)
+    return Features(features, np.concatenate(labels))
+
+
+def encode_images(encode: Encode, images: npt.NDArray[np.uint8], batch_size: int) -> np.ndarray:
+    """Encodes an array of images [N, S, S, 3] in equal, padded batches; float32 [N, D]."""
+
+    def batches() -> Iterable[Batch]:
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            pad = batch_size - len(part)
+            yield {
+                "image": np.pad(part, ((0, pad), (0, 0), (0, 0), (0, 0))),
+                "label": np.zeros(batch_size, np.int32),
+                "mask": np.arange(batch_size) < len(part),
+            }
+
+    return extract_features(encode, batches()).features
+
+
+def variants_of(split_qp: bool) -> tuple[str, ...]:
+    """Returns the variants an encoder has: q, p and qp, or qp alone without a split."""
+    return VARIANTS if split_qp else ("qp",)
+
+
+def select_variant(features: np.ndarray, variant: str, split_qp: bool) -> np.ndarray:
+    """Returns the q half, the p half or the whole of states [..., 2d] = [q | p].
+
+    Raises:
+      ValueError: an unknown variant; q or p of a state that has no such halves; an odd width.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"evaluation.variant is '{variant}'; it must be one of 'q', 'p', 'qp'.")
+    if variant == "qp":
+        return features
+    if not split_qp:
+        raise ValueError(
+            f"evaluation.variant is '{variant}', but this encoder has no q and p "
+            "(model.split_qp is False); use evaluation.variant = 'qp'."
+        )
+    width = features.shape[-1]
+    if width % 2:
+        raise ValueError(f"A state [q | p] has an even width, but these features have {width}.")
+    half = width // 2
+    return features[..., :half] if variant == "q" else features[..., half:]

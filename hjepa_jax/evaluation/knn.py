@@ -1,0 +1,274 @@
+"""Exact k-nearest-neighbour classification by cosine similarity, in bounded memory.
+
+The training set is visited in blocks, and each block is merged into a running list of the best
+k_max neighbours, so neither N_test x N_train similarities nor a sort over N_train ever exist.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_LOG = logging.getLogger(__name__)
+_NORM_EPS = 1e-12
+
+
+class KnnResult(TypedDict):
+    """Accuracies in [0, 1], one for each k of `k_values`."""
+
+    k_values: list[int]
+    top1: list[float]
+    top5: list[float]
+
+
+def _normalise(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_EPS)
+
+
+def _merge_block(
+    best: tuple[jax.Array, jax.Array],
+    block: tuple[jax.Array, jax.Array],
+    *,
+    test: jax.Array,
+    k: int,
+) -> tuple[tuple[jax.Array, jax.Array], None]:
+    """One scan step: merges a block of training rows into the k best of every test row."""
+    rows, indices = block
+    similarity = jnp.matmul(test, rows.T, precision=lax.Precision.HIGHEST)
+    similarity = jnp.where(indices >= 0, similarity, -jnp.inf)
+    # top_k prefers the earlier of equals: what was found before, then the lower training index.
+    candidates = jnp.concatenate([best[0], similarity], axis=1)
+    values, position = lax.top_k(candidates, k)
+    every = jnp.concatenate([best[1], jnp.broadcast_to(indices, similarity.shape)], axis=1)
+    return (values, jnp.take_along_axis(every, position, axis=1)), None
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def _best_neighbours(
+    test: jax.Array, blocks: jax.Array, block_indices: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns similarities and training indices [T, k], best first, of test rows [T, D]."""
+    test = _normalise(test)
+    none = jnp.full((len(test), k), -jnp.inf, test.dtype)
+    step = functools.partial(_merge_block, test=test, k=k)
+    best, _ = lax.scan(step, (none, jnp.full((len(test), k), -1)), (blocks, block_indices))
+    return best
+
+
+@functools.partial(jax.jit, static_argnames=("ks", "num_classes", "count_zero_votes"))
+def _hits(
+    neighbour_labels: jax.Array,
+    labels: jax.Array,
+    *,
+    ks: tuple[int, ...],
+    num_classes: int,
+    count_zero_votes: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns which of T test rows are right, bool [len(ks), T], among the top 1 and top 5."""
+    rows = jnp.arange(len(labels))[:, None]
+    counts = jnp.zeros((len(labels), num_classes), jnp.int32)
+    top1, top5, done = [], [], 0
+    for k in ks:
+        counts = counts.at[rows, neighbour_labels[:, done:k]].add(1)
+        done = k
+        votes, classes = lax.top_k(counts, min(5, num_classes))
+        right = classes == labels[:, None]
+        top1.append(right[:, 0])
+        top5.append(jnp.any(right if count_zero_votes else right & (votes > 0), axis=1))
+    return jnp.stack(top1), jnp.stack(top5)
+
+
+def _prepare_train(train: npt.ArrayLike, block: int) -> tuple[jax.Array, jax.Array]:
+    """Normalises [N, D] and cuts it into [blocks, block, D] with indices (-1 on padding)."""
+    rows = jnp.asarray(train)
+    count = len(rows)
+    block = min(block, count)
+    pad = -count % block
+    blocks = jnp.pad(_normalise(rows), ((0, pad), (0, 0))).reshape(-1, block, rows.shape[1])
+    indices = jnp.arange(count + pad)
+    return blocks, jnp.where(indices < count, indices, -1).reshape(-1, block)
+
+
+def _placements(mesh: Mesh | None) -> tuple[Any, Any, int]:
+    """Returns where test rows and everything else go, and the number of devices."""
+    if mesh is None:
+        return None, None, 1
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return rows, NamedSharding(mesh, PartitionSpec()), mesh.size
+
+
+def nearest_neighbours(
+    train: npt.ArrayLike,
+    test: npt.ArrayLike,
+    k: int,
+    *,
+    block: int = 8192,
+    test_block: int = 1024,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k training rows of largest cosine similarity for every test row, exactly.
+
+    Equal similarities are ordered by training index. Memory on the device is the training set
+    plus about `test_block * (block + 2k)` similarities.
+
+    Args:
+      train: [N, D], any float type; rows of norm zero have similarity 0 to everything.
+      test: [M, D].
+      k: neighbours per test row, at most N.
+      block: training rows compared at a time.
+      test_block: test rows compared at a time; padded up to whole blocks.
+      mesh: devices over which the test rows of a block are spread (all axes of the mesh); the
+        training set is copied to each. None = where JAX puts arrays by default.
+
+    Returns:
+      Training indices int [M, k] and similarities [M, k], best first.
+
+    Raises:
+      ValueError: shapes that do not match, an empty set, or k outside 1..N.
+    """
+    train, test = np.asarray(train), np.asarray(test)
+    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"kNN compares [N, D] with [M, D], but the training features have shape "
+            f"{train.shape} and the test features {test.shape}."
+        )
+    if not len(test) or not 1 <= k <= len(train):
+        raise ValueError(
+            f"kNN with k = {k} needs at least {k} training images and one test image, but there "
+            f"are {len(train)} and {len(test)}."
+        )
+    by_rows, everywhere, devices = _placements(mesh)
+    prepared = jax.device_put(_prepare_train(train, block), everywhere)
+    test_block = -(-min(test_block, len(test)) // devices) * devices
+    indices, similarities = [], []
+    for start in range(0, len(test), test_block):
+        part = test[start : start + test_block]
+        padded = np.pad(part, ((0, test_block - len(part)), (0, 0)))
+        found = _best_neighbours(jax.device_put(padded, by_rows), *prepared, k)
+        values, index = jax.device_put(found, everywhere)
+        similarities.append(np.asarray(values)[: len(part)])
+        indices.append(np.asarray(index)[: len(part)])
+    return np.concatenate(indices), np.concatenate(similarities)
+
+
+def usable_ks(ks: Sequence[int], num_train: int) -> tuple[int, ...]:
+    """Returns the distinct k in ascending order, without those above the training set size.
+
+    Raises:
+      ValueError: no k is left, or one is below 1.
+    """
+    if not ks or min(ks) < 1:
+        raise ValueError(f"evaluation.knn_k must hold numbers of neighbours >= 1, not {tuple(ks)}.")
+    kept = tuple(sorted({int(k) for k in ks if k <= num_train}))
+    dropped = sorted({int(k) for k in ks if k > num_train})
+    if not kept:
+        raise ValueError(
+            f"Every k in evaluation.knn_k = {tuple(ks)} exceeds the {num_train} training images; "
+            "add a smaller one."
+        )
+    if dropped:
+        _LOG.warning("kNN: k = %s left out, above the %d training images.", dropped, num_train)
+    return kept
+
+
+def check_labels(labels: npt.ArrayLike, num_classes: int, what: str) -> np.ndarray:
+    """Returns labels as int32 [N]; ValueError when one lies outside 0..num_classes-1."""
+    values = np.asarray(labels)
+    if values.size and not 0 <= values.min() <= values.max() < num_classes:
+        raise ValueError(
+            f"The {what} labels go from {values.min()} to {values.max()}, but with {num_classes} "
+            f"classes they must lie in 0..{num_classes - 1}."
+        )
+    return values.astype(np.int32)
+
+
+def vote(
+    neighbour_labels: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    *,
+    ks: Sequence[int],
+    num_classes: int,
+    count_zero_votes: bool = True,
+) -> KnnResult:
+    """Classifies by unweighted majority among the first k neighbours, for every k in one pass.
+
+    Args:
+      neighbour_labels: int [M, K], nearest first.
+      test_labels: int [M].
+      ks: ascending numbers of neighbours, at most K.
+      num_classes: classes; ties go to the lowest class index. With fewer than five classes
+        "top 5" is over all of them.
+      count_zero_votes: whether classes without a vote may fill the top five, lowest index first,
+        as in the published protocol (at k = 1 four of the five are such); False does not count
+        them.
+
+    Returns:
+      `k_values`, `top1` and `top5`.
+    """
+    top1, top5 = _hits(
+        jnp.asarray(neighbour_labels),
+        jnp.asarray(test_labels),
+        ks=tuple(ks),
+        num_classes=num_classes,
+        count_zero_votes=count_zero_votes,
+    )
+    return {
+        "k_values": list(ks),
+        "top1": np.asarray(top1).mean(axis=1).tolist(),
+        "top5": np.asarray(top5).mean(axis=1).tolist(),
+    }
+
+
+def knn_accuracy(
+    train: npt.ArrayLike,
+    train_labels: npt.ArrayLike,
+    test: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    *,
+    ks: Sequence[int],
+    num_classes: int,
+    block: int = 8192,
+    test_block: int = 1024,
+    count_zero_votes: bool = True,
+    mesh: Mesh | None = None,
+) -> KnnResult:
+    """Returns kNN accuracies for all k from one exact search: see the two functions it joins.
+
+    A k above the number of training rows is left out with a logged sentence (`usable_ks`).
+
+    Args:
+      train, test: features [N, D] and [M, D].
+      train_labels, test_labels: int [N] and [M] in 0..num_classes-1.
+      ks, num_classes, count_zero_votes: see `vote`.
+      block, test_block, mesh: see `nearest_neighbours`.
+
+    Raises:
+      ValueError: shapes or labels that do not fit, or no usable k.
+    """
+    labels = check_labels(train_labels, num_classes, "training")
+    truth = check_labels(test_labels, num_classes, "test")
+    if len(labels) != len(np.asarray(train)) or len(truth) != len(np.asarray(test)):
+        raise ValueError(
+            f"kNN got {len(labels)} training and {len(truth)} test labels for "
+            f"{len(np.asarray(train))} and {len(np.asarray(test))} features."
+        )
+    usable = usable_ks(ks, len(labels))
+    indices, _ = nearest_neighbours(
+        train, test, usable[-1], block=block, test_block=test_block, mesh=mesh
+    )
+    return vote(
+        labels[indices],
+        truth,
+        ks=usable,
+        num_classes=num_classes,
+        count_zero_votes=count_zero_votes,
+    )

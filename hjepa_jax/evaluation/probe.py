@@ -1,0 +1,327 @@
+"""The linear probe: LayerNorm and Linear on frozen features, trained in one compiled call.
+
+All epochs, steps and learning rates run inside one jit on features that stay on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+from jax import lax
+
+from hjepa_jax.evaluation import knn
+
+_LAYER_NORM_EPS = 1e-5
+
+
+class ProbeParams(NamedTuple):
+    """LayerNorm `scale` [D] and `offset` [D], then Linear `kernel` [D, C] and `bias` [C]."""
+
+    scale: jax.Array
+    offset: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSettings:
+    """How the probe is trained.
+
+    Attributes:
+      epochs: passes over the training set.
+      batch_size: images per step; the last, shorter batch of an epoch is kept.
+      lr: initial learning rates, each trained at the same time; one is the published protocol.
+        Of several, the best by cross-validation on the training set alone is reported.
+      weight_decay: of AdamW, on all parameters.
+      seed: of the initial parameters, batch order and folds.
+      folds: of that cross-validation.
+    """
+
+    epochs: int = 50
+    batch_size: int = 256
+    lr: tuple[float, ...] = (1e-3,)
+    weight_decay: float = 1e-6
+    seed: int = 0
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"A probe needs at least one epoch and one image per batch, but probe_epochs is "
+                f"{self.epochs} and probe_batch_size {self.batch_size}."
+            )
+        if not self.lr or min(self.lr) <= 0:
+            raise ValueError(f"The probe's learning rates must be positive, not {self.lr}.")
+
+
+class ProbeResult(NamedTuple):
+    """What a probe reached.
+
+    Attributes:
+      top1, top5: test accuracies of the reported learning rate; top 5 is over at most C classes.
+      losses: its mean training cross-entropy of each epoch, float [epochs].
+      lr: the reported learning rate.
+      params: its trained parameters.
+      validation: mean cross-validated top-1 for each learning rate; empty when there is one.
+    """
+
+    top1: float
+    top5: float
+    losses: np.ndarray
+    lr: float
+    params: ProbeParams
+    validation: tuple[float, ...]
+
+
+def init_probe(key: jax.Array, dim: int, num_classes: int) -> ProbeParams:
+    """Returns LayerNorm at the identity and Linear at uniform(+-1/sqrt(dim)), float32."""
+    bound = 1.0 / math.sqrt(dim)
+    kernel_key, bias_key = jax.random.split(key)
+    return ProbeParams(
+        scale=jnp.ones(dim),
+        offset=jnp.zeros(dim),
+        kernel=jax.random.uniform(kernel_key, (dim, num_classes), minval=-bound, maxval=bound),
+        bias=jax.random.uniform(bias_key, (num_classes,), minval=-bound, maxval=bound),
+    )
+
+
+def _standardise(features: jax.Array) -> jax.Array:
+    """LayerNorm without its affine part, which is the same in every step."""
+    centred = features - features.mean(axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * lax.rsqrt(variance + _LAYER_NORM_EPS)
+
+
+def _logits_of_standardised(params: ProbeParams, x: jax.Array) -> jax.Array:
+    hidden = x * params.scale + params.offset
+    return jnp.matmul(hidden, params.kernel, precision=lax.Precision.HIGHEST) + params.bias
+
+
+def probe_logits(params: ProbeParams, features: jax.Array) -> jax.Array:
+    """Returns the logits [N, C] of features [N, D]."""
+    return _logits_of_standardised(params, _standardise(features))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the cross-entropy [N] of logits [N, C] at labels int [N]."""
+    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - chosen
+
+
+def topk_accuracy(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Returns the share of rows whose label is among the k largest logits (at most C)."""
+    _, classes = lax.top_k(logits, min(k, logits.shape[1]))
+    return jnp.mean(jnp.any(classes == labels[:, None], axis=1))
+
+
+def _batch_loss(
+    params: ProbeParams, x: jax.Array, labels: jax.Array, weight: jax.Array
+) -> jax.Array:
+    losses = cross_entropy(_logits_of_standardised(params, x), labels)
+    return jnp.sum(losses * weight) / jnp.sum(weight)
+
+
+def _train_one(
+    params: ProbeParams,
+    x: jax.Array,
+    labels: jax.Array,
+    permutations: jax.Array,
+    lr: jax.Array,
+    *,
+    batch_size: int,
+    weight_decay: float,
+) -> tuple[ProbeParams, jax.Array]:
+    """Trains at one learning rate; returns parameters and the mean loss of each epoch."""
+    epochs, count = permutations.shape
+    steps = -(-count // batch_size)
+    batches = jnp.pad(permutations, ((0, 0), (0, steps * batch_size - count)))
+    batches = batches.reshape(epochs, steps, batch_size)
+    # Padding comes last, so the same weights serve every epoch.
+    weights = (jnp.arange(steps * batch_size) < count).astype(x.dtype).reshape(steps, batch_size)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        return lr * 0.5 * (1.0 + jnp.cos(jnp.pi * step / (epochs * steps)))
+
+    optimiser = optax.adamw(schedule, weight_decay=weight_decay)
+
+    def step(carry, batch):
+        params, state = carry
+        rows, weight = batch
+        loss, grads = jax.value_and_grad(_batch_loss)(params, x[rows], labels[rows], weight)
+        updates, state = optimiser.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), loss * jnp.sum(weight)
+
+    def epoch(carry, rows):
+        carry, losses = lax.scan(step, carry, (rows, weights))
+        return carry, jnp.sum(losses) / count
+
+    (params, _), losses = lax.scan(epoch, (params, optimiser.init(params)), batches)
+    return params, losses
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "weight_decay"))
+def train_probe(
+    params: ProbeParams,
+    features: jax.Array,
+    labels: jax.Array,
+    permutations: jax.Array,
+    lrs: jax.Array,
+    *,
+    batch_size: int,
+    weight_decay: float,
+) -> tuple[ProbeParams, jax.Array]:
+    """Trains one probe for each learning rate, from the same start, over the same batches.
+
+    AdamW (b1 0.9, b2 0.999, eps 1e-8); the learning rate falls from `lrs` to 0 along a cosine
+    over all steps.
+
+    Args:
+      params: initial parameters.
+      features: [N, D].
+      labels: int [N].
+      permutations: int [epochs, P], the rows in the order in which each epoch takes them.
+      lrs: [L].
+      batch_size: rows per step; the last batch of an epoch may be shorter.
+      weight_decay: decoupled, on all parameters.
+
+    Returns:
+      Parameters with a leading axis L, and the mean loss of each epoch [L, epochs].
+    """
+    train = functools.partial(_train_one, batch_size=batch_size, weight_decay=weight_decay)
+    x = _standardise(features)
+    return jax.vmap(train, in_axes=(None, None, None, None, 0))(
+        params, x, labels, permutations, lrs
+    )
+
+
+@jax.jit
+def probe_accuracy(
+    params: ProbeParams, features: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns top-1 and top-5 accuracy (over at most C classes) of a probe, scalars."""
+    logits = probe_logits(params, features)
+    return topk_accuracy(logits, labels, 1), topk_accuracy(logits, labels, 5)
+
+
+@functools.partial(jax.jit, static_argnames=("epochs",))
+def _shuffles(key: jax.Array, rows: jax.Array, epochs: int) -> jax.Array:
+    """Returns `rows` int [P] in a new order for each epoch, [epochs, P]."""
+    return jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
+
+
+def cross_validate(
+    features: npt.ArrayLike, labels: npt.ArrayLike, num_classes: int, settings: ProbeSettings
+) -> np.ndarray:
+    """Returns the mean top-1 over held-out folds of the training set for each learning rate, [L].
+
+    Raises:
+      ValueError: fewer than two folds, or fewer rows than folds.
+    """
+    x, y = jnp.asarray(features), jnp.asarray(labels)
+    if not 2 <= settings.folds <= len(y):
+        raise ValueError(
+            f"Cross-validating the probe needs 2..{len(y)} folds for {len(y)} training images, "
+            f"but evaluation.probe_folds is {settings.folds}."
+        )
+    init_key, order_key, fold_key = jax.random.split(jax.random.key(settings.seed), 3)
+    params = init_probe(init_key, x.shape[1], num_classes)
+    order = np.asarray(jax.random.permutation(fold_key, len(y)))
+    accuracies = []
+    for fold in range(settings.folds):
+        held_out = order[fold :: settings.folds]
+        rows = jnp.asarray(np.setdiff1d(order, held_out))
+        trained, _ = train_probe(
+            params,
+            x,
+            y,
+            _shuffles(order_key, rows, settings.epochs),
+            jnp.asarray(settings.lr),
+            batch_size=settings.batch_size,
+            weight_decay=settings.weight_decay,
+        )
+        score = jax.vmap(probe_accuracy, in_axes=(0, None, None))
+        accuracies.append(score(trained, x[held_out], y[held_out])[0])
+    return np.mean(accuracies, axis=0)
+
+
+def _check_sets(
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    test: tuple[npt.ArrayLike, npt.ArrayLike],
+    num_classes: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns the four arrays on the device, or says in a ValueError what does not fit."""
+    x, test_x = jnp.asarray(train[0]), jnp.asarray(test[0])
+    y = knn.check_labels(train[1], num_classes, "training")
+    test_y = knn.check_labels(test[1], num_classes, "test")
+    fits = x.ndim == test_x.ndim == 2 and x.shape[1] == test_x.shape[1]
+    if not fits or len(x) != len(y) or len(test_x) != len(test_y) or not len(y) or not len(test_y):
+        raise ValueError(
+            f"A probe needs features [N, D] with labels [N] for training and test, but training "
+            f"has {x.shape} and {y.shape}, test {test_x.shape} and {test_y.shape}."
+        )
+    return x, jnp.asarray(y), test_x, jnp.asarray(test_y)
+
+
+def linear_probe(
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    test: tuple[npt.ArrayLike, npt.ArrayLike],
+    num_classes: int,
+    settings: ProbeSettings | None = None,
+    *,
+    params: ProbeParams | None = None,
+    permutations: npt.ArrayLike | None = None,
+) -> ProbeResult:
+    """Trains a linear probe on frozen features and tests it.
+
+    Args:
+      train, test: features [N, D] and labels int [N] of each set (a `Features` will do).
+      num_classes: labels lie in 0..num_classes-1.
+      settings: None = the published protocol.
+      params: initial parameters; None = drawn from the seed.
+      permutations: int [epochs, N], the batch order of each epoch; None = drawn from the seed.
+
+    Returns:
+      The result at the only learning rate, or at the one best in cross-validation on `train`.
+
+    Raises:
+      ValueError: shapes or labels that do not fit, or impossible settings.
+    """
+    settings = settings or ProbeSettings()
+    x, y, test_x, test_y = _check_sets(train, test, num_classes)
+    init_key, order_key, _ = jax.random.split(jax.random.key(settings.seed), 3)
+    if params is None:
+        params = init_probe(init_key, x.shape[1], num_classes)
+    if permutations is None:
+        permutations = _shuffles(order_key, jnp.arange(len(y)), settings.epochs)
+    validation: tuple[float, ...] = ()
+    lr = settings.lr[0]
+    if len(settings.lr) > 1:
+        validation = tuple(cross_validate(x, y, num_classes, settings).tolist())
+        lr = settings.lr[int(np.argmax(validation))]
+    trained, losses = train_probe(
+        params,
+        x,
+        y,
+        jnp.asarray(permutations),
+        jnp.asarray([lr]),
+        batch_size=settings.batch_size,
+        weight_decay=settings.weight_decay,
+    )
+    best = jax.tree.map(lambda leaf: leaf[0], trained)
+    top1, top5 = probe_accuracy(best, test_x, test_y)
+    return ProbeResult(
+        top1=float(top1),
+        top5=float(top5),
+        losses=np.asarray(losses[0]),
+        lr=lr,
+        params=best,
+        validation=validation,
+    )

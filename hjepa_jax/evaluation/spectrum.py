@@ -1,0 +1,131 @@
+"""Covariance spectra of features and the effective dimensions read from them.
+
+On the host in float64: the small eigenvalues of a nearly collapsed state lie far below the
+rounding of float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+_RANKME_EPS = 1e-7
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues in descending order (the largest `top`), and summaries of them.
+
+    The `_full` values use every eigenvalue, the others the largest `top` as published.
+    """
+
+    eigenvalues: np.ndarray
+    effective_rank: float
+    participation_ratio: float
+    effective_rank_full: float
+    participation_ratio_full: float
+    rankme: float
+    num_samples: int
+
+
+def _gram_eigenvalues(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns the min(N, D) eigenvalues of x^T x, descending, none below zero."""
+    # The smaller of x^T x and x x^T has the same nonzero eigenvalues.
+    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
+    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+
+
+def covariance_eigenvalues(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Returns the min(N, D) largest eigenvalues of the sample covariance (n - 1), descending.
+
+    Args:
+      features: [N, D], N at least 2.
+
+    Returns:
+      float64 [min(N, D)], none below 0.
+
+    Raises:
+      ValueError: fewer than two rows.
+    """
+    x = np.asarray(features, np.float64)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(
+            f"A covariance needs features [N, D] of at least two images, but they have shape "
+            f"{x.shape}."
+        )
+    return _gram_eigenvalues(x - x.mean(axis=0)) / (len(x) - 1)
+
+
+def effective_rank(eigenvalues: npt.ArrayLike) -> float:
+    """exp(entropy of the normalised eigenvalues), Roy and Vetterli, EUSIPCO 2007.
+
+    0 where all are zero: a state that has collapsed to a point has no dimensions.
+    """
+    values = np.asarray(eigenvalues, np.float64)
+    if not values.any():
+        return 0.0
+    share = values / values.sum()
+    share = share[share > 0]
+    return math.exp(-float(np.sum(share * np.log(share))))
+
+
+def participation_ratio(eigenvalues: npt.ArrayLike) -> float:
+    """(sum lambda)^2 / sum lambda^2; 0 where all are zero."""
+    values = np.asarray(eigenvalues, np.float64)
+    if not values.any():
+        return 0.0
+    return float(values.sum() ** 2 / np.sum(values**2))
+
+
+def rankme(features: npt.ArrayLike) -> float:
+    """exp(entropy of the singular values of the uncentred features), Garrido et al., ICML 2023.
+
+    The entropy is of p_k = sigma_k / sum(sigma) + 1e-7, as in that paper. Features of zeros
+    alone give 0.
+    """
+    sigma = np.sqrt(_gram_eigenvalues(np.asarray(features, np.float64)))
+    if not sigma.any():
+        return 0.0
+    share = sigma / sigma.sum() + _RANKME_EPS
+    return math.exp(-float(np.sum(share * np.log(share))))
+
+
+def subsample_rows(num_rows: int, max_samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Returns all row numbers, or a seeded choice of `max_samples` of them in ascending order."""
+    if num_rows <= max_samples:
+        return np.arange(num_rows)
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(num_rows, max_samples, replace=False))
+
+
+def covariance_spectrum(
+    features: npt.ArrayLike, *, max_samples: int = 5000, top: int = 256, seed: int = 0
+) -> Spectrum:
+    """Summarises the covariance of features [N, D], exactly (no randomised decomposition).
+
+    Args:
+      features: [N, D], N at least 2.
+      max_samples: rows used; more are cut to a seeded choice.
+      top: eigenvalues kept, cut to what max_samples rows allow: min(D, rows - 1).
+      seed: of that choice.
+
+    Raises:
+      ValueError: fewer than two rows, or `top` below 1.
+    """
+    if top < 1:
+        raise ValueError(f"evaluation.spectrum_top must be at least 1, not {top}.")
+    x = np.asarray(features)
+    x = x[subsample_rows(len(x), max_samples, seed)]
+    values = covariance_eigenvalues(x)
+    kept = values[: min(top, x.shape[1], len(x) - 1)]
+    return Spectrum(
+        eigenvalues=kept,
+        effective_rank=effective_rank(kept),
+        participation_ratio=participation_ratio(kept),
+        effective_rank_full=effective_rank(values),
+        participation_ratio_full=participation_ratio(values),
+        rankme=rankme(x),
+        num_samples=len(x),
+    )
