@@ -295,9 +295,10 @@ def smoke(config: ConfigDict) -> None:
         max_train_images=64,
         max_test_images=32,
         image_size=64 if imagenet_stem else 16,
-        local_size=64 if imagenet_stem else 16,
         eval_resize=None,
     )
+    if config.data.num_local_views:
+        config.data.local_size = config.data.image_size
     config.data.augment.blur_kernel = 3
     config.model.update(width=8, token_dim=8, compute_dtype="float32")
     if config.model.token_hw is not None:

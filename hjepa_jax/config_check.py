@@ -257,3 +257,16 @@ def merge(config: ConfigDict, values: dict[str, Any], prefix: str = "") -> Confi
         else:
             config[name] = tuple(value) if isinstance(value, list) else value
     return config
+
+
+def flag_error(argv: list[str], error: Exception) -> str:
+    """Returns the sentence for a command line that could not be parsed."""
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        if name.startswith("config."):
+            sentence = unknown_field(name.removeprefix("config."))
+            if sentence:
+                return sentence
+    text = str(error).strip().strip("'\"")
+    # ml_collections prints the traceback of a failing config file; its last line says what.
+    return text.split("\n")[-1].strip() if "Traceback" in text else text.split("\n")[0]

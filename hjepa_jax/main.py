@@ -1,0 +1,65 @@
+"""Command line: train and evaluate a configuration.
+
+    python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=train_and_eval]
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from hjepa_jax import config_check
+from hjepa_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, ':variant' after it.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
+_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder that evaluations are written to.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do."
+)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; what is wrong in it ends the program with one sentence."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None or _WORKDIR.value is None:
+            raise UserError("--config and --workdir are needed, for example --config=configs/quickstart.py --workdir=runs/quickstart.")
+        if rest[1:]:
+            raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        sys.exit(f"hjepa_jax: {config_check.flag_error(argv, error)}")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the mode asked for."""
+    del argv
+    logging.getLogger("hjepa_jax").setLevel(logging.INFO)
+    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    try:
+        config_check.validate(config)
+        print(config_check.to_json(config))
+        if _MODE.value != "eval":
+            from hjepa_jax.train import train
+
+            train(config, workdir)
+        if _MODE.value != "train":
+            from hjepa_jax.evaluate import evaluate
+
+            evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value))
+    except UserError as error:
+        sys.exit(f"hjepa_jax: {error}")
+
+
+def run() -> None:
+    """Entry point of `python -m hjepa_jax.main`."""
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,165 @@
+"""The training state, one pytree, and the optimiser and schedules as functions of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from hjepa_jax.build import Modules
+
+Schedule = Callable[[Any], jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 scalar, the optimiser steps done.
+      params: {'encoder', 'projector', 'predictor'} parameter trees (absent where a part has none).
+      batch_stats: {'encoder', 'projector'} running batch-norm statistics.
+      opt_state: the optimiser's state.
+      rng: uint32 key data; each step uses `fold_in(rng, step)`.
+      failed_step: int32 scalar, the first step whose loss or gradient was not finite, else -1.
+        From then on the state stays as it was before that step.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    rng: jax.Array
+    failed_step: jax.Array
+
+
+def warmup_cosine(
+    peak: float, *, warmup_steps: float, total_steps: int, init_ratio: float, floor: float
+) -> Schedule:
+    """Linear warm-up from `init_ratio * peak` to `peak`, then cosine to `floor`.
+
+    Step i of W warm-up and T total steps: peak*(r + (1-r)*i/W) for i < W, then
+    floor + (peak-floor)*(1 + cos(pi*(i-W)/(T-W)))/2.
+    """
+
+    def schedule(step: Any) -> jax.Array:
+        step = jnp.asarray(step, jnp.result_type(float))
+        warm = peak * (init_ratio + (1 - init_ratio) * step / max(warmup_steps, 1e-9))
+        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0, 1)
+        cosine = floor + (peak - floor) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        return jnp.where(step < warmup_steps, warm, cosine)
+
+    return schedule
+
+
+def learning_rates(
+    config: ConfigDict, *, total_steps: int, steps_per_epoch: int
+) -> dict[str, Schedule]:
+    """Returns the schedules of the 'main' and 'predictor' parameter groups."""
+    train = config.train
+    peaks = {"main": train.lr, "predictor": train.predictor_lr or train.lr}
+    return {
+        group: warmup_cosine(
+            peak,
+            warmup_steps=train.warmup_epochs * steps_per_epoch,
+            total_steps=total_steps,
+            init_ratio=train.warmup_init_ratio,
+            floor=peak * train.min_lr_ratio,
+        )
+        for group, peak in peaks.items()
+    }
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as in the published recipe."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(gradients) + 1e-6))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def parameter_groups(params: Any) -> Any:
+    """Labels each parameter 'predictor' or 'main'."""
+    return {
+        part: jax.tree.map(lambda _, p=part: "predictor" if p == "predictor" else "main", tree)
+        for part, tree in params.items()
+    }
+
+
+def has_gradient(params: Any, *, energy_weight: float) -> Any:
+    """Marks the parameters that have a gradient, which alone are decayed.
+
+    The last bias of the potential shifts the energy and moves no trajectory: it has a gradient
+    only through the energy loss.
+    """
+    potential = params.get("predictor", {}).get("potential", {})
+    last = f"layer{len(potential) - 1}"
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        names = [entry.key for entry in path]
+        shifts_energy = names[:2] == ["predictor", "potential"] and names[2:] == [last, "bias"]
+        return energy_weight > 0 or not shifts_energy
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(config: ConfigDict, rates: dict[str, Schedule]) -> optax.GradientTransformation:
+    """Returns AdamW with the two learning rates, decay on all parameters that have a gradient."""
+    train = config.train
+
+    def decay_mask(params: Any) -> Any:
+        return has_gradient(params, energy_weight=config.loss.energy_weight)
+
+    chain = [] if train.grad_clip is None else [clip_by_global_norm(train.grad_clip)]
+    chain.append(optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.adam_eps))
+    chain.append(optax.add_decayed_weights(train.weight_decay, mask=decay_mask))
+    chain.append(
+        optax.partition(
+            {name: optax.scale_by_learning_rate(rate) for name, rate in rates.items()},
+            parameter_groups,
+        )
+    )
+    return optax.chain(*chain)
+
+
+def init_state(
+    config: ConfigDict, modules: Modules, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Returns the initial state.
+
+    Args:
+      config: gives the crop size.
+      modules: the parts to initialise.
+      optimizer: the optimiser.
+      key: a typed PRNG key, from which parameters and the training stream derive.
+    """
+    encoder_key, projector_key, predictor_key, stream = jax.random.split(key, 4)
+    size = config.data.image_size
+    images = jnp.zeros((2, size, size, 3), modules.encoder.dtype)
+    variables = modules.encoder.init(encoder_key, images, train=False)
+    z = jax.eval_shape(lambda v: modules.encoder.apply(v, images, train=False), variables)
+    state = jnp.zeros(z.shape, z.dtype)
+    parts = {
+        "encoder": variables,
+        "projector": modules.projector.init(projector_key, state, train=False),
+    }
+    if modules.predictor is not None:
+        parts["predictor"] = modules.predictor.init(predictor_key, state, 1.0, 1.0)
+    params = {part: tree["params"] for part, tree in parts.items() if tree.get("params")}
+    stats = {part: tree["batch_stats"] for part, tree in parts.items() if tree.get("batch_stats")}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=stats,
+        opt_state=optimizer.init(params),
+        rng=jax.random.key_data(stream),
+        failed_step=jnp.full((), -1, jnp.int32),
+    )
