@@ -8,21 +8,19 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from hjepa_jax import config_check, sharding
-from hjepa_jax.build import build_modules
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.config import steps_per_epoch, total_steps
 from hjepa_jax.data.pipeline import WaitTimer, device_prefetch, train_batches
-from hjepa_jax.data.sources import ImageSource, open_source
-from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
-from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
-from hjepa_jax.train_step import Method, train_step
+from hjepa_jax.data.sources import ImageSource, open_split
+from hjepa_jax.errors import CheckpointError, TrainingError
+from hjepa_jax.run import Run, prepare
+from hjepa_jax.train_state import TrainState
 from hjepa_jax.writers import ProgressDisplay, create_writer
 
 _log = logging.getLogger(__name__)
@@ -31,50 +29,6 @@ _log = logging.getLogger(__name__)
 _FREE = ("evaluation", "checkpoint", "log", "data.num_workers", "data.num_threads")
 _FREE += ("data.prefetch_batches", "data.device_prefetch", "data.root", "data.test_split")
 _FREE += ("data.max_test_images", "data.eval_resize")
-
-
-class Run(NamedTuple):
-    """A run made ready: method, abstract state, and the compiled functions."""
-
-    method: Method
-    mesh: Any
-    num_steps: int
-    init: Callable[[], TrainState]
-    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
-    abstract_state: Any
-
-
-def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
-    """Builds modules, optimiser, and the jitted, donated init and step functions.
-
-    Raises:
-      ConfigError: if the batch does not split over the devices or exceeds the data set.
-    """
-    sentence = sharding.divisibility_error(config.data.batch_size, mesh, "config.data.batch_size")
-    if sentence:
-        raise ConfigError(sentence)
-    if config.data.batch_size > num_images:
-        raise ConfigError(
-            f"config.data.batch_size is {config.data.batch_size} but the training split has only "
-            f"{num_images} images: set it to {num_images} or less."
-        )
-    epoch_steps = steps_per_epoch(num_images, config.data.batch_size)
-    num_steps = total_steps(config, num_images)
-    rates = learning_rates(config, total_steps=num_steps, steps_per_epoch=epoch_steps)
-    method = Method(
-        config, build_modules(config), make_optimizer(config, rates), rates, epoch_steps
-    )
-    init = functools.partial(init_state, config, method.modules, method.optimizer)
-    key = jax.random.key(config.seed)
-    everywhere = sharding.replicated(mesh)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(init, key),
-    )
-    jitted = jax.jit(functools.partial(train_step, method), donate_argnums=0)
-    return Run(
-        method, mesh, num_steps, lambda: jax.jit(init, out_shardings=everywhere)(key), jitted, abstract
-    )
 
 
 def data_position(config: ConfigDict, source: ImageSource, step: int) -> dict[str, Any]:
@@ -150,7 +104,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
       UserError: one of its kinds, each with a sentence that says what to do.
     """
     config_check.validate(config)
-    source = open_source(config.data, config.data.train_split, seed=config.seed)
+    source = open_split(config, "train")
     mesh = sharding.data_mesh()
     run = prepare(config, len(source), mesh)
     checkpointer = Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last)

@@ -1,0 +1,26 @@
+"""The `hjepa` command: `hjepa train ...` is `hjepa_jax.main`, `hjepa doctor ...` the check-up."""
+
+from __future__ import annotations
+
+import sys
+
+_USAGE = """usage: hjepa COMMAND [FLAGS]
+
+  train    train and evaluate a configuration  (python -m hjepa_jax.main)
+  doctor   check this installation and a configuration  (python -m hjepa_jax.doctor)
+
+'hjepa COMMAND --help' lists the flags."""
+
+
+def main() -> None:
+    """Hands the command line over to the command named first."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command not in ("train", "doctor"):
+        print(_USAGE)
+        sys.exit(0 if command in ("-h", "--help") else 2)
+    del sys.argv[1]
+    if command == "train":
+        from hjepa_jax import main as entry
+    else:
+        from hjepa_jax import doctor as entry
+    entry.run()

@@ -1,0 +1,83 @@
+"""A run made ready: modules, optimiser, and the compiled functions of a configuration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hjepa_jax import sharding
+from hjepa_jax.build import build_modules
+from hjepa_jax.config import steps_per_epoch, total_steps
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
+from hjepa_jax.train_step import Method, normalise, train_step
+
+
+class Run(NamedTuple):
+    """A run made ready: method, abstract state, and the compiled functions."""
+
+    method: Method
+    mesh: Any
+    num_steps: int
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    abstract_state: Any
+
+
+def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
+    """Builds modules, optimiser, and the jitted, donated init and step functions.
+
+    Raises:
+      ConfigError: if the batch does not split over the devices or exceeds the data set.
+    """
+    sentence = sharding.divisibility_error(config.data.batch_size, mesh, "config.data.batch_size")
+    if sentence:
+        raise ConfigError(sentence)
+    if config.data.batch_size > num_images:
+        raise ConfigError(
+            f"config.data.batch_size is {config.data.batch_size} but the training split has only "
+            f"{num_images} images: set it to {num_images} or less."
+        )
+    epoch_steps = steps_per_epoch(num_images, config.data.batch_size)
+    num_steps = total_steps(config, num_images)
+    rates = learning_rates(config, total_steps=num_steps, steps_per_epoch=epoch_steps)
+    method = Method(
+        config, build_modules(config), make_optimizer(config, rates), rates, epoch_steps
+    )
+    init = functools.partial(init_state, config, method.modules, method.optimizer)
+    key = jax.random.key(config.seed)
+    everywhere = sharding.replicated(mesh)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(init, key),
+    )
+    jitted = jax.jit(functools.partial(train_step, method), donate_argnums=0)
+    return Run(
+        method, mesh, num_steps, lambda: jax.jit(init, out_shardings=everywhere)(key), jitted, abstract
+    )
+
+
+def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.Array]:
+    """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
+
+    N must split evenly over the devices of the run's mesh.
+    """
+    data, encoder = run.method.config.data, run.method.modules.encoder
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        return encoder.apply(
+            variables, normalise(images, data.mean, data.std, encoder.dtype), train=False
+        )
+
+    variables = {"params": params["encoder"], "batch_stats": batch_stats["encoder"]}
+
+    def encode(images: Any) -> jax.Array:
+        return apply(variables, sharding.put_batch(run.mesh, {"image": images})["image"])
+
+    return encode
