@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     counts = [int(text) for text in _DEVICES.value]
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))
-    from hjepa_jax.evaluation.device_check import compare_layouts
+    from hjepa_jax.device_check import compare_layouts
 
     worst = 0.0
     for count, differences in compare_layouts(_CONFIG.value, counts).items():

@@ -24,6 +24,7 @@ LAYERS = {
     "checkpoint": 6,
     "writers": 6,
     "run": 7,
+    "device_check": 7,
     "evaluation": 8,
     "train": 9,
     "evaluate": 9,

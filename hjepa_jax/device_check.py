@@ -1,0 +1,95 @@
+"""Loss and gradient of one step on several device layouts, compared in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hjepa_jax import sharding
+from hjepa_jax.build import build_modules
+from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
+from hjepa_jax.train_step import Method, loss_and_gradient, train_step
+
+
+def _random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(config.seed)
+    data = config.data
+    shapes = {"global_views": (data.num_global_views, data.image_size)}
+    if data.num_local_views:
+        shapes["local_views"] = (data.num_local_views, data.local_size)
+    return {
+        name: rng.integers(0, 256, (views, data.batch_size, size, size, 3), dtype=np.uint8)
+        for name, (views, size) in shapes.items()
+    }
+
+
+def _float64(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def float64_method(config: ConfigDict, *, total: int, per_epoch: int) -> tuple[Method, TrainState]:
+    """Returns the method of a configuration and its initial state, all in float64.
+
+    Needs `jax_enable_x64`.
+    """
+    modules = build_modules(config, dtype=jnp.float64)
+    rates = learning_rates(config, total_steps=total, steps_per_epoch=per_epoch)
+    method = Method(config, modules, make_optimizer(config, rates), rates, per_epoch)
+    init = jax.jit(functools.partial(init_state, config, modules, method.optimizer))
+    return method, _float64(init(jax.random.key(config.seed)))
+
+
+def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], devices: int) -> Any:
+    """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params'} of a step on a mesh."""
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    everywhere = sharding.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def both(state: TrainState, batch: Any) -> dict[str, Any]:
+        (loss, (statistics, metrics)), gradient = loss_and_gradient(method, state, batch)
+        new_state, _ = train_step(method, state, batch)
+        return {
+            "loss": loss,
+            "metrics": metrics,
+            "statistics": statistics,
+            "gradient": gradient,
+            "params": new_state.params,
+        }
+
+    placed = jax.device_put(state, everywhere)
+    return jax.device_get(both(placed, sharding.put_batch(mesh, batch)))
+
+
+def compare_layouts(config: ConfigDict, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Returns, per number of devices, the relative difference from the first layout of each leaf.
+
+    Differences of gradients are relative to the largest gradient of all leaves, since a leaf whose
+    gradient is zero but for rounding has no scale of its own.
+    """
+    method, state = float64_method(config, total=10, per_epoch=2)
+    batch = _random_batch(config)
+    results = {count: one_step(method, state, batch, count) for count in counts}
+    first = results[counts[0]]
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first["gradient"]))
+
+    def relative(path: Any, ours: Any, reference: Any) -> float:
+        scale = largest if path[0].key == "gradient" else float(np.abs(reference).max())
+        return float(np.abs(np.asarray(ours) - reference).max()) / max(scale, 1e-30)
+
+    return {
+        count: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): value
+            for path, value in jax.tree_util.tree_leaves_with_path(
+                jax.tree_util.tree_map_with_path(relative, result, first)
+            )
+        }
+        for count, result in results.items()
+    }
