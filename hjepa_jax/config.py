@@ -51,6 +51,10 @@ def _data() -> ConfigDict:
             # Batches made ahead on the host, and copied ahead to the device.
             "prefetch_batches": 4,
             "device_prefetch": 2,
+            # Memory in MiB for encoded images of file-based data, in each process; 0 = no cache.
+            "cache_mb": 2048,
+            # Where the augmentation runs: 'host', or 'device' (with the same random parameters).
+            "backend": "host",
             # A corrupt image: 'skip' it (its place is taken by another image) or stop with 'error'.
             "on_corrupt": "error",
             # Per-channel normalisation, applied on the device to images scaled to [0, 1].
@@ -225,19 +229,40 @@ def _evaluation() -> ConfigDict:
         {
             # Part of the state evaluated: 'q', 'p' or 'qp' (split_qp), else 'qp'.
             "variant": "q",
+            # kNN and probe of q, p and qp beside the variant; only with split_qp.
+            "qp_variants": True,
             # Images per forward pass when features are extracted.
             "batch_size": 512,
+            # Neighbours (those above the training set size are left out), and the k of tables.
             "knn_k": (1, 5, 10, 20, 50, 100, 200),
             "headline_k": 20,
+            # Training rows that kNN compares at a time; bounds its memory, not its result.
+            "knn_block": 8192,
             "probe_epochs": 50,
             "probe_batch_size": 256,
             "probe_lr": 1e-3,
             "probe_weight_decay": 1e-6,
+            # More learning rates to try beside probe_lr; the best in cross-validation over
+            # probe_folds parts of the training set is reported. () = the published protocol.
+            "probe_lr_sweep": (),
+            "probe_folds": 5,
+            # Few-shot probes: training images per class, () = none; draws of them to average.
+            "few_shot": (),
+            "few_shot_trials": 5,
+            # Changes of the test images under which kNN and probe are tested again:
+            # any of 'grey', 'noise', 'blur', 'shift', 'contrast', 'occlusion'.
+            "robustness": (),
             # Covariance spectrum: samples used and eigenvalues kept.
             "spectrum_samples": 5000,
             "spectrum_top": 256,
             # Pairs of augmented views for alignment and uniformity.
             "alignment_samples": 5000,
+            # Random pairs at most for cosine similarities and for uniformity.
+            "max_pairs": 20000,
+            # Seeds probe, subsamples, random pairs and the pictures' choice of images.
+            "seed": 0,
+            # Also evaluate raw pixels (averaged down to at most 32 x 32) as if an encoder.
+            "pixel_baseline": False,
             # Also evaluate the encoder at its random initialisation.
             "random_baseline": True,
         }

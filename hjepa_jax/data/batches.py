@@ -1,0 +1,220 @@
+"""Making one batch: which images, decoding them, and their augmented views.
+
+A batch is a function of (seed, step) and of the source alone. `pipeline` runs this in threads and
+worker processes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import steps_per_epoch
+from hjepa_jax.data import augment, counter_random, resample
+from hjepa_jax.data.counter_random import Purpose
+from hjepa_jax.data.decode import CorruptImageError, decode_image
+from hjepa_jax.data.sources import ImageSource
+
+Batch = dict[str, npt.NDArray]
+
+# Decoded images are augmented in groups of at most this many images and pixels.
+_GROUP_IMAGES = 128
+_GROUP_PIXELS = 8_000_000
+# Local views are numbered from here, so that the global ones do not depend on their number.
+_FIRST_LOCAL_VIEW = 1 << 16
+_REPLACEMENT_TRIES = 100
+
+
+class Loaded(NamedTuple):
+    """A decoded image with its label, and its index in the source."""
+
+    image: resample.Decoded
+    label: int
+    index: int
+
+
+def check_stream(config: ConfigDict, source: ImageSource, process_count: int) -> None:
+    """Raises ValueError if no stream of batches can be made of this source."""
+    batch_size = config.data.batch_size
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(
+            f"data.batch_size {batch_size} must be a positive multiple of the "
+            f"{process_count} processes."
+        )
+    if len(source) < batch_size:
+        raise ValueError(
+            f"data.batch_size {batch_size} is larger than the {len(source)} images of "
+            f"{source.description}; make it smaller."
+        )
+    if config.data.on_corrupt not in ("error", "skip"):
+        raise ValueError(
+            f"data.on_corrupt is '{config.data.on_corrupt}'; it must be 'error' or 'skip'."
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
+    return counter_random.permutation(counter_random.stream_key(seed, Purpose.ORDER, epoch), length)
+
+
+def batch_indices(
+    seed: int, step: int, length: int, batch_size: int
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """Returns the epoch of a step, and the source indices of its global batch.
+
+    Every epoch has its own permutation of the source; its last partial batch is dropped.
+    """
+    epoch, within = divmod(step, steps_per_epoch(length, batch_size))
+    order = _epoch_order(seed, epoch, length)
+    return epoch, order[within * batch_size : (within + 1) * batch_size]
+
+
+class Loader:
+    """Decodes images of a source, replacing corrupt ones if the configuration says so."""
+
+    def __init__(self, config: ConfigDict, source: ImageSource, full_size: bool = False):
+        """Makes a loader; `full_size` forbids decoding large JPEGs at a reduced size."""
+        data = config.data
+        self._source = source
+        self._skip = data.on_corrupt == "skip"
+        self._key = counter_random.stream_key(config.seed, Purpose.REPLACEMENT)
+        sides = [data.image_size / data.global_scale[0] ** 0.5]
+        if data.num_local_views:
+            sides.append(data.local_size / data.local_scale[0] ** 0.5)
+        # The geometric mean side that keeps the smallest crop, at the worst aspect, full.
+        needed = max(sides) * data.augment.crop_aspect[1] ** 0.5
+        self._smallest = None if full_size else needed
+
+    def decode(self, index: int) -> Loaded:
+        """Returns image `index`.
+
+        Raises:
+          CorruptImageError: If it cannot be decoded.
+        """
+        record = self._source.record(index)
+        if record.image is not None:
+            return Loaded(record.image, record.label, index)
+        image = decode_image(record.encoded or b"", record.name, self._smallest)
+        small = max(image.size) <= resample.SMALL_SIDE
+        return Loaded(np.asarray(image) if small else image, record.label, index)
+
+    def load(self, index: int, corrupt: list[str]) -> Loaded:
+        """Returns image `index`, or its replacement if it is corrupt and may be skipped.
+
+        The replacement is a function of the seed and the index. Messages about the corrupt images
+        met on the way are appended to `corrupt`.
+        """
+        tried = index
+        for attempt in range(_REPLACEMENT_TRIES):
+            try:
+                return self.decode(tried)
+            except CorruptImageError as error:
+                if not self._skip:
+                    raise CorruptImageError(
+                        f"{error} Remove or replace it, or set data.on_corrupt='skip'."
+                    ) from error
+                corrupt.append(str(error))
+                draw = counter_random.hashes(self._key, index, attempt)[0]
+                tried = int(draw % np.uint64(len(self._source)))
+        raise CorruptImageError(
+            f"{_REPLACEMENT_TRIES} images tried in place of image {index} are corrupt too "
+            f"({corrupt[-1]}); the data set is damaged."
+        )
+
+    def groups(
+        self, indices: Sequence[int] | npt.NDArray[np.int64], corrupt: list[str]
+    ) -> Iterator[tuple[slice, list[Loaded]]]:
+        """Yields runs of decoded images that together stay within a bound on memory."""
+        start, pixels, group = 0, 0, list[Loaded]()
+        for position, index in enumerate(indices):
+            group.append(self.load(int(index), corrupt))
+            height, width = resample.size_of(group[-1].image)
+            pixels += height * width
+            if len(group) == _GROUP_IMAGES or pixels > _GROUP_PIXELS:
+                yield slice(start, position + 1), group
+                start, pixels, group = position + 1, 0, list[Loaded]()
+        if group:
+            yield slice(start, start + len(group)), group
+
+
+def _views(
+    data: ConfigDict,
+    key: int,
+    group: Sequence[Loaded],
+    numbers: npt.NDArray[np.int64],
+    scale: tuple[float, float],
+    size: int,
+) -> npt.NDArray[np.uint8]:
+    """Returns uint8 [len(numbers), len(group), size, size, 3], the views of those numbers."""
+    count = len(group)
+    source = np.tile(np.arange(count), len(numbers))
+    sizes = np.array([resample.size_of(loaded.image) for loaded in group])[source]
+    parameters = augment.draw_parameters(
+        data.augment,
+        scale,
+        key=key,
+        index=np.array([loaded.index for loaded in group])[source],
+        view=np.repeat(numbers, count),
+        height=sizes[:, 0],
+        width=sizes[:, 1],
+    )
+    images = [loaded.image for loaded in group]
+    views = augment.apply(images, source, parameters, size, data.augment)
+    return views.reshape(len(numbers), count, size, size, 3)
+
+
+class BatchMaker:
+    """Maps a step to this process's share of its batch; picklable, for worker processes."""
+
+    def __init__(
+        self, config: ConfigDict, source: ImageSource, process_index: int, process_count: int
+    ):
+        self._config = config
+        self._source = source
+        self._process_index = process_index
+        self._local_size = config.data.batch_size // process_count
+        self._loader = Loader(config, source)
+
+    def __call__(self, step: int) -> tuple[Batch, list[str]]:
+        """Returns the batch, and messages about the corrupt images that were replaced."""
+        data, seed = self._config.data, self._config.seed
+        epoch, indices = batch_indices(seed, int(step), len(self._source), data.batch_size)
+        # Process p holds rows [p b, (p + 1) b): the global batch is the same for every number of
+        # processes, its order included.
+        first = self._process_index * self._local_size
+        indices = indices[first : first + self._local_size]
+        key = counter_random.stream_key(seed, Purpose.AUGMENTATION, epoch)
+        return self.make(key, indices, data.num_global_views, data.num_local_views)
+
+    def make(
+        self, key: int, indices: npt.NDArray[np.int64], num_global: int, num_local: int
+    ) -> tuple[Batch, list[str]]:
+        """Makes the views of the images at `indices` with the random stream `key`."""
+        data, count = self._config.data, len(indices)
+        size, local_size = data.image_size, data.local_size
+        batch: Batch = {
+            "global_views": np.empty((num_global, count, size, size, 3), np.uint8),
+            "label": np.empty(count, np.int32),
+            "index": np.empty(count, np.int32),
+        }
+        if num_local:
+            batch["local_views"] = np.empty((num_local, count, local_size, local_size, 3), np.uint8)
+        corrupt: list[str] = []
+        for part, group in self._loader.groups(indices, corrupt):
+            numbers = np.arange(num_global)
+            batch["global_views"][:, part] = _views(
+                data, key, group, numbers, data.global_scale, size
+            )
+            if num_local:
+                numbers = _FIRST_LOCAL_VIEW + np.arange(num_local)
+                batch["local_views"][:, part] = _views(
+                    data, key, group, numbers, data.local_scale, local_size
+                )
+            batch["label"][part] = [loaded.label for loaded in group]
+            batch["index"][part] = [loaded.index for loaded in group]
+        return batch, corrupt

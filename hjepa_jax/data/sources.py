@@ -1,0 +1,238 @@
+"""Image sources: where images and labels come from.
+
+`open_source` turns a configuration into an `ImageSource`; each kind of storage has a module of its
+own. Sources hand out encoded bytes where the storage has them, so that decoding happens in the
+input pipeline's threads or processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from ml_collections import ConfigDict
+
+from hjepa_jax.data import counter_random
+from hjepa_jax.data.decode import decode_image
+
+
+class Record(NamedTuple):
+    """One image as stored.
+
+    Attributes:
+      encoded: The bytes of a JPEG, PNG or WebP file, or None.
+      image: Decoded pixels uint8 [H, W, 3], or None; exactly one of the two is given.
+      label: Class number, an index into the source's `class_names`.
+      name: Where the image comes from, for messages.
+    """
+
+    encoded: bytes | None
+    image: npt.NDArray[np.uint8] | None
+    label: int
+    name: str
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A fixed sequence of labelled images; picklable, and safe to read from several threads."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the label numbers."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line for people: what it is, and how many images and classes it has."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> Record:
+        """Returns image number `index`, 0 <= index < len(self)."""
+        ...
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Returns all labels, int32 [len(self)]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a cheap checksum of the listing (names, sizes, labels), not of all pixels."""
+        ...
+
+
+def digest(*parts: bytes | str | Sequence[str]) -> str:
+    """Returns a short hexadecimal SHA-256 of parts, for `ImageSource.fingerprint`."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, (bytes, str)):
+            part = "\0".join(part)
+        data = part.encode() if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "little"))
+        hasher.update(data)
+    return hasher.hexdigest()[:16]
+
+
+class ArraySource:
+    """Decoded images in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        images: npt.NDArray[np.uint8],
+        labels: npt.ArrayLike,
+        class_names: Sequence[str],
+    ):
+        """Makes a source of images [N, H, W, 3] with integer labels [N].
+
+        Raises:
+          ValueError: If shapes, types or labels do not fit.
+        """
+        self._labels = np.asarray(labels, np.int32)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"{name}: images must be uint8 [N, H, W, 3], not {images.dtype} {images.shape}."
+            )
+        if self._labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name}: {len(images)} images, but labels of shape {self._labels.shape}."
+            )
+        if len(images) == 0:
+            raise ValueError(f"{name}: there are no images.")
+        if self._labels.min() < 0 or self._labels.max() >= len(class_names):
+            raise ValueError(f"{name}: a label is outside 0 .. {len(class_names) - 1}.")
+        self.name = name
+        self.images = images
+        self.class_names = tuple(class_names)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def description(self) -> str:
+        height, width = self.images.shape[1:3]
+        return (
+            f"{self.name}: {len(self)} images of {height}x{width} pixels, "
+            f"{self.num_classes} classes"
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def record(self, index: int) -> Record:
+        return Record(None, self.images[index], int(self._labels[index]), f"{self.name}[{index}]")
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        return self._labels
+
+    def fingerprint(self) -> str:
+        # Some pixels of some images tell data sets apart; all of them would take seconds.
+        sample = self.images[:: max(1, len(self) // 256)]
+        return digest(self.name, self.class_names, self._labels.tobytes(), sample.tobytes())
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetSource:
+    """A selection of the images of another source."""
+
+    parent: ImageSource
+    indices: npt.NDArray[np.int64]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.parent.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return self.parent.num_classes
+
+    @property
+    def description(self) -> str:
+        return f"{len(self)} images of {self.parent.description}"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def record(self, index: int) -> Record:
+        return self.parent.record(int(self.indices[index]))
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        return self.parent.labels()[self.indices]
+
+    def fingerprint(self) -> str:
+        return digest(self.parent.fingerprint(), self.indices.tobytes())
+
+
+def subset(source: ImageSource, num: int | None, seed: int) -> ImageSource:
+    """Returns the first `num` images of a seeded shuffle; the source itself for None.
+
+    Raises:
+      ValueError: If `num` is not positive.
+    """
+    if num is None or num >= len(source):
+        return source
+    if num <= 0:
+        raise ValueError(f"A subset must have at least one image, not {num}.")
+    key = counter_random.stream_key(seed, counter_random.Purpose.SUBSET)
+    return SubsetSource(source, counter_random.permutation(key, len(source))[:num])
+
+
+def decode(record: Record) -> npt.NDArray[np.uint8]:
+    """Returns the pixels uint8 [H, W, 3] of a record.
+
+    Raises:
+      CorruptImageError: If it cannot be decoded; the message has the record's name.
+    """
+    if record.image is not None:
+        return record.image
+    if record.encoded is None:
+        raise ValueError(f"The record {record.name} has neither bytes nor pixels.")
+    return np.asarray(decode_image(record.encoded, record.name))
+
+
+def open_source(data: ConfigDict, split: str) -> ImageSource:
+    """Opens the images of one split.
+
+    Args:
+      data: `config.data`; `name` and `root` say what and where.
+      split: Name of the split, usually `data.train_split` or `data.test_split`.
+
+    Returns:
+      The whole split; `subset` applies `data.max_train_images`.
+
+    Raises:
+      ValueError: If the name is unknown, or the data does not fit together.
+      FileNotFoundError: If the data is not there; the message says how to get it.
+    """
+    # Imported here: each kind of source needs libraries that the others do not.
+    name = data.name
+    if name == "digits":
+        from hjepa_jax.data import digits
+
+        return digits.open_digits(split)
+    if name in ("cifar10", "cifar100"):
+        from hjepa_jax.data import cifar
+
+        return cifar.open_cifar(name, data.root, split, data.cache_mb)
+    if name == "folder":
+        from hjepa_jax.data import folder
+
+        return folder.open_root(data.root, split, data.cache_mb)
+    if name.startswith("tfds:"):
+        from hjepa_jax.data import prepared_tfds
+
+        return prepared_tfds.open_tfds(name.removeprefix("tfds:"), data.root, split)
+    raise ValueError(
+        f"data.name is '{name}'; it must be 'digits', 'cifar10', 'cifar100', 'folder' or "
+        "'tfds:<name>'."
+    )
