@@ -147,13 +147,13 @@ def nearest_neighbours(
             f"are {len(train)} and {len(test)}."
         )
     by_rows, everywhere, devices = _placements(mesh)
-    prepared = jax.device_put(_prepare_train(train, block), everywhere)
+    blocks, block_indices = jax.device_put(_prepare_train(train, block), everywhere)
     test_block = -(-min(test_block, len(test)) // devices) * devices
     indices, similarities = [], []
     for start in range(0, len(test), test_block):
         part = test[start : start + test_block]
         padded = np.pad(part, ((0, test_block - len(part)), (0, 0)))
-        found = _best_neighbours(jax.device_put(padded, by_rows), *prepared, k)
+        found = _best_neighbours(jax.device_put(padded, by_rows), blocks, block_indices, k)
         values, index = jax.device_put(found, everywhere)
         similarities.append(np.asarray(values)[: len(part)])
         indices.append(np.asarray(index)[: len(part)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from golden_checks import common
 
+from golden_checks import common
 from hjepa_jax.evaluation import knn, probe, similarity, spectrum
 
 _FILE = "eval.npz"

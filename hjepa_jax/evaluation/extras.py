@@ -1,0 +1,128 @@
+"""Optional parts of the protocol: few-shot probes, coarse labels and changed test images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hjepa_jax.evaluation import knn, probe, robustness
+from hjepa_jax.evaluation.classify import Classification, classify, probe_settings
+from hjepa_jax.evaluation.features import Batch, Encode, Features, extract_features
+
+Metrics = dict[str, Any]
+# A few images make few steps in an epoch; the probe gets at least this many in all.
+_FEW_SHOT_STEPS = 500
+
+
+def few_shot_rows(
+    labels: npt.NDArray[np.integer], per_class: int, num_classes: int, seed: tuple[int, int]
+) -> np.ndarray:
+    """Draws `per_class` rows of each class; ValueError when a class has fewer."""
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() < per_class:
+        raise ValueError(
+            f"evaluation.few_shot asks for {per_class} training images of each class, but class "
+            f"{counts.argmin()} has only {counts.min()}; leave {per_class} out."
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = [order[labels[order] == c][:per_class] for c in range(num_classes)]
+    return np.concatenate(by_class)
+
+
+def few_shot_probe(
+    train: Features, test: Features, num_classes: int, per_class: int, config: ConfigDict
+) -> Metrics:
+    """Probes that learn from `per_class` images of each class, over several draws of these.
+
+    The settings are the probe's, at the first learning rate, with epochs for 500 steps.
+
+    Returns:
+      Mean and standard deviation (n - 1; 0 for one draw) of 'top1' and 'top5' over draws.
+    """
+    settings = probe_settings(config)
+    steps = -(-per_class * num_classes // settings.batch_size)
+    settings = dataclasses.replace(
+        settings, lr=settings.lr[:1], epochs=-(-_FEW_SHOT_STEPS // steps)
+    )
+    scores = []
+    for trial in range(config.few_shot_trials):
+        rows = few_shot_rows(train.labels, per_class, num_classes, (config.seed, trial))
+        few = (train.features[rows], train.labels[rows])
+        result = probe.linear_probe(few, test, num_classes, settings)
+        scores.append((result.top1, result.top5))
+    mean = np.mean(scores, axis=0)
+    std = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.zeros(2)
+    return {
+        "top1": float(mean[0]),
+        "top1_std": float(std[0]),
+        "top5": float(mean[1]),
+        "top5_std": float(std[1]),
+        "trials": len(scores),
+    }
+
+
+def coarse_metrics(
+    train: Features,
+    test: Features,
+    label_maps: Mapping[str, npt.NDArray[np.integer]],
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+) -> Metrics:
+    """kNN and probe on coarser labels; each map holds the coarse class of each class."""
+    result: Metrics = {}
+    for name, mapping in label_maps.items():
+        coarse = np.asarray(mapping, np.int32)
+        sets = [s._replace(labels=coarse[s.labels]) for s in (train, test)]
+        result[name] = classify(sets[0], sets[1], int(coarse.max()) + 1, config, mesh).metrics
+    return result
+
+
+def robustness_metrics(
+    encode: Encode,
+    select: Callable[[np.ndarray], np.ndarray],
+    test_batches: Callable[[], Iterable[Batch]],
+    train: Features,
+    clean: Classification,
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+) -> Metrics:
+    """Tests what learned on clean images on changed test images.
+
+    Args:
+      encode: the encoder.
+      select: takes the evaluated variant of its features.
+      test_batches: the test set.
+      train: features (of that variant) and labels of clean training images.
+      clean: what `classify` returned for them.
+      config: `config.evaluation`; `robustness` names the changes.
+      mesh: see `nearest_neighbours`.
+
+    Returns:
+      For each change, `knn` at headline_k (or the largest k there is) and `linear_probe`.
+    """
+    num_classes = clean.params.bias.shape[0]
+    result: Metrics = {}
+    for name in config.robustness:
+        changed = robustness.corrupt_batches(test_batches(), name, config.seed)
+        found = extract_features(encode, changed)
+        features = select(found.features)
+        accuracy = knn.knn_accuracy(
+            train.features,
+            train.labels,
+            features,
+            found.labels,
+            ks=(min(config.headline_k, len(train.labels)),),
+            num_classes=num_classes,
+            block=config.knn_block,
+            mesh=mesh,
+        )
+        top1, top5 = probe.probe_accuracy(clean.params, features, found.labels)
+        linear = {"top1": float(top1), "top5": float(top5)}
+        result[name] = {"knn": dict(accuracy), "linear_probe": linear}
+    return result

@@ -1,0 +1,76 @@
+"""What the pictures show: chosen test images, their neighbours, and a sample of features."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from hjepa_jax.evaluation.features import Batch
+
+NUM_QUERIES = 6
+MAP_POINTS = 2000
+# Position in its data set -> (image uint8 [S, S, 3], label).
+Images = Mapping[int, tuple[np.ndarray, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderPictures:
+    """What pictures show of one encoder.
+
+    Attributes:
+      cosine: similarities of random pairs of test images, [P].
+      features, labels: features [M, D] and labels int [M] of some test images.
+      neighbours: training indices int [Q, K] of the queries' neighbours, nearest first.
+    """
+
+    cosine: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+    neighbours: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureInputs:
+    """Inputs of the pictures.
+
+    Attributes:
+      encoders: by name, in the order of the tables.
+      queries: test indices int [Q] of the gallery's rows.
+      test_images, train_images: the images the gallery needs.
+      class_names: one for each class.
+    """
+
+    encoders: dict[str, EncoderPictures]
+    queries: np.ndarray
+    test_images: Images
+    train_images: Images
+    class_names: tuple[str, ...]
+
+
+def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:
+    """Returns the images at the given positions of a data set (padding rows do not count)."""
+    wanted = {int(i) for i in indices}
+    found: dict[int, tuple[np.ndarray, int]] = {}
+    start = 0
+    for batch in batches:
+        if len(found) == len(wanted):
+            break
+        rows = np.arange(len(batch["label"]))
+        if "mask" in batch:
+            rows = np.flatnonzero(np.asarray(batch["mask"]))
+        for position, row in enumerate(rows, start):
+            if position in wanted:
+                found[position] = (np.array(batch["image"][row]), int(batch["label"][row]))
+        start += len(rows)
+    return found
+
+
+def choose_queries(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A seeded choice of test images, not of results: of distinct classes while these last."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)
+    first = np.sort(first)
+    rest = np.setdiff1d(np.arange(len(order)), first)
+    return order[np.concatenate([first, rest])][:NUM_QUERIES]

@@ -1,0 +1,225 @@
+"""An evaluation as a table on the terminal, and as a folder of JSON, Markdown and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hjepa_jax.evaluation import pictures as drawing
+from hjepa_jax.evaluation.gallery import PictureInputs
+from hjepa_jax.evaluation.protocol import headline
+
+_CAPTIONS = {
+    "spectrum.png": "Covariance spectrum of training features",
+    "knn.png": "kNN accuracy over the number of neighbours",
+    "cosine.png": "Cosine similarities of random pairs of test images",
+    "map.png": "Test features on their first two principal axes",
+    "neighbours.png": "Test images and their nearest training images",
+}
+_PERCENT = ("knn", "knn_first", "probe_top1", "probe_top5")
+Metrics = Mapping[str, Any]
+
+
+def _used_k(metrics: Metrics) -> tuple[int, int]:
+    """Returns the k of the headline column and the smallest k."""
+    ks = next(iter(metrics["encoders"].values()))["knn"]["k_values"]
+    return max((k for k in ks if k <= metrics["headline_k"]), default=ks[0]), ks[0]
+
+
+def _columns(metrics: Metrics) -> dict[str, str]:
+    """Returns the title of each column; figures of the same k are not shown twice."""
+    k, first = _used_k(metrics)
+    titles = {"knn": f"kNN@{k}", "knn_first": f"kNN@{first}"}
+    if k == first:
+        del titles["knn_first"]
+    return titles | {
+        "probe_top1": "probe top-1",
+        "probe_top5": "probe top-5",
+        "effective_rank": "effective rank",
+        "participation_ratio": "particip. ratio",
+        "alignment": "alignment",
+        "uniformity": "uniformity",
+    }
+
+
+def _cell(name: str, value: float, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if name in _PERCENT:
+        return f"{100 * value:{sign}.1f}" + ("" if signed else " %")
+    digits = 1 if name in ("effective_rank", "participation_ratio") else 3
+    return f"{value:{sign}.{digits}f}"
+
+
+def _rows(metrics: Metrics) -> list[list[str]]:
+    """Returns the rows of the table, the encoder's name first."""
+    columns = _columns(metrics)
+    rows = []
+    for name, one in metrics["encoders"].items():
+        figures = headline(one, metrics["headline_k"])
+        rows.append([name, *(_cell(c, figures[c]) for c in columns)])
+    difference = metrics["trained_minus_random"]
+    if difference:
+        cells = (_cell(c, difference[c], signed=True) for c in columns)
+        rows.append(["trained - random", *cells])
+    return rows
+
+
+def print_table(metrics: Metrics, console: Console | None = None) -> None:
+    """Prints one row for each encoder, and trained minus random (percentages in points)."""
+    encoders = metrics["encoders"]
+    variants = {one["variant"] for one in encoders.values()}
+    table = Table(title=f"Evaluation of frozen features ({', '.join(sorted(variants))})")
+    table.add_column("encoder", no_wrap=True)
+    for title in _columns(metrics).values():
+        table.add_column(title, justify="right")
+    rows = _rows(metrics)
+    for number, row in enumerate(rows):
+        table.add_row(*row, end_section=number == len(encoders) - 1 and len(rows) > len(encoders))
+    (console or Console()).print(table)
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _variant_rows(metrics: Metrics) -> list[list[str]]:
+    """Returns kNN and probe rows of q, p and qp of every encoder that has them."""
+    k, _ = _used_k(metrics)
+    rows = []
+    for name, one in metrics["encoders"].items():
+        for variant, found in one.get("qp_variants", {}).items():
+            ks = found["knn"]["k_values"]
+            accuracy = found["knn"]["top1"][ks.index(k)]
+            linear = found["linear_probe"]
+            values = (accuracy, linear["top1"], linear["top5"])
+            rows.append([f"{name}: {variant}", *(f"{100 * v:.1f} %" for v in values)])
+    return rows
+
+
+def _extra_rows(metrics: Metrics) -> list[list[str]]:
+    """Returns probe top-1 (and kNN, where there is one) of the optional parts."""
+    rows = []
+    for name, one in metrics["encoders"].items():
+        for shots, found in one.get("few_shot", {}).items():
+            spread = f"{100 * found['top1']:.1f} ± {100 * found['top1_std']:.1f} %"
+            rows.append([f"{name}: {shots} images per class", "", spread])
+        for kind in ("coarse", "robustness"):
+            for key, found in one.get(kind, {}).items():
+                ks = [k for k in found["knn"]["k_values"] if k <= metrics["headline_k"]]
+                position = max(len(ks) - 1, 0)
+                accuracy = f"{100 * found['knn']['top1'][position]:.1f} %"
+                linear = f"{100 * found['linear_probe']['top1']:.1f} %"
+                title = f"{name}: {key} labels" if kind == "coarse" else f"{name}: {key}"
+                rows.append([title, accuracy, linear])
+    return rows
+
+
+def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
+    """Returns the report as Markdown, with links to the pictures beside it."""
+    lines = ["# Evaluation", ""]
+    lines += [f"- {key}: {value}" for key, value in metrics["info"].items()]
+    lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
+    lines += _markdown_table(["encoder", *_columns(metrics).values()], _rows(metrics))
+    lines += ["", "Differences of percentages are in points."]
+    variants = _variant_rows(metrics)
+    if variants:
+        k, _ = _used_k(metrics)
+        header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
+        lines += ["", "## Position q, momentum p, and both", ""]
+        lines += _markdown_table(header, variants)
+    extra = _extra_rows(metrics)
+    if extra:
+        k, _ = _used_k(metrics)
+        lines += ["", "## Few images, coarser labels, changed images", ""]
+        lines += _markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
+    for name in picture_names:
+        title = _CAPTIONS[name]
+        lines += ["", f"## {title}", "", f"![{title}]({name})"]
+    return "\n".join(lines) + "\n"
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file so that a reader, or a crash, never meets half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes files private; a report is as readable as any other file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _identity(metrics: Metrics) -> tuple[Any, Any]:
+    """What makes two evaluations the same one: `info`, and the variants of the encoders."""
+    variants = {name: one["variant"] for name, one in metrics["encoders"].items()}
+    return metrics["info"], variants
+
+
+def _is_same(folder: pathlib.Path, metrics: Metrics) -> bool:
+    """Whether `folder` holds an earlier run of this very evaluation."""
+    try:
+        earlier = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        # Compared as JSON, so that tuples and lists are alike.
+        return _identity(earlier) == _identity(json.loads(json.dumps(metrics)))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
+    """Returns the folder a report goes to, without ever losing another one.
+
+    That is `out_dir` if it is absent, empty, or holds an earlier run of the same evaluation (the
+    same `info`, encoders and variants), which is replaced; otherwise the first such folder among
+    `out_dir-2`, `out_dir-3`, ...
+    """
+    base = pathlib.Path(out_dir)
+    folder, number = base, 1
+    while folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if _is_same(folder, metrics):
+            break
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def write_report(
+    out_dir: str | os.PathLike[str], metrics: Metrics, pictures: PictureInputs | None = None
+) -> pathlib.Path:
+    """Writes metrics.json, report.md and the pictures.
+
+    metrics.json is written last and atomically: where it is, the report is whole.
+
+    Args:
+      out_dir: see `report_folder` for what happens when it is not empty.
+      metrics: of `evaluate`.
+      pictures: inputs of the pictures; None = no pictures.
+
+    Returns:
+      The folder written to.
+    """
+    folder = report_folder(out_dir, metrics)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = drawing.draw_all(metrics, pictures) if pictures is not None else {}
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+    write_atomically(folder / "report.md", markdown(metrics, tuple(figures)))
+    text = json.dumps(metrics, indent=2, allow_nan=False)
+    write_atomically(folder / "metrics.json", text + "\n")
+    return folder

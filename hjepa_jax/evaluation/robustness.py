@@ -1,0 +1,90 @@
+"""Changes of test images that leave their class as it is, on the host, seeded by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.evaluation.features import Batch
+
+Images = npt.NDArray[np.uint8]
+# Grey of ITU-R BT.601.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def _to_uint8(values: npt.NDArray[np.floating]) -> Images:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _grey(images: Images, rng: np.random.Generator) -> Images:
+    return _to_uint8(np.repeat((images @ _LUMA)[..., None], 3, axis=-1))
+
+
+def _noise(images: Images, rng: np.random.Generator) -> Images:
+    """Gaussian noise of standard deviation 0.08 of the range (severity 1 of ImageNet-C)."""
+    return _to_uint8(images + rng.normal(0.0, 0.08 * 255, images.shape))
+
+
+def _blur(images: Images, rng: np.random.Generator) -> Images:
+    """Mean over 3 x 3 pixels, edges repeated."""
+    padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    height, width = images.shape[1:3]
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return _to_uint8(np.mean(shifted, axis=0))
+
+
+def _shift(images: Images, rng: np.random.Generator) -> Images:
+    """Up to an eighth of the side in each direction, edges repeated."""
+    reach = max(1, images.shape[1] // 8)
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    height, width = images.shape[1:3]
+    moved = np.empty_like(images)
+    for n, (i, j) in enumerate(rng.integers(2 * reach + 1, size=(len(images), 2))):
+        moved[n] = padded[n, i : i + height, j : j + width]
+    return moved
+
+
+def _contrast(images: Images, rng: np.random.Generator) -> Images:
+    """Half the contrast about the mean of each image."""
+    mean = images.mean(axis=(1, 2, 3), keepdims=True)
+    return _to_uint8(mean + 0.5 * (images - mean))
+
+
+def _occlusion(images: Images, rng: np.random.Generator) -> Images:
+    """A grey square over a quarter of the side, at a random place."""
+    side = max(1, images.shape[1] // 4)
+    height, width = images.shape[1:3]
+    covered = images.copy()
+    rows = rng.integers(height - side + 1, size=len(images))
+    columns = rng.integers(width - side + 1, size=len(images))
+    for n, (i, j) in enumerate(zip(rows, columns, strict=True)):
+        covered[n, i : i + side, j : j + side] = 128
+    return covered
+
+
+CORRUPTIONS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
+    "grey": _grey,
+    "noise": _noise,
+    "blur": _blur,
+    "shift": _shift,
+    "contrast": _contrast,
+    "occlusion": _occlusion,
+}
+
+
+def corrupt(images: Images, name: str, rng: np.random.Generator) -> Images:
+    """Returns changed images uint8 [N, S, S, 3]; ValueError for an unknown name."""
+    if name not in CORRUPTIONS:
+        raise ValueError(
+            f"evaluation.robustness holds '{name}'; it knows {', '.join(CORRUPTIONS)}."
+        )
+    return CORRUPTIONS[name](np.asarray(images), rng)
+
+
+def corrupt_batches(batches: Iterable[Batch], name: str, seed: int) -> Iterator[Batch]:
+    """Changes the images of every batch; the same seed and batches give the same images."""
+    for number, batch in enumerate(batches):
+        rng = np.random.default_rng((seed, number))
+        yield {**batch, "image": corrupt(batch["image"], name, rng)}
