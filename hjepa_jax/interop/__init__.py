@@ -1,0 +1,1 @@
+"""Translation of parameters from and to other frameworks."""
