@@ -6,6 +6,7 @@ Every problem is one sentence that names the field and what to do.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,9 +90,15 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+@functools.cache
+def valid_fields() -> tuple[str, ...]:
+    """Returns the dotted names of all fields."""
+    return tuple(name for name, _ in flatten(base_config()))
+
+
 def unknown_field(path: str) -> str | None:
     """Returns a sentence naming the nearest valid field if `path` is none, else None."""
-    valid = [name for name, _ in flatten(base_config())]
+    valid = valid_fields()
     sections = {name.rpartition(".")[0] for name in valid} - {""}
     if path in valid or path in sections:
         return None

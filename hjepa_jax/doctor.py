@@ -113,10 +113,11 @@ def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
 
 def check_data(config: ConfigDict) -> Iterator[Finding]:
     """Opens both splits, and decodes one image of each."""
-    from hjepa_jax.data.sources import decode, open_source
+    from hjepa_jax.data.sources import decode
+    from hjepa_jax.run import open_split
 
-    for split in (config.data.train_split, config.data.test_split):
-        source = open_source(config.data, split)
+    for split in ("train", "test"):
+        source = open_split(config, split)
         image = decode(source.record(0))
         yield Finding(
             f"data {split}",

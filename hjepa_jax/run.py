@@ -13,9 +13,23 @@ from ml_collections import ConfigDict
 from hjepa_jax import sharding
 from hjepa_jax.build import build_modules
 from hjepa_jax.config import steps_per_epoch, total_steps
-from hjepa_jax.errors import ConfigError
+from hjepa_jax.data.sources import ImageSource, open_source, subset
+from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
 from hjepa_jax.train_step import Method, normalise, train_step
+
+
+def open_split(config: ConfigDict, which: str) -> ImageSource:
+    """Opens the 'train' or 'test' images of a configuration, limited as it says.
+
+    Raises:
+      DataError: if the data is missing or does not fit together.
+    """
+    limit = config.data[f"max_{which}_images"]
+    try:
+        return subset(open_source(config.data, config.data[f"{which}_split"]), limit, config.seed)
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
 
 
 class Run(NamedTuple):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,10 +14,10 @@ from ml_collections import ConfigDict
 
 from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.data.pipeline import WaitTimer, device_prefetch, train_batches
-from hjepa_jax.data.sources import ImageSource, open_split
+from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
+from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, TrainingError
-from hjepa_jax.run import Run, prepare
+from hjepa_jax.run import Run, open_split, prepare
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.writers import ProgressDisplay, create_writer
 
@@ -78,11 +76,17 @@ def restore_or_init(
     return state
 
 
-def batches(
-    config: ConfigDict, run: Run, source: ImageSource, start_step: int, timer: WaitTimer
-) -> Iterator[dict[str, jax.Array]]:
-    """Yields this run's batches from `start_step` on, placed on the mesh."""
-    stream = train_batches(
+def placed_batches(
+    config: ConfigDict, run: Run, stream: BatchStream
+) -> WaitTimer[dict[str, jax.Array]]:
+    """Returns the stream's batches placed on the mesh ahead of their use, with the wait timed."""
+    put = functools.partial(sharding.put_batch, run.mesh)
+    return WaitTimer(device_prefetch(stream, put, config.data.device_prefetch))
+
+
+def open_stream(config: ConfigDict, run: Run, source: ImageSource, start_step: int) -> BatchStream:
+    """Returns this process's batches from `start_step` to the end of the run."""
+    return train_batches(
         config,
         source,
         start_step=start_step,
@@ -90,9 +94,6 @@ def batches(
         process_count=jax.process_count(),
         num_steps=run.num_steps - start_step,
     )
-    put = functools.partial(sharding.put_batch, run.mesh)
-    with contextlib.closing(stream):
-        yield from timer.measure(device_prefetch(stream, put, config.data.device_prefetch))
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
@@ -135,33 +136,41 @@ def _loop(
     """Runs the remaining steps; the host waits for the device only to log and to save."""
     first = int(state.step)
     every = config.checkpoint.every_steps or run.method.steps_per_epoch
-    timer, since, last_logged = WaitTimer(), time.perf_counter(), first
-    for step, batch in enumerate(batches(config, run, source, first, timer), start=first + 1):
-        state, metrics = run.step(state, batch)
-        display.step(step)
-        if step % config.log.every_steps == 0 or step in (first + 1, run.num_steps):
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            _check_finite(values, checkpointer)
-            elapsed = time.perf_counter() - since
-            values["images_per_second"] = (step - last_logged) * config.data.batch_size / elapsed
-            values["data_wait_share"] = timer.take() / elapsed
-            since, last_logged = time.perf_counter(), step
-            values.pop("failed_step")
-            writer.write_scalars(step, values)
-            display.show(step, values["total"], values["images_per_second"])
-        if step % every == 0 or step == run.num_steps:
-            _check_finite({"failed_step": float(metrics["failed_step"])}, checkpointer)
-            meta = {
-                "config": config_check.to_json(config),
-                "data": data_position(config, source, step),
-            }
-            checkpointer.save(step, state, meta)
+    with open_stream(config, run, source, first) as stream:
+        batches = placed_batches(config, run, stream)
+        since, last_logged = time.perf_counter(), first
+        for step, batch in enumerate(batches, start=first + 1):
+            state, metrics = run.step(state, batch)
+            display.step(step)
+            if step % config.log.every_steps == 0 or step in (first + 1, run.num_steps):
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                _check_finite(values.pop("failed_step"), checkpointer)
+                elapsed = time.perf_counter() - since
+                values["images_per_second"] = (
+                    (step - last_logged) * config.data.batch_size / elapsed
+                )
+                values["data_wait_share"] = batches.take_share()
+                values["corrupt_images"] = stream.corrupt_count
+                since, last_logged = time.perf_counter(), step
+                writer.write_scalars(step, values)
+                display.show(step, values["total"], values["images_per_second"])
+            if step % every == 0 or step == run.num_steps:
+                _check_finite(metrics["failed_step"], checkpointer)
+                save(config, source, step, state, checkpointer)
     return state
 
 
-def _check_finite(values: dict[str, float], checkpointer: Checkpointer) -> None:
-    """Stops at the first step whose loss or gradient was not finite."""
-    failed = int(values["failed_step"])
+def save(
+    config: ConfigDict, source: ImageSource, step: int, state: TrainState, to: Checkpointer
+) -> None:
+    """Starts saving the state with its data position and configuration."""
+    meta = {"config": config_check.to_json(config), "data": data_position(config, source, step)}
+    to.save(step, state, meta)
+
+
+def _check_finite(failed_step: Any, checkpointer: Checkpointer) -> None:
+    """Stops if the loss or gradient of a step was not finite."""
+    failed = int(failed_step)
     if failed >= 0:
         saved = checkpointer.steps()
         intact = f"the checkpoint of step {saved[-1]} is intact" if saved else "none was saved yet"
