@@ -32,7 +32,10 @@ class Checkpointer:
             self.folder,
             options=options,
             item_names=("state", "meta"),
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def steps(self) -> list[int]:

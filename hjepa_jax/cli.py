@@ -24,3 +24,7 @@ def main() -> None:
     else:
         from hjepa_jax import doctor as entry
     entry.run()
+
+
+if __name__ == "__main__":
+    main()

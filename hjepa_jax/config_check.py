@@ -37,23 +37,65 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluation.variant": ("q", "p", "qp"),
 }
 
-_POSITIVE = (
-    "data.batch_size data.num_global_views data.image_size data.local_size data.prefetch_batches "
-    "data.num_threads data.device_prefetch model.width model.token_dim model.token_hw "
-    "model.embed_dim model.projector_hidden model.projector_dim dynamics.steps dynamics.dt "
-    "dynamics.hidden_dim dynamics.depth loss.std_eps loss.logdet_dim loss.logdet_eps "
-    "loss.logdet_refresh_interval sigreg.num_slices sigreg.t_max sigreg.subsample "
-    "sigreg.refresh_interval train.epochs train.max_steps train.lr train.predictor_lr "
-    "train.adam_eps train.grad_clip evaluation.batch_size evaluation.probe_epochs "
-    "evaluation.probe_batch_size evaluation.spectrum_samples evaluation.spectrum_top "
-    "evaluation.alignment_samples checkpoint.every_steps checkpoint.keep_last log.every_steps"
-).split()
-_NOT_NEGATIVE = (
-    "data.num_local_views data.num_workers dynamics.damping dynamics.residual_scale_warmup_epochs "
-    "loss.p_weight loss.energy_weight loss.budget_weight loss.var_weight loss.logdet_weight "
-    "loss.mean_weight train.weight_decay train.warmup_epochs train.warmup_init_ratio "
-    "train.min_lr_ratio sigreg.weight"
-).split()
+_POSITIVE = [
+    "data.batch_size",
+    "data.num_global_views",
+    "data.image_size",
+    "data.local_size",
+    "data.prefetch_batches",
+    "data.num_threads",
+    "data.device_prefetch",
+    "model.width",
+    "model.token_dim",
+    "model.token_hw",
+    "model.embed_dim",
+    "model.projector_hidden",
+    "model.projector_dim",
+    "dynamics.steps",
+    "dynamics.dt",
+    "dynamics.hidden_dim",
+    "dynamics.depth",
+    "loss.std_eps",
+    "loss.logdet_dim",
+    "loss.logdet_eps",
+    "loss.logdet_refresh_interval",
+    "sigreg.num_slices",
+    "sigreg.t_max",
+    "sigreg.subsample",
+    "sigreg.refresh_interval",
+    "train.epochs",
+    "train.max_steps",
+    "train.lr",
+    "train.predictor_lr",
+    "train.adam_eps",
+    "train.grad_clip",
+    "evaluation.batch_size",
+    "evaluation.probe_epochs",
+    "evaluation.probe_batch_size",
+    "evaluation.spectrum_samples",
+    "evaluation.spectrum_top",
+    "evaluation.alignment_samples",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "log.every_steps",
+]
+_NOT_NEGATIVE = [
+    "data.num_local_views",
+    "data.num_workers",
+    "dynamics.damping",
+    "dynamics.residual_scale_warmup_epochs",
+    "loss.p_weight",
+    "loss.energy_weight",
+    "loss.budget_weight",
+    "loss.var_weight",
+    "loss.logdet_weight",
+    "loss.mean_weight",
+    "train.weight_decay",
+    "train.warmup_epochs",
+    "train.warmup_init_ratio",
+    "train.min_lr_ratio",
+    "sigreg.weight",
+]
 _PROBABILITIES = tuple(
     f"data.augment.{name}_probability" for name in ("flip", "jitter", "grey", "blur", "solarise")
 )

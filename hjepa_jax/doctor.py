@@ -93,7 +93,9 @@ def check_tensorflow() -> Iterator[Finding]:
     found = importlib.util.find_spec("tensorflow") is not None
     yield Finding(
         "tensorflow",
-        "present (not needed; clu will write its events with it)" if found else "absent, as it should be",
+        "present (not needed; clu will write its events with it)"
+        if found
+        else "absent, as it should be",
     )
 
 
@@ -161,7 +163,9 @@ def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Findi
         try:
             yield from check()
         except Exception as error:  # the doctor reports whatever is broken and goes on
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            text = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
             yield Finding(name, "failed", text)
 
 

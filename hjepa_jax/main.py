@@ -1,6 +1,6 @@
 """Command line: train and evaluate a configuration.
 
-    python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=train_and_eval]
+python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=train_and_eval]
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from ml_collections import config_flags
 from hjepa_jax import config_check
 from hjepa_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, ':variant' after it.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, ':variant' after it."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
 _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder that evaluations are written to.")
 _MODE = flags.DEFINE_enum(
@@ -28,7 +30,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None or _WORKDIR.value is None:
-            raise UserError("--config and --workdir are needed, for example --config=configs/quickstart.py --workdir=runs/quickstart.")
+            raise UserError(
+                "--config and --workdir are needed, for example --config=configs/quickstart.py --workdir=runs/quickstart."
+            )
         if rest[1:]:
             raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
         return rest

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hjepa_jax import sharding
@@ -72,7 +71,12 @@ def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
     )
     jitted = jax.jit(functools.partial(train_step, method), donate_argnums=0)
     return Run(
-        method, mesh, num_steps, lambda: jax.jit(init, out_shardings=everywhere)(key), jitted, abstract
+        method,
+        mesh,
+        num_steps,
+        lambda: jax.jit(init, out_shardings=everywhere)(key),
+        jitted,
+        abstract,
     )
 
 

@@ -111,7 +111,9 @@ def draw_randomness(
     if config.objective == "hjepa":
         loss = config.loss
         rank = projection_rank(loss.logdet_dim, dim // 2, num_rows)
-        key = jax.random.fold_in(jax.random.fold_in(key, _PROJECTIONS), step // loss.logdet_refresh_interval)
+        key = jax.random.fold_in(
+            jax.random.fold_in(key, _PROJECTIONS), step // loss.logdet_refresh_interval
+        )
         key_q, key_p = jax.random.split(key)
         return {
             "q": orthonormal_projection(key_q, dim // 2, rank, dtype),

@@ -1,0 +1,139 @@
+"""The command line: modes, overrides, and errors that are sentences."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def run(*arguments: str, module: str = "hjepa_jax.main") -> subprocess.CompletedProcess:
+    """Runs a module's command line in the repository root."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
+    """A finished smoke run with its evaluation."""
+    folder = tmp_path_factory.mktemp("main")
+    done = run(
+        "--config=configs/quickstart.py:smoke",
+        f"--workdir={folder}/run",
+        f"--eval_dir={folder}/eval",
+        "--config.seed=7",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
+    folder, done = finished
+    assert '"seed": 7' in done.stdout
+    assert json.loads((folder / "run/config.json").read_text())["seed"] == 7
+    assert list((folder / "run").glob("events.out.tfevents.*"))
+    assert (folder / "run/checkpoints/2").is_dir()
+    assert "step 2/2" in done.stderr
+    assert "images/s" in done.stderr
+    metrics = json.loads((folder / "eval/run/metrics.json").read_text())
+    assert metrics["info"]["step"] == 2
+    for row in ("trained", "random"):
+        assert 0 <= metrics["encoders"][row]["linear_probe"]["top1"] <= 100
+        assert row in done.stdout
+    assert len(list((folder / "eval/run").glob("*.png"))) >= 4
+
+
+def test_eval_alone_gives_the_same_metrics(finished) -> None:
+    folder, _ = finished
+    done = run(
+        "--config=configs/quickstart.py:smoke",
+        f"--workdir={folder}/run",
+        f"--eval_dir={folder}/again",
+        "--config.seed=7",
+        "--mode=eval",
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        json.loads((folder / name / "run/metrics.json").read_text())["encoders"]
+        for name in ("eval", "again")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.train.epocs=3"], ["config.train.epocs", "config.train.epochs"]),
+        (["--config.sigreg.weight=3"], ["config.sigreg.weight", "no effect"]),
+        (["--config.train.lr=much"], ["much"]),
+        (["--config.objective=sigrge"], ["'sigrge'", "'sigreg'"]),
+        (["--mode=trian"], ["trian"]),
+        (["--workdr=x"], ["workdr"]),
+        (["stray"], ["stray"]),
+        (["--mode=eval"], ["no checkpoints", "--mode=train"]),
+        (["--config.data.name=cifar100", "--config.data.root=/nowhere"], ["cifar-100", "/nowhere"]),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_without_traceback(arguments, words, tmp_path) -> None:
+    done = run("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}/run", *arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in last, done.stderr
+
+
+def test_unknown_variant_and_missing_config(tmp_path) -> None:
+    workdir = f"--workdir={tmp_path}/run"
+    done = run("--config=configs/quickstart.py:sigrge", workdir)
+    assert done.returncode != 0
+    assert "did you mean ':sigreg'" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run("--config=configs/nothing.py", workdir)
+    assert done.returncode != 0
+    assert "configs/nothing.py" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(workdir)
+    assert "--config and --workdir are needed" in done.stderr
+
+
+def test_doctor_finds_a_healthy_installation() -> None:
+    done = run("--config=configs/quickstart.py:smoke", module="hjepa_jax.doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "problem" not in done.stdout
+    for word in (
+        "jax: ",
+        "devices: ",
+        "tensorflow: absent",
+        "disk: ",
+        "data train: ",
+        "dry run: 2",
+    ):
+        assert word in done.stdout
+
+
+def test_doctor_names_the_problem_and_its_remedy() -> None:
+    done = run(
+        "--config=configs/cifar100.py", "--config.data.root=/nowhere", module="hjepa_jax.doctor"
+    )
+    assert done.returncode == 1
+    assert "problem  data: " in done.stdout
+    assert "/nowhere" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_hjepa_command_hands_over() -> None:
+    done = run("doctor", "--help", module="hjepa_jax.cli")
+    assert "hjepa_jax.doctor" in done.stdout + done.stderr
+    assert run("nonsense", module="hjepa_jax.cli").returncode == 2

@@ -1,0 +1,50 @@
+"""Every command of the README is run by CI or by a test."""
+
+import pathlib
+import re
+import shlex
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Program and script of a README command -> the file that runs it, and a text found there.
+RUN_BY = {
+    "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
+    "python -m pytest": (".ci/run", "<!-- test -->"),
+    "configs/cifar100.py": ("tests/test_train.py", "cifar100"),
+    "configs/imagenet100.py": ("tests/test_train.py", "imagenet100"),
+    "hjepa doctor": ("tests/test_main.py", "hjepa_jax.doctor"),
+    "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
+}
+
+
+def commands() -> list[str]:
+    """Returns the lines of the README's bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_every_command_is_run_somewhere() -> None:
+    assert len(commands()) >= 6
+    for command in commands():
+        runners = [where for key, where in RUN_BY.items() if key in command]
+        assert runners, f"nothing runs the README's command {command!r}"
+        for file, text in runners:
+            assert text in (ROOT / file).read_text(), f"{file} no longer runs {command!r}"
+
+
+def test_files_named_by_commands_exist() -> None:
+    for command in commands():
+        for word in shlex.split(command):
+            for path in re.findall(r"(?:configs|scripts|benchmarks)/\w+\.py", word):
+                assert (ROOT / path).is_file(), command
+
+
+def test_variants_of_the_table_exist() -> None:
+    from configs import cifar100, imagenet100, quickstart
+
+    for module in (cifar100, imagenet100, quickstart):
+        name = module.__name__.split(".")[-1]
+        (row,) = re.findall(
+            rf"^\| `configs/{name}.py` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+        )
+        assert set(re.findall(r"`(\w+)`", row)) == set(module.METHODS)

@@ -1,0 +1,167 @@
+"""Training end to end: every configuration runs, a killed run ends as if it was not killed."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar100, imagenet100, quickstart
+from hjepa_jax import config_check, sharding
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import smoke
+from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
+from hjepa_jax.run import open_split, prepare
+from hjepa_jax.train import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LOGGED = {"total", "pred", "lr", "grad_norm"}
+HJEPA_LOGGED = LOGGED | set(
+    [
+        "budget",
+        "var",
+        "logdet",
+        "mean",
+        "q_pr",
+        "p_pr",
+        "q_logdet",
+        "p_logdet",
+        "q_eigmax",
+        "p_eigmax",
+        "q_std_min",
+        "p_std_min",
+        "q2",
+        "p2",
+        "z_mean2",
+        "V_var",
+    ]
+)
+
+
+def final_state(workdir: pathlib.Path, config):
+    """Returns the newest checkpoint's state as numpy arrays."""
+    run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+    state, _ = Checkpointer(workdir / "checkpoints", read_only=True).restore(run.abstract_state)
+    return jax.device_get(state)
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [(m, name) for m in (cifar100, imagenet100, quickstart) for name in m.METHODS],
+)
+def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
+    config = module.get_config(f"{method}-smoke")
+    mesh = sharding.data_mesh()
+    run = prepare(config, len(open_split(config, "train")), mesh)
+    rng = np.random.default_rng(0)
+    size = config.data.image_size
+    views = rng.integers(0, 256, (2, config.data.batch_size, size, size, 3), dtype=np.uint8)
+    batch = sharding.put_batch(mesh, {"global_views": views})
+    state = run.init()
+    before = jax.device_get(state.params)
+    for step in range(2):
+        state, metrics = run.step(state, batch)
+        values = {name: float(value) for name, value in metrics.items()}
+        assert all(np.isfinite(list(values.values()))), values
+        assert int(state.step) == step + 1
+    expected = HJEPA_LOGGED if config.objective == "hjepa" else LOGGED | {"sigreg"}
+    assert expected <= values.keys()
+    after = jax.device_get(state.params)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+    still = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, value in jax.tree_util.tree_leaves_with_path(moved)
+        if not value
+    ]
+    # The potential's last bias has no gradient, so it is neither moved nor decayed.
+    assert all(name.endswith("bias") and name.startswith("predictor") for name in still), still
+    assert len(still) == (1 if config.objective == "hjepa" else 0)
+
+
+def _command(workdir: pathlib.Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "hjepa_jax.main",
+        "--config=configs/quickstart.py:smoke",
+        f"--workdir={workdir}",
+        "--mode=train",
+        "--config.train.max_steps=None",
+        "--config.train.epochs=15",
+        "--config.checkpoint.every_steps=3",
+        *overrides,
+    ]
+
+
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def test_killed_and_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path) -> None:
+    """60 steps; kill -9 in the middle of an epoch, then the same command with other workers."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(_command(whole), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    victim = subprocess.Popen(
+        _command(killed),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 100
+    while not (killed / "checkpoints" / "6").is_dir():
+        assert victim.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (killed / "checkpoints" / "60").exists()
+    command = _command(killed, "--config.data.num_threads=3")
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+
+    config = config_check.from_json((whole / "config.json").read_text())
+    one, two = final_state(whole, config), final_state(killed, config)
+    assert int(one.step) == 60
+    for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+        other = dict(jax.tree_util.tree_leaves_with_path(two))[path]
+        np.testing.assert_array_equal(leaf, other, err_msg=str(path))
+
+
+def test_another_configuration_in_the_workdir_is_refused(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    train(config, tmp_path)
+    config.train.lr = 0.123
+    with pytest.raises(CheckpointError, match=r"config.train.lr \(0.002 there, 0.123 here\)"):
+        train(config, tmp_path)
+    config.train.lr = quickstart.get_config("smoke").train.lr
+    config.log.every_steps = 7
+    assert int(train(config, tmp_path).step) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    config.train.update(max_steps=12, epochs=3, warmup_epochs=0.0, lr=1e18, grad_clip=None)
+    config.checkpoint.every_steps = 1
+    with pytest.raises(TrainingError, match=r"NaN or infinite at step \d+ .*train.lr"):
+        train(config, tmp_path)
+    state = final_state(tmp_path, config)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+    assert int(state.failed_step) == -1
+
+
+def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    config.data.batch_size = 128
+    with pytest.raises(ConfigError, match="only 64 images: set it to 64 or less"):
+        train(config, tmp_path)
+
+
+def test_smoke_keeps_the_method() -> None:
+    config = cifar100.get_config("sigreg")
+    smoke(config)
+    assert config.objective == "sigreg"
+    assert config.sigreg == cifar100.get_config("sigreg").sigreg
