@@ -7,10 +7,10 @@ blur, solarisation. Parameters are drawn first (`draw_parameters`), then applied
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ml_collections import ConfigDict
 from PIL import Image
 
 from hjepa_jax.data import photometric, resample
@@ -27,7 +27,7 @@ def apply(
     source: npt.NDArray[np.int64],
     parameters: ViewParameters,
     size: int,
-    augment: ConfigDict,
+    augment: Any,
 ) -> npt.NDArray[np.uint8]:
     """Makes N augmented views.
 
@@ -72,7 +72,7 @@ def eval_image(image: resample.Decoded, size: int, resize: int | None) -> npt.ND
     height, width = resample.size_of(image)
     if (height, width) == (size, size) and short == size:
         return np.asarray(image)
-    if not isinstance(image, Image.Image):
+    if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     # torchvision's Resize truncates the long side, its CenterCrop rounds the offset.
     if height <= width:

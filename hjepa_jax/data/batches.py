@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from ml_collections import ConfigDict
 
 from hjepa_jax.config import steps_per_epoch
 from hjepa_jax.data import augment, counter_random, resample
 from hjepa_jax.data.counter_random import Purpose
 from hjepa_jax.data.decode import CorruptImageError, decode_image
 from hjepa_jax.data.sources import ImageSource
+from hjepa_jax.errors import DataError
 
 Batch = dict[str, npt.NDArray]
 
@@ -38,7 +38,7 @@ class Loaded(NamedTuple):
     index: int
 
 
-def check_stream(config: ConfigDict, source: ImageSource, process_count: int) -> None:
+def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
     """Raises ValueError if no stream of batches can be made of this source."""
     batch_size = config.data.batch_size
     if batch_size <= 0 or batch_size % process_count:
@@ -77,7 +77,7 @@ def batch_indices(
 class Loader:
     """Decodes images of a source, replacing corrupt ones if the configuration says so."""
 
-    def __init__(self, config: ConfigDict, source: ImageSource, full_size: bool = False):
+    def __init__(self, config: Any, source: ImageSource, full_size: bool = False):
         """Makes a loader; `full_size` forbids decoding large JPEGs at a reduced size."""
         data = config.data
         self._source = source
@@ -95,8 +95,12 @@ class Loader:
 
         Raises:
           CorruptImageError: If it cannot be decoded.
+          DataError: If it cannot be read.
         """
-        record = self._source.record(index)
+        try:
+            record = self._source.record(index)
+        except OSError as error:
+            raise DataError(f"Cannot read image {index}: {error}.") from error
         if record.image is not None:
             return Loaded(record.image, record.label, index)
         image = decode_image(record.encoded or b"", record.name, self._smallest)
@@ -143,7 +147,7 @@ class Loader:
 
 
 def _views(
-    data: ConfigDict,
+    data: Any,
     key: int,
     group: Sequence[Loaded],
     numbers: npt.NDArray[np.int64],
@@ -171,9 +175,7 @@ def _views(
 class BatchMaker:
     """Maps a step to this process's share of its batch; picklable, for worker processes."""
 
-    def __init__(
-        self, config: ConfigDict, source: ImageSource, process_index: int, process_count: int
-    ):
+    def __init__(self, config: Any, source: ImageSource, process_index: int, process_count: int):
         self._config = config
         self._source = source
         self._process_index = process_index

@@ -75,7 +75,7 @@ def hashes(key: int, *coordinates: npt.ArrayLike) -> UInt64Array:
 
 def uniforms(key: int, *coordinates: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Returns float64 numbers uniform on [0, 1) with 53 random bits; arguments as `hashes`."""
-    return (hashes(key, *coordinates) >> np.uint64(11)) * 2.0**-53
+    return (hashes(key, *coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(key: int, length: int) -> npt.NDArray[np.int64]:

@@ -8,6 +8,8 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageOps
 
+from hjepa_jax.errors import DataError
+
 # A file may hold at most this many bytes, and an image at most this many pixels.
 MAX_ENCODED_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000
@@ -16,7 +18,7 @@ _DEFAULT_ORIENTATION = 1
 _ORIENTATION_TAG = 0x0112
 
 
-class CorruptImageError(ValueError):
+class CorruptImageError(DataError):
     """An image cannot be decoded; the message names the file and the reason."""
 
 

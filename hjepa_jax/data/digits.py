@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -42,9 +44,9 @@ def open_digits(split: str) -> ArraySource:
         raise ValueError(f"The digits have the splits 'train' and 'test', not '{split}'.")
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
-    grey = np.rint(np.asarray(loaded["images"]) * (255.0 / 16.0)).astype(np.uint8)
-    labels = np.asarray(loaded["target"], np.int32)
+    loaded: Any = load_digits()
+    grey = np.rint(loaded.images * (255.0 / 16.0)).astype(np.uint8)
+    labels = np.asarray(loaded.target, np.int32)
     test = np.zeros(len(labels), bool)
     test[stratified_test_indices(labels, NUM_TEST)] = True
     chosen = np.flatnonzero(test if split == "test" else ~test)

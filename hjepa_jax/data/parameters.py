@@ -8,11 +8,10 @@ RandomGrayscale, GaussianBlur and RandomSolarize. Both back ends (`augment.apply
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from ml_collections import ConfigDict
 
 from hjepa_jax.data import counter_random
 
@@ -58,9 +57,9 @@ class ViewParameters(NamedTuple):
     sigma: npt.NDArray[np.float32]
     solarise: npt.NDArray[np.bool_]
 
-    def take(self, selection: npt.ArrayLike | slice) -> ViewParameters:
-        """Returns the parameters of a selection of the views."""
-        return ViewParameters(*(field[selection] for field in self))
+    def take(self, selection: Any) -> ViewParameters:
+        """Returns the parameters of the views at an index array, mask or slice."""
+        return ViewParameters._make(field[selection] for field in self)
 
 
 def _draw_crops(
@@ -97,7 +96,7 @@ def _draw_crops(
 
 
 def draw_parameters(
-    augment: ConfigDict,
+    augment: Any,
     scale: tuple[float, float],
     *,
     key: int,

@@ -19,7 +19,6 @@ import grain.python as grain
 import numpy as np
 import numpy.typing as npt
 from absl import flags, logging
-from ml_collections import ConfigDict
 
 from hjepa_jax.data import augment, batches, counter_random
 from hjepa_jax.data.batches import Batch
@@ -27,6 +26,7 @@ from hjepa_jax.data.counter_random import Purpose
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.prefetch import WaitTimer, device_prefetch
 from hjepa_jax.data.sources import ImageSource, subset
+from hjepa_jax.errors import DataError
 
 __all__ = [
     "BatchStream",
@@ -82,7 +82,7 @@ class BatchStream(Iterator[Batch]):
             if "Worker process was terminated" not in str(error):
                 raise
             self.close()
-            raise RuntimeError(
+            raise DataError(
                 f"A worker process of the input pipeline died ({error}). If it ran out of memory, "
                 "lower data.num_workers, data.num_threads or data.prefetch_batches."
             ) from error
@@ -113,7 +113,7 @@ class BatchStream(Iterator[Batch]):
         self.close()
 
 
-def _stream(make: Any, start: int, stop: int, data: ConfigDict, num_workers: int) -> BatchStream:
+def _stream(make: Any, start: int, stop: int, data: Any, num_workers: int) -> BatchStream:
     """Returns the stream of make(start), ..., make(stop - 1), made ahead in order."""
     if min(data.num_threads, data.prefetch_batches) < 1 or num_workers < 0:
         raise ValueError(
@@ -145,7 +145,7 @@ def _stream(make: Any, start: int, stop: int, data: ConfigDict, num_workers: int
 
 
 def train_batches(
-    config: ConfigDict,
+    config: Any,
     source: ImageSource,
     *,
     start_step: int = 0,
@@ -175,7 +175,7 @@ def train_batches(
     Raises:
       ValueError: If batch size, source and processes do not fit together.
       CorruptImageError: While iterating, if an image is corrupt and data.on_corrupt is 'error'.
-      RuntimeError: While iterating, if a worker process died.
+      DataError: While iterating, if an image cannot be read or a worker process died.
     """
     batches.check_stream(config, source, process_count)
     if not 0 <= process_index < process_count or start_step < 0:
@@ -190,7 +190,7 @@ def train_batches(
 class _EvalBatchMaker:
     """Maps the number of an evaluation batch to the batch."""
 
-    def __init__(self, config: ConfigDict, source: ImageSource, batch_size: int):
+    def __init__(self, config: Any, source: ImageSource, batch_size: int):
         self._data = config.data
         self._source = source
         self._batch_size = batch_size
@@ -218,7 +218,7 @@ class _EvalBatchMaker:
         return {"image": images, "label": label, "mask": mask}, corrupt
 
 
-def eval_batches(config: ConfigDict, source: ImageSource, batch_size: int) -> BatchStream:
+def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStream:
     """Returns the images of a source once, in order, without augmentation.
 
     Args:
@@ -244,8 +244,8 @@ def eval_batches(config: ConfigDict, source: ImageSource, batch_size: int) -> Ba
 
 
 def augmented_pairs(
-    config: ConfigDict, source: ImageSource, num: int, seed: int
-) -> npt.NDArray[np.uint8]:
+    config: Any, source: ImageSource, num: int, seed: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Returns two augmented global views of the first images of a seeded subset.
 
     Args:
@@ -255,10 +255,11 @@ def augmented_pairs(
       seed: Seed of the choice and of the augmentation.
 
     Returns:
-      uint8 [2, num, image_size, image_size, 3].
+      Two arrays uint8 [num, image_size, image_size, 3].
     """
     chosen = subset(source, num, seed)
     make = batches.BatchMaker(config, chosen, 0, 1)
     key = counter_random.stream_key(seed, Purpose.PAIRS)
     batch, _ = make.make(key, np.arange(len(chosen)), 2, 0)
-    return batch["global_views"]
+    first, second = batch["global_views"]
+    return first, second

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 Element = TypeVar("Element")
 Placed = TypeVar("Placed")
 
 
 def device_prefetch(
-    iterator: Iterator[Element], put: Callable[[Element], Placed], size: int
+    iterator: Iterable[Element], put: Callable[[Element], Placed], size: int
 ) -> Iterator[Placed]:
     """Yields `put(element)`, keeping `size` placed elements ahead of the consumer.
 
@@ -32,7 +32,7 @@ def device_prefetch(
 
 
 def _prefetched(
-    iterator: Iterator[Element], put: Callable[[Element], Placed], size: int
+    iterator: Iterable[Element], put: Callable[[Element], Placed], size: int
 ) -> Iterator[Placed]:
     ahead: collections.deque[Placed] = collections.deque()
     for element in iterator:
@@ -42,35 +42,27 @@ def _prefetched(
     yield from ahead
 
 
-class WaitTimer(Generic[Element]):
-    """Passes an iterator through and measures how long its consumer waited for it."""
+class WaitTimer:
+    """Measures how long the consumer of an iterator waited for it."""
 
-    def __init__(self, iterator: Iterator[Element], clock: Callable[[], float] = time.perf_counter):
-        self._iterator = iterator
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._waited = 0.0
-        self._since = clock()
 
-    def __iter__(self) -> WaitTimer[Element]:
-        return self
+    def measure(self, iterator: Iterable[Element]) -> Iterator[Element]:
+        """Passes the elements on; the time until each arrives counts as waiting."""
+        iterator = iter(iterator)
+        while True:
+            start = self._clock()
+            try:
+                element = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waited += self._clock() - start
+            yield element
 
-    def __next__(self) -> Element:
-        start = self._clock()
-        try:
-            return next(self._iterator)
-        finally:
-            self._waited += self._clock() - start
-
-    def take_share(self) -> float:
-        """Returns the share in [0, 1] of the time since the last call that was spent waiting."""
-        now = self._clock()
-        elapsed = now - self._since
-        share = self._waited / elapsed if elapsed > 0 else 0.0
-        self._waited, self._since = 0.0, now
-        return share
-
-    def close(self) -> None:
-        """Closes the iterator underneath, if it can be closed."""
-        close: Any = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
+    def take(self) -> float:
+        """Returns the seconds waited since the last call, and starts from zero again."""
+        waited, self._waited = self._waited, 0.0
+        return waited

@@ -27,9 +27,9 @@ SMALL_SIDE = 64
 
 def size_of(image: Decoded) -> tuple[int, int]:
     """Returns (height, width) of a decoded image."""
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    return image.shape[0], image.shape[1]
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image.height, image.width
 
 
 def filter_matrices(
@@ -44,7 +44,7 @@ def filter_matrices(
     The filter is a triangle whose support grows with the reduction (antialiasing) and that sees
     nothing outside the crop [start, start + length); `reverse` mirrors the result.
     """
-    step = (length / np.float32(out_size)).astype(np.float32)[:, None]
+    step = (length.astype(np.float32) / np.float32(out_size))[:, None]
     support = np.maximum(step, np.float32(1.0))
     position = np.arange(out_size, dtype=np.float32) + np.float32(0.5)
     position = np.where(reverse[:, None], np.float32(out_size) - position, position)
@@ -67,14 +67,14 @@ def _resize_small(images: UInt8Array, parameters: ViewParameters, size: int) -> 
     rows = filter_matrices(parameters.top, parameters.height, never, height, size)
     columns = filter_matrices(parameters.left, parameters.width, parameters.flip, width, size)
     by_row = np.ascontiguousarray(images.transpose(0, 1, 3, 2), dtype=np.float32)
-    resized = rows @ by_row.reshape(count, height, 3 * width)
-    resized = resized.reshape(count, size * 3, width) @ columns.transpose(0, 2, 1)
+    resized: Float32Array = np.matmul(rows, by_row.reshape(count, height, 3 * width))
+    resized = np.matmul(resized.reshape(count, size * 3, width), columns.transpose(0, 2, 1))
     return resized.reshape(count, size, 3, size)
 
 
 def _resize_large(image: Decoded, parameters: ViewParameters, view: int, size: int) -> UInt8Array:
     """Returns uint8 [size, size, 3], one view of one image, through Pillow."""
-    if not isinstance(image, Image.Image):
+    if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     left, top = int(parameters.left[view]), int(parameters.top[view])
     box = (left, top, left + int(parameters.width[view]), top + int(parameters.height[view]))

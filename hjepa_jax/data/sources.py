@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from ml_collections import ConfigDict
 
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.decode import decode_image
@@ -200,7 +199,7 @@ def decode(record: Record) -> npt.NDArray[np.uint8]:
     return np.asarray(decode_image(record.encoded, record.name))
 
 
-def open_source(data: ConfigDict, split: str) -> ImageSource:
+def open_source(data: Any, split: str) -> ImageSource:
     """Opens the images of one split.
 
     Args:

@@ -1,0 +1,253 @@
+"""Image data sets prepared as ArrayRecord shards: few large files with random access.
+
+A prepared folder holds `dataset.json` (classes, and per split its shards with SHA-256 checksums),
+`<split>.labels.npy`, and `<split>-NNNNN.array_record`. A record is the label (int32), the length of
+the name (uint16), the name, then the encoded image, all little-endian. Shards are renamed into
+place when complete, so an interrupted preparation continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pathlib
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from hjepa_jax.data.cache import ByteCache
+from hjepa_jax.data.sources import ImageSource, Record, digest
+
+INDEX = "dataset.json"
+_FORMAT = "hjepa_jax image shards 1"
+_HEADER = struct.Struct("<iH")
+
+
+def pack(record: Record) -> bytes:
+    """Returns the stored form of a record; decoded pixels are encoded as PNG, without loss."""
+    encoded = record.encoded
+    if encoded is None:
+        if record.image is None:
+            raise ValueError(f"The record {record.name} has neither bytes nor pixels.")
+        buffer = io.BytesIO()
+        Image.fromarray(record.image).save(buffer, "PNG")
+        encoded = buffer.getvalue()
+    name = record.name.encode()[-65535:]
+    return _HEADER.pack(record.label, len(name)) + name + encoded
+
+
+def unpack(stored: bytes) -> Record:
+    """Returns the record of its stored form.
+
+    Raises:
+      ValueError: If it is too short to be one.
+    """
+    if len(stored) < _HEADER.size:
+        raise ValueError(f"A stored record of {len(stored)} bytes has no header.")
+    label, length = _HEADER.unpack_from(stored)
+    end = _HEADER.size + length
+    return Record(stored[end:], None, label, stored[_HEADER.size : end].decode(errors="replace"))
+
+
+class ShardSource:
+    """One split of a prepared folder."""
+
+    def __init__(self, folder: pathlib.Path, split: str, index: dict[str, Any], cache_mb: float):
+        self._folder = folder
+        self._split = split
+        self._shards = index["splits"][split]["shards"]
+        self.class_names = tuple(index["class_names"])
+        self._labels = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
+        self._cache = ByteCache(cache_mb)
+        self._reader = ArrayRecordDataSource([str(folder / s["file"]) for s in self._shards])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def description(self) -> str:
+        return (
+            f"shards {self._folder} ({self._split}): {len(self)} images, {self.num_classes} classes"
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def record(self, index: int) -> Record:
+        return unpack(self._cache.get(index, lambda: self._reader[index]))
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        return self._labels
+
+    def fingerprint(self) -> str:
+        return digest(self.class_names, [shard["sha256"] for shard in self._shards])
+
+
+def is_prepared(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds prepared shards."""
+    return (folder / INDEX).is_file()
+
+
+def read_index(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of `dataset.json`.
+
+    Raises:
+      ValueError: If it is no index of this format.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{folder / INDEX} is damaged ({error}); prepare the data again."
+        ) from error
+    if not isinstance(index, dict) or index.get("format") != _FORMAT:
+        raise ValueError(f"{folder / INDEX} is not an index of {_FORMAT}; prepare the data again.")
+    return index
+
+
+def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> ShardSource:
+    """Opens one split of a prepared folder.
+
+    Raises:
+      FileNotFoundError: If the split or a shard is not there.
+      ValueError: If a shard does not have the size it was written with.
+    """
+    index = read_index(folder)
+    names = {"test": ("test", "val"), "val": ("val", "test")}.get(split, (split,))
+    found = next((name for name in names if name in index["splits"]), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"The prepared data {folder} has no split '{split}'; it has: "
+            f"{', '.join(index['splits']) or 'none'}."
+        )
+    for shard in index["splits"][found]["shards"]:
+        path = folder / shard["file"]
+        if not path.is_file():
+            raise FileNotFoundError(f"The shard {path} is missing; prepare the data again.")
+        if path.stat().st_size != shard["bytes"]:
+            raise ValueError(
+                f"The shard {path} has {path.stat().st_size} bytes instead of {shard['bytes']}; "
+                "delete it and prepare the data again."
+            )
+    return ShardSource(folder, found, index, cache_mb)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: pathlib.Path) -> list[str]:
+    """Returns the files of a prepared folder that are missing or whose checksum is wrong."""
+    shards = [s for split in read_index(folder)["splits"].values() for s in split["shards"]]
+    return [
+        shard["file"]
+        for shard in shards
+        if not (folder / shard["file"]).is_file()
+        or _sha256(folder / shard["file"]) != shard["sha256"]
+    ]
+
+
+def _write_shard(
+    source: ImageSource, numbers: range, path: pathlib.Path, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Writes one shard and its note, which says what is in it; returns the note."""
+    partial = path.with_suffix(".partial")
+    # Groups of one record: random access decompresses nothing else.
+    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    for number in numbers:
+        writer.write(pack(source.record(number)))
+        progress(1)
+    writer.close()
+    note = {
+        "file": path.name,
+        "num_images": len(numbers),
+        "bytes": partial.stat().st_size,
+        "sha256": _sha256(partial),
+    }
+    partial.replace(path)
+    return note
+
+
+def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str) -> Any:
+    """Returns the note of a shard that is complete and made from this content, else None."""
+    try:
+        note = json.loads(note_path.read_text())
+        complete = note.pop("content") == content and path.stat().st_size == note["bytes"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return note if complete else None
+
+
+def write_shards(
+    source: ImageSource,
+    split: str,
+    folder: pathlib.Path,
+    images_per_shard: int = 4096,
+    progress: Callable[[int], None] = lambda images: None,
+) -> None:
+    """Writes one split of a source as shards, and adds it to the folder's index.
+
+    Shards that an earlier, interrupted call completed from the same source are kept.
+
+    Args:
+      source: What to write.
+      split: Name of the split in the index.
+      folder: Prepared folder, made if need be.
+      images_per_shard: Images in each shard but the last.
+      progress: Called with the number of images done since its last call.
+
+    Raises:
+      ValueError: If the folder already holds splits with other classes.
+    """
+    if images_per_shard < 1:
+        raise ValueError(f"A shard must hold at least one image, not {images_per_shard}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"format": _FORMAT, "class_names": list(source.class_names)}
+    index["splits"] = {}
+    if is_prepared(folder):
+        index = read_index(folder)
+        if index["class_names"] != list(source.class_names):
+            raise ValueError(
+                f"{folder} was prepared with other classes than those of {source.description}; "
+                "choose another output folder."
+            )
+    content = f"{source.fingerprint()} {images_per_shard}"
+    notes: list[dict[str, Any]] = []
+    for start in range(0, len(source), images_per_shard):
+        numbers = range(start, min(start + images_per_shard, len(source)))
+        path = folder / f"{split}-{len(notes):05d}.array_record"
+        note_path = path.with_suffix(".json")
+        note = _finished_shard(path, note_path, content)
+        if note is None:
+            note = _write_shard(source, numbers, path, progress)
+            note_path.write_text(json.dumps({**note, "content": content}))
+        else:
+            progress(len(numbers))
+        notes.append(note)
+    np.save(folder / f"{split}.labels.npy", source.labels())
+    index["splits"][split] = {"num_images": len(source), "shards": notes}
+    _replace_text(folder / INDEX, json.dumps(index, indent=1))
+    _remove_notes(folder, split, notes)
+
+
+def _replace_text(path: pathlib.Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _remove_notes(folder: pathlib.Path, split: str, notes: Sequence[dict[str, Any]]) -> None:
+    """Removes what only an unfinished preparation needs, and shards of an earlier, longer one."""
+    kept = {note["file"] for note in notes}
+    for path in folder.glob(f"{split}-?????.*"):
+        if path.name not in kept:
+            path.unlink()
