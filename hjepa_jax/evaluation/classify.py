@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from hjepa_jax.evaluation import knn, probe
 from hjepa_jax.evaluation.features import Features, select_variant, variants_of
@@ -23,7 +22,7 @@ class Classification(NamedTuple):
     params: probe.ProbeParams
 
 
-def probe_settings(config: ConfigDict) -> probe.ProbeSettings:
+def probe_settings(config: Any) -> probe.ProbeSettings:
     """Returns the probe's settings from `config.evaluation`."""
     return probe.ProbeSettings(
         epochs=config.probe_epochs,
@@ -36,7 +35,7 @@ def probe_settings(config: ConfigDict) -> probe.ProbeSettings:
 
 
 def classify(
-    train: Features, test: Features, num_classes: int, config: ConfigDict, mesh: Mesh | None = None
+    train: Features, test: Features, num_classes: int, config: Any, mesh: Mesh | None = None
 ) -> Classification:
     """Tests kNN and a linear probe that learn on `train`.
 
@@ -79,7 +78,7 @@ def qp_variants(
     test: Features,
     done: tuple[str, Metrics],
     num_classes: int,
-    config: ConfigDict,
+    config: Any,
     mesh: Mesh | None = None,
 ) -> Metrics:
     """kNN and probe of q, p and qp; `done` = (variant, its metrics) is not computed again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from hjepa_jax.evaluation import similarity, spectrum
 from hjepa_jax.evaluation.features import select_variant
@@ -21,7 +20,7 @@ class Diagnostics(NamedTuple):
 
 
 def diagnose(
-    train: np.ndarray, test: np.ndarray, views: tuple[np.ndarray, np.ndarray], config: ConfigDict
+    train: np.ndarray, test: np.ndarray, views: tuple[np.ndarray, np.ndarray], config: Any
 ) -> Diagnostics:
     """Describes the distribution of features.
 
@@ -54,7 +53,7 @@ def diagnose(
     return Diagnostics(metrics, cosine)
 
 
-def cka_q_p(states: np.ndarray, config: ConfigDict) -> float:
+def cka_q_p(states: np.ndarray, config: Any) -> float:
     """Linear CKA between q and p of states [N, 2d] (of `spectrum_samples` of them)."""
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
     q, p = (select_variant(states[rows], name, split_qp=True) for name in ("q", "p"))

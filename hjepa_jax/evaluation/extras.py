@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from hjepa_jax.evaluation import knn, probe, robustness
 from hjepa_jax.evaluation.classify import Classification, classify, probe_settings
@@ -36,7 +35,7 @@ def few_shot_rows(
 
 
 def few_shot_probe(
-    train: Features, test: Features, num_classes: int, per_class: int, config: ConfigDict
+    train: Features, test: Features, num_classes: int, per_class: int, config: Any
 ) -> Metrics:
     """Probes that learn from `per_class` images of each class, over several draws of these.
 
@@ -71,7 +70,7 @@ def coarse_metrics(
     train: Features,
     test: Features,
     label_maps: Mapping[str, npt.NDArray[np.integer]],
-    config: ConfigDict,
+    config: Any,
     mesh: Mesh | None = None,
 ) -> Metrics:
     """kNN and probe on coarser labels; each map holds the coarse class of each class."""
@@ -89,7 +88,7 @@ def robustness_metrics(
     test_batches: Callable[[], Iterable[Batch]],
     train: Features,
     clean: Classification,
-    config: ConfigDict,
+    config: Any,
     mesh: Mesh | None = None,
 ) -> Metrics:
     """Tests what learned on clean images on changed test images.

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, ScalarFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from hjepa_jax.evaluation.gallery import EncoderPictures, PictureInputs
 
@@ -84,7 +85,7 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("rank of the eigenvalue")
     axes.set_ylabel("eigenvalue / largest eigenvalue")
     axes.set_title("Covariance spectrum of training features")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend(frameon=False, loc="lower left")
     _tidy(axes)
     return figure
@@ -129,7 +130,7 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
     axes = figure.add_subplot()
     styles = _styles(list(inputs.encoders))
     lowest = min(float(one.cosine.min()) for one in inputs.encoders.values())
-    edges = np.linspace(min(lowest, 0.0), 1.0, 61)
+    edges = np.linspace(min(lowest, 0.0), 1.0, 61).tolist()
     for name, one in inputs.encoders.items():
         colour = styles[name]["color"]
         # A value may exceed 1 by rounding and would fall out of the last bin.
@@ -147,7 +148,7 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
             linestyle=styles[name]["linestyle"],
             label=label,
         )
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("share of pairs")
     axes.set_title("Random pairs of test images")
@@ -212,39 +213,50 @@ def feature_map(inputs: PictureInputs) -> Figure:
     return figure
 
 
-def _draw_image(axes: Axes, image: np.ndarray, caption: str, colour: str, wide: bool) -> None:
-    axes.imshow(image, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_xlabel(caption, fontsize=8, labelpad=2, color="black")
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color(colour)
-        spine.set_linewidth(3.5 if wide else 1.0)
+def _short(name: str) -> str:
+    """Cuts a class name to what fits under a small image."""
+    return name if len(name) <= 13 else f"{name[:12]}…"
+
+
+def _draw_row(axes: Axes, top: float, tiles: Sequence[tuple[np.ndarray, str, str | None]]) -> None:
+    """Draws images of side 1 side by side, each with its caption and the colour of its frame."""
+    for column, (image, caption, colour) in enumerate(tiles):
+        left = 1.1 * column
+        axes.imshow(image, extent=(left, left + 1, top + 1, top), interpolation="nearest")
+        frame = Rectangle((left, top), 1, 1, fill=False, linewidth=3 if colour else 1)
+        frame.set_edgecolor(colour or "0.3")
+        axes.add_patch(frame)
+        axes.text(left + 0.5, top + 1.05, caption, fontsize=8, ha="center", va="top")
 
 
 def neighbours(inputs: PictureInputs) -> Figure:
     """Test images, and their nearest training images under each encoder.
 
-    A neighbour of the query's class has a green (solid) frame and a tick, another a red one and a
-    cross, so the picture can be read without colours.
+    A neighbour of the query's class has a green frame and a tick, another a red one and a cross,
+    so the picture can be read without colours.
     """
-    queries = [int(q) for q in inputs.queries]
-    columns = 1 + next(iter(inputs.encoders.values())).neighbours.shape[1]
-    names = list(inputs.encoders)
-    figure = _figure(0.95 * columns + 0.4, len(names) * (1.12 * len(queries) + 0.5) + 0.5)
-    parts = np.atleast_1d(np.asarray(figure.subfigures(len(names), 1, squeeze=False)).ravel())
-    for part, name in zip(parts, names, strict=True):
-        part.suptitle(f"nearest training images: {name}", fontsize=11, fontweight="bold")
-        grid = part.subplots(len(queries), columns, squeeze=False)
-        for row, query in enumerate(queries):
-            image, truth = inputs.test_images[query]
-            _draw_image(grid[row, 0], image, f"query: {inputs.class_names[truth]}", "0.3", False)
-            for column, index in enumerate(inputs.encoders[name].neighbours[row], 1):
+    names, classes = list(inputs.encoders), inputs.class_names
+    columns = 1 + inputs.encoders[names[0]].neighbours.shape[1]
+    width, height = 1.1 * columns, 1.35 * len(inputs.queries)
+    figure = _figure(width, len(names) * (height + 0.6))
+    panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+        for row, query in enumerate(inputs.queries):
+            image, truth = inputs.test_images[int(query)]
+            tiles: list[tuple[np.ndarray, str, str | None]] = [
+                (image, _short(classes[truth]), None)
+            ]
+            for index in inputs.encoders[name].neighbours[row]:
                 image, label = inputs.train_images[int(index)]
-                right = label == truth
-                caption = f"{'✓' if right else '✗'} {inputs.class_names[label]}"
-                _draw_image(grid[row, column], image, caption, GREEN if right else ORANGE, True)
+                mark, colour = ("✓", GREEN) if label == truth else ("✗", ORANGE)
+                tiles.append((image, f"{mark} {_short(classes[label])}", colour))
+            _draw_row(axes, 1.35 * row, tiles)
+        axes.set_xlim(-0.05, width)
+        axes.set_ylim(height, -0.05)
+        axes.set_aspect("equal")
+        axes.axis("off")
+        title = f"{name}: test image, then its nearest training images"
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     return figure
 
 

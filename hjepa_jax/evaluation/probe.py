@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,19 +147,19 @@ def _train_one(
     # Padding comes last, so the same weights serve every epoch.
     weights = (jnp.arange(steps * batch_size) < count).astype(x.dtype).reshape(steps, batch_size)
 
-    def schedule(step: jax.Array) -> jax.Array:
+    def schedule(step: Any) -> Any:
         return lr * 0.5 * (1.0 + jnp.cos(jnp.pi * step / (epochs * steps)))
 
     optimiser = optax.adamw(schedule, weight_decay=weight_decay)
 
-    def step(carry, batch):
+    def step(carry: tuple[Any, Any], batch: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         params, state = carry
         rows, weight = batch
         loss, grads = jax.value_and_grad(_batch_loss)(params, x[rows], labels[rows], weight)
         updates, state = optimiser.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), loss * jnp.sum(weight)
 
-    def epoch(carry, rows):
+    def epoch(carry: tuple[Any, Any], rows: jax.Array) -> tuple[Any, jax.Array]:
         carry, losses = lax.scan(step, carry, (rows, weights))
         return carry, jnp.sum(losses) / count
 

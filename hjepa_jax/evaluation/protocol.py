@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from hjepa_jax.evaluation import diagnostics, extras, gallery, spectrum
 from hjepa_jax.evaluation.classify import GALLERY_NEIGHBOURS, Metrics, classify, qp_variants
@@ -74,13 +73,15 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
 
 
 def _evaluate_encoder(
-    encode: Encode, sources: Sources, config: ConfigDict, split_qp: bool, mesh: Mesh | None
+    encode: Encode, sources: Sources, config: Any, split_qp: bool, mesh: Mesh | None
 ) -> tuple[Metrics, gallery.EncoderPictures, np.ndarray]:
     """Returns metrics of one encoder, what pictures need, and the queries of the gallery."""
     variant = config.variant if split_qp else "qp"
     select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
-    states = [extract_features(encode, b()) for b in (sources.train_batches, sources.test_batches)]
-    train, test = (s._replace(features=select(s.features)) for s in states)
+    train_states = extract_features(encode, sources.train_batches())
+    test_states = extract_features(encode, sources.test_batches())
+    train = train_states._replace(features=select(train_states.features))
+    test = test_states._replace(features=select(test_states.features))
     views = [encode_images(encode, v, config.batch_size) for v in sources.augmented_pairs()]
     found = classify(train, test, sources.num_classes, config, mesh)
     described = diagnostics.diagnose(
@@ -89,10 +90,12 @@ def _evaluate_encoder(
     metrics: Metrics = {"variant": variant, "feature_dim": train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
     if split_qp:
-        described.metrics["cka_q_p"] = diagnostics.cka_q_p(states[0].features, config)
+        described.metrics["cka_q_p"] = diagnostics.cka_q_p(train_states.features, config)
     if split_qp and config.qp_variants:
         done = (variant, found.metrics)
-        metrics["qp_variants"] = qp_variants(*states, done, sources.num_classes, config, mesh)
+        metrics["qp_variants"] = qp_variants(
+            train_states, test_states, done, sources.num_classes, config, mesh
+        )
     if config.few_shot:
         metrics["few_shot"] = {
             str(n): extras.few_shot_probe(train, test, sources.num_classes, n, config)
@@ -144,7 +147,7 @@ def _differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float]:
 def evaluate(
     encoders: Mapping[str, Encode],
     sources: Sources,
-    config: ConfigDict,
+    config: Any,
     *,
     split_qp: bool,
     mesh: Mesh | None = None,
@@ -205,7 +208,7 @@ def evaluate(
 def evaluate_encoders(
     encoders: Mapping[str, Encode],
     sources: Sources,
-    config: ConfigDict,
+    config: Any,
     *,
     split_qp: bool,
     mesh: Mesh | None = None,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -36,23 +37,23 @@ def _used_k(metrics: Metrics) -> tuple[int, int]:
 def _columns(metrics: Metrics) -> dict[str, str]:
     """Returns the title of each column; figures of the same k are not shown twice."""
     k, first = _used_k(metrics)
-    titles = {"knn": f"kNN@{k}", "knn_first": f"kNN@{first}"}
+    titles = {"knn": f"kNN@{k} %", "knn_first": f"kNN@{first} %"}
     if k == first:
         del titles["knn_first"]
     return titles | {
-        "probe_top1": "probe top-1",
-        "probe_top5": "probe top-5",
-        "effective_rank": "effective rank",
+        "probe_top1": "probe top-1 %",
+        "probe_top5": "probe top-5 %",
+        "effective_rank": "eff. rank",
         "participation_ratio": "particip. ratio",
-        "alignment": "alignment",
-        "uniformity": "uniformity",
+        "alignment": "align.",
+        "uniformity": "uniform.",
     }
 
 
 def _cell(name: str, value: float, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if name in _PERCENT:
-        return f"{100 * value:{sign}.1f}" + ("" if signed else " %")
+        return f"{100 * value:{sign}.1f}"
     digits = 1 if name in ("effective_rank", "participation_ratio") else 3
     return f"{value:{sign}.{digits}f}"
 
@@ -75,10 +76,12 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """Prints one row for each encoder, and trained minus random (percentages in points)."""
     encoders = metrics["encoders"]
     variants = {one["variant"] for one in encoders.values()}
-    table = Table(title=f"Evaluation of frozen features ({', '.join(sorted(variants))})")
+    title = f"Evaluation of frozen features ({', '.join(sorted(variants))})"
+    # Narrow enough for the usual 80 columns.
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("encoder", no_wrap=True)
     for title in _columns(metrics).values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
     rows = _rows(metrics)
     for number, row in enumerate(rows):
         table.add_row(*row, end_section=number == len(encoders) - 1 and len(rows) > len(encoders))
@@ -128,7 +131,12 @@ def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
     lines += [f"- {key}: {value}" for key, value in metrics["info"].items()]
     lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
     lines += _markdown_table(["encoder", *_columns(metrics).values()], _rows(metrics))
-    lines += ["", "Differences of percentages are in points."]
+    lines += [
+        "",
+        "Differences of percentages are in points. Effective rank and participation ratio are of "
+        "the covariance of training features; alignment (lower: augmented views agree) and "
+        "uniformity (lower: features spread more evenly) are on the unit sphere.",
+    ]
     variants = _variant_rows(metrics)
     if variants:
         k, _ = _used_k(metrics)

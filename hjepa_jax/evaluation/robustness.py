@@ -14,7 +14,7 @@ Images = npt.NDArray[np.uint8]
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def _to_uint8(values: npt.NDArray[np.floating]) -> Images:
+def _to_uint8(values: np.ndarray) -> Images:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
