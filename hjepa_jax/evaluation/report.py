@@ -80,11 +80,12 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     # Narrow enough for the usual 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("encoder", no_wrap=True)
-    for title in _columns(metrics).values():
-        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
     rows = _rows(metrics)
-    for number, row in enumerate(rows):
-        table.add_row(*row, end_section=number == len(encoders) - 1 and len(rows) > len(encoders))
+    for number, title in enumerate(_columns(metrics).values(), 1):
+        cells = [row[number] for row in rows]
+        table.add_column(title, justify="right", width=max(map(len, [*title.split(), *cells])))
+    for number, row in enumerate(rows, 1):
+        table.add_row(*row, end_section=number == len(encoders) < len(rows))
     (console or Console()).print(table)
 
 
