@@ -54,6 +54,19 @@ def _watch_parent(worker_index: int, worker_count: int) -> None:
     threading.Thread(target=watch, daemon=True, name="watch-parent").start()
 
 
+def _out_of_shared_memory(values: npt.NDArray) -> npt.NDArray:
+    """Returns a copy in ordinary memory, and frees the shared block at once.
+
+    Grain frees it in a background thread that may come too late at the end of the program.
+    """
+    copied = np.array(values)
+    block = getattr(values, "shm", None)
+    if block is not None:
+        setattr(values, "_unlink_on_del", False)  # noqa: B010
+        block.unlink()
+    return copied
+
+
 class BatchStream(Iterator[Batch]):
     """An iterator over batches that can be closed, and counts corrupt images.
 
@@ -87,7 +100,7 @@ class BatchStream(Iterator[Batch]):
                 "lower data.num_workers, data.num_threads or data.prefetch_batches."
             ) from error
         if self._copy:
-            batch = {name: np.array(values) for name, values in batch.items()}
+            batch = {name: _out_of_shared_memory(values) for name, values in batch.items()}
         self.corrupt_count += len(corrupt)
         for message in corrupt:
             if message not in self._reported:
@@ -100,6 +113,8 @@ class BatchStream(Iterator[Batch]):
         if not self._closed:
             self._closed = True
             self._iterator.close()
+            # Grain's iterators complain if they are left to the end of the interpreter.
+            self._iterator = None
 
     def __enter__(self) -> BatchStream:
         return self
