@@ -50,13 +50,14 @@ class PictureInputs:
 
 
 def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:
-    """Returns the images at the given positions of a data set (padding rows do not count)."""
+    """Returns the images at the given positions of a data set (padding rows do not count).
+
+    Stops at the last of them, and then closes `batches` if it can be closed.
+    """
     wanted = {int(i) for i in indices}
     found: dict[int, tuple[np.ndarray, int]] = {}
     start = 0
     for batch in batches:
-        if len(found) == len(wanted):
-            break
         rows = np.arange(len(batch["label"]))
         if "mask" in batch:
             rows = np.flatnonzero(np.asarray(batch["mask"]))
@@ -64,6 +65,11 @@ def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:
             if position in wanted:
                 found[position] = (np.array(batch["image"][row]), int(batch["label"][row]))
         start += len(rows)
+        if len(found) == len(wanted):
+            break
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
     return found
 
 

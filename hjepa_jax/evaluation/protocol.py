@@ -73,7 +73,12 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
 
 
 def _evaluate_encoder(
-    encode: Encode, sources: Sources, config: Any, split_qp: bool, mesh: Mesh | None
+    encode: Encode,
+    sources: Sources,
+    pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
+    config: Any,
+    split_qp: bool,
+    mesh: Mesh | None,
 ) -> tuple[Metrics, gallery.EncoderPictures, np.ndarray]:
     """Returns metrics of one encoder, what pictures need, and the queries of the gallery."""
     variant = config.variant if split_qp else "qp"
@@ -82,7 +87,7 @@ def _evaluate_encoder(
     test_states = extract_features(encode, sources.test_batches())
     train = train_states._replace(features=select(train_states.features))
     test = test_states._replace(features=select(test_states.features))
-    views = [encode_images(encode, v, config.batch_size) for v in sources.augmented_pairs()]
+    views = [encode_images(encode, v, config.batch_size) for v in pair]
     found = classify(train, test, sources.num_classes, config, mesh)
     described = diagnostics.diagnose(
         train.features, test.features, (select(views[0]), select(views[1])), config
@@ -180,9 +185,10 @@ def evaluate(
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
     queries = np.zeros(0, np.int64)
+    pair = sources.augmented_pairs()
     for name, encode, split in todo:
         metrics[name], pictures[name], queries = _evaluate_encoder(
-            encode, sources, config, split, mesh
+            encode, sources, pair, config, split, mesh
         )
     shown = np.unique(np.concatenate([p.neighbours.ravel() for p in pictures.values()]))
     names = sources.class_names or tuple(map(str, range(sources.num_classes)))
