@@ -178,9 +178,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             source = make_source(size, count, root)
             for local_views in options.local_views:
-                config = make_config(
-                    size, options.local_size or size, local_views, min(count, 256)
-                )
+                config = make_config(size, options.local_size or size, local_views, min(count, 256))
                 images = count - count % config.data.batch_size
                 sides = {"hjepa_jax": our_epoch(config, source)}
                 if compare:
@@ -191,7 +189,9 @@ def main() -> None:
                         seconds[name].append(cpu_seconds(run))
                 rates = {name: images / statistics.median(s) for name, s in seconds.items()}
                 text = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
-                ratio = f", ratio {rates['hjepa_jax'] / rates['torchvision']:.2f}" if compare else ""
+                ratio = (
+                    f", ratio {rates['hjepa_jax'] / rates['torchvision']:.2f}" if compare else ""
+                )
                 print(f"{size} px, 2+{local_views} views: images/s/core {text}{ratio}", flush=True)
 
 

@@ -187,6 +187,19 @@ def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str) -
     return note if complete else None
 
 
+def _finished_split(folder: pathlib.Path, entry: dict[str, Any] | None, content: str) -> bool:
+    """Returns whether a split of the index is complete and made from this content."""
+    return (
+        entry is not None
+        and entry.get("content") == content
+        and all(
+            (folder / shard["file"]).is_file()
+            and (folder / shard["file"]).stat().st_size == shard["bytes"]
+            for shard in entry["shards"]
+        )
+    )
+
+
 def write_shards(
     source: ImageSource,
     split: str,
@@ -221,6 +234,9 @@ def write_shards(
                 "choose another output folder."
             )
     content = f"{source.fingerprint()} {images_per_shard}"
+    if _finished_split(folder, index["splits"].get(split), content):
+        progress(len(source))
+        return
     notes: list[dict[str, Any]] = []
     for start in range(0, len(source), images_per_shard):
         numbers = range(start, min(start + images_per_shard, len(source)))
@@ -234,7 +250,7 @@ def write_shards(
             progress(len(numbers))
         notes.append(note)
     np.save(folder / f"{split}.labels.npy", source.labels())
-    index["splits"][split] = {"num_images": len(source), "shards": notes}
+    index["splits"][split] = {"num_images": len(source), "content": content, "shards": notes}
     _replace_text(folder / INDEX, json.dumps(index, indent=1))
     _remove_notes(folder, split, notes)
 

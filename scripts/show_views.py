@@ -1,0 +1,43 @@
+"""Writes a contact sheet of the augmented views that a configuration makes.
+
+python scripts/show_views.py --config=configs/cifar100.py --config.data.root=DATA --out=views.png
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+from PIL import Image
+
+from hjepa_jax import config_check
+from hjepa_jax.data.contact_sheet import contact_sheet
+from hjepa_jax.data.pipeline import train_batches
+from hjepa_jax.data.sources import open_source
+from hjepa_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with overrides.")
+_OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.")
+_IMAGES = flags.DEFINE_integer("images", 12, "Images to show.", lower_bound=1)
+_STEP = flags.DEFINE_integer("step", 0, "Training step whose batch is shown.", lower_bound=0)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]}")
+    config = _CONFIG.value
+    try:
+        config_check.validate(config)
+        source = open_source(config.data, config.data.train_split)
+        with train_batches(config, source, start_step=_STEP.value, num_steps=1) as stream:
+            sheet = contact_sheet(next(stream), _IMAGES.value)
+    except (UserError, ValueError, OSError) as error:
+        sys.exit(f"show_views: {error}")
+    Image.fromarray(sheet).save(_OUT.value)
+    print(f"{source.description}: {sheet.shape[1]}x{sheet.shape[0]} pixels in {_OUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
