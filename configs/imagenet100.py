@@ -5,15 +5,27 @@
 
 Variants, as `--config=configs/imagenet100.py:NAME`:
   hjepa (default)  Hamiltonian predictor with floors, the potential at a tenth of the learning rate
+  mlp, identity    the same with a matched MLP predictor, or none
+  parity           HJEPA as the published script runs it (docs/parity.md)
   sigreg           LeJEPA baseline: view-centre prediction with SIGReg
-  smoke            a few steps on the embedded digits, to see that everything runs
+  ham_diag, ham_chain, ham_learnable   SIGReg of H^{1/2} z (HamSIGReg)
+  NAME-smoke       two steps of it on the embedded digits, to see that everything runs
 
 45 epochs, batch 256. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by +4.82 / +7.52.
 """
 
 from ml_collections import ConfigDict
 
-from hjepa_jax.config import apply_variants, base_config
+from hjepa_jax.config import base_config
+from hjepa_jax.variants import (
+    apply_variants,
+    chain,
+    ham_chain,
+    ham_diag,
+    ham_learnable,
+    identity_predictor,
+    mlp_predictor,
+)
 
 
 def hjepa(config: ConfigDict) -> None:
@@ -38,7 +50,25 @@ def sigreg(config: ConfigDict) -> None:
     config.train.grad_clip = None
 
 
-METHODS = {"hjepa": hjepa, "sigreg": sigreg}
+def parity(config: ConfigDict) -> None:
+    """HJEPA to the letter of the published ImageNet script."""
+    config.dynamics.residual_scale_warmup_epochs = 0.0
+    config.parity.update(
+        forward_directions_only=True,
+        q_variance_floor_only=True,
+        unclipped_predictor=True,
+        shared_lr_floor=True,
+    )
+
+
+METHODS = {
+    "hjepa": hjepa,
+    "mlp": chain(hjepa, mlp_predictor),
+    "identity": chain(hjepa, identity_predictor),
+    "parity": chain(hjepa, parity),
+    "sigreg": sigreg,
+    **{f.__name__: chain(sigreg, f) for f in (ham_diag, ham_chain, ham_learnable)},
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -7,7 +7,8 @@ Variants: hjepa (default), sigreg, smoke. See README.md for the figures to expec
 
 from ml_collections import ConfigDict
 
-from hjepa_jax.config import apply_variants, base_config
+from hjepa_jax.config import base_config
+from hjepa_jax.variants import apply_variants
 
 
 def hjepa(config: ConfigDict) -> None:

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 from hjepa_jax.models.projector import Projector
 from hjepa_jax.models.resnet import ResNet18
+from hjepa_jax.objectives.spectral import GRID_KINDS, SpectralSettings
+from hjepa_jax.objectives.spectral_learnable import LearnableSettings
 
 
 class Modules(NamedTuple):
@@ -56,5 +58,42 @@ def build_modules(config: ConfigDict, *, dtype: Any = None) -> Modules:
     )
     if config.objective != "hjepa":
         return Modules(encoder, projector, None)
-    predictor = build_predictor(settings_from(PredictorSettings, config.dynamics))
+    settings = settings_from(
+        PredictorSettings, config.dynamics, reference_leapfrog=config.parity.reference_leapfrog
+    )
+    predictor = build_predictor(settings)
     return Modules(encoder, projector, predictor)
+
+
+def token_grid(config: ConfigDict) -> int:
+    """Returns the side of the encoder's token grid: pooled, or the image over the strides."""
+    model = config.model
+    if model.token_hw is not None:
+        return model.token_hw
+    side = config.data.image_size
+    halvings = int(model.token_layer.removeprefix("layer")) - 1
+    halvings += 2 if model.stem == "imagenet" else 0
+    for _ in range(halvings):
+        side = (side + 1) // 2
+    return side
+
+
+def spectral_settings(config: ConfigDict) -> SpectralSettings:
+    """Returns the settings of HamSIGReg's transform; kind 'identity' is plain SIGReg."""
+    spectral = config.spectral
+    if spectral.kind not in GRID_KINDS:
+        return settings_from(SpectralSettings, spectral, learnable=None)
+    side = token_grid(config)
+    learnable = None
+    if spectral.kind == "learnable":
+        learnable = settings_from(LearnableSettings, spectral, h=side, w=side)
+    return settings_from(
+        SpectralSettings,
+        spectral,
+        h=side,
+        w=side,
+        token_dim=config.model.token_dim,
+        split_qp=config.model.split_qp,
+        reference_layout=config.parity.reference_layout,
+        learnable=learnable,
+    )

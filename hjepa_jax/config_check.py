@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +35,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sigreg.statistics": ("per_view", "flattened"),
     "sigreg.weight_type": ("gaussian", "uniform"),
     "sigreg.reduction": ("mean", "sum"),
+    "spectral.kind": ("identity", "diag", "chain", "chain_grid", "learnable"),
+    "spectral.gauge": ("trace", "logdet"),
+    "spectral.base": ("identity", "r2", "laplacian"),
+    "spectral.binning": ("linear_radius", "linear_radius_sq", "quantile_radius"),
+    "spectral.update_mode": ("max", "min"),
     "data.on_corrupt": ("error", "skip"),
     "evaluation.variant": ("q", "p", "qp"),
 }
@@ -100,20 +107,66 @@ _PROBABILITIES = tuple(
     f"data.augment.{name}_probability" for name in ("flip", "jitter", "grey", "blur", "solarise")
 )
 
+_CHAIN_FIELDS = ("kind", "kappa", "eps", "gauge", "identity_epochs", "base_ramp_epochs")
+_LEARNABLE = tuple(name for name in base_config().spectral if name not in _CHAIN_FIELDS)
+
+
+def _has_predictor(config: ConfigDict) -> bool:
+    return config.objective == "hjepa" and config.dynamics.predictor != "identity"
+
+
+def _chain(config: ConfigDict) -> bool:
+    return config.objective == "sigreg" and config.spectral.kind in ("chain", "chain_grid")
+
+
+def _spectrum(config: ConfigDict) -> bool:
+    kinds = ("chain", "chain_grid", "learnable")
+    return config.objective == "sigreg" and config.spectral.kind in kinds
+
+
 # Fields that have an effect only under a condition: prefix -> (condition, how to make it hold).
 _Condition = Callable[[ConfigDict], bool]
 USED_WHEN: dict[str, tuple[_Condition, str]] = {
     "dynamics": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
     "loss": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
     "sigreg": (lambda c: c.objective == "sigreg", "config.objective='sigreg'"),
-    "train.predictor_lr": (
-        lambda c: c.objective == "hjepa" and c.dynamics.predictor != "identity",
-        "config.objective='hjepa' and a predictor that has parameters",
+    "spectral.kind": (lambda c: c.objective == "sigreg", "config.objective='sigreg'"),
+    "spectral.kappa": (_chain, "config.spectral.kind='chain' or 'chain_grid'"),
+    "spectral.eps": (_chain, "config.spectral.kind='chain' or 'chain_grid'"),
+    "spectral.gauge": (_spectrum, "config.spectral.kind='chain', 'chain_grid' or 'learnable'"),
+    "spectral.identity_epochs": (
+        _spectrum,
+        "config.spectral.kind='chain', 'chain_grid' or 'learnable'",
     ),
+    "spectral.base_ramp_epochs": (
+        _spectrum,
+        "config.spectral.kind='chain', 'chain_grid' or 'learnable'",
+    ),
+    **{
+        f"spectral.{name}": (
+            lambda c: c.objective == "sigreg" and c.spectral.kind == "learnable",
+            "config.spectral.kind='learnable'",
+        )
+        for name in _LEARNABLE
+    },
+    "parity.reference_layout": (
+        lambda c: c.spectral.kind in ("chain_grid", "learnable"),
+        "config.spectral.kind='chain_grid' or 'learnable'",
+    ),
+    "train.predictor_lr": (_has_predictor, "a predictor that has parameters"),
     "model.token": (lambda c: c.model.mode == "tokens", "config.model.mode='tokens'"),
     "model.embed_dim": (lambda c: c.model.mode == "global", "config.model.mode='global'"),
     "model.projector_": (lambda c: c.model.projector == "mlp", "config.model.projector='mlp'"),
     "data.local_s": (lambda c: c.data.num_local_views > 0, "config.data.num_local_views above 0"),
+    **{
+        f"dynamics.{name}": (
+            lambda c: c.dynamics.predictor == "hamiltonian",
+            "config.dynamics.predictor='hamiltonian'",
+        )
+        for name in ("hamiltonian", "integrator", "steps", "dt", "learn_dt", "damping")
+    },
+    "dynamics.hidden_dim": (_has_predictor, "a predictor that has parameters"),
+    "dynamics.depth": (_has_predictor, "a predictor that has parameters"),
     "dynamics.midpoint": (
         lambda c: c.dynamics.integrator == "implicit_midpoint",
         "config.dynamics.integrator='implicit_midpoint'",
@@ -197,8 +250,9 @@ def _value_problems(fields: dict[str, Any]) -> Iterator[str]:
             yield f"config.{path} is {fields[path]}: a crop cannot be larger than the image (1.0)."
     if fields["sigreg.n_points"] < 3 or fields["sigreg.n_points"] % 2 == 0:
         yield f"config.sigreg.n_points is {fields['sigreg.n_points']}: it must be odd, 3 or more."
-    if fields["data.augment.blur_kernel"] % 2 == 0:
-        yield f"config.data.augment.blur_kernel is {fields['data.augment.blur_kernel']}: it must be odd."
+    kernel = fields["data.augment.blur_kernel"]
+    if kernel % 2 == 0:
+        yield f"config.data.augment.blur_kernel is {kernel}: it must be odd."
 
 
 def _unused(config: ConfigDict, fields: dict[str, Any], base: dict[str, Any]) -> Iterator[str]:
@@ -206,7 +260,8 @@ def _unused(config: ConfigDict, fields: dict[str, Any], base: dict[str, Any]) ->
         if value == base[path]:
             continue
         for prefix, (used, remedy) in USED_WHEN.items():
-            applies = path == prefix or path.startswith((f"{prefix}.", prefix))
+            exact = prefix in fields
+            applies = path == prefix if exact else path.startswith(prefix)
             if applies and not used(config):
                 yield (
                     f"config.{path} is set to {value!r} but has no effect here: "
@@ -253,6 +308,17 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
             "config.loss.pairing is 'local_to_global' but config.data.num_local_views is 0: "
             "ask for local views, for example config.data.num_local_views=6."
         )
+    grid = config.spectral.kind in ("chain_grid", "learnable")
+    if not hjepa and grid and model.mode != "tokens":
+        yield (
+            f"config.spectral.kind is {config.spectral.kind!r}, which acts on the token grid: set "
+            "config.model.mode='tokens', or config.spectral.kind='chain'."
+        )
+    if not hjepa and grid and model.projector != "identity":
+        yield (
+            f"config.spectral.kind is {config.spectral.kind!r}, which acts on the token grid, but "
+            "the projector mixes the tokens: set config.model.projector='identity'."
+        )
     pooled = model.mode == "global" or model.token_hw is not None
     if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
         yield (
@@ -285,6 +351,14 @@ def validate(config: ConfigDict) -> None:
 def to_json(config: ConfigDict) -> str:
     """Returns the resolved configuration as indented JSON."""
     return json.dumps(config.to_dict(), indent=2)
+
+
+def save(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the resolved configuration to `config.json`, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(to_json(config) + "\n")
+    os.replace(temporary, workdir / "config.json")
 
 
 def from_json(text: str) -> ConfigDict:

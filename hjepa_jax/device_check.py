@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from hjepa_jax import sharding
 from hjepa_jax.build import build_modules
+from hjepa_jax.spectral_step import init_spectral
 from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
 from hjepa_jax.train_step import Method, loss_and_gradient, train_step
 
@@ -43,7 +44,9 @@ def float64_method(config: ConfigDict, *, total: int, per_epoch: int) -> tuple[M
     modules = build_modules(config, dtype=jnp.float64)
     rates = learning_rates(config, total_steps=total, steps_per_epoch=per_epoch)
     method = Method(config, modules, make_optimizer(config, rates), rates, per_epoch)
-    init = jax.jit(functools.partial(init_state, config, modules, method.optimizer))
+    init = jax.jit(
+        functools.partial(init_state, config, modules, method.optimizer, init_spectral(config))
+    )
     return method, _float64(init(jax.random.key(config.seed)))
 
 
@@ -54,14 +57,15 @@ def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], de
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def both(state: TrainState, batch: Any) -> dict[str, Any]:
-        (loss, (statistics, metrics)), gradient = loss_and_gradient(method, state, batch)
+        step = loss_and_gradient(method, state, batch)
         new_state, _ = train_step(method, state, batch)
         return {
-            "loss": loss,
-            "metrics": metrics,
-            "statistics": statistics,
-            "gradient": gradient,
+            "loss": step.total,
+            "metrics": step.metrics,
+            "statistics": step.batch_stats,
+            "gradient": step.gradient,
             "params": new_state.params,
+            "spectral": new_state.spectral,
         }
 
     placed = jax.device_put(state, everywhere)

@@ -14,6 +14,7 @@ from hjepa_jax.build import build_modules
 from hjepa_jax.config import steps_per_epoch, total_steps
 from hjepa_jax.data.sources import ImageSource, open_source, subset
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.spectral_step import init_spectral
 from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
 from hjepa_jax.train_step import Method, normalise, train_step
 
@@ -62,7 +63,9 @@ def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
     method = Method(
         config, build_modules(config), make_optimizer(config, rates), rates, epoch_steps
     )
-    init = functools.partial(init_state, config, method.modules, method.optimizer)
+    init = functools.partial(
+        init_state, config, method.modules, method.optimizer, init_spectral(config)
+    )
     key = jax.random.key(config.seed)
     everywhere = sharding.replicated(mesh)
     abstract = jax.tree.map(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -110,7 +109,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     run = prepare(config, len(source), mesh)
     checkpointer = Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last)
     state = restore_or_init(run, checkpointer, config, source)
-    save_config(config, workdir)
+    config_check.save(config, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
     writer = create_writer(workdir)
@@ -179,11 +178,3 @@ def _check_finite(failed_step: Any, checkpointer: Checkpointer) -> None:
             f"({checkpointer.folder}; {intact}): lower config.train.lr, or set "
             "config.train.grad_clip, and start again."
         )
-
-
-def save_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes the resolved configuration to `config.json`, whole or not at all."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(config_check.to_json(config) + "\n")
-    os.replace(temporary, workdir / "config.json")

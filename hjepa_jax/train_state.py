@@ -25,6 +25,7 @@ class TrainState:
       params: {'encoder', 'projector', 'predictor'} parameter trees (absent where a part has none).
       batch_stats: {'encoder', 'projector'} running batch-norm statistics.
       opt_state: the optimiser's state.
+      spectral: {'params', 'opt_state'} of HamSIGReg's learnable spectrum, {} where there is none.
       rng: uint32 key data; each step uses `fold_in(rng, step)`.
       failed_step: int32 scalar, the first step whose loss or gradient was not finite, else -1.
         From then on the state stays as it was before that step.
@@ -34,6 +35,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    spectral: Any
     rng: jax.Array
     failed_step: jax.Array
 
@@ -69,19 +71,27 @@ def learning_rates(
             warmup_steps=train.warmup_epochs * steps_per_epoch,
             total_steps=total_steps,
             init_ratio=train.warmup_init_ratio,
-            floor=peak * train.min_lr_ratio,
+            floor=(train.lr if config.parity.shared_lr_floor else peak) * train.min_lr_ratio,
         )
         for group, peak in peaks.items()
     }
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as in the published recipe."""
+def clip_by_global_norm(
+    max_norm: float, *, skip: str | None = None
+) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as in the published recipe.
+
+    The part named `skip` is neither scaled nor counted in the norm.
+    """
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(gradients) + 1e-6))
-        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients), state
+        skipped = {} if skip is None or skip not in gradients else {skip: gradients[skip]}
+        counted = {part: tree for part, tree in gradients.items() if part not in skipped}
+        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(counted) + 1e-6))
+        clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), counted)
+        return {part: (clipped | skipped)[part] for part in gradients}, state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
@@ -118,7 +128,8 @@ def make_optimizer(config: ConfigDict, rates: dict[str, Schedule]) -> optax.Grad
     def decay_mask(params: Any) -> Any:
         return has_gradient(params, energy_weight=config.loss.energy_weight)
 
-    chain = [] if train.grad_clip is None else [clip_by_global_norm(train.grad_clip)]
+    skip = "predictor" if config.parity.unclipped_predictor else None
+    chain = [] if train.grad_clip is None else [clip_by_global_norm(train.grad_clip, skip=skip)]
     chain.append(optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.adam_eps))
     chain.append(optax.add_decayed_weights(train.weight_decay, mask=decay_mask))
     chain.append(
@@ -131,7 +142,11 @@ def make_optimizer(config: ConfigDict, rates: dict[str, Schedule]) -> optax.Grad
 
 
 def init_state(
-    config: ConfigDict, modules: Modules, optimizer: optax.GradientTransformation, key: jax.Array
+    config: ConfigDict,
+    modules: Modules,
+    optimizer: optax.GradientTransformation,
+    spectral: Any,
+    key: jax.Array,
 ) -> TrainState:
     """Returns the initial state.
 
@@ -139,6 +154,7 @@ def init_state(
       config: gives the crop size.
       modules: the parts to initialise.
       optimizer: the optimiser.
+      spectral: the initial spectrum, see `hjepa_jax.spectral_step.init_spectral`.
       key: a typed PRNG key, from which parameters and the training stream derive.
     """
     encoder_key, projector_key, predictor_key, stream = jax.random.split(key, 4)
@@ -160,6 +176,7 @@ def init_state(
         params=params,
         batch_stats=stats,
         opt_state=optimizer.init(params),
+        spectral=spectral,
         rng=jax.random.key_data(stream),
         failed_step=jnp.full((), -1, jnp.int32),
     )

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from hjepa_jax.build import Modules, settings_from
+from hjepa_jax.build import Modules, settings_from, spectral_settings
 from hjepa_jax.objectives.floors import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
 from hjepa_jax.objectives.lejepa import sigreg_objective
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
+from hjepa_jax.objectives.spectral import apply_spectral
+from hjepa_jax.spectral_step import (
+    has_learnable_spectrum,
+    spectral_schedule,
+    spectral_terms,
+    update_spectral,
+)
 from hjepa_jax.train_state import Schedule, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -23,7 +30,7 @@ Metrics = dict[str, jax.Array]
 Randomness = dict[str, jax.Array]
 
 # Streams derived from the state's key, so that adding one never changes another.
-_PROJECTIONS, _SLICES, _SUBSAMPLE = range(3)
+_PROJECTIONS, _SLICES, _SUBSAMPLE, _SPECTRAL_SLICES = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +47,19 @@ class Method:
         """Returns the potential's residual scale at `step`, after its linear warm-up."""
         dynamics = self.config.dynamics
         warmup_steps = dynamics.residual_scale_warmup_epochs * self.steps_per_epoch
+        if self.config.parity.epochwise_residual_warmup:
+            step = step // self.steps_per_epoch * self.steps_per_epoch + self.steps_per_epoch - 1
         done = (jnp.asarray(step, jnp.result_type(float)) + 1) / max(warmup_steps, 1e-9)
         return dynamics.residual_scale * jnp.minimum(1.0, done)
+
+    def sigreg_weight(self, step: jax.Array) -> jax.Array | float:
+        """Returns the weight of SIGReg at `step`, after its linear warm-up."""
+        sigreg = self.config.sigreg
+        if sigreg.weight_warmup_epochs == 0:
+            return sigreg.weight
+        warmup_steps = sigreg.weight_warmup_epochs * self.steps_per_epoch
+        done = (jnp.asarray(step, jnp.result_type(float)) + 1) / warmup_steps
+        return sigreg.weight * jnp.minimum(1.0, done)
 
 
 def normalise(images: jax.Array, mean: Any, std: Any, dtype: Any) -> jax.Array:
@@ -96,34 +114,39 @@ def apply_encoder(
 
 
 def draw_randomness(
-    config: ConfigDict, key: jax.Array, step: jax.Array, *, dim: int, num_rows: int, dtype: Any
+    method: Method, key: jax.Array, step: jax.Array, *, dim: int, num_rows: int, dtype: Any
 ) -> Randomness:
     """Draws what is random in the losses of a step: a function of key and step alone.
 
     Args:
-      config: gives sizes and refresh intervals.
+      method: gives sizes, refresh intervals and schedules.
       key: typed PRNG key of the run.
       step: int32 scalar.
       dim: D, the width of z.
       num_rows: N = V*B over all devices.
       dtype: of the projections.
     """
+    config = method.config
     if config.objective == "hjepa":
         loss = config.loss
         rank = projection_rank(loss.logdet_dim, dim // 2, num_rows)
-        key = jax.random.fold_in(
-            jax.random.fold_in(key, _PROJECTIONS), step // loss.logdet_refresh_interval
-        )
-        key_q, key_p = jax.random.split(key)
+        refresh = step // loss.logdet_refresh_interval
+        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _PROJECTIONS), refresh))
         return {
-            "q": orthonormal_projection(key_q, dim // 2, rank, dtype),
-            "p": orthonormal_projection(key_p, dim // 2, rank, dtype),
+            half: orthonormal_projection(half_key, dim // 2, rank, dtype)
+            for half, half_key in zip(("q", "p"), keys)
         }
     sigreg = config.sigreg
-    slices_key = jax.random.fold_in(
-        jax.random.fold_in(key, _SLICES), step // sigreg.refresh_interval
-    )
-    drawn = {"slices": random_slices(slices_key, dim, sigreg.num_slices, dtype)}
+
+    def slices(stream: int) -> jax.Array:
+        refresh = step // sigreg.refresh_interval
+        slices_key = jax.random.fold_in(jax.random.fold_in(key, stream), refresh)
+        return random_slices(slices_key, dim, sigreg.num_slices, dtype)
+
+    alpha, beta = spectral_schedule(config, step, method.steps_per_epoch)
+    drawn = {"slices": slices(_SLICES), "alpha": alpha, "beta": beta}
+    if has_learnable_spectrum(config):
+        drawn["spectral_slices"] = slices(_SPECTRAL_SLICES)
     if sigreg.subsample is not None:
         rows = num_rows if sigreg.statistics == "flattened" else config.data.batch_size
         subsample_key = jax.random.fold_in(jax.random.fold_in(key, _SUBSAMPLE), step)
@@ -132,63 +155,110 @@ def draw_randomness(
 
 
 def objective(
-    method: Method, params: Any, z: jax.Array, randomness: Randomness, step: jax.Array
+    method: Method,
+    params: Any,
+    spectral: Any,
+    z: jax.Array,
+    randomness: Randomness,
+    step: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """Returns (total loss, metrics) of the states z [V, B, D]."""
-    config = method.config
-    num_global = config.data.num_global_views
-    if config.objective == "sigreg":
-        return sigreg_objective(
-            z,
-            randomness["slices"],
-            settings_from(SIGRegSettings, config.sigreg),
-            num_global,
-            subsample_index=randomness.get("subsample"),
-            weight=config.sigreg.weight,
-            loss_form=config.sigreg.loss_form,
-        )
-    predictor, scale = method.modules.predictor, method.residual_scale(step)
+    if method.config.objective == "sigreg":
+        return _sigreg_objective(method, spectral, z, randomness, step)
+    return _hjepa_objective(method, params, z, randomness, step)
+
+
+def _sigreg_objective(
+    method: Method, spectral: Any, z: jax.Array, randomness: Randomness, step: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    config, settings = method.config, spectral_settings(method.config)
+    params = spectral.get("params")
+    alpha, beta = randomness["alpha"], randomness["beta"]
+    total, metrics = sigreg_objective(
+        z,
+        randomness["slices"],
+        settings_from(SIGRegSettings, config.sigreg),
+        config.data.num_global_views,
+        transform=lambda state: apply_spectral(settings, params, state, alpha, beta),
+        subsample_index=randomness.get("subsample"),
+        weight=method.sigreg_weight(step),
+        loss_form=config.sigreg.loss_form,
+    )
+    terms = spectral_terms(settings, params, alpha, beta)
+    if terms:
+        # A constant to the encoder, counted so that the total is the whole game's value.
+        total = total + config.spectral.regulariser_weight * terms["spec"]
+        metrics |= {**terms, "total": total, "alpha": alpha, "beta": beta}
+    return total, metrics
+
+
+def _hjepa_objective(
+    method: Method, params: Any, z: jax.Array, randomness: Randomness, step: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    config, predictor = method.config, method.modules.predictor
+    assert predictor is not None
+    scale = method.residual_scale(step)
     variables = {"params": params.get("predictor", {})}
 
-    def flow(state: jax.Array, direction: Any) -> jax.Array:
+    def flow(state: jax.Array, direction: Any) -> Any:
         return predictor.apply(variables, state, direction, scale)
 
-    def energy(state: jax.Array) -> jax.Array:
+    def energy(state: jax.Array) -> Any:
         return predictor.apply(variables, state, scale, method="energy")
 
-    has_energy = hasattr(predictor, "energy")
-    settings = settings_from(HJEPASettings, config.loss)
+    settings = settings_from(
+        HJEPASettings,
+        config.loss,
+        reverse_direction_sign=1 if config.parity.forward_directions_only else -1,
+        floor_p_variance=not config.parity.q_variance_floor_only,
+    )
     total, metrics = hjepa_objective(
-        z, flow, energy if has_energy else None, randomness, settings, num_global
+        z,
+        flow,
+        energy if hasattr(predictor, "energy") else None,
+        randomness,
+        settings,
+        config.data.num_global_views,
     )
     if hasattr(predictor, "potential"):
         q = jax.lax.stop_gradient(z[..., : z.shape[-1] // 2])
-        potential = predictor.apply(variables, q, scale, method="potential")
+        potential: Any = predictor.apply(variables, q, scale, method="potential")
         metrics["V_var"] = jnp.var(jax.lax.stop_gradient(potential))
     return total, metrics
 
 
+class StepLoss(NamedTuple):
+    """The loss of a batch and what else its forward pass yields."""
+
+    total: jax.Array
+    gradient: Any
+    batch_stats: Any
+    metrics: Metrics
+    z: jax.Array
+    randomness: Randomness
+
+
 def loss_and_gradient(
     method: Method, state: TrainState, batch: Batch, randomness: Randomness | None = None
-) -> tuple[tuple[jax.Array, tuple[Any, Metrics]], Any]:
-    """Returns ((loss, (new batch statistics, metrics)), gradient) of one batch.
+) -> StepLoss:
+    """Returns loss, gradient, new batch statistics, metrics and states of one batch.
 
     `randomness` replaces what the step would draw (numerical checks against recorded values).
     """
 
-    def loss(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+    def loss(params: Any) -> tuple[jax.Array, Any]:
         z, stats = encode_views(method, params, state.batch_stats, batch)
         drawn = randomness
         if drawn is None:
-            key = jax.random.wrap_key_data(state.rng)
-            num_rows = z.shape[0] * z.shape[1]
+            key, rows = jax.random.wrap_key_data(state.rng), z.shape[0] * z.shape[1]
             drawn = draw_randomness(
-                method.config, key, state.step, dim=z.shape[-1], num_rows=num_rows, dtype=z.dtype
+                method, key, state.step, dim=z.shape[-1], num_rows=rows, dtype=z.dtype
             )
-        total, metrics = objective(method, params, z, drawn, state.step)
-        return total, (stats, metrics)
+        total, metrics = objective(method, params, state.spectral, z, drawn, state.step)
+        return total, (stats, metrics, jax.lax.stop_gradient(z), drawn)
 
-    return jax.value_and_grad(loss, has_aux=True)(state.params)
+    (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return StepLoss(total, gradient, *rest)
 
 
 def train_step(
@@ -209,28 +279,37 @@ def train_step(
     Returns:
       (new state, scalar metrics).
     """
-    (total, (stats, metrics)), gradients = loss_and_gradient(method, state, batch, randomness)
-    norm = optax.global_norm(gradients)
-    updates, opt_state = method.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-
-    good = jnp.isfinite(total) & jnp.isfinite(norm) & (state.failed_step < 0)
-    keep: Callable[[Any, Any], Any] = lambda new, old: jax.tree.map(  # noqa: E731
-        lambda n, o: jnp.where(good, n, o), new, old
-    )
+    step = loss_and_gradient(method, state, batch, randomness)
+    norm = optax.global_norm(step.gradient)
+    updates, opt_state = method.optimizer.update(step.gradient, state.opt_state, state.params)
+    spectral = state.spectral
+    if has_learnable_spectrum(method.config):
+        spectral = update_spectral(
+            method.config,
+            spectral,
+            step.z,
+            step.randomness,
+            step=state.step,
+            weight=method.sigreg_weight(state.step),
+            steps_per_epoch=method.steps_per_epoch,
+        )
+    good = jnp.isfinite(step.total) & jnp.isfinite(norm) & (state.failed_step < 0)
     failed = jnp.where(good | (state.failed_step >= 0), state.failed_step, state.step)
-    new_state = state.replace(
-        step=state.step + 1,
-        params=keep(params, state.params),
-        batch_stats=keep(stats, state.batch_stats),
-        opt_state=keep(opt_state, state.opt_state),
-        failed_step=failed,
-    )
+    changed = {
+        "params": optax.apply_updates(state.params, updates),
+        "batch_stats": step.batch_stats,
+        "opt_state": opt_state,
+        "spectral": spectral,
+    }
+    kept = {
+        name: jax.tree.map(lambda new, old: jnp.where(good, new, old), tree, getattr(state, name))
+        for name, tree in changed.items()
+    }
     metrics = {
-        **metrics,
-        "total": total,
+        **step.metrics,
+        "total": step.total,
         "grad_norm": norm,
         "lr": method.rates["main"](state.step),
         "failed_step": failed,
     }
-    return new_state, metrics
+    return state.replace(step=state.step + 1, failed_step=failed, **kept), metrics

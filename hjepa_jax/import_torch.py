@@ -1,0 +1,192 @@
+"""A checkpoint of the published PyTorch code as a checkpoint and configuration of ours."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from hjepa_jax import config_check, sharding
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.errors import CheckpointError
+from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.torch_names import (
+    encoder_from_torch,
+    predictor_from_torch,
+    projector_from_torch,
+)
+from hjepa_jax.run import prepare
+from hjepa_jax.train_state import TrainState
+
+_PARTS = ("encoder", "projector", "predictor", "regularizer")
+# Constants and counters that the published regularisers save beside the spectrum's parameters.
+_BUFFERS = frozenset(
+    [
+        "sqrt_diag",
+        "lam_rfft_base",
+        "lam_grid_base",
+        "sqrt_lam_rfft",
+        "bin_idx_2d",
+        "loglam0_2d",
+        "alpha",
+        "beta",
+        "global_step",
+        "t",
+        "phi",
+        "weights",
+    ]
+)
+_KEYS = {"config", "epoch", "global_step", *_PARTS, "optimizer", "scheduler"}
+
+
+class Imported(NamedTuple):
+    """A published checkpoint in our terms.
+
+    Attributes:
+      config: our configuration, with the parity flags of its script.
+      params, batch_stats: trees as in TrainState.
+      spectral: parameters of a learnable spectrum, {} where there is none.
+      step: the global step (0 where the checkpoint has none).
+      ignored: names of entries that have no influence.
+    """
+
+    config: ConfigDict
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    spectral: dict[str, np.ndarray]
+    step: int
+    ignored: list[str]
+
+
+def load_torch(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a torch file without executing anything in it (weights_only).
+
+    Raises:
+      CheckpointError: if torch is not installed, or the file is missing or no such checkpoint.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            "reading a PyTorch checkpoint needs torch: pip install 'hjepa_jax[torch]'."
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many classes for a damaged or unsafe file
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: {reason}") from error
+    if not isinstance(loaded, Mapping) or not {"config", "encoder"} <= set(loaded):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of the published code: it needs 'config' and 'encoder'."
+        )
+    return jax.tree.map(lambda x: x.numpy() if isinstance(x, torch.Tensor) else x, dict(loaded))
+
+
+def translate(checkpoint: Mapping[str, Any]) -> Imported:
+    """Translates a loaded checkpoint.
+
+    Raises:
+      CheckpointError: naming every missing and unknown entry of a part.
+    """
+    unknown = sorted(set(checkpoint) - _KEYS)
+    if unknown:
+        raise CheckpointError(f"the checkpoint has unknown entries: {', '.join(unknown)}.")
+    config = config_from_torch(checkpoint["config"])
+    state = {part: dict(checkpoint.get(part) or {}) for part in _PARTS}
+    try:
+        encoder, encoder_stats, ignored = encoder_from_torch(
+            state["encoder"], mode=config.model.mode, token_layer=config.model.token_layer
+        )
+        projector, projector_stats, more = projector_from_torch(state["projector"])
+        predictor, last = predictor_from_torch(state["predictor"])
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    spectral, rest = _spectrum(state["regularizer"], config.spectral.kind == "learnable")
+    params = {"encoder": encoder, "projector": projector, "predictor": predictor}
+    stats = {"encoder": encoder_stats, "projector": projector_stats}
+    return Imported(
+        config,
+        {part: tree for part, tree in params.items() if tree},
+        {part: tree for part, tree in stats.items() if tree},
+        spectral,
+        int(checkpoint.get("global_step") or 0),
+        [*ignored, *more, *last, *rest],
+    )
+
+
+def _spectrum(
+    state: Mapping[str, np.ndarray], learnable: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Splits a regulariser's state into the spectrum's parameters and names left out."""
+    wanted = {"learnable_h.raw_span", "learnable_h.raw_shape"} if learnable else set()
+    faults = {
+        "missing": sorted(wanted - set(state)),
+        "unknown": sorted(
+            name for name in state if name not in wanted and name.split(".")[-1] not in _BUFFERS
+        ),
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        raise CheckpointError(f"The torch state of the regularizer does not fit; {told}.")
+    spectrum = {name.split(".")[-1]: state[name] for name in sorted(wanted)}
+    return spectrum, sorted(set(state) - wanted)
+
+
+def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
+    """Writes `config.json` and a checkpoint that evaluation and analysis can open.
+
+    The optimiser starts afresh: the published checkpoints do not hold its state.
+
+    Raises:
+      CheckpointError: if the workdir already has checkpoints, or shapes do not fit.
+    """
+    config = imported.config
+    folder = workdir / "checkpoints"
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already: choose another --workdir.")
+    run = prepare(config, config.data.batch_size, sharding.data_mesh())
+    fresh = run.init()
+    _check_shapes(fresh.params, imported.params)
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+    spectral = fresh.spectral
+    if imported.spectral:
+        spectral = {**spectral, "params": cast(imported.spectral)}
+    state = fresh.replace(
+        step=jnp.asarray(imported.step, jnp.int32),
+        params=cast(imported.params),
+        batch_stats=cast(imported.batch_stats),
+        spectral=spectral,
+    )
+    checkpointer = Checkpointer(folder)
+    meta = {"config": config_check.to_json(config), "data": {"step": imported.step}}
+    checkpointer.save(imported.step, state, meta)
+    checkpointer.close()
+    config_check.save(config, workdir)
+    return state
+
+
+def _check_shapes(wanted: Any, found: Any) -> None:
+    """Names what the checkpoint lacks or has in another shape."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    here, there = shapes(wanted), shapes(found)
+    faults = [
+        f"{name} is {there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} here"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    if faults:
+        raise CheckpointError(f"the checkpoint does not fit its configuration: {'; '.join(faults)}")

@@ -1,0 +1,232 @@
+"""Configurations of the published PyTorch scripts as ours, with their deviations as parity flags.
+
+The published code has two training scripts, for CIFAR and for ImageNet, that differ in more than
+their data; which one a configuration belongs to is told by its encoder stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import base_config
+from hjepa_jax.errors import ConfigError
+
+Published = Mapping[str, Any]
+
+# Published name -> ours, section by section; what is absent keeps the published default below.
+_DATA = {
+    "batch_size": "batch_size",
+    "num_global_views": "num_global_views",
+    "num_local_views": "num_local_views",
+    "out_size": "image_size",
+    "global_scale": "global_scale",
+    "local_scale": "local_scale",
+}
+_MODEL = {
+    "encoder_mode": "mode",
+    "encoder_stem": "stem",
+    "projector_type": "projector",
+    "split_qp": "split_qp",
+}
+_TOKENS = {"token_layer": "token_layer", "token_d_f": "token_dim", "token_hw": "token_hw"}
+_DYNAMICS = {
+    "method": "integrator",
+    "steps": "steps",
+    "learn_dt": "learn_dt",
+    "hamiltonian": "hamiltonian",
+    "hidden_dim": "hidden_dim",
+    "depth": "depth",
+    "residual_scale": "residual_scale",
+    "base_coeff": "base_coeff",
+}
+_LOSS = {
+    "match": "match",
+    "detach_target": "detach_target",
+    "energy_weight": "energy_weight",
+    "bidirectional": "bidirectional",
+}
+_TRAIN = {
+    "epochs": "epochs",
+    "lr": "lr",
+    "weight_decay": "weight_decay",
+    "warmup_epochs": "warmup_epochs",
+    "min_lr_ratio": "min_lr_ratio",
+}
+_WEIGHTS = {
+    "lambda_budget": "budget_weight",
+    "lambda_var": "var_weight",
+    "lambda_logdet": "logdet_weight",
+    "lambda_mean": "mean_weight",
+}
+_SIGREG = {
+    name: name
+    for name in ("num_slices", "t_max", "n_points", "clip_value", "subsample", "reduction")
+}
+_SPECTRUM = {
+    name: name
+    for name in [
+        "bins",
+        "base",
+        "gauge",
+        "binning",
+        "span_max",
+        "init_loglambda_span",
+        "base_ridge",
+        "base_strength",
+        "delta_clip",
+        "center_delta",
+        "log_lambda_clip",
+        "eps_ridge",
+        "curvature_weight",
+        "loglambda_l2_weight",
+        "cond_weight",
+        "cond_max",
+        "kappa",
+        "eps",
+    ]
+}
+_SPECTRUM_TRAIN = {
+    "h_update_interval": "update_interval",
+    "h_update_mode": "update_mode",
+    "h_grad_clip": "grad_clip",
+    "h_adv_mult": "adversarial_multiplier",
+    "reg_lr": "lr",
+    "h_identity_epochs": "identity_epochs",
+    "h_base_ramp_epochs": "base_ramp_epochs",
+    "h_learnable_ramp_epochs": "learnable_ramp_epochs",
+}
+
+
+def _copy(source: Published, names: Mapping[str, str], target: ConfigDict) -> None:
+    """Sets the fields that are present, cast to our field's type."""
+    for theirs, ours in names.items():
+        value = source.get(theirs)
+        if value is None:
+            continue
+        kind = target.get_type(ours)
+        target[ours] = tuple(value) if isinstance(value, list) else kind(value)
+
+
+def is_imagenet_script(published: Published) -> bool:
+    """Returns whether a configuration is of the ImageNet script."""
+    return published.get("model", {}).get("encoder_stem", "cifar") == "imagenet"
+
+
+def _set_floors(loss: ConfigDict, floors: Published) -> None:
+    """Variance, budget and log-det settings of the HJEPA regulariser."""
+    same = {
+        "q_per_dim_target": "q_target",
+        "p_per_dim_target": "p_target",
+        "q_std_floor": "q_std_floor",
+        "q_logdet_proj_dim": "logdet_dim",
+        "q_logdet_eps": "logdet_eps",
+        "q_logdet_refresh_interval": "logdet_refresh_interval",
+    }
+    _copy(floors, same, loss)
+    loss.p_std_floor = float(floors.get("p_std_floor", loss.q_std_floor))
+    for half in ("q", "p"):
+        loss[f"{half}_logdet_floor"] = float(floors[f"{half}_logdet_floor"])
+        for theirs, ours in (
+            ("pr_norm_floor", "pr_floor"),
+            ("eigmax_frac_ceiling", "eigmax_ceiling"),
+        ):
+            value = floors.get(f"{half}_{theirs}")
+            loss[f"{half}_{ours}"] = None if value is None else float(value)
+    for name in ("proj_dim", "eps", "refresh_interval"):
+        q, p = (floors.get(f"{half}_logdet_{name}") for half in ("q", "p"))
+        if p is not None and p != q:
+            raise ConfigError(
+                f"q_logdet_{name} ({q}) and p_logdet_{name} ({p}) differ: config.loss has one "
+                f"value for both."
+            )
+
+
+def _set_hjepa(config: ConfigDict, published: Published) -> None:
+    hjepa, loss, train = published["hjepa"], published.get("loss", {}), published["train"]
+    _copy(hjepa, _DYNAMICS, config.dynamics)
+    # The published code keeps dt in a float32 buffer.
+    config.dynamics.dt = float(np.float32(hjepa.get("dt", config.dynamics.dt)))
+    _copy(loss, _LOSS, config.loss)
+    if config.loss.match == "q":
+        config.loss.p_weight = float(loss.get("p_weight", 0.0))
+    _copy(train, _WEIGHTS, config.loss)
+    _set_floors(config.loss, published["regularizer"])
+    config.train.grad_clip = float(train["grad_clip"]) if train.get("grad_clip") else None
+    imagenet = is_imagenet_script(published)
+    warmup = 0 if imagenet else hjepa.get("residual_scale_warmup_epochs", 0)
+    config.dynamics.residual_scale_warmup_epochs = float(warmup)
+    if imagenet:
+        config.train.predictor_lr = float(train.get("h_lr", 0.1 * train["lr"]))
+    config.parity.update(
+        epochwise_residual_warmup=not imagenet,
+        forward_directions_only=imagenet,
+        q_variance_floor_only=imagenet,
+        unclipped_predictor=imagenet,
+        shared_lr_floor=imagenet,
+        reference_leapfrog=config.dynamics.hamiltonian != "separable",
+    )
+
+
+def _set_sigreg(config: ConfigDict, published: Published) -> None:
+    regularizer, train = published["regularizer"], published["train"]
+    config.objective = "sigreg"
+    config.train.grad_clip = None
+    _copy(regularizer, _SIGREG, config.sigreg)
+    _copy(train, {"lambda_reg": "weight"}, config.sigreg)
+    if not config.model.split_qp:
+        config.evaluation.variant = "qp"
+    kind = regularizer.get("ham_kind", "identity")
+    if regularizer.get("type") != "ham_sigreg" or kind == "identity":
+        return
+    options = regularizer.get("ham_kwargs", {})
+    on_grid = kind == "chain" and {"h", "w", "d_f"} <= set(options)
+    config.spectral.kind = "chain_grid" if on_grid else kind
+    _copy(options, _SPECTRUM, config.spectral)
+    if kind == "learnable":
+        _copy(train, _SPECTRUM_TRAIN, config.spectral)
+        _copy(regularizer, {"spectral_weight": "regulariser_weight"}, config.spectral)
+        config.spectral.gauge = options.get("gauge", "logdet")
+    config.parity.reference_layout = config.spectral.kind in ("chain_grid", "learnable")
+
+
+def config_from_torch(published: Published) -> ConfigDict:
+    """Translates a configuration of the published scripts, deviations included.
+
+    Args:
+      published: the nested dictionary of its YAML file, or of a checkpoint's `config`.
+
+    Returns:
+      Our configuration, whose `parity` section reproduces the script to the letter.
+
+    Raises:
+      ConfigError: if it asks for something that ours does not have.
+    """
+    config = base_config()
+    imagenet = is_imagenet_script(published)
+    config.data.name = "folder" if imagenet else "cifar100"
+    config.seed = int(published.get("seed", config.seed))
+    model = published.get("model", {})
+    # The published defaults where the configuration is silent.
+    config.model.split_qp = False
+    _copy(published.get("data", {}), _DATA, config.data)
+    _copy(model, _MODEL, config.model)
+    if config.model.mode == "tokens":
+        _copy(model, _TOKENS, config.model)
+    else:
+        _copy(model, {"embed_dim": "embed_dim"}, config.model)
+    if config.model.projector == "mlp":
+        names = {"proj_hidden": "projector_hidden", "proj_out": "projector_dim"}
+        _copy(model, names, config.model)
+    train = published["train"]
+    _copy(train, _TRAIN, config.train)
+    precision = train.get("precision", "bf16")
+    config.model.compute_dtype = "float32" if precision == "fp32" else "bfloat16"
+    if "hjepa" in published:
+        _set_hjepa(config, published)
+    else:
+        _set_sigreg(config, published)
+    return config

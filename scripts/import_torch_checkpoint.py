@@ -1,0 +1,39 @@
+"""Converts a checkpoint of the published PyTorch code into a workdir of ours.
+
+    pip install -e '.[torch]'
+    python scripts/import_torch_checkpoint.py --checkpoint=last.pth --workdir=runs/imported
+
+Evaluate it afterwards with `--mode=eval` and the printed configuration.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from hjepa_jax import config_check
+from hjepa_jax.errors import UserError
+from hjepa_jax.import_torch import load_torch, save_imported, translate
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pth file.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "New folder to write.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    """Imports, saves, and tells what was left out."""
+    del argv
+    try:
+        imported = translate(load_torch(pathlib.Path(_CHECKPOINT.value)))
+        save_imported(imported, pathlib.Path(_WORKDIR.value))
+    except UserError as error:
+        sys.exit(f"import_torch_checkpoint: {error}")
+    print(config_check.to_json(imported.config))
+    for name in imported.ignored:
+        print(f"left out: {name}")
+    print(f"step {imported.step} written to {_WORKDIR.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
