@@ -31,8 +31,9 @@ def smoke(config: ConfigDict) -> None:
     if config.model.token_hw is not None:
         config.model.token_hw = 2
     if config.objective == "hjepa":
-        config.dynamics.hidden_dim = 16
         config.loss.logdet_dim = 8
+        if config.dynamics.predictor != "identity":
+            config.dynamics.hidden_dim = 16
     config.train.update(max_steps=2, epochs=1, warmup_epochs=0.5)
     config.evaluation.update(batch_size=32, probe_epochs=2, knn_k=(1, 5, 20))
     config.log.every_steps = 1
