@@ -1,0 +1,222 @@
+"""Anti-collapse regularisers of Hamiltonian JEPA: budget, variance floor, log-det floor, mean.
+
+Every function pools all leading axes of its input (views and images) and reduces over them with
+plain means and contractions, never a reshape, so that under `jit` with a batch-sharded input the
+result is that of the global batch and no all-gather is needed.
+
+Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107. The projected log-det floor and the
+participation ratio are taken from there; the rest is elementary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Guards the quotients of the participation ratio and of the largest-eigenvalue share.
+_QUOTIENT_EPS = 1e-12
+
+
+class LogdetStatistics(NamedTuple):
+    """Statistics of a projected covariance C of rank k, ridge included; scalars or [...].
+
+    logdet_per_dim: log det(C) / k.
+    pr: participation ratio tr(C)^2 / tr(C^2), between 1 and k.
+    pr_norm: pr / k.
+    eigmax_frac: largest eigenvalue over the trace.
+    trace: tr(C).
+    """
+
+    logdet_per_dim: jax.Array
+    pr: jax.Array
+    pr_norm: jax.Array
+    eigmax_frac: jax.Array
+    trace: jax.Array
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Returns x in float32, or as it is when it is already float32 or float64."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def budget(z: jax.Array, q_target: float, p_target: float) -> jax.Array:
+    """Returns (mean(q^2) - q_target)^2 + (mean(p^2) - p_target)^2.
+
+    Args:
+        z: states [..., 2d], z = [q | p]; all leading axes are pooled.
+        q_target: target of the mean square of the positions.
+        p_target: target of the mean square of the momenta.
+    """
+    z = at_least_float32(z)
+    half = z.shape[-1] // 2
+    q_square = jnp.mean(jnp.square(z[..., :half]))
+    p_square = jnp.mean(jnp.square(z[..., half:]))
+    return jnp.square(q_square - q_target) + jnp.square(p_square - p_target)
+
+
+def pooled_variance(x: jax.Array) -> jax.Array:
+    """Returns the biased variance [d] of x [..., d] over all leading axes."""
+    x = at_least_float32(x)
+    return jnp.var(x, axis=tuple(range(x.ndim - 1)))
+
+
+def variance_floor(x: jax.Array, std_floor: float, eps: float) -> jax.Array:
+    """Returns the mean over dimensions of relu(std_floor - sqrt(var + eps))^2.
+
+    Args:
+        x: [..., d]; the biased variance is over all leading axes.
+        std_floor: standard deviation below which a dimension is penalised.
+        eps: added to the variance; keeps the gradient finite for a collapsed dimension.
+    """
+    std = jnp.sqrt(pooled_variance(x) + eps)
+    return jnp.mean(jnp.square(jax.nn.relu(std_floor - std)))
+
+
+def mean_penalty(z: jax.Array) -> jax.Array:
+    """Returns the mean over dimensions of the squared mean of z [..., D] over leading axes."""
+    z = at_least_float32(z)
+    return jnp.mean(jnp.square(jnp.mean(z, axis=tuple(range(z.ndim - 1)))))
+
+
+def projection_rank(proj_dim: int, dim: int, num_samples: int) -> int:
+    """Returns min(proj_dim, dim, num_samples - 1), the rank a sample covariance can have.
+
+    Raises:
+        ValueError: fewer than two samples, or a size below one.
+    """
+    if num_samples < 2:
+        raise ValueError(
+            f"the log-det floor needs at least 2 samples for a covariance, got {num_samples}: "
+            "raise data.batch_size or set loss.logdet_weight = 0"
+        )
+    if proj_dim < 1 or dim < 1:
+        raise ValueError(f"proj_dim and dim must be at least 1, got {proj_dim} and {dim}")
+    return min(proj_dim, dim, num_samples - 1)
+
+
+def orthonormal_projection(
+    key: jax.Array, dim: int, rank: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draws a Haar-distributed matrix [dim, rank] with orthonormal columns.
+
+    The Q factor of a Gaussian matrix is Haar only once the signs of R's diagonal are moved into
+    it (Mezzadri, arXiv math-ph/0609050).
+
+    Raises:
+        ValueError: rank is not in 1..dim.
+    """
+    if not 1 <= rank <= dim:
+        raise ValueError(f"rank must lie in 1..dim = 1..{dim}, got {rank}")
+    q, r = jnp.linalg.qr(jax.random.normal(key, (dim, rank), dtype))
+    return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
+
+
+def projected_covariance(x: jax.Array, projection: jax.Array, eps: float) -> jax.Array:
+    """Returns the sample covariance [k, k] (n - 1) of x [..., d] projected by [d, k], + eps I.
+
+    Raises:
+        ValueError: fewer than two samples, or sizes that do not fit.
+    """
+    x = at_least_float32(x)
+    if projection.ndim != 2 or projection.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"the projection has shape {projection.shape}; its first axis must be x's last, "
+            f"{x.shape[-1]}"
+        )
+    samples = tuple(range(x.ndim - 1))
+    count = math.prod(x.shape[:-1])
+    if count < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, got {count}")
+    highest = jax.lax.Precision.HIGHEST
+    centred = x - jnp.mean(x, axis=samples)
+    projected = jnp.matmul(centred, projection.astype(x.dtype), precision=highest)
+    covariance = jnp.tensordot(projected, projected, axes=(samples, samples), precision=highest)
+    return covariance / (count - 1) + eps * jnp.eye(projection.shape[1], dtype=x.dtype)
+
+
+def logdet_statistics(covariance: jax.Array) -> LogdetStatistics:
+    """Returns the statistics of symmetric positive definite covariances [..., k, k].
+
+    The log-determinant goes through Cholesky. The largest eigenvalue is v^T C v with v the
+    eigenvector of the stopped C: its gradient v v^T is finite even for repeated eigenvalues,
+    where that of `eigvalsh` divides by zero gaps.
+    """
+    rank = covariance.shape[-1]
+    factor_diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=-2, axis2=-1)
+    logdet = 2.0 * jnp.sum(jnp.log(factor_diagonal), axis=-1) / rank
+    trace = jnp.trace(covariance, axis1=-2, axis2=-1)
+    square = jnp.sum(jnp.square(covariance), axis=(-2, -1))
+    pr = jnp.square(trace) / (square + _QUOTIENT_EPS)
+    _, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(covariance))
+    top = jax.lax.stop_gradient(vectors[..., -1])
+    largest = jnp.einsum(
+        "...i,...ij,...j->...", top, covariance, top, precision=jax.lax.Precision.HIGHEST
+    )
+    return LogdetStatistics(logdet, pr, pr / rank, largest / (trace + _QUOTIENT_EPS), trace)
+
+
+def logdet_penalty(
+    statistics: LogdetStatistics,
+    *,
+    logdet_floor: float,
+    pr_floor: float | None = None,
+    eigmax_ceiling: float | None = None,
+    pr_weight: float = 1.0,
+    eigmax_weight: float = 1.0,
+) -> jax.Array:
+    """Returns the penalty of `logdet_floor` from statistics already at hand."""
+    loss = jnp.square(jax.nn.relu(logdet_floor - statistics.logdet_per_dim))
+    if pr_floor is not None:
+        loss += pr_weight * jnp.square(jax.nn.relu(pr_floor - statistics.pr_norm))
+    if eigmax_ceiling is not None:
+        loss += eigmax_weight * jnp.square(jax.nn.relu(statistics.eigmax_frac - eigmax_ceiling))
+    return loss
+
+
+def logdet_floor(
+    x: jax.Array,
+    projection: jax.Array,
+    *,
+    logdet_floor: float,
+    eps: float,
+    pr_floor: float | None = None,
+    eigmax_ceiling: float | None = None,
+    pr_weight: float = 1.0,
+    eigmax_weight: float = 1.0,
+) -> tuple[jax.Array, LogdetStatistics]:
+    """Penalises a low-volume, low-rank or one-directional projected covariance.
+
+    With C the projected sample covariance + eps I, of rank k:
+    relu(logdet_floor - log det(C)/k)^2 + pr_weight relu(pr_floor - PR/k)^2
+    + eigmax_weight relu(lambda_max/tr(C) - eigmax_ceiling)^2.
+
+    Args:
+        x: [..., d]; all leading axes are samples.
+        projection: [d, k], orthonormal columns.
+        logdet_floor: floor of the log-determinant per dimension.
+        eps: ridge; counts in every statistic. It must stay above the rounding error of C
+            (about 1e-7 of its largest eigenvalue in float32), or Cholesky gives NaN.
+        pr_floor: floor of the participation ratio over k; None switches the term off.
+        eigmax_ceiling: ceiling of the largest eigenvalue's share; None switches it off.
+        pr_weight: weight of the participation-ratio term.
+        eigmax_weight: weight of the largest-eigenvalue term.
+
+    Returns:
+        (loss, statistics), scalars in float32 (float64 for a float64 input).
+
+    Raises:
+        ValueError: fewer than two samples, or sizes that do not fit.
+    """
+    statistics = logdet_statistics(projected_covariance(x, projection, eps))
+    loss = logdet_penalty(
+        statistics,
+        logdet_floor=logdet_floor,
+        pr_floor=pr_floor,
+        eigmax_ceiling=eigmax_ceiling,
+        pr_weight=pr_weight,
+        eigmax_weight=eigmax_weight,
+    )
+    return loss, statistics

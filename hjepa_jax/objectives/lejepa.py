@@ -1,0 +1,105 @@
+"""The LeJEPA objective: prediction of the views' centre plus SIGReg.
+
+Source: LeJEPA, arXiv 2511.08544.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from hjepa_jax.objectives.floors import at_least_float32, mean_penalty, pooled_variance
+from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
+
+LOSS_FORMS = ("additive", "convex")
+
+
+def lejepa_prediction(z_views: jax.Array, num_global_views: int) -> jax.Array:
+    """Returns 1/2 mean((centre - z)^2), centre = mean of the global views, gradient included.
+
+    Args:
+        z_views: [V, B, D], global views first.
+        num_global_views: how many of the V views are global.
+
+    Raises:
+        ValueError: num_global_views is not in 1..V.
+    """
+    if z_views.ndim != 3 or not 1 <= num_global_views <= z_views.shape[0]:
+        raise ValueError(
+            f"need z [V, B, D] and 1 <= num_global_views <= V, got {z_views.shape} and "
+            f"{num_global_views}"
+        )
+    z_views = at_least_float32(z_views)
+    centre = jnp.mean(z_views[:num_global_views], axis=0)
+    return 0.5 * jnp.mean(jnp.square(centre - z_views))
+
+
+def effective_weights(weight: float, loss_form: str) -> dict[str, float]:
+    """Returns the factors of the prediction and of SIGReg, and their ratio, for printing.
+
+    'additive' pred + weight * sigreg; 'convex' (1 - weight) * pred + weight * sigreg. The two are
+    the same up to scale when the ratios agree. The prediction's own factor 1/2 is not included.
+
+    Raises:
+        ValueError: an unknown form, a negative weight, or a convex weight above one.
+    """
+    if loss_form not in LOSS_FORMS:
+        raise ValueError(
+            f"sigreg.loss_form must be one of {', '.join(LOSS_FORMS)}, got {loss_form!r}"
+        )
+    if weight < 0 or (loss_form == "convex" and weight > 1):
+        raise ValueError(
+            f"sigreg.weight must be non-negative, and at most 1 for the convex form, got {weight}"
+        )
+    prediction = 1.0 if loss_form == "additive" else 1.0 - weight
+    ratio = weight / prediction if prediction else float("inf")
+    return {"pred": prediction, "sigreg": float(weight), "sigreg/pred": ratio}
+
+
+def sigreg_objective(
+    z: jax.Array,
+    slices: jax.Array,
+    settings: SIGRegSettings,
+    num_global_views: int,
+    *,
+    weight: float,
+    loss_form: str = "additive",
+    transform: Callable[[jax.Array], jax.Array] | None = None,
+    subsample_index: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the total loss and its parts.
+
+    Args:
+        z: [V, B, D], global views first.
+        slices: [D, K] unit columns.
+        settings: settings of SIGReg.
+        num_global_views: how many of the V views are global.
+        weight: weight of SIGReg.
+        loss_form: 'additive' or 'convex', see `effective_weights`.
+        transform: applied to z before SIGReg only (HamSIGReg: H^{1/2}); None = identity.
+        subsample_index: see `sigreg`.
+
+    Returns:
+        (total, metrics): metrics has 'pred', 'sigreg', 'total' and the statistics 'z2',
+        'z_mean2' and 'z_std_min' of all views' rows, without gradient.
+    """
+    if settings.reduction == "none":
+        raise ValueError("sigreg.reduction 'none' gives no scalar loss: use 'mean' or 'sum'")
+    factors = effective_weights(weight, loss_form)
+    z = at_least_float32(z)
+    prediction = lejepa_prediction(z, num_global_views)
+    transformed = z if transform is None else transform(z)
+    regulariser = sigreg(transformed, slices, settings, subsample_index=subsample_index)
+    total = factors["pred"] * prediction + factors["sigreg"] * regulariser
+    rows = jax.lax.stop_gradient(z)
+    metrics = {
+        "pred": prediction,
+        "sigreg": regulariser,
+        "total": total,
+        "z2": jnp.mean(jnp.square(rows)),
+        "z_mean2": mean_penalty(rows),
+        "z_std_min": jnp.sqrt(jnp.min(pooled_variance(rows))),
+    }
+    return total, metrics

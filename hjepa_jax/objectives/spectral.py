@@ -1,0 +1,201 @@
+"""HamSIGReg: the transform z -> H^{1/2} z that precedes SIGReg.
+
+Kinds: 'identity'; 'diag' (a fixed diagonal); 'chain' (periodic Laplacian along the flat state);
+'chain_grid' (periodic Laplacian on the token grid); 'learnable' (radial envelope on the token
+grid, see `spectral_learnable.py`). SIGReg of the transformed state asks for covariance H^{-1}.
+
+Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.objectives.floors import at_least_float32
+from hjepa_jax.objectives.spectral_learnable import (
+    GAUGES,
+    LearnableSettings,
+    SpectralBuffers,
+    learnable_spectrum,
+)
+
+KINDS = ("identity", "diag", "chain", "chain_grid", "learnable")
+GRID_KINDS = ("chain_grid", "learnable")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralSettings:
+    """Settings of `apply_spectral`.
+
+    kind: one of KINDS.
+    kappa, eps: eigenvalues eps + kappa * Laplacian of the chain kinds; gauge: normalised by
+        'trace' (mean 1) or 'logdet' (geometric mean 1).
+    h, w, token_dim: the token grid and its channels d_f, for the grid kinds.
+    split_qp: the state is [q(h, w, d_f/2) | p(h, w, d_f/2)]; q and p are transformed apart.
+    reference_layout: read the flat state as the published code does, which ignores split_qp and
+        takes a learnable grid with h = w = d_f for channels-first. For parity only.
+    learnable: settings of the learnable spectrum, on the same grid.
+    """
+
+    kind: str = "identity"
+    kappa: float = 1.0
+    eps: float = 1e-3
+    gauge: str = "trace"
+    h: int | None = None
+    w: int | None = None
+    token_dim: int | None = None
+    split_qp: bool = False
+    reference_layout: bool = False
+    learnable: LearnableSettings | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", KINDS), ("gauge", GAUGES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        if self.kind not in GRID_KINDS:
+            return
+        if not (self.h and self.w and self.token_dim):
+            raise ValueError(f"kind {self.kind!r} needs the token grid h, w and token_dim")
+        if self.split_qp and self.token_dim % 2 and not self.reference_layout:
+            raise ValueError(f"split_qp needs an even token_dim, got {self.token_dim}")
+        if self.kind == "learnable":
+            if self.learnable is None:
+                raise ValueError("kind 'learnable' needs LearnableSettings in `learnable`")
+            if (self.learnable.h, self.learnable.w) != (self.h, self.w):
+                raise ValueError(
+                    f"the learnable spectrum is for a {self.learnable.h} x {self.learnable.w} "
+                    f"grid, the tokens form {self.h} x {self.w}"
+                )
+
+
+def _gauged(spectrum: np.ndarray, gauge: str) -> np.ndarray:
+    mean = spectrum.mean() if gauge == "trace" else np.exp(np.log(spectrum).mean())
+    return spectrum / mean
+
+
+def diag_sqrt(dim: int) -> np.ndarray:
+    """Returns sqrt(v) [dim], v = linspace(1, 2) over its geometric mean, in float64."""
+    return np.sqrt(_gauged(np.linspace(1.0, 2.0, dim), "logdet"))
+
+
+def chain_spectrum_1d(dim: int, kappa: float, eps: float, gauge: str) -> np.ndarray:
+    """Returns eps + kappa (2 - 2 cos(2 pi k / dim)), k = 0..dim//2, gauged; float64.
+
+    The gauge averages over this half spectrum, as published: over the whole spectrum, where all
+    but the ends count twice, the mean differs by O(1/dim).
+    """
+    angle = 2 * np.pi * np.arange(dim // 2 + 1) / dim
+    return _gauged(eps + kappa * (2 - 2 * np.cos(angle)), gauge)
+
+
+def chain_spectrum_grid(h: int, w: int, kappa: float, eps: float, gauge: str) -> np.ndarray:
+    """Returns eps + kappa (4 sin^2(pi ky/h) + 4 sin^2(pi kx/w)) [h, w], gauged; float64."""
+    rows = 4 * np.sin(np.pi * np.arange(h) / h) ** 2
+    columns = 4 * np.sin(np.pi * np.arange(w) / w) ** 2
+    return _gauged(eps + kappa * (rows[:, None] + columns[None, :]), gauge)
+
+
+def blend_identity(
+    spectrum: np.ndarray | jax.Array, beta: jax.Array | float, dtype: jnp.dtype
+) -> jax.Array:
+    """Returns (1 - beta) + beta * spectrum; beta may be traced."""
+    beta = jnp.asarray(beta, dtype)
+    return (1 - beta) + beta * jnp.asarray(spectrum, dtype)
+
+
+def apply_chain(z: jax.Array, spectrum: jax.Array) -> jax.Array:
+    """Multiplies the real Fourier modes of z [..., d] by sqrt(spectrum) [d//2 + 1]."""
+    modes = jnp.fft.rfft(z, norm="ortho") * jnp.sqrt(spectrum)
+    return jnp.fft.irfft(modes, n=z.shape[-1], norm="ortho")
+
+
+def apply_grid(
+    z: jax.Array, spectrum: jax.Array, token_dim: int, *, channels_first: bool = False
+) -> jax.Array:
+    """Multiplies the 2-D Fourier modes of every channel by sqrt(spectrum).
+
+    Args:
+        z: [..., h * w * d_f], tokens flattened in (h, w, d_f) order.
+        spectrum: [h, w], positive and even in both frequencies.
+        token_dim: d_f.
+        channels_first: read z as (d_f, h, w) instead.
+
+    Raises:
+        ValueError: the width of z is not h * w * d_f.
+    """
+    h, w = spectrum.shape
+    if z.shape[-1] != h * w * token_dim:
+        raise ValueError(
+            f"a state of width {z.shape[-1]} is not a {h} x {w} grid of {token_dim} channels"
+        )
+    axes = (-2, -1) if channels_first else (-3, -2)
+    grid = (token_dim, h, w) if channels_first else (h, w, token_dim)
+    # Real input and an even spectrum: half the modes along w are enough.
+    root = jnp.sqrt(spectrum)[:, : w // 2 + 1]
+    root = root if channels_first else root[..., None]
+    modes = jnp.fft.rfft2(z.reshape(*z.shape[:-1], *grid), axes=axes) * root
+    return jnp.fft.irfft2(modes, s=(h, w), axes=axes).reshape(z.shape)
+
+
+def _apply_tokens(z: jax.Array, spectrum: jax.Array, settings: SpectralSettings) -> jax.Array:
+    """`apply_grid` in the layout of the settings."""
+    token_dim = settings.token_dim
+    assert token_dim is not None
+    if settings.split_qp and not settings.reference_layout:
+        # [q | p] is two grids of d_f/2 channels one after the other.
+        halves = z.reshape(*z.shape[:-1], 2, -1)
+        return apply_grid(halves, spectrum, token_dim // 2).reshape(z.shape)
+    ambiguous = settings.kind == "learnable" and settings.h == settings.w == token_dim
+    channels_first = settings.reference_layout and ambiguous
+    return apply_grid(z, spectrum, token_dim, channels_first=channels_first)
+
+
+def apply_spectral(
+    settings: SpectralSettings,
+    params: Mapping[str, jax.Array] | None,
+    z: jax.Array,
+    alpha: jax.Array | float = 1.0,
+    beta: jax.Array | float = 1.0,
+    *,
+    buffers: SpectralBuffers | None = None,
+) -> jax.Array:
+    """Returns H^{1/2} z.
+
+    Args:
+        settings: see `SpectralSettings`.
+        params: {'raw_span', 'raw_shape'} of kind 'learnable', else None.
+        z: [..., D]; bfloat16 is computed in float32, float64 stays.
+        alpha: strength of the learnable envelope; may be traced.
+        beta: share of the chain's or the learnable base's spectrum, from identity; may be traced.
+        buffers: the constants of the learnable grid; None = derived from the settings.
+
+    Raises:
+        ValueError: kind 'learnable' without params, or a width that does not fit the grid.
+    """
+    z = at_least_float32(z)
+    if settings.kind == "identity":
+        return z
+    if settings.kind == "diag":
+        return z * jnp.asarray(diag_sqrt(z.shape[-1]), z.dtype)
+    if settings.kind == "chain":
+        base = chain_spectrum_1d(z.shape[-1], settings.kappa, settings.eps, settings.gauge)
+        return apply_chain(z, blend_identity(base, beta, z.dtype))
+    assert settings.h is not None
+    assert settings.w is not None
+    if settings.kind == "chain_grid":
+        base = chain_spectrum_grid(
+            settings.h, settings.w, settings.kappa, settings.eps, settings.gauge
+        )
+        return _apply_tokens(z, blend_identity(base, beta, z.dtype), settings)
+    assert settings.learnable is not None
+    if params is None:
+        raise ValueError("kind 'learnable' needs its parameters (see init_learnable)")
+    spectrum = learnable_spectrum(dict(params), settings.learnable, alpha, beta, buffers)
+    return _apply_tokens(z, spectrum.spectrum.astype(z.dtype), settings)

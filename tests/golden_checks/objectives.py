@@ -1,0 +1,444 @@
+"""Golden checks of the losses, of SIGReg and of HamSIGReg (losses, sigreg, hamsigreg .npz)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from golden_checks.common import assert_close, groups, load, subtree
+from hjepa_jax.dynamics.hamiltonian import energy_of_state, separable
+from hjepa_jax.dynamics.integrators import integrate
+from hjepa_jax.objectives import floors, spectral
+from hjepa_jax.objectives import spectral_learnable as learnable
+from hjepa_jax.objectives.hjepa import HJEPASettings, prediction_loss
+from hjepa_jax.objectives.lejepa import lejepa_prediction
+from hjepa_jax.objectives.sigreg import (
+    SIGRegSettings,
+    epps_pulley,
+    epps_pulley_two_sided,
+    sigreg,
+)
+
+LOSSES, SIGREG, HAM, TRAIN = (
+    load(f"{n}.npz") for n in ("losses", "sigreg", "hamsigreg", "train_steps")
+)
+BASES = ("identity", "r2", "laplacian")
+GAUGES = ("logdet", "trace")
+BINNINGS = ("linear_radius", "linear_radius_sq", "quantile_radius")
+FLOAT64, FLOAT32 = 1e-9, 1e-5
+
+
+def cases(mapping: Mapping[str, Any], prefix: str = "", skip: tuple[str, ...] = ()) -> list[Any]:
+    """The group names below a prefix, or one skipped case."""
+    found = [name for name in groups(mapping, prefix) if name not in skip]
+    missing = pytest.mark.skip(reason="golden vectors are not in this folder")
+    return found or [pytest.param("none", marks=missing)]
+
+
+def fast_jit(function: Any) -> Any:
+    """jit without LLVM's optimisations: here compiling costs far more than running."""
+    return jax.jit(
+        function,
+        compiler_options={
+            "xla_backend_optimization_level": 0,
+            "xla_llvm_disable_expensive_passes": True,
+        },
+    )
+
+
+def flag(value: np.ndarray) -> bool:
+    return bool(value.item())
+
+
+def check_both(
+    group: Mapping[str, np.ndarray], function: Any, variable: str, float32_grad: float = FLOAT32
+) -> None:
+    """Checks value and gradient (of the sum with `cot` if any) in float64 and in float32."""
+    for prefix, dtype in (("f64/", jnp.float64), ("", jnp.float32)):
+        with jax.enable_x64(True):
+            x = jnp.asarray(group[variable], dtype)
+            name = "loss" if "loss" in group else "stat"
+            cot = jnp.asarray(group["cot"] if "cot" in group else 1.0, dtype)
+
+            def both(x: jax.Array, cot: jax.Array) -> Any:
+                value, pull = jax.vjp(lambda x: function(x, dtype), x)  # noqa: B023
+                return value, *pull(jnp.broadcast_to(cot, value.shape))
+
+            value, gradient = fast_jit(both)(x, cot)
+            assert value.dtype == dtype
+            exact = dtype == jnp.float64
+            assert_close(value, group[prefix + name], FLOAT64 if exact else FLOAT32, prefix + name)
+            tolerance = FLOAT64 if exact else float32_grad
+            assert_close(gradient, group[prefix + "grad"], tolerance, prefix + "grad")
+
+
+@pytest.mark.parametrize("case", cases(LOSSES, "hcl/", skip=("param",)))
+def test_golden_objectives_prediction(case: str) -> None:
+    root, group = subtree(LOSSES, "hcl/"), subtree(LOSSES, f"hcl/{case}/")
+    names = sorted(
+        {k.rsplit(".", 1)[0] for k in root if k.startswith("param/")},
+        key=lambda name: int(name.rsplit(".", 1)[1]),
+    )
+    match, energy_flag, bidirectional, detach = case.split("_")
+    settings = HJEPASettings(
+        match="qp" if match == "qp" else "q",
+        p_weight=group["p_weight"].item(),
+        energy_weight=group["energy_weight"].item(),
+        bidirectional=bidirectional == "bi1",
+        detach_target=detach == "det1",
+    )
+    assert (settings.energy_weight > 0) == (energy_flag == "e1")
+    with jax.enable_x64(True):
+        params = tuple(
+            {"kernel": jnp.asarray(root[f"{n}.weight"].T), "bias": jnp.asarray(root[f"{n}.bias"])}
+            for n in names
+        )
+        base, scale = root["base_coeff"].item(), root["residual_scale"].item()
+
+        def loss(params: Any, za: jax.Array, zb: jax.Array) -> jax.Array:
+            system = separable(params, base_coeff=base, residual_scale=scale, activation="gelu")
+
+            def flow(z: jax.Array, direction: int) -> jax.Array:
+                return integrate(
+                    system,
+                    z,
+                    method="leapfrog",
+                    steps=root["steps"].item(),
+                    dt=root["dt"].item(),
+                    direction=direction,
+                )
+
+            return prediction_loss(
+                flow,
+                lambda z: energy_of_state(system, z),
+                jnp.stack([za, zb]),
+                settings,
+                num_global_views=2,
+            )
+
+        za, zb = jnp.asarray(root["z_a"]), jnp.asarray(root["z_b"])
+        value, grads = fast_jit(jax.value_and_grad(loss, (0, 1, 2)))(params, za, zb)
+        assert_close(value, group["loss"], FLOAT64, "loss")
+        assert_close(grads[1], group["grad_z_a"], FLOAT64, "grad_z_a")
+        assert_close(grads[2], group["grad_z_b"], FLOAT64, "grad_z_b")
+        for name, grad in zip(names, grads[0]):
+            key = name.removeprefix("param/")
+            assert_close(grad["kernel"].T, group[f"grad_param/{key}.weight"], FLOAT64, key)
+            assert_close(grad["bias"], group[f"grad_param/{key}.bias"], FLOAT64, key)
+
+
+@pytest.mark.parametrize("case", cases(LOSSES, "budget/"))
+def test_golden_objectives_budget(case: str) -> None:
+    group = subtree(LOSSES, f"budget/{case}/")
+    targets = group["q_target"].item(), group["p_target"].item()
+    check_both(group, lambda z, _: floors.budget(z, *targets), "z")
+
+
+@pytest.mark.parametrize("case", cases(LOSSES, "varfloor/"))
+def test_golden_objectives_variance_floor(case: str) -> None:
+    group = subtree(LOSSES, f"varfloor/{case}/")
+    arguments = group["std_floor"].item(), group["eps"].item()
+    check_both(group, lambda x, _: floors.variance_floor(x, *arguments), "x")
+
+
+@pytest.mark.parametrize("case", cases(LOSSES, "logdet/"))
+def test_golden_objectives_logdet_floor(case: str) -> None:
+    group = subtree(LOSSES, f"logdet/{case}/")
+    samples, dim = group["x"].shape
+    rank = floors.projection_rank(group["proj_dim"].item(), dim, samples)
+    assert rank == group["k"].item() == group["R"].shape[1]
+
+    def function(x: jax.Array, dtype: Any) -> tuple[jax.Array, floors.LogdetStatistics]:
+        has_pr, has_eig = flag(group["has_pr_norm_floor"]), flag(group["has_eigmax_frac_ceiling"])
+        return floors.logdet_floor(
+            x,
+            jnp.asarray(group["R"], dtype),
+            logdet_floor=group["logdet_floor"].item(),
+            eps=group["eps"].item(),
+            pr_floor=group["pr_norm_floor"].item() if has_pr else None,
+            eigmax_ceiling=group["eigmax_frac_ceiling"].item() if has_eig else None,
+            pr_weight=group["pr_weight"].item(),
+            eigmax_weight=group["eigmax_weight"].item(),
+        )
+
+    check_both(group, lambda x, dtype: function(x, dtype)[0], "x", float32_grad=1e-4)
+    names = {
+        "logdet_per_dim": "last_logdet_per_dim",
+        "pr": "last_pr",
+        "pr_norm": "last_pr_norm",
+        "eigmax_frac": "last_eigmax_frac",
+        "trace": "last_tr",
+    }
+    for prefix, dtype, tolerance in (("f64/", jnp.float64, 1e-9), ("", jnp.float32, 1e-4)):
+        with jax.enable_x64(True):
+            statistics = function(jnp.asarray(group["x"], dtype), dtype)[1]
+            for ours, theirs in names.items():
+                assert_close(getattr(statistics, ours), group[prefix + theirs], tolerance, theirs)
+
+
+@pytest.mark.skipif(not LOSSES, reason="golden vectors are not in this folder")
+def test_golden_objectives_mean_penalty() -> None:
+    with jax.enable_x64(True):
+        z = jnp.asarray(LOSSES["mean/z"], jnp.float64)
+        value, grad = jax.value_and_grad(floors.mean_penalty)(z)
+        assert_close(value, LOSSES["mean/loss"], FLOAT64, "loss")
+        assert_close(grad, LOSSES["mean/grad"], FLOAT64, "grad")
+
+
+@pytest.mark.parametrize("case", cases(LOSSES, "lejepa_pred/"))
+def test_golden_objectives_lejepa_prediction(case: str) -> None:
+    group = subtree(LOSSES, f"lejepa_pred/{case}/")
+    with jax.enable_x64(True):
+        value, grad = jax.value_and_grad(lejepa_prediction)(
+            jnp.asarray(group["z_views"]), group["num_global_views"].item()
+        )
+        assert_close(value, group["loss"], FLOAT64, "loss")
+        assert_close(grad, group["grad"], FLOAT64, "grad")
+
+
+@pytest.mark.parametrize("case", cases(SIGREG, "ep/"))
+def test_golden_objectives_epps_pulley(case: str) -> None:
+    group = subtree(SIGREG, f"ep/{case}/")
+    weight_type = "uniform" if flag(group["weight_uniform"]) else "gaussian"
+
+    def function(x: jax.Array, _: Any) -> jax.Array:
+        x = x[:, None] if x.ndim == 1 else x
+        return epps_pulley(
+            x,
+            t_max=group["t_max"].item(),
+            n_points=group["n_points"].item(),
+            weight_type=weight_type,
+        )
+
+    check_both(group, function, "x")
+
+
+@pytest.mark.parametrize("case", cases(SIGREG, "sigreg/"))
+def test_golden_objectives_sigreg(case: str) -> None:
+    group = subtree(SIGREG, f"sigreg/{case}/")
+    index = group.get("subsample_idx")
+    scalar = group["loss"].ndim == 0
+    settings = SIGRegSettings(
+        num_slices=group["A"].shape[1],
+        t_max=group["t_max"].item(),
+        n_points=group["n_points"].item(),
+        weight_type="uniform" if flag(group["weight_uniform"]) else "gaussian",
+        subsample=None if index is None else len(index),
+        clip_value=group["clip_value"].item() if flag(group["has_clip"]) else None,
+        reduction="none" if not scalar else "sum" if case.endswith("sum") else "mean",
+    )
+
+    def function(z: jax.Array, dtype: Any) -> jax.Array:
+        return sigreg(z, jnp.asarray(group["A"], dtype), settings, subsample_index=index)
+
+    check_both(group, function, "z")
+
+
+@pytest.mark.parametrize("case", cases(SIGREG, "wrapper/"))
+def test_golden_objectives_two_sided(case: str) -> None:
+    group = subtree(SIGREG, f"wrapper/{case}/")
+    arguments = {name: group[name].item() for name in ("t_min", "t_max", "num_t")}
+
+    def function(z: jax.Array, dtype: Any) -> jax.Array:
+        return jnp.mean(epps_pulley_two_sided(z @ jnp.asarray(group["A"], dtype), **arguments))
+
+    check_both(group, function, "z")
+
+
+def learnable_settings(group: Mapping[str, np.ndarray]) -> learnable.LearnableSettings:
+    fields = {
+        name.removeprefix("cfg/"): value.item()
+        for name, value in group.items()
+        if name.startswith("cfg/")
+    }
+    fields["center_delta"] = bool(fields["center_delta"])
+    return learnable.LearnableSettings(
+        h=group["h"].item(),
+        w=group["w"].item(),
+        bins=group["bins"].item(),
+        base=BASES[group["base"].item()],
+        gauge=GAUGES[group["gauge"].item()],
+        binning=BINNINGS[group["binning"].item()],
+        **fields,
+    )
+
+
+def ham_transform(case: str, group: Mapping[str, np.ndarray], dtype: Any) -> Any:
+    """Returns (params, (params, z) -> H^{1/2} z, (params) -> spectrum or None) of a group."""
+    if "bins" in group:
+        settings = learnable_settings(group)
+        token = group["d_f"].item()
+        whole = spectral.SpectralSettings(
+            "learnable",
+            h=settings.h,
+            w=settings.w,
+            token_dim=token,
+            reference_layout=True,
+            learnable=settings,
+        )
+        # The published buffers are float32, also where the rest is float64.
+        buffers = learnable.SpectralBuffers(group["bin_idx_2d"], group["loglam0_2d"])
+        alpha, beta = (np.float32(group[name]) for name in ("alpha", "beta"))
+        params = {name: jnp.asarray(group[name], dtype) for name in ("raw_span", "raw_shape")}
+
+        def transform(params: Any, z: jax.Array) -> jax.Array:
+            return spectral.apply_spectral(whole, params, z, alpha, beta, buffers=buffers)
+
+        def spectrum(params: Any) -> learnable.Spectrum:
+            return learnable.learnable_spectrum(params, settings, alpha, beta, buffers)
+
+        return params, transform, spectrum
+    if "sqrt_diag" in group:
+        return {}, lambda _, z: z * jnp.asarray(group["sqrt_diag"], z.dtype), None
+    if "lam_rfft_base" in group or "lam_grid_base" in group:
+        beta = group["beta"].item()
+        if "lam_rfft_base" in group:
+            lam = spectral.blend_identity(group["lam_rfft_base"], beta, dtype)
+            return {}, lambda _, z: spectral.apply_chain(z, lam), None
+        lam = spectral.blend_identity(group["lam_grid_base"], beta, dtype)
+        token = group["d_f"].item()
+        return {}, lambda _, z: spectral.apply_grid(z, lam, token), None
+    return {}, lambda _, z: spectral.apply_spectral(spectral.SpectralSettings(), None, z), None
+
+
+def ham_cases(kind: str) -> list[Any]:
+    experimental = tuple(n for n in groups(HAM) if f"{n}/raw_deltas" in HAM)
+    if kind == "experimental":
+        return list(experimental) or cases({})
+    known = {
+        "all": lambda n: n not in experimental,
+        "learnable": lambda n: f"{n}/raw_span" in HAM,
+        "fixed": lambda n: n not in experimental and f"{n}/raw_span" not in HAM,
+    }
+    return [n for n in groups(HAM) if known[kind](n)] or cases({})
+
+
+@pytest.mark.parametrize("case", ham_cases("all"))
+def test_golden_objectives_ham_transform_and_gradients(case: str) -> None:
+    group = subtree(HAM, f"{case}/")
+    settings = SIGRegSettings(num_slices=group["A"].shape[1], t_max=3.0, n_points=9)
+    for prefix, dtype, tolerance in (("f64/", jnp.float64, FLOAT64), ("", jnp.float32, FLOAT32)):
+        with jax.enable_x64(True):
+            params, transform, _ = ham_transform(case, group, dtype)
+            z, cot, slices = (jnp.asarray(group[n], dtype) for n in ("z", "cot", "A"))
+            out, pull = jax.vjp(transform, params, z)
+            assert out.dtype == dtype
+            grad_params, grad_z = pull(cot)
+            loss, grads = jax.value_and_grad(
+                lambda p, z: sigreg(transform(p, z), slices, settings),
+                (0, 1),
+            )(params, z)
+            assert_close(out, group[prefix + "transform"], tolerance, "transform")
+            assert_close(grad_z, group[prefix + "grad_z"], tolerance, "grad_z")
+            assert_close(loss, group[prefix + "loss"], tolerance, "loss")
+            assert_close(grads[1], group[prefix + "loss_grad_z"], tolerance, "loss_grad_z")
+            for name in params:
+                assert_close(grad_params[name], group[f"{prefix}grad/{name}"], tolerance, name)
+                assert_close(grads[0][name], group[f"{prefix}loss_grad/{name}"], tolerance, name)
+
+
+@pytest.mark.parametrize("case", ham_cases("learnable"))
+def test_golden_objectives_ham_learnable_spectrum(case: str) -> None:
+    group = subtree(HAM, f"{case}/")
+    settings = learnable_settings(group)
+    buffers = learnable.spectral_buffers(settings)
+    np.testing.assert_array_equal(buffers.bin_index, group["bin_idx_2d"])
+    assert_close(buffers.log_base, group["loglam0_2d"], 1e-6, "loglam0_2d")
+    initial = learnable.init_learnable(settings)
+    assert_close(initial["raw_span"], group["init_raw_span"], 1e-6, "init_raw_span")
+    outputs = {
+        "envelope": "g_bins",
+        "delta": "delta_2d",
+        "log_spectrum": "log_lambda_2d",
+        "spectrum": "lambda_2d",
+    }
+    for prefix, dtype, tolerance in (("f64/", jnp.float64, FLOAT64), ("", jnp.float32, FLOAT32)):
+        with jax.enable_x64(True):
+            params, _, spectrum = ham_transform(case, group, dtype)
+            result = spectrum(params)
+            for ours, theirs in outputs.items():
+                assert_close(getattr(result, ours), group[prefix + theirs], tolerance, theirs)
+            for name, value in learnable.spectral_health(result).items():
+                assert_close(value, group[f"{prefix}health/{name}"], tolerance, name)
+            loss, grads = jax.value_and_grad(
+                lambda p: learnable.spectral_regulariser(spectrum(p), settings)  # noqa: B023
+            )(params)
+            assert_close(loss, group[prefix + "spectral_regularizer"], tolerance, "regulariser")
+            for name, grad in grads.items():
+                assert_close(grad, group[f"{prefix}spectral_grad/{name}"], tolerance, name)
+
+
+@pytest.mark.parametrize("case", ham_cases("fixed"))
+def test_golden_objectives_ham_fixed_spectrum(case: str) -> None:
+    group = subtree(HAM, f"{case}/")
+    if "sqrt_diag" in group:
+        ours, theirs = spectral.diag_sqrt(group["z"].shape[-1]), group["sqrt_diag"]
+        settings = spectral.SpectralSettings("diag")
+    elif "normalize_trace" in group:
+        kappa, eps = group["kappa"].item(), group["eps"].item()
+        gauge = "trace" if flag(group["normalize_trace"]) else "logdet"
+        if "lam_rfft_base" in group:
+            theirs = group["lam_rfft_base"]
+            ours = spectral.chain_spectrum_1d(group["d"].item(), kappa, eps, gauge)
+            settings = spectral.SpectralSettings("chain", kappa=kappa, eps=eps, gauge=gauge)
+        else:
+            h, w, token = (group[n].item() for n in ("h", "w", "d_f"))
+            theirs = group["lam_grid_base"]
+            ours = spectral.chain_spectrum_grid(h, w, kappa, eps, gauge)
+            settings = spectral.SpectralSettings(
+                "chain_grid", kappa=kappa, eps=eps, gauge=gauge, h=h, w=w, token_dim=token
+            )
+    else:
+        ours, theirs = np.ones(()), np.ones(())
+        settings = spectral.SpectralSettings()
+    assert_close(ours, theirs, 1e-6, "base spectrum")
+    beta = group["beta"].item() if "beta" in group else 1.0
+    out = spectral.apply_spectral(settings, None, jnp.asarray(group["z"]), beta=beta)
+    assert_close(out, group["transform"], FLOAT32, "transform")
+
+
+@pytest.mark.parametrize("case", ham_cases("experimental"))
+def test_golden_objectives_ham_experimental(case: str) -> None:
+    group = subtree(HAM, f"{case}/")
+    settings = learnable.LearnableSettings(
+        h=group["h"].item(),
+        w=group["w"].item(),
+        bins=group["bins"].item(),
+        gauge=GAUGES[group["gauge"].item()],
+        eps_ridge=group["eps_ridge"].item(),
+        log_lambda_clip=group["log_lambda_clip"].item(),
+    )
+    buffers = learnable.spectral_buffers(settings)
+    np.testing.assert_array_equal(buffers.bin_index, group["bin_idx_2d"])
+    initial = learnable.init_increments(settings)
+    assert_close(initial["offset"], group["init_g1"], 1e-6, "init_g1")
+    assert_close(initial["raw_increments"], group["init_raw_deltas"], 1e-6, "init_raw_deltas")
+    with jax.enable_x64(True):
+        params = {
+            "offset": jnp.asarray(group["g1"], jnp.float64),
+            "raw_increments": jnp.asarray(group["raw_deltas"], jnp.float64),
+        }
+        x = jnp.asarray(group["x"])
+
+        def transform(params: Any, x: jax.Array) -> jax.Array:
+            lam = learnable.increment_spectrum(params, settings, buffers).spectrum
+            return spectral.apply_grid(x.reshape(len(x), -1), lam, x.shape[-1]).reshape(x.shape)
+
+        out, pull = jax.vjp(transform, params, x)
+        grads, grad_x = pull(jnp.asarray(group["cot"]))
+        result = learnable.increment_spectrum(params, settings, buffers)
+        assert_close(out, group["transform"], FLOAT64, "transform")
+        assert_close(grad_x, group["grad_x"], FLOAT64, "grad_x")
+        assert_close(grads["offset"], group["grad/g1"], FLOAT64, "grad/g1")
+        assert_close(grads["raw_increments"], group["grad/raw_deltas"], FLOAT64, "raw_deltas")
+        assert_close(result.envelope, group["g_bins"], FLOAT64, "g_bins")
+        assert_close(result.spectrum, group["lambda_2d"], FLOAT64, "lambda_2d")
+        for name, value in learnable.spectral_health(result).items():
+            assert_close(value, group[f"health/{name}"], FLOAT64, name)
+        regulariser = learnable.spectral_regulariser(result, settings)
+        assert_close(regulariser, group["spectral_regularizer"], FLOAT64, "regulariser")
