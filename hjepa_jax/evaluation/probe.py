@@ -211,10 +211,13 @@ def probe_accuracy(
     return topk_accuracy(logits, labels, 1), topk_accuracy(logits, labels, 5)
 
 
-@functools.partial(jax.jit, static_argnames=("epochs",))
-def _shuffles(key: jax.Array, rows: jax.Array, epochs: int) -> jax.Array:
-    """Returns `rows` int [P] in a new order for each epoch, [epochs, P]."""
-    return jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
+_sweep_accuracy = jax.jit(jax.vmap(probe_accuracy, in_axes=(0, None, None)))
+
+
+def shuffles(rows: npt.NDArray[np.integer], epochs: int, seed: int) -> npt.NDArray[np.int32]:
+    """Returns `rows` int [P] in a new seeded order for each epoch, [epochs, P]."""
+    every = np.tile(np.asarray(rows, np.int32), (epochs, 1))
+    return np.random.default_rng(seed).permuted(every, axis=1)
 
 
 def cross_validate(
@@ -231,24 +234,22 @@ def cross_validate(
             f"Cross-validating the probe needs 2..{len(y)} folds for {len(y)} training images, "
             f"but evaluation.probe_folds is {settings.folds}."
         )
-    init_key, order_key, fold_key = jax.random.split(jax.random.key(settings.seed), 3)
-    params = init_probe(init_key, x.shape[1], num_classes)
-    order = np.asarray(jax.random.permutation(fold_key, len(y)))
+    params = init_probe(jax.random.key(settings.seed), x.shape[1], num_classes)
+    order = np.random.default_rng(settings.seed).permutation(len(y))
     accuracies = []
     for fold in range(settings.folds):
         held_out = order[fold :: settings.folds]
-        rows = jnp.asarray(np.setdiff1d(order, held_out))
+        rows = np.setdiff1d(order, held_out)
         trained, _ = train_probe(
             params,
             x,
             y,
-            _shuffles(order_key, rows, settings.epochs),
+            jnp.asarray(shuffles(rows, settings.epochs, settings.seed)),
             jnp.asarray(settings.lr),
             batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
         )
-        score = jax.vmap(probe_accuracy, in_axes=(0, None, None))
-        accuracies.append(score(trained, x[held_out], y[held_out])[0])
+        accuracies.append(_sweep_accuracy(trained, x[held_out], y[held_out])[0])
     return np.mean(accuracies, axis=0)
 
 
@@ -296,11 +297,10 @@ def linear_probe(
     """
     settings = settings or ProbeSettings()
     x, y, test_x, test_y = _check_sets(train, test, num_classes)
-    init_key, order_key, _ = jax.random.split(jax.random.key(settings.seed), 3)
     if params is None:
-        params = init_probe(init_key, x.shape[1], num_classes)
+        params = init_probe(jax.random.key(settings.seed), x.shape[1], num_classes)
     if permutations is None:
-        permutations = _shuffles(order_key, jnp.arange(len(y)), settings.epochs)
+        permutations = shuffles(np.arange(len(y)), settings.epochs, settings.seed)
     validation: tuple[float, ...] = ()
     lr = settings.lr[0]
     if len(settings.lr) > 1:
