@@ -1,25 +1,185 @@
-"""Torch state dicts of the published code to our parameter trees, in NumPy alone."""
+"""Torch state dicts of the published code as our parameter trees, in NumPy alone.
+
+Every function takes a mapping from torch names to arrays, and returns trees of NumPy arrays plus
+the sorted list of the entries it left out. Layouts: torch convolutions are [out,in,kh,kw] and ours
+[kh,kw,in,out]; torch Linear weights are [out,in] and ours [in,out].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Layers = tuple[dict[str, np.ndarray], ...]
+Tree = dict[str, Any]
+State = Mapping[str, np.ndarray]
 
 
-def mlp_from_torch(state: Mapping[str, np.ndarray], prefix: str) -> Layers:
-    """Collects `prefix{0,2,4,..}.{weight,bias}` into (kernel [in, out], bias [out]) layers."""
-    indices = sorted(
-        int(key[len(prefix) :].split(".")[0])
-        for key in state
-        if key.startswith(prefix) and key.endswith(".weight")
+class Entry(NamedTuple):
+    """Where a torch entry goes: collections 'params' or 'batch_stats', and the path therein."""
+
+    name: str
+    collection: str
+    path: tuple[str, ...]
+    layout: Callable[[np.ndarray], np.ndarray]
+
+
+_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
+# Index in the published `backbone` Sequential of conv1, bn1 and the first stage.
+_BACKBONE_FIRST_STAGE = 4
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _convolution(name: str, *path: str) -> Iterator[Entry]:
+    yield Entry(f"{name}.weight", "params", (*path, "kernel"), lambda x: x.transpose(2, 3, 1, 0))
+
+
+def _linear(name: str, *path: str) -> Iterator[Entry]:
+    yield Entry(f"{name}.weight", "params", (*path, "kernel"), lambda x: x.transpose(1, 0))
+    yield Entry(f"{name}.bias", "params", (*path, "bias"), _same)
+
+
+def _norm(name: str, *path: str) -> Iterator[Entry]:
+    yield Entry(f"{name}.weight", "params", (*path, "scale"), _same)
+    yield Entry(f"{name}.bias", "params", (*path, "bias"), _same)
+    yield Entry(f"{name}.running_mean", "batch_stats", (*path, "mean"), _same)
+    yield Entry(f"{name}.running_var", "batch_stats", (*path, "var"), _same)
+
+
+def _stage(name: str, stage: int) -> Iterator[Entry]:
+    for block in range(2):
+        torch, ours = f"{name}.{block}", f"layer{stage}_block{block}"
+        for i in (1, 2):
+            yield from _convolution(f"{torch}.conv{i}", ours, f"conv{i}")
+            yield from _norm(f"{torch}.bn{i}", ours, f"norm{i}")
+        if stage > 1 and block == 0:
+            yield from _convolution(f"{torch}.downsample.0", ours, "downsample_conv")
+            yield from _norm(f"{torch}.downsample.1", ours, "downsample_norm")
+
+
+def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
+    """Yields the entries of `ResNet18(mode=mode, token_layer=token_layer)`, as encoder_from_torch.
+
+    Parameters and their gradients translate alike.
+    """
+    if mode == "global":
+        yield from _convolution("backbone.0", "stem_conv")
+        yield from _norm("backbone.1", "stem_norm")
+        for stage in range(1, 5):
+            yield from _stage(f"backbone.{_BACKBONE_FIRST_STAGE + stage - 1}", stage)
+        yield from _linear("fc", "head")
+        return
+    yield from _convolution("stem.0", "stem_conv")
+    yield from _norm("stem.1", "stem_norm")
+    for stage in range(1, _LAYERS[token_layer] + 1):
+        yield from _stage(f"layer{stage}", stage)
+    yield from _convolution("token_proj.0", "token_projection")
+    yield from _norm("token_proj.1", "token_norm")
+
+
+def _translate(
+    state: State, entries: list[Entry], may_ignore: Callable[[str], bool], what: str
+) -> tuple[dict[str, Tree], list[str]]:
+    """Places every entry; ValueError naming all missing and unknown names at once."""
+    wanted = {entry.name for entry in entries}
+    others = sorted(set(state) - wanted)
+    faults = {
+        "missing": sorted(wanted - set(state)),
+        "unknown": [name for name in others if not may_ignore(name)],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        raise ValueError(f"The torch state of the {what} does not fit this model; {told}.")
+    trees: dict[str, Tree] = {"params": {}, "batch_stats": {}}
+    for name, collection, path, layout in entries:
+        node = trees[collection]
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = np.asarray(layout(np.asarray(state[name])), order="C")
+    return trees, others
+
+
+def encoder_from_torch(
+    state: State, *, mode: str = "tokens", token_layer: str = "layer3"
+) -> tuple[Tree, Tree, list[str]]:
+    """Translates the encoder for `ResNet18(mode=mode, token_layer=token_layer)`.
+
+    Args:
+      state: 'tokens': stem.{0,1}, layerN.M.*, token_proj.{0,1}; 'global': backbone.{0,1,4..7}, fc.
+      mode: 'tokens' or 'global'.
+      token_layer: the stage tapped in mode 'tokens'.
+
+    Returns:
+      (params, batch_stats, ignored): ignored names the `num_batches_tracked` counters and the
+      stages above the tapped one, which have no influence.
+
+    Raises:
+      ValueError: unknown mode or token_layer, or missing or unknown entries, all listed.
+    """
+    if mode not in ("tokens", "global") or (mode == "tokens" and token_layer not in _LAYERS):
+        raise ValueError(f"Unknown encoder mode '{mode}' or token_layer '{token_layer}'.")
+    built = 4 if mode == "global" else _LAYERS[token_layer]
+
+    def may_ignore(name: str) -> bool:
+        stage = re.match(r"layer([1-4])\.", name)
+        above = mode == "tokens" and stage is not None and int(stage[1]) > built
+        return above or name.endswith(".num_batches_tracked")
+
+    entries = list(encoder_entries(mode, token_layer))
+    trees, ignored = _translate(state, entries, may_ignore, "encoder")
+    return trees["params"], trees["batch_stats"], ignored
+
+
+def projector_entries() -> Iterator[Entry]:
+    """Yields the entries of `Projector(kind='mlp')`."""
+    yield from _linear("net.0", "hidden")
+    yield from _norm("net.1", "norm")
+    yield from _linear("net.3", "output")
+
+
+def projector_from_torch(state: State) -> tuple[Tree, Tree, list[str]]:
+    """Translates net.{0,1,3} of the MLP projector; an empty state is the identity projector.
+
+    Returns (params, batch_stats, ignored); ValueError listing missing and unknown entries.
+    """
+    if not state:
+        return {}, {}, []
+    trees, ignored = _translate(
+        state,
+        list(projector_entries()),
+        lambda name: name.endswith(".num_batches_tracked"),
+        "projector",
     )
-    return tuple(
-        {
-            "kernel": np.ascontiguousarray(np.asarray(state[f"{prefix}{i}.weight"]).T),
-            "bias": np.asarray(state[f"{prefix}{i}.bias"]),
-        }
-        for i in indices
-    )
+    return trees["params"], trees["batch_stats"], ignored
+
+
+def predictor_entries(names: Iterable[str]) -> Iterator[Entry]:
+    """Yields the entries of `HamiltonianPredictor` that the torch `names` call for."""
+    names = list(names)
+    found = [re.match(r"(H\.residual(?:_V)?)\.(\d+)\.(?:weight|bias)$", name) for name in names]
+    prefixes = sorted({match[1] for match in found if match})
+    indices = sorted({int(match[2]) for match in found if match})
+    for layer, index in enumerate(indices):
+        yield from _linear(f"{prefixes[0]}.{index}", "potential", f"layer{layer}")
+    if "raw_dt" in names:
+        yield Entry("raw_dt", "params", ("raw_dt",), _same)
+
+
+def predictor_from_torch(state: State) -> tuple[Tree, list[str]]:
+    """Translates the Hamiltonian predictor: H.residual_V.* (separable) or H.residual.* (learnable).
+
+    Returns:
+      (params, ignored): params is {'potential': {'layer0': {'kernel', 'bias'}, ...}}, empty for a
+      quadratic Hamiltonian, with 'raw_dt' where dt is learned; ignored names the buffer `dt`.
+
+    Raises:
+      ValueError: missing or unknown entries, all listed.
+    """
+    entries = list(predictor_entries(state))
+    trees, ignored = _translate(state, entries, lambda name: name == "dt", "predictor")
+    return trees["params"], ignored

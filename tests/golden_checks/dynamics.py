@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from golden_checks.common import assert_close, groups, load
+from golden_checks.common import assert_close, groups, load, subtree
 from hjepa_jax.dynamics import hamiltonian as hm
 from hjepa_jax.dynamics.integrators import integrate
-from hjepa_jax.interop.torch_names import mlp_from_torch
+from hjepa_jax.interop.torch_names import predictor_from_torch
 
 FILE = "leapfrog.npz"
 ACTIVATIONS = ("gelu", "silu", "relu")
@@ -30,18 +30,12 @@ def _cases(low_precision: bool) -> list[Any]:
     return names or [pytest.param("none", marks=pytest.mark.skip(reason=f"no {FILE} cases"))]
 
 
-def _prefix(kind: str) -> str:
-    return {"separable": "H.residual_V.", "learnable": "H.residual."}.get(kind, "H.none.")
-
-
-def _params(data: Mapping[str, np.ndarray], case: str, root: str, kind: str) -> dict[str, Any]:
+def _params(data: Mapping[str, np.ndarray], case: str, root: str) -> dict[str, Any]:
     """The torch entries below `case/root/` as our pytree: {'mlp': layers, 'raw_dt': scalar}."""
-    start = f"{case}/{root}/"
-    state = {key[len(start) :]: data[key] for key in data if key.startswith(start)}
-    out: dict[str, Any] = {"mlp": mlp_from_torch(state, _prefix(kind))}
-    if "raw_dt" in state:
-        out["raw_dt"] = jnp.asarray(state["raw_dt"])
-    return out
+    tree, _ = predictor_from_torch(subtree(data, f"{case}/{root}/"))
+    layers = tree.get("potential", {})
+    out: dict[str, Any] = {"mlp": tuple(layers[f"layer{i}"] for i in range(len(layers)))}
+    return out | ({"raw_dt": tree["raw_dt"]} if "raw_dt" in tree else {})
 
 
 def _build(data: Mapping[str, np.ndarray], case: str, kind: str, params: Any) -> hm.Hamiltonian:
@@ -67,7 +61,6 @@ def _check(
     pull: Callable[..., Any],
     data: Mapping[str, np.ndarray],
     case: str,
-    kind: str,
     params: Any,
     prefix: str,
     reference: bool,
@@ -79,7 +72,7 @@ def _check(
         out, (bar_params, bar_z) = pull(params, z, cot, direction, reference)
         assert_close(out, data[f"{start}zT"], 1e-9, f"{start}zT")
         assert_close(bar_z, data[f"{start}grad_z0"], 1e-9, f"{start}grad_z0")
-        expected = _params(data, case, f"{name}/{prefix}grad_param", kind)
+        expected = _params(data, case, f"{name}/{prefix}grad_param")
         assert jax.tree.structure(expected) == jax.tree.structure(bar_params)
         for got, want in zip(jax.tree.leaves(bar_params), jax.tree.leaves(expected)):
             assert_close(got, want, 1e-9, f"{start}grad_param")
@@ -92,7 +85,7 @@ def test_golden_dynamics(case: str) -> None:
     kind = HAMILTONIANS[int(data[f"{case}/hamiltonian"])]
     method = METHODS[int(data[f"{case}/method"])]
     with jax.enable_x64(True), _expected_warnings():
-        params = _params(data, case, "param", kind)
+        params = _params(data, case, "param")
         z = jnp.asarray(data[f"{case}/z0"])
         start = _build(data, case, kind, params)
         q, p = hm.split_state(z)
@@ -120,9 +113,9 @@ def test_golden_dynamics(case: str) -> None:
         if "raw_dt" in params:
             assert_close(jax.nn.softplus(params["raw_dt"]), data[f"{case}/dt"], 1e-9, "dt")
         generic = f"{case}/fwd/textbook_zT" in data
-        _check(pull, data, case, kind, params, "textbook_" if generic else "", False)
+        _check(pull, data, case, params, "textbook_" if generic else "", False)
         if generic:
-            _check(pull, data, case, kind, params, "", method == "leapfrog")
+            _check(pull, data, case, params, "", method == "leapfrog")
         for name in DIRECTIONS:
             end = jnp.asarray(data[f"{case}/{name}/zT"])
             assert_close(hm.energy_of_state(start, end), data[f"{case}/{name}/HT"], 1e-9, "HT")
@@ -132,7 +125,7 @@ def test_golden_dynamics(case: str) -> None:
 def test_golden_dynamics_of_low_precision_states(case: str) -> None:
     """A bfloat16 state flows in float32 and is rounded once, at the end."""
     data = load(FILE)
-    params = _params(data, case, "param", "separable")
+    params = _params(data, case, "param")
     z = jnp.asarray(data[f"{case}/z0_bf16"])
     assert z.dtype == jnp.float32
 

@@ -1,0 +1,99 @@
+"""Convolution, Linear and BatchNorm modules with the published code's initialisation and layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import variance_scaling
+
+from hjepa_jax.models.convolution import conv2d
+
+# He et al. (arXiv 1502.01852), fan-out form: torchvision's convolutions.
+kaiming_normal = variance_scaling(2.0, "fan_out", "normal")
+# Uniform in +-1/sqrt(fan_in) (Kaiming-uniform with a = sqrt 5): the PyTorch default.
+default_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+
+
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype of parameters and statistics: float32, or float64 when computing in float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class Conv(nn.Module):
+    """2-D convolution without bias; parameter `kernel` [kh,kw,in,out]; computes in x's dtype."""
+
+    features: int
+    size: int
+    stride: int = 1
+    initializer: Any = kaiming_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [N,H,W,C] to [N,H',W',features], padded by (size-1)/2 on every side."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.initializer, shape, wide_dtype(x.dtype))
+        return conv2d(x, kernel.astype(x.dtype), self.stride, (self.size - 1) // 2)
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias; parameters `kernel` [in,out] and `bias` [out]; computes in x's dtype."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., in] to [..., features]."""
+        fan_in = x.shape[-1]
+        dtype = wide_dtype(x.dtype)
+        kernel = self.param("kernel", default_uniform, (fan_in, self.features), dtype)
+
+        def bias_init(key: jax.Array) -> jax.Array:
+            bound = fan_in**-0.5
+            return jax.random.uniform(key, (self.features,), dtype, -bound, bound)
+
+        bias = self.param("bias", bias_init)
+        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy, arXiv 1502.03167).
+
+    Parameters `scale`, `bias`; batch_stats `mean`, `var`. Statistics are float32 or wider whatever
+    the dtype of x. Training normalises with the biased variance; the running variance takes the
+    unbiased one: new = momentum * old + (1 - momentum) * batch. Under jit with the batch sharded
+    over devices, these means are already global.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises x [..., C]; ValueError when training on one value per channel."""
+        dtype = wide_dtype(x.dtype)
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
+        wide = x.astype(dtype)
+        if train:
+            count = x.size // x.shape[-1]
+            if count < 2:
+                raise ValueError("BatchNorm cannot train on one value per channel: add images.")
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(wide, axes)
+            # E[(x - mean)^2], not E[x^2] - mean^2, which cancels when the mean is large.
+            var = jnp.mean(jnp.square(wide - mean), axes)
+            if not self.is_initializing():
+                unbiased = var * (count / (count - 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        out = (wide - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+        return out.astype(x.dtype)
