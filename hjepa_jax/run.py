@@ -73,14 +73,13 @@ def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
         jax.eval_shape(init, key),
     )
     jitted = jax.jit(functools.partial(train_step, method), donate_argnums=0)
-    return Run(
-        method,
-        mesh,
-        num_steps,
-        lambda: jax.jit(init, out_shardings=everywhere)(key),
-        jitted,
-        abstract,
-    )
+
+    def initialise() -> TrainState:
+        lowered = jax.jit(init, out_shardings=everywhere).lower(key)
+        # It runs once: optimising its many small random draws takes ten times as long as they do.
+        return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(key)
+
+    return Run(method, mesh, num_steps, initialise, jitted, abstract)
 
 
 def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.Array]:

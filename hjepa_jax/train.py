@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -76,11 +77,11 @@ def restore_or_init(
 
 
 def placed_batches(
-    config: ConfigDict, run: Run, stream: BatchStream
-) -> WaitTimer[dict[str, jax.Array]]:
-    """Returns the stream's batches placed on the mesh ahead of their use, with the wait timed."""
+    config: ConfigDict, run: Run, stream: BatchStream, timer: WaitTimer
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed."""
     put = functools.partial(sharding.put_batch, run.mesh)
-    return WaitTimer(device_prefetch(stream, put, config.data.device_prefetch))
+    return timer.measure(device_prefetch(stream, put, config.data.device_prefetch))
 
 
 def open_stream(config: ConfigDict, run: Run, source: ImageSource, start_step: int) -> BatchStream:
@@ -136,7 +137,8 @@ def _loop(
     first = int(state.step)
     every = config.checkpoint.every_steps or run.method.steps_per_epoch
     with open_stream(config, run, source, first) as stream:
-        batches = placed_batches(config, run, stream)
+        timer = WaitTimer()
+        batches = placed_batches(config, run, stream, timer)
         since, last_logged = time.perf_counter(), first
         for step, batch in enumerate(batches, start=first + 1):
             state, metrics = run.step(state, batch)
@@ -148,7 +150,7 @@ def _loop(
                 values["images_per_second"] = (
                     (step - last_logged) * config.data.batch_size / elapsed
                 )
-                values["data_wait_share"] = batches.take_share()
+                values["data_wait_share"] = timer.take() / elapsed
                 values["corrupt_images"] = stream.corrupt_count
                 since, last_logged = time.perf_counter(), step
                 writer.write_scalars(step, values)

@@ -89,7 +89,7 @@ def clip_by_global_norm(
         del params
         skipped = {} if skip is None or skip not in gradients else {skip: gradients[skip]}
         counted = {part: tree for part, tree in gradients.items() if part not in skipped}
-        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(counted) + 1e-6))
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(counted) + 1e-6))
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), counted)
         return {part: (clipped | skipped)[part] for part in gradients}, state
 

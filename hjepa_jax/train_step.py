@@ -280,7 +280,7 @@ def train_step(
       (new state, scalar metrics).
     """
     step = loss_and_gradient(method, state, batch, randomness)
-    norm = optax.global_norm(step.gradient)
+    norm = optax.tree.norm(step.gradient)
     updates, opt_state = method.optimizer.update(step.gradient, state.opt_state, state.params)
     spectral = state.spectral
     if has_learnable_spectrum(method.config):

@@ -143,7 +143,7 @@ def check_first_gradient(group, method, state, first, entries):
         clipped, _ = optax.identity().update(clipped, optax.EmptyState())
         skip = method.config.parity.unclipped_predictor
         counted = {k: v for k, v in clipped.items() if not (skip and k == "predictor")}
-        norm = float(optax.global_norm(counted))
+        norm = float(optax.tree.norm(counted))
         assert_close(norm, FILE[f"{group}/f64/grad_norm_preclip"][0], TOLERANCE, "norm")
         factor = min(1.0, method.config.train.grad_clip / (norm + 1e-6))
         scaled = jax.tree.map(lambda g: g * factor, counted)
