@@ -62,7 +62,7 @@ def test_training_agrees_with_numpy_last_short_batch_included(count: int, batch_
     x, labels = _blobs(0, count)
     permutations = np.stack([np.random.default_rng(i).permutation(count) for i in range(3)])
     with jax.enable_x64(True):
-        start = probe.init_probe(jax.random.key(0), 12, 4)
+        start = probe.init_probe(0, 12, 4)
         start = jax.tree.map(lambda p: p.astype(jnp.float64), start)
         trained, losses = probe.train_probe(
             start,
@@ -81,7 +81,7 @@ def test_training_agrees_with_numpy_last_short_batch_included(count: int, batch_
 
 def test_rates_trained_together_equal_each_alone() -> None:
     train = _blobs(1, 60)
-    start = probe.init_probe(jax.random.key(1), 12, 4)
+    start = probe.init_probe(1, 12, 4)
     permutations = jnp.stack([jnp.arange(60)] * 2)
     rates = (1e-3, 1e-2, 1e-1)
     arguments = (start, jnp.asarray(train[0]), jnp.asarray(train[1]), permutations)
@@ -137,7 +137,7 @@ def test_cross_validation_does_not_learn_from_held_out_rows() -> None:
 
 
 def test_initial_parameters_are_the_default_linear_ones() -> None:
-    params = probe.init_probe(jax.random.key(3), 100, 50)
+    params = probe.init_probe(3, 100, 50)
     kernel = np.asarray(params.kernel)
     assert np.abs(kernel).max() <= 0.1
     assert kernel.std() == pytest.approx(0.1 / np.sqrt(3), rel=0.05)

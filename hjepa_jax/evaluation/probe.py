@@ -81,16 +81,13 @@ class ProbeResult(NamedTuple):
     validation: tuple[float, ...]
 
 
-def init_probe(key: jax.Array, dim: int, num_classes: int) -> ProbeParams:
+def init_probe(seed: int, dim: int, num_classes: int) -> ProbeParams:
     """Returns LayerNorm at the identity and Linear at uniform(+-1/sqrt(dim)), float32."""
-    bound = 1.0 / math.sqrt(dim)
-    kernel_key, bias_key = jax.random.split(key)
-    return ProbeParams(
-        scale=jnp.ones(dim),
-        offset=jnp.zeros(dim),
-        kernel=jax.random.uniform(kernel_key, (dim, num_classes), minval=-bound, maxval=bound),
-        bias=jax.random.uniform(bias_key, (num_classes,), minval=-bound, maxval=bound),
-    )
+    rng, bound = np.random.default_rng(seed), 1.0 / math.sqrt(dim)
+    kernel = rng.uniform(-bound, bound, (dim, num_classes))
+    bias = rng.uniform(-bound, bound, num_classes)
+    layers = (np.ones(dim), np.zeros(dim), kernel, bias)
+    return ProbeParams(*(jnp.asarray(layer, jnp.float32) for layer in layers))
 
 
 def _standardise(features: jax.Array) -> jax.Array:
@@ -234,7 +231,7 @@ def cross_validate(
             f"Cross-validating the probe needs 2..{len(y)} folds for {len(y)} training images, "
             f"but evaluation.probe_folds is {settings.folds}."
         )
-    params = init_probe(jax.random.key(settings.seed), x.shape[1], num_classes)
+    params = init_probe(settings.seed, x.shape[1], num_classes)
     order = np.random.default_rng(settings.seed).permutation(len(y))
     accuracies = []
     for fold in range(settings.folds):
@@ -298,7 +295,7 @@ def linear_probe(
     settings = settings or ProbeSettings()
     x, y, test_x, test_y = _check_sets(train, test, num_classes)
     if params is None:
-        params = init_probe(jax.random.key(settings.seed), x.shape[1], num_classes)
+        params = init_probe(settings.seed, x.shape[1], num_classes)
     if permutations is None:
         permutations = shuffles(np.arange(len(y)), settings.epochs, settings.seed)
     validation: tuple[float, ...] = ()
