@@ -64,7 +64,7 @@ def make_source(size: int, count: int, root: str) -> ImageSource:
 
 def make_config(size: int, local_size: int, local_views: int, batch_size: int) -> Any:
     """Returns the published augmentation for this size."""
-    config = base_config()
+    config: Any = base_config()
     small = size <= 64
     config.data.update(
         batch_size=batch_size,
@@ -80,8 +80,8 @@ def make_config(size: int, local_size: int, local_views: int, batch_size: int) -
 
 def torch_views(config: Any) -> list[Any]:
     """Returns torchvision's transform of each view; raises ImportError without torchvision."""
-    import torch
-    from torchvision import transforms
+    import torch  # pyright: ignore[reportMissingImports]
+    from torchvision import transforms  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     augment = config.data.augment
@@ -111,7 +111,7 @@ def torch_views(config: Any) -> list[Any]:
 
 def torch_epoch(config: Any, source: ImageSource) -> Callable[[], None]:
     """Returns a function that makes one epoch of batches with a DataLoader."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     views = torch_views(config)
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     try:
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
 
         print(f"torchvision {torchvision.__version__} is measured beside ours.")
         compare = True

@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     try:
         config_check.validate(config)
+        # The host makes the same views as the device.
+        config.data.backend = "host"
         source = open_source(config.data, config.data.train_split)
         with train_batches(config, source, start_step=_STEP.value, num_steps=1) as stream:
             sheet = contact_sheet(next(stream), _IMAGES.value)

@@ -16,7 +16,7 @@ from PIL import Image
 from hjepa_jax.data import photometric, resample
 from hjepa_jax.data.parameters import ViewParameters, draw_parameters
 
-__all__ = ["ViewParameters", "apply", "draw_parameters", "eval_image"]
+__all__ = ["ViewParameters", "apply", "crop", "draw_parameters", "eval_image"]
 
 # Float planes of this many bytes at a time stay in a core's cache.
 _CHUNK_BYTES = 400_000
@@ -52,6 +52,17 @@ def apply(
         photometric.gaussian_blur(planes, chosen.sigma, augment.blur_kernel)
         views[part] = photometric.to_uint8(planes, chosen.solarise, augment.solarise_threshold)
     return views
+
+
+def crop(
+    images: Sequence[resample.Decoded],
+    source: npt.NDArray[np.int64],
+    parameters: ViewParameters,
+    size: int,
+) -> npt.NDArray[np.uint8]:
+    """Makes N crops, resized and mirrored but otherwise as they are; arguments as `apply`."""
+    planes = resample.crop_resize_flip(images, source, parameters, size)
+    return photometric.to_uint8(planes, np.zeros(len(source), bool), 0)
 
 
 def eval_image(image: resample.Decoded, size: int, resize: int | None) -> npt.NDArray[np.uint8]:

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.config import steps_per_epoch
-from hjepa_jax.data import augment, counter_random, resample
+from hjepa_jax.data import augment, counter_random, resample, sources
 from hjepa_jax.data.counter_random import Purpose
 from hjepa_jax.data.decode import CorruptImageError, decode_image
+from hjepa_jax.data.parameters import PACKED, ViewParameters, pack
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import DataError
 
@@ -51,6 +52,8 @@ def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
             f"data.batch_size {batch_size} is larger than the {len(source)} images of "
             f"{source.description}; make it smaller."
         )
+    if config.data.backend not in ("host", "device"):
+        raise ValueError(f"data.backend is '{config.data.backend}'; it must be 'host' or 'device'.")
     if config.data.on_corrupt not in ("error", "skip"):
         raise ValueError(
             f"data.on_corrupt is '{config.data.on_corrupt}'; it must be 'error' or 'skip'."
@@ -146,30 +149,40 @@ class Loader:
             yield slice(start, start + len(group)), group
 
 
-def _views(
-    data: Any,
-    key: int,
-    group: Sequence[Loaded],
-    numbers: npt.NDArray[np.int64],
-    scale: tuple[float, float],
-    size: int,
-) -> npt.NDArray[np.uint8]:
-    """Returns uint8 [len(numbers), len(group), size, size, 3], the views of those numbers."""
+class _Kind(NamedTuple):
+    """Global or local views: their numbers, side in pixels and range of crop area."""
+
+    name: str
+    numbers: npt.NDArray[np.int64]
+    size: int
+    scale: tuple[float, float]
+
+
+def _kinds(data: Any, num_global: int, num_local: int) -> list[_Kind]:
+    kinds = [_Kind("global", np.arange(num_global), data.image_size, data.global_scale)]
+    if num_local:
+        numbers = _FIRST_LOCAL_VIEW + np.arange(num_local)
+        kinds.append(_Kind("local", numbers, data.local_size, data.local_scale))
+    return kinds
+
+
+def _parameters(
+    data: Any, key: int, group: Sequence[Loaded], kind: _Kind
+) -> tuple[npt.NDArray[np.int64], ViewParameters]:
+    """Returns the image in `group` of each view, view-major, and the views' parameters."""
     count = len(group)
-    source = np.tile(np.arange(count), len(numbers))
+    source = np.tile(np.arange(count), len(kind.numbers))
     sizes = np.array([resample.size_of(loaded.image) for loaded in group])[source]
-    parameters = augment.draw_parameters(
+    drawn = augment.draw_parameters(
         data.augment,
-        scale,
+        kind.scale,
         key=key,
         index=np.array([loaded.index for loaded in group])[source],
-        view=np.repeat(numbers, count),
+        view=np.repeat(kind.numbers, count),
         height=sizes[:, 0],
         width=sizes[:, 1],
     )
-    images = [loaded.image for loaded in group]
-    views = augment.apply(images, source, parameters, size, data.augment)
-    return views.reshape(len(numbers), count, size, size, 3)
+    return source, drawn
 
 
 class BatchMaker:
@@ -191,32 +204,51 @@ class BatchMaker:
         first = self._process_index * self._local_size
         indices = indices[first : first + self._local_size]
         key = counter_random.stream_key(seed, Purpose.AUGMENTATION, epoch)
-        return self.make(key, indices, data.num_global_views, data.num_local_views)
+        on_device = data.backend == "device"
+        return self.make(key, indices, data.num_global_views, data.num_local_views, on_device)
 
     def make(
-        self, key: int, indices: npt.NDArray[np.int64], num_global: int, num_local: int
+        self,
+        key: int,
+        indices: npt.NDArray[np.int64],
+        num_global: int,
+        num_local: int,
+        on_device: bool = False,
     ) -> tuple[Batch, list[str]]:
-        """Makes the views of the images at `indices` with the random stream `key`."""
+        """Makes the views of the images at `indices` with the random stream `key`.
+
+        With `on_device`, makes what `device_augment.augment_batch` needs instead: whole 'images'
+        where all have one shape, else crops as views; and 'global_parameters',
+        'local_parameters', float32 [V, B, F].
+        """
         data, count = self._config.data, len(indices)
-        size, local_size = data.image_size, data.local_size
-        batch: Batch = {
-            "global_views": np.empty((num_global, count, size, size, 3), np.uint8),
-            "label": np.empty(count, np.int32),
-            "index": np.empty(count, np.int32),
-        }
-        if num_local:
-            batch["local_views"] = np.empty((num_local, count, local_size, local_size, 3), np.uint8)
+        kinds = _kinds(data, num_global, num_local)
+        shape = sources.fixed_shape(self._source) if on_device else None
+        batch: Batch = {name: np.empty(count, np.int32) for name in ("label", "index")}
+        if shape is not None:
+            batch["images"] = np.empty((count, *shape), np.uint8)
+        for name, numbers, size, _ in kinds:
+            if shape is None:
+                batch[f"{name}_views"] = np.empty((len(numbers), count, size, size, 3), np.uint8)
+            if on_device:
+                columns = len(PACKED)
+                batch[f"{name}_parameters"] = np.empty((len(numbers), count, columns), np.float32)
         corrupt: list[str] = []
         for part, group in self._loader.groups(indices, corrupt):
-            numbers = np.arange(num_global)
-            batch["global_views"][:, part] = _views(
-                data, key, group, numbers, data.global_scale, size
-            )
-            if num_local:
-                numbers = _FIRST_LOCAL_VIEW + np.arange(num_local)
-                batch["local_views"][:, part] = _views(
-                    data, key, group, numbers, data.local_scale, local_size
-                )
+            images = [loaded.image for loaded in group]
             batch["label"][part] = [loaded.label for loaded in group]
             batch["index"][part] = [loaded.index for loaded in group]
+            if shape is not None:
+                batch["images"][part] = np.stack([np.asarray(image) for image in images])
+            for kind in kinds:
+                source, drawn = _parameters(data, key, group, kind)
+                name, size, layout = kind.name, kind.size, (len(kind.numbers), len(group))
+                if on_device:
+                    batch[f"{name}_parameters"][:, part] = pack(drawn).reshape(*layout, -1)
+                    if shape is None:
+                        views = augment.crop(images, source, drawn, size)
+                        batch[f"{name}_views"][:, part] = views.reshape(*layout, size, size, 3)
+                else:
+                    views = augment.apply(images, source, drawn, size, data.augment)
+                    batch[f"{name}_views"][:, part] = views.reshape(*layout, size, size, 3)
         return batch, corrupt

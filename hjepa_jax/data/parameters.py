@@ -62,6 +62,26 @@ class ViewParameters(NamedTuple):
         return ViewParameters._make(field[selection] for field in self)
 
 
+# The columns of packed parameters, for the device.
+PACKED = (
+    *("top", "left", "height", "width", "flip", "jitter"),
+    *("order_0", "order_1", "order_2", "order_3"),
+    *("brightness", "contrast", "saturation", "hue", "grey", "sigma", "solarise"),
+)
+
+
+def pack(parameters: ViewParameters) -> npt.NDArray[np.float32]:
+    """Returns the parameters of N views as one array float32 [N, len(PACKED)], exactly."""
+    columns: dict[str, npt.NDArray] = parameters._asdict()
+    columns.update({f"order_{i}": parameters.order[:, i] for i in range(4)})
+    return np.stack([columns[name].astype(np.float32) for name in PACKED], axis=-1)
+
+
+def unpack(packed: Any) -> dict[str, Any]:
+    """Returns the columns of packed parameters [..., len(PACKED)] by name; any array type."""
+    return {name: packed[..., column] for column, name in enumerate(PACKED)}
+
+
 def _draw_crops(
     draws: npt.NDArray[np.float64],
     heights: npt.NDArray[np.int64],

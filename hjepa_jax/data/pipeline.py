@@ -80,7 +80,7 @@ class BatchStream(Iterator[Batch]):
         Batches from worker processes lie in shared memory, which must not outlive the stream:
         `copy` copies them out.
         """
-        self._iterator = iterator
+        self._iterator: Any = iterator
         self._copy = copy
         self._reported: set[str] = set()
         self._closed = False
@@ -186,6 +186,7 @@ def train_batches(
         'global_views': uint8 [Vg, b, image_size, image_size, 3],
         'local_views': uint8 [Vl, b, local_size, local_size, 3], absent without local views,
         'label', 'index': int32 [b].
+      With data.backend='device', what `device_augment.augment_batch` makes these from.
 
     Raises:
       ValueError: If batch size, source and processes do not fit together.

@@ -186,6 +186,13 @@ def subset(source: ImageSource, num: int | None, seed: int) -> ImageSource:
     return SubsetSource(source, counter_random.permutation(key, len(source))[:num])
 
 
+def fixed_shape(source: ImageSource) -> tuple[int, ...] | None:
+    """Returns the shape (H, W, 3) that all images have, if they are in memory; else None."""
+    while isinstance(source, SubsetSource):
+        source = source.parent
+    return source.images.shape[1:] if isinstance(source, ArraySource) else None
+
+
 def decode(record: Record) -> npt.NDArray[np.uint8]:
     """Returns the pixels uint8 [H, W, 3] of a record.
 

@@ -1,0 +1,143 @@
+"""CIFAR archives: folders and tar files give the same images, and hostile ones do nothing."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from image_files import cifar_files, data_config, write_folder, write_tar
+
+from hjepa_jax.data import cifar
+from hjepa_jax.data.sources import open_source
+
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+def opened(name: str, root, split: str = "train"):
+    return open_source(data_config(name=name, root=str(root)).data, split)
+
+
+def stored(name: str, tmp_path, form: str):
+    contents = cifar_files(name)
+    inside = {f"{FOLDERS[name]}/{file}": data for file, data in contents.items()}
+    if form == "tar.gz":
+        return write_tar(tmp_path / f"{name[:5]}-{name[5:]}-python.tar.gz", inside)
+    if form == "tar":
+        return write_tar(tmp_path / "some.tar", inside, "w")
+    for file, data in inside.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(data)
+    return tmp_path / FOLDERS[name] if form == "folder" else tmp_path
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("form", ["tar.gz", "tar", "folder", "parent folder"])
+def test_every_form_gives_the_pickled_pixels_and_labels(name, form, tmp_path) -> None:
+    root = stored(name, tmp_path, form)
+    train, test = opened(name, root), opened(name, root, "test")
+    contents = cifar_files(name)
+    files = [f for f in contents if f.startswith("data_batch")] or ["train"]
+    batches = [pickle.loads(contents[file]) for file in files]
+    rows = np.concatenate([batch[b"data"] for batch in batches])
+    key = b"labels" if name == "cifar10" else b"fine_labels"
+    labels = [label for batch in batches for label in batch[key]]
+    assert len(train) == len(rows)
+    assert len(test) == 6
+    assert train.labels().tolist() == labels
+    assert train.num_classes == int(name[5:])
+    assert train.class_names[3] == "kind3"
+    # A row is 1024 red, then green, then blue values, row by row.
+    for index in (0, len(rows) - 1):
+        image = train.record(index).image
+        assert image[2, 5].tolist() == [rows[index][c * 1024 + 2 * 32 + 5] for c in range(3)]
+
+
+def test_archive_beside_its_root_is_found(tmp_path) -> None:
+    stored("cifar100", tmp_path, "tar.gz")
+    assert len(opened("cifar100", tmp_path)) == 6
+
+
+def test_image_folder_is_read_as_cifar(tmp_path) -> None:
+    write_folder(tmp_path, {"train": {"cat": 2, "dog": 3}, "test": {"cat": 1, "dog": 1}})
+    assert opened("cifar10", tmp_path).class_names == ("cat", "dog")
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.parametrize("where", ["data_batch_2", "batches.meta"])
+def test_pickles_that_run_code_are_refused(where, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = cifar_files("cifar10")
+    contents[where] = pickle.dumps({b"data": _Evil(), b"label_names": _Evil()}, protocol=2)
+    root = write_tar(tmp_path / "evil.tar.gz", contents)
+    with pytest.raises(ValueError, match=r"system, which is not allowed"):
+        opened("cifar10", root)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "payload", [b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n.", b"cnumpy.core\nshape_base\n."]
+)
+def test_only_array_classes_load(payload) -> None:
+    with pytest.raises(ValueError, match="not allowed"):
+        cifar.load_pickle(payload, "x")
+
+
+def test_old_and_new_pickle_protocols_load() -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    for protocol in (2, 3, 4):
+        loaded = cifar.load_pickle(pickle.dumps({b"data": array}, protocol=protocol), "x")
+        np.testing.assert_array_equal(loaded[b"data"], array)
+    # NumPy 1 wrote the module's old name.
+    old = pickle.dumps({b"data": array}, protocol=2).replace(b"numpy._core", b"numpy.core")
+    np.testing.assert_array_equal(cifar.load_pickle(old, "x")[b"data"], array)
+    with pytest.raises(ValueError, match="no dictionary"):
+        cifar.load_pickle(pickle.dumps([1]), "x")
+
+
+def test_archives_write_nothing_outside(tmp_path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    contents = {f"../../{file}": data for file, data in cifar_files("cifar10").items()}
+    root = write_tar(inside / "escape.tar", {**contents, "/etc/evil": b"x"}, "w")
+    assert len(opened("cifar10", root)) == 30
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside", "escape.tar"]
+
+
+def test_truncated_archive_names_the_checksum(tmp_path) -> None:
+    root = stored("cifar10", tmp_path, "tar.gz")
+    root.write_bytes(root.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="md5 is not c58f30108f718f92721af3b95e74349a"):
+        opened("cifar10", root)
+    root.write_bytes(b"not an archive")
+    with pytest.raises(ValueError, match="Cannot read the archive"):
+        opened("cifar10", root)
+
+
+def test_incomplete_data_is_named(tmp_path) -> None:
+    root = stored("cifar10", tmp_path, "folder")
+    (root / "data_batch_3").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks data_batch_3.*cs\.toronto\.edu"):
+        opened("cifar10", root)
+    with pytest.raises(ValueError, match="'train' and 'test', not 'val'"):
+        opened("cifar10", root, "val")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="nothing to read"):
+        opened("cifar10", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {b"data": np.zeros((6, 100), np.uint8), b"labels": [0] * 6},
+        {b"data": [1, 2], b"labels": [0] * 6},
+        {b"data": np.zeros((6, 3072), np.uint8)},
+    ],
+)
+def test_wrong_content_is_refused(batch, tmp_path) -> None:
+    contents = {**cifar_files("cifar10"), "data_batch_1": pickle.dumps(batch, protocol=2)}
+    with pytest.raises(ValueError, match="is no cifar10 data"):
+        opened("cifar10", write_tar(tmp_path / "bad.tar", contents, "w"))

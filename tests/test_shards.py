@@ -1,0 +1,164 @@
+"""Prepared shards: the same images back, preparation that resumes, and damage noticed."""
+
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from image_files import cifar_files, data_config, photo, write_folder, write_tar
+
+from hjepa_jax.data import shards
+from hjepa_jax.data.folder import open_root
+from hjepa_jax.data.sources import ArraySource, Record, decode, open_source
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    return write_folder(tmp_path / "images", {"train": {"a": 4, "b": 3}, "val": {"a": 1, "b": 1}})
+
+
+def test_round_trip_of_every_record(folder, tmp_path) -> None:
+    original = open_root(str(folder), "train", 0)
+    shards.write_shards(original, "train", tmp_path / "out", images_per_shard=3)
+    shards.write_shards(open_root(str(folder), "val", 0), "val", tmp_path / "out")
+    prepared = open_source(data_config(name="folder", root=str(tmp_path / "out")).data, "train")
+    assert [prepared.record(i) for i in range(7)] == [original.record(i) for i in range(7)]
+    assert prepared.class_names == original.class_names
+    assert prepared.labels().tolist() == original.labels().tolist()
+    assert len(open_root(str(tmp_path / "out"), "test", 0)) == 2
+    assert pickle.loads(pickle.dumps(prepared)).record(5) == original.record(5)
+    assert shards.verify(tmp_path / "out") == []
+
+
+def test_decoded_images_are_stored_without_loss(tmp_path) -> None:
+    images = np.stack([photo(seed, 32, 32) for seed in range(4)])
+    shards.write_shards(ArraySource("x", images, [0, 1, 1, 0], ["a", "b"]), "train", tmp_path)
+    prepared = shards.open_shards(tmp_path, "train")
+    np.testing.assert_array_equal(np.stack([decode(prepared.record(i)) for i in range(4)]), images)
+
+
+def test_interrupted_preparation_continues(folder, tmp_path) -> None:
+    source, out = open_root(str(folder), "train", 0), tmp_path / "out"
+
+    class Interrupted(Exception):
+        pass
+
+    done = []
+
+    def interrupt(images: int) -> None:
+        done.append(images)
+        if len(done) == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        shards.write_shards(source, "train", out, 2, interrupt)
+    assert not shards.is_prepared(out)
+    first = (out / "train-00000.array_record").stat().st_mtime_ns
+    steps: list[int] = []
+    shards.write_shards(source, "train", out, 2, steps.append)
+    # Two whole shards were there already; the third is written again.
+    assert steps == [2, 2, 1, 1, 1]
+    assert (out / "train-00000.array_record").stat().st_mtime_ns == first
+    assert shards.open_shards(out, "train").record(6) == source.record(6)
+    assert shards.verify(out) == []
+    again: list[int] = []
+    shards.write_shards(source, "train", out, 2, again.append)
+    assert again == [7]
+    assert not list(out.glob("*.partial"))
+
+
+def test_changed_images_are_prepared_anew(folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    shards.write_shards(open_root(str(folder), "train", 0), "train", out, 2)
+    (folder / "train" / "b" / "002.jpg").unlink()
+    changed = open_root(str(folder), "train", 0)
+    shards.write_shards(changed, "train", out, 3)
+    prepared = shards.open_shards(out, "train")
+    assert [prepared.record(i) for i in range(len(prepared))] == [
+        changed.record(i) for i in range(6)
+    ]
+    assert sorted(p.name for p in out.glob("*.array_record")) == [
+        "train-00000.array_record",
+        "train-00001.array_record",
+    ]
+
+
+def test_damage_is_noticed(folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    shards.write_shards(open_root(str(folder), "train", 0), "train", out, 4)
+    shard = out / "train-00001.array_record"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    assert shards.verify(out) == ["train-00001.array_record"]
+    shard.write_bytes(content[:-5])
+    with pytest.raises(ValueError, match="instead of"):
+        shards.open_shards(out, "train")
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-00001.*missing"):
+        shards.open_shards(out, "train")
+    with pytest.raises(FileNotFoundError, match="no split 'test'; it has: train"):
+        shards.open_shards(out, "test")
+    (out / shards.INDEX).write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        open_root(str(out), "train", 0)
+    (out / shards.INDEX).write_text("[]")
+    with pytest.raises(ValueError, match="not an index"):
+        open_root(str(out), "train", 0)
+
+
+def test_other_classes_are_not_mixed_in(folder, tmp_path) -> None:
+    shards.write_shards(open_root(str(folder), "train", 0), "train", tmp_path / "out")
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="other classes"):
+        shards.write_shards(ArraySource("x", images, [0], ["z"]), "val", tmp_path / "out")
+
+
+def test_records_pack_long_and_foreign_names() -> None:
+    record = Record(b"bytes", None, 7, "Schloß/Größe.jpg")
+    assert shards.unpack(shards.pack(record)) == record
+    long = shards.unpack(shards.pack(record._replace(name="x" * 70000)))
+    assert long.encoded == b"bytes"
+    assert len(long.name) == 65535
+    with pytest.raises(ValueError, match="no header"):
+        shards.unpack(b"xy")
+
+
+def run_script(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/prepare_dataset.py", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": ".", "PATH": ""}, capture_output=True, text=True
+    )
+
+
+def test_script_prepares_an_archive_and_verifies(folder, tmp_path) -> None:
+    contents = {
+        f"pictures/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.jpg")
+    }
+    archive = write_tar(tmp_path / "images.tar.gz", contents)
+    done = run_script(archive, tmp_path / "out", "--splits", "train", "val")
+    assert done.returncode == 0, done.stderr
+    prepared = open_root(str(tmp_path / "out"), "train", 0)
+    original = open_root(str(folder), "train", 0)
+    for index in range(7):
+        assert prepared.record(index).encoded == original.record(index).encoded
+    assert run_script(tmp_path / "out", "--verify").returncode == 0
+    assert not list((tmp_path / "out").glob(".unpacked*"))
+
+
+def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> None:
+    evil = write_tar(tmp_path / "evil.tar", {"../evil/train/a/x.jpg": b"x"}, "w")
+    done = run_script(evil, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("prepare_dataset: ")
+    assert not (tmp_path / "evil").exists()
+    cifar = write_tar(tmp_path / "cifar.tar", cifar_files("cifar10"), "w")
+    done = run_script(cifar, tmp_path / "shards", "--name", "cifar10")
+    assert done.returncode == 0, done.stderr
+    expected = open_source(data_config(name="cifar10", root=str(cifar)).data, "test")
+    prepared = open_root(str(tmp_path / "shards"), "test", 0)
+    np.testing.assert_array_equal(decode(prepared.record(4)), decode(expected.record(4)))
