@@ -67,6 +67,7 @@ def settings(**changes):
 def full_evaluation() -> protocol.Evaluation:
     """Everything switched on, once for all tests here and of the report."""
     config = settings(
+        variant="qp",
         pixel_baseline=True,
         few_shot=(2,),
         few_shot_trials=2,
@@ -89,8 +90,8 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert metrics["info"] == {"step": 7}
     assert list(metrics["encoders"]) == ["trained", "random", "pixels"]
     one = metrics["encoders"]["trained"]
-    assert one["variant"] == "q"
-    assert one["feature_dim"] == 96
+    assert one["variant"] == "qp"
+    assert one["feature_dim"] == 192
     assert one["knn"]["k_values"] == [1, 5, 20]
     assert set(one["linear_probe"]) == {"top1", "top5", "lr", "train_loss"}
     measured = one["diagnostics"]
@@ -116,22 +117,35 @@ def test_figures_are_those_of_direct_calls() -> None:
     one = full_evaluation().metrics["encoders"]["trained"]
     images, labels = digits()
     z = trained(images)
-    q = z[:, :96]
     direct = knn.knn_accuracy(
-        q[:300], labels[:300], q[300:400], labels[300:400], ks=(1, 5, 20), num_classes=10
+        z[:300], labels[:300], z[300:400], labels[300:400], ks=(1, 5, 20), num_classes=10
     )
     assert one["knn"] == direct
-    train, test = (z[:300], labels[:300]), (z[300:400], labels[300:400])
-    whole = probe.linear_probe(train, test, 10, probe.ProbeSettings(epochs=3))
-    assert one["qp_variants"]["qp"]["linear_probe"]["top1"] == whole.top1
-    assert one["qp_variants"]["q"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
-    norms = np.linalg.norm(q[300:400], axis=1)
+    for name, part in (("q", z[:, :96]), ("p", z[:, 96:])):
+        train, test = (part[:300], labels[:300]), (part[300:400], labels[300:400])
+        expected = probe.linear_probe(train, test, 10, probe.ProbeSettings(epochs=3))
+        assert one["qp_variants"][name]["linear_probe"]["top1"] == expected.top1
+    assert one["qp_variants"]["qp"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
+    norms = np.linalg.norm(z[300:400], axis=1)
     assert one["diagnostics"]["feature_norms"]["p50"] == pytest.approx(np.median(norms))
     # Digits are grey already, so greying them changes nothing.
     assert one["robustness"]["grey"]["knn"]["top1"][0] == one["knn"]["top1"][2]
     assert one["robustness"]["grey"]["linear_probe"]["top1"] == one["linear_probe"]["top1"]
     assert one["robustness"]["shift"]["knn"]["top1"][0] < one["knn"]["top1"][2]
     assert one["coarse"]["parity"]["knn"]["top5"] == [1.0, 1.0, 1.0]
+
+
+def test_the_chosen_variant_is_the_one_evaluated() -> None:
+    config = settings(variant="q", qp_variants=False)
+    metrics = protocol.evaluate_encoders({"only": trained}, sources(), config, split_qp=True)
+    one, every = metrics["encoders"]["only"], full_evaluation().metrics["encoders"]["trained"]
+    assert one["variant"] == "q"
+    assert one["feature_dim"] == 96
+    assert one["knn"] == every["qp_variants"]["q"]["knn"]
+    assert one["linear_probe"] == every["qp_variants"]["q"]["linear_probe"]
+    assert one["diagnostics"]["cka_q_p"] == every["diagnostics"]["cka_q_p"]
+    assert one["diagnostics"]["feature_norms"] != every["diagnostics"]["feature_norms"]
+    assert "qp_variants" not in one
 
 
 def test_differences_are_trained_minus_random() -> None:
@@ -187,11 +201,11 @@ def test_few_shot_draws_are_balanced_and_seeded() -> None:
 def test_few_shot_probe_learns_more_from_more_images() -> None:
     images, labels = digits()
     z = trained(images)
-    train, test = Features(z[:300], labels[:300]), Features(z[300:500], labels[300:500])
+    train, test = Features(z[:300], labels[:300]), Features(z[300:400], labels[300:400])
     config = settings(few_shot_trials=3)
-    one, ten = (extras.few_shot_probe(train, test, 10, n, config) for n in (1, 10))
-    assert 0.2 < one["top1"] < ten["top1"]
-    assert one["top1_std"] > 0
+    two, ten = (extras.few_shot_probe(train, test, 10, n, config) for n in (2, 10))
+    assert 0.2 < two["top1"] < ten["top1"]
+    assert two["top1_std"] > 0
 
 
 def test_pixels_are_block_means() -> None:

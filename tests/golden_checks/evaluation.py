@@ -114,8 +114,9 @@ def test_golden_evaluation_probe_forward() -> None:
             return probe.cross_entropy(probe.probe_logits(params, x), labels).mean()
 
         x = jax.numpy.asarray(group["x"])
-        logits = probe.probe_logits(params, x)
-        value, (grads, grad_x) = jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+        logits = jax.jit(probe.probe_logits)(params, x)
+        value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        value, (grads, grad_x) = value_and_grad(params, x)
         top1, top5 = probe.probe_accuracy(params, x, labels)
     common.assert_close(logits, group["logits"], 1e-9, "logits")
     common.assert_close(value, group["cross_entropy"], 1e-9, "cross-entropy")
