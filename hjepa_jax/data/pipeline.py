@@ -128,12 +128,14 @@ class BatchStream(Iterator[Batch]):
         self.close()
 
 
-def _stream(make: Any, start: int, stop: int, data: Any, num_workers: int) -> BatchStream:
+def _stream(
+    make: Any, start: int, stop: int, data: Any, num_workers: int, num_threads: int
+) -> BatchStream:
     """Returns the stream of make(start), ..., make(stop - 1), made ahead in order."""
-    if min(data.num_threads, data.prefetch_batches) < 1 or num_workers < 0:
+    if min(data.num_threads, data.prefetch_batches) < 1 or data.num_workers < 0:
         raise ValueError(
             "data.num_threads and data.prefetch_batches must be at least 1 and data.num_workers "
-            f"at least 0, not {data.num_threads}, {data.prefetch_batches} and {num_workers}."
+            f"at least 0, not {data.num_threads}, {data.prefetch_batches} and {data.num_workers}."
         )
     per_worker = -(-data.prefetch_batches // max(1, num_workers))
     dataset = (
@@ -141,8 +143,8 @@ def _stream(make: Any, start: int, stop: int, data: Any, num_workers: int) -> Ba
         .map(make)
         .to_iter_dataset(
             grain.ReadOptions(
-                num_threads=data.num_threads,
-                prefetch_buffer_size=max(per_worker, data.num_threads),
+                num_threads=num_threads,
+                prefetch_buffer_size=max(per_worker, num_threads),
             )
         )
     )
@@ -200,7 +202,8 @@ def train_batches(
         )
     make = batches.BatchMaker(config, source, process_index, process_count)
     stop = sys.maxsize if num_steps is None else start_step + num_steps
-    return _stream(make, start_step, stop, config.data, config.data.num_workers)
+    data = config.data
+    return _stream(make, start_step, stop, data, data.num_workers, data.num_threads)
 
 
 class _EvalBatchMaker:
@@ -256,7 +259,9 @@ def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStre
     if batch_size < 1:
         raise ValueError(f"The evaluation batch size must be positive, not {batch_size}.")
     make = _EvalBatchMaker(config, source, batch_size)
-    return _stream(make, 0, -(-len(source) // batch_size), config.data, 0)
+    # Decoding and resizing release Python's lock, so threads do here what workers do in training.
+    threads = max(config.data.num_threads, config.data.num_workers)
+    return _stream(make, 0, -(-len(source) // batch_size), config.data, 0, threads)
 
 
 def augmented_pairs(
