@@ -55,6 +55,12 @@ def test_split_in_parts_is_joined(tmp_path) -> None:
             ValueError,
             "only in 'test': c; only in 'train': b",
         ),
+        (
+            {"train": {"a": 1, "b": 1}, "test": {"a": 1}},
+            "test",
+            ValueError,
+            "only in 'test': none; only in 'train': b",
+        ),
     ],
 )
 def test_incomplete_folders_are_explained(counts, split, error, words, tmp_path) -> None:

@@ -233,6 +233,8 @@ def test_corrupt_images_are_replaced_reported_once_and_counted(tmp_path, caplog)
     assert_same(made[1], made[2])
     for batch in made[1]:
         assert not {3, 19} & set(batch["index"].tolist())
+        # 22 images are whole; the replacements of the other two are two different ones.
+        assert np.bincount(batch["index"], minlength=24).max() == 2
         assert (batch["label"] == batch["index"] // 12).all()
 
 
