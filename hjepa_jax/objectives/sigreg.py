@@ -274,9 +274,7 @@ def epps_pulley_two_sided(
     )
 
 
-def _weighted_distance(
-    y: jax.Array, start: float, step: float, weights: np.ndarray
-) -> jax.Array:
+def _weighted_distance(y: jax.Array, start: float, step: float, weights: np.ndarray) -> jax.Array:
     """Returns N sum_j w_j |empirical - Gaussian characteristic function|^2, [..., K]."""
     count = len(weights)
     cosines, sines = characteristic_function(y, start, step, count)

@@ -110,27 +110,27 @@ def blend_identity(
     return (1 - beta) + beta * jnp.asarray(spectrum, dtype)
 
 
-def apply_chain(z: jax.Array, spectrum: jax.Array) -> jax.Array:
-    """Multiplies the real Fourier modes of z [..., d] by sqrt(spectrum) [d//2 + 1]."""
-    modes = jnp.fft.rfft(z, norm="ortho") * jnp.sqrt(spectrum)
+def apply_chain(z: jax.Array, root: jax.Array) -> jax.Array:
+    """Multiplies the real Fourier modes of z [..., d] by root [d//2 + 1], the spectrum's root."""
+    modes = jnp.fft.rfft(z, norm="ortho") * root
     return jnp.fft.irfft(modes, n=z.shape[-1], norm="ortho")
 
 
 def apply_grid(
-    z: jax.Array, spectrum: jax.Array, token_dim: int, *, channels_first: bool = False
+    z: jax.Array, root: jax.Array, token_dim: int, *, channels_first: bool = False
 ) -> jax.Array:
-    """Multiplies the 2-D Fourier modes of every channel by sqrt(spectrum).
+    """Multiplies the 2-D Fourier modes of every channel by root.
 
     Args:
         z: [..., h * w * d_f], tokens flattened in (h, w, d_f) order.
-        spectrum: [h, w], positive and even in both frequencies.
+        root: [h, w], the square root of a spectrum that is even in both frequencies.
         token_dim: d_f.
         channels_first: read z as (d_f, h, w) instead.
 
     Raises:
         ValueError: the width of z is not h * w * d_f.
     """
-    h, w = spectrum.shape
+    h, w = root.shape
     if z.shape[-1] != h * w * token_dim:
         raise ValueError(
             f"a state of width {z.shape[-1]} is not a {h} x {w} grid of {token_dim} channels"
@@ -138,23 +138,23 @@ def apply_grid(
     axes = (-2, -1) if channels_first else (-3, -2)
     grid = (token_dim, h, w) if channels_first else (h, w, token_dim)
     # Real input and an even spectrum: half the modes along w are enough.
-    root = jnp.sqrt(spectrum)[:, : w // 2 + 1]
-    root = root if channels_first else root[..., None]
-    modes = jnp.fft.rfft2(z.reshape(*z.shape[:-1], *grid), axes=axes) * root
+    half = root[:, : w // 2 + 1]
+    half = half if channels_first else half[..., None]
+    modes = jnp.fft.rfft2(z.reshape(*z.shape[:-1], *grid), axes=axes) * half
     return jnp.fft.irfft2(modes, s=(h, w), axes=axes).reshape(z.shape)
 
 
-def _apply_tokens(z: jax.Array, spectrum: jax.Array, settings: SpectralSettings) -> jax.Array:
+def _apply_tokens(z: jax.Array, root: jax.Array, settings: SpectralSettings) -> jax.Array:
     """`apply_grid` in the layout of the settings."""
     token_dim = settings.token_dim
     assert token_dim is not None
     if settings.split_qp and not settings.reference_layout:
         # [q | p] is two grids of d_f/2 channels one after the other.
         halves = z.reshape(*z.shape[:-1], 2, -1)
-        return apply_grid(halves, spectrum, token_dim // 2).reshape(z.shape)
+        return apply_grid(halves, root, token_dim // 2).reshape(z.shape)
     ambiguous = settings.kind == "learnable" and settings.h == settings.w == token_dim
     channels_first = settings.reference_layout and ambiguous
-    return apply_grid(z, spectrum, token_dim, channels_first=channels_first)
+    return apply_grid(z, root, token_dim, channels_first=channels_first)
 
 
 def apply_spectral(
@@ -186,16 +186,16 @@ def apply_spectral(
         return z * jnp.asarray(diag_sqrt(z.shape[-1]), z.dtype)
     if settings.kind == "chain":
         base = chain_spectrum_1d(z.shape[-1], settings.kappa, settings.eps, settings.gauge)
-        return apply_chain(z, blend_identity(base, beta, z.dtype))
+        return apply_chain(z, jnp.sqrt(blend_identity(base, beta, z.dtype)))
     assert settings.h is not None
     assert settings.w is not None
     if settings.kind == "chain_grid":
         base = chain_spectrum_grid(
             settings.h, settings.w, settings.kappa, settings.eps, settings.gauge
         )
-        return _apply_tokens(z, blend_identity(base, beta, z.dtype), settings)
+        return _apply_tokens(z, jnp.sqrt(blend_identity(base, beta, z.dtype)), settings)
     assert settings.learnable is not None
     if params is None:
         raise ValueError("kind 'learnable' needs its parameters (see init_learnable)")
     spectrum = learnable_spectrum(dict(params), settings.learnable, alpha, beta, buffers)
-    return _apply_tokens(z, spectrum.spectrum.astype(z.dtype), settings)
+    return _apply_tokens(z, jnp.sqrt(spectrum.spectrum).astype(z.dtype), settings)

@@ -275,14 +275,16 @@ def spectral_regulariser(spectrum: Spectrum, settings: LearnableSettings) -> jax
     return loss
 
 
-def spectral_health(spectrum: Spectrum) -> dict[str, jax.Array]:
+def spectral_health(spectrum: Spectrum, *, after_ridge: bool = False) -> dict[str, jax.Array]:
     """Returns what to log of a spectrum.
 
-    'lam_min', 'lam_max' and 'lam_cond' of the final spectrum, 'loglam_min' and 'loglam_max' of
-    its log before the ridge, and the envelope's ends 'g0' and 'g_last'.
+    'lam_min', 'lam_max', 'lam_cond' before the ridge (or of the final spectrum), 'loglam_min' and
+    'loglam_max' always before it, and the envelope's ends 'g0' and 'g_last'.
     """
     low, high = jnp.min(spectrum.log_spectrum), jnp.max(spectrum.log_spectrum)
-    smallest, largest = jnp.min(spectrum.spectrum), jnp.max(spectrum.spectrum)
+    smallest, largest = jnp.exp(low), jnp.exp(high)
+    if after_ridge:
+        smallest, largest = jnp.min(spectrum.spectrum), jnp.max(spectrum.spectrum)
     health = {
         "lam_min": smallest,
         "lam_max": largest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from golden_checks.common import assert_close, groups, load, subtree
-from hjepa_jax.dynamics.hamiltonian import energy_of_state, separable
+from hjepa_jax.dynamics.hamiltonian import Hamiltonian, energy_of_state, separable
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.objectives import floors, spectral
 from hjepa_jax.objectives import spectral_learnable as learnable
@@ -77,6 +78,30 @@ def check_both(
             assert_close(gradient, group[prefix + "grad"], tolerance, prefix + "grad")
 
 
+@jax.jit
+def golden_hamiltonian_flow(params: Any, z: jax.Array, direction: jax.Array) -> jax.Array:
+    """The flow of the prediction cases; compiled once for all of them."""
+    root = subtree(LOSSES, "hcl/")
+    return integrate(
+        golden_hamiltonian(params),
+        z,
+        method="leapfrog",
+        steps=root["steps"].item(),
+        dt=root["dt"].item(),
+        direction=direction,
+    )
+
+
+@jax.jit
+def golden_energy(params: Any, z: jax.Array) -> jax.Array:
+    return energy_of_state(golden_hamiltonian(params), z)
+
+
+def golden_hamiltonian(params: Any) -> Hamiltonian:
+    base, scale = (LOSSES[f"hcl/{name}"].item() for name in ("base_coeff", "residual_scale"))
+    return separable(params, base_coeff=base, residual_scale=scale, activation="gelu")
+
+
 @pytest.mark.parametrize("case", cases(LOSSES, "hcl/", skip=("param",)))
 def test_golden_objectives_prediction(case: str) -> None:
     root, group = subtree(LOSSES, "hcl/"), subtree(LOSSES, f"hcl/{case}/")
@@ -98,31 +123,18 @@ def test_golden_objectives_prediction(case: str) -> None:
             {"kernel": jnp.asarray(root[f"{n}.weight"].T), "bias": jnp.asarray(root[f"{n}.bias"])}
             for n in names
         )
-        base, scale = root["base_coeff"].item(), root["residual_scale"].item()
 
         def loss(params: Any, za: jax.Array, zb: jax.Array) -> jax.Array:
-            system = separable(params, base_coeff=base, residual_scale=scale, activation="gelu")
-
-            def flow(z: jax.Array, direction: int) -> jax.Array:
-                return integrate(
-                    system,
-                    z,
-                    method="leapfrog",
-                    steps=root["steps"].item(),
-                    dt=root["dt"].item(),
-                    direction=direction,
-                )
-
             return prediction_loss(
-                flow,
-                lambda z: energy_of_state(system, z),
+                lambda z, direction: golden_hamiltonian_flow(params, z, direction),
+                lambda z: golden_energy(params, z),
                 jnp.stack([za, zb]),
                 settings,
                 num_global_views=2,
             )
 
         za, zb = jnp.asarray(root["z_a"]), jnp.asarray(root["z_b"])
-        value, grads = fast_jit(jax.value_and_grad(loss, (0, 1, 2)))(params, za, zb)
+        value, grads = jax.value_and_grad(loss, (0, 1, 2))(params, za, zb)
         assert_close(value, group["loss"], FLOAT64, "loss")
         assert_close(grads[1], group["grad_z_a"], FLOAT64, "grad_z_a")
         assert_close(grads[2], group["grad_z_b"], FLOAT64, "grad_z_b")
@@ -176,7 +188,8 @@ def test_golden_objectives_logdet_floor(case: str) -> None:
     }
     for prefix, dtype, tolerance in (("f64/", jnp.float64, 1e-9), ("", jnp.float32, 1e-4)):
         with jax.enable_x64(True):
-            statistics = function(jnp.asarray(group["x"], dtype), dtype)[1]
+            compiled = fast_jit(lambda x: function(x, dtype)[1])  # noqa: B023
+            statistics = compiled(jnp.asarray(group["x"], dtype))
             for ours, theirs in names.items():
                 assert_close(getattr(statistics, ours), group[prefix + theirs], tolerance, theirs)
 
@@ -295,14 +308,13 @@ def ham_transform(case: str, group: Mapping[str, np.ndarray], dtype: Any) -> Any
         return params, transform, spectrum
     if "sqrt_diag" in group:
         return {}, lambda _, z: z * jnp.asarray(group["sqrt_diag"], z.dtype), None
-    if "lam_rfft_base" in group or "lam_grid_base" in group:
-        beta = group["beta"].item()
-        if "lam_rfft_base" in group:
-            lam = spectral.blend_identity(group["lam_rfft_base"], beta, dtype)
-            return {}, lambda _, z: spectral.apply_chain(z, lam), None
-        lam = spectral.blend_identity(group["lam_grid_base"], beta, dtype)
-        token = group["d_f"].item()
-        return {}, lambda _, z: spectral.apply_grid(z, lam, token), None
+    # The published buffers are float32, also where the rest is float64.
+    if "sqrt_lam_rfft" in group:
+        root = jnp.asarray(group["sqrt_lam_rfft"], dtype)
+        return {}, lambda _, z: spectral.apply_chain(z, root), None
+    if "sqrt_lam_grid" in group:
+        root, token = jnp.asarray(group["sqrt_lam_grid"], dtype), group["d_f"].item()
+        return {}, lambda _, z: spectral.apply_grid(z, root, token), None
     return {}, lambda _, z: spectral.apply_spectral(spectral.SpectralSettings(), None, z), None
 
 
@@ -318,6 +330,11 @@ def ham_cases(kind: str) -> list[Any]:
     return [n for n in groups(HAM) if known[kind](n)] or cases({})
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def sigreg_and_gradient(z: jax.Array, slices: jax.Array, settings: SIGRegSettings) -> Any:
+    return jax.value_and_grad(sigreg)(z, slices, settings)
+
+
 @pytest.mark.parametrize("case", ham_cases("all"))
 def test_golden_objectives_ham_transform_and_gradients(case: str) -> None:
     group = subtree(HAM, f"{case}/")
@@ -329,10 +346,8 @@ def test_golden_objectives_ham_transform_and_gradients(case: str) -> None:
             out, pull = jax.vjp(transform, params, z)
             assert out.dtype == dtype
             grad_params, grad_z = pull(cot)
-            loss, grads = jax.value_and_grad(
-                lambda p, z: sigreg(transform(p, z), slices, settings),
-                (0, 1),
-            )(params, z)
+            loss, grad_out = sigreg_and_gradient(out, slices, settings)
+            grads = pull(grad_out)
             assert_close(out, group[prefix + "transform"], tolerance, "transform")
             assert_close(grad_z, group[prefix + "grad_z"], tolerance, "grad_z")
             assert_close(loss, group[prefix + "loss"], tolerance, "loss")
@@ -360,14 +375,17 @@ def test_golden_objectives_ham_learnable_spectrum(case: str) -> None:
     for prefix, dtype, tolerance in (("f64/", jnp.float64, FLOAT64), ("", jnp.float32, FLOAT32)):
         with jax.enable_x64(True):
             params, _, spectrum = ham_transform(case, group, dtype)
-            result = spectrum(params)
+
+            def regulariser(params: Any) -> Any:
+                result = spectrum(params)  # noqa: B023
+                loss = learnable.spectral_regulariser(result, settings)
+                return loss, (result, learnable.spectral_health(result))
+
+            (loss, (result, health)), grads = jax.value_and_grad(regulariser, has_aux=True)(params)
             for ours, theirs in outputs.items():
                 assert_close(getattr(result, ours), group[prefix + theirs], tolerance, theirs)
-            for name, value in learnable.spectral_health(result).items():
+            for name, value in health.items():
                 assert_close(value, group[f"{prefix}health/{name}"], tolerance, name)
-            loss, grads = jax.value_and_grad(
-                lambda p: learnable.spectral_regulariser(spectrum(p), settings)  # noqa: B023
-            )(params)
             assert_close(loss, group[prefix + "spectral_regularizer"], tolerance, "regulariser")
             for name, grad in grads.items():
                 assert_close(grad, group[f"{prefix}spectral_grad/{name}"], tolerance, name)
@@ -398,6 +416,10 @@ def test_golden_objectives_ham_fixed_spectrum(case: str) -> None:
         settings = spectral.SpectralSettings()
     assert_close(ours, theirs, 1e-6, "base spectrum")
     beta = group["beta"].item() if "beta" in group else 1.0
+    for name in ("sqrt_lam_rfft", "sqrt_lam_grid"):
+        if name in group:
+            root = np.sqrt(1 - beta + beta * ours)
+            assert_close(root, group[name], 1e-6, name)
     out = spectral.apply_spectral(settings, None, jnp.asarray(group["z"]), beta=beta)
     assert_close(out, group["transform"], FLOAT32, "transform")
 
@@ -426,11 +448,14 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         x = jnp.asarray(group["x"])
 
         def transform(params: Any, x: jax.Array) -> jax.Array:
-            lam = learnable.increment_spectrum(params, settings, buffers).spectrum
-            return spectral.apply_grid(x.reshape(len(x), -1), lam, x.shape[-1]).reshape(x.shape)
+            root = jnp.sqrt(learnable.increment_spectrum(params, settings, buffers).spectrum)
+            return spectral.apply_grid(x.reshape(len(x), -1), root, x.shape[-1]).reshape(x.shape)
 
-        out, pull = jax.vjp(transform, params, x)
-        grads, grad_x = pull(jnp.asarray(group["cot"]))
+        def both(params: Any, x: jax.Array, cot: jax.Array) -> Any:
+            out, pull = jax.vjp(transform, params, x)
+            return out, *pull(cot)
+
+        out, grads, grad_x = both(params, x, jnp.asarray(group["cot"]))
         result = learnable.increment_spectrum(params, settings, buffers)
         assert_close(out, group["transform"], FLOAT64, "transform")
         assert_close(grad_x, group["grad_x"], FLOAT64, "grad_x")
@@ -438,7 +463,77 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         assert_close(grads["raw_increments"], group["grad/raw_deltas"], FLOAT64, "raw_deltas")
         assert_close(result.envelope, group["g_bins"], FLOAT64, "g_bins")
         assert_close(result.spectrum, group["lambda_2d"], FLOAT64, "lambda_2d")
-        for name, value in learnable.spectral_health(result).items():
+        for name, value in learnable.spectral_health(result, after_ridge=True).items():
             assert_close(value, group[f"health/{name}"], FLOAT64, name)
         regulariser = learnable.spectral_regulariser(result, settings)
         assert_close(regulariser, group["spectral_regularizer"], FLOAT64, "regulariser")
+
+
+def ham_schedule(root: Mapping[str, np.ndarray], epoch: int) -> tuple[float, float]:
+    hp = subtree(root, "hp/train.")
+    alpha = learnable.alpha_schedule(epoch, hp["h_learnable_ramp_epochs"].item())
+    beta = learnable.beta_schedule(
+        epoch, hp["h_identity_epochs"].item(), hp["h_base_ramp_epochs"].item()
+    )
+    return float(alpha), float(beta)
+
+
+def distinct(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Drops what repeats its predecessor: the record holds every epoch's pair several times."""
+    return [pair for i, pair in enumerate(pairs) if i == 0 or pair != pairs[i - 1]]
+
+
+TRAIN_HAM = [g for g in groups(TRAIN) if f"{g}/h_update_steps" in TRAIN] or cases({})
+
+
+@pytest.mark.parametrize("case", TRAIN_HAM)
+def test_golden_objectives_ham_schedules(case: str) -> None:
+    root = subtree({k: TRAIN[k] for k in TRAIN if k.startswith(f"{case}/")}, f"{case}/")
+    hp = subtree(root, "hp/")
+    recorded = distinct(list(zip(root["alpha"].tolist(), root["beta"].tolist())))
+    epochs = int(hp["train.epochs"].item())
+    expected = distinct([ham_schedule(root, epoch) for epoch in range(1, epochs + 1)])
+    assert len(recorded) > 1
+    assert_close(np.array(expected)[: len(recorded)], np.array(recorded), 1e-6, "alpha, beta")
+    interval = hp["train.h_update_interval"].item()
+    steps = [
+        s + 1 for s in range(root["num_steps"].item()) if learnable.is_update_step(s, interval)
+    ]
+    assert steps == root["h_update_steps"].tolist()
+
+
+@pytest.mark.parametrize("case", TRAIN_HAM)
+def test_golden_objectives_ham_first_step(case: str) -> None:
+    root = subtree({k: TRAIN[k] for k in TRAIN if k.startswith(f"{case}/")}, f"{case}/")
+    hp, grid = subtree(root, "hp/"), subtree(root, "hp/regularizer.ham_kwargs.")
+    fields = {k: grid[k].item() for k in grid if not k.endswith("_code") and k != "d_f"}
+    fields |= {"base": BASES[grid["base_code"].item()], "gauge": GAUGES[grid["gauge_code"].item()]}
+    settings = learnable.LearnableSettings(**fields)
+    whole = spectral.SpectralSettings(
+        "learnable", h=settings.h, w=settings.w, token_dim=grid["d_f"].item(), learnable=settings
+    )
+    params = {n: jnp.asarray(root[f"init/learnable_h.{n}"]) for n in ("raw_span", "raw_shape")}
+    alpha, beta = ham_schedule(root, 1)
+    views = root["x"].shape[1]
+    z = jnp.asarray(root["z_step0"]).reshape(views, -1, root["z_step0"].shape[-1])
+    out = spectral.apply_spectral(whole, params, z, alpha, beta)
+    sigreg_settings = SIGRegSettings(
+        num_slices=hp["regularizer.num_slices"].item(),
+        t_max=hp["regularizer.t_max"].item(),
+        n_points=hp["regularizer.n_points"].item(),
+    )
+    loss = sigreg(out, jnp.asarray(root["A"][0]), sigreg_settings)
+    assert_close(loss, root["loss/reg"][0], 1e-4, "reg")
+    spectrum = learnable.learnable_spectrum(params, settings, alpha, beta)
+    regulariser = learnable.spectral_regulariser(spectrum, settings)
+    np.testing.assert_allclose(regulariser, root["loss/spec"][0], rtol=1e-4)
+    spectral_now = root["loss/spec"][root["h_update_steps"] - 1]
+    update = learnable.update_loss(
+        root["h/loss_reg"],
+        spectral_now,
+        mode=("min", "max")[hp["train.h_update_mode_code"].item()],
+        weight=hp["train.lambda_reg"].item(),
+        spectral_weight=hp["regularizer.spectral_weight"].item(),
+        adversarial_multiplier=hp["train.h_adv_mult"].item(),
+    )
+    np.testing.assert_allclose(update, root["h/loss_total"], rtol=1e-4)
