@@ -2,12 +2,14 @@
 
 import functools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from hjepa_jax.config import base_config
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import alarms, extras, gallery, knn, probe, protocol, robustness
 from hjepa_jax.evaluation.features import Features
 
@@ -185,6 +187,22 @@ def test_what_cannot_be_evaluated_is_an_error() -> None:
         protocol.evaluate({}, sources(), settings(), split_qp=False)
     with pytest.raises(ValueError, match="labels go from 0 to 9, but with 5 classes"):
         protocol.evaluate({"x": random}, sources(num_classes=5), settings(), split_qp=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"few_shot": (5, 10_000)}, "few_shot asks for 10000 training images of each class"),
+        ({"robustness": ("fog",)}, "'fog'; it knows grey"),
+        ({"probe_lr": -1.0}, "learning rates must be positive"),
+    ],
+)
+def test_bad_settings_stop_the_evaluation_before_it_works(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "classify", lambda *_: pytest.fail("worked"))
+    with pytest.raises(ConfigError, match=words):
+        protocol.evaluate({"x": random}, sources(), settings(**changes), split_qp=False)
 
 
 def test_few_shot_draws_are_balanced_and_seeded() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, robustness
 from hjepa_jax.evaluation.classify import Classification, classify, probe_settings
 from hjepa_jax.evaluation.features import Batch, Encode, Features, extract_features
@@ -19,16 +20,22 @@ Metrics = dict[str, Any]
 _FEW_SHOT_STEPS = 500
 
 
+def check_few_shot(labels: npt.NDArray[np.integer], per_class: int, num_classes: int) -> None:
+    """Raises a ConfigError when a class has fewer than `per_class` training images."""
+    known = knn.check_labels(labels, num_classes, "training")
+    counts = np.bincount(known, minlength=num_classes)
+    if not 1 <= per_class <= counts.min():
+        raise ConfigError(
+            f"config.evaluation.few_shot asks for {per_class} training images of each class, but "
+            f"class {counts.argmin()} has only {counts.min()}; leave {per_class} out."
+        )
+
+
 def few_shot_rows(
     labels: npt.NDArray[np.integer], per_class: int, num_classes: int, seed: tuple[int, int]
 ) -> np.ndarray:
-    """Draws `per_class` rows of each class; ValueError when a class has fewer."""
-    counts = np.bincount(labels, minlength=num_classes)
-    if counts.min() < per_class:
-        raise ValueError(
-            f"evaluation.few_shot asks for {per_class} training images of each class, but class "
-            f"{counts.argmin()} has only {counts.min()}; leave {per_class} out."
-        )
+    """Draws `per_class` rows of each class; ConfigError when a class has fewer."""
+    check_few_shot(labels, per_class, num_classes)
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = [order[labels[order] == c][:per_class] for c in range(num_classes)]
     return np.concatenate(by_class)

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.errors import ConfigError, DataError, UserError
+
 # images uint8 [N, S, S, 3] -> features [N, D]; jitted (and sharded) by whoever makes it.
 Encode = Callable[[Any], Any]
 Batch = Mapping[str, Any]
@@ -41,7 +43,7 @@ def _to_host(pending: Any, keep: np.ndarray) -> np.ndarray:
 def _check_finite(features: npt.NDArray[np.float32]) -> None:
     bad = int(np.count_nonzero(~np.isfinite(features).all(axis=1)))
     if bad:
-        raise ValueError(
+        raise UserError(
             f"The features of {bad} of {len(features)} images are not finite: the encoder has "
             "diverged, so there is nothing to evaluate; go back to an earlier checkpoint."
         )
@@ -62,7 +64,8 @@ def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
       The features float32 [M, D] and labels int32 [M] of all M real images, in order.
 
     Raises:
-      ValueError: no images, a wrong shape from `encode`, or features that are not finite.
+      UserError: no images, or features that are not finite.
+      ValueError: a wrong shape from `encode`.
     """
     rows: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -79,7 +82,7 @@ def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
     if pending is not None:
         rows.append(_to_host(pending, keep))
     if not sum(map(len, rows)):
-        raise ValueError("There are no images to evaluate: the data source gave no batches.")
+        raise DataError("There are no images to evaluate: the data source gave no batches.")
     features = np.concatenate(rows)
     _check_finite(features)
     return Features(features, np.concatenate(labels))
@@ -110,16 +113,19 @@ def select_variant(features: np.ndarray, variant: str, split_qp: bool) -> np.nda
     """Returns the q half, the p half or the whole of states [..., 2d] = [q | p].
 
     Raises:
-      ValueError: an unknown variant; q or p of a state that has no such halves; an odd width.
+      ConfigError: an unknown variant, or q or p of a state that has no such halves.
+      ValueError: an odd width.
     """
     if variant not in VARIANTS:
-        raise ValueError(f"evaluation.variant is '{variant}'; it must be one of 'q', 'p', 'qp'.")
+        raise ConfigError(
+            f"config.evaluation.variant is {variant!r}; it must be one of 'q', 'p', 'qp'."
+        )
     if variant == "qp":
         return features
     if not split_qp:
-        raise ValueError(
-            f"evaluation.variant is '{variant}', but this encoder has no q and p "
-            "(model.split_qp is False); use evaluation.variant = 'qp'."
+        raise ConfigError(
+            f"config.evaluation.variant is {variant!r}, but this encoder has no q and p "
+            "(config.model.split_qp is False); use config.evaluation.variant='qp'."
         )
     width = features.shape[-1]
     if width % 2:

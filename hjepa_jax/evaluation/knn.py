@@ -18,6 +18,8 @@ import numpy.typing as npt
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hjepa_jax.errors import ConfigError, DataError
+
 _LOG = logging.getLogger(__name__)
 _NORM_EPS = 1e-12
 
@@ -164,16 +166,18 @@ def usable_ks(ks: Sequence[int], num_train: int) -> tuple[int, ...]:
     """Returns the distinct k in ascending order, without those above the training set size.
 
     Raises:
-      ValueError: no k is left, or one is below 1.
+      ConfigError: no k is left, or one is below 1.
     """
     if not ks or min(ks) < 1:
-        raise ValueError(f"evaluation.knn_k must hold numbers of neighbours >= 1, not {tuple(ks)}.")
+        raise ConfigError(
+            f"config.evaluation.knn_k must hold numbers of neighbours >= 1, not {tuple(ks)}."
+        )
     kept = tuple(sorted({int(k) for k in ks if k <= num_train}))
     dropped = sorted({int(k) for k in ks if k > num_train})
     if not kept:
-        raise ValueError(
-            f"Every k in evaluation.knn_k = {tuple(ks)} exceeds the {num_train} training images; "
-            "add a smaller one."
+        raise ConfigError(
+            f"Every k in config.evaluation.knn_k={tuple(ks)} exceeds the {num_train} training "
+            "images; add a smaller one."
         )
     if dropped:
         _LOG.warning("kNN: k = %s left out, above the %d training images.", dropped, num_train)
@@ -181,10 +185,10 @@ def usable_ks(ks: Sequence[int], num_train: int) -> tuple[int, ...]:
 
 
 def check_labels(labels: npt.ArrayLike, num_classes: int, what: str) -> np.ndarray:
-    """Returns labels as int32 [N]; ValueError when one lies outside 0..num_classes-1."""
+    """Returns labels as int32 [N]; DataError when one lies outside 0..num_classes-1."""
     values = np.asarray(labels)
     if values.size and not 0 <= values.min() <= values.max() < num_classes:
-        raise ValueError(
+        raise DataError(
             f"The {what} labels go from {values.min()} to {values.max()}, but with {num_classes} "
             f"classes they must lie in 0..{num_classes - 1}."
         )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import optax
 from jax import lax
 
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn
 
 _LAYER_NORM_EPS = 1e-5
@@ -54,12 +55,15 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"A probe needs at least one epoch and one image per batch, but probe_epochs is "
-                f"{self.epochs} and probe_batch_size {self.batch_size}."
+                f"{self.epochs} and probe_batch_size is {self.batch_size} in config.evaluation."
             )
         if not self.lr or min(self.lr) <= 0:
-            raise ValueError(f"The probe's learning rates must be positive, not {self.lr}.")
+            raise ConfigError(
+                f"The probe's learning rates must be positive, but config.evaluation.probe_lr and "
+                f"probe_lr_sweep give {self.lr}."
+            )
 
 
 class ProbeResult(NamedTuple):
@@ -223,13 +227,13 @@ def cross_validate(
     """Returns the mean top-1 over held-out folds of the training set for each learning rate, [L].
 
     Raises:
-      ValueError: fewer than two folds, or fewer rows than folds.
+      ConfigError: fewer than two folds, or fewer rows than folds.
     """
     x, y = jnp.asarray(features), jnp.asarray(labels)
     if not 2 <= settings.folds <= len(y):
-        raise ValueError(
+        raise ConfigError(
             f"Cross-validating the probe needs 2..{len(y)} folds for {len(y)} training images, "
-            f"but evaluation.probe_folds is {settings.folds}."
+            f"but config.evaluation.probe_folds is {settings.folds}."
         )
     params = init_probe(settings.seed, x.shape[1], num_classes)
     order = np.random.default_rng(settings.seed).permutation(len(y))

@@ -18,8 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.evaluation import diagnostics, extras, gallery, spectrum
-from hjepa_jax.evaluation.classify import GALLERY_NEIGHBOURS, Metrics, classify, qp_variants
+from hjepa_jax.evaluation import diagnostics, extras, gallery, robustness, spectrum
+from hjepa_jax.evaluation.classify import (
+    GALLERY_NEIGHBOURS,
+    Metrics,
+    classify,
+    probe_settings,
+    qp_variants,
+)
 from hjepa_jax.evaluation.features import (
     Batch,
     Encode,
@@ -84,6 +90,8 @@ def _evaluate_encoder(
     variant = config.variant if split_qp else "qp"
     select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
     train_states = extract_features(encode, sources.train_batches())
+    for shots in config.few_shot:
+        extras.check_few_shot(train_states.labels, shots, sources.num_classes)
     test_states = extract_features(encode, sources.test_batches())
     train = train_states._replace(features=select(train_states.features))
     test = test_states._replace(features=select(test_states.features))
@@ -177,6 +185,9 @@ def evaluate(
     Raises:
       ValueError: no encoder, or data, labels or settings that do not fit (a sentence says which).
     """
+    # Settings that are used late are checked early, so that no hours of work are lost to them.
+    probe_settings(config)
+    robustness.check_names(config.robustness)
     if not encoders:
         raise ValueError("There is no encoder to evaluate.")
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.features import Batch
 
 Images = npt.NDArray[np.uint8]
@@ -74,12 +75,18 @@ CORRUPTIONS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
 }
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raises a ConfigError for a change that is not known."""
+    for name in names:
+        if name not in CORRUPTIONS:
+            raise ConfigError(
+                f"config.evaluation.robustness holds {name!r}; it knows {', '.join(CORRUPTIONS)}."
+            )
+
+
 def corrupt(images: Images, name: str, rng: np.random.Generator) -> Images:
-    """Returns changed images uint8 [N, S, S, 3]; ValueError for an unknown name."""
-    if name not in CORRUPTIONS:
-        raise ValueError(
-            f"evaluation.robustness holds '{name}'; it knows {', '.join(CORRUPTIONS)}."
-        )
+    """Returns changed images uint8 [N, S, S, 3]; ConfigError for an unknown name."""
+    check_names((name,))
     return CORRUPTIONS[name](np.asarray(images), rng)
 
 

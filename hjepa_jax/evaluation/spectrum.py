@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.errors import ConfigError, DataError
+
 _RANKME_EPS = 1e-7
 
 
@@ -47,11 +49,11 @@ def covariance_eigenvalues(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
       float64 [min(N, D)], none below 0.
 
     Raises:
-      ValueError: fewer than two rows.
+      DataError: fewer than two rows.
     """
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or len(x) < 2:
-        raise ValueError(
+        raise DataError(
             f"A covariance needs features [N, D] of at least two images, but they have shape "
             f"{x.shape}."
         )
@@ -112,10 +114,10 @@ def covariance_spectrum(
       seed: of that choice.
 
     Raises:
-      ValueError: fewer than two rows, or `top` below 1.
+      UserError: fewer than two rows, or `top` below 1.
     """
     if top < 1:
-        raise ValueError(f"evaluation.spectrum_top must be at least 1, not {top}.")
+        raise ConfigError(f"config.evaluation.spectrum_top must be at least 1, not {top}.")
     x = np.asarray(features)
     x = x[subsample_rows(len(x), max_samples, seed)]
     values = covariance_eigenvalues(x)
