@@ -47,11 +47,12 @@ def _merge_block(
     rows, indices = block
     similarity = jnp.matmul(test, rows.T, precision=lax.Precision.HIGHEST)
     similarity = jnp.where(indices >= 0, similarity, -jnp.inf)
+    # The block is cut to its own best first, so that only 2k candidates are copied and merged.
     # top_k prefers the earlier of equals: what was found before, then the lower training index.
-    candidates = jnp.concatenate([best[0], similarity], axis=1)
-    values, position = lax.top_k(candidates, k)
-    every = jnp.concatenate([best[1], jnp.broadcast_to(indices, similarity.shape)], axis=1)
-    return (values, jnp.take_along_axis(every, position, axis=1)), None
+    new, position = lax.top_k(similarity, min(k, len(rows)))
+    values, chosen = lax.top_k(jnp.concatenate([best[0], new], axis=1), k)
+    candidates = jnp.concatenate([best[1], indices[position]], axis=1)
+    return (values, jnp.take_along_axis(candidates, chosen, axis=1)), None
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
@@ -89,13 +90,13 @@ def _hits(
     return jnp.stack(top1), jnp.stack(top5)
 
 
-def _prepare_train(train: npt.ArrayLike, block: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("block",))
+def _prepare_train(train: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     """Normalises [N, D] and cuts it into [blocks, block, D] with indices (-1 on padding)."""
-    rows = jnp.asarray(train)
-    count = len(rows)
+    count = len(train)
     block = min(block, count)
     pad = -count % block
-    blocks = jnp.pad(_normalise(rows), ((0, pad), (0, 0))).reshape(-1, block, rows.shape[1])
+    blocks = jnp.pad(_normalise(train), ((0, pad), (0, 0))).reshape(-1, block, train.shape[1])
     indices = jnp.arange(count + pad)
     return blocks, jnp.where(indices < count, indices, -1).reshape(-1, block)
 
@@ -149,7 +150,7 @@ def nearest_neighbours(
             f"are {len(train)} and {len(test)}."
         )
     by_rows, everywhere, devices = _placements(mesh)
-    blocks, block_indices = jax.device_put(_prepare_train(train, block), everywhere)
+    blocks, block_indices = jax.device_put(_prepare_train(train, block=block), everywhere)
     test_block = -(-min(test_block, len(test)) // devices) * devices
     indices, similarities = [], []
     for start in range(0, len(test), test_block):
