@@ -56,7 +56,7 @@ def make_source(size: int, count: int, root: str) -> ImageSource:
     os.makedirs(class_folder)
     for number in range(count):
         buffer = io.BytesIO()
-        synthetic_photo(random).save(buffer, "JPEG", quality=90)
+        synthetic_photo(random).save(buffer, "JPEG", quality=95)
         with open(os.path.join(class_folder, f"{number:05d}.jpg"), "wb") as file:
             file.write(buffer.getvalue())
     return folder.open_root(root, "train", 0.0)

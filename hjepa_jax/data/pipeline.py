@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _PARENT_POLL_SECONDS = 0.5
+_PAIRS_AT_ONCE = 64
 
 
 def _watch_parent(worker_index: int, worker_count: int) -> None:
@@ -277,10 +279,22 @@ def augmented_pairs(
 
     Returns:
       Two arrays uint8 [num, image_size, image_size, 3].
+
+    Raises:
+      CorruptImageError: If an image is corrupt and data.on_corrupt is 'error'.
     """
     chosen = subset(source, num, seed)
     make = batches.BatchMaker(config, chosen, 0, 1)
     key = counter_random.stream_key(seed, Purpose.PAIRS)
-    batch, _ = make.make(key, np.arange(len(chosen)), 2, 0)
-    first, second = batch["global_views"]
-    return first, second
+    size = config.data.image_size
+    pairs = np.empty((2, len(chosen), size, size, 3), np.uint8)
+
+    def fill(start: int) -> None:
+        part = np.arange(start, min(start + _PAIRS_AT_ONCE, len(chosen)))
+        pairs[:, part] = make.make(key, part, 2, 0)[0]["global_views"]
+
+    threads = max(config.data.num_threads, config.data.num_workers)
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, range(0, len(chosen), _PAIRS_AT_ONCE)):
+            pass
+    return pairs[0], pairs[1]
