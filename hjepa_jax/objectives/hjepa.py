@@ -124,7 +124,7 @@ def _directed_loss(
     direction: int,
     settings: HJEPASettings,
 ) -> jax.Array:
-    """The mean loss of pairs that share a direction; each source is flowed once, all in one call."""
+    """The mean loss of pairs that share a direction; each source is flowed once, in one call."""
     sources = sorted({source for source, _ in pairs})
     z_source = z[jnp.array(sources)]
     z_hat = at_least_float32(flow(z_source, direction))

@@ -29,8 +29,11 @@ WEIGHT_TYPES = ("gaussian", "uniform")
 STATISTICS = ("per_view", "flattened")
 REDUCTIONS = ("mean", "sum", "none")
 
-# Elements of one block of projections; a handful of such blocks fits a CPU core's cache.
+# A block of projections has at most this many elements, so that a handful fits a CPU core's
+# cache, and at most this share of the slices (but a SIMD register's width), to bound the memory.
 _BLOCK_ELEMENTS = 1 << 16
+_BLOCK_SHARE = 8
+_SIMD_WIDTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +147,8 @@ def _means_blocked(
     """
     slices = y.shape[-1]
     rows = math.prod(y.shape[:-1])
-    width = max(1, min(slices, _BLOCK_ELEMENTS // rows))
-    if width == slices:
+    width = max(_SIMD_WIDTH, min(slices // _BLOCK_SHARE, _BLOCK_ELEMENTS // rows))
+    if width >= slices:
         return _means_scanned(y, start, step, count)
 
     def body(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

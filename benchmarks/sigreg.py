@@ -1,0 +1,150 @@
+"""SIGReg's time and memory: this implementation beside the direct form, and PyTorch's if installed.
+
+    python benchmarks/sigreg.py --n 4096 --d 2048 --k 1024 --t 17
+    python benchmarks/sigreg.py --scaling
+
+The direct form evaluates cos and sin on an [N, K, T] array. All take the value and the gradient
+with respect to z [N, D]. Runs alternate (interleaved) and medians are printed, so that other load
+on the machine falls on all alike. "temporary" is the peak of XLA's temporary buffers, beyond
+arguments and results, as compiled; "x projections" divides it by the size of z A, [N, K].
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
+
+T_MAX = 3.0
+
+
+def quadrature(t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns frequencies and weights (Gaussian included), float32 [T]."""
+    frequencies = np.linspace(0, T_MAX, t)
+    weights = np.full(t, 2 * T_MAX / (t - 1))
+    weights[[0, -1]] /= 2
+    return frequencies.astype(np.float32), (weights * np.exp(-(frequencies**2) / 2)).astype("f")
+
+
+def direct(z: jax.Array, slices: jax.Array, t: int) -> jax.Array:
+    """The textbook form, with an [N, K, T] array."""
+    frequencies, weights = quadrature(t)
+    angle = (z @ slices)[..., None] * frequencies
+    error = jnp.mean(jnp.cos(angle), 0) - np.exp(-(frequencies**2) / 2)
+    distance = jnp.square(error) + jnp.square(jnp.mean(jnp.sin(angle), 0))
+    return jnp.mean(z.shape[0] * jnp.sum(distance * weights, -1))
+
+
+def torch_runner(z: np.ndarray, slices: np.ndarray, t: int) -> Callable[[], float]:
+    """The direct form in PyTorch, value and gradient."""
+    torch: Any = importlib.import_module("torch")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    frequencies, weights = (torch.tensor(a, device=device) for a in quadrature(t))
+    z_torch = torch.tensor(z, device=device, requires_grad=True)
+    slices_torch = torch.tensor(slices, device=device)
+
+    def run() -> float:
+        angle = (z_torch @ slices_torch)[..., None] * frequencies
+        error = angle.cos().mean(0) - (-frequencies.square() / 2).exp()
+        distance = error.square() + angle.sin().mean(0).square()
+        loss = (z.shape[0] * (distance * weights).sum(-1)).mean()
+        torch.autograd.grad(loss, z_torch)
+        return loss.item()
+
+    return run
+
+
+def compile_both(n: int, d: int, k: int, t: int) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """Returns {name: compiled value-and-gradient} and the arguments (z, slices)."""
+    random = np.random.default_rng(0)
+    z = random.standard_normal((n, d), np.float32)
+    slices = random.standard_normal((d, k), np.float32)
+    arguments = jnp.asarray(z), jnp.asarray(slices / np.linalg.norm(slices, axis=0))
+    settings = SIGRegSettings(num_slices=k, t_max=T_MAX, n_points=t)
+    forms = {
+        "direct": lambda z, slices: direct(z, slices, t),
+        "hjepa_jax": lambda z, slices: sigreg(z, slices, settings),
+    }
+    compiled = {
+        name: jax.jit(jax.value_and_grad(form)).lower(*arguments).compile()
+        for name, form in forms.items()
+    }
+    return compiled, arguments
+
+
+def measure(n: int, d: int, k: int, t: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Returns {name: {'value', 'ms', 'temporary_mb', 'x_projections'}} of one size."""
+    compiled, arguments = compile_both(n, d, k, t)
+    runners: dict[str, Callable[[], float]] = {
+        name: lambda form=form: float(jax.block_until_ready(form(*arguments))[0])
+        for name, form in compiled.items()
+    }
+    if importlib.util.find_spec("torch"):
+        runners["pytorch"] = torch_runner(*(np.asarray(a) for a in arguments), t)
+    values = {name: run() for name, run in runners.items()}
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(repeats):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    results = {}
+    for name in runners:
+        results[name] = {"value": values[name], "ms": statistics.median(times[name])}
+        if name in compiled:
+            temporary = compiled[name].memory_analysis().temp_size_in_bytes
+            results[name] |= {"temporary_mb": temporary / 2**20}
+            results[name] |= {"x_projections": temporary / (4 * n * k)}
+    return results
+
+
+def print_results(size: dict[str, int], results: dict[str, dict[str, float]]) -> None:
+    """Prints one line for each form, with ratios to ours."""
+    ours = results["hjepa_jax"]
+    print("  ".join(f"{name.upper()}={value}" for name, value in size.items()))
+    for name, row in results.items():
+        line = f"  {name:10s} {row['ms']:10.1f} ms  ({row['ms'] / ours['ms']:5.2f} x ours)"
+        if "temporary_mb" in row:
+            line += (
+                f"  temporary {row['temporary_mb']:9.1f} MiB = {row['x_projections']:6.2f} x "
+                f"projections ({row['temporary_mb'] / ours['temporary_mb']:5.2f} x ours)"
+            )
+        print(f"{line}  value {row['value']:.6f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("n", 4096), ("d", 2048), ("k", 1024), ("t", 17)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--scaling", action="store_true", help="three sizes of each of n, k and t: 1/4, 1/2 and 1"
+    )
+    args = parser.parse_args()
+    size = {name: getattr(args, name) for name in "ndkt"}
+    print(f"device: {jax.devices()[0].device_kind}")
+    sizes = [size]
+    if args.scaling:
+        # T must be odd: the number of intervals is what is scaled.
+        scaled = {
+            "n": [size["n"] // 4, size["n"] // 2, size["n"]],
+            "k": [size["k"] // 4, size["k"] // 2, size["k"]],
+            "t": [(size["t"] - 1) // part // 2 * 2 + 1 for part in (4, 2, 1)],
+        }
+        sizes = [{**size, name: value} for name, values in scaled.items() for value in values]
+    for one in sizes:
+        print_results(one, measure(**one, repeats=args.repeats))
+
+
+if __name__ == "__main__":
+    main()
