@@ -28,7 +28,8 @@ def test_show_views_writes_a_contact_sheet(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "digits/train: 1437 images" in done.stdout
     # Two views of 64 pixels, three images, gaps of 2.
-    assert Image.open(out).size == (2 * 66 + 2, 3 * 66 + 2)
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * 66 + 2, 3 * 66 + 2)
     done = run(
         "scripts/show_views.py",
         "--config=configs/cifar100.py",

@@ -12,8 +12,10 @@ import time
 import numpy as np
 import pytest
 from image_files import data_config, photo, write_folder
+from PIL import Image
 
 from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data.augment import eval_image
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.folder import open_root
 from hjepa_jax.data.sources import ArraySource
@@ -170,11 +172,8 @@ def test_eval_batches_decode_jpegs_at_full_size(tmp_path) -> None:
     root = write_folder(tmp_path, {"test": {"a": 2}}, 300, 400)
     source = open_root(str(root), "test", 0)
     (batch,) = pipeline.eval_batches(data_config(image_size=28, eval_resize=32), source, 2)
-    from PIL import Image
-
-    from hjepa_jax.data.augment import eval_image
-
-    expected = eval_image(Image.open(root / "test" / "a" / "000.jpg"), 28, 32)
+    with Image.open(root / "test" / "a" / "000.jpg") as image:
+        expected = eval_image(image, 28, 32)
     np.testing.assert_array_equal(batch["image"][0], expected)
 
 
