@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,7 +48,7 @@ def unpacked(path: pathlib.Path, beside: pathlib.Path) -> Iterator[pathlib.Path]
 
 def prepare(options: argparse.Namespace, root: pathlib.Path) -> None:
     """Writes the splits of `root`, with a progress bar each."""
-    data = base_config().data
+    data: Any = base_config().data
     data.update(name=options.name, root=str(root), cache_mb=0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
