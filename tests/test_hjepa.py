@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -172,6 +173,11 @@ ACTIVE = HJEPASettings(
 )
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def compiled_objective(z: jax.Array, settings: HJEPASettings) -> Any:
+    return hjepa_objective(z, flow, None, projections(), settings, 2)
+
+
 @pytest.mark.parametrize("rank_p", [2, 3], ids=["batched", "unequal_ranks"])
 def test_objective_is_the_weighted_sum_of_its_parts(rank_p: int) -> None:
     z = jnp.asarray(views(3) * np.linspace(0.5, 1.5, 2 * HALF), jnp.float32)
@@ -220,9 +226,8 @@ def test_objective_gradient_matches_differences() -> None:
 
 def test_p_variance_floor_can_be_dropped() -> None:
     z = jnp.asarray(views(2), jnp.float32)
-    both = hjepa_objective(z, flow, None, projections(), ACTIVE, 2)[1]
-    settings = dataclasses.replace(ACTIVE, floor_p_variance=False)
-    only_q = hjepa_objective(z, flow, None, projections(), settings, 2)[1]
+    both = compiled_objective(z, ACTIVE)[1]
+    only_q = compiled_objective(z, dataclasses.replace(ACTIVE, floor_p_variance=False))[1]
     assert only_q["var_p"] == 0
     assert both["var_p"] > 0
     np.testing.assert_allclose(only_q["var"], both["var_q"])
@@ -230,28 +235,28 @@ def test_p_variance_floor_can_be_dropped() -> None:
 
 def test_collapsed_states_have_finite_gradients() -> None:
     z = jnp.full((2, IMAGES, 2 * HALF), 0.5, jnp.float32)
-    gradient = jax.grad(lambda z: hjepa_objective(z, flow, None, projections(), ACTIVE, 2)[0])(z)
+    gradient = jax.jit(jax.grad(lambda z: compiled_objective(z, ACTIVE)[0]))(z)
     assert np.all(np.isfinite(gradient))
     assert np.any(np.asarray(gradient) != 0)
 
 
 def test_bfloat16_is_computed_in_float32() -> None:
     z = jnp.asarray(views(2), jnp.bfloat16)
-    total, _ = hjepa_objective(z, flow, None, projections(), ACTIVE, 2)
-    wide, _ = hjepa_objective(z.astype(jnp.float32), flow, None, projections(), ACTIVE, 2)
+    total, _ = compiled_objective(z, ACTIVE)
+    wide, _ = compiled_objective(z.astype(jnp.float32), ACTIVE)
     assert total.dtype == jnp.float32
     assert total == wide
 
 
 def test_errors_name_the_cause() -> None:
     z = jnp.asarray(views(2), jnp.float32)
-    with pytest.raises(ValueError, match="set data.num_local_views"):
-        settings = HJEPASettings(pairing="local_to_global")
+    settings = HJEPASettings(pairing="local_to_global")
+    with pytest.raises(ValueError, match=r"set data\.num_local_views"):
         prediction_loss(flow, None, z, settings, num_global_views=2)
     with pytest.raises(ValueError, match="at least 2 global views"):
         prediction_loss(flow, None, z, HJEPASettings(), num_global_views=1)
+    settings = HJEPASettings(energy_weight=1.0)
     with pytest.raises(ValueError, match="needs a predictor with an energy"):
-        settings = HJEPASettings(energy_weight=1.0)
         prediction_loss(flow, None, z, settings, num_global_views=2)
     with pytest.raises(ValueError, match=r"loss\.match must be one of q, p, qp"):
         HJEPASettings(match="pq")

@@ -62,9 +62,7 @@ def test_transform_reaches_sigreg_only() -> None:
 def test_objective_gradient_matches_differences() -> None:
     with jax.enable_x64(True):
         slices = random_slices(jax.random.key(1), 6, 4, jnp.float64)
-        assert_gradient(
-            lambda z: sigreg_objective(z, slices, SETTINGS, 2, weight=0.5)[0], views(3)
-        )
+        assert_gradient(lambda z: sigreg_objective(z, slices, SETTINGS, 2, weight=0.5)[0], views(3))
 
 
 def test_metrics_carry_no_gradient_and_bfloat16_becomes_float32() -> None:

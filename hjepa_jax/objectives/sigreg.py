@@ -32,7 +32,7 @@ REDUCTIONS = ("mean", "sum", "none")
 # A block of projections has at most this many elements, so that a handful fits a CPU core's
 # cache, and at most this share of the slices (but a SIMD register's width), to bound the memory.
 _BLOCK_ELEMENTS = 1 << 16
-_BLOCK_SHARE = 8
+_BLOCK_SHARE = 24
 _SIMD_WIDTH = 8
 
 

@@ -57,14 +57,14 @@ def flag(value: np.ndarray) -> bool:
 
 
 def check_both(
-    group: Mapping[str, np.ndarray], function: Any, variable: str, float32_grad: float = FLOAT32
+    group: Mapping[str, Any], function: Any, variable: str, float32_grad: float = FLOAT32
 ) -> None:
     """Checks value and gradient (of the sum with `cot` if any) in float64 and in float32."""
     for prefix, dtype in (("f64/", jnp.float64), ("", jnp.float32)):
         with jax.enable_x64(True):
             x = jnp.asarray(group[variable], dtype)
             name = "loss" if "loss" in group else "stat"
-            cot = jnp.asarray(group["cot"] if "cot" in group else 1.0, dtype)
+            cot = jnp.asarray(group.get("cot", 1.0), dtype)
 
             def both(x: jax.Array, cot: jax.Array) -> Any:
                 value, pull = jax.vjp(lambda x: function(x, dtype), x)  # noqa: B023
