@@ -59,6 +59,15 @@ def test_similarity_ignores_length_and_allows_zero_rows() -> None:
     np.testing.assert_allclose(values[0], [1.0, np.sqrt(0.5), 0.0, -1.0], atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [2, 3, 5])
+def test_padding_is_never_a_neighbour_even_of_opposite_rows(block: int) -> None:
+    # All similarities are negative, so padding (similarity 0) would come first.
+    train = -np.array([[1.0, 0.1], [1.0, 0.5], [1.0, 0.2], [1.0, 0.4], [1.0, 0.3]], np.float32)
+    indices, values = knn.nearest_neighbours(train, np.array([[1.0, 0.0]]), 5, block=block)
+    np.testing.assert_array_equal(indices[0], [1, 3, 4, 2, 0])
+    assert values.max() < 0
+
+
 @pytest.mark.parametrize("num_classes", [2, 4, 5, 9])
 def test_votes_agree_with_counting_by_hand(num_classes: int) -> None:
     rng = np.random.default_rng(num_classes)

@@ -157,6 +157,20 @@ def _differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float]:
     return {name: trained[name] - random[name] for name in trained}
 
 
+def _picture_inputs(
+    sources: Sources, encoders: dict[str, gallery.EncoderPictures], queries: np.ndarray
+) -> gallery.PictureInputs:
+    """Reads the data once more, for the images that the gallery shows."""
+    shown = np.unique(np.concatenate([one.neighbours.ravel() for one in encoders.values()]))
+    return gallery.PictureInputs(
+        encoders=encoders,
+        queries=queries,
+        test_images=gallery.collect_images(sources.test_batches(), queries),
+        train_images=gallery.collect_images(sources.train_batches(), shown),
+        class_names=sources.class_names or tuple(map(str, range(sources.num_classes))),
+    )
+
+
 def evaluate(
     encoders: Mapping[str, Encode],
     sources: Sources,
@@ -201,8 +215,6 @@ def evaluate(
         metrics[name], pictures[name], queries = _evaluate_encoder(
             encode, sources, pair, config, split, mesh
         )
-    shown = np.unique(np.concatenate([p.neighbours.ravel() for p in pictures.values()]))
-    names = sources.class_names or tuple(map(str, range(sources.num_classes)))
     return Evaluation(
         metrics={
             "schema_version": SCHEMA_VERSION,
@@ -212,13 +224,7 @@ def evaluate(
             "encoders": metrics,
             "trained_minus_random": _differences(metrics, config.headline_k),
         },
-        pictures=gallery.PictureInputs(
-            encoders=pictures,
-            queries=queries,
-            test_images=gallery.collect_images(sources.test_batches(), queries),
-            train_images=gallery.collect_images(sources.train_batches(), shown),
-            class_names=names,
-        ),
+        pictures=_picture_inputs(sources, pictures, queries),
     )
 
 
