@@ -1,0 +1,360 @@
+"""What a map of phase space preserves: energy, time reversal, volume, the symplectic form.
+
+The measurements take any map, a numerical integrator as well as a trained predictor, as a pair of
+functions; `physics_pictures.py` draws them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.dynamics import geometry, systems
+from hjepa_jax.dynamics.baselines import explicit_euler_step, repeat, runge_kutta4_step
+from hjepa_jax.dynamics.hamiltonian import energy_of_state, join_state, split_state
+from hjepa_jax.dynamics.integrators import integrate
+from hjepa_jax.models.predictor import Scalar
+
+Flow = Callable[[jax.Array], jax.Array]
+
+
+class PhaseMap(NamedTuple):
+    """A map of states and what is meant as its inverse.
+
+    Attributes:
+      forward, backward: [..., 2d] -> [..., 2d], differentiable in forward mode.
+      energy: [..., 2d] -> [...], the energy that should be conserved; None = not measured.
+    """
+
+    forward: Flow
+    backward: Flow
+    energy: Flow | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Where and how long maps are measured.
+
+    Attributes:
+      states: an ensemble [B, 2d]; energies, covariances and reversal are measured on it.
+      centre: a state [2d]; the grid and the blob lie around it, in one conjugate plane.
+      plane: index i of that plane (q_i, p_i).
+      extent: half the side of the grid of initial conditions.
+      grid_size: grid points a side.
+      blob_offset: where in the plane, from the centre, the loop of initial conditions lies.
+      blob_radius: its radius.
+      blob_points: points on the loop.
+      applications: times that a map is applied.
+      jacobian_states: states of the ensemble whose Jacobian is taken.
+    """
+
+    states: jax.Array
+    centre: jax.Array
+    plane: int = 0
+    extent: float = 2.0
+    grid_size: int = 48
+    blob_offset: tuple[float, float] = (0.0, 0.0)
+    blob_radius: float = 0.3
+    blob_points: int = 1024
+    applications: int = 100
+    jacobian_states: int = 256
+
+    def _in_plane(self, q: jax.Array, p: jax.Array) -> jax.Array:
+        """States [N, 2d] at the centre, displaced by q [N] and p [N] in the plane."""
+        half = self.centre.shape[-1] // 2
+        out = jnp.broadcast_to(self.centre, (q.size, 2 * half))
+        return out.at[:, self.plane].add(q).at[:, half + self.plane].add(p)
+
+    def grid(self) -> jax.Array:
+        """Returns initial conditions [grid_size^2, 2d], p varying slowest."""
+        axis = jnp.linspace(-self.extent, self.extent, self.grid_size)
+        p, q = jnp.meshgrid(axis, axis, indexing="ij")
+        return self._in_plane(q.ravel(), p.ravel())
+
+    def loop(self) -> jax.Array:
+        """Returns a closed loop of initial conditions [blob_points, 2d]."""
+        angle = 2 * jnp.pi * jnp.arange(self.blob_points) / self.blob_points
+        q, p = self.blob_offset
+        radius = self.blob_radius
+        return self._in_plane(q + radius * jnp.cos(angle), p + radius * jnp.sin(angle))
+
+    def project(self, z: jax.Array) -> jax.Array:
+        """Returns (q_i, p_i) [..., 2] of states [..., 2d]."""
+        half = self.centre.shape[-1] // 2
+        return z[..., jnp.array([self.plane, half + self.plane])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One map on one probe, T = applications; energies are None for a map without one.
+
+    Attributes:
+      energy: energies of the ensemble [T+1, B].
+      grid_drift: largest |H_t - H_0| over the run for every grid point [grid_size, grid_size].
+      path: the ensemble in the plane [T+1, B, 2].
+      reversal_times: numbers of applications [R].
+      reversal_error: |b(f(z)) - z| / (1 + |z|) after that many there and back [R, B].
+      defect: symplectic defect of one application at some states [J].
+      log_volume: log |det J| of one application at the same states [J].
+      blob: the loop in the plane [T+1, P, 2].
+      action: its Poincare invariant, the sum over conjugate planes of the area [T+1].
+      variance: trace of the ensemble's covariance [T+1].
+      participation: participation ratio tr(C)^2 / tr(C^2) of it [T+1].
+    """
+
+    energy: np.ndarray | None
+    grid_drift: np.ndarray | None
+    path: np.ndarray
+    reversal_times: np.ndarray
+    reversal_error: np.ndarray
+    defect: np.ndarray
+    log_volume: np.ndarray
+    blob: np.ndarray
+    action: np.ndarray
+    variance: np.ndarray
+    participation: np.ndarray
+
+
+def _rollout(step: Flow, z: jax.Array, observe: Callable[[jax.Array], Any], times: int) -> Any:
+    """Returns observe(z_t) for t = 0 .. times, stacked, compiled as one scan."""
+
+    @jax.jit
+    def run(start: jax.Array) -> Any:
+        def body(x: jax.Array, _: None) -> tuple[jax.Array, Any]:
+            return step(x), observe(x)
+
+        last, seen = jax.lax.scan(body, start, None, length=times)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, observe(last))
+
+    return jax.tree.map(np.asarray, run(z))
+
+
+def _spread(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Trace and participation ratio of the covariance of z [B, 2d], through its Gram matrix."""
+    centred = z - jnp.mean(z, axis=0)
+    gram = centred @ centred.T / (z.shape[0] - 1)
+    trace = jnp.trace(gram)
+    return trace, trace**2 / jnp.sum(gram**2)
+
+
+def _action(loop: jax.Array) -> jax.Array:
+    """Sum over conjugate planes of the area inside the closed polygon loop [P, 2d]."""
+    q, p = split_state(loop)
+    return 0.5 * jnp.sum(q * jnp.roll(p, -1, axis=0) - jnp.roll(q, -1, axis=0) * p)
+
+
+def _reversal(phase: PhaseMap, states: jax.Array, times: np.ndarray) -> np.ndarray:
+    @jax.jit
+    def error(count: jax.Array) -> jax.Array:
+        there = jax.lax.fori_loop(0, count, lambda _, z: phase.forward(z), states)
+        back = jax.lax.fori_loop(0, count, lambda _, z: phase.backward(z), there)
+        size = jnp.linalg.norm(states, axis=-1)
+        return jnp.linalg.norm(back - states, axis=-1) / (1 + size)
+
+    return np.stack([np.asarray(error(jnp.asarray(n))) for n in times])
+
+
+def _jacobians(flow: Flow, states: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    @jax.jit
+    def measure(states: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            matrix = geometry.jacobian(flow, z)
+            return geometry.defect_of_jacobian(matrix), jnp.linalg.slogdet(matrix)[1]
+
+        return jax.lax.map(one, states)
+
+    defect, log_volume = measure(states)
+    return np.asarray(defect), np.asarray(log_volume)
+
+
+def measure(phase: PhaseMap, probe: Probe) -> Measurement:
+    """Measures one map; the precision is that of probe.states (float64 resolves 1e-16)."""
+    times = probe.applications
+    doublings = [2**k for k in range(times.bit_length()) if 2**k < times]
+    reversal_times = np.array([*doublings, times])
+
+    def observe(z: jax.Array) -> Any:
+        energy = None if phase.energy is None else phase.energy(z)
+        return energy, probe.project(z), _spread(z)
+
+    energy, path, (variance, participation) = _rollout(phase.forward, probe.states, observe, times)
+    grid_drift = None
+    if phase.energy is not None:
+        levels = _rollout(phase.forward, probe.grid(), phase.energy, times)
+        grid_drift = np.max(np.abs(levels - levels[0]), axis=0)
+        grid_drift = grid_drift.reshape(probe.grid_size, probe.grid_size)
+    blob, action = _rollout(
+        phase.forward, probe.loop(), lambda z: (probe.project(z), _action(z)), times
+    )
+    defect, log_volume = _jacobians(phase.forward, probe.states[: probe.jacobian_states])
+    reversal_error = _reversal(phase, probe.states, reversal_times)
+    return Measurement(
+        energy=energy,
+        grid_drift=grid_drift,
+        path=path,
+        reversal_times=reversal_times,
+        reversal_error=reversal_error,
+        defect=defect,
+        log_volume=log_volume,
+        blob=blob,
+        action=action,
+        variance=variance,
+        participation=participation,
+    )
+
+
+def compare_maps(maps: Mapping[str, PhaseMap], probe: Probe) -> dict[str, Measurement]:
+    """Measures every map on the same probe.
+
+    Raises:
+      ValueError: no maps, or states and centre of different or odd width, or a plane outside.
+    """
+    width = probe.centre.shape[-1]
+    if not maps or width % 2 or probe.states.shape[-1] != width:
+        raise ValueError(
+            f"compare_maps needs at least one map and states of one even width, not "
+            f"{len(maps)} maps, states of width {probe.states.shape[-1]}, a centre of {width}."
+        )
+    if not 0 <= probe.plane < width // 2 or probe.applications < 1:
+        raise ValueError(
+            f"compare_maps needs a plane below {width // 2} and at least one application, not "
+            f"plane {probe.plane} and {probe.applications} applications."
+        )
+    return {name: measure(phase, probe) for name, phase in maps.items()}
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number; None where the map left the finite numbers."""
+    return float(value) if np.isfinite(value) else None
+
+
+def summarise(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
+    """Returns the figures of every map as plain numbers for JSON (None = not finite or unknown)."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, m in measurements.items():
+        figures = {
+            "symplectic_defect_median": np.median(m.defect),
+            "symplectic_defect_max": np.max(m.defect),
+            "log_volume_mean": np.mean(m.log_volume),
+            "log_volume_max_abs": np.max(np.abs(m.log_volume)),
+            "reversal_error_once_median": np.median(m.reversal_error[0]),
+            "reversal_error_final_median": np.median(m.reversal_error[-1]),
+            "action_ratio_final": m.action[-1] / m.action[0],
+            "variance_ratio_final": m.variance[-1] / m.variance[0],
+            "participation_ratio_start": m.participation[0],
+            "participation_ratio_final": m.participation[-1],
+        }
+        if m.energy is not None and m.grid_drift is not None:
+            drift = np.abs(m.energy - m.energy[0])  # infinite where the map diverged
+            figures |= {
+                "energy_start_mean": np.mean(m.energy[0]),
+                "energy_drift_final_median": np.median(drift[-1]),
+                "energy_drift_max_median": np.median(drift.max(axis=0)),
+                "energy_drift_grid_median": np.median(m.grid_drift),
+                "energy_drift_grid_max": np.max(m.grid_drift),
+            }
+        out[name] = {key: _number(value) for key, value in figures.items()}
+        out[name]["applications"] = len(m.action) - 1
+    return out
+
+
+def showcase(
+    *, dt: float = 0.25, applications: int = 100, grid_size: int = 48, ensemble: int = 256
+) -> tuple[dict[str, PhaseMap], Probe]:
+    """A pendulum under leapfrog and two non-symplectic integrators at EQUAL cost.
+
+    One application covers the time 4 * dt with four force evaluations: four leapfrog steps (the
+    fifth force is the next application's first), four explicit Euler steps, one Runge-Kutta step.
+    The ensemble swings: its energies stay below the separatrix (2).
+    """
+    system = systems.pendulum()
+    energy = functools.partial(energy_of_state, system)
+    leapfrog = functools.partial(integrate, system, method="leapfrog", steps=4, dt=dt)
+
+    def euler(z: jax.Array, h: float) -> jax.Array:
+        return repeat(lambda x: explicit_euler_step(system, x, h), z, 4)
+
+    maps = {
+        "leapfrog": PhaseMap(leapfrog, functools.partial(leapfrog, direction=-1), energy),
+        "Runge-Kutta 4": PhaseMap(
+            lambda z: runge_kutta4_step(system, z, 4 * dt),
+            lambda z: runge_kutta4_step(system, z, -4 * dt),
+            energy,
+        ),
+        "explicit Euler": PhaseMap(lambda z: euler(z, dt), lambda z: euler(z, -dt), energy),
+    }
+    radius_key, angle_key = jax.random.split(jax.random.key(0))
+    radius = 1.6 * jnp.sqrt(jax.random.uniform(radius_key, (ensemble, 1)))
+    angle = 2 * jnp.pi * jax.random.uniform(angle_key, (ensemble, 1))
+    states = join_state(radius * jnp.cos(angle), radius * jnp.sin(angle))
+    probe = Probe(
+        states=states,
+        centre=jnp.zeros(2),
+        grid_size=grid_size,
+        # Off centre, where the period depends on the energy, the flow shears the loop.
+        blob_offset=(1.0, 0.0),
+        applications=applications,
+    )
+    return maps, probe
+
+
+def predictor_maps(
+    predictors: Mapping[str, tuple[nn.Module, Any]], residual_scale: Scalar
+) -> dict[str, PhaseMap]:
+    """Trained predictors as maps: direction +1 forward, -1 backward.
+
+    Args:
+      predictors: name -> (module, {'params': ...}).
+      residual_scale: the scale that training ended with.
+
+    Returns:
+      The maps in the same order. The energy of all is that of the first predictor that has one:
+      a matched MLP is judged by the Hamiltonian it is compared with.
+    """
+    energy: Any = next(
+        (
+            functools.partial(
+                module.apply, variables, residual_scale=residual_scale, method="energy"
+            )
+            for module, variables in predictors.values()
+            if hasattr(module, "energy")
+        ),
+        None,
+    )
+
+    def flow(module: nn.Module, variables: Any, direction: int) -> Any:
+        return lambda z: module.apply(variables, z, direction, residual_scale)
+
+    return {
+        name: PhaseMap(flow(*pair, 1), flow(*pair, -1), energy) for name, pair in predictors.items()
+    }
+
+
+def probe_of_states(
+    states: jax.Array, *, applications: int = 32, jacobian_states: int = 4, grid_size: int = 32
+) -> Probe:
+    """A probe around the mean of encoded states [B, 2d], in their plane of largest variance.
+
+    A Jacobian of 2d = 2048 numbers takes 2048 tangents: keep jacobian_states small.
+    """
+    spread = jnp.sum(jnp.square(jnp.stack(split_state(jnp.std(states, axis=0)))), axis=0)
+    plane = int(jnp.argmax(spread))
+    radius = float(jnp.sqrt(spread[plane]))
+    return Probe(
+        states=states,
+        centre=jnp.mean(states, axis=0),
+        plane=plane,
+        extent=2 * radius,
+        grid_size=grid_size,
+        blob_radius=0.5 * radius,
+        blob_points=256,
+        applications=applications,
+        jacobian_states=jacobian_states,
+    )
