@@ -90,7 +90,7 @@ def measure(n: int, d: int, k: int, t: int, repeats: int) -> dict[str, dict[str,
         for name, form in compiled.items()
     }
     if importlib.util.find_spec("torch"):
-        runners["pytorch"] = torch_runner(*(np.asarray(a) for a in arguments), t)
+        runners["pytorch"] = torch_runner(np.asarray(arguments[0]), np.asarray(arguments[1]), t)
     values = {name: run() for name, run in runners.items()}
     times: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(repeats):
@@ -123,7 +123,7 @@ def print_results(size: dict[str, int], results: dict[str, dict[str, float]]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     for name, default in (("n", 4096), ("d", 2048), ("k", 1024), ("t", 17)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""A gradient check by central finite differences."""
+"""Quick compilation for tests, and a gradient check by central finite differences."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """jit without optimisation: one quick compilation instead of one for every operation."""
+    flags = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=flags, **options)
 
 
 def assert_gradient(
@@ -23,9 +29,7 @@ def assert_gradient(
     Must be called with x64 enabled.
     """
     point = jnp.asarray(x, jnp.float64)
-    # Compiled without optimisation: one quick compilation instead of one for every operation.
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    both = jax.jit(jax.value_and_grad(function), compiler_options=options)
+    both = quick_jit(jax.value_and_grad(function))
     gradient = np.asarray(both(point)[1])
     assert gradient.dtype == np.float64
     random = np.random.default_rng(0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite_differences import assert_gradient
+from finite_differences import assert_gradient, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +40,7 @@ def numpy_logdet(
 def test_budget_matches_numpy_and_differences() -> None:
     with jax.enable_x64(True):
         z = sample(width=2 * DIM)
-        loss = floors.budget(jnp.asarray(z), 0.7, 1.4)
+        loss = quick_jit(lambda z: floors.budget(z, 0.7, 1.4))(jnp.asarray(z))
         expected = ((z[..., :DIM] ** 2).mean() - 0.7) ** 2 + ((z[..., DIM:] ** 2).mean() - 1.4) ** 2
         np.testing.assert_allclose(loss, expected, rtol=1e-12)
         assert_gradient(lambda z: floors.budget(z, 0.7, 1.4), z)
@@ -78,7 +80,7 @@ def test_logdet_floor_matches_numpy_and_differences(bounds: tuple[float, float, 
                 eigmax_ceiling=bounds[2],
             )
 
-        value, statistics = loss(jnp.asarray(x))
+        value, statistics = quick_jit(loss)(jnp.asarray(x))
         expected, expected_statistics = numpy_logdet(x, projection, 1e-3, bounds)
         np.testing.assert_allclose(value, expected, rtol=1e-10)
         np.testing.assert_allclose(np.array(statistics), expected_statistics, rtol=1e-10)
@@ -90,7 +92,8 @@ def test_logdet_weights_and_absent_terms() -> None:
     x, projection = jnp.asarray(sample(), jnp.float32), jnp.eye(DIM)[:, :3]
 
     def loss(**terms: float) -> float:
-        return float(floors.logdet_floor(x, projection, logdet_floor=9, eps=1e-4, **terms)[0])
+        function = functools.partial(floors.logdet_floor, logdet_floor=9, eps=1e-4, **terms)
+        return float(quick_jit(function)(x, projection)[0])
 
     bare, pr, eig = loss(), loss(pr_floor=2.0), loss(eigmax_ceiling=0.0)
     both = loss(pr_floor=2.0, eigmax_ceiling=0.0, pr_weight=3.0, eigmax_weight=5.0)
@@ -99,7 +102,7 @@ def test_logdet_weights_and_absent_terms() -> None:
     assert bare < eig
 
 
-@jax.jit
+@quick_jit
 @jax.value_and_grad
 def satisfied(x: jax.Array) -> jax.Array:
     """Floors far below any sample of the test."""
@@ -115,6 +118,16 @@ def test_satisfied_floors_have_exactly_zero_gradient(seed: int, scale: float) ->
     value, gradient = satisfied(jnp.asarray(sample(seed, scale), jnp.float32))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
+
+
+@quick_jit
+@jax.value_and_grad
+def all_active(x: jax.Array) -> jax.Array:
+    """Floors that every sample of the test violates."""
+    penalty, _ = floors.logdet_floor(
+        x, jnp.eye(DIM), logdet_floor=2.0, eps=1e-4, pr_floor=2.0, eigmax_ceiling=0.0
+    )
+    return penalty + floors.variance_floor(x, 9.0, 1e-4) + floors.mean_penalty(x)
 
 
 def repeated_eigenvalues() -> np.ndarray:
@@ -134,13 +147,7 @@ def repeated_eigenvalues() -> np.ndarray:
     ids=["repeated", "constant", "zero", "rank_one", "two_points_large"],
 )
 def test_gradients_are_finite_for_degenerate_inputs(x: np.ndarray) -> None:
-    def loss(x: jax.Array) -> jax.Array:
-        penalty, _ = floors.logdet_floor(
-            x, jnp.eye(DIM), logdet_floor=2.0, eps=1e-4, pr_floor=2.0, eigmax_ceiling=0.0
-        )
-        return penalty + floors.variance_floor(x, 9.0, 1e-4) + floors.mean_penalty(x)
-
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(x, jnp.float32))
+    value, gradient = all_active(jnp.asarray(x, jnp.float32))
     assert np.isfinite(value)
     assert value > 0
     assert np.all(np.isfinite(gradient))
@@ -150,8 +157,9 @@ def test_largest_eigenvalue_gradient_is_that_of_eigh_where_it_is_simple() -> Non
     with jax.enable_x64(True):
         root = np.random.default_rng(3).standard_normal((5, 5))
         matrix = jnp.asarray(root @ root.T + 0.1 * np.eye(5))
-        share = jax.grad(lambda c: floors.logdet_statistics(c).eigmax_frac)(matrix)
-        direct = jax.grad(lambda c: jnp.linalg.eigvalsh(c)[-1] / jnp.trace(c))(matrix)
+        ours = jax.grad(lambda c: floors.logdet_statistics(c).eigmax_frac)
+        share = quick_jit(ours)(matrix)
+        direct = quick_jit(jax.grad(lambda c: jnp.linalg.eigvalsh(c)[-1] / jnp.trace(c)))(matrix)
         np.testing.assert_allclose(share, direct, atol=1e-9)
 
 
@@ -161,37 +169,36 @@ def test_descent_on_the_log_det_floor_recovers_a_collapsed_direction() -> None:
     def loss(x: jax.Array) -> jax.Array:
         return floors.logdet_floor(x, jnp.eye(DIM), logdet_floor=-0.5, eps=1e-4)[0]
 
-    step = jax.jit(lambda x: x - 0.5 * jax.grad(loss)(x))
+    step = quick_jit(lambda x: x - 0.5 * jax.grad(loss)(x))
     before = float(jnp.std(x[..., 0]))
     for _ in range(60):
         x = step(x)
     assert float(jnp.std(x[..., 0])) > 20 * before
-    assert loss(x) < 0.05
+    assert quick_jit(loss)(x) < 0.05
+
+
+@quick_jit
+def all_losses(x: jax.Array) -> list[jax.Array]:
+    return [
+        floors.budget(x, 1.0, 2.0),
+        floors.variance_floor(x, 2.0, 1e-4),
+        floors.mean_penalty(x),
+        floors.logdet_floor(x, jnp.eye(DIM), logdet_floor=1.0, eps=1e-4)[0],
+    ]
 
 
 def test_leading_axes_are_pooled() -> None:
     x = jnp.asarray(sample(), jnp.float32)
     flat = x.reshape(-1, DIM)
-    for function in (
-        lambda x: floors.budget(x, 1.0, 2.0),
-        lambda x: floors.variance_floor(x, 2.0, 1e-4),
-        floors.mean_penalty,
-        lambda x: floors.logdet_floor(x, jnp.eye(DIM), logdet_floor=1.0, eps=1e-4)[0],
-    ):
-        np.testing.assert_allclose(function(x), function(flat), rtol=1e-5)
+    np.testing.assert_allclose(all_losses(x), all_losses(flat), rtol=1e-5)
 
 
 def test_bfloat16_is_computed_in_float32() -> None:
     x = jnp.asarray(sample(), jnp.bfloat16)
     wide = x.astype(jnp.float32)
-    for function in (
-        lambda x: floors.budget(x, 1.0, 2.0),
-        lambda x: floors.variance_floor(x, 2.0, 1e-4),
-        floors.mean_penalty,
-        lambda x: floors.logdet_floor(x, jnp.eye(DIM), logdet_floor=1.0, eps=1e-4)[0],
-    ):
-        assert function(x).dtype == jnp.float32
-        np.testing.assert_allclose(function(x), function(wide), rtol=1e-6)
+    losses = all_losses(x)
+    assert {loss.dtype for loss in losses} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(losses, all_losses(wide), rtol=1e-6)
 
 
 def test_projection_is_orthonormal_and_haar() -> None:

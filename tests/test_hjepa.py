@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite_differences import assert_gradient
+from finite_differences import assert_gradient, quick_jit
 
 from hjepa_jax.objectives import floors
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective, prediction_loss, view_pairs
@@ -55,6 +55,11 @@ def both_ways(pairs: list[tuple[int, int]], sign: int = -1) -> list[tuple[int, i
     return [(i, j, 1) for i, j in pairs] + [(j, i, sign) for i, j in pairs]
 
 
+@functools.partial(quick_jit, static_argnums=(1, 2))
+def predict(z: jax.Array, settings: HJEPASettings, num_global_views: int) -> jax.Array:
+    return prediction_loss(flow, energy, z, settings, num_global_views=num_global_views)
+
+
 PAIRS = {
     "first_two": [(0, 1)],
     "all_global": [(0, 1), (0, 2), (1, 2)],
@@ -84,18 +89,13 @@ def test_prediction_matches_a_plain_loop(pairing: str, change: dict[str, Any]) -
     if not settings.bidirectional:
         pairs = pairs[: len(pairs) // 2]
     with jax.enable_x64(True):
-        value = prediction_loss(flow, energy, jnp.asarray(z), settings, num_global_views=3)
+        value = predict(jnp.asarray(z), settings, 3)
         np.testing.assert_allclose(value, numpy_prediction(z, settings, pairs), rtol=1e-12)
 
 
 def test_match_p_has_no_extra_term() -> None:
     z = jnp.asarray(views(2), jnp.float32)
-    losses = [
-        prediction_loss(
-            flow, None, z, HJEPASettings(match="p", p_weight=weight), num_global_views=2
-        )
-        for weight in (0.0, 5.0)
-    ]
+    losses = [predict(z, HJEPASettings(match="p", p_weight=weight), 2) for weight in (0.0, 5.0)]
     assert losses[0] == losses[1]
 
 
@@ -109,12 +109,12 @@ def test_each_direction_is_one_flow_call_of_distinct_sources(pairing: str) -> No
 
     z = jnp.asarray(views(5), jnp.float32)
     settings = HJEPASettings(pairing=pairing)
-    prediction_loss(counted, None, z, settings, num_global_views=3)
+    jax.eval_shape(lambda z: prediction_loss(counted, None, z, settings, num_global_views=3), z)
     sources = [len({i for i, _ in PAIRS[pairing]}), len({j for _, j in PAIRS[pairing]})]
     assert calls == [(1, sources[0]), (-1, sources[1])]
     calls.clear()
     same = dataclasses.replace(settings, reverse_direction_sign=1)
-    prediction_loss(counted, None, z, same, num_global_views=3)
+    jax.eval_shape(lambda z: prediction_loss(counted, None, z, same, num_global_views=3), z)
     assert len(calls) == 1
 
 
@@ -137,7 +137,7 @@ def test_detached_targets_get_no_gradient() -> None:
             stacked = jnp.stack([source, target, jnp.asarray(z[2])])
             return prediction_loss(flow, energy, stacked, settings, num_global_views=2)
 
-        grads = jax.grad(loss, (0, 1))(jnp.asarray(z[0]), jnp.asarray(z[1]))
+        grads = quick_jit(jax.grad(loss, (0, 1)))(jnp.asarray(z[0]), jnp.asarray(z[1]))
         np.testing.assert_array_equal(grads[1], 0)
         # The start point's energy is stopped: differences with it frozen give the gradient.
         start = energy(z[0])
@@ -152,10 +152,10 @@ def test_detached_targets_get_no_gradient() -> None:
 
 
 def projections(rank_p: int = 2) -> dict[str, jax.Array]:
-    keys = jax.random.split(jax.random.key(0))
+    root = np.linalg.qr(np.random.default_rng(7).standard_normal((2, HALF, HALF)))[0]
     return {
-        "q": floors.orthonormal_projection(keys[0], HALF, 2),
-        "p": floors.orthonormal_projection(keys[1], HALF, rank_p),
+        "q": jnp.asarray(root[0, :, :2], jnp.float32),
+        "p": jnp.asarray(root[1, :, :rank_p], jnp.float32),
     }
 
 
@@ -173,7 +173,7 @@ ACTIVE = HJEPASettings(
 )
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(quick_jit, static_argnums=1)
 def compiled_objective(z: jax.Array, settings: HJEPASettings) -> Any:
     return hjepa_objective(z, flow, None, projections(), settings, 2)
 
@@ -182,22 +182,26 @@ def compiled_objective(z: jax.Array, settings: HJEPASettings) -> Any:
 def test_objective_is_the_weighted_sum_of_its_parts(rank_p: int) -> None:
     z = jnp.asarray(views(3) * np.linspace(0.5, 1.5, 2 * HALF), jnp.float32)
     drawn = projections(rank_p)
-    total, metrics = jax.jit(lambda z: hjepa_objective(z, flow, None, drawn, ACTIVE, 2))(z)
-    q, p = z[..., :HALF], z[..., HALF:]
-    parts = {
-        "pred": prediction_loss(flow, None, z, ACTIVE, num_global_views=2),
-        "budget": floors.budget(z, 0.5, 2.0),
-        "var_q": floors.variance_floor(q, 2.0, 1e-4),
-        "var_p": floors.variance_floor(p, 1.5, 1e-4),
-        "mean": floors.mean_penalty(z),
-    }
-    kwargs = {"eps": 1e-4}
-    parts["logdet_q"], statistics = floors.logdet_floor(
-        q, drawn["q"], logdet_floor=1.0, pr_floor=1.0, eigmax_ceiling=0.2, **kwargs
-    )
-    parts["logdet_p"], _ = floors.logdet_floor(
-        p, drawn["p"], logdet_floor=0.5, eigmax_ceiling=0.1, **kwargs
-    )
+    total, metrics = quick_jit(lambda z: hjepa_objective(z, flow, None, drawn, ACTIVE, 2))(z)
+
+    def separately(z: jax.Array) -> tuple[dict[str, jax.Array], floors.LogdetStatistics]:
+        q, p = z[..., :HALF], z[..., HALF:]
+        parts = {
+            "pred": prediction_loss(flow, None, z, ACTIVE, num_global_views=2),
+            "budget": floors.budget(z, 0.5, 2.0),
+            "var_q": floors.variance_floor(q, 2.0, 1e-4),
+            "var_p": floors.variance_floor(p, 1.5, 1e-4),
+            "mean": floors.mean_penalty(z),
+        }
+        parts["logdet_q"], statistics = floors.logdet_floor(
+            q, drawn["q"], logdet_floor=1.0, eps=1e-4, pr_floor=1.0, eigmax_ceiling=0.2
+        )
+        parts["logdet_p"], _ = floors.logdet_floor(
+            p, drawn["p"], logdet_floor=0.5, eps=1e-4, eigmax_ceiling=0.1
+        )
+        return parts, statistics
+
+    parts, statistics = quick_jit(separately)(z)
     parts["var"] = parts["var_q"] + parts["var_p"]
     parts["logdet"] = parts["logdet_q"] + parts["logdet_p"]
     for name, value in parts.items():
@@ -210,7 +214,7 @@ def test_objective_is_the_weighted_sum_of_its_parts(rank_p: int) -> None:
     np.testing.assert_allclose(metrics["q_pr"], statistics.pr_norm, rtol=1e-5)
     np.testing.assert_allclose(metrics["q_logdet"], statistics.logdet_per_dim, rtol=1e-5)
     np.testing.assert_allclose(metrics["q_eigmax"], statistics.eigmax_frac, rtol=1e-5)
-    flat = np.asarray(p).reshape(-1, HALF)
+    flat = np.asarray(z)[..., HALF:].reshape(-1, HALF)
     np.testing.assert_allclose(metrics["p_std_min"], flat.std(0).min(), rtol=1e-5)
     np.testing.assert_allclose(metrics["p2"], (flat**2).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["z_mean2"], metrics["mean"])
@@ -235,7 +239,9 @@ def test_p_variance_floor_can_be_dropped() -> None:
 
 def test_collapsed_states_have_finite_gradients() -> None:
     z = jnp.full((2, IMAGES, 2 * HALF), 0.5, jnp.float32)
-    gradient = jax.jit(jax.grad(lambda z: compiled_objective(z, ACTIVE)[0]))(z)
+    gradient = quick_jit(
+        jax.grad(lambda z: hjepa_objective(z, flow, None, projections(), ACTIVE, 2)[0])
+    )(z)
     assert np.all(np.isfinite(gradient))
     assert np.any(np.asarray(gradient) != 0)
 

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite_differences import assert_gradient
+from finite_differences import assert_gradient, quick_jit
 
 from hjepa_jax.objectives.lejepa import effective_weights, lejepa_prediction, sigreg_objective
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
 
 SETTINGS = SIGRegSettings(num_slices=4, n_points=5)
+predict = quick_jit(lejepa_prediction, static_argnums=1)
+plain_sigreg = quick_jit(functools.partial(sigreg, settings=SETTINGS))
+
+
+# The weight is traced, as a schedule's is.
+@functools.partial(quick_jit, static_argnums=(3, 4))
+def objective(
+    z: jax.Array,
+    slices: jax.Array,
+    weight: jax.Array | float,
+    loss_form: str = "additive",
+    transform: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    options: dict[str, Any] = {"weight": weight, "loss_form": loss_form, "transform": transform}
+    return sigreg_objective(z, slices, SETTINGS, 2, **options)
 
 
 def views(count: int = 4) -> np.ndarray:
@@ -24,22 +43,22 @@ def test_prediction_matches_numpy_and_differences(num_global: int) -> None:
         z = views()
         centre = z[:num_global].mean(0)
         expected = 0.5 * np.mean([(centre - view) ** 2 for view in z])
-        np.testing.assert_allclose(lejepa_prediction(jnp.asarray(z), num_global), expected)
+        np.testing.assert_allclose(predict(jnp.asarray(z), num_global), expected)
         # The differences include the centre's: it is not stopped.
         assert_gradient(lambda z: lejepa_prediction(z, num_global), z)
 
 
 def test_prediction_of_equal_views_is_zero() -> None:
     z = jnp.broadcast_to(jnp.asarray(views(1)), (3, 10, 6))
-    assert lejepa_prediction(z, 2) == pytest.approx(0, abs=1e-12)
+    assert predict(z, 2) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("loss_form", ["additive", "convex"])
 def test_objective_is_the_weighted_sum(loss_form: str) -> None:
     z = jnp.asarray(views(), jnp.float32)
     slices = random_slices(jax.random.key(0), 6, 4)
-    total, metrics = sigreg_objective(z, slices, SETTINGS, 2, weight=0.3, loss_form=loss_form)
-    prediction, regulariser = lejepa_prediction(z, 2), sigreg(z, slices, SETTINGS)
+    total, metrics = objective(z, slices, 0.3, loss_form)
+    prediction, regulariser = predict(z, 2), plain_sigreg(z, slices)
     expected = (1.0 if loss_form == "additive" else 0.7) * prediction + 0.3 * regulariser
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     np.testing.assert_allclose(metrics["total"], total)
@@ -54,9 +73,9 @@ def test_objective_is_the_weighted_sum(loss_form: str) -> None:
 def test_transform_reaches_sigreg_only() -> None:
     z = jnp.asarray(views(), jnp.float32)
     slices = random_slices(jax.random.key(0), 6, 4)
-    _, metrics = sigreg_objective(z, slices, SETTINGS, 2, weight=1.0, transform=lambda z: 2 * z)
-    np.testing.assert_allclose(metrics["sigreg"], sigreg(2 * z, slices, SETTINGS), rtol=1e-6)
-    np.testing.assert_allclose(metrics["pred"], lejepa_prediction(z, 2), rtol=1e-6)
+    _, metrics = objective(z, slices, 1.0, "additive", lambda z: 2 * z)
+    np.testing.assert_allclose(metrics["sigreg"], plain_sigreg(2 * z, slices), rtol=1e-6)
+    np.testing.assert_allclose(metrics["pred"], predict(z, 2), rtol=1e-6)
 
 
 def test_objective_gradient_matches_differences() -> None:
@@ -68,13 +87,13 @@ def test_objective_gradient_matches_differences() -> None:
 def test_metrics_carry_no_gradient_and_bfloat16_becomes_float32() -> None:
     z = jnp.asarray(views(), jnp.bfloat16)
     slices = random_slices(jax.random.key(0), 6, 4)
-    total, metrics = sigreg_objective(z, slices, SETTINGS, 2, weight=0.1)
+    total, metrics = objective(z, slices, 0.1)
     assert {total.dtype, *(value.dtype for value in metrics.values())} == {jnp.dtype("float32")}
 
     def statistic(z: jax.Array) -> jax.Array:
         return sigreg_objective(z, slices, SETTINGS, 2, weight=0.1)[1]["z_std_min"]
 
-    np.testing.assert_array_equal(jax.grad(statistic)(z), 0)
+    np.testing.assert_array_equal(quick_jit(jax.grad(statistic))(z), 0)
 
 
 def test_effective_weights() -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finite_differences import assert_gradient
+from finite_differences import assert_gradient, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,18 +37,23 @@ KINDS = {
 }
 
 
-def parameters(config: LearnableSettings = LEARNABLE, seed: int = 0) -> dict[str, jax.Array]:
+def parameters(config: LearnableSettings = LEARNABLE, seed: int = 0) -> Any:
     random = np.random.default_rng(seed)
     initial = learnable.init_learnable(config)
-    shape = jnp.asarray(random.standard_normal(config.bins - 1), jnp.float32)
-    return {"raw_span": initial["raw_span"] + 0.5, "raw_shape": shape}
+    shape = random.standard_normal(config.bins - 1).astype(np.float32)
+    return {"raw_span": np.asarray(initial["raw_span"]) + np.float32(0.5), "raw_shape": shape}
+
+
+# alpha and beta are traced.
+transform = quick_jit(apply_spectral, static_argnums=0)
+quick_spectrum = quick_jit(learnable.learnable_spectrum, static_argnums=1)
 
 
 def matrix(config: SpectralSettings, alpha: float = 0.7, beta: float = 0.6) -> np.ndarray:
     """The matrix of H^{1/2} in float64, by its action on the unit vectors."""
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), parameters())
-        return np.asarray(apply_spectral(config, params, jnp.eye(DIM), alpha, beta)).T
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters())
+        return np.asarray(transform(config, params, jnp.eye(DIM), alpha, beta)).T
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,7 +62,7 @@ def test_transform_is_linear_symmetric_and_positive(kind: str) -> None:
     np.testing.assert_allclose(root, root.T, atol=1e-12)
     assert np.linalg.eigvalsh(root).min() > 0
     z = np.random.default_rng(0).standard_normal((2, 3, DIM))
-    out = apply_spectral(KINDS[kind], parameters(), jnp.asarray(z, jnp.float32), 0.7, 0.6)
+    out = transform(KINDS[kind], parameters(), jnp.asarray(z, jnp.float32), 0.7, 0.6)
     assert out.shape == z.shape
     np.testing.assert_allclose(out, z @ root.T, atol=1e-5)
 
@@ -92,7 +97,7 @@ def test_gauges(gauge: str, dim: int) -> None:
     assert mean(chain_spectrum_grid(dim, 5, 0.8, 0.01, gauge)) == pytest.approx(1)
     assert np.prod(diag_sqrt(dim)) == pytest.approx(1)
     config = dataclasses.replace(LEARNABLE, gauge=gauge, eps_ridge=0.05)
-    spectrum = learnable.learnable_spectrum(parameters(), config, 0.8, 0.5).spectrum
+    spectrum = quick_spectrum(parameters(), config, 0.8, 0.5).spectrum
     assert mean(np.asarray(spectrum)) == pytest.approx(1, rel=1e-5)
 
 
@@ -103,20 +108,17 @@ def test_beta_zero_and_alpha_zero_are_the_identity() -> None:
         )
 
 
-def test_schedules_may_be_traced() -> None:
+def test_schedules_are_full_strength_by_default() -> None:
     z = jnp.asarray(np.random.default_rng(0).standard_normal((3, DIM)), jnp.float32)
-    for kind in ("chain", "chain_grid", "learnable"):
-        function = jax.jit(
-            lambda a, b, kind=kind: apply_spectral(KINDS[kind], parameters(), z, a, b)
-        )
-        fixed = apply_spectral(KINDS[kind], parameters(), z, 0.25, 0.5)
-        np.testing.assert_allclose(function(0.25, 0.5), fixed, atol=1e-5)
+    for kind in ("chain_grid", "learnable"):
+        by_default = transform(KINDS[kind], parameters(), z)
+        np.testing.assert_allclose(by_default, z @ matrix(KINDS[kind], 1.0, 1.0), atol=1e-5)
 
 
 def test_split_state_is_two_grids() -> None:
     random = np.random.default_rng(0)
     tokens = jnp.asarray(random.standard_normal((3, H, W, TOKEN)), jnp.float32)
-    plain = apply_spectral(KINDS["learnable"], parameters(), tokens.reshape(3, -1))
+    plain = transform(KINDS["learnable"], parameters(), tokens.reshape(3, -1))
     plain = plain.reshape(3, H, W, TOKEN)
     half = TOKEN // 2
 
@@ -124,12 +126,12 @@ def test_split_state_is_two_grids() -> None:
         q, p = x[..., :half].reshape(3, -1), x[..., half:].reshape(3, -1)
         return jnp.concatenate([q, p], axis=-1)
 
-    out = apply_spectral(KINDS["learnable_split"], parameters(), split(tokens))
+    out = transform(KINDS["learnable_split"], parameters(), split(tokens))
     np.testing.assert_allclose(out, split(plain), atol=1e-5)
     # The published layout reads the same numbers as one grid, which is another transform.
     config = dataclasses.replace(KINDS["learnable_split"], reference_layout=True)
-    published = apply_spectral(config, parameters(), split(tokens))
-    as_one = apply_spectral(KINDS["learnable"], parameters(), split(tokens))
+    published = transform(config, parameters(), split(tokens))
+    as_one = transform(KINDS["learnable"], parameters(), split(tokens))
     np.testing.assert_allclose(published, as_one, atol=1e-6)
     assert np.abs(published - out).max() > 1e-3
 
@@ -139,15 +141,17 @@ def test_ambiguous_layout_only_on_request() -> None:
     ours = SpectralSettings("learnable", h=3, w=3, token_dim=3, learnable=config)
     z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 3, 3)), jnp.float32)
     params = parameters(config)
-    right = apply_spectral(ours, params, z.reshape(2, -1)).reshape(z.shape)
+    right = transform(ours, params, z.reshape(2, -1)).reshape(z.shape)
     published = dataclasses.replace(ours, reference_layout=True)
     moved = jnp.moveaxis(z, -1, 1).reshape(2, -1)
-    as_published = apply_spectral(published, params, moved).reshape(2, 3, 3, 3)
+    as_published = transform(published, params, moved).reshape(2, 3, 3, 3)
     np.testing.assert_allclose(jnp.moveaxis(as_published, 1, -1), right, atol=1e-6)
     assert (
-        np.abs(apply_spectral(published, params, z.reshape(2, -1)) - right.reshape(2, -1)).max()
-        > 1e-3
+        np.abs(transform(published, params, z.reshape(2, -1)) - right.reshape(2, -1)).max() > 1e-3
     )
+
+
+quick_envelope = quick_jit(learnable.envelope, static_argnums=1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -155,7 +159,7 @@ def test_ambiguous_layout_only_on_request() -> None:
 def test_envelope_is_monotone_and_bounded(span: float, shape: list[float], clip: bool) -> None:
     config = dataclasses.replace(LEARNABLE, delta_clip=0.2 if clip else 0.0)
     params = {"raw_span": jnp.float32(span), "raw_shape": jnp.asarray(shape, jnp.float32)}
-    values = np.asarray(learnable.envelope(params, config))
+    values = np.asarray(quick_envelope(params, config))
     assert values[0] == 0
     assert np.all(np.diff(values) >= -1e-7)
     assert values[-1] <= (0.2 if clip else config.span_max) + 1e-6
@@ -189,7 +193,7 @@ def test_regulariser_matches_numpy_and_its_condition_term_has_no_gradient() -> N
     )
     heavy = dataclasses.replace(config, cond_max=1.1, cond_weight=5.0)
     params = parameters()
-    spectrum = learnable.learnable_spectrum(params, config)
+    spectrum = quick_spectrum(params, config)
     values = np.asarray(spectrum.envelope, np.float64)
     delta = values[learnable.bin_indices(H, W, 5, "linear_radius")]
     delta = delta - delta.mean()
@@ -206,7 +210,8 @@ def test_regulariser_matches_numpy_and_its_condition_term_has_no_gradient() -> N
         spectrum = learnable.learnable_spectrum(params, config)
         return learnable.spectral_regulariser(spectrum, config)
 
-    light_grad, heavy_grad = (jax.grad(loss)(params, c) for c in (config, heavy))
+    gradient = quick_jit(jax.grad(loss), static_argnums=1)
+    light_grad, heavy_grad = (gradient(params, c) for c in (config, heavy))
     jax.tree.map(np.testing.assert_array_equal, light_grad, heavy_grad)
 
 
@@ -231,7 +236,7 @@ def test_gradients_match_differences(kind: str) -> None:
 
 
 def test_schedules() -> None:
-    epochs = np.arange(1, 8)
+    epochs = jnp.arange(1, 8)
     np.testing.assert_allclose(learnable.beta_schedule(epochs, 2, 4), [0, 0, 0.25, 0.5, 0.75, 1, 1])
     np.testing.assert_allclose(learnable.beta_schedule(epochs, 2, 0), [0, 0, 1, 1, 1, 1, 1])
     np.testing.assert_allclose(learnable.alpha_schedule(epochs, 4), [0.25, 0.5, 0.75, 1, 1, 1, 1])
@@ -250,8 +255,10 @@ def test_update_loss_is_adversarial_or_joint() -> None:
 
 def test_bfloat16_is_computed_in_float32() -> None:
     z = jnp.asarray(np.random.default_rng(0).standard_normal((3, DIM)), jnp.bfloat16)
+    params = parameters()
     for config in KINDS.values():
-        assert apply_spectral(config, parameters(), z).dtype == jnp.float32
+        out = jax.eval_shape(lambda z, config=config: apply_spectral(config, params, z), z)
+        assert out.dtype == jnp.float32
 
 
 def test_errors_name_the_cause() -> None:

@@ -36,6 +36,13 @@ def lejepa_prediction(z_views: jax.Array, num_global_views: int) -> jax.Array:
     return 0.5 * jnp.mean(jnp.square(centre - z_views))
 
 
+def _check_form(loss_form: str) -> None:
+    if loss_form not in LOSS_FORMS:
+        raise ValueError(
+            f"sigreg.loss_form must be one of {', '.join(LOSS_FORMS)}, got {loss_form!r}"
+        )
+
+
 def effective_weights(weight: float, loss_form: str) -> dict[str, float]:
     """Returns the factors of the prediction and of SIGReg, and their ratio, for printing.
 
@@ -45,10 +52,7 @@ def effective_weights(weight: float, loss_form: str) -> dict[str, float]:
     Raises:
         ValueError: an unknown form, a negative weight, or a convex weight above one.
     """
-    if loss_form not in LOSS_FORMS:
-        raise ValueError(
-            f"sigreg.loss_form must be one of {', '.join(LOSS_FORMS)}, got {loss_form!r}"
-        )
+    _check_form(loss_form)
     if weight < 0 or (loss_form == "convex" and weight > 1):
         raise ValueError(
             f"sigreg.weight must be non-negative, and at most 1 for the convex form, got {weight}"
@@ -64,7 +68,7 @@ def sigreg_objective(
     settings: SIGRegSettings,
     num_global_views: int,
     *,
-    weight: float,
+    weight: jax.Array | float,
     loss_form: str = "additive",
     transform: Callable[[jax.Array], jax.Array] | None = None,
     subsample_index: jax.Array | None = None,
@@ -76,7 +80,7 @@ def sigreg_objective(
         slices: [D, K] unit columns.
         settings: settings of SIGReg.
         num_global_views: how many of the V views are global.
-        weight: weight of SIGReg.
+        weight: weight of SIGReg; may be traced (a schedule), and is not checked here.
         loss_form: 'additive' or 'convex', see `effective_weights`.
         transform: applied to z before SIGReg only (HamSIGReg: H^{1/2}); None = identity.
         subsample_index: see `sigreg`.
@@ -87,12 +91,13 @@ def sigreg_objective(
     """
     if settings.reduction == "none":
         raise ValueError("sigreg.reduction 'none' gives no scalar loss: use 'mean' or 'sum'")
-    factors = effective_weights(weight, loss_form)
+    _check_form(loss_form)
     z = at_least_float32(z)
     prediction = lejepa_prediction(z, num_global_views)
     transformed = z if transform is None else transform(z)
     regulariser = sigreg(transformed, slices, settings, subsample_index=subsample_index)
-    total = factors["pred"] * prediction + factors["sigreg"] * regulariser
+    kept = prediction if loss_form == "additive" else (1 - weight) * prediction
+    total = kept + weight * regulariser
     rows = jax.lax.stop_gradient(z)
     metrics = {
         "pred": prediction,

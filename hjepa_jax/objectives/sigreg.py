@@ -280,7 +280,8 @@ def epps_pulley_two_sided(
 def _weighted_distance(y: jax.Array, start: float, step: float, weights: np.ndarray) -> jax.Array:
     """Returns N sum_j w_j |empirical - Gaussian characteristic function|^2, [..., K]."""
     count = len(weights)
-    cosines, sines = characteristic_function(y, start, step, count)
+    means: tuple[jax.Array, jax.Array] = characteristic_function(y, start, step, count)
+    cosines, sines = means
     shape = (count,) + (1,) * (cosines.ndim - 1)
     t = start + step * np.arange(count)
     gaussian = jnp.asarray(np.exp(-0.5 * t**2), y.dtype).reshape(shape)

@@ -234,7 +234,7 @@ def test_golden_objectives_epps_pulley(case: str) -> None:
 @pytest.mark.parametrize("case", cases(SIGREG, "sigreg/"))
 def test_golden_objectives_sigreg(case: str) -> None:
     group = subtree(SIGREG, f"sigreg/{case}/")
-    index = group.get("subsample_idx")
+    index: Any = group.get("subsample_idx")
     scalar = group["loss"].ndim == 0
     settings = SIGRegSettings(
         num_slices=group["A"].shape[1],
@@ -296,7 +296,7 @@ def ham_transform(case: str, group: Mapping[str, np.ndarray], dtype: Any) -> Any
         )
         # The published buffers are float32, also where the rest is float64.
         buffers = learnable.SpectralBuffers(group["bin_idx_2d"], group["loglam0_2d"])
-        alpha, beta = (np.float32(group[name]) for name in ("alpha", "beta"))
+        alpha, beta = (float(np.float32(group[name])) for name in ("alpha", "beta"))
         params = {name: jnp.asarray(group[name], dtype) for name in ("raw_span", "raw_shape")}
 
         def transform(params: Any, z: jax.Array) -> jax.Array:
@@ -529,8 +529,8 @@ def test_golden_objectives_ham_first_step(case: str) -> None:
     np.testing.assert_allclose(regulariser, root["loss/spec"][0], rtol=1e-4)
     spectral_now = root["loss/spec"][root["h_update_steps"] - 1]
     update = learnable.update_loss(
-        root["h/loss_reg"],
-        spectral_now,
+        jnp.asarray(root["h/loss_reg"]),
+        jnp.asarray(spectral_now),
         mode=("min", "max")[hp["train.h_update_mode_code"].item()],
         weight=hp["train.lambda_reg"].item(),
         spectral_weight=hp["regularizer.spectral_weight"].item(),
