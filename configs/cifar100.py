@@ -15,9 +15,7 @@ Variants, as `--config=configs/cifar100.py:NAME`:
 +4.89 / +3.52 points.
 """
 
-from ml_collections import ConfigDict
-
-from hjepa_jax.config import base_config
+from hjepa_jax.config import Config, base_config
 from hjepa_jax.variants import (
     apply_variants,
     chain,
@@ -29,12 +27,12 @@ from hjepa_jax.variants import (
 )
 
 
-def hjepa(config: ConfigDict) -> None:
+def hjepa(config: Config) -> None:
     """Hamiltonian predictor with floors: the base configuration as it is."""
     config.objective = "hjepa"
 
 
-def sigreg(config: ConfigDict) -> None:
+def sigreg(config: Config) -> None:
     """The LeJEPA baseline: no predictor, no clipping, no q/p split."""
     config.objective = "sigreg"
     config.model.split_qp = False
@@ -42,7 +40,7 @@ def sigreg(config: ConfigDict) -> None:
     config.train.grad_clip = None
 
 
-def parity(config: ConfigDict) -> None:
+def parity(config: Config) -> None:
     """HJEPA to the letter of the published CIFAR script."""
     config.parity.epochwise_residual_warmup = True
 
@@ -57,7 +55,7 @@ METHODS = {
 }
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     """Returns the configuration of the variants named, joined by '-'."""
     config = base_config()
     config.data.name = "cifar100"

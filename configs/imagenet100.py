@@ -14,9 +14,7 @@ Variants, as `--config=configs/imagenet100.py:NAME`:
 45 epochs, batch 256. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by +4.82 / +7.52.
 """
 
-from ml_collections import ConfigDict
-
-from hjepa_jax.config import base_config
+from hjepa_jax.config import Config, base_config
 from hjepa_jax.variants import (
     apply_variants,
     chain,
@@ -28,7 +26,7 @@ from hjepa_jax.variants import (
 )
 
 
-def hjepa(config: ConfigDict) -> None:
+def hjepa(config: Config) -> None:
     """Floors, prediction of the whole state, and a slower potential."""
     config.loss.update(
         match="qp",
@@ -44,13 +42,13 @@ def hjepa(config: ConfigDict) -> None:
     config.train.predictor_lr = 5e-5
 
 
-def sigreg(config: ConfigDict) -> None:
+def sigreg(config: Config) -> None:
     """The LeJEPA baseline: no predictor, no clipping."""
     config.objective = "sigreg"
     config.train.grad_clip = None
 
 
-def parity(config: ConfigDict) -> None:
+def parity(config: Config) -> None:
     """HJEPA to the letter of the published ImageNet script."""
     config.dynamics.residual_scale_warmup_epochs = 0.0
     config.parity.update(
@@ -71,7 +69,7 @@ METHODS = {
 }
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     """Returns the configuration of the variants named, joined by '-'."""
     config = base_config()
     config.data.update(

@@ -5,18 +5,16 @@
 Variants: hjepa (default), sigreg, smoke. See README.md for the figures to expect.
 """
 
-from ml_collections import ConfigDict
-
-from hjepa_jax.config import base_config
+from hjepa_jax.config import Config, base_config
 from hjepa_jax.variants import apply_variants
 
 
-def hjepa(config: ConfigDict) -> None:
+def hjepa(config: Config) -> None:
     """The CIFAR-100 method with a smaller log-det rank, for the smaller state."""
     config.loss.logdet_dim = 64
 
 
-def sigreg(config: ConfigDict) -> None:
+def sigreg(config: Config) -> None:
     """The LeJEPA baseline."""
     config.objective = "sigreg"
     config.train.grad_clip = None
@@ -25,13 +23,15 @@ def sigreg(config: ConfigDict) -> None:
 METHODS = {"hjepa": hjepa, "sigreg": sigreg}
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Config:
     """Returns the configuration of the variants named, joined by '-'."""
     config = base_config()
     config.data.update(name="digits", batch_size=128, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    # The scans have 8x8 pixels: crops of 16 lose nothing.
+    config.data.image_size = 16
     # A mirrored or inverted digit is another digit or none.
     config.data.augment.update(flip_probability=0.0, solarise_probability=0.0)
-    config.model.update(width=16, token_dim=16, token_hw=4, compute_dtype="float32")
-    config.train.update(epochs=15, lr=2e-3, warmup_epochs=2.0)
+    config.model.update(width=16, token_dim=16, compute_dtype="float32")
+    config.train.update(epochs=20, lr=2e-3, warmup_epochs=2.0)
     config.log.every_steps = 5
     return apply_variants(config, variant, METHODS)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from hjepa_jax.config import Config
 from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 from hjepa_jax.models.projector import Projector
 from hjepa_jax.models.resnet import ResNet18
@@ -24,13 +24,13 @@ class Modules(NamedTuple):
     predictor: nn.Module | None
 
 
-def settings_from(kind: Any, section: ConfigDict, **extra: Any) -> Any:
+def settings_from(kind: Any, section: Config, **extra: Any) -> Any:
     """Fills the fields of the dataclass `kind` from the config section of the same names."""
     names = {field.name for field in dataclasses.fields(kind)} - set(extra)
     return kind(**{name: section[name] for name in names if name in section}, **extra)
 
 
-def build_modules(config: ConfigDict, *, dtype: Any = None) -> Modules:
+def build_modules(config: Config, *, dtype: Any = None) -> Modules:
     """Returns the Flax modules of a configuration.
 
     Args:
@@ -65,7 +65,7 @@ def build_modules(config: ConfigDict, *, dtype: Any = None) -> Modules:
     return Modules(encoder, projector, predictor)
 
 
-def token_grid(config: ConfigDict) -> int:
+def token_grid(config: Config) -> int:
     """Returns the side of the encoder's token grid: pooled, or the image over the strides."""
     model = config.model
     if model.token_hw is not None:
@@ -78,7 +78,7 @@ def token_grid(config: ConfigDict) -> int:
     return side
 
 
-def spectral_settings(config: ConfigDict) -> SpectralSettings:
+def spectral_settings(config: Config) -> SpectralSettings:
     """Returns the settings of HamSIGReg's transform; kind 'identity' is plain SIGReg."""
     spectral = config.spectral
     if spectral.kind not in GRID_KINDS:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from hjepa_jax.config import base_config
+from hjepa_jax.config import Config, base_config
 from hjepa_jax.errors import ConfigError
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "spectral.base": ("identity", "r2", "laplacian"),
     "spectral.binning": ("linear_radius", "linear_radius_sq", "quantile_radius"),
     "spectral.update_mode": ("max", "min"),
+    "data.backend": ("host", "device"),
     "data.on_corrupt": ("error", "skip"),
     "evaluation.variant": ("q", "p", "qp"),
 }
@@ -89,6 +90,7 @@ _POSITIVE = [
 _NOT_NEGATIVE = [
     "data.num_local_views",
     "data.num_workers",
+    "data.cache_mb",
     "dynamics.damping",
     "dynamics.residual_scale_warmup_epochs",
     "loss.p_weight",
@@ -111,21 +113,21 @@ _CHAIN_FIELDS = ("kind", "kappa", "eps", "gauge", "identity_epochs", "base_ramp_
 _LEARNABLE = tuple(name for name in base_config().spectral if name not in _CHAIN_FIELDS)
 
 
-def _has_predictor(config: ConfigDict) -> bool:
+def _has_predictor(config: Config) -> bool:
     return config.objective == "hjepa" and config.dynamics.predictor != "identity"
 
 
-def _chain(config: ConfigDict) -> bool:
+def _chain(config: Config) -> bool:
     return config.objective == "sigreg" and config.spectral.kind in ("chain", "chain_grid")
 
 
-def _spectrum(config: ConfigDict) -> bool:
+def _spectrum(config: Config) -> bool:
     kinds = ("chain", "chain_grid", "learnable")
     return config.objective == "sigreg" and config.spectral.kind in kinds
 
 
 # Fields that have an effect only under a condition: prefix -> (condition, how to make it hold).
-_Condition = Callable[[ConfigDict], bool]
+_Condition = Callable[[Config], bool]
 USED_WHEN: dict[str, tuple[_Condition, str]] = {
     "dynamics": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
     "loss": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
@@ -175,7 +177,7 @@ USED_WHEN: dict[str, tuple[_Condition, str]] = {
 }
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted name, value) for every leaf field."""
     for name in config:
         value = config[name]
@@ -205,7 +207,7 @@ def unknown_field(path: str) -> str | None:
     )
 
 
-def problems(config: ConfigDict) -> Iterator[str]:
+def problems(config: Config) -> Iterator[str]:
     """Yields a sentence for each problem of the configuration."""
     fields = dict(flatten(config))
     base = dict(flatten(base_config()))
@@ -255,7 +257,7 @@ def _value_problems(fields: dict[str, Any]) -> Iterator[str]:
         yield f"config.data.augment.blur_kernel is {kernel}: it must be odd."
 
 
-def _unused(config: ConfigDict, fields: dict[str, Any], base: dict[str, Any]) -> Iterator[str]:
+def _unused(config: Config, fields: dict[str, Any], base: dict[str, Any]) -> Iterator[str]:
     for path, value in fields.items():
         if value == base[path]:
             continue
@@ -270,7 +272,7 @@ def _unused(config: ConfigDict, fields: dict[str, Any], base: dict[str, Any]) ->
                 break
 
 
-def _contradictions(config: ConfigDict) -> Iterator[str]:
+def _contradictions(config: Config) -> Iterator[str]:
     data, model, hjepa = config.data, config.model, config.objective == "hjepa"
     if hjepa and not model.split_qp:
         yield (
@@ -337,7 +339,7 @@ def _contradictions(config: ConfigDict) -> Iterator[str]:
         )
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks the configuration.
 
     Raises:
@@ -348,12 +350,12 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError("\n".join(found))
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """Returns the resolved configuration as indented JSON."""
     return json.dumps(config.to_dict(), indent=2)
 
 
-def save(config: ConfigDict, workdir: pathlib.Path) -> None:
+def save(config: Config, workdir: pathlib.Path) -> None:
     """Writes the resolved configuration to `config.json`, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.tmp"
@@ -361,12 +363,12 @@ def save(config: ConfigDict, workdir: pathlib.Path) -> None:
     os.replace(temporary, workdir / "config.json")
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """Reads a configuration that `to_json` wrote, with its types restored from the base."""
     return merge(base_config(), json.loads(text))
 
 
-def merge(config: ConfigDict, values: dict[str, Any], prefix: str = "") -> ConfigDict:
+def merge(config: Config, values: dict[str, Any], prefix: str = "") -> Config:
     """Sets the nested `values` in `config`, JSON lists becoming tuples.
 
     Raises:

@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from hjepa_jax import sharding
 from hjepa_jax.build import build_modules
+from hjepa_jax.config import Config
+from hjepa_jax.run import UNOPTIMISED
 from hjepa_jax.spectral_step import init_spectral
 from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
-from hjepa_jax.train_step import Method, loss_and_gradient, train_step
+from hjepa_jax.train_step import Method, apply_gradient, loss_and_gradient
 
 
-def _random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+def _random_batch(config: Config) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(config.seed)
     data = config.data
     shapes = {"global_views": (data.num_global_views, data.image_size)}
@@ -36,7 +37,7 @@ def _float64(tree: Any) -> Any:
     )
 
 
-def float64_method(config: ConfigDict, *, total: int, per_epoch: int) -> tuple[Method, TrainState]:
+def float64_method(config: Config, *, total: int, per_epoch: int) -> tuple[Method, TrainState]:
     """Returns the method of a configuration and its initial state, all in float64.
 
     Needs `jax_enable_x64`.
@@ -58,7 +59,7 @@ def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], de
     @functools.partial(jax.jit, out_shardings=everywhere)
     def both(state: TrainState, batch: Any) -> dict[str, Any]:
         step = loss_and_gradient(method, state, batch)
-        new_state, _ = train_step(method, state, batch)
+        new_state, _ = apply_gradient(method, state, step)
         return {
             "loss": step.total,
             "metrics": step.metrics,
@@ -68,11 +69,13 @@ def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], de
             "spectral": new_state.spectral,
         }
 
-    placed = jax.device_put(state, everywhere)
-    return jax.device_get(both(placed, sharding.put_batch(mesh, batch)))
+    arguments = (jax.device_put(state, everywhere), sharding.put_batch(mesh, batch))
+    # One step does not repay the optimisation of its code.
+    compiled = both.lower(*arguments).compile(compiler_options=UNOPTIMISED)
+    return jax.device_get(compiled(*arguments))
 
 
-def compare_layouts(config: ConfigDict, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Returns, per number of devices, the relative difference from the first layout of each leaf.
 
     Differences of gradients are relative to the largest gradient of all leaves, since a leaf whose

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hjepa_jax import config_check
+from hjepa_jax import compilation_cache, config_check
+from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
 
 _FLAGS = flags.FlagValues()
@@ -113,7 +114,7 @@ def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
     )
 
 
-def check_data(config: ConfigDict) -> Iterator[Finding]:
+def check_data(config: Config) -> Iterator[Finding]:
     """Opens both splits, and decodes one image of each."""
     from hjepa_jax.data.sources import decode
     from hjepa_jax.run import open_split
@@ -128,7 +129,7 @@ def check_data(config: ConfigDict) -> Iterator[Finding]:
         )
 
 
-def check_dry_run(config: ConfigDict) -> Iterator[Finding]:
+def check_dry_run(config: Config) -> Iterator[Finding]:
     """Takes two real steps of the configuration, in a temporary folder."""
     from hjepa_jax.train import train
 
@@ -142,7 +143,7 @@ def check_dry_run(config: ConfigDict) -> Iterator[Finding]:
     yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, compilation included")
 
 
-def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Finding]:
+def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
     """Runs every check; one that fails becomes a finding with its error as the remedy."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", check_versions),
@@ -194,6 +195,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
+    compilation_cache.enable()
     if not report(findings(_CONFIG.value, pathlib.Path(_WORKDIR.value))):
         sys.exit(1)
 

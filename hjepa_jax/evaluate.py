@@ -9,10 +9,10 @@ import pathlib
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import Config
 from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluation.protocol import Sources
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
 
 
-def saved_config(workdir: pathlib.Path) -> ConfigDict:
+def saved_config(workdir: pathlib.Path) -> Config:
     """Reads the configuration that a run saved.
 
     Raises:
@@ -41,7 +41,7 @@ def saved_config(workdir: pathlib.Path) -> ConfigDict:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def check_encoder(config: ConfigDict, saved: ConfigDict, workdir: pathlib.Path) -> None:
+def check_encoder(config: Config, saved: Config, workdir: pathlib.Path) -> None:
     """Refuses a configuration whose encoder is not the checkpoint's, naming the fields.
 
     Raises:
@@ -60,7 +60,7 @@ def check_encoder(config: ConfigDict, saved: ConfigDict, workdir: pathlib.Path) 
         )
 
 
-def evaluation_sources(config: ConfigDict) -> Sources:
+def evaluation_sources(config: Config) -> Sources:
     """Returns the data of the evaluation that a configuration asks for."""
     train, test = open_split(config, "train"), open_split(config, "test")
     if train.class_names != test.class_names:
@@ -82,7 +82,7 @@ def evaluation_sources(config: ConfigDict) -> Sources:
     )
 
 
-def encoders_of(config: ConfigDict, run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
+def encoders_of(config: Config, run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
     """Returns ({'trained': encode, 'random': encode}, step of the checkpoint)."""
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(run.abstract_state)
@@ -93,7 +93,7 @@ def encoders_of(config: ConfigDict, run: Run, workdir: pathlib.Path) -> tuple[di
     return encoders, int(state.step)
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, eval_dir: pathlib.Path) -> dict[str, Any]:
+def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of `workdir`, prints the table and writes the report.
 
     The report goes to `eval_dir/<name of workdir>`.

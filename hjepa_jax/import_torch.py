@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import Config
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_names import (
@@ -55,7 +55,7 @@ class Imported(NamedTuple):
       ignored: names of entries that have no influence.
     """
 
-    config: ConfigDict
+    config: Config
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     spectral: dict[str, np.ndarray]
@@ -70,7 +70,7 @@ def load_torch(path: pathlib.Path) -> dict[str, Any]:
       CheckpointError: if torch is not installed, or the file is missing or no such checkpoint.
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise CheckpointError(
             "reading a PyTorch checkpoint needs torch: pip install 'hjepa_jax[torch]'."

@@ -10,9 +10,10 @@ import pathlib
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from hjepa_jax import config_check
+from hjepa_jax import compilation_cache, config_check
 from hjepa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,7 +32,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise UserError(
-                "--config and --workdir are needed, for example --config=configs/quickstart.py --workdir=runs/quickstart."
+                "--config and --workdir are needed, for example --config=configs/quickstart.py "
+                "--workdir=runs/quickstart."
             )
         if rest[1:]:
             raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
@@ -43,8 +45,12 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs the mode asked for."""
     del argv
+    if not flags.FLAGS["verbosity"].present:
+        # Otherwise every checkpoint tells its story in thirty lines.
+        absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    compilation_cache.enable()
+    config, workdir = _CONFIG.value, pathlib.Path(str(_WORKDIR.value))
     try:
         config_check.validate(config)
         print(config_check.to_json(config))

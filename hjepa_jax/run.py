@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from hjepa_jax import sharding
 from hjepa_jax.build import build_modules
-from hjepa_jax.config import steps_per_epoch, total_steps
+from hjepa_jax.config import Config, steps_per_epoch, total_steps
 from hjepa_jax.data.sources import ImageSource, open_source, subset
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.spectral_step import init_spectral
@@ -19,7 +18,7 @@ from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_o
 from hjepa_jax.train_step import Method, normalise, train_step
 
 
-def open_split(config: ConfigDict, which: str) -> ImageSource:
+def open_split(config: Config, which: str) -> ImageSource:
     """Opens the 'train' or 'test' images of a configuration, limited as it says.
 
     Raises:
@@ -32,6 +31,10 @@ def open_split(config: ConfigDict, which: str) -> ImageSource:
         raise DataError(str(error)) from error
 
 
+# For what runs once: optimising its code takes longer than running it unoptimised.
+UNOPTIMISED: Any = {"xla_backend_optimization_level": 0}
+
+
 class Run(NamedTuple):
     """A run made ready: method, abstract state, and the compiled functions."""
 
@@ -39,11 +42,11 @@ class Run(NamedTuple):
     mesh: Any
     num_steps: int
     init: Callable[[], TrainState]
-    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    step: Any  # a jitted function (state, batch) -> (state, metrics), which donates the state
     abstract_state: Any
 
 
-def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
+def prepare(config: Config, num_images: int, mesh: Any) -> Run:
     """Builds modules, optimiser, and the jitted, donated init and step functions.
 
     Raises:
@@ -77,7 +80,7 @@ def prepare(config: ConfigDict, num_images: int, mesh: Any) -> Run:
     def initialise() -> TrainState:
         lowered = jax.jit(init, out_shardings=everywhere).lower(key)
         # It runs once: optimising its many small random draws takes ten times as long as they do.
-        return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(key)
+        return lowered.compile(compiler_options=UNOPTIMISED)(key)
 
     return Run(method, mesh, num_steps, initialise, jitted, abstract)
 
@@ -90,7 +93,7 @@ def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.
     data, encoder = run.method.config.data, run.method.modules.encoder
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-    def apply(variables: Any, images: jax.Array) -> jax.Array:
+    def apply(variables: Any, images: jax.Array) -> Any:
         return encoder.apply(
             variables, normalise(images, data.mean, data.std, encoder.dtype), train=False
         )

@@ -15,10 +15,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
 # View-major arrays [V, B, ...] are split over their second axis, all others over the first.
-VIEW_MAJOR = ("global_views", "local_views")
+VIEW_MAJOR = ("global_views", "local_views", "global_parameters", "local_parameters")
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a one-axis mesh over `devices` (all devices of all processes by default)."""
     devices = jax.devices() if devices is None else list(devices)
     # Auto axes: under Explicit ones, which are the default, z.T @ z raises ShardingTypeError.

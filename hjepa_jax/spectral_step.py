@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from hjepa_jax.build import settings_from, spectral_settings
+from hjepa_jax.config import Config
 from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
-from hjepa_jax.objectives.spectral import SpectralSettings, apply_spectral
+from hjepa_jax.objectives.spectral import apply_spectral
 from hjepa_jax.objectives.spectral_learnable import (
     alpha_schedule,
     beta_schedule,
@@ -30,7 +30,7 @@ from hjepa_jax.objectives.spectral_learnable import (
 from hjepa_jax.train_state import clip_by_global_norm
 
 
-def spectral_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def spectral_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns the spectrum's AdamW: scaled, then clipped gradients, no weight decay."""
     spectral = config.spectral
     chain = [optax.scale(spectral.grad_scale)]
@@ -40,12 +40,12 @@ def spectral_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optax.chain(*chain)
 
 
-def has_learnable_spectrum(config: ConfigDict) -> bool:
+def has_learnable_spectrum(config: Config) -> bool:
     """Returns whether the configuration trains a spectrum."""
     return config.objective == "sigreg" and config.spectral.kind == "learnable"
 
 
-def init_spectral(config: ConfigDict, dtype: Any = jnp.float32) -> dict[str, Any]:
+def init_spectral(config: Config, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Returns {'params', 'opt_state'} of the learnable spectrum, {} where there is none."""
     if not has_learnable_spectrum(config):
         return {}
@@ -56,30 +56,37 @@ def init_spectral(config: ConfigDict, dtype: Any = jnp.float32) -> dict[str, Any
 
 
 def spectral_schedule(
-    config: ConfigDict, step: jax.Array, steps_per_epoch: int
+    config: Config, step: jax.Array, steps_per_epoch: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (alpha, beta) of the epoch that `step` lies in, counted from 1."""
     spectral = config.spectral
     epoch = step // steps_per_epoch + 1
-    return (
-        alpha_schedule(epoch, spectral.learnable_ramp_epochs),
-        beta_schedule(epoch, spectral.identity_epochs, spectral.base_ramp_epochs),
-    )
+    alpha = alpha_schedule(epoch, spectral.learnable_ramp_epochs)
+    beta = beta_schedule(epoch, spectral.identity_epochs, spectral.base_ramp_epochs)
+    return alpha, beta
+
+
+def transform(
+    config: Config, params: Any, z: jax.Array, alpha: jax.Array, beta: jax.Array
+) -> jax.Array:
+    """Returns H^{1/2} z of the configuration's spectrum."""
+    settings = spectral_settings(config)
+    return apply_spectral(settings, params, z, alpha, beta)
 
 
 def spectral_terms(
-    settings: SpectralSettings, params: Any, alpha: jax.Array, beta: jax.Array
+    config: Config, params: Any, alpha: jax.Array, beta: jax.Array
 ) -> dict[str, jax.Array]:
     """Returns the spectral regulariser ('spec') and the spectrum's health, for the log."""
-    if settings.learnable is None or params is None:
+    learnable = spectral_settings(config).learnable
+    if learnable is None:
         return {}
-    spectrum = learnable_spectrum(params, settings.learnable, alpha, beta)
-    health = spectral_health(spectrum)
-    return {"spec": spectral_regulariser(spectrum, settings.learnable), **health}
+    spectrum = learnable_spectrum(params, learnable, alpha, beta)
+    return {"spec": spectral_regulariser(spectrum, learnable), **spectral_health(spectrum)}
 
 
 def update_spectral(
-    config: ConfigDict,
+    config: Config,
     spectral: dict[str, Any],
     z: jax.Array,
     randomness: dict[str, jax.Array],
@@ -102,14 +109,13 @@ def update_spectral(
     Returns:
       The new {'params', 'opt_state'}.
     """
-    options, settings = config.spectral, spectral_settings(config)
-    learnable = settings.learnable
+    options, learnable = config.spectral, spectral_settings(config).learnable
     assert learnable is not None
     detached = jax.lax.stop_gradient(z)
     alpha, beta = randomness["alpha"], randomness["beta"]
 
     def loss(params: Any) -> jax.Array:
-        transformed = apply_spectral(settings, params, detached, alpha, beta)
+        transformed = transform(config, params, detached, alpha, beta)
         value = sigreg(
             transformed,
             randomness["spectral_slices"],

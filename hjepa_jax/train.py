@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import Config
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, TrainingError
@@ -29,7 +29,7 @@ _FREE += ("data.prefetch_batches", "data.device_prefetch", "data.root", "data.te
 _FREE += ("data.max_test_images", "data.eval_resize")
 
 
-def data_position(config: ConfigDict, source: ImageSource, step: int) -> dict[str, Any]:
+def data_position(config: Config, source: ImageSource, step: int) -> dict[str, Any]:
     """Returns what identifies the next batch: the step, and the data it counts in."""
     return {
         "step": step,
@@ -40,7 +40,7 @@ def data_position(config: ConfigDict, source: ImageSource, step: int) -> dict[st
     }
 
 
-def check_same_run(saved: dict[str, Any], config: ConfigDict, folder: pathlib.Path) -> None:
+def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) -> None:
     """Refuses to continue a run under another configuration, naming the fields that differ.
 
     Raises:
@@ -60,7 +60,7 @@ def check_same_run(saved: dict[str, Any], config: ConfigDict, folder: pathlib.Pa
 
 
 def restore_or_init(
-    run: Run, checkpointer: Checkpointer, config: ConfigDict, source: ImageSource
+    run: Run, checkpointer: Checkpointer, config: Config, source: ImageSource
 ) -> TrainState:
     """Returns the newest checkpoint's state, or a new one where there is none."""
     if not checkpointer.steps():
@@ -77,14 +77,14 @@ def restore_or_init(
 
 
 def placed_batches(
-    config: ConfigDict, run: Run, stream: BatchStream, timer: WaitTimer
+    config: Config, run: Run, stream: BatchStream, timer: WaitTimer
 ) -> Iterator[dict[str, jax.Array]]:
     """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed."""
     put = functools.partial(sharding.put_batch, run.mesh)
     return timer.measure(device_prefetch(stream, put, config.data.device_prefetch))
 
 
-def open_stream(config: ConfigDict, run: Run, source: ImageSource, start_step: int) -> BatchStream:
+def open_stream(config: Config, run: Run, source: ImageSource, start_step: int) -> BatchStream:
     """Returns this process's batches from `start_step` to the end of the run."""
     return train_batches(
         config,
@@ -96,7 +96,7 @@ def open_stream(config: ConfigDict, run: Run, source: ImageSource, start_step: i
     )
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
+def train(config: Config, workdir: pathlib.Path) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
     Writes `config.json`, TensorBoard events and `checkpoints/` into the workdir.
@@ -125,7 +125,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
 
 
 def _loop(
-    config: ConfigDict,
+    config: Config,
     run: Run,
     source: ImageSource,
     state: TrainState,
@@ -162,7 +162,7 @@ def _loop(
 
 
 def save(
-    config: ConfigDict, source: ImageSource, step: int, state: TrainState, to: Checkpointer
+    config: Config, source: ImageSource, step: int, state: TrainState, to: Checkpointer
 ) -> None:
     """Starts saving the state with its data position and configuration."""
     meta = {"config": config_check.to_json(config), "data": data_position(config, source, step)}

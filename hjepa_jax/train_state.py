@@ -9,15 +9,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from hjepa_jax.build import Modules
+from hjepa_jax.config import Config
 
 Schedule = Callable[[Any], jax.Array]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes.
 
     Attributes:
@@ -60,7 +59,7 @@ def warmup_cosine(
 
 
 def learning_rates(
-    config: ConfigDict, *, total_steps: int, steps_per_epoch: int
+    config: Config, *, total_steps: int, steps_per_epoch: int
 ) -> dict[str, Schedule]:
     """Returns the schedules of the 'main' and 'predictor' parameter groups."""
     train = config.train
@@ -85,15 +84,19 @@ def clip_by_global_norm(
     The part named `skip` is neither scaled nor counted in the norm.
     """
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def init(params: Any) -> optax.EmptyState:
         del params
-        skipped = {} if skip is None or skip not in gradients else {skip: gradients[skip]}
-        counted = {part: tree for part, tree in gradients.items() if part not in skipped}
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        skipped = {} if skip is None or skip not in updates else {skip: updates[skip]}
+        counted = {part: tree for part, tree in updates.items() if part not in skipped}
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(counted) + 1e-6))
         clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), counted)
-        return {part: (clipped | skipped)[part] for part in gradients}, state
+        return {part: (clipped | skipped)[part] for part in updates}, state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
 
 
 def parameter_groups(params: Any) -> Any:
@@ -121,7 +124,7 @@ def has_gradient(params: Any, *, energy_weight: float) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(config: ConfigDict, rates: dict[str, Schedule]) -> optax.GradientTransformation:
+def make_optimizer(config: Config, rates: dict[str, Schedule]) -> optax.GradientTransformation:
     """Returns AdamW with the two learning rates, decay on all parameters that have a gradient."""
     train = config.train
 
@@ -142,7 +145,7 @@ def make_optimizer(config: ConfigDict, rates: dict[str, Schedule]) -> optax.Grad
 
 
 def init_state(
-    config: ConfigDict,
+    config: Config,
     modules: Modules,
     optimizer: optax.GradientTransformation,
     spectral: Any,

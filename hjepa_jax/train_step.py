@@ -9,18 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from hjepa_jax.build import Modules, settings_from, spectral_settings
+from hjepa_jax.build import Modules, settings_from
+from hjepa_jax.config import Config
+from hjepa_jax.data.device_augment import augment_batch
 from hjepa_jax.objectives.floors import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
 from hjepa_jax.objectives.lejepa import sigreg_objective
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
-from hjepa_jax.objectives.spectral import apply_spectral
 from hjepa_jax.spectral_step import (
     has_learnable_spectrum,
     spectral_schedule,
     spectral_terms,
+    transform,
     update_spectral,
 )
 from hjepa_jax.train_state import Schedule, TrainState
@@ -37,7 +38,7 @@ _PROJECTIONS, _SLICES, _SUBSAMPLE, _SPECTRAL_SLICES = range(4)
 class Method:
     """All that a train step needs beside its arguments; built once from the configuration."""
 
-    config: ConfigDict
+    config: Config
     modules: Modules
     optimizer: optax.GradientTransformation
     rates: dict[str, Schedule]
@@ -82,6 +83,7 @@ def encode_views(
     Returns:
       (z [V, B, D] in float32 or float64, new batch statistics).
     """
+    batch = augment_batch(batch, method.config.data)
     views = [batch[name] for name in ("global_views", "local_views") if name in batch]
     if len(views) == 2 and views[0].shape[2:] == views[1].shape[2:]:
         views = [jnp.concatenate(views)]
@@ -171,7 +173,7 @@ def objective(
 def _sigreg_objective(
     method: Method, spectral: Any, z: jax.Array, randomness: Randomness, step: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    config, settings = method.config, spectral_settings(method.config)
+    config = method.config
     params = spectral.get("params")
     alpha, beta = randomness["alpha"], randomness["beta"]
     total, metrics = sigreg_objective(
@@ -179,12 +181,12 @@ def _sigreg_objective(
         randomness["slices"],
         settings_from(SIGRegSettings, config.sigreg),
         config.data.num_global_views,
-        transform=lambda state: apply_spectral(settings, params, state, alpha, beta),
+        transform=lambda state: transform(config, params, state, alpha, beta),
         subsample_index=randomness.get("subsample"),
         weight=method.sigreg_weight(step),
         loss_form=config.sigreg.loss_form,
     )
-    terms = spectral_terms(settings, params, alpha, beta)
+    terms = spectral_terms(config, params, alpha, beta)
     if terms:
         # A constant to the encoder, counted so that the total is the whole game's value.
         total = total + config.spectral.regulariser_weight * terms["spec"]
@@ -273,13 +275,18 @@ def train_step(
       method: static; the first argument to bind before `jax.jit`.
       state: the training state, replicated.
       batch: 'global_views' uint8 [Vg, B, S, S, 3] and optionally 'local_views' [Vl, B, s, s, 3],
-        sharded over B; other entries are ignored.
+        sharded over B, or with data.backend='device' what they are made of; other entries are
+        ignored.
       randomness: replaces the step's own draw.
 
     Returns:
       (new state, scalar metrics).
     """
-    step = loss_and_gradient(method, state, batch, randomness)
+    return apply_gradient(method, state, loss_and_gradient(method, state, batch, randomness))
+
+
+def apply_gradient(method: Method, state: TrainState, step: StepLoss) -> tuple[TrainState, Metrics]:
+    """The second half of `train_step`: from the loss and gradient of a batch to the new state."""
     norm = optax.tree.norm(step.gradient)
     updates, opt_state = method.optimizer.update(step.gradient, state.opt_state, state.params)
     spectral = state.spectral

@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 
-from ml_collections import ConfigDict
-
+from hjepa_jax.config import Config
 from hjepa_jax.errors import ConfigError
 
 
-def smoke(config: ConfigDict) -> None:
+def smoke(config: Config) -> None:
     """Shrinks any configuration to a few seconds on the embedded digits, the method unchanged."""
     imagenet_stem = config.model.stem == "imagenet"
     config.data.update(
@@ -27,7 +26,7 @@ def smoke(config: ConfigDict) -> None:
     if config.data.num_local_views:
         config.data.local_size = config.data.image_size
     config.data.augment.blur_kernel = 3
-    config.model.update(width=8, token_dim=8, compute_dtype="float32")
+    config.model.update(width=8, token_layer="layer2", token_dim=8, compute_dtype="float32")
     if config.model.token_hw is not None:
         config.model.token_hw = 2
     if config.objective == "hjepa":
@@ -39,38 +38,38 @@ def smoke(config: ConfigDict) -> None:
     config.log.every_steps = 1
 
 
-def chain(*changes: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
+def chain(*changes: Callable[[Config], None]) -> Callable[[Config], None]:
     """Returns one change that makes all of them in order."""
 
-    def apply(config: ConfigDict) -> None:
+    def apply(config: Config) -> None:
         for change in changes:
             change(config)
 
     return apply
 
 
-def mlp_predictor(config: ConfigDict) -> None:
+def mlp_predictor(config: Config) -> None:
     """Replaces the Hamiltonian flow by a residual MLP of the same parameter count."""
     config.dynamics.predictor = "mlp"
 
 
-def identity_predictor(config: ConfigDict) -> None:
+def identity_predictor(config: Config) -> None:
     """Replaces the Hamiltonian flow by the identity: plain invariance between the views."""
     config.dynamics.predictor = "identity"
     config.train.predictor_lr = None
 
 
-def ham_diag(config: ConfigDict) -> None:
+def ham_diag(config: Config) -> None:
     """SIGReg of a fixed diagonal transform of the state."""
     config.spectral.kind = "diag"
 
 
-def ham_chain(config: ConfigDict) -> None:
+def ham_chain(config: Config) -> None:
     """SIGReg of the state under the token grid's periodic Laplacian."""
     config.spectral.kind = "chain_grid"
 
 
-def ham_learnable(config: ConfigDict) -> None:
+def ham_learnable(config: Config) -> None:
     """SIGReg against a learnt radial spectrum on the token grid, trained adversarially."""
     config.spectral.update(
         kind="learnable",
@@ -82,8 +81,8 @@ def ham_learnable(config: ConfigDict) -> None:
 
 
 def apply_variants(
-    config: ConfigDict, variant: str, methods: Mapping[str, Callable[[ConfigDict], None]]
-) -> ConfigDict:
+    config: Config, variant: str, methods: Mapping[str, Callable[[Config], None]]
+) -> Config:
     """Applies one method (the first of `methods` by default), then 'smoke' if it is named.
 
     Args:

@@ -50,7 +50,7 @@ class TensorboardXWriter:
         num_buckets: Mapping[str, int] | None = None,
     ) -> None:
         for name, value in arrays.items():
-            bins = (num_buckets or {}).get(name, 30)
+            bins: Any = (num_buckets or {}).get(name, 30)
             self._writer.add_histogram(name, np.asarray(value), step, bins=bins)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:

@@ -1,11 +1,18 @@
 """Settings shared by all tests: the CPU backend, and absl flags that grain workers need."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# One cache for this process and those that tests start: what one compiles, the next does not.
+_CACHE = tempfile.mkdtemp(prefix="hjepa_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
-import pytest
-from absl import flags
+import pytest  # noqa: E402 (jax, which plugins import, reads the variables above)
+from absl import flags  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from hjepa_jax import sharding
 
@@ -20,8 +21,8 @@ def test_put_batch_shards_images_not_views() -> None:
         "label": np.arange(8, dtype=np.int32),
     }
     placed = sharding.put_batch(mesh, batch)
-    assert placed["global_views"].sharding.spec == (None, sharding.DATA_AXIS)
-    assert placed["label"].sharding.spec == (sharding.DATA_AXIS,)
+    assert placed["global_views"].sharding.spec == PartitionSpec(None, sharding.DATA_AXIS)
+    assert placed["label"].sharding.spec == PartitionSpec(sharding.DATA_AXIS)
     np.testing.assert_array_equal(placed["label"], batch["label"])
 
 

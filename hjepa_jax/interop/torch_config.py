@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from hjepa_jax.config import base_config
+from hjepa_jax.config import Config, base_config
 from hjepa_jax.errors import ConfigError
 
 Published = Mapping[str, Any]
@@ -24,7 +23,6 @@ _DATA = {
     "num_local_views": "num_local_views",
     "out_size": "image_size",
     "global_scale": "global_scale",
-    "local_scale": "local_scale",
 }
 _MODEL = {
     "encoder_mode": "mode",
@@ -101,7 +99,7 @@ _SPECTRUM_TRAIN = {
 }
 
 
-def _copy(source: Published, names: Mapping[str, str], target: ConfigDict) -> None:
+def _copy(source: Published, names: Mapping[str, str], target: Config) -> None:
     """Sets the fields that are present, cast to our field's type."""
     for theirs, ours in names.items():
         value = source.get(theirs)
@@ -116,7 +114,7 @@ def is_imagenet_script(published: Published) -> bool:
     return published.get("model", {}).get("encoder_stem", "cifar") == "imagenet"
 
 
-def _set_floors(loss: ConfigDict, floors: Published) -> None:
+def _set_floors(loss: Config, floors: Published) -> None:
     """Variance, budget and log-det settings of the HJEPA regulariser."""
     same = {
         "q_per_dim_target": "q_target",
@@ -145,7 +143,7 @@ def _set_floors(loss: ConfigDict, floors: Published) -> None:
             )
 
 
-def _set_hjepa(config: ConfigDict, published: Published) -> None:
+def _set_hjepa(config: Config, published: Published) -> None:
     hjepa, loss, train = published["hjepa"], published.get("loss", {}), published["train"]
     _copy(hjepa, _DYNAMICS, config.dynamics)
     # The published code keeps dt in a float32 buffer.
@@ -171,7 +169,7 @@ def _set_hjepa(config: ConfigDict, published: Published) -> None:
     )
 
 
-def _set_sigreg(config: ConfigDict, published: Published) -> None:
+def _set_sigreg(config: Config, published: Published) -> None:
     regularizer, train = published["regularizer"], published["train"]
     config.objective = "sigreg"
     config.train.grad_clip = None
@@ -193,7 +191,7 @@ def _set_sigreg(config: ConfigDict, published: Published) -> None:
     config.parity.reference_layout = config.spectral.kind in ("chain_grid", "learnable")
 
 
-def config_from_torch(published: Published) -> ConfigDict:
+def config_from_torch(published: Published) -> Config:
     """Translates a configuration of the published scripts, deviations included.
 
     Args:
@@ -213,6 +211,10 @@ def config_from_torch(published: Published) -> ConfigDict:
     # The published defaults where the configuration is silent.
     config.model.split_qp = False
     _copy(published.get("data", {}), _DATA, config.data)
+    if config.data.num_local_views > 0:
+        _copy(published["data"], {"local_scale": "local_scale"}, config.data)
+        # The published crops all have one size.
+        config.data.local_size = config.data.image_size
     _copy(model, _MODEL, config.model)
     if config.model.mode == "tokens":
         _copy(model, _TOKENS, config.model)

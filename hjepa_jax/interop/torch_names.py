@@ -63,6 +63,7 @@ def _stage(name: str, stage: int) -> Iterator[Entry]:
 
 
 def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
+    """Yields (torch name, collection, path, change of layout) of every tensor of the encoder."""
     """Yields the entries of `ResNet18(mode=mode, token_layer=token_layer)`, as encoder_from_torch.
 
     Parameters and their gradients translate alike.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite_differences import quick_jit
 
 from golden_checks.common import assert_close, groups, load, subtree
 from hjepa_jax.dynamics.hamiltonian import Hamiltonian, energy_of_state, separable
@@ -41,17 +42,6 @@ def cases(mapping: Mapping[str, Any], prefix: str = "", skip: tuple[str, ...] = 
     return found or [pytest.param("none", marks=missing)]
 
 
-def fast_jit(function: Any) -> Any:
-    """jit without LLVM's optimisations: here compiling costs far more than running."""
-    return jax.jit(
-        function,
-        compiler_options={
-            "xla_backend_optimization_level": 0,
-            "xla_llvm_disable_expensive_passes": True,
-        },
-    )
-
-
 def flag(value: np.ndarray) -> bool:
     return bool(value.item())
 
@@ -70,7 +60,7 @@ def check_both(
                 value, pull = jax.vjp(lambda x: function(x, dtype), x)  # noqa: B023
                 return value, *pull(jnp.broadcast_to(cot, value.shape))
 
-            value, gradient = fast_jit(both)(x, cot)
+            value, gradient = quick_jit(both)(x, cot)
             assert value.dtype == dtype
             exact = dtype == jnp.float64
             assert_close(value, group[prefix + name], FLOAT64 if exact else FLOAT32, prefix + name)
@@ -178,7 +168,6 @@ def test_golden_objectives_logdet_floor(case: str) -> None:
             eigmax_weight=group["eigmax_weight"].item(),
         )
 
-    check_both(group, lambda x, dtype: function(x, dtype)[0], "x", float32_grad=1e-4)
     names = {
         "logdet_per_dim": "last_logdet_per_dim",
         "pr": "last_pr",
@@ -186,10 +175,14 @@ def test_golden_objectives_logdet_floor(case: str) -> None:
         "eigmax_frac": "last_eigmax_frac",
         "trace": "last_tr",
     }
-    for prefix, dtype, tolerance in (("f64/", jnp.float64, 1e-9), ("", jnp.float32, 1e-4)):
+    for prefix, dtype in (("f64/", jnp.float64), ("", jnp.float32)):
         with jax.enable_x64(True):
-            compiled = fast_jit(lambda x: function(x, dtype)[1])  # noqa: B023
-            statistics = compiled(jnp.asarray(group["x"], dtype))
+            both = jax.value_and_grad(lambda x: function(x, dtype), has_aux=True)  # noqa: B023
+            (loss, statistics), grad = quick_jit(both)(jnp.asarray(group["x"], dtype))
+            exact = dtype == jnp.float64
+            assert_close(loss, group[prefix + "loss"], FLOAT64 if exact else FLOAT32, "loss")
+            tolerance = FLOAT64 if exact else 1e-4
+            assert_close(grad, group[prefix + "grad"], tolerance, "grad")
             for ours, theirs in names.items():
                 assert_close(getattr(statistics, ours), group[prefix + theirs], tolerance, theirs)
 
@@ -281,41 +274,29 @@ def learnable_settings(group: Mapping[str, np.ndarray]) -> learnable.LearnableSe
     )
 
 
-def ham_transform(case: str, group: Mapping[str, np.ndarray], dtype: Any) -> Any:
-    """Returns (params, (params, z) -> H^{1/2} z, (params) -> spectrum or None) of a group."""
-    if "bins" in group:
-        settings = learnable_settings(group)
-        token = group["d_f"].item()
-        whole = spectral.SpectralSettings(
-            "learnable",
-            h=settings.h,
-            w=settings.w,
-            token_dim=token,
-            reference_layout=True,
-            learnable=settings,
-        )
-        # The published buffers are float32, also where the rest is float64.
-        buffers = learnable.SpectralBuffers(group["bin_idx_2d"], group["loglam0_2d"])
-        alpha, beta = (float(np.float32(group[name])) for name in ("alpha", "beta"))
-        params = {name: jnp.asarray(group[name], dtype) for name in ("raw_span", "raw_shape")}
+def channels_first(case: str) -> bool:
+    """Whether the published code mistakes the layout of a learnable case (h = w = d_f)."""
+    return len({HAM[f"{case}/{name}"].item() for name in ("h", "w", "d_f")}) == 1
 
-        def transform(params: Any, z: jax.Array) -> jax.Array:
-            return spectral.apply_spectral(whole, params, z, alpha, beta, buffers=buffers)
 
-        def spectrum(params: Any) -> learnable.Spectrum:
-            return learnable.learnable_spectrum(params, settings, alpha, beta, buffers)
+@functools.partial(quick_jit, static_argnums=(3, 4))
+def apply_and_pull(z: jax.Array, root: jax.Array, cot: jax.Array, kind: str, layout: Any) -> Any:
+    """Returns H^{1/2} z and the pull-back of cot to z and to the spectrum's root."""
 
-        return params, transform, spectrum
-    if "sqrt_diag" in group:
-        return {}, lambda _, z: z * jnp.asarray(group["sqrt_diag"], z.dtype), None
-    # The published buffers are float32, also where the rest is float64.
-    if "sqrt_lam_rfft" in group:
-        root = jnp.asarray(group["sqrt_lam_rfft"], dtype)
-        return {}, lambda _, z: spectral.apply_chain(z, root), None
-    if "sqrt_lam_grid" in group:
-        root, token = jnp.asarray(group["sqrt_lam_grid"], dtype), group["d_f"].item()
-        return {}, lambda _, z: spectral.apply_grid(z, root, token), None
-    return {}, lambda _, z: spectral.apply_spectral(spectral.SpectralSettings(), None, z), None
+    def transform(z: jax.Array, root: jax.Array) -> jax.Array:
+        if kind == "chain":
+            return spectral.apply_chain(z, root)
+        if kind == "grid":
+            return spectral.apply_grid(z, root, layout[0], channels_first=layout[1])
+        return z * root
+
+    out, pull = jax.vjp(transform, z, root)
+    return out, *pull(cot)
+
+
+@functools.partial(quick_jit, static_argnums=2)
+def sigreg_and_gradient(z: jax.Array, slices: jax.Array, settings: SIGRegSettings) -> Any:
+    return jax.value_and_grad(sigreg)(z, slices, settings)
 
 
 def ham_cases(kind: str) -> list[Any]:
@@ -330,35 +311,91 @@ def ham_cases(kind: str) -> list[Any]:
     return [n for n in groups(HAM) if known[kind](n)] or cases({})
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def sigreg_and_gradient(z: jax.Array, slices: jax.Array, settings: SIGRegSettings) -> Any:
-    return jax.value_and_grad(sigreg)(z, slices, settings)
-
-
-@pytest.mark.parametrize("case", ham_cases("all"))
-def test_golden_objectives_ham_transform_and_gradients(case: str) -> None:
-    group = subtree(HAM, f"{case}/")
+def check_transform(
+    group: Mapping[str, np.ndarray], prefix: str, root: jax.Array, kind: str, layout: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Checks transform, loss and their gradients in z; returns both gradients in the root."""
+    dtype, tolerance = (jnp.float64, FLOAT64) if prefix else (jnp.float32, FLOAT32)
     settings = SIGRegSettings(num_slices=group["A"].shape[1], t_max=3.0, n_points=9)
-    for prefix, dtype, tolerance in (("f64/", jnp.float64, FLOAT64), ("", jnp.float32, FLOAT32)):
+    z, cot, slices = (jnp.asarray(group[name], dtype) for name in ("z", "cot", "A"))
+    out, grad_z, grad_root = apply_and_pull(z, root, cot, kind, layout)
+    assert out.dtype == dtype
+    loss, grad_out = sigreg_and_gradient(out, slices, settings)
+    _, loss_grad_z, loss_grad_root = apply_and_pull(z, root, grad_out, kind, layout)
+    assert_close(out, group[prefix + "transform"], tolerance, "transform")
+    assert_close(grad_z, group[prefix + "grad_z"], tolerance, "grad_z")
+    assert_close(loss, group[prefix + "loss"], tolerance, "loss")
+    assert_close(loss_grad_z, group[prefix + "loss_grad_z"], tolerance, "loss_grad_z")
+    return grad_root, loss_grad_root
+
+
+@pytest.mark.parametrize("case", ham_cases("fixed"))
+def test_golden_objectives_ham_fixed_gradients(case: str) -> None:
+    group = subtree(HAM, f"{case}/")
+    # The published buffers are float32, also where the rest is float64.
+    names = {"sqrt_lam_rfft": "chain", "sqrt_lam_grid": "grid", "sqrt_diag": "diag"}
+    found = [name for name in names if name in group]
+    kind = names[found[0]] if found else "diag"
+    layout = (group["d_f"].item(), False) if kind == "grid" else None
+    for prefix, dtype in (("f64/", jnp.float64), ("", jnp.float32)):
         with jax.enable_x64(True):
-            params, transform, _ = ham_transform(case, group, dtype)
-            z, cot, slices = (jnp.asarray(group[n], dtype) for n in ("z", "cot", "A"))
-            out, pull = jax.vjp(transform, params, z)
-            assert out.dtype == dtype
-            grad_params, grad_z = pull(cot)
-            loss, grad_out = sigreg_and_gradient(out, slices, settings)
-            grads = pull(grad_out)
-            assert_close(out, group[prefix + "transform"], tolerance, "transform")
-            assert_close(grad_z, group[prefix + "grad_z"], tolerance, "grad_z")
-            assert_close(loss, group[prefix + "loss"], tolerance, "loss")
-            assert_close(grads[1], group[prefix + "loss_grad_z"], tolerance, "loss_grad_z")
-            for name in params:
-                assert_close(grad_params[name], group[f"{prefix}grad/{name}"], tolerance, name)
-                assert_close(grads[0][name], group[f"{prefix}loss_grad/{name}"], tolerance, name)
+            root = jnp.asarray(group[found[0]] if found else 1.0, dtype)
+            check_transform(group, prefix, root, kind, layout)
+
+
+OUTPUTS = {
+    "envelope": "g_bins",
+    "delta": "delta_2d",
+    "log_spectrum": "log_lambda_2d",
+    "spectrum": "lambda_2d",
+}
 
 
 @pytest.mark.parametrize("case", ham_cases("learnable"))
-def test_golden_objectives_ham_learnable_spectrum(case: str) -> None:
+def test_golden_objectives_ham_learnable(case: str) -> None:
+    group = subtree(HAM, f"{case}/")
+    settings = learnable_settings(group)
+    # The published buffers, alpha and beta are float32, also where the rest is float64.
+    buffers = learnable.SpectralBuffers(group["bin_idx_2d"], group["loglam0_2d"])
+    alpha, beta = (float(np.float32(group[name])) for name in ("alpha", "beta"))
+
+    def roots(params: Any) -> Any:
+        result = learnable.learnable_spectrum(params, settings, alpha, beta, buffers)
+        regulariser = learnable.spectral_regulariser(result, settings)
+        return (jnp.sqrt(result.spectrum), regulariser), (result, learnable.spectral_health(result))
+
+    @quick_jit
+    def everything(params: Any, cotangent: Any) -> Any:
+        primals, pull, extra = jax.vjp(roots, params, has_aux=True)
+        return primals, extra, pull(cotangent)[0]
+
+    for prefix, dtype in (("f64/", jnp.float64), ("", jnp.float32)):
+        tolerance = FLOAT64 if prefix else FLOAT32
+        with jax.enable_x64(True):
+            params = {name: jnp.asarray(group[name], dtype) for name in ("raw_span", "raw_shape")}
+            zero, one = jnp.zeros(group["bin_idx_2d"].shape, dtype), jnp.ones((), dtype)
+            (root, regulariser), (result, health), grads = everything(params, (zero, one))
+            for ours, theirs in OUTPUTS.items():
+                assert_close(getattr(result, ours), group[prefix + theirs], tolerance, theirs)
+            for name, value in health.items():
+                assert_close(value, group[f"{prefix}health/{name}"], tolerance, name)
+            expected = group[prefix + "spectral_regularizer"]
+            assert_close(regulariser, expected, tolerance, "regulariser")
+            layout = (group["d_f"].item(), channels_first(case))
+            grad_root, loss_grad_root = check_transform(group, prefix, root, "grid", layout)
+            pulled = {
+                "spectral_grad": grads,
+                "grad": everything(params, (grad_root, 0 * one))[2],
+                "loss_grad": everything(params, (loss_grad_root, 0 * one))[2],
+            }
+            for kind, grads in pulled.items():
+                for name, value in grads.items():
+                    assert_close(value, group[f"{prefix}{kind}/{name}"], tolerance, name)
+
+
+@pytest.mark.parametrize("case", ham_cases("learnable"))
+def test_golden_objectives_ham_learnable_from_settings(case: str) -> None:
+    """The same through the public entry, with our own buffers and initial values."""
     group = subtree(HAM, f"{case}/")
     settings = learnable_settings(group)
     buffers = learnable.spectral_buffers(settings)
@@ -366,29 +403,18 @@ def test_golden_objectives_ham_learnable_spectrum(case: str) -> None:
     assert_close(buffers.log_base, group["loglam0_2d"], 1e-6, "loglam0_2d")
     initial = learnable.init_learnable(settings)
     assert_close(initial["raw_span"], group["init_raw_span"], 1e-6, "init_raw_span")
-    outputs = {
-        "envelope": "g_bins",
-        "delta": "delta_2d",
-        "log_spectrum": "log_lambda_2d",
-        "spectrum": "lambda_2d",
-    }
-    for prefix, dtype, tolerance in (("f64/", jnp.float64, FLOAT64), ("", jnp.float32, FLOAT32)):
-        with jax.enable_x64(True):
-            params, _, spectrum = ham_transform(case, group, dtype)
-
-            def regulariser(params: Any) -> Any:
-                result = spectrum(params)  # noqa: B023
-                loss = learnable.spectral_regulariser(result, settings)
-                return loss, (result, learnable.spectral_health(result))
-
-            (loss, (result, health)), grads = jax.value_and_grad(regulariser, has_aux=True)(params)
-            for ours, theirs in outputs.items():
-                assert_close(getattr(result, ours), group[prefix + theirs], tolerance, theirs)
-            for name, value in health.items():
-                assert_close(value, group[f"{prefix}health/{name}"], tolerance, name)
-            assert_close(loss, group[prefix + "spectral_regularizer"], tolerance, "regulariser")
-            for name, grad in grads.items():
-                assert_close(grad, group[f"{prefix}spectral_grad/{name}"], tolerance, name)
+    whole = spectral.SpectralSettings(
+        "learnable",
+        h=settings.h,
+        w=settings.w,
+        token_dim=group["d_f"].item(),
+        reference_layout=True,
+        learnable=settings,
+    )
+    params = {name: group[name] for name in ("raw_span", "raw_shape")}
+    compiled = quick_jit(spectral.apply_spectral, static_argnums=0)
+    out = compiled(whole, params, group["z"], group["alpha"].item(), group["beta"].item())
+    assert_close(out, group["transform"], FLOAT32, "transform")
 
 
 @pytest.mark.parametrize("case", ham_cases("fixed"))
@@ -420,7 +446,8 @@ def test_golden_objectives_ham_fixed_spectrum(case: str) -> None:
         if name in group:
             root = np.sqrt(1 - beta + beta * ours)
             assert_close(root, group[name], 1e-6, name)
-    out = spectral.apply_spectral(settings, None, jnp.asarray(group["z"]), beta=beta)
+    compiled = quick_jit(spectral.apply_spectral, static_argnums=0)
+    out = compiled(settings, None, group["z"], 1.0, beta)
     assert_close(out, group["transform"], FLOAT32, "transform")
 
 
@@ -451,21 +478,25 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
             root = jnp.sqrt(learnable.increment_spectrum(params, settings, buffers).spectrum)
             return spectral.apply_grid(x.reshape(len(x), -1), root, x.shape[-1]).reshape(x.shape)
 
-        def both(params: Any, x: jax.Array, cot: jax.Array) -> Any:
+        @quick_jit
+        def everything(params: Any, x: jax.Array, cot: jax.Array) -> Any:
             out, pull = jax.vjp(transform, params, x)
-            return out, *pull(cot)
+            result = learnable.increment_spectrum(params, settings, buffers)
+            regulariser = learnable.spectral_regulariser(result, settings)
+            health = learnable.spectral_health(result, after_ridge=True)
+            return out, *pull(cot), result, regulariser, health
 
-        out, grads, grad_x = both(params, x, jnp.asarray(group["cot"]))
-        result = learnable.increment_spectrum(params, settings, buffers)
+        out, grads, grad_x, result, regulariser, health = everything(
+            params, x, jnp.asarray(group["cot"])
+        )
         assert_close(out, group["transform"], FLOAT64, "transform")
         assert_close(grad_x, group["grad_x"], FLOAT64, "grad_x")
         assert_close(grads["offset"], group["grad/g1"], FLOAT64, "grad/g1")
         assert_close(grads["raw_increments"], group["grad/raw_deltas"], FLOAT64, "raw_deltas")
         assert_close(result.envelope, group["g_bins"], FLOAT64, "g_bins")
         assert_close(result.spectrum, group["lambda_2d"], FLOAT64, "lambda_2d")
-        for name, value in learnable.spectral_health(result, after_ridge=True).items():
+        for name, value in health.items():
             assert_close(value, group[f"health/{name}"], FLOAT64, name)
-        regulariser = learnable.spectral_regulariser(result, settings)
         assert_close(regulariser, group["spectral_regularizer"], FLOAT64, "regulariser")
 
 
