@@ -286,9 +286,9 @@ def test_reversible_gradients_equal_the_stored_ones(x64, dtype, tolerance):
         return jnp.sum(jnp.sin(end))
 
     arguments = ((params, jnp.asarray(0.9, dtype)), z, jnp.asarray(0.1, dtype))
-    assert jax.jit(reversible)(*arguments) == jax.jit(plain)(*arguments)
-    expected = jax.jit(jax.grad(plain, (0, 1, 2)))(*arguments)
-    actual = jax.jit(jax.grad(reversible, (0, 1, 2)))(*arguments)
+    value, expected = jax.jit(jax.value_and_grad(plain, (0, 1, 2)))(*arguments)
+    same_value, actual = jax.jit(jax.value_and_grad(reversible, (0, 1, 2)))(*arguments)
+    np.testing.assert_allclose(same_value, value, rtol=tolerance / 10)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
         actual,
@@ -313,8 +313,9 @@ def test_reversible_memory_does_not_grow_with_steps():
     def recomputed(p, n):
         return integrate_reversible(build, p, z, steps=n, dt=0.01)
 
-    assert memory(recomputed, 200) < 1.1 * memory(recomputed, 20)
-    assert memory(stored, 200) > 5 * memory(stored, 20)
+    constant = memory(recomputed, 200)
+    assert constant < 1.1 * memory(recomputed, 20)
+    assert constant < memory(stored, 200) / 5
 
 
 def test_errors_say_what_is_wrong():
