@@ -220,7 +220,10 @@ def problems(config: Config) -> Iterator[str]:
     yield from unknown + missing
     if unknown or missing:
         return
-    yield from _value_problems(fields)
+    bad_values = list(_value_problems(fields))
+    yield from bad_values
+    if bad_values:
+        return  # what is unused or contradictory depends on the values meant
     yield from _unused(config, fields, base)
     yield from _contradictions(config)
 
@@ -382,16 +385,3 @@ def merge(config: Config, values: dict[str, Any], prefix: str = "") -> Config:
         else:
             config[name] = tuple(value) if isinstance(value, list) else value
     return config
-
-
-def flag_error(argv: list[str], error: Exception) -> str:
-    """Returns the sentence for a command line that could not be parsed."""
-    for argument in argv[1:]:
-        name = argument.lstrip("-").partition("=")[0]
-        if name.startswith("config."):
-            sentence = unknown_field(name.removeprefix("config."))
-            if sentence:
-                return sentence
-    text = str(error).strip().strip("'\"")
-    # ml_collections prints the traceback of a failing config file; its last line says what.
-    return text.split("\n")[-1].strip() if "Traceback" in text else text.split("\n")[0]

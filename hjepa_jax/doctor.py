@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hjepa_jax import compilation_cache, config_check
+from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
 
@@ -184,12 +185,16 @@ def report(found: Iterator[Finding], stream: Any = None) -> bool:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the doctor's own flags; an error is one sentence."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        print(_FLAGS.get_help())
+        sys.exit(0)
     try:
-        # absl's own flags (logging, --help) live in the global set.
+        # absl's own flags (logging) live in the global set.
         flags.FLAGS(argv[:1])
-        return _FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"hjepa doctor: {config_check.flag_error(argv, error)}")
+        return parse_command_line(_FLAGS, argv)
+    except UserError as error:
+        sys.exit(f"hjepa doctor: {error}")
 
 
 def main(argv: list[str]) -> None:

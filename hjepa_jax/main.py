@@ -14,6 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from hjepa_jax import compilation_cache, config_check
+from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,7 +30,7 @@ _MODE = flags.DEFINE_enum(
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong in it ends the program with one sentence."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = parse_command_line(flags.FLAGS, argv)
         if _CONFIG.value is None or _WORKDIR.value is None:
             raise UserError(
                 "--config and --workdir are needed, for example --config=configs/quickstart.py "
@@ -38,8 +39,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if rest[1:]:
             raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"hjepa_jax: {config_check.flag_error(argv, error)}")
+    except UserError as error:
+        sys.exit(f"hjepa_jax: {error}")
 
 
 def main(argv: list[str]) -> None:

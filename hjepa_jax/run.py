@@ -24,9 +24,13 @@ def open_split(config: Config, which: str) -> ImageSource:
     Raises:
       DataError: if the data is missing or does not fit together.
     """
-    limit = config.data[f"max_{which}_images"]
+    data = config.data
+    split, limit = {
+        "train": (data.train_split, data.max_train_images),
+        "test": (data.test_split, data.max_test_images),
+    }[which]
     try:
-        return subset(open_source(config.data, config.data[f"{which}_split"]), limit, config.seed)
+        return subset(open_source(data, split), limit, config.seed)
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
 

@@ -6,13 +6,20 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# One cache for this process and those that tests start: what one compiles, the next does not.
-_CACHE = tempfile.mkdtemp(prefix="hjepa_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+# One compilation cache for this run: what one process compiles, its workers and children do not.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="hjepa_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Tests compile far longer than they compute.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
-import pytest  # noqa: E402 (jax, which plugins import, reads the variables above)
-from absl import flags  # noqa: E402
+import pytest
+from absl import flags
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ LAYERS = {
     "config": 1,
     "config_check": 2,
     "variants": 2,
+    "command_line": 3,
     "objectives": 2,
     "data": 3,
     "models": 3,

@@ -77,6 +77,8 @@ def test_eval_alone_gives_the_same_metrics(finished) -> None:
         (["--config.train.epocs=3"], ["config.train.epocs", "config.train.epochs"]),
         (["--config.sigreg.weight=3"], ["config.sigreg.weight", "no effect"]),
         (["--config.train.lr=much"], ["much"]),
+        (["--config.train.lr=None"], ["config.train.lr", "None"]),
+        (["--config.train.lrr=None"], ["config.train.lrr", "config.train.lr"]),
         (["--config.objective=sigrge"], ["'sigrge'", "'sigreg'"]),
         (["--mode=trian"], ["trian"]),
         (["--workdr=x"], ["workdr"]),
