@@ -6,6 +6,7 @@ import functools
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference
@@ -72,7 +73,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
         rest = values(kept)
         for path in cleared:
             section, _, name = path.rpartition(".")
-            target = values["config"].value
+            target: Any = values["config"].value
             for part in section.split(".") if section else []:
                 target = target[part]
             target[name] = None
