@@ -1,0 +1,212 @@
+"""Seconds of a training step: ours, ours with plain convolutions, and PyTorch where installed.
+
+    python benchmarks/train_step.py --batch 64 128 256 --width 64
+
+The step is the jitted, donated one that training runs (encoder, predictor, losses, optimiser) on
+one fixed random batch. PyTorch runs the same computation (benchmarks/torch_step.py) from the same
+parameters, in its default layout and in channels-last; the losses of the first step are compared.
+All take turns (interleaved) and medians are printed, so that other load on the machine falls on
+all alike. The ceiling is measured in the same turns: a large matrix product and a large copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax import sharding
+from hjepa_jax.models import layers
+from hjepa_jax.run import Run, prepare
+from hjepa_jax.train_step import draw_randomness
+
+Runner = Callable[[], float]
+
+
+def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """What conv2d computes, as XLA does it by itself."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def read_config(file_and_variant: str) -> Any:
+    """Returns the configuration of 'file.py' or 'file.py:variant'."""
+    file, _, variant = file_and_variant.partition(":")
+    spec = importlib.util.spec_from_file_location("benchmark_config", file)
+    if spec is None or spec.loader is None:
+        sys.exit(f"{file} is no Python file: give a configuration such as configs/cifar100.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def random_views(config: Any) -> np.ndarray:
+    """Returns uint8 views [V, B, S, S, 3]."""
+    data = config.data
+    shape = (data.num_global_views, data.batch_size, data.image_size, data.image_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def our_runner(config: Any, views: np.ndarray, conv2d: Any) -> tuple[Runner, Run, float, float]:
+    """Returns a runner of our step, the run, seconds of compilation and MB of temporaries."""
+    mesh = sharding.data_mesh()
+    run = prepare(config, 10 * config.data.batch_size, mesh)
+    batch = sharding.put_batch(mesh, {"global_views": views})
+    state = run.init()
+    chosen, layers.conv2d = layers.conv2d, conv2d
+    try:
+        start = time.perf_counter()
+        compiled = run.step.lower(state, batch).compile()
+        seconds = time.perf_counter() - start
+    finally:
+        layers.conv2d = chosen
+    temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return float(metrics["total"])
+
+    return step, run, seconds, temporary
+
+
+def torch_runners(config: Any, views: np.ndarray, run: Run, compiled: bool) -> dict[str, Runner]:
+    """Returns PyTorch's step in its layouts, or nothing where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    torch_step = importlib.import_module("torch_step")
+    state = run.init()
+    num_rows = views.shape[0] * views.shape[1]
+    side = jax.eval_shape(
+        lambda p, s, x: run.method.modules.encoder.apply(
+            {"params": p["encoder"], "batch_stats": s["encoder"]}, x, train=False
+        ),
+        state.params,
+        state.batch_stats,
+        jax.ShapeDtypeStruct(views.shape[1:], jnp.float32),
+    )
+    projections = draw_randomness(
+        run.method,
+        jax.random.wrap_key_data(state.rng),
+        state.step,
+        dim=side.shape[-1],
+        num_rows=num_rows,
+        dtype=jnp.float32,
+    )
+    scale = float(run.method.residual_scale(state.step))
+    kinds = {"PyTorch": {"channels_last": False}, "PyTorch channels-last": {"channels_last": True}}
+    if compiled:
+        kinds["torch.compile channels-last"] = {"channels_last": True, "compiled": True}
+    return {
+        name: torch_step.TorchStep(config, state.params, views, projections, scale, **options)
+        for name, options in kinds.items()
+    }
+
+
+def ceilings(size: int, megabytes: int) -> tuple[Runner, Runner]:
+    """Returns runners of a [size, size] matrix product and of a copy of `megabytes`."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    block = jnp.ones((megabytes * 2**18,), jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return (
+        lambda: float(jax.block_until_ready(product(a))[0, 0]),
+        lambda: float(jax.block_until_ready(copy(block))[0]),
+    )
+
+
+def step_flops(config: Any) -> float:
+    """Returns the floating-point operations of the encoder's convolutions in one step.
+
+    Forward, input gradient and weight gradient count the same, 2 per multiply-add; the stem has no
+    input gradient. Everything else is small beside them.
+    """
+    model, data = config.model, config.data
+    images = data.num_global_views * data.batch_size
+    side, width = data.image_size, model.width
+    total = 2 * (2 * images * side**2 * 9 * 3 * width)
+    channels = width
+    for stage in range(int(model.token_layer.removeprefix("layer"))):
+        features = width * 2**stage
+        side = side if stage == 0 else (side + 1) // 2
+        taps = 9 * channels * features + 3 * 9 * features**2
+        taps += channels * features if stage else 0
+        total += 3 * 2 * images * side**2 * taps
+        channels = features
+    return total + 3 * 2 * images * side**2 * channels * model.token_dim
+
+
+def measure(config: Any, args: argparse.Namespace) -> None:
+    """Prints the table of one batch size."""
+    views = random_views(config)
+    ours, run, *our_compile = our_runner(config, views, layers.conv2d)
+    plain, _, *plain_compile = our_runner(config, views, plain_conv2d)
+    runners: dict[str, Runner] = {"hjepa_jax": ours, "plain convolutions": plain}
+    runners |= torch_runners(config, views, run, args.compile)
+    product, copy = ceilings(args.matrix, args.copy_mb)
+    runners |= {"product": product, "copy": copy}
+    losses = {name: runner() for name, runner in runners.items()}
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(args.repeats):
+        for name, runner in runners.items():
+            start = time.perf_counter()
+            runner()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(spent) for name, spent in times.items()}
+    peak = 2 * args.matrix**3 / medians.pop("product") / 1e9
+    bandwidth = 2 * args.copy_mb * 2**20 / medians.pop("copy") / 1e9
+    images, flops = views.shape[1], step_flops(config)
+    print(f"\nbatch {images}, width {config.model.width}, {config.model.compute_dtype}; medians of")
+    print(f"{args.repeats}; ceiling {peak:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s")
+    print("| step | seconds | over hjepa_jax | images/s | GFLOP/s | of ceiling | first loss |")
+    print("|------|--------:|---------------:|---------:|--------:|-----------:|-----------:|")
+    for name, median in medians.items():
+        rate = flops / median / 1e9
+        print(
+            f"| {name} | {median:.3f} | {median / medians['hjepa_jax']:.2f} "
+            f"| {images / median:.1f} | {rate:.0f} | {rate / peak:.0%} | {losses[name]:.6f} |"
+        )
+    for name, (seconds, megabytes) in (("ours", our_compile), ("plain", plain_compile)):
+        print(f"{name}: compiled in {seconds:.1f} s, temporaries {megabytes:.0f} MB")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", default="configs/cifar100.py", help="an hjepa configuration")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--width", type=int, help="channels of the first stage")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--matrix", type=int, default=2048, help="size of the ceiling's product")
+    parser.add_argument("--copy-mb", type=int, default=256, help="size of the ceiling's copy")
+    args = parser.parse_args()
+    print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}")
+    for batch in args.batch:
+        config = read_config(args.config)
+        config.data.batch_size = batch
+        config.model.compute_dtype = args.dtype
+        if args.width is not None:
+            config.model.width = args.width
+        if config.objective != "hjepa" or config.model.mode != "tokens":
+            sys.exit("The comparison is written for the hjepa objective on tokens.")
+        measure(config, args)
+
+
+if __name__ == "__main__":
+    main()
