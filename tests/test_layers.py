@@ -34,8 +34,11 @@ LAYERS = {
     "evaluate": 10,
     "import_torch": 10,
     "main": 11,
+    "loading": 11,
+    "sweep": 11,
     "doctor": 11,
     "cli": 12,
+    "export": 12,
 }
 # Numerics know arrays alone.
 PURE = {"dynamics": {"jax", "numpy"}, "objectives": {"jax", "numpy"}}

@@ -1,0 +1,254 @@
+"""A trained run as a Python object: encode images, flow states. Public as `hjepa_jax.load`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import orbax.checkpoint as ocp
+from etils import epath
+
+from hjepa_jax import sharding
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import Config
+from hjepa_jax.data.augment import eval_image
+from hjepa_jax.errors import CheckpointError, UserError
+from hjepa_jax.evaluate import saved_config
+from hjepa_jax.evaluation.features import encode_images, select_variant
+from hjepa_jax.run import Run, make_encode, prepare
+
+_log = logging.getLogger(__name__)
+# What inference needs of a TrainState; the optimiser's two copies of the parameters stay on disk.
+_PARTS = ("step", "params", "batch_stats")
+
+
+class LoadedRun:
+    """The encoder and predictor of a run, ready for use.
+
+    Attributes:
+      config: the configuration that the run was trained with.
+      step: optimiser steps done at its checkpoint.
+      run: method and mesh.
+      encode_batch: the jitted encoder, uint8 [batch_size, S, S, 3] -> float32 [batch_size, D]
+        with S = config.data.image_size.
+      batch_size: images in one pass of the encoder.
+    """
+
+    def __init__(self, run: Run, state: dict[str, Any], batch_size: int):
+        """Takes a prepared run and the parts of its state that inference needs."""
+        self.config: Config = run.method.config
+        self.step = int(state["step"])
+        self.run = run
+        devices = run.mesh.devices.size
+        self.batch_size = -(-batch_size // devices) * devices
+        self.encode_batch = make_encode(run, state["params"], state["batch_stats"])
+        self._predictor_params = state["params"].get("predictor", {})
+
+    def __repr__(self) -> str:
+        data = self.config.data
+        return (
+            f"LoadedRun(objective={self.config.objective!r}, data={data.name!r}, "
+            f"step={self.step}, image_size={data.image_size})"
+        )
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Encodes images as the evaluation does: short side resized, centre crop.
+
+        Args:
+          images: uint8 [N, H, W, 3], or a list of uint8 [H, W, 3] of any sizes.
+
+        Returns:
+          The states float32 [N, D]; [q | p] where config.model.split_qp.
+
+        Raises:
+          UserError: images of another type or shape, none, or features that are not finite.
+        """
+        size, resize = self.config.data.image_size, self.config.data.eval_resize
+        prepared = [eval_image(_checked(image), size, resize) for image in images]
+        if not prepared:
+            raise UserError("There are no images to encode: give at least one.")
+        return encode_images(self.encode_batch, np.stack(prepared), self.batch_size)
+
+    def encode_variant(
+        self, images: npt.NDArray[np.uint8], variant: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Encodes images and keeps one part of the state.
+
+        Args:
+          images: see `encode`.
+          variant: 'q', 'p' or 'qp'; by default what config.evaluation.variant says.
+
+        Raises:
+          ConfigError: an unknown variant, or q or p of an encoder without them.
+        """
+        chosen = self.config.evaluation.variant if variant is None else variant
+        split = self.config.model.split_qp
+        select_variant(np.zeros((0, 2), np.float32), chosen, split)  # before the work, not after
+        return select_variant(self.encode(images), chosen, split)
+
+    def flow(self, z: npt.ArrayLike, direction: int = 1) -> npt.NDArray[np.float32]:
+        """Maps states by the run's predictor: the learned flow over `steps * dt`.
+
+        Args:
+          z: states [..., D], as `encode` gives them.
+          direction: 1 forward in time, -1 backward.
+
+        Returns:
+          The predicted states float32 [..., D].
+
+        Raises:
+          UserError: the run has no predictor, or another width or direction.
+        """
+        states = self._checked_states(z)
+        if direction not in (1, -1):
+            raise UserError(f"direction is {direction!r}: it is 1 (forward) or -1 (backward).")
+        return np.asarray(self._apply(states, np.float32(direction), method=None))
+
+    def energy(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Returns the learned Hamiltonian H(z) of states [..., D] as float32 [...].
+
+        Raises:
+          UserError: the run has no Hamiltonian, or another width.
+        """
+        states = self._checked_states(z)
+        if self.config.dynamics.predictor != "hamiltonian":
+            raise UserError(
+                f"The predictor {self.config.dynamics.predictor!r} of this run has no energy; "
+                "only config.dynamics.predictor='hamiltonian' has."
+            )
+        return np.asarray(self._apply(states, method="energy"))
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        predictor: Any = self.run.method.modules.predictor
+        # The residual scale of the last step that was trained, where its warm-up was not over.
+        scale = self.run.method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
+        variables = {"params": self._predictor_params}
+
+        @functools.partial(jax.jit, static_argnames="method")
+        def apply(states: Any, *direction: Any, method: str | None) -> Any:
+            return predictor.apply(variables, states, *direction, scale, method=method)
+
+        return apply
+
+    def _checked_states(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        if self.run.method.modules.predictor is None:
+            raise UserError(
+                f"This run was trained with config.objective={self.config.objective!r}, which has "
+                "no predictor: there is no flow. Load an 'hjepa' run."
+            )
+        states = np.asarray(z, np.float32)
+        width = _state_width(self.run)
+        if states.ndim < 1 or states.shape[-1] != width:
+            raise UserError(
+                f"States have shape {states.shape}, but those of this run are [..., {width}]: "
+                "give what encode returned (the whole state, not its q or p)."
+            )
+        return states
+
+
+def _checked(image: Any) -> npt.NDArray[np.uint8]:
+    """Returns the image as an array uint8 [H, W, 3]."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+        raise UserError(
+            "Images must be uint8 [N, H, W, 3] with values 0 to 255 (RGB), but one is "
+            f"{array.dtype} {array.shape}."
+        )
+    return array
+
+
+def _state_width(run: Run) -> int:
+    """Returns D, the width of the encoder's output."""
+    size, abstract = run.method.config.data.image_size, run.abstract_state
+    variables = {
+        "params": abstract.params["encoder"],
+        "batch_stats": abstract.batch_stats["encoder"],
+    }
+    images = jax.ShapeDtypeStruct((1, size, size, 3), run.method.modules.encoder.dtype)
+    encoder: Any = run.method.modules.encoder
+    return jax.eval_shape(lambda v, x: encoder.apply(v, x, train=False), variables, images).shape[1]
+
+
+def _restore_parts(folder: pathlib.Path, run: Run) -> dict[str, Any]:
+    """Restores `_PARTS` of the checkpoint in `folder`, and nothing else of it."""
+    wanted = {name: getattr(run.abstract_state, name) for name in _PARTS}
+    arguments: Any = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    state = ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=arguments)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, state)
+        if tuple(found.shape) != tuple(leaf.shape):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(
+                f"{name} has shape {tuple(found.shape)} in {folder} but {tuple(leaf.shape)} by "
+                "config.json beside it: the two are not of one run."
+            )
+    return state
+
+
+def _num_images(folder: pathlib.Path) -> int | None:
+    """Returns the training images of the run, which its schedules count in, if it knew them."""
+    meta = ocp.JsonCheckpointHandler().restore(
+        epath.Path(folder / "meta"), args=ocp.args.JsonRestore()
+    )
+    return meta["data"].get("num_images")
+
+
+def _devices(batch_size: int) -> list[Any]:
+    """Returns as many of this process's devices as the run's batch splits over evenly."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    return devices[:count]
+
+
+def load_run(
+    workdir: str | os.PathLike[str], *, step: int | None = None, batch_size: int = 64
+) -> LoadedRun:
+    """Loads a run for inference; no data set is needed, nor memory for the optimiser's state.
+
+    Args:
+      workdir: folder that training wrote: `config.json` and `checkpoints/`.
+      step: the checkpoint wanted; None for the newest readable one.
+      batch_size: images in one pass of the encoder; fewer are filled up, so that it compiles once.
+
+    Raises:
+      CheckpointError: no run there, no such step, or no readable checkpoint.
+      UserError: a batch size below 1.
+    """
+    folder = pathlib.Path(workdir)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
+    config = saved_config(folder)
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder} holds no checkpoints: train first, with --mode=train.")
+    checkpointer = Checkpointer(folder / "checkpoints", read_only=True)
+    steps = checkpointer.steps()
+    checkpointer.close()
+    if not steps or (step is not None and step not in steps):
+        wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
+    mesh = sharding.data_mesh(_devices(config.data.batch_size))
+    failures = []
+    for candidate in reversed(steps if step is None else [step]):
+        try:
+            at = checkpointer.folder / str(candidate)
+            run = prepare(config, _num_images(at) or config.data.batch_size, mesh)
+            return LoadedRun(run, _restore_parts(at, run), batch_size)
+        except UserError:
+            raise
+        except Exception as error:  # orbax raises what it met in a damaged file, of any class
+            reason = str(error).strip().split("\n")[0][:200]
+            failures.append(f"step {candidate} ({type(error).__name__}: {reason})")
+            _log.warning("checkpoint %s of %s is unreadable", failures[-1], folder)
+    raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(failures)}.")

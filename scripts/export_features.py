@@ -1,0 +1,42 @@
+"""Writes features and labels of a run's data to .npz or Parquet.
+
+python scripts/export_features.py --workdir=runs/x --split=test --out=test.npz
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+
+from hjepa_jax import compilation_cache, load
+from hjepa_jax.errors import UserError
+from hjepa_jax.export import export_features
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_OUT = flags.DEFINE_string("out", None, "File to write, .npz or .parquet.", required=True)
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Which images.")
+_VARIANT = flags.DEFINE_enum("variant", "qp", ["q", "p", "qp"], "Part of the state.")
+_ROOT = flags.DEFINE_string("root", None, "Folder of the data, if it has moved.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images in one pass.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Loads the run, encodes, writes."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]}")
+    compilation_cache.enable()
+    try:
+        run = load(_WORKDIR.value, step=_STEP.value, batch_size=_BATCH.value)
+        found = export_features(
+            run, _OUT.value, _SPLIT.value, variant=_VARIANT.value, root=_ROOT.value
+        )
+    except UserError as error:
+        sys.exit(f"export_features: {error}")
+    count, width = found.features.shape
+    print(f"{count} images x {width} features of step {run.step} in {_OUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
