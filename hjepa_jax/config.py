@@ -334,6 +334,10 @@ def _evaluation() -> ConfigDict:
             "max_pairs": 20000,
             # Seeds probe, subsamples, random pairs and the pictures' choice of images.
             "seed": 0,
+            # During training: kNN at headline_k every so many epochs and at the end, on at most
+            # `online_images` images of each split; None = never.
+            "online_every_epochs": _optional(float),
+            "online_images": 5000,
             # Also evaluate raw pixels (averaged down to at most 32 x 32) as if an encoder.
             "pixel_baseline": False,
             # Also evaluate the encoder at its random initialisation.

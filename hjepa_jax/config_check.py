@@ -83,6 +83,8 @@ _POSITIVE = [
     "evaluation.spectrum_samples",
     "evaluation.spectrum_top",
     "evaluation.alignment_samples",
+    "evaluation.online_every_epochs",
+    "evaluation.online_images",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "log.every_steps",
@@ -174,6 +176,10 @@ USED_WHEN: dict[str, tuple[_Condition, str]] = {
         "config.dynamics.integrator='implicit_midpoint'",
     ),
     "loss.p_weight": (lambda c: c.loss.match == "q", "config.loss.match='q'"),
+    "evaluation.online_images": (
+        lambda c: c.evaluation.online_every_epochs is not None,
+        "config.evaluation.online_every_epochs",
+    ),
 }
 
 

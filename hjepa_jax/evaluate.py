@@ -15,6 +15,7 @@ from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.config import Config
 from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
+from hjepa_jax.evaluation.coarse import label_maps
 from hjepa_jax.evaluation.protocol import Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
 from hjepa_jax.evaluation.report import print_table, write_report
@@ -79,6 +80,7 @@ def evaluation_sources(config: Config) -> Sources:
         augmented_pairs=pairs,
         num_classes=train.num_classes,
         class_names=train.class_names,
+        label_maps=label_maps(config.data.name, train.class_names),
     )
 
 

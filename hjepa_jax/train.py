@@ -17,6 +17,7 @@ from hjepa_jax.config import Config
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, TrainingError
+from hjepa_jax.evaluation.online import TrainingMonitor
 from hjepa_jax.run import Run, open_split, prepare
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.writers import ProgressDisplay, create_writer
@@ -116,7 +117,8 @@ def train(config: Config, workdir: pathlib.Path) -> TrainState:
     writer = create_writer(workdir)
     display = ProgressDisplay(run.num_steps, first, config.data.batch_size)
     try:
-        state = _loop(config, run, source, state, checkpointer, writer, display)
+        monitor = TrainingMonitor(config, run, source, writer)
+        state = _loop(config, run, source, state, checkpointer, writer, display, monitor)
     finally:
         display.close()
         writer.close()
@@ -132,6 +134,7 @@ def _loop(
     checkpointer: Checkpointer,
     writer: Any,
     display: ProgressDisplay,
+    monitor: TrainingMonitor,
 ) -> TrainState:
     """Runs the remaining steps; the host waits for the device only to log and to save."""
     first = int(state.step)
@@ -141,6 +144,8 @@ def _loop(
         batches = placed_batches(config, run, stream, timer)
         since, last_logged = time.perf_counter(), first
         for step, batch in enumerate(batches, start=first + 1):
+            if step == first + 1:
+                monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)
             display.step(step)
             if step % config.log.every_steps == 0 or step in (first + 1, run.num_steps):
@@ -154,10 +159,12 @@ def _loop(
                 values["corrupt_images"] = stream.corrupt_count
                 since, last_logged = time.perf_counter(), step
                 writer.write_scalars(step, values)
+                monitor.check(step, values)
                 display.show(step, values["total"], values["images_per_second"])
             if step % every == 0 or step == run.num_steps:
                 _check_finite(metrics["failed_step"], checkpointer)
                 save(config, source, step, state, checkpointer)
+            since += monitor.after_step(step, state)
     return state
 
 
