@@ -1,0 +1,53 @@
+"""Runs a configuration with several variants, settings and seeds, and tabulates the results.
+
+python scripts/sweep.py --config=configs/quickstart.py --variants=hjepa,sigreg --seeds=0,1,2 \
+    --setting='train.lr=1e-3' --setting='train.lr=2e-3' --out=sweeps/lr
+
+Start the same command again after an interruption: finished runs are not run again.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.sweep import plan, run_all, write_results
+
+_CONFIG = flags.DEFINE_string("config", None, "Configuration file.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder of the sweep.", required=True)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.")
+_VARIANTS = flags.DEFINE_list("variants", [""], "Variants of the configuration.")
+_SETTINGS = flags.DEFINE_multi_string(
+    "setting", [""], "Overrides 'section.field=value ...' of one ablation; may be repeated."
+)
+_COMMON = flags.DEFINE_multi_string("common", [], "Override for every run; may be repeated.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs, tells, writes the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]}")
+    try:
+        if not all(text.lstrip("-").isdigit() for text in _SEEDS.value):
+            raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds are whole numbers.")
+        runs = plan(
+            _CONFIG.value,
+            pathlib.Path(_OUT.value),
+            variants=_VARIANTS.value,
+            settings=_SETTINGS.value,
+            seeds=[int(text) for text in _SEEDS.value],
+            common=_COMMON.value,
+        )
+        failed = run_all(runs, pathlib.Path(_OUT.value))
+        print(write_results(runs, pathlib.Path(_OUT.value)))
+    except UserError as error:
+        sys.exit(f"sweep: {error}")
+    if failed:
+        sys.exit(f"sweep: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    app.run(main)
