@@ -1,0 +1,97 @@
+"""Comparison of runs as one self-contained HTML page: no network, no scripts.
+
+Runs that differ in their seed alone form a group; the first group is the baseline that the others
+are measured against.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation import compare_parts as parts
+from hjepa_jax.evaluation.compare_style import STYLE
+from hjepa_jax.evaluation.report import write_atomically
+from hjepa_jax.evaluation.runs import Group, group_runs, load_result
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """Returns sentences on what makes the runs hard to compare."""
+    runs = [run for group in groups for run in group.runs]
+    said = []
+    for field, what in (("data", "data sets"), ("step", "numbers of steps")):
+        values = sorted({str(run.metrics["info"].get(field, "unknown")) for run in runs})
+        if len(values) > 1:
+            said.append(f"These runs have different {what}: {', '.join(values)}.")
+    variants = sorted({run.metrics["encoders"]["trained"]["variant"] for run in runs})
+    if len(variants) > 1:
+        said.append(f"Different parts of the state were evaluated: {', '.join(variants)}.")
+    if len({run.metrics["headline_k"] for run in runs}) > 1:
+        said.append("The headline k of kNN differs between runs; each row is at its own.")
+    single = [group.name for group in groups if len(group.runs) < 2]
+    if single:
+        said.append(
+            f"One run only of {', '.join(single)}: differences from or to it have no interval, "
+            "and may be the luck of a seed."
+        )
+    elif len(groups) > 1 and min(len(group.runs) for group in groups) < 5:
+        said.append("With fewer than five seeds, bootstrap intervals are narrower than they claim.")
+    return said
+
+
+def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
+    """Returns the page as HTML."""
+    baseline = groups[0].name
+    sections = [
+        ("Figures", parts.summary_table(groups)),
+        ("Differences", parts.intervals(groups)),
+        ("Neighbours and spectra", parts.knn_and_spectra(groups)),
+        ("Training", parts.training_curves(groups)),
+        ("Position q, momentum p, and both", parts.variants_table(groups)),
+        ("What differs in the configurations", parts.configuration_table(groups)),
+        ("Runs", parts.runs_table(groups)),
+        ("Pictures", parts.galleries(groups)),
+    ]
+    body = "".join(
+        f"<section><h2>{parts.escape(name)}</h2>{text}</section>" for name, text in sections if text
+    )
+    count = sum(len(group.runs) for group in groups)
+    told = "".join(f'<p class="warning">{parts.escape(text)}</p>' for text in warnings(groups))
+    note = (
+        f"{count} runs in {len(groups)} groups; runs of a group differ in their seed alone. "
+        "Values are means ± standard deviations over seeds, bands go from the lowest to the "
+        f"highest run. Small figures are differences from {baseline} with 95\u00a0% bootstrap intervals "
+        "over seeds, coloured where the interval leaves zero out."
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{parts.escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f'<h1>{parts.escape(title)}</h1><p class="note">{parts.escape(note)}</p>{told}{body}'
+        "</main></body></html>\n"
+    )
+
+
+def compare(
+    paths: Sequence[pathlib.Path], out: pathlib.Path, eval_dir: pathlib.Path
+) -> list[Group]:
+    """Reads runs, groups them and writes the page to `out`; see `load_result` for the paths.
+
+    Raises:
+      UserError: no runs, a run named twice, one without a report, or a place that cannot be
+        written to.
+    """
+    if not paths:
+        raise UserError("There is nothing to compare: name one or more runs.")
+    resolved = [path.resolve() for path in paths]
+    repeated = sorted({str(p) for p, r in zip(paths, resolved) if resolved.count(r) > 1})
+    if repeated:
+        raise UserError(f"{', '.join(repeated)} is named more than once.")
+    groups = group_runs([load_result(path, eval_dir) for path in resolved])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, page(groups))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}.") from error
+    return groups

@@ -1,0 +1,239 @@
+"""Finished runs read from disk: metrics, configuration, curves, and groups of seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.protocol import headline
+
+# Fields in which the runs of one group may differ: none of them changes what is learned.
+_FREE = ("seed", "checkpoint.", "log.", "data.root", "data.num_workers", "data.num_threads")
+_FREE += ("data.prefetch_batches", "data.device_prefetch", "data.cache_mb", "evaluation.online_")
+Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """One evaluated run.
+
+    Attributes:
+      name: of its folder.
+      report: folder of metrics.json and the pictures.
+      metrics: content of metrics.json.
+      config: flat configuration, dotted name -> value; {} where the workdir was not found.
+      curves: TensorBoard tag -> (steps, values); {} where there are no events.
+    """
+
+    name: str
+    report: pathlib.Path
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    curves: dict[str, Curve]
+
+    def figures(self, encoder: str = "trained") -> dict[str, float]:
+        """Returns the headline figures of one of its encoders."""
+        return headline(self.metrics["encoders"][encoder], self.metrics["headline_k"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: tuple[RunResult, ...]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _events(path: pathlib.Path) -> Iterator[Any]:
+    """Yields the events of a file (length, checksum, payload, checksum), up to a cut-off end."""
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    data, position = path.read_bytes(), 0
+    while position + 12 <= len(data):
+        length, checksum = struct.unpack_from("<QI", data, position)
+        if masked_crc32c(data[position : position + 8]) != checksum:
+            raise UserError(f"{path} is damaged, or no TensorBoard event file: delete or move it.")
+        payload = data[position + 12 : position + 12 + length]
+        position += 12 + length + 4
+        if position > len(data):
+            return  # a run that is writing, or was killed while it did
+        event: Any = event_pb2.Event()  # type: ignore[attr-defined]
+        event.ParseFromString(payload)
+        yield event
+
+
+def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
+    """Returns the scalars of a workdir's event files: tag -> (ascending steps, values).
+
+    Where a resumed run logged a step again, the later file counts.
+
+    Raises:
+      UserError: a file that is no event file.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        for event in _events(path):
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {
+        tag: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)]))
+        for tag, points in found.items()
+    }
+
+
+def _metrics(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        headline(metrics["encoders"]["trained"], metrics["headline_k"])
+        return metrics
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no evaluation of a trained run ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
+    """Returns the report folder of a run: the one of most steps among those of its name."""
+    if (path / "metrics.json").is_file():
+        return path
+    places = [eval_dir, path.parent.parent / "eval"]
+    own_name = re.compile(re.escape(path.name) + r"(-\d+)?")
+    found = [
+        folder
+        for place in places
+        if place.is_dir()
+        for folder in sorted(place.iterdir())
+        if own_name.fullmatch(folder.name) and (folder / "metrics.json").is_file()
+    ]
+    known = {folder: _metrics(folder / "metrics.json") for folder in found}
+    own = [f for f in found if known[f]["info"].get("run", path.name) == path.name]
+    if not own:
+        raise UserError(
+            f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
+            "--mode=eval, or name the folder with --eval_dir."
+        )
+    return max(own, key=lambda folder: known[folder]["info"].get("step", 0))
+
+
+def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
+    """Reads one run.
+
+    Args:
+      path: its workdir, whose report is looked for in `eval_dir` and in `../../eval` beside it
+        (where a sweep puts it); or a report folder itself, which has no curves.
+      eval_dir: folder of reports.
+
+    Raises:
+      UserError: no report, or files that cannot be read.
+    """
+    report = _find_report(path, eval_dir)
+    config: dict[str, Any] = {}
+    if (path / "config.json").is_file():
+        try:
+            config = dict(_flat(json.loads((path / "config.json").read_text())))
+        except ValueError as error:
+            raise UserError(f"{path}/config.json cannot be read: {error}.") from error
+    return RunResult(
+        path.name, report, _metrics(report / "metrics.json"), config, read_curves(path)
+    )
+
+
+def group_runs(results: Sequence[RunResult]) -> list[Group]:
+    """Puts runs together that differ in their seed alone, in the order of their first run.
+
+    A run of unknown configuration is a group of its own. A group is named after its runs: what
+    comes before 'seed<n>', or the first one's name.
+    """
+    members: dict[str, list[RunResult]] = {}
+    for position, result in enumerate(results):
+        kept = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_FREE)]
+        key = json.dumps(kept) if kept else f"run {position}"
+        members.setdefault(key, []).append(result)
+    groups: list[Group] = []
+    for runs in members.values():
+        stems = {re.sub(r"[-_.]?seed-?\d+$", "", run.name) for run in runs}
+        name = stems.pop() if len(stems) == 1 and len(runs) > 1 else runs[0].name
+        taken = {group.name for group in groups}
+        unique = next(
+            n for n in (name, *(f"{name} ({i})" for i in range(2, 10**6))) if n not in taken
+        )
+        groups.append(Group(unique, tuple(runs)))
+    return groups
+
+
+def differing_fields(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Returns the configuration fields that differ between groups: name -> value in each."""
+    configs = [group.runs[0].config for group in groups]
+    names = sorted({name for config in configs for name in config if not name.startswith(_FREE)})
+    values = {name: [config.get(name) for config in configs] for name in names}
+    return {name: v for name, v in values.items() if any(one != v[0] for one in v)}
+
+
+def bootstrap_difference(
+    values: npt.ArrayLike,
+    baseline: npt.ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float] | None]:
+    """Returns mean(values) - mean(baseline) and its percentile bootstrap interval over seeds.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: both groups are
+    resampled with replacement, each on its own. Below about five seeds the interval is too
+    narrow; with one seed in either group there is none.
+    """
+    ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    difference = float(ours.mean() - theirs.mean())
+    if min(len(ours), len(theirs)) < 2:
+        return difference, None
+    rng = np.random.default_rng(seed)
+
+    def means(sample: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return sample[rng.integers(len(sample), size=(resamples, len(sample)))].mean(axis=1)
+
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means(ours) - means(theirs), [tail, 100 - tail])
+    return difference, (float(low), float(high))
+
+
+def mean_curve(
+    curves: Sequence[Curve], max_points: int = 300
+) -> tuple[Curve, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] | None:
+    """Returns the mean over runs at their common steps, and the (lowest, highest) of the runs.
+
+    More than `max_points` steps are averaged in equal blocks. None without a common step.
+    """
+    if not curves:
+        return None
+    steps = curves[0][0]
+    for other, _ in curves[1:]:
+        steps = np.intersect1d(steps, other)
+    if not len(steps):
+        return None
+    values = np.stack([y[np.isin(x, steps)] for x, y in curves])
+    block = -(-len(steps) // max_points)
+    edges = np.arange(0, len(steps), block)
+    sizes = np.diff(np.append(edges, len(steps)))
+    values = np.add.reduceat(values, edges, axis=1) / sizes
+    middle = np.add.reduceat(steps, edges) / sizes
+    return (middle.astype(np.int64), values.mean(axis=0)), (values.min(axis=0), values.max(axis=0))

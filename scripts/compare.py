@@ -1,0 +1,36 @@
+"""Compares evaluated runs in one self-contained HTML page.
+
+python scripts/compare.py runs/a runs/b --out=compare.html
+
+Name workdirs (their reports are looked for in --eval_dir), or report folders. Runs that differ in
+their seed alone are grouped; the first group is the baseline.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.compare import compare
+
+_OUT = flags.DEFINE_string("out", "compare.html", "HTML file to write.")
+_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page."""
+    paths = [pathlib.Path(argument) for argument in argv[1:]]
+    try:
+        groups = compare(paths, pathlib.Path(_OUT.value), pathlib.Path(_EVAL_DIR.value))
+    except UserError as error:
+        sys.exit(f"compare: {error}")
+    for group in groups:
+        print(f"{group.name}: {', '.join(run.name for run in group.runs)}")
+    print(f"page: {_OUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
