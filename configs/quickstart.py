@@ -2,11 +2,12 @@
 
     python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Variants: hjepa (default), sigreg, smoke. See README.md for the figures to expect.
+Variants: hjepa (default), mlp, identity, sigreg; NAME-smoke for two steps. README.md has the figures
+to expect.
 """
 
 from hjepa_jax.config import Config, base_config
-from hjepa_jax.variants import apply_variants
+from hjepa_jax.variants import apply_variants, chain, identity_predictor, mlp_predictor
 
 
 def hjepa(config: Config) -> None:
@@ -20,7 +21,12 @@ def sigreg(config: Config) -> None:
     config.train.grad_clip = None
 
 
-METHODS = {"hjepa": hjepa, "sigreg": sigreg}
+METHODS = {
+    "hjepa": hjepa,
+    "mlp": chain(hjepa, mlp_predictor),
+    "identity": chain(hjepa, identity_predictor),
+    "sigreg": sigreg,
+}
 
 
 def get_config(variant: str = "") -> Config:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.config import Config
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.torch_file import load_torch_file
 from hjepa_jax.interop.torch_names import (
     encoder_from_torch,
     predictor_from_torch,
@@ -64,27 +67,20 @@ class Imported(NamedTuple):
 
 
 def load_torch(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a torch file without executing anything in it (weights_only).
+    """Reads a torch file without torch, and without executing anything in it.
 
     Raises:
-      CheckpointError: if torch is not installed, or the file is missing or no such checkpoint.
+      CheckpointError: if the file is missing, damaged, or no checkpoint of the published code.
     """
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise CheckpointError(
-            "reading a PyTorch checkpoint needs torch: pip install 'hjepa_jax[torch]'."
-        ) from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many classes for a damaged or unsafe file
-        reason = str(error).strip().split("\n")[0][:200]
-        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: {reason}") from error
+        loaded = load_torch_file(path)
+    except (OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from error
     if not isinstance(loaded, Mapping) or not {"config", "encoder"} <= set(loaded):
         raise CheckpointError(
             f"{path} is not a checkpoint of the published code: it needs 'config' and 'encoder'."
         )
-    return jax.tree.map(lambda x: x.numpy() if isinstance(x, torch.Tensor) else x, dict(loaded))
+    return dict(loaded)
 
 
 def translate(checkpoint: Mapping[str, Any]) -> Imported:

@@ -125,12 +125,20 @@ class LoadedRun:
             )
         return np.asarray(self._apply(states, method="energy"))
 
+    @property
+    def residual_scale(self) -> jax.Array:
+        """The residual scale of the last step that was trained, where its warm-up was not over."""
+        return self.run.method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
+
+    @property
+    def predictor(self) -> tuple[Any, dict[str, Any]]:
+        """The predictor's module (None without one) and variables {'params': ...}."""
+        return self.run.method.modules.predictor, {"params": self._predictor_params}
+
     @functools.cached_property
     def _apply(self) -> Any:
-        predictor: Any = self.run.method.modules.predictor
-        # The residual scale of the last step that was trained, where its warm-up was not over.
-        scale = self.run.method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
-        variables = {"params": self._predictor_params}
+        predictor, variables = self.predictor
+        scale = self.residual_scale
 
         @functools.partial(jax.jit, static_argnames="method")
         def apply(states: Any, *direction: Any, method: str | None) -> Any:

@@ -20,6 +20,7 @@ from hjepa_jax.errors import CheckpointError, TrainingError
 from hjepa_jax.evaluation.online import TrainingMonitor
 from hjepa_jax.run import Run, open_split, prepare
 from hjepa_jax.train_state import TrainState
+from hjepa_jax.train_step import loss_weights
 from hjepa_jax.writers import ProgressDisplay, create_writer
 
 _log = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ def train(config: Config, workdir: pathlib.Path) -> TrainState:
     config_check.save(config, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
+    weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
+    _log.info("effective weights of the loss: %s", weights)
     writer = create_writer(workdir)
     display = ProgressDisplay(run.num_steps, first, config.data.batch_size)
     try:

@@ -15,7 +15,7 @@ from hjepa_jax.config import Config
 from hjepa_jax.data.device_augment import augment_batch
 from hjepa_jax.objectives.floors import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
-from hjepa_jax.objectives.lejepa import sigreg_objective
+from hjepa_jax.objectives.lejepa import effective_weights, sigreg_objective
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
 from hjepa_jax.spectral_step import (
     has_learnable_spectrum,
@@ -227,6 +227,24 @@ def _hjepa_objective(
         potential: Any = predictor.apply(variables, q, scale, method="potential")
         metrics["V_var"] = jnp.var(jax.lax.stop_gradient(potential))
     return total, metrics
+
+
+def loss_weights(config: Config) -> dict[str, float]:
+    """Returns the factor of each term in the total loss, for printing."""
+    if config.objective == "sigreg":
+        weights = effective_weights(config.sigreg.weight, config.sigreg.loss_form)
+        if has_learnable_spectrum(config):
+            weights["spec"] = config.spectral.regulariser_weight
+        return weights
+    loss = config.loss
+    return {
+        "pred": 1.0,
+        "energy": loss.energy_weight,
+        "budget": loss.budget_weight,
+        "var": loss.var_weight,
+        "logdet": loss.logdet_weight,
+        "mean": loss.mean_weight,
+    }
 
 
 class StepLoss(NamedTuple):

@@ -1,9 +1,9 @@
 """Converts a checkpoint of the published PyTorch code into a workdir of ours.
 
-    pip install -e '.[torch]'
     python scripts/import_torch_checkpoint.py --checkpoint=last.pth --workdir=runs/imported
 
-Evaluate it afterwards with `--mode=eval` and the printed configuration.
+PyTorch itself is not needed. Evaluate it afterwards with `--mode=eval` and the printed
+configuration.
 """
 
 from __future__ import annotations

@@ -12,14 +12,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Tests compile far longer than they compute.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-)
 
-import pytest
-from absl import flags
+import pytest  # noqa: E402 (jax, which plugins import, reads the variables above)
+from absl import flags  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

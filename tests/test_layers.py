@@ -39,6 +39,7 @@ LAYERS = {
     "doctor": 11,
     "cli": 12,
     "export": 12,
+    "physics_runs": 12,
 }
 # Numerics know arrays alone.
 PURE = {"dynamics": {"jax", "numpy"}, "objectives": {"jax", "numpy"}}

@@ -46,6 +46,7 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
     assert (folder / "run/checkpoints/2").is_dir()
     assert "step 2/2" in done.stderr
     assert "images/s" in done.stderr
+    assert "effective weights of the loss: pred 1, energy 0, budget 0.2" in done.stderr
     metrics = json.loads((folder / "eval/run/metrics.json").read_text())
     assert metrics["info"]["step"] == 2
     for row in ("trained", "random"):

@@ -1,0 +1,130 @@
+"""Import of published checkpoints: a made one through the script, and faults that name the keys."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from golden_checks.common import golden_file
+from hjepa_jax import import_torch
+from hjepa_jax.device_check import float64_method
+from hjepa_jax.errors import CheckpointError
+from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.torch_names import encoder_entries
+from hjepa_jax.loading import load_run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+PUBLISHED = {
+    "seed": 3,
+    "data": {"batch_size": 8, "num_global_views": 2},
+    "model": {"encoder_mode": "tokens", "token_layer": "layer2", "token_d_f": 4, "split_qp": True},
+    "hjepa": {
+        "steps": 3,
+        "dt": 0.05,
+        "hamiltonian": "separable",
+        "hidden_dim": 6,
+        "depth": 1,
+        "residual_scale": 0.02,
+        "residual_scale_warmup_epochs": 10,
+        "base_coeff": 0.1,
+    },
+    "loss": {"match": "q", "p_weight": 0.2},
+    "regularizer": {"q_logdet_floor": -1.5, "p_logdet_floor": -1.5, "q_logdet_proj_dim": 16},
+    "train": {"epochs": 30, "lr": 0.001, "grad_clip": 1.0, "lambda_var": 0.5, "precision": "fp32"},
+}
+
+
+def made_checkpoint():
+    """Returns a published-format checkpoint made from our own initial state, and that state."""
+    config = config_from_torch(PUBLISHED)
+    with jax.enable_x64(True):
+        method, state = float64_method(config, total=10, per_epoch=1)
+    assert method.config.dynamics.steps == 3
+    encoder = {}
+    for name, collection, path, _ in encoder_entries("tokens", "layer2"):
+        node = (state.params if collection == "params" else state.batch_stats)["encoder"]
+        for key in path:
+            node = node[key]
+        value = np.asarray(node, np.float32)
+        encoder[name] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+    encoder["layer3.0.conv1.weight"] = np.zeros((2, 2, 3, 3), np.float32)
+    predictor = {"dt": np.float32(0.05)}
+    for layer, tree in state.params["predictor"]["potential"].items():
+        index = 2 * int(layer.removeprefix("layer"))
+        predictor[f"H.residual_V.{index}.weight"] = np.asarray(tree["kernel"], np.float32).T
+        predictor[f"H.residual_V.{index}.bias"] = np.asarray(tree["bias"], np.float32)
+    checkpoint = {
+        "config": PUBLISHED,
+        "epoch": 4,
+        "global_step": 12,
+        "encoder": encoder,
+        "projector": {},
+        "regularizer": None,
+        "predictor": predictor,
+    }
+    return checkpoint, state
+
+
+def test_an_imported_run_encodes_and_flows(tmp_path) -> None:
+    checkpoint, state = made_checkpoint()
+    imported = import_torch.translate(checkpoint)
+    assert imported.step == 12
+    assert "layer3.0.conv1.weight" in imported.ignored
+    import_torch.save_imported(imported, tmp_path / "run")
+    run = load_run(tmp_path / "run", batch_size=4)
+    assert run.step == 12
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    z = run.encode(images)
+    assert z.shape == (3, 16 * 16 * 4)
+    np.testing.assert_allclose(run.flow(run.flow(z, 1), -1), z, atol=1e-4)
+    kernel = run.predictor[1]["params"]["potential"]["layer0"]["kernel"]
+    expected = state.params["predictor"]["potential"]["layer0"]["kernel"]
+    np.testing.assert_allclose(kernel, expected, rtol=1e-6)
+    with pytest.raises(CheckpointError, match="exists already"):
+        import_torch.save_imported(imported, tmp_path / "run")
+
+
+def test_missing_and_unknown_entries_are_named() -> None:
+    checkpoint, _ = made_checkpoint()
+    encoder = dict(checkpoint["encoder"])
+    del encoder["layer1.0.conv1.weight"]
+    encoder["stem.9.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight.*stem\.9\.weight"):
+        import_torch.translate({**checkpoint, "encoder": encoder})
+    with pytest.raises(CheckpointError, match="optimizer_state_of_somebody"):
+        import_torch.translate({**checkpoint, "optimizer_state_of_somebody": 1})
+    regularizer = {"learnable_h.raw_spam": np.zeros(())}
+    with pytest.raises(CheckpointError, match=r"learnable_h\.raw_spam"):
+        import_torch.translate({**checkpoint, "regularizer": regularizer})
+
+
+def test_the_script_reads_a_published_file_or_says_what_is_wrong(tmp_path) -> None:
+    path = golden_file("checkpoint_ref.pth")
+    source = path or tmp_path / "broken.pth"
+    if path is None:
+        source.write_bytes(b"no zip archive")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "scripts/import_torch_checkpoint.py",
+            f"--checkpoint={source}",
+            f"--workdir={tmp_path}/run",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr
+    if path is None:
+        assert done.returncode != 0
+        assert "broken.pth cannot be read" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "left out: layer4" in done.stdout
+        assert (tmp_path / "run/config.json").is_file()
