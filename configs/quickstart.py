@@ -2,8 +2,8 @@
 
     python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Variants: hjepa (default), mlp, identity, sigreg; NAME-smoke for two steps. README.md has the figures
-to expect.
+Variants: hjepa (default), mlp, identity, sigreg; NAME-smoke for two steps.
+README.md has the figures to expect.
 """
 
 from hjepa_jax.config import Config, base_config

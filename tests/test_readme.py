@@ -13,6 +13,14 @@ RUN_BY = {
     "configs/cifar100.py": ("tests/test_train.py", "cifar100"),
     "configs/imagenet100.py": ("tests/test_train.py", "imagenet100"),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.doctor"),
+    "scripts/show_views.py": ("tests/test_data_scripts.py", "scripts/show_views.py"),
+    "scripts/prepare_dataset.py": ("tests/test_shards.py", "scripts/prepare_dataset.py"),
+    "scripts/physics_showcase.py": ("tests/test_physics_showcase.py", "physics_showcase.py"),
+    "--runs=": ("tests/test_physics_runs.py", "maps_of_runs"),
+    "scripts/import_torch_checkpoint.py": (
+        "tests/test_import_torch.py",
+        "scripts/import_torch_checkpoint.py",
+    ),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
 }
 
