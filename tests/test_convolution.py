@@ -1,0 +1,138 @@
+"""Convolution: the CPU's gradient against that of lax.conv_general_dilated, and who gets it."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hjepa_jax.models import convolution
+from hjepa_jax.models.convolution import conv2d, conv2d_grouped_gradient, conv2d_plain
+
+# (kernel side, stride, padding) of every convolution of the encoder.
+KINDS = [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (7, 2, 3)]
+# Groups that divide no count of images used here.
+grouped = functools.partial(conv2d_grouped_gradient, group=4)
+
+
+def draw(count, side, channels, features, size, dtype):
+    x_key, kernel_key = jax.random.split(jax.random.key(count + side))
+    x = jax.random.normal(x_key, (count, side, side, channels), dtype)
+    return x, jax.random.normal(kernel_key, (size, size, channels, features), dtype)
+
+
+def value_and_gradients(function, x, kernel, stride, padding):
+    """Value and the gradients of a loss whose cotangent is different at every output."""
+
+    def run(x, kernel):
+        out, pullback = jax.vjp(lambda x, k: function(x, k, stride, padding), x, kernel)
+        return out, *pullback(jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
+
+    return jax.jit(run)(x, kernel)
+
+
+def assert_same(got, expected, tolerance):
+    for name, a, b in zip(("value", "input gradient", "kernel gradient"), got, expected):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "dtype", "tolerance"),
+    [(kind, 5 + kind[1], "float64", 1e-12) for kind in KINDS] + [(KINDS[0], 8, "float32", 1e-5)],
+)
+def test_equal_to_plain(kind, side, dtype, tolerance):
+    """A count that no group divides, odd and even sides, every kernel, stride and padding."""
+    size, *rest = kind
+    with jax.enable_x64(dtype == "float64"):
+        x, kernel = draw(7, side, 3, 4, size, jnp.dtype(dtype))
+        expected = value_and_gradients(conv2d_plain, x, kernel, *rest)
+        assert_same(value_and_gradients(grouped, x, kernel, *rest), expected, tolerance)
+
+
+def test_bfloat16_sums_in_float32():
+    """The kernel's gradient is that of the float32 convolution, rounded once."""
+    x, kernel = draw(5, 6, 4, 4, 3, jnp.bfloat16)
+    got = value_and_gradients(grouped, x, kernel, 1, 1)
+    assert_same(got[:2], value_and_gradients(conv2d_plain, x, kernel, 1, 1)[:2], 1e-2)
+    assert got[2].dtype == jnp.bfloat16
+    cotangent = jnp.cos(jnp.arange(got[0].size)).reshape(got[0].shape).astype(jnp.bfloat16)
+    wide = [a.astype(jnp.float32) for a in (x, kernel, cotangent)]
+    _, pullback = jax.vjp(lambda kernel: conv2d_plain(wide[0], kernel, 1, 1), wide[1])
+    exact = np.asarray(pullback(wide[2])[0])
+    # Half a unit in the last of 8 bits of each entry.
+    np.testing.assert_allclose(np.asarray(got[2], np.float32), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_under_vmap():
+    x, kernel = draw(6, 5, 3, 4, 3, jnp.float32)
+    kernels = jnp.stack([kernel, -2 * kernel])
+
+    def gradient(function, kernel):
+        return jax.grad(lambda k: jnp.sum(jnp.sin(function(x, k, 1, 1))))(kernel)
+
+    got = jax.vmap(functools.partial(gradient, grouped))(kernels)
+    expected = jnp.stack([gradient(conv2d_plain, k) for k in kernels])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def count_convolutions(x, kernel):
+    loss = jax.grad(lambda k: jnp.sum(conv2d(x, k, 1, 1) ** 2))
+    return str(jax.make_jaxpr(loss)(kernel)).count("conv_general_dilated[")
+
+
+@pytest.mark.skipif(jax.device_count() > 1, reason="grouping is for a lone device")
+def test_chosen_by_size_and_device(monkeypatch):
+    """Large work is grouped on a lone CPU; small work, or any on a mesh, is not."""
+    x, kernel = draw(9, 8, 3, 4, 3, jnp.float32)
+    plain = count_convolutions(x, kernel)
+    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
+    monkeypatch.setattr(convolution, "_MAX_GROUP", 4)
+    assert plain == 2
+    # One forward, one to the kernel for each of three groups (the input's is dropped or one more).
+    assert count_convolutions(x, kernel) in (4, 5)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert count_convolutions(x, kernel) == plain
+
+
+def test_forward_mode_is_refused():
+    """The documented limit, in JAX's own words; the plain form has no such limit."""
+    x, kernel = draw(5, 4, 3, 4, 1, jnp.float32)
+    jax.jvp(lambda k: conv2d_plain(x, k, 1, 0), (kernel,), (kernel,))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda k: grouped(x, k, 1, 0), (kernel,), (kernel,))
+
+
+ON_A_MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from hjepa_jax import sharding
+from hjepa_jax.models import convolution
+assert jax.device_count() == 8
+convolution._MIN_OPERATIONS = 1
+x = jax.random.normal(jax.random.key(0), (40, 8, 8, 3))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+def gradient(function):
+    return lambda x: jax.grad(lambda k: jnp.sum(jnp.sin(function(x, k, 1, 1))))(kernel)
+split = jax.device_put(x, NamedSharding(sharding.data_mesh(), P("data")))
+compiled = jax.jit(gradient(convolution.conv2d)).lower(split).compile()
+assert "all-gather" not in compiled.as_text()
+grouped = lambda *args: convolution.conv2d_grouped_gradient(*args, 4)
+expected = gradient(convolution.conv2d_plain)(x)
+for got in (compiled(split), jax.jit(gradient(grouped))(split)):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
+"""
+
+
+def test_on_a_mesh_of_eight():
+    """The choice on a mesh gathers no images; the grouped form would be right there too."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
