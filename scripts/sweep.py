@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
         print(write_results(runs, pathlib.Path(_OUT.value)))
     except UserError as error:
         sys.exit(f"sweep: {error}")
+    except KeyboardInterrupt:
+        sys.exit("sweep: interrupted; start the same command again to go on.")
     if failed:
         sys.exit(f"sweep: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 

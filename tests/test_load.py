@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from random_states import random_state
 
 import hjepa_jax
 from configs import quickstart
@@ -23,26 +24,18 @@ from hjepa_jax.run import make_encode, open_split, prepare
 from hjepa_jax.train import save
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# One worker runs them all: they share a run and its compiled encoder.
+pytestmark = pytest.mark.xdist_group("load")
 
 
 def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
     """Writes what training would, with random numbers in place of trained ones."""
     source = open_split(config, "train")
     run = prepare(config, len(source), sharding.data_mesh())
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        if leaf.dtype != np.float32:
-            return np.zeros(leaf.shape, leaf.dtype)
-        # Positive, for the sake of variances.
-        return 0.02 + 0.1 * rng.random(leaf.shape, np.float32)
-
     checkpointer = Checkpointer(workdir / "checkpoints")
     config_check.save(config, workdir)
     for step in steps:
-        state = jax.tree.map(draw, run.abstract_state).replace(step=np.int32(step))
-        centred = jax.tree.map(lambda x: x - np.float32(0.07), state.params)
-        save(config, source, step, jax.device_put(state.replace(params=centred)), checkpointer)
+        save(config, source, step, jax.device_put(random_state(run, step)), checkpointer)
     checkpointer.close()
 
 

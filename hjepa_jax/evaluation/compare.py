@@ -49,6 +49,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         ("Neighbours and spectra", parts.knn_and_spectra(groups)),
         ("Training", parts.training_curves(groups)),
         ("Position q, momentum p, and both", parts.variants_table(groups)),
+        ("Few images, coarser labels, changed images", parts.extra_table(groups)),
         ("What differs in the configurations", parts.configuration_table(groups)),
         ("Runs", parts.runs_table(groups)),
         ("Pictures", parts.galleries(groups)),
@@ -61,8 +62,8 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
     note = (
         f"{count} runs in {len(groups)} groups; runs of a group differ in their seed alone. "
         "Values are means ± standard deviations over seeds, bands go from the lowest to the "
-        f"highest run. Small figures are differences from {baseline} with 95\u00a0% bootstrap intervals "
-        "over seeds, coloured where the interval leaves zero out."
+        f"highest run. Small figures are differences from {baseline} with 95\u00a0% bootstrap "
+        "intervals over seeds, coloured where the interval leaves zero out."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -87,7 +87,8 @@ def _cell(group: Group, baseline: Group, figure: str) -> str:
     _, factor, digits, more_is_better = FIGURES[figure]
     values = [factor * value for value in _values(group, figure)]
     spread = f" <small>± {statistics.stdev(values):.{digits}f}</small>" if len(values) > 1 else ""
-    text = f"<b>{statistics.mean(values):.{digits}f}</b>{spread}"
+    mean = f"{statistics.mean(values):.{digits}f}".replace("-", "−")
+    text = f"<b>{mean}</b>{spread}"
     if group is baseline:
         return f'<td>{text}<div class="difference">baseline</div></td>'
     reference = [factor * value for value in _values(baseline, figure)]
@@ -251,6 +252,43 @@ def variants_table(groups: Sequence[Group]) -> str:
         f'<div class="scroll"><table class="narrow"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _extra_tests(run: RunResult) -> dict[str, dict[str, Any]]:
+    """Returns the optional parts of an evaluation by title: few images, coarse labels, changes."""
+    one = run.metrics["encoders"]["trained"]
+    titles = {"few_shot": "{} images per class", "coarse": "{} labels", "robustness": "{} images"}
+    return {
+        titles[kind].format(key): found
+        for kind in titles
+        for key, found in one.get(kind, {}).items()
+    }
+
+
+def extra_table(groups: Sequence[Group]) -> str:
+    """Returns probe top-1 of the optional parts, a column per group; '' where there are none."""
+    found = [[_extra_tests(run) for run in group.runs] for group in groups]
+    names = list(dict.fromkeys(name for tests in found for one in tests for name in one))
+    if not names:
+        return ""
+    head = "".join(f"<th>{_swatch(s)}{escape(g.name)}</th>" for s, g in enumerate(groups))
+    rows = []
+    for name in names:
+        cells = ""
+        for tests in found:
+            values = [100 * _probe_top1(one[name]) for one in tests if name in one]
+            spread = f" <small>± {statistics.stdev(values):.2f}</small>" if values[1:] else ""
+            cells += f"<td>{statistics.mean(values):.2f}{spread}</td>" if values else "<td></td>"
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table class="narrow"><thead><tr><th>probe top-1 %</th>{head}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _probe_top1(found: dict[str, Any]) -> float:
+    """Returns the probe's accuracy in a part that has one, or is one."""
+    return found.get("linear_probe", found)["top1"]
 
 
 def galleries(groups: Sequence[Group]) -> str:
