@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from hjepa_jax import sharding
-from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.config import Config
 from hjepa_jax.data.augment import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
@@ -185,7 +184,7 @@ def _state_width(run: Run) -> int:
     return jax.eval_shape(lambda v, x: encoder.apply(v, x, train=False), variables, images).shape[1]
 
 
-def _restore_parts(folder: pathlib.Path, run: Run) -> dict[str, Any]:
+def _restore_parts(folder: epath.Path, run: Run) -> dict[str, Any]:
     """Restores `_PARTS` of the checkpoint in `folder`, and nothing else of it."""
     wanted = {name: getattr(run.abstract_state, name) for name in _PARTS}
     arguments: Any = ocp.args.PyTreeRestore(
@@ -193,7 +192,7 @@ def _restore_parts(folder: pathlib.Path, run: Run) -> dict[str, Any]:
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         partial_restore=True,
     )
-    state = ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / "state"), args=arguments)
+    state = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         found = functools.reduce(lambda tree, key: tree[key.key], path, state)
         if tuple(found.shape) != tuple(leaf.shape):
@@ -205,11 +204,9 @@ def _restore_parts(folder: pathlib.Path, run: Run) -> dict[str, Any]:
     return state
 
 
-def _num_images(folder: pathlib.Path) -> int | None:
+def _num_images(folder: epath.Path) -> int | None:
     """Returns the training images of the run, which its schedules count in, if it knew them."""
-    meta = ocp.JsonCheckpointHandler().restore(
-        epath.Path(folder / "meta"), args=ocp.args.JsonRestore()
-    )
+    meta = ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore())
     return meta["data"].get("num_images")
 
 
@@ -240,9 +237,8 @@ def load_run(
     config = saved_config(folder)
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder} holds no checkpoints: train first, with --mode=train.")
-    checkpointer = Checkpointer(folder / "checkpoints", read_only=True)
-    steps = checkpointer.steps()
-    checkpointer.close()
+    checkpoints = epath.Path(folder.absolute() / "checkpoints")
+    steps = sorted(ocp.utils.checkpoint_steps(checkpoints))
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
@@ -250,7 +246,7 @@ def load_run(
     failures = []
     for candidate in reversed(steps if step is None else [step]):
         try:
-            at = checkpointer.folder / str(candidate)
+            at = checkpoints / str(candidate)
             run = prepare(config, _num_images(at) or config.data.batch_size, mesh)
             return LoadedRun(run, _restore_parts(at, run), batch_size)
         except UserError:

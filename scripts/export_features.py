@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from hjepa_jax import compilation_cache, load
 from hjepa_jax.errors import UserError
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> None:
     """Loads the run, encodes, writes."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()
     try:
         run = load(_WORKDIR.value, step=_STEP.value, batch_size=_BATCH.value)
