@@ -120,7 +120,11 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _draw(
-    series: Series, axes: Axes, to_x: Callable[[float], float], to_y: Callable[[float], float]
+    series: Series,
+    axes: Axes,
+    to_x: Callable[[float], float],
+    to_y: Callable[[float], float],
+    opacity: float,
 ) -> str:
     kept, ink = _kept(series, axes), colour(series.style)
     parts = []
@@ -129,7 +133,7 @@ def _draw(
         upper = [(to_x(series.x[i]), to_y(series.high[i])) for i in kept]
         lower = [(to_x(series.x[i]), to_y(max(series.low[i], floor))) for i in reversed(kept)]
         outline = _path([*upper, *lower])
-        parts.append(f'<path d="{outline}Z" fill="{ink}" fill-opacity="0.16"/>')
+        parts.append(f'<path d="{outline}Z" fill="{ink}" fill-opacity="{opacity}"/>')
     points = [(to_x(series.x[i]), to_y(series.y[i])) for i in kept]
     dash = f' stroke-dasharray="{dashes(series.style)}"' if dashes(series.style) else ""
     if len(points) > 1:
@@ -204,7 +208,9 @@ def line_chart(series: Sequence[Series], axes: Axes) -> str:
     if x_ticks is None:
         x_ticks = log_ticks(x_low, x_high) if axes.log_x else nice_ticks(x_low, x_high)
     y_ticks = log_ticks(y_low, y_high) if axes.log_y else nice_ticks(y_low, y_high)
-    drawn = "".join(_draw(one, axes, to_x, to_y) for one in series)
+    # Many bands upon each other would hide the lines.
+    opacity = 0.16 if len(series) <= 4 else 0.07
+    drawn = "".join(_draw(one, axes, to_x, to_y, opacity) for one in series)
     described = html.escape(f"{axes.y_label or 'values'} over {axes.x_label}")
     return (
         f'<svg viewBox="0 0 {axes.width} {axes.height}" role="img" aria-label="{described}">'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,11 @@ _PICTURES = {
 def escape(value: Any) -> str:
     """Returns a value as text that HTML takes for text."""
     return html.escape(str(value))
+
+
+def _name(text: str) -> str:
+    """Returns a run's name for the first column, which may break after its punctuation."""
+    return re.sub(r"([-_.=])", r"\1<wbr>", escape(text))
 
 
 def _swatch(style: int) -> str:
@@ -111,7 +117,7 @@ def summary_table(groups: Sequence[Group]) -> str:
     for style, group in enumerate(groups):
         cells = "".join(_cell(group, groups[0], figure) for figure in titles)
         seeds = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}"
-        name = f"{_swatch(style)}{escape(group.name)}<small>{seeds}</small>"
+        name = f"{_swatch(style)}{_name(group.name)}<small>{seeds}</small>"
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     random = [r for r in groups[0].runs if "random" in r.metrics["encoders"]]
     if random:
@@ -119,8 +125,8 @@ def summary_table(groups: Sequence[Group]) -> str:
         cells = "".join(
             f"<td>{FIGURES[f][1] * statistics.mean(x[f] for x in figures):.{FIGURES[f][2]}f}</td>"
             for f in titles
-        )
-        name = f"{_swatch(-1)}random encoder<small>of {escape(groups[0].name)}</small>"
+        ).replace("-", "−")
+        name = f"{_swatch(-1)}random encoder<small>of {_name(groups[0].name)}</small>"
         rows.append(f'<tr class="reference"><th scope="row">{name}</th>{cells}</tr>')
     return (
         f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'

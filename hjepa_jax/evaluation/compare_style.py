@@ -19,7 +19,7 @@ table.narrow { width: auto; }
 th, td { padding: 7px 10px; text-align: right; vertical-align: top; white-space: nowrap;
   border-top: 1px solid var(--line); }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; font-size: 13px; }
-th[scope=row] { text-align: left; font-weight: 600; max-width: 300px; overflow-wrap: anywhere;
+th[scope=row] { text-align: left; font-weight: 600; max-width: 300px; overflow-wrap: break-word;
   white-space: normal; min-width: 165px; padding-left: 43px; }
 th[scope=row] .swatch { margin-left: -33px; }
 th[scope=row] small { display: block; color: var(--soft); font-weight: 400; }
