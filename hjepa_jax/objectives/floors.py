@@ -144,6 +144,13 @@ def logdet_statistics(covariance: jax.Array) -> LogdetStatistics:
     eigenvector of the stopped C: its gradient v v^T is finite even for repeated eigenvalues,
     where that of `eigvalsh` divides by zero gaps.
     """
+    if covariance.ndim > 2:
+        # One matrix at a time: on the CPU a batched factorisation waits inside the thread pool for
+        # its parts, so that two of them at once (Cholesky and eigh) hang a pool of two threads.
+        lead = covariance.shape[:-2]
+        matrices = covariance.reshape(-1, *covariance.shape[-2:])
+        each = [logdet_statistics(matrices[i]) for i in range(matrices.shape[0])]
+        return jax.tree.map(lambda *values: jnp.stack(values).reshape(lead), *each)
     rank = covariance.shape[-1]
     factor_diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=-2, axis2=-1)
     logdet = 2.0 * jnp.sum(jnp.log(factor_diagonal), axis=-1) / rank
