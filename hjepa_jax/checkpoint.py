@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from hjepa_jax.errors import CheckpointError
@@ -28,6 +29,10 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=LatestN(keep_last), read_only=read_only, create=not read_only
         )
+        verbosity = absl_logging.get_verbosity()
+        if read_only:
+            # orbax warns that read-only is read-only.
+            absl_logging.set_verbosity(absl_logging.ERROR)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=options,
@@ -37,6 +42,7 @@ class Checkpointer:
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
+        absl_logging.set_verbosity(verbosity)
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, oldest first."""
