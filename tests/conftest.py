@@ -13,8 +13,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import pytest  # noqa: E402 (jax, which plugins import, reads the variables above)
-from absl import flags  # noqa: E402
+import pytest
+from absl import flags
 
 
 @pytest.fixture(scope="session", autouse=True)
