@@ -155,7 +155,7 @@ def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> 
     """Runs one process to its end; returns what went wrong in one line, or None."""
     log = out / "logs" / f"{run.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
+    with log.open("a") as file:
         done = subprocess.run(
             [*command, *run.arguments],
             stdout=file,
