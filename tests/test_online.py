@@ -15,7 +15,9 @@ from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import eval_batches, train_batches
+from hjepa_jax.data.sources import ArraySource
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluate import evaluation_sources
 from hjepa_jax.evaluation import coarse, online
 from hjepa_jax.evaluation.features import extract_features
 from hjepa_jax.evaluation.knn import knn_accuracy
@@ -176,6 +178,19 @@ def test_superclasses_are_the_data_sets_own() -> None:
     assert found.tolist() == [int(text) for text in _COARSE_OF_FINE.split()]
     turned = coarse.label_maps("cifar100", fine[::-1])["superclass"]
     assert turned.tolist() == found.tolist()[::-1]
+
+
+def test_evaluation_of_cifar100_uses_them(monkeypatch) -> None:
+    fine = sorted(name for five in coarse.CIFAR100_SUPERCLASSES.values() for name in five)
+    images = np.zeros((100, 32, 32, 3), np.uint8)
+    source = ArraySource("cifar100", images, np.arange(100), fine)
+    monkeypatch.setattr("hjepa_jax.evaluate.open_split", lambda *_: source)
+    config = quickstart.get_config()
+    config.data.name = "cifar100"
+    (mapping,) = evaluation_sources(config).label_maps.values()
+    assert mapping[fine.index("maple_tree")] == 17
+    config.data.name = "digits"
+    assert evaluation_sources(config).label_maps == {}
 
 
 def test_other_data_has_no_superclasses(caplog) -> None:
