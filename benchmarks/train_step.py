@@ -6,7 +6,8 @@ The step is the jitted, donated one that training runs (encoder, predictor, loss
 one fixed random batch. PyTorch runs the same computation (benchmarks/torch_step.py) from the same
 parameters, in its default layout and in channels-last; the losses of the first step are compared.
 All take turns (interleaved) and medians are printed, so that other load on the machine falls on
-all alike. The ceiling is measured in the same turns: a large matrix product and a large copy.
+all alike; "CPU s" is the processor time of this process, which other load hardly changes. The
+ceiling is measured in the same turns: a large matrix product and a large copy.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax import sharding
+from hjepa_jax import compilation_cache, sharding
 from hjepa_jax.models import layers
 from hjepa_jax.run import Run, prepare
 from hjepa_jax.train_step import draw_randomness
@@ -150,6 +151,24 @@ def step_flops(config: Any) -> float:
     return total + 3 * 2 * images * side**2 * channels * model.token_dim
 
 
+def interleaved_medians(
+    runners: dict[str, Runner], repeats: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns {name: median seconds} and {name: median processor seconds} of runs in turn."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
+    for _ in range(repeats):
+        for name, runner in runners.items():
+            start, start_processor = time.perf_counter(), time.process_time()
+            runner()
+            spent = time.perf_counter() - start, time.process_time() - start_processor
+            times[name].append(spent)
+    walls, processors = (
+        {name: statistics.median(pair[i] for pair in spent) for name, spent in times.items()}
+        for i in (0, 1)
+    )
+    return walls, processors
+
+
 def measure(config: Any, args: argparse.Namespace) -> None:
     """Prints the table of one batch size."""
     views = random_views(config)
@@ -160,25 +179,21 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     product, copy = ceilings(args.matrix, args.copy_mb)
     runners |= {"product": product, "copy": copy}
     losses = {name: runner() for name, runner in runners.items()}
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(args.repeats):
-        for name, runner in runners.items():
-            start = time.perf_counter()
-            runner()
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(spent) for name, spent in times.items()}
+    print(f"warm; measuring {args.repeats} turns", file=sys.stderr, flush=True)
+    medians, processor = interleaved_medians(runners, args.repeats)
     peak = 2 * args.matrix**3 / medians.pop("product") / 1e9
     bandwidth = 2 * args.copy_mb * 2**20 / medians.pop("copy") / 1e9
     images, flops = views.shape[1], step_flops(config)
     print(f"\nbatch {images}, width {config.model.width}, {config.model.compute_dtype}; medians of")
     print(f"{args.repeats}; ceiling {peak:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s")
-    print("| step | seconds | over hjepa_jax | images/s | GFLOP/s | of ceiling | first loss |")
-    print("|------|--------:|---------------:|---------:|--------:|-----------:|-----------:|")
+    columns = ("step", "seconds", "over hjepa_jax", "CPU s", "images/s", "GFLOP/s", "of ceiling")
+    print(f"| {' | '.join(columns)} | first loss |\n|---|{'---:|' * len(columns)}")
     for name, median in medians.items():
         rate = flops / median / 1e9
         print(
             f"| {name} | {median:.3f} | {median / medians['hjepa_jax']:.2f} "
-            f"| {images / median:.1f} | {rate:.0f} | {rate / peak:.0%} | {losses[name]:.6f} |"
+            f"| {processor[name]:.3f} | {images / median:.1f} | {rate:.0f} | {rate / peak:.0%} "
+            f"| {losses[name]:.6f} |"
         )
     for name, (seconds, megabytes) in (("ours", our_compile), ("plain", plain_compile)):
         print(f"{name}: compiled in {seconds:.1f} s, temporaries {megabytes:.0f} MB")
@@ -196,7 +211,8 @@ def main() -> None:
     parser.add_argument("--matrix", type=int, default=2048, help="size of the ceiling's product")
     parser.add_argument("--copy-mb", type=int, default=256, help="size of the ceiling's copy")
     args = parser.parse_args()
-    print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}")
+    compilation_cache.enable()
+    print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}", flush=True)
     for batch in args.batch:
         config = read_config(args.config)
         config.data.batch_size = batch
