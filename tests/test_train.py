@@ -87,6 +87,74 @@ def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
     assert still == (["predictor/potential/layer2/bias"] if potential else [])
 
 
+OPTIONS = {
+    "local crops of their own size to global ones": (
+        "hjepa",
+        {
+            "data.num_local_views": 2,
+            "data.local_size": 8,
+            "model.token_hw": 2,
+            "loss.pairing": "local_to_global",
+            "loss.match": "qp",
+        },
+    ),
+    "learnable Hamiltonian by implicit midpoint, device augmentation": (
+        "hjepa",
+        {
+            "dynamics.hamiltonian": "learnable",
+            "dynamics.integrator": "implicit_midpoint",
+            "loss.energy_weight": 0.1,
+            "data.backend": "device",
+        },
+    ),
+    "global mode, Yoshida with damping": (
+        "hjepa",
+        {
+            "model.mode": "global",
+            "model.embed_dim": 32,
+            "model.token_layer": "layer3",
+            "model.token_dim": 32,
+            "dynamics.integrator": "yoshida4",
+            "dynamics.damping": 0.1,
+        },
+    ),
+    "convex flattened SIGReg of an MLP projection": (
+        "sigreg",
+        {
+            "sigreg.loss_form": "convex",
+            "sigreg.statistics": "flattened",
+            "sigreg.subsample": 12,
+            "sigreg.clip_value": 0.01,
+            "sigreg.weight_warmup_epochs": 0.5,
+            "model.projector": "mlp",
+            "model.projector_hidden": 16,
+            "model.projector_dim": 24,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_method_train_through_the_pipeline(name, tmp_path) -> None:
+    method, fields = OPTIONS[name]
+    config = cifar100.get_config(f"{method}-smoke")
+    for path, value in fields.items():
+        section, _, leaf = path.rpartition(".")
+        config[section][leaf] = value
+    before = jax.device_get(
+        prepare(config, len(open_split(config, "train")), sharding.data_mesh()).init().params
+    )
+    state = train(config, tmp_path)
+    assert int(state.step) == 2
+    assert int(state.failed_step) == -1
+    kernel = ("encoder", "stem_conv", "kernel")
+    old, new = before, jax.device_get(state.params)
+    for key in kernel:
+        old, new = old[key], new[key]
+    assert np.isfinite(new).all()
+    assert not np.array_equal(old, new)
+
+
 def _command(workdir: pathlib.Path, *overrides: str) -> list[str]:
     return [
         sys.executable,
