@@ -22,3 +22,12 @@ def parsed_flags() -> None:
     """Grain's worker processes refuse to start on unparsed absl flags."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+# The longest files, first: each file runs in one worker, and a long one at the end would run alone.
+_LONGEST = ("test_golden.py", "test_train.py", "test_main.py", "test_sharding.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)

@@ -19,8 +19,6 @@ from hjepa_jax.evaluation.compare import compare, page
 from hjepa_jax.writers import create_writer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# One worker runs them all: they share the runs on disk.
-pytestmark = pytest.mark.xdist_group("compare")
 
 
 def encoder_metrics(knn: float, probe: float, rng: np.random.Generator) -> dict:

@@ -24,8 +24,6 @@ from hjepa_jax.run import make_encode, open_split, prepare
 from hjepa_jax.train import save
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# One worker runs them all: they share a run and its compiled encoder.
-pytestmark = pytest.mark.xdist_group("load")
 
 
 def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:

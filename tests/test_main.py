@@ -38,7 +38,6 @@ def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProces
     return folder, done
 
 
-@pytest.mark.xdist_group("finished")
 def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
     folder, done = finished
     assert '"seed": 7' in done.stdout
@@ -56,7 +55,6 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
     assert len(list((folder / "eval/run").glob("*.png"))) >= 4
 
 
-@pytest.mark.xdist_group("finished")
 def test_eval_alone_gives_the_same_metrics(finished) -> None:
     folder, _ = finished
     done = run(

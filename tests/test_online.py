@@ -24,9 +24,6 @@ from hjepa_jax.evaluation.knn import knn_accuracy
 from hjepa_jax.run import make_encode, open_split, prepare
 from hjepa_jax.train import train
 
-# One worker runs them all: they share a run.
-pytestmark = pytest.mark.xdist_group("online")
-
 
 def online_config():
     """The smoke run with kNN after each of two steps."""

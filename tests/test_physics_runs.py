@@ -9,9 +9,6 @@ from hjepa_jax.evaluation.physics import compare_maps, summarise
 from hjepa_jax.physics_runs import maps_of_runs
 from hjepa_jax.train import train
 
-# The runs that these tests share are made once, in one worker.
-pytestmark = pytest.mark.xdist_group("physics_runs")
-
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):

@@ -14,9 +14,6 @@ from PIL import Image
 from hjepa_jax.evaluation import physics, physics_pictures
 from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 
-# The runs that these tests share are made once, in one worker.
-pytestmark = pytest.mark.xdist_group("physics_showcase")
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
