@@ -21,6 +21,8 @@ RUN_BY = {
         "tests/test_import_torch.py",
         "scripts/import_torch_checkpoint.py",
     ),
+    "scripts/export_features.py": ("tests/test_load.py", "scripts/export_features.py"),
+    "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
 }
 
