@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from hjepa_jax.models.convolution import conv2d, conv2d_grouped_gradient, conv2d
 # (kernel side, stride, padding) of every convolution of the encoder.
 KINDS = [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (7, 2, 3)]
 # Groups that divide no count of images used here.
-grouped = functools.partial(conv2d_grouped_gradient, group=4)
+grouped: Any = functools.partial(conv2d_grouped_gradient, group=4)
 
 
 def draw(count, side, channels, features, size, dtype):
@@ -58,10 +59,11 @@ def assert_same(got, expected, tolerance):
 )
 def test_equal_to_plain(kind, side, dtype, tolerance):
     """A count that no group divides, odd and even sides, every kernel, stride and padding."""
-    size, *rest = kind
+    size, stride, padding = kind
     with jax.enable_x64(dtype == "float64"):
         x, kernel = draw(6, side, 3, 4, size, jnp.dtype(dtype))
-        assert_same(*grouped_and_plain(x, kernel, *rest), tolerance)
+        got, expected = grouped_and_plain(x, kernel, stride, padding)
+        assert_same(got, expected, tolerance)
 
 
 def test_bfloat16_sums_in_float32():
