@@ -98,6 +98,24 @@ def open_stream(config: Config, run: Run, source: ImageSource, start_step: int) 
     )
 
 
+def warn_of_small_batches(config: Config) -> None:
+    """Warns where the log-det floor sees too few rows for its projection to be met.
+
+    The sample covariance of N rows in k dimensions loses log-determinant as k nears N, so that the
+    floor pushes noise into the state instead of preventing collapse.
+    """
+    data, rank = config.data, config.loss.logdet_dim
+    rows = data.batch_size * (data.num_global_views + data.num_local_views)
+    if config.objective == "hjepa" and config.loss.logdet_weight > 0 and rank > rows // 4:
+        _log.warning(
+            "config.loss.logdet_dim is %d but a step has only %d rows (views x images): the "
+            "log-det floor cannot be met and drowns the prediction; set it to %d or less.",
+            rank,
+            rows,
+            max(rows // 4, 1),
+        )
+
+
 def train(config: Config, workdir: pathlib.Path) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
@@ -117,6 +135,7 @@ def train(config: Config, workdir: pathlib.Path) -> TrainState:
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
     weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
     _log.info("effective weights of the loss: %s", weights)
+    warn_of_small_batches(config)
     writer = create_writer(workdir)
     display = ProgressDisplay(run.num_steps, first, config.data.batch_size)
     try:

@@ -16,7 +16,7 @@ from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.run import UNOPTIMISED, open_split, prepare
-from hjepa_jax.train import train
+from hjepa_jax.train import train, warn_of_small_batches
 from hjepa_jax.variants import smoke
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -230,6 +230,16 @@ def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path) -> None:
     config.data.batch_size = 128
     with pytest.raises(ConfigError, match="only 64 images: set it to 64 or less"):
         train(config, tmp_path)
+
+
+def test_too_few_rows_for_the_logdet_floor_are_warned_of(caplog) -> None:
+    config = cifar100.get_config()
+    warn_of_small_batches(config)
+    assert not caplog.records
+    config.data.batch_size = 64
+    warn_of_small_batches(config)
+    assert "only 128 rows" in caplog.text
+    assert "set it to 32 or less" in caplog.text
 
 
 def test_smoke_keeps_the_method() -> None:
