@@ -26,13 +26,13 @@ class Checkpointer:
         """Opens (and creates unless `read_only`) the checkpoint folder."""
         # orbax accepts a relative path here and fails only when it saves.
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(keep_last), read_only=read_only, create=not read_only
-        )
         verbosity = absl_logging.get_verbosity()
         if read_only:
             # orbax warns that read-only is read-only.
             absl_logging.set_verbosity(absl_logging.ERROR)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=LatestN(keep_last), read_only=read_only, create=not read_only
+        )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=options,
