@@ -293,6 +293,8 @@ def _train() -> ConfigDict:
             "warmup_epochs": 10.0,
             "warmup_init_ratio": 0.01,
             "min_lr_ratio": 0.001,
+            # Compile the step without optimising it: a slower step, for runs of a few steps.
+            "fast_compile": False,
         }
     )
 

@@ -48,7 +48,9 @@ def float64_method(config: Config, *, total: int, per_epoch: int) -> tuple[Metho
     init = jax.jit(
         functools.partial(init_state, config, modules, method.optimizer, init_spectral(config))
     )
-    return method, _float64(init(jax.random.key(config.seed)))
+    key = jax.random.key(config.seed)
+    compiled = init.lower(key).compile(compiler_options=UNOPTIMISED)
+    return method, _float64(compiled(key))
 
 
 def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], devices: int) -> Any:

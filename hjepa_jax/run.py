@@ -79,7 +79,11 @@ def prepare(config: Config, num_images: int, mesh: Any) -> Run:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(init, key),
     )
-    jitted = jax.jit(functools.partial(train_step, method), donate_argnums=0)
+    jitted = jax.jit(
+        functools.partial(train_step, method),
+        donate_argnums=0,
+        compiler_options=UNOPTIMISED if config.train.fast_compile else None,
+    )
 
     def initialise() -> TrainState:
         lowered = jax.jit(init, out_shardings=everywhere).lower(key)

@@ -33,7 +33,7 @@ def smoke(config: Config) -> None:
         config.loss.logdet_dim = 8
         if config.dynamics.predictor != "identity":
             config.dynamics.hidden_dim = 16
-    config.train.update(max_steps=2, epochs=1, warmup_epochs=0.5)
+    config.train.update(max_steps=2, epochs=1, warmup_epochs=0.5, fast_compile=True)
     config.evaluation.update(batch_size=32, probe_epochs=2, knn_k=(1, 5, 20))
     config.log.every_steps = 1
 
