@@ -1,10 +1,14 @@
 """Images per second and core of the input pipeline, beside torchvision's where it is installed.
 
     python benchmarks/input_pipeline.py --sizes 32 224 --local-views 0 6
+    python benchmarks/input_pipeline.py --training configs/quickstart.py --steps 44
 
 Both sides read the same images, with the same operations and probabilities, in one thread, in turn
 (interleaved), and are timed in CPU seconds, so that other load on the machine matters little.
 At 32 px the images are arrays in memory; above, JPEG files of 500x375 pixels.
+
+With --training, a real run of that configuration is made instead, and the share of its wall time
+that it waited for data is printed.
 """
 
 from __future__ import annotations
@@ -12,7 +16,10 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +35,7 @@ from PIL import Image
 from hjepa_jax.config import base_config
 from hjepa_jax.data import batches, folder
 from hjepa_jax.data.sources import ArraySource, ImageSource, decode
+from hjepa_jax.evaluation.runs import read_curves
 
 PHOTO = (500, 375)
 
@@ -156,6 +164,27 @@ def cpu_seconds(run: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
+def training_wait(config_file: str, overrides: list[str], steps: int) -> None:
+    """Trains for `steps` steps as the command line does and prints the share of time in waiting.
+
+    The first log interval, which compiles and fills the buffers, is left out.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        workdir = pathlib.Path(root, "run")
+        command = [sys.executable, "-m", "hjepa_jax.main", f"--config={config_file}"]
+        command += [f"--workdir={workdir}", "--mode=train", f"--config.train.max_steps={steps}"]
+        command += [f"--config.{override}" for override in overrides]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        curves = read_curves(workdir)
+    shares, rates = (curves[name][1][1:] for name in ("data_wait_share", "images_per_second"))
+    if not len(shares):
+        sys.exit(f"{steps} steps give one log line only: ask for more with --steps.")
+    print(
+        f"{config_file}: waited for data {statistics.mean(shares):.2%} of the time "
+        f"(at most {max(shares):.2%} of a log interval) at {statistics.median(rates):.1f} images/s"
+    )
+
+
 def main() -> None:
     """Measures every combination and prints a line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -164,7 +193,20 @@ def main() -> None:
     parser.add_argument("--local-size", type=int, help="default: the global size")
     parser.add_argument("--images", type=int, help="default: 2048 at 32 px, 64 above")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--training", help="configuration file of a real run to measure instead")
+    parser.add_argument("--steps", type=int, default=44, help="of the run of --training")
+    parser.add_argument(
+        "--override", action="append", default=[], help="section.field=value of --training"
+    )
     options = parser.parse_args()
+    if options.training:
+        training_wait(options.training, options.override, options.steps)
+        return
+    compare_sides(options)
+
+
+def compare_sides(options: argparse.Namespace) -> None:
+    """Prints a line for every size and number of local views."""
     try:
         import torchvision  # pyright: ignore[reportMissingImports]
 

@@ -10,177 +10,22 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Config, base_config
-from hjepa_jax.errors import ConfigError
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "objective": ("hjepa", "sigreg"),
-    "model.stem": ("cifar", "imagenet"),
-    "model.mode": ("tokens", "global"),
-    "model.token_layer": ("layer2", "layer3", "layer4"),
-    "model.projector": ("identity", "mlp"),
-    "model.compute_dtype": ("bfloat16", "float32"),
-    "dynamics.predictor": ("hamiltonian", "mlp", "identity"),
-    "dynamics.hamiltonian": ("separable", "learnable", "quadratic"),
-    "dynamics.integrator": ("leapfrog", "symplectic_euler", "yoshida4", "implicit_midpoint"),
-    "dynamics.activation": ("gelu", "relu", "silu"),
-    "loss.match": ("q", "p", "qp"),
-    "loss.pairing": ("first_two", "all_global", "local_to_global"),
-    "sigreg.loss_form": ("additive", "convex"),
-    "sigreg.statistics": ("per_view", "flattened"),
-    "sigreg.weight_type": ("gaussian", "uniform"),
-    "sigreg.reduction": ("mean", "sum"),
-    "spectral.kind": ("identity", "diag", "chain", "chain_grid", "learnable"),
-    "spectral.gauge": ("trace", "logdet"),
-    "spectral.base": ("identity", "r2", "laplacian"),
-    "spectral.binning": ("linear_radius", "linear_radius_sq", "quantile_radius"),
-    "spectral.update_mode": ("max", "min"),
-    "data.backend": ("host", "device"),
-    "data.on_corrupt": ("error", "skip"),
-    "evaluation.variant": ("q", "p", "qp"),
-}
-
-_POSITIVE = [
-    "data.batch_size",
-    "data.num_global_views",
-    "data.image_size",
-    "data.local_size",
-    "data.prefetch_batches",
-    "data.num_threads",
-    "data.device_prefetch",
-    "model.width",
-    "model.token_dim",
-    "model.token_hw",
-    "model.embed_dim",
-    "model.projector_hidden",
-    "model.projector_dim",
-    "dynamics.steps",
-    "dynamics.dt",
-    "dynamics.hidden_dim",
-    "dynamics.depth",
-    "loss.std_eps",
-    "loss.logdet_dim",
-    "loss.logdet_eps",
-    "loss.logdet_refresh_interval",
-    "sigreg.num_slices",
-    "sigreg.t_max",
-    "sigreg.subsample",
-    "sigreg.refresh_interval",
-    "train.epochs",
-    "train.max_steps",
-    "train.lr",
-    "train.predictor_lr",
-    "train.adam_eps",
-    "train.grad_clip",
-    "evaluation.batch_size",
-    "evaluation.probe_epochs",
-    "evaluation.probe_batch_size",
-    "evaluation.spectrum_samples",
-    "evaluation.spectrum_top",
-    "evaluation.alignment_samples",
-    "evaluation.online_every_epochs",
-    "evaluation.online_images",
-    "checkpoint.every_steps",
-    "checkpoint.keep_last",
-    "log.every_steps",
-]
-_NOT_NEGATIVE = [
-    "data.num_local_views",
-    "data.num_workers",
-    "data.cache_mb",
-    "dynamics.damping",
-    "dynamics.residual_scale_warmup_epochs",
-    "loss.p_weight",
-    "loss.energy_weight",
-    "loss.budget_weight",
-    "loss.var_weight",
-    "loss.logdet_weight",
-    "loss.mean_weight",
-    "train.weight_decay",
-    "train.warmup_epochs",
-    "train.warmup_init_ratio",
-    "train.min_lr_ratio",
-    "sigreg.weight",
-]
-_PROBABILITIES = tuple(
-    f"data.augment.{name}_probability" for name in ("flip", "jitter", "grey", "blur", "solarise")
+from hjepa_jax.config_rules import (
+    CHOICES,
+    ELEMENT_CHOICES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_ELEMENTS,
+    PROBABILITIES,
+    USED_WHEN,
 )
-
-_CHAIN_FIELDS = ("kind", "kappa", "eps", "gauge", "identity_epochs", "base_ramp_epochs")
-_LEARNABLE = tuple(name for name in base_config().spectral if name not in _CHAIN_FIELDS)
-
-
-def _has_predictor(config: Config) -> bool:
-    return config.objective == "hjepa" and config.dynamics.predictor != "identity"
-
-
-def _chain(config: Config) -> bool:
-    return config.objective == "sigreg" and config.spectral.kind in ("chain", "chain_grid")
-
-
-def _spectrum(config: Config) -> bool:
-    kinds = ("chain", "chain_grid", "learnable")
-    return config.objective == "sigreg" and config.spectral.kind in kinds
-
-
-# Fields that have an effect only under a condition: prefix -> (condition, how to make it hold).
-_Condition = Callable[[Config], bool]
-USED_WHEN: dict[str, tuple[_Condition, str]] = {
-    "dynamics": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
-    "loss": (lambda c: c.objective == "hjepa", "config.objective='hjepa'"),
-    "sigreg": (lambda c: c.objective == "sigreg", "config.objective='sigreg'"),
-    "spectral.kind": (lambda c: c.objective == "sigreg", "config.objective='sigreg'"),
-    "spectral.kappa": (_chain, "config.spectral.kind='chain' or 'chain_grid'"),
-    "spectral.eps": (_chain, "config.spectral.kind='chain' or 'chain_grid'"),
-    "spectral.gauge": (_spectrum, "config.spectral.kind='chain', 'chain_grid' or 'learnable'"),
-    "spectral.identity_epochs": (
-        _spectrum,
-        "config.spectral.kind='chain', 'chain_grid' or 'learnable'",
-    ),
-    "spectral.base_ramp_epochs": (
-        _spectrum,
-        "config.spectral.kind='chain', 'chain_grid' or 'learnable'",
-    ),
-    **{
-        f"spectral.{name}": (
-            lambda c: c.objective == "sigreg" and c.spectral.kind == "learnable",
-            "config.spectral.kind='learnable'",
-        )
-        for name in _LEARNABLE
-    },
-    "parity.reference_layout": (
-        lambda c: c.spectral.kind in ("chain_grid", "learnable"),
-        "config.spectral.kind='chain_grid' or 'learnable'",
-    ),
-    "train.predictor_lr": (_has_predictor, "a predictor that has parameters"),
-    "model.token": (lambda c: c.model.mode == "tokens", "config.model.mode='tokens'"),
-    "model.embed_dim": (lambda c: c.model.mode == "global", "config.model.mode='global'"),
-    "model.projector_": (lambda c: c.model.projector == "mlp", "config.model.projector='mlp'"),
-    "data.local_s": (lambda c: c.data.num_local_views > 0, "config.data.num_local_views above 0"),
-    **{
-        f"dynamics.{name}": (
-            lambda c: c.dynamics.predictor == "hamiltonian",
-            "config.dynamics.predictor='hamiltonian'",
-        )
-        for name in ("hamiltonian", "integrator", "steps", "dt", "learn_dt", "damping")
-    },
-    "dynamics.hidden_dim": (_has_predictor, "a predictor that has parameters"),
-    "dynamics.depth": (_has_predictor, "a predictor that has parameters"),
-    "dynamics.midpoint": (
-        lambda c: c.dynamics.integrator == "implicit_midpoint",
-        "config.dynamics.integrator='implicit_midpoint'",
-    ),
-    "loss.p_weight": (lambda c: c.loss.match == "q", "config.loss.match='q'"),
-    "evaluation.online_images": (
-        lambda c: c.evaluation.online_every_epochs is not None,
-        "config.evaluation.online_every_epochs",
-    ),
-}
+from hjepa_jax.errors import ConfigError
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,21 +80,25 @@ def problems(config: Config) -> Iterator[str]:
 
 
 def _value_problems(fields: dict[str, Any]) -> Iterator[str]:
-    for path, options in CHOICES.items():
-        value = fields[path]
+    chosen = [(path, fields[path], options) for path, options in CHOICES.items()]
+    chosen += [(p, value, options) for p, options in ELEMENT_CHOICES.items() for value in fields[p]]
+    for path, value, options in chosen:
         if value not in options:
             nearest = difflib.get_close_matches(str(value), options, 1, 0.0)[0]
             yield (
                 f"config.{path} is {value!r}, which is none of {', '.join(map(repr, options))}: "
                 f"did you mean {nearest!r}?"
             )
-    for path in _POSITIVE:
+    for path in POSITIVE_ELEMENTS:
+        if any(not value > 0 for value in fields[path]):
+            yield f"config.{path} is {fields[path]}: each of its numbers must be above 0."
+    for path in POSITIVE:
         if fields[path] is not None and not fields[path] > 0:
             yield f"config.{path} is {fields[path]}: it must be above 0."
-    for path in _NOT_NEGATIVE:
+    for path in NOT_NEGATIVE:
         if fields[path] < 0:
             yield f"config.{path} is {fields[path]}: it must not be negative."
-    for path in _PROBABILITIES:
+    for path in PROBABILITIES:
         if not 0 <= fields[path] <= 1:
             yield f"config.{path} is {fields[path]}: a probability lies between 0 and 1."
     for path in ("data.global_scale", "data.local_scale", "data.augment.crop_aspect"):
@@ -259,6 +108,11 @@ def _value_problems(fields: dict[str, Any]) -> Iterator[str]:
     for path in ("data.global_scale", "data.local_scale"):
         if fields[path][1] > 1:
             yield f"config.{path} is {fields[path]}: a crop cannot be larger than the image (1.0)."
+    if fields["evaluation.probe_folds"] < 2:
+        yield (
+            f"config.evaluation.probe_folds is {fields['evaluation.probe_folds']}: "
+            "cross-validation needs 2 or more."
+        )
     if fields["sigreg.n_points"] < 3 or fields["sigreg.n_points"] % 2 == 0:
         yield f"config.sigreg.n_points is {fields['sigreg.n_points']}: it must be odd, 3 or more."
     kernel = fields["data.augment.blur_kernel"]

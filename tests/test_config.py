@@ -9,7 +9,9 @@ import pytest
 from configs import cifar100, imagenet100, quickstart
 from hjepa_jax import config_check
 from hjepa_jax.config import base_config, total_steps
+from hjepa_jax.config_rules import ELEMENT_CHOICES
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.evaluation import robustness
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ALL = [
@@ -45,6 +47,10 @@ def test_published_recipes() -> None:
     assert not cifar100.get_config("sigreg").model.split_qp
 
 
+def test_names_of_corruptions_are_the_known_ones() -> None:
+    assert set(ELEMENT_CHOICES["evaluation.robustness"]) == set(robustness.CORRUPTIONS)
+
+
 def _changed(**fields):
     config = base_config()
     for path, value in fields.items():
@@ -72,6 +78,9 @@ def _changed(**fields):
         ({"dynamics__learn_dt": True}, ["learn_dt", "collapses"]),
         ({"loss__pairing": "local_to_global"}, ["num_local_views"]),
         ({"evaluation__headline_k": 7}, ["headline_k", "knn_k"]),
+        ({"evaluation__robustness": ("gray",)}, ["evaluation.robustness", "'gray'", "'grey'"]),
+        ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
+        ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
         ({"data__local_size": 16}, ["local_size", "no effect"]),
         ({"data__num_local_views": 2, "data__local_size": 16}, ["local_size", "token_hw"]),
     ],
@@ -113,7 +122,8 @@ def test_every_field_is_documented_and_used() -> None:
     code = "\n".join(
         path.read_text()
         for path in (ROOT / "hjepa_jax").rglob("*.py")
-        if path.name not in ("config.py", "config_check.py", "variants.py", "torch_config.py")
+        if path.name
+        not in ("config.py", "config_check.py", "config_rules.py", "variants.py", "torch_config.py")
     )
     names = {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)}
     # Settings dataclasses take fields by name from their section.
