@@ -30,16 +30,10 @@ def settings_from(kind: Any, section: Config, **extra: Any) -> Any:
     return kind(**{name: section[name] for name in names if name in section}, **extra)
 
 
-def build_modules(config: Config, *, dtype: Any = None) -> Modules:
-    """Returns the Flax modules of a configuration.
-
-    Args:
-      config: a validated configuration.
-      dtype: overrides config.model.compute_dtype (float64 in numerical checks).
-    """
+def build_encoder(config: Config, *, dtype: Any = None) -> ResNet18:
+    """Returns the encoder of a configuration; arguments as `build_modules`."""
     model = config.model
-    dtype = jnp.dtype(model.compute_dtype) if dtype is None else dtype
-    encoder = ResNet18(
+    return ResNet18(
         stem=model.stem,
         mode=model.mode,
         token_layer=model.token_layer,
@@ -48,13 +42,24 @@ def build_modules(config: Config, *, dtype: Any = None) -> Modules:
         split_qp=model.split_qp,
         embed_dim=model.embed_dim,
         width=model.width,
-        dtype=dtype,
+        dtype=jnp.dtype(model.compute_dtype) if dtype is None else dtype,
     )
+
+
+def build_modules(config: Config, *, dtype: Any = None) -> Modules:
+    """Returns the Flax modules of a configuration.
+
+    Args:
+      config: a validated configuration.
+      dtype: overrides config.model.compute_dtype (float64 in numerical checks).
+    """
+    model = config.model
+    encoder = build_encoder(config, dtype=dtype)
     projector = Projector(
         kind=model.projector,
         hidden_dim=model.projector_hidden,
         output_dim=model.projector_dim,
-        dtype=dtype,
+        dtype=encoder.dtype,
     )
     if config.objective != "hjepa":
         return Modules(encoder, projector, None)
@@ -65,25 +70,12 @@ def build_modules(config: Config, *, dtype: Any = None) -> Modules:
     return Modules(encoder, projector, predictor)
 
 
-def token_grid(config: Config) -> int:
-    """Returns the side of the encoder's token grid: pooled, or the image over the strides."""
-    model = config.model
-    if model.token_hw is not None:
-        return model.token_hw
-    side = config.data.image_size
-    halvings = int(model.token_layer.removeprefix("layer")) - 1
-    halvings += 2 if model.stem == "imagenet" else 0
-    for _ in range(halvings):
-        side = (side + 1) // 2
-    return side
-
-
 def spectral_settings(config: Config) -> SpectralSettings:
     """Returns the settings of HamSIGReg's transform; kind 'identity' is plain SIGReg."""
     spectral = config.spectral
     if spectral.kind not in GRID_KINDS:
         return settings_from(SpectralSettings, spectral, learnable=None)
-    side = token_grid(config)
+    side = build_encoder(config).token_grid(config.data.image_size)
     learnable = None
     if spectral.kind == "learnable":
         learnable = settings_from(LearnableSettings, spectral, h=side, w=side)

@@ -152,7 +152,7 @@ class LoadedRun:
                 "no predictor: there is no flow. Load an 'hjepa' run."
             )
         states = np.asarray(z, np.float32)
-        width = _state_width(self.run)
+        width = self.run.method.modules.encoder.output_dim(self.config.data.image_size)
         if states.ndim < 1 or states.shape[-1] != width:
             raise UserError(
                 f"States have shape {states.shape}, but those of this run are [..., {width}]: "
@@ -170,18 +170,6 @@ def _checked(image: Any) -> npt.NDArray[np.uint8]:
             f"{array.dtype} {array.shape}."
         )
     return array
-
-
-def _state_width(run: Run) -> int:
-    """Returns D, the width of the encoder's output."""
-    size, abstract = run.method.config.data.image_size, run.abstract_state
-    variables = {
-        "params": abstract.params["encoder"],
-        "batch_stats": abstract.batch_stats["encoder"],
-    }
-    images = jax.ShapeDtypeStruct((1, size, size, 3), run.method.modules.encoder.dtype)
-    encoder: Any = run.method.modules.encoder
-    return jax.eval_shape(lambda v, x: encoder.apply(v, x, train=False), variables, images).shape[1]
 
 
 def _restore_parts(folder: epath.Path, run: Run) -> dict[str, Any]:

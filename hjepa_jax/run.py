@@ -47,6 +47,7 @@ class Run(NamedTuple):
     num_steps: int
     init: Callable[[], TrainState]
     step: Any  # a jitted function (state, batch) -> (state, metrics), which donates the state
+    encode: Any  # a jitted function (encoder's variables, images) -> states, frozen
     abstract_state: Any
 
 
@@ -90,25 +91,25 @@ def prepare(config: Config, num_images: int, mesh: Any) -> Run:
         # It runs once: optimising its many small random draws takes ten times as long as they do.
         return lowered.compile(compiler_options=UNOPTIMISED)(key)
 
-    return Run(method, mesh, num_steps, initialise, jitted, abstract)
+    encode = jax.jit(functools.partial(_frozen_encoder, method), out_shardings=everywhere)
+    return Run(method, mesh, num_steps, initialise, jitted, encode, abstract)
+
+
+def _frozen_encoder(method: Method, variables: Any, images: jax.Array) -> Any:
+    data, encoder = method.config.data, method.modules.encoder
+    inputs = normalise(images, data.mean, data.std, encoder.dtype)
+    return encoder.apply(variables, inputs, train=False)
 
 
 def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.Array]:
     """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
 
-    N must split evenly over the devices of the run's mesh.
+    All that are made of one run share its compiled function. N must split evenly over the devices
+    of the run's mesh.
     """
-    data, encoder = run.method.config.data, run.method.modules.encoder
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-    def apply(variables: Any, images: jax.Array) -> Any:
-        return encoder.apply(
-            variables, normalise(images, data.mean, data.std, encoder.dtype), train=False
-        )
-
     variables = {"params": params["encoder"], "batch_stats": batch_stats["encoder"]}
 
     def encode(images: Any) -> jax.Array:
-        return apply(variables, sharding.put_batch(run.mesh, {"image": images})["image"])
+        return run.encode(variables, sharding.put_batch(run.mesh, {"image": images})["image"])
 
     return encode

@@ -71,6 +71,10 @@ def test_encode_equals_the_evaluation(workdir, loaded) -> None:
     images = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
     padded = np.concatenate([images, images[:5]])
     expected = np.asarray(make_encode(run, state.params, state.batch_stats)(padded))[:11]
+    # Another encoder of the run is another argument of the same compiled function.
+    zeros = jax.tree.map(jax.numpy.zeros_like, state.params)
+    assert not np.asarray(make_encode(run, zeros, state.batch_stats)(padded)).any()
+    assert run.encode._cache_size() == 1
     found = loaded.encode(images)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

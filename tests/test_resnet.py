@@ -68,6 +68,8 @@ def test_output_dim_is_the_width_of_the_state(fields, size):
     variables = shapes(model, size)
     out = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images(size))
     assert out.shape == (2, model.output_dim(size))
+    if model.mode == "tokens":
+        assert out.shape[1] == model.token_grid(size) ** 2 * model.token_dim
 
 
 def test_default_state_has_2048_numbers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import time
@@ -21,9 +20,8 @@ from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation.alarms import collapse_alarms
 from hjepa_jax.evaluation.features import extract_features, select_variant
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
-from hjepa_jax.run import Run, open_split
+from hjepa_jax.run import Run, make_encode, open_split
 from hjepa_jax.train_state import TrainState
-from hjepa_jax.train_step import normalise
 
 _log = logging.getLogger(__name__)
 _SHEET_IMAGES = 12
@@ -80,30 +78,10 @@ class OnlineKnn:
         self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
         self.every_steps = max(1, round(settings.online_every_epochs * run.method.steps_per_epoch))
 
-    @functools.cached_property
-    def _apply(self) -> Any:
-        """The frozen encoder as a function of its variables, so that it compiles once."""
-        data, encoder = self._config.data, self._run.method.modules.encoder
-
-        @functools.partial(jax.jit, out_shardings=sharding.replicated(self._run.mesh))
-        def apply(variables: Any, images: jax.Array) -> Any:
-            inputs = normalise(images, data.mean, data.std, encoder.dtype)
-            return encoder.apply(variables, inputs, train=False)
-
-        return apply
-
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder."""
         settings, split_qp = self._config.evaluation, self._config.model.split_qp
-        variables = {
-            "params": state.params["encoder"],
-            "batch_stats": state.batch_stats["encoder"],
-        }
-
-        def encode(images: Any) -> Any:
-            placed = sharding.put_batch(self._run.mesh, {"image": images})["image"]
-            return self._apply(variables, placed)
-
+        encode = make_encode(self._run, state.params, state.batch_stats)
         sets = []
         for source in self._sources:
             with eval_batches(self._config, source, settings.batch_size) as batches:

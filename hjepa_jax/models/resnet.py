@@ -87,13 +87,17 @@ class ResNet18(nn.Module):
         """Returns the width D of z for square images of `image_size` pixels."""
         if self.mode == "global":
             return self.embed_dim
-        side = self.token_hw
-        if side is None:
-            side = image_size
-            # Every stride-2 layer gives ceil(side / 2).
-            for _ in range(self.num_stages - 1 + (2 if self.stem == "imagenet" else 0)):
-                side = (side + 1) // 2
-        return side * side * self.token_dim
+        return self.token_grid(image_size) ** 2 * self.token_dim
+
+    def token_grid(self, image_size: int) -> int:
+        """Returns the side of the token grid for square images of `image_size` pixels."""
+        if self.token_hw is not None:
+            return self.token_hw
+        side = image_size
+        # Every stride-2 layer gives ceil(side / 2).
+        for _ in range(self.num_stages - 1 + (2 if self.stem == "imagenet" else 0)):
+            side = (side + 1) // 2
+        return side
 
     def _check_fields(self, x: jax.Array) -> None:
         for name, allowed in (("stem", STEMS), ("mode", MODES), ("token_layer", TOKEN_LAYERS)):
