@@ -1,12 +1,15 @@
 """Checkpoints: what is saved comes back, damage is found, and nothing saved is lost."""
 
+import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hjepa_jax import checkpoint_files
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError
 
@@ -21,10 +24,11 @@ def _abstract(state):
     )
 
 
-def _saved(folder: pathlib.Path, steps=(1, 2, 3)) -> Checkpointer:
-    checkpointer = Checkpointer(folder, keep_last=2)
+def _saved(folder: pathlib.Path, steps=(1, 2, 3), metrics=None, **options) -> Checkpointer:
+    checkpointer = Checkpointer(folder, keep_last=2, **options)
     for step in steps:
-        checkpointer.save(step, _state(float(step)), {"data": {"step": step}})
+        scores = None if metrics is None else metrics[step]
+        checkpointer.save(step, _state(float(step)), {"data": {"step": step}}, scores)
     checkpointer.wait()
     return checkpointer
 
@@ -102,3 +106,106 @@ def test_all_checkpoints_damaged_is_one_sentence(tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read: step 3 .*step 2"):
         checkpointer.restore(_abstract(_state(0.0)))
     checkpointer.close()
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flip(path: pathlib.Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_named(tmp_path) -> None:
+    step = tmp_path / "c" / "3"
+    _saved(tmp_path / "c").close()
+    assert checkpoint_files.verify(step)
+    checked = [path for path in _files(step) if path.name != "commit_success.txt"]
+    assert len(checked) > 6
+    for path in checked:
+        intact = path.read_bytes()
+        # The start of `_CHECKPOINT_METADATA`: its end holds the time of the commit.
+        for position in (0, len(intact) // 3):
+            _flip(path, position)
+            with pytest.raises(checkpoint_files.DamagedError, match=re.escape(path.name)):
+                checkpoint_files.verify(step)
+            path.write_bytes(intact)
+        path.write_bytes(intact[:-1])
+        with pytest.raises(checkpoint_files.DamagedError, match=re.escape(path.name)):
+            checkpoint_files.verify(step)
+        path.unlink()
+        if path.name == checkpoint_files.MANIFEST:
+            assert not checkpoint_files.verify(step)
+        else:
+            with pytest.raises(checkpoint_files.DamagedError, match=re.escape(path.name)):
+                checkpoint_files.verify(step)
+        path.write_bytes(intact)
+    assert checkpoint_files.verify(step)
+
+
+def test_after_a_fallback_the_damaged_step_can_be_saved_again(tmp_path, caplog) -> None:
+    folder = tmp_path / "c"
+    _saved(folder).close()
+    (largest,) = sorted(_files(folder / "3" / "state"), key=lambda path: path.stat().st_size)[-1:]
+    _flip(largest, 40)
+    reader = Checkpointer(folder, read_only=True)
+    assert reader.restore(_abstract(_state(0.0)))[1]["data"]["step"] == 2
+    reader.close()
+    assert (folder / "3").is_dir()
+    checkpointer = Checkpointer(folder, keep_last=2)
+    assert checkpointer.restore(_abstract(_state(0.0)))[1]["data"]["step"] == 2
+    name = largest.relative_to(folder / "3")
+    assert f"step 3 ({name} is altered" in caplog.text
+    assert (folder / "3.damaged").is_dir()
+    assert checkpointer.steps() == [2]
+    checkpointer.save(3, _state(3.0), {"data": {"step": 3}})
+    checkpointer.wait()
+    assert checkpointer.restore(_abstract(_state(0.0)))[1]["data"]["step"] == 3
+    checkpointer.close()
+
+
+def test_a_checkpoint_without_checksums_is_used_and_noted(tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / "c"
+    _saved(folder).close()
+    (folder / "3" / checkpoint_files.MANIFEST).unlink()
+    checkpointer = Checkpointer(folder, read_only=True)
+    assert checkpointer.restore(_abstract(_state(0.0)))[1]["data"]["step"] == 3
+    assert "3 has no checksums.json" in caplog.text
+    checkpointer.close()
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 1)])
+def test_the_best_is_kept_beside_the_newest(mode, best, tmp_path) -> None:
+    scores = {1: {"total": 9.0}, 2: {"total": 1.0}, 3: {"total": math.nan}, 4: None}
+    scores |= {5: {"total": 5.0}, 6: {"other": 0.0}}
+    options = {"keep_best": 1, "best_mode": mode}
+    first = _saved(tmp_path / "c", scores, scores, **options)
+    assert first.steps() == [best, 5, 6]
+    first.close()
+    # A resumed run knows the scores of what it finds.
+    second = Checkpointer(tmp_path / "c", keep_last=2, **options)
+    second.save(7, _state(7.0), {}, {"total": 4.0})
+    second.wait()
+    assert second.steps() == [best, 6, 7]
+    assert second.best_step() == best
+    second.close()
+    reader = Checkpointer(tmp_path / "c", read_only=True, best_metric="nothing")
+    with pytest.raises(CheckpointError, match="'nothing'"):
+        reader.best_step()
+    reader.close()
+
+
+def test_what_a_broken_off_save_left_is_removed(tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / "c"
+    _saved(folder, steps=(1,)).close()
+    left = folder / "2.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    Checkpointer(folder, read_only=True).close()
+    assert left.is_dir()
+    Checkpointer(folder).close()
+    assert not left.exists()
+    assert "broken off" in caplog.text
