@@ -91,7 +91,7 @@ class Checkpointer:
             options=options,
             item_names=("state", "meta"),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
+                "state": ocp.PyTreeCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -149,7 +149,7 @@ class Checkpointer:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
                 ),
                 metrics={n: v for n, v in kept.items() if math.isfinite(v)},
             )
@@ -173,12 +173,13 @@ class Checkpointer:
         """Restores (state, meta) of `step`, or of the newest step that can be read.
 
         Args:
-          abstract_state: the state as ShapeDtypeStructs with shardings.
+          abstract_state: the state as ShapeDtypeStructs with shardings; or a dict of some of its
+            fields, which alone are read.
           step: the step wanted; None for the newest readable one. Newer ones, which are damaged,
             are renamed to `<step>.damaged` unless the folder was opened read-only.
 
         Raises:
-          CheckpointError: if there is none, none can be read, or shapes differ from
+          CheckpointError: if there is none, none can be read, or what is in it differs from
             `abstract_state` (the parameter is named).
         """
         steps = self.steps() if step is None else [step]
@@ -188,12 +189,16 @@ class Checkpointer:
         for candidate in reversed(steps):
             try:
                 self._verify(candidate)
-                self._check_shapes(candidate, abstract_state)
+                self._check_contents(candidate, abstract_state)
+                arguments: Any = ocp.args.PyTreeRestore(
+                    item=abstract_state,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+                    # A field that was empty or not there yet has no arrays to read.
+                    partial_restore=True,
+                )
                 restored = self._manager.restore(
                     candidate,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
-                    ),
+                    args=ocp.args.Composite(state=arguments, meta=ocp.args.JsonRestore()),
                 )
                 self._set_aside(list(failures))
                 return restored["state"], restored["meta"]
@@ -214,8 +219,8 @@ class Checkpointer:
         self.wait()
         self._manager.close()
 
-    def _check_shapes(self, step: int, abstract_state: Any) -> None:
-        """Names the first parameter whose shape differs, which orbax itself does not."""
+    def _check_contents(self, step: int, abstract_state: Any) -> None:
+        """Names the first array that is missing, left over or of another shape."""
         saved = self._manager.item_metadata(step)["state"]
         if saved is None:
             return  # unreadable metadata: the restore itself will say so
@@ -224,16 +229,24 @@ class Checkpointer:
             jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if name not in shapes:
+        wanted = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state)
+        }
+        only_parts = isinstance(abstract_state, dict)
+        place = f"checkpoint {self.folder}/{step}"
+        for name in wanted if only_parts else sorted(wanted.keys() | shapes.keys()):
+            there, here = shapes.get(name), wanted.get(name)
+            if there == here:
                 continue
-            if shapes[name] != tuple(leaf.shape):
-                raise CheckpointError(
-                    f"{name} has shape {shapes[name]} in checkpoint {self.folder}/{step} but "
-                    f"{tuple(leaf.shape)} in this configuration: use the configuration of that "
-                    "run, or another --workdir."
-                )
+            problem = f"has shape {there} in {place} but {here} in this configuration"
+            if there is None:
+                problem = f"is missing in {place}, which another configuration wrote"
+            elif here is None:
+                problem = f"is in {place} but is no part of this configuration's state"
+            raise CheckpointError(
+                f"{name} {problem}: use the configuration of that run, or another --workdir."
+            )
 
     def _verify(self, step: int) -> None:
         """Raises DamagedError if a file of the step is not as it was written."""

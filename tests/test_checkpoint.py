@@ -3,7 +3,9 @@
 import math
 import pathlib
 import re
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,29 @@ def test_a_shape_mismatch_names_the_parameter(tmp_path) -> None:
     wanted["params"]["kernel"] = jax.ShapeDtypeStruct((3, 5), jnp.float32)
     with pytest.raises(CheckpointError, match=r"params/kernel has shape \(3, 4\).*\(3, 5\)"):
         checkpointer.restore(wanted)
+    checkpointer.close()
+
+
+class _Whole(flax.struct.PyTreeNode):
+    params: Any
+    step: Any
+    probe: Any
+
+
+def test_what_is_missing_or_left_over_is_named_and_parts_can_be_read(tmp_path) -> None:
+    """A checkpoint of another configuration is not taken for a damaged one."""
+    checkpointer = _saved(tmp_path / "c")
+    whole = _Whole(**_abstract(_state(0.0)), probe={})
+    # A field that is empty need not be in the file: older checkpoints stay readable.
+    state, _ = checkpointer.restore(whole)
+    assert isinstance(state, _Whole)
+    np.testing.assert_array_equal(state.params["kernel"], np.full((3, 4), 3.0, np.float32))
+    with pytest.raises(CheckpointError, match=r"probe/bias is missing in checkpoint .*c/3, which"):
+        checkpointer.restore(whole.replace(probe={"bias": whole.step}))
+    with pytest.raises(CheckpointError, match=r"params/kernel is in checkpoint .* no part of this"):
+        checkpointer.restore(whole.replace(params={}))
+    part, meta = checkpointer.restore({"step": whole.step})
+    assert (part.keys(), int(part["step"]), meta["data"]["step"]) == ({"step"}, 7, 3)
     checkpointer.close()
 
 
