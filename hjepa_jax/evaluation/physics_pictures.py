@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hjepa_jax.evaluation.physics import Measurement, Probe, summarise
+from hjepa_jax.evaluation.pictures import new_figure, tidy
 
 # Okabe and Ito's colours, told apart under every common colour blindness; styles differ as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
@@ -27,18 +28,6 @@ _SNAPSHOTS = 4
 _TRAIL = 25
 
 Results = Mapping[str, Measurement]
-
-
-def _figure(width: float, height: float, dpi: int = _DPI) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -63,7 +52,7 @@ def energy_picture(results: Results, probe: Probe) -> Figure | None:
     known = {n: m for n, m in results.items() if m.energy is not None}
     if not known:
         return None
-    figure = _figure(4.2 + 3.1 * len(known), 3.9)
+    figure = new_figure(4.2 + 3.1 * len(known), 3.9, _DPI)
     ratios = [1.35, *[1.0] * len(known)]
     panels = figure.subplots(1, 1 + len(known), width_ratios=ratios, squeeze=False)[0]
     for index, (name, m) in enumerate(known.items()):
@@ -73,7 +62,7 @@ def energy_picture(results: Results, probe: Probe) -> Figure | None:
     panels[0].set(yscale="log", xlabel="applications of the map", ylabel="|H − H at start|")
     panels[0].set_title("Energy error (median, 10–90 %)")
     panels[0].legend(framealpha=0.85, edgecolor="none", fontsize=8.5)
-    _tidy(panels[0])
+    tidy(panels[0])
     grids = {
         n: np.maximum(m.grid_drift, _FLOOR) for n, m in known.items() if m.grid_drift is not None
     }
@@ -94,14 +83,14 @@ def energy_picture(results: Results, probe: Probe) -> Figure | None:
 
 def reversal_picture(results: Results) -> Figure:
     """Error of running forward and back, against the number of applications."""
-    figure = _figure(5.4, 4.0)
+    figure = new_figure(5.4, 4.0, _DPI)
     axes = figure.subplots()
     for index, (name, m) in enumerate(results.items()):
         _band(axes, m.reversal_times, m.reversal_error, index, name)
     axes.set(xscale="log", yscale="log", xlabel="applications forward, then backward")
     axes.set(ylabel="|return − start| / (1 + |start|)", title="Time reversal (median, 10–90 %)")
     axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -121,7 +110,7 @@ def blob_picture(results: Results, probe: Probe) -> Figure:
     """A loop of initial conditions at a few times, with its area relative to the start."""
     first = next(iter(results.values()))
     times = np.unique(np.linspace(0, len(first.action) - 1, _SNAPSHOTS).round().astype(int))
-    figure = _figure(3.3 * len(results), 4.4)
+    figure = new_figure(3.3 * len(results), 4.4, _DPI)
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     q_limits, p_limits = _view(results)
     shades = [0.35 + 0.65 * k / (len(times) - 1) for k in range(len(times))]
@@ -146,7 +135,7 @@ def blob_picture(results: Results, probe: Probe) -> Figure:
             title="after applications: area",
             title_fontsize=8,
         )
-        _tidy(axes)
+        tidy(axes)
     panels[0].set_ylabel(f"p[{probe.plane}]")
     figure.suptitle("A loop of initial conditions; its area relative to the start")
     return figure
@@ -154,7 +143,7 @@ def blob_picture(results: Results, probe: Probe) -> Figure:
 
 def structure_picture(results: Results) -> Figure:
     """Histograms of the symplectic defect and of the volume change of one application."""
-    figure = _figure(9.2, 3.8)
+    figure = new_figure(9.2, 3.8, _DPI)
     left, right = figure.subplots(1, 2)
     panels = (
         (left, "defect", "|JᵀΩJ − Ω| / |Ω| of one application", "Symplectic defect"),
@@ -173,14 +162,14 @@ def structure_picture(results: Results) -> Figure:
         if every.min() <= _FLOOR:
             label += f" (0 at {_FLOOR:.0e})"
         axes.set(xscale="log", xlabel=label, ylabel="states", title=title)
-        _tidy(axes)
+        tidy(axes)
     left.legend(frameon=False)
     return figure
 
 
 def covariance_picture(results: Results) -> Figure:
     """Total variance and participation ratio of the ensemble, and the area of the loop."""
-    figure = _figure(11.0, 3.7)
+    figure = new_figure(11.0, 3.7, _DPI)
     panels = figure.subplots(1, 3)
     rows = (
         ("variance", "total variance / start", "Covariance: size", "log"),
@@ -194,7 +183,7 @@ def covariance_picture(results: Results) -> Figure:
             axes.plot(series, label=name, linewidth=1.8, **_style(index))
         axes.set(xlabel="applications of the map", ylabel=label, title=title, yscale=scale)
         axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
-        _tidy(axes)
+        tidy(axes)
     panels[0].legend(frameon=False)
     return figure
 
@@ -207,7 +196,7 @@ def orbit_frames(
     steps = len(next(iter(results.values())).path)
     paths = {n: results[n].path[:, state] for n in names}
     energies = {n: m.energy[:, state] for n, m in results.items() if m.energy is not None}
-    figure = _figure(8.0, 3.8, dpi=80)
+    figure = new_figure(8.0, 3.8, dpi=80)
     left, right = figure.subplots(1, 2)
     half = 1.6 * max(float(np.abs(paths[names[0]]).max()), 1e-6)
     left.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
@@ -218,7 +207,7 @@ def orbit_frames(
         start = next(iter(energies.values()))[0]
         right.set_ylim(start - 1.1 * abs(start) - 0.1, start + 1.6 * abs(start) + 0.1)
     for axes in (left, right):
-        _tidy(axes)
+        tidy(axes)
     trails = [
         left.plot([], [], linewidth=1.2, alpha=0.6, **_style(i))[0] for i in range(len(names))
     ]

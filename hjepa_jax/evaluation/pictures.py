@@ -44,19 +44,21 @@ _MAX_MAP_CLASSES = 10
 _DPI = 150
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+    """Returns an empty figure of a size in inches."""
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Leaves two spines and a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style of each encoder, in order; repeated beyond six."""
     size = len(_ENCODER_COLOURS)
     return {
@@ -71,9 +73,9 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def spectra(metrics: Mapping[str, Any]) -> Figure:
     """Covariance eigenvalues against their rank, both logarithmic, each over its largest."""
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
-    styles = _styles(list(metrics["encoders"]))
+    styles = styles_of(list(metrics["encoders"]))
     for name, one in metrics["encoders"].items():
         covariance = one["diagnostics"]["covariance_spectrum_topq"]
         values = np.asarray(covariance["eigenvalues"])
@@ -87,15 +89,15 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
     axes.set_title("Covariance spectrum of training features")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend(frameon=False, loc="lower left")
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
     """kNN top-1 accuracy over k, with the level of chance."""
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
-    styles = _styles(list(metrics["encoders"]))
+    styles = styles_of(list(metrics["encoders"]))
     ks: set[int] = set()
     for name, one in metrics["encoders"].items():
         found = one["knn"]
@@ -120,15 +122,15 @@ def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("test top-1 accuracy")
     axes.set_title("k-nearest-neighbour accuracy")
     axes.legend(frameon=False, loc="best")
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
 def cosine_histogram(inputs: PictureInputs) -> Figure:
     """Distribution of cosine similarities of random pairs of test images."""
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
-    styles = _styles(list(inputs.encoders))
+    styles = styles_of(list(inputs.encoders))
     lowest = min(float(one.cosine.min()) for one in inputs.encoders.values())
     edges = np.linspace(min(lowest, 0.0), 1.0, 61).tolist()
     for name, one in inputs.encoders.items():
@@ -153,7 +155,7 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
     axes.set_ylabel("share of pairs")
     axes.set_title("Random pairs of test images")
     axes.legend(frameon=False, loc="best")
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -195,7 +197,7 @@ def _draw_map(axes: Axes, one: EncoderPictures, shown: Sequence[int], names: Seq
 def feature_map(inputs: PictureInputs) -> Figure:
     """Test features on their first two principal axes; at most ten classes are coloured."""
     count = len(inputs.encoders)
-    figure = _figure(4.4 * count + 1.4, 4.4)
+    figure = new_figure(4.4 * count + 1.4, 4.4)
     labels = next(iter(inputs.encoders.values())).labels
     shown = np.unique(labels)[:_MAX_MAP_CLASSES].tolist()
     panels = figure.subplots(1, count, squeeze=False)[0]
@@ -238,7 +240,7 @@ def neighbours(inputs: PictureInputs) -> Figure:
     names, classes = list(inputs.encoders), inputs.class_names
     columns = 1 + inputs.encoders[names[0]].neighbours.shape[1]
     width, height = 1.1 * columns, 1.35 * len(inputs.queries)
-    figure = _figure(width, len(names) * (height + 0.6))
+    figure = new_figure(width, len(names) * (height + 0.6))
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         for row, query in enumerate(inputs.queries):

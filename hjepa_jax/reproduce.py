@@ -1,0 +1,268 @@
+"""The comparison that the software exists for: methods x seeds on one data set, as a document.
+
+The runs are a sweep (`hjepa_jax.sweep`), so that they are resumable; this module plans them,
+gathers their evaluations, and writes the document and its pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.protocol import headline
+from hjepa_jax.evaluation.report import write_atomically
+from hjepa_jax.evaluation.runs import Curve, read_curves
+from hjepa_jax.reproduce_pictures import draw
+from hjepa_jax.sweep import SweepRun, metrics_of, plan
+
+CONFIG = "configs/cifar100.py"
+METHODS = ("hjepa", "sigreg", "mlp", "identity")
+TITLES = {
+    "hjepa": "HJEPA",
+    "sigreg": "SIGReg (LeJEPA)",
+    "mlp": "matched MLP predictor",
+    "identity": "identity predictor",
+    "random": "random initialisation",
+    "pixels": "raw pixels",
+}
+# Figures of the table: name in `headline` -> (title, factor, digits).
+FIGURES = {
+    "knn": ("kNN@20 %", 100, 2),
+    "knn_first": ("kNN@1 %", 100, 2),
+    "probe_top1": ("probe top-1 %", 100, 2),
+    "probe_top5": ("probe top-5 %", 100, 2),
+    "effective_rank": ("effective rank", 1, 1),
+    "participation_ratio": ("participation ratio", 1, 1),
+}
+_PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+# The recipe of configs/cifar100.py in full, and scaled to hours on a CPU. The small one keeps the
+# shape of its schedules: warm-ups over a third of training, eight rows a dimension of the floor.
+SCALES: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "small": (
+        "model.width=16",
+        "model.compute_dtype=float32",
+        "data.max_train_images=10000",
+        "train.epochs=10",
+        "train.warmup_epochs=3.3",
+    ),
+}
+_SMALL_BY_METHOD = {
+    "hjepa": ("dynamics.residual_scale_warmup_epochs=3.3",),
+    "mlp": ("dynamics.residual_scale_warmup_epochs=3.3",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The finished runs of the comparison.
+
+    Attributes:
+      metrics: method -> seed -> content of metrics.json.
+      curves: method -> seed -> TensorBoard tag -> (steps, values).
+    """
+
+    metrics: dict[str, dict[int, dict[str, Any]]]
+    curves: dict[str, dict[int, dict[str, Curve]]]
+
+
+def plan_runs(
+    out: pathlib.Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    scale: str,
+    overrides: Sequence[str],
+) -> dict[tuple[str, int], SweepRun]:
+    """Returns the run of each (method, seed), seed by seed, so that any prefix is balanced.
+
+    Raises:
+      UserError: a method or scale that does not exist.
+    """
+    for name, options in ((scale, SCALES), *((method, METHODS) for method in methods)):
+        if name not in options:
+            raise UserError(f"{name!r} is none of {', '.join(options)}.")
+    runs = {}
+    for seed in seeds:
+        for method in methods:
+            own = _SMALL_BY_METHOD.get(method, ()) if scale == "small" else ()
+            common = (*SCALES[scale], *own, "evaluation.pixel_baseline=True", *overrides)
+            (run,) = plan(CONFIG, out, variants=(method,), seeds=(seed,), common=common)
+            runs[method, seed] = run
+    return runs
+
+
+def gather(runs: Mapping[tuple[str, int], SweepRun], out: pathlib.Path) -> Result:
+    """Reads the evaluations and curves of the finished runs."""
+    found = Result({}, {})
+    for (method, seed), run in runs.items():
+        metrics = metrics_of(run, out)
+        if metrics is not None:
+            found.metrics.setdefault(method, {})[seed] = metrics
+            curves = read_curves(out / "runs" / run.name)
+            found.curves.setdefault(method, {})[seed] = curves
+    return found
+
+
+def figures(result: Result) -> dict[str, dict[int, dict[str, float]]]:
+    """Returns row -> seed -> headline figures: the methods, then 'random' and 'pixels'.
+
+    Both references are taken from the first method's runs: they depend on the seed alone.
+    """
+    rows = {
+        method: {s: headline(m["encoders"]["trained"], m["headline_k"]) for s, m in by.items()}
+        for method, by in result.metrics.items()
+    }
+    for name in ("random", "pixels"):
+        first = next(iter(result.metrics.values()))
+        rows[name] = {
+            s: headline(m["encoders"][name], m["headline_k"])
+            for s, m in first.items()
+            if name in m["encoders"]
+        }
+    return {name: by_seed for name, by_seed in rows.items() if by_seed}
+
+
+def paired_interval(
+    differences: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Returns the percentile bootstrap interval of the mean of paired differences [n].
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. None for fewer than
+    two pairs; with three it is narrower than the confidence says.
+    """
+    sample = np.asarray(differences, np.float64)
+    if len(sample) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means = sample[rng.integers(len(sample), size=(resamples, len(sample)))].mean(axis=1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def results_table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Returns mean ± standard deviation (n - 1) over the seeds of every figure, in Markdown."""
+    lines = []
+    for name, by_seed in rows.items():
+        cells = []
+        for figure, (_, factor, digits) in FIGURES.items():
+            values = factor * np.array([found[figure] for found in by_seed.values()])
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}")
+        lines.append([TITLES[name], str(len(by_seed)), *cells])
+    return _table(["", "seeds", *(title for title, _, _ in FIGURES.values())], lines)
+
+
+def differences_table(
+    rows: Mapping[str, Mapping[int, Mapping[str, float]]], of: str = "hjepa"
+) -> str:
+    """Returns the paired differences of `of` minus every other row, with 95 % intervals."""
+    lines = []
+    for name, by_seed in rows.items():
+        shared = sorted(by_seed.keys() & rows.get(of, {}).keys())
+        if name == of or not shared:
+            continue
+        cells = []
+        for figure in ("knn", "knn_first", "probe_top1", "probe_top5"):
+            values = [100 * (rows[of][s][figure] - by_seed[s][figure]) for s in shared]
+            interval = paired_interval(values)
+            text = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+            cells.append(f"{np.mean(values):+.2f}{text}")
+        lines.append([f"{TITLES[of]} − {TITLES[name]}", str(len(shared)), *cells])
+    titles = ("kNN@20", "kNN@1", "probe top-1", "probe top-5")
+    return _table(["difference in points", "pairs", *titles], lines)
+
+
+def variants_table(result: Result) -> str:
+    """Returns kNN@20 and probe of q, p and [q | p], means over seeds, in Markdown."""
+    lines = []
+    for method, by_seed in result.metrics.items():
+        for encoder in ("trained", "random"):
+            found = [m["encoders"][encoder].get("qp_variants") for m in by_seed.values()]
+            if not all(found) or encoder not in next(iter(by_seed.values()))["encoders"]:
+                continue
+            k = next(iter(by_seed.values()))["headline_k"]
+            cells = []
+            for variant in ("q", "p", "qp"):
+                ones = [one[variant] for one in found]
+                position = ones[0]["knn"]["k_values"].index(k)
+                cells.append(f"{100 * np.mean([o['knn']['top1'][position] for o in ones]):.2f}")
+                cells.append(f"{100 * np.mean([o['linear_probe']['top1'] for o in ones]):.2f}")
+            lines.append([f"{TITLES[method]}, {encoder}", *cells])
+    header = [f"{part} {what} %" for part in ("q", "p", "q and p") for what in ("kNN", "probe")]
+    return _table(["", *header], lines)
+
+
+def machine() -> str:
+    """Returns processor, accelerator and versions in one line."""
+    import jax
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            processor = f"{len(names)} x {names[0].partition(':')[2].strip()}"
+    devices = jax.devices()
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in _PACKAGES)
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    return f"{processor}; {kind}; Python {platform.python_version()}, {versions}"
+
+
+def document(result: Result, *, command: str, notes: str, planned: int, images: str) -> str:
+    """Returns the document in Markdown.
+
+    Args:
+      result: the finished runs.
+      command: what made it.
+      notes: Markdown that follows the tables, such as what was tried and what it means.
+      planned: number of runs planned.
+      images: folder of the pictures, relative to the document.
+    """
+    rows = figures(result)
+    done = sum(len(by_seed) for by_seed in result.metrics.values())
+    seeds = sorted({seed for by_seed in result.metrics.values() for seed in by_seed})
+    sections = [
+        "# Results",
+        f"{done} of {planned} runs finished; seeds {', '.join(map(str, seeds))}. Mean ± standard "
+        "deviation over the seeds; the features are those of the frozen encoder (q for the "
+        "predictor methods, the whole state for SIGReg, as in the published protocol).",
+        results_table(rows),
+        "Paired by seed, with 95 % percentile bootstrap intervals over the pairs:",
+        differences_table(rows),
+        "Parts of the state (kNN@20 and linear probe):",
+        variants_table(result),
+        *(f"![{name}]({images}/{name}.png)" for name in ("knn", "spectra", "curves")),
+        notes.strip(),
+        f"## How it was made\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
+    """Writes the document and the pictures beside it.
+
+    Raises:
+      UserError: if no run is finished.
+    """
+    if not result.metrics:
+        raise UserError("no run is finished: there is nothing to report yet.")
+    images = report.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for name, figure in draw(result.metrics, result.curves, TITLES).items():
+        figure.savefig(images / f"{name}.png")
+    write_atomically(report, document(result, images=images.name, **parts))

@@ -1,0 +1,119 @@
+"""The comparison of methods: its plan, tables and pictures, and the script on smoke-sized runs."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.reproduce import (
+    METHODS,
+    SCALES,
+    Result,
+    differences_table,
+    paired_interval,
+    plan_runs,
+    results_table,
+    write_document,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FIGURES = ("knn", "knn_first", "probe_top1", "probe_top5", "effective_rank", "participation_ratio")
+
+
+def _row(knn: float) -> dict[str, float]:
+    return {name: knn for name in FIGURES}
+
+
+def test_every_method_gets_the_same_recipe_but_for_its_own_schedules(tmp_path) -> None:
+    runs = plan_runs(tmp_path, methods=METHODS, seeds=(0, 1), scale="small", overrides=("a.b=1",))
+    # Seed by seed, so that whatever is finished is balanced.
+    assert list(runs)[:5] == [(m, 0) for m in METHODS] + [("hjepa", 1)]
+    recipes = {}
+    for (method, seed), run in runs.items():
+        own = ("--config=", "--workdir", "--config.seed", "--config.dynamics.residual")
+        recipes[method, seed] = {a for a in run.arguments if not a.startswith(own)}
+        assert f"--config.seed={seed}" in run.arguments
+        assert "--config.a.b=1" in run.arguments
+        assert {f"--config.{o}" for o in SCALES["small"]} <= recipes[method, seed]
+    assert all(recipe == recipes["hjepa", 0] for recipe in recipes.values())
+    with pytest.raises(UserError, match="'sigrge' is none of hjepa, sigreg"):
+        plan_runs(tmp_path, methods=["sigrge"], seeds=(0,), scale="small", overrides=())
+
+
+def test_paired_interval_is_that_of_the_mean_difference() -> None:
+    rng = np.random.default_rng(1)
+    sample = rng.normal(2.0, 1.0, 400)
+    found = paired_interval(sample)
+    assert found is not None
+    half = 1.96 * sample.std() / 20
+    np.testing.assert_allclose(found, [sample.mean() - half, sample.mean() + half], atol=0.02)
+    assert paired_interval([1.0]) is None
+    assert paired_interval([3.0, 3.0]) == (3.0, 3.0)
+
+
+def test_tables_pair_by_seed_and_give_mean_and_deviation() -> None:
+    rows = {
+        "hjepa": {0: _row(0.50), 1: _row(0.60)},
+        "sigreg": {1: _row(0.55), 0: _row(0.40), 2: _row(0.9)},
+        "random": {0: _row(0.1)},
+    }
+    table = results_table(rows)
+    assert "| HJEPA | 2 | 55.00 ± 7.07 |" in table
+    assert "| random initialisation | 1 | 10.00 |" in table
+    differences = differences_table(rows)
+    # Seeds 0 and 1 are shared: differences of 10 and 5 points.
+    assert "| HJEPA − SIGReg (LeJEPA) | 2 | +7.50 [+5.00, +10.00] |" in differences
+    assert "| HJEPA − random initialisation | 1 | +40.00 |" in differences
+
+
+def test_nothing_finished_is_said(tmp_path) -> None:
+    with pytest.raises(UserError, match="nothing to report"):
+        write_document(Result({}, {}), tmp_path / "R.md", command="", notes="", planned=4)
+
+
+def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
+    overrides = [
+        "data.name=digits",
+        "data.image_size=16",
+        "data.batch_size=16",
+        "data.max_train_images=64",
+        "data.max_test_images=32",
+        "model.width=8",
+        "model.token_layer=layer2",
+        "model.token_dim=8",
+        "train.max_steps=2",
+        "train.epochs=1",
+        "train.warmup_epochs=0.5",
+        "train.fast_compile=True",
+        "evaluation.batch_size=32",
+        "evaluation.probe_epochs=1",
+        "log.every_steps=1",
+    ]
+    command = [
+        sys.executable,
+        "scripts/reproduce.py",
+        f"--out={tmp_path}/runs",
+        f"--report={tmp_path}/RESULTS.md",
+        "--scale=small",
+        "--methods=sigreg",
+        "--seeds=3",
+        *(f"--override={text}" for text in overrides),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    for expected in ("runs, log in", "finished before"):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count(expected) == 1
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "1 of 1 runs finished; seeds 3" in text
+    for row in ("SIGReg (LeJEPA)", "random initialisation", "raw pixels"):
+        assert re.search(rf"^\| {re.escape(row)} \| 1 \| \d", text, re.MULTILINE), row
+    assert str(tmp_path) not in text
+    assert "jaxlib" in text
+    for name in ("knn", "spectra", "curves"):
+        assert (tmp_path / f"images/{name}.png").stat().st_size > 10_000
