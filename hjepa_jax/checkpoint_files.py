@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
+
+from hjepa_jax.errors import TrainingError, UserError
 
 MANIFEST = "checksums.json"
 _METADATA = "_CHECKPOINT_METADATA"
@@ -131,3 +135,21 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextlib.contextmanager
+def disk_full_is_a_sentence(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns a full disk, wherever it is met within this context, into a TrainingError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # writers in threads wrap what they met
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(workdir).free
+        raise TrainingError(
+            f"nothing more can be written to {workdir}: the disk is full or a limit of file sizes "
+            f"is reached ({free} bytes are free). Free disk space, then start the same command "
+            "again."
+        ) from error

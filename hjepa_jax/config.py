@@ -293,6 +293,10 @@ def _train() -> ConfigDict:
             "warmup_epochs": 10.0,
             "warmup_init_ratio": 0.01,
             "min_lr_ratio": 0.001,
+            # A loss or gradient that is NaN or infinite: 'stop' with an explanation, or 'skip' the
+            # batch, at most so many in a row; the state before it is kept in both cases.
+            "on_nonfinite": "stop",
+            "max_skips_in_a_row": 5,
             # Compile the step without optimising it: a slower step, for runs of a few steps.
             "fast_compile": False,
         }
@@ -369,6 +373,11 @@ def base_config() -> Config:
                 # Steps between checkpoints; None = once an epoch.
                 "every_steps": _optional(int),
                 "keep_last": 2,
+                # Beside the newest, keep the best so many by a logged metric at the step saved, or
+                # by 'online/knn_top1' (steps without it rank last); 'min' or 'max' is best.
+                "keep_best": 0,
+                "best_metric": "total",
+                "best_mode": "min",
             },
             "log": {
                 # Steps between log lines.

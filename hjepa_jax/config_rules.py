@@ -31,6 +31,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.backend": ("host", "device"),
     "data.on_corrupt": ("error", "skip"),
     "evaluation.variant": ("q", "p", "qp"),
+    "train.on_nonfinite": ("stop", "skip"),
+    "checkpoint.best_mode": ("min", "max"),
 }
 # Fields that hold several values, each one of these.
 ELEMENT_CHOICES: dict[str, tuple[str, ...]] = {
@@ -71,6 +73,7 @@ POSITIVE = [
     "train.predictor_lr",
     "train.adam_eps",
     "train.grad_clip",
+    "train.max_skips_in_a_row",
     "evaluation.batch_size",
     "evaluation.probe_epochs",
     "evaluation.headline_k",
@@ -102,6 +105,7 @@ NOT_NEGATIVE = [
     "loss.mean_weight",
     "evaluation.probe_weight_decay",
     "train.weight_decay",
+    "checkpoint.keep_best",
     "train.warmup_epochs",
     "train.warmup_init_ratio",
     "train.min_lr_ratio",
@@ -175,6 +179,11 @@ USED_WHEN: dict[str, tuple[_Condition, str]] = {
         lambda c: c.dynamics.integrator == "implicit_midpoint",
         "config.dynamics.integrator='implicit_midpoint'",
     ),
+    "train.max_skips_in_a_row": (
+        lambda c: c.train.on_nonfinite == "skip",
+        "config.train.on_nonfinite='skip'",
+    ),
+    "checkpoint.best_": (lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best"),
     "loss.p_weight": (lambda c: c.loss.match == "q", "config.loss.match='q'"),
     "evaluation.online_images": (
         lambda c: c.evaluation.online_every_epochs is not None,

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from hjepa_jax import compilation_cache, config_check
 from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.errors import UserError
+from hjepa_jax.stop_request import RunStopped
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, ':variant' after it."
@@ -63,6 +64,9 @@ def main(argv: list[str]) -> None:
             from hjepa_jax.evaluate import evaluate
 
             evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value))
+    except RunStopped as stopped:
+        # A job scheduler takes status 0 as it is meant: nothing is lost.
+        print(f"hjepa_jax: {stopped}", file=sys.stderr)
     except UserError as error:
         sys.exit(f"hjepa_jax: {error}")
 

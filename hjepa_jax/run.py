@@ -39,6 +39,11 @@ def open_split(config: Config, which: str) -> ImageSource:
 UNOPTIMISED: Any = {"xla_backend_optimization_level": 0}
 
 
+def compiler_options(config: Config) -> Any:
+    """Returns the options that the train step, and what must agree with it, compile with."""
+    return UNOPTIMISED if config.train.fast_compile else None
+
+
 class Run(NamedTuple):
     """A run made ready: method, abstract state, and the compiled functions."""
 
@@ -83,7 +88,7 @@ def prepare(config: Config, num_images: int, mesh: Any) -> Run:
     jitted = jax.jit(
         functools.partial(train_step, method),
         donate_argnums=0,
-        compiler_options=UNOPTIMISED if config.train.fast_compile else None,
+        compiler_options=compiler_options(config),
     )
 
     def initialise() -> TrainState:

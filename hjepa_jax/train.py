@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
 import functools
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.checkpoint_files import disk_full_is_a_sentence
 from hjepa_jax.config import Config
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
-from hjepa_jax.errors import CheckpointError, TrainingError
+from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.online import TrainingMonitor
+from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.run import Run, open_split, prepare
+from hjepa_jax.stop_request import RunStopped, StopRequest
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_weights
+from hjepa_jax.workdir_lock import WorkdirLock
 from hjepa_jax.writers import ProgressDisplay, create_writer
 
 _log = logging.getLogger(__name__)
@@ -29,12 +36,14 @@ _log = logging.getLogger(__name__)
 _FREE = ("evaluation", "checkpoint", "log", "data.num_workers", "data.num_threads")
 _FREE += ("data.prefetch_batches", "data.device_prefetch", "data.root", "data.test_split")
 _FREE += ("data.max_test_images", "data.eval_resize")
+_FREE += ("train.on_nonfinite", "train.max_skips_in_a_row")
+# Scores of the online kNN, which only some steps have.
+ONLINE = "online/"
 
 
-def data_position(config: Config, source: ImageSource, step: int) -> dict[str, Any]:
-    """Returns what identifies the next batch: the step, and the data it counts in."""
+def data_identity(config: Config, source: ImageSource) -> dict[str, Any]:
+    """Returns what the batches' numbers count in; it reads all of the source, so once a run."""
     return {
-        "step": step,
         "seed": config.seed,
         "num_images": len(source),
         "batch_size": config.data.batch_size,
@@ -62,20 +71,25 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
 
 
 def restore_or_init(
-    run: Run, checkpointer: Checkpointer, config: Config, source: ImageSource
-) -> TrainState:
-    """Returns the newest checkpoint's state, or a new one where there is none."""
+    run: Run, checkpointer: Checkpointer, config: Config, identity: Mapping[str, Any]
+) -> tuple[TrainState, list[int]]:
+    """Returns the newest checkpoint's state, or a new one, and the batches skipped before it.
+
+    Raises:
+      CheckpointError: if the checkpoint is of another configuration or of other data.
+    """
     if not checkpointer.steps():
-        return run.init()
+        return run.init(), []
     state, meta = checkpointer.restore(run.abstract_state)
     check_same_run(meta, config, checkpointer.folder)
-    here = data_position(config, source, int(state.step))
-    if meta["data"] != here:
+    skipped = meta["data"].get("skipped", [])
+    here = {"step": int(state.step), "skipped": skipped, **identity}
+    if {"skipped": [], **meta["data"]} != here:
         raise CheckpointError(
             f"the data of the run in {checkpointer.folder} was {meta['data']}, but here it is "
             f"{here}: give the same data, or choose another --workdir."
         )
-    return state
+    return state, list(skipped)
 
 
 def placed_batches(
@@ -86,16 +100,22 @@ def placed_batches(
     return timer.measure(device_prefetch(stream, put, config.data.device_prefetch))
 
 
-def open_stream(config: Config, run: Run, source: ImageSource, start_step: int) -> BatchStream:
-    """Returns this process's batches from `start_step` to the end of the run."""
+def open_stream(config: Config, source: ImageSource, first: int, count: int) -> BatchStream:
+    """Returns this process's part of `count` batches from number `first` on."""
     return train_batches(
         config,
         source,
-        start_step=start_step,
+        start_step=first,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_steps=run.num_steps - start_step,
+        num_steps=count,
     )
+
+
+def load_batch(config: Config, run: Run, source: ImageSource, number: int) -> Any:
+    """Returns one batch, placed on the mesh."""
+    with open_stream(config, source, number, 1) as stream:
+        return sharding.put_batch(run.mesh, next(stream))
 
 
 def warn_of_small_batches(config: Config) -> None:
@@ -116,6 +136,23 @@ def warn_of_small_batches(config: Config) -> None:
         )
 
 
+@dataclasses.dataclass
+class _Session:
+    """What one process's share of a run works with, from the restored step `first` on."""
+
+    config: Config
+    run: Run
+    source: ImageSource
+    identity: dict[str, Any]
+    checkpointer: Checkpointer
+    writer: Any
+    display: ProgressDisplay
+    monitor: TrainingMonitor
+    guard: NonFiniteGuard
+    stop: StopRequest
+    first: int
+
+
 def train(config: Config, workdir: pathlib.Path) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
@@ -123,89 +160,202 @@ def train(config: Config, workdir: pathlib.Path) -> TrainState:
 
     Raises:
       UserError: one of its kinds, each with a sentence that says what to do.
+      RunStopped: a signal asked the run to end; it is saved.
     """
     config_check.validate(config)
+    with WorkdirLock(workdir), StopRequest() as stop, disk_full_is_a_sentence(workdir):
+        return _train(config, workdir, stop)
+
+
+def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
+    """Opens the checkpoints of a workdir for saving."""
+    settings = config.checkpoint
+    return Checkpointer(
+        workdir / "checkpoints",
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
+        best_metric=settings.best_metric,
+        best_mode=settings.best_mode,
+    )
+
+
+def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainState:
     source = open_split(config, "train")
-    mesh = sharding.data_mesh()
-    run = prepare(config, len(source), mesh)
-    checkpointer = Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last)
-    state = restore_or_init(run, checkpointer, config, source)
+    run = prepare(config, len(source), sharding.data_mesh())
+    identity = data_identity(config, source)
+    checkpointer = open_checkpoints(config, workdir)
+    state, skipped = restore_or_init(run, checkpointer, config, identity)
     config_check.save(config, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
     weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
     _log.info("effective weights of the loss: %s", weights)
     warn_of_small_batches(config)
+    load = functools.partial(load_batch, config, run, source)
+    guard = NonFiniteGuard(config, run, workdir, load, skipped)
     writer = create_writer(workdir)
     display = ProgressDisplay(run.num_steps, first, config.data.batch_size)
     try:
         monitor = TrainingMonitor(config, run, source, writer)
-        state = _loop(config, run, source, state, checkpointer, writer, display, monitor)
+        session = _Session(
+            config=config,
+            run=run,
+            source=source,
+            identity=identity,
+            checkpointer=checkpointer,
+            writer=writer,
+            display=display,
+            monitor=monitor,
+            guard=guard,
+            stop=stop,
+            first=first,
+        )
+        state = _loop(session, state)
     finally:
         display.close()
         writer.close()
         checkpointer.close()
+    if int(state.step) < run.num_steps:
+        raise RunStopped(int(state.step), run.num_steps)
     return state
 
 
-def _loop(
-    config: Config,
-    run: Run,
-    source: ImageSource,
-    state: TrainState,
-    checkpointer: Checkpointer,
-    writer: Any,
-    display: ProgressDisplay,
-    monitor: TrainingMonitor,
-) -> TrainState:
-    """Runs the remaining steps; the host waits for the device only to log and to save."""
+def _loop(session: _Session, state: TrainState) -> TrainState:
+    """Runs the remaining steps; a skipped batch opens the stream anew behind it."""
+    while True:
+        state, failed = _steps(session, state)
+        if not failed:
+            return state
+        state = session.guard.after_failure(state, session.checkpointer.steps())
+
+
+def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
+    """Runs steps until the end, a stop or a failure; the host waits only to log and to save.
+
+    Returns:
+      (state, whether it has failed).
+    """
+    config, run = session.config, session.run
     first = int(state.step)
     every = config.checkpoint.every_steps or run.method.steps_per_epoch
-    with open_stream(config, run, source, first) as stream:
+    number = first + len(session.guard.skipped)
+    if session.stop.agreed(together=True):
+        return state, False
+    with open_stream(config, session.source, number, run.num_steps - first) as stream:
         timer = WaitTimer()
-        batches = placed_batches(config, run, stream, timer)
-        since, last_logged = time.perf_counter(), first
-        for step, batch in enumerate(batches, start=first + 1):
-            if step == first + 1:
-                monitor.show_views(step, batch)
+        clock = _LogClock(first)
+        for step, batch in enumerate(placed_batches(config, run, stream, timer), start=first + 1):
+            if step == session.first + 1:
+                session.monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)
-            display.step(step)
-            if step % config.log.every_steps == 0 or step in (first + 1, run.num_steps):
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(values.pop("failed_step"), checkpointer)
-                elapsed = time.perf_counter() - since
-                values["images_per_second"] = (
-                    (step - last_logged) * config.data.batch_size / elapsed
+            session.display.step(step)
+            logs = step % config.log.every_steps == 0 or step in (session.first + 1, run.num_steps)
+            stops = session.stop.agreed(together=logs)
+            saves = stops or step % every == 0 or step == run.num_steps
+            scores_due = session.monitor.is_due(step) and not stops
+            if (logs or saves or scores_due) and int(metrics["failed_step"]) >= 0:
+                return state, True
+            if logs:
+                _write_log(session, step, metrics, clock, stream, timer)
+            scores = {}
+            if scores_due:
+                with clock.paused():
+                    scores = session.monitor.scores(step, state)
+            if saves:
+                found = ranking(config, metrics, scores)
+                save(
+                    config,
+                    session.identity,
+                    session.guard.skipped,
+                    state,
+                    session.checkpointer,
+                    found,
                 )
-                values["data_wait_share"] = timer.take() / elapsed
-                values["corrupt_images"] = stream.corrupt_count
-                since, last_logged = time.perf_counter(), step
-                writer.write_scalars(step, values)
-                monitor.check(step, values)
-                display.show(step, values["total"], values["images_per_second"])
-            if step % every == 0 or step == run.num_steps:
-                _check_finite(metrics["failed_step"], checkpointer)
-                save(config, source, step, state, checkpointer)
-            since += monitor.after_step(step, state)
-    return state
+            if stops:
+                break
+    return state, False
+
+
+class _LogClock:
+    """Measures the time of the steps since the last log."""
+
+    def __init__(self, step: int):
+        """Starts at `step`."""
+        self._since, self._step = time.perf_counter(), step
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of its context out."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def restart(self, step: int) -> tuple[int, float]:
+        """Returns the steps and seconds since the last log."""
+        now = time.perf_counter()
+        steps, seconds = step - self._step, now - self._since
+        self._since, self._step = now, step
+        return steps, seconds
+
+
+def _write_log(
+    session: _Session,
+    step: int,
+    metrics: Any,
+    clock: _LogClock,
+    stream: BatchStream,
+    timer: WaitTimer,
+) -> None:
+    """Writes and shows the metrics of a step, its speed, and alarms."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    del values["failed_step"]
+    steps, elapsed = clock.restart(step)
+    values["images_per_second"] = steps * session.config.data.batch_size / elapsed
+    values["data_wait_share"] = timer.take() / elapsed
+    values["corrupt_images"] = stream.corrupt_count
+    values["skipped_batches"] = len(session.guard.skipped)
+    session.writer.write_scalars(step, values)
+    session.monitor.check(step, values)
+    session.display.show(step, values["total"], values["images_per_second"])
+
+
+def ranking(
+    config: Config, metrics: Mapping[str, Any], scores: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns the metric that a checkpoint is ranked by; {} where none is, or it is not due.
+
+    Raises:
+      ConfigError: if config.checkpoint.best_metric is no metric of this run.
+    """
+    name = config.checkpoint.best_metric
+    if not config.checkpoint.keep_best:
+        return {}
+    if name in scores:
+        return {name: scores[name]}
+    if name.startswith(ONLINE):
+        return {}
+    if name not in metrics:
+        options = sorted(metrics)
+        nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]
+        raise ConfigError(
+            f"config.checkpoint.best_metric is {name!r}, which is none of {', '.join(options)}: "
+            f"did you mean {nearest!r}?"
+        )
+    return {name: float(metrics[name])}
 
 
 def save(
-    config: Config, source: ImageSource, step: int, state: TrainState, to: Checkpointer
+    config: Config,
+    identity: Mapping[str, Any],
+    skipped: list[int],
+    state: TrainState,
+    to: Checkpointer,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Starts saving the state with its data position and configuration."""
-    meta = {"config": config_check.to_json(config), "data": data_position(config, source, step)}
-    to.save(step, state, meta)
-
-
-def _check_finite(failed_step: Any, checkpointer: Checkpointer) -> None:
-    """Stops if the loss or gradient of a step was not finite."""
-    failed = int(failed_step)
-    if failed >= 0:
-        saved = checkpointer.steps()
-        intact = f"the checkpoint of step {saved[-1]} is intact" if saved else "none was saved yet"
-        raise TrainingError(
-            f"the loss or its gradient was NaN or infinite at step {failed} "
-            f"({checkpointer.folder}; {intact}): lower config.train.lr, or set "
-            "config.train.grad_clip, and start again."
-        )
+    step = int(state.step)
+    meta = {
+        "config": config_check.to_json(config),
+        "data": {"step": step, "skipped": list(skipped), **identity},
+    }
+    to.save(step, state, meta, metrics)

@@ -21,7 +21,7 @@ from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError
 from hjepa_jax.export import export_features, save_features
 from hjepa_jax.run import make_encode, open_split, prepare
-from hjepa_jax.train import save
+from hjepa_jax.train import data_identity, save
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,8 @@ def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
     checkpointer = Checkpointer(workdir / "checkpoints")
     config_check.save(config, workdir)
     for step in steps:
-        save(config, source, step, jax.device_put(random_state(run, step)), checkpointer)
+        state = jax.device_put(random_state(run, step))
+        save(config, data_identity(config, source), [], state, checkpointer)
     checkpointer.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,14 +124,16 @@ class TrainingMonitor:
         for sentence in self._alarms.new(metrics):
             _log.warning("step %d: %s", step, sentence)
 
-    def after_step(self, step: int, state: TrainState) -> float:
-        """Runs the kNN where it is due; returns the seconds that it took."""
+    def is_due(self, step: int) -> bool:
+        """Returns whether `scores` is to be called after this step."""
         if self._knn is None:
-            return 0.0
-        if step % self._knn.every_steps and step != self._run.num_steps:
-            return 0.0
-        start = time.perf_counter()
+            return False
+        return step % self._knn.every_steps == 0 or step == self._run.num_steps
+
+    def scores(self, step: int, state: TrainState) -> dict[str, float]:
+        """Runs the kNN and writes what it finds, which is also returned."""
+        assert self._knn is not None
         scores = self._knn(state)
         self._writer.write_scalars(step, scores)
         _log.info("step %d: kNN top-1 %.1f %%", step, 100 * scores["online/knn_top1"])
-        return time.perf_counter() - start
+        return scores

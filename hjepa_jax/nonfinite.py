@@ -1,0 +1,166 @@
+"""A loss or gradient that is NaN or infinite: what made it so, and skipping the batch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax import sharding
+from hjepa_jax.config import Config
+from hjepa_jax.errors import TrainingError
+from hjepa_jax.run import Run, compiler_options
+from hjepa_jax.train_state import TrainState
+from hjepa_jax.train_step import loss_and_gradient
+
+_log = logging.getLogger(__name__)
+REPORT = "failure.json"
+_LARGEST = 20
+
+
+def roll_back(state: TrainState) -> TrainState:
+    """Returns the state as it was before the step that failed.
+
+    Such a step leaves all else as it was, and so do the steps after it.
+    """
+    none = jax.device_put(np.asarray(-1, np.int32), state.failed_step.sharding)
+    return state.replace(step=state.failed_step, failed_step=none)
+
+
+def _number(value: Any) -> float | str:
+    """Returns a float, or the name of one that JSON does not have."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _named_norms(gradient: Any) -> dict[str, jax.Array]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.linalg.norm(leaf.ravel())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+    }
+
+
+def _worst_first(norms: dict[str, float]) -> list[str]:
+    """Sorts names: those not finite, then the largest."""
+    return sorted(norms, key=lambda n: (math.isfinite(norms[n]), -np.nan_to_num(norms[n])))
+
+
+def failure_report(config: Config, run: Run, state: TrainState, batch: Any) -> dict[str, Any]:
+    """Recomputes the loss and gradient that failed, and says what they are made of.
+
+    Args:
+      config: the run's configuration.
+      run: the prepared run.
+      state: the state before the failed step.
+      batch: the placed batch.
+
+    Returns:
+      JSON: 'images' (source indices of the batch), 'loss_terms', 'gradient_norms' (of the
+      parameters, those not finite first, then the largest), 'reproduced' (whether it is not finite
+      this time too).
+    """
+
+    @functools.partial(
+        jax.jit,
+        out_shardings=sharding.replicated(run.mesh),
+        compiler_options=compiler_options(config),
+    )
+    def measure(state: TrainState, batch: Any) -> Any:
+        loss = loss_and_gradient(run.method, state, batch)
+        return {**loss.metrics, "total": loss.total}, _named_norms(loss.gradient), batch["index"]
+
+    terms, norms, index = jax.device_get(measure(state, batch))
+    norms = {name: float(value) for name, value in norms.items()}
+    return {
+        "images": [int(number) for number in index],
+        "loss_terms": {name: _number(value) for name, value in terms.items()},
+        "gradient_norms": {n: _number(norms[n]) for n in _worst_first(norms)[:_LARGEST]},
+        "reproduced": not all(map(math.isfinite, [float(terms["total"]), *norms.values()])),
+    }
+
+
+class NonFiniteGuard:
+    """Decides what follows a loss that is not finite: stop, or skip the batch.
+
+    Attributes:
+      skipped: the batches skipped so far in the whole run, by number. The batch of step i (from 0)
+        has the number i + len(skipped).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        workdir: pathlib.Path,
+        load_batch: Callable[[int], Any],
+        skipped: list[int],
+    ):
+        """Takes what a report needs; `load_batch` maps a number to its placed batch."""
+        self._config, self._run, self._workdir = config, run, workdir
+        self._load_batch = load_batch
+        self.skipped = skipped
+        self._failed_step, self._in_a_row = -1, 0
+
+    def after_failure(self, state: TrainState, saved: list[int]) -> TrainState:
+        """Writes `failure.json`; returns the state to go on from behind the batch.
+
+        Args:
+          state: the state of a run whose `failed_step` is set; donated.
+          saved: the steps of the run's checkpoints, for the message.
+
+        Raises:
+          TrainingError: if config.train.on_nonfinite is 'stop', or too many batches in a row fail.
+        """
+        good = roll_back(state)
+        step = int(good.step)
+        number = step + len(self.skipped)
+        settings = self._config.train
+        skip = settings.on_nonfinite == "skip"
+        self._write_report(good, step, number, saved)
+        what = f"the loss or its gradient was NaN or infinite at step {step}"
+        if not skip:
+            raise TrainingError(
+                f"{what} ({self._told(saved)}): lower config.train.lr, set "
+                "config.train.grad_clip, or go on with config.train.on_nonfinite='skip'."
+            )
+        self._in_a_row = self._in_a_row + 1 if step == self._failed_step else 1
+        self._failed_step = step
+        if self._in_a_row > settings.max_skips_in_a_row:
+            raise TrainingError(
+                f"{what} for the {self._in_a_row} batches up to number {number} "
+                f"({self._told(saved)}), more than config.train.max_skips_in_a_row: it is not the "
+                "data, so lower config.train.lr, or set config.train.grad_clip."
+            )
+        _log.warning("%s: batch %d is skipped (%s).", what, number, self._workdir / REPORT)
+        self.skipped.append(number)
+        return good
+
+    def _told(self, saved: list[int]) -> str:
+        intact = f"the checkpoint of step {saved[-1]} is intact" if saved else "none was saved yet"
+        return f"{self._workdir / 'checkpoints'}; {intact}; details in {self._workdir / REPORT}"
+
+    def _write_report(self, state: TrainState, step: int, number: int, saved: list[int]) -> None:
+        report = failure_report(self._config, self._run, state, self._load_batch(number))
+        if jax.process_index() != 0:
+            return
+        report = {
+            "step": step,
+            "batch": number,
+            "epoch": number // self._run.method.steps_per_epoch,
+            "action": self._config.train.on_nonfinite,
+            "skipped_before": list(self.skipped),
+            "checkpoints": saved,
+            **report,
+        }
+        temporary = self._workdir / f"{REPORT}.tmp"
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        os.replace(temporary, self._workdir / REPORT)
