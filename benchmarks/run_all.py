@@ -1,0 +1,60 @@
+"""Every benchmark in turn, each in a process of its own, in one command.
+
+    python benchmarks/run_all.py --scale small
+    python benchmarks/run_all.py --scale full --only train_step sigreg
+
+`small` ends in about half an hour on two cores; `full` takes the sizes of the recipes. What a
+benchmark compares with (torch, torchvision, faiss) is left out where it is not installed:
+pip install -e '.[bench]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import time
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+SMALL = {
+    "train_step": ["--batch=64", "--width=64", "--repeats=3"],
+    "convolutions": ["--images=32", "--repeats=3"],
+    "sigreg": ["--n=1024", "--d=512", "--k=256", "--repeats=3"],
+    "leapfrog": ["--batch=128", "--dim=512", "--repeats=3"],
+    "knn": ["--train=10000", "--test=2000", "--dim=1024", "--repeats=3"],
+    "startup": ["--batch=16", "--width=8", "--repeats=1"],
+    "input_pipeline": ["--repeats=3"],
+}
+FULL = {
+    "train_step": ["--batch", "64", "128", "256", "--width=64"],
+    "convolutions": ["--images=128"],
+    "sigreg": ["--n=4096", "--d=2048", "--k=1024"],
+    "leapfrog": [],
+    "knn": [],
+    "startup": ["--batch=64"],
+    "input_pipeline": [],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--scale", choices=("small", "full"), default="small")
+    parser.add_argument("--only", nargs="+", choices=list(FULL), help="run these alone")
+    args = parser.parse_args()
+    failed = []
+    for name, arguments in (SMALL if args.scale == "small" else FULL).items():
+        if args.only and name not in args.only:
+            continue
+        print(f"\n## {name} {' '.join(arguments)}\n", flush=True)
+        start = time.perf_counter()
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+        print(f"\n({name}: {time.perf_counter() - start:.0f} s)", flush=True)
+    if failed:
+        sys.exit(f"these benchmarks failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
