@@ -344,6 +344,9 @@ def _evaluation() -> ConfigDict:
             # `online_images` images of each split; None = never.
             "online_every_epochs": _optional(float),
             "online_images": 5000,
+            # During training: a linear probe of the variant, trained on the detached states of the
+            # training batches with probe_lr and probe_weight_decay, and logged beside the loss.
+            "online_probe": False,
             # Also evaluate raw pixels (averaged down to at most 32 x 32) as if an encoder.
             "pixel_baseline": False,
             # Also evaluate the encoder at its random initialisation.

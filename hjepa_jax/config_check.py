@@ -190,6 +190,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
             f"({data.image_size}), so their token grids differ: set config.model.token_hw."
         )
+    yield from _evaluation_contradictions(config)
+
+
+def _evaluation_contradictions(config: Config) -> Iterator[str]:
+    model = config.model
     if config.evaluation.variant != "qp" and not model.split_qp:
         yield (
             f"config.evaluation.variant is {config.evaluation.variant!r} but "
@@ -207,6 +212,12 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"config.evaluation.headline_k is {config.evaluation.headline_k}, which is not among "
             f"config.evaluation.knn_k={config.evaluation.knn_k}: add it there."
+        )
+    if config.evaluation.online_probe and model.projector != "identity":
+        yield (
+            "config.evaluation.online_probe is True, but it sees the output of the projector "
+            f"{model.projector!r} and not the state that is evaluated: set it to False, or "
+            "config.model.projector='identity'."
         )
 
 

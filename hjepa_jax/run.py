@@ -56,8 +56,14 @@ class Run(NamedTuple):
     abstract_state: Any
 
 
-def prepare(config: Config, num_images: int, mesh: Any) -> Run:
+def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None = None) -> Run:
     """Builds modules, optimiser, and the jitted, donated init and step functions.
+
+    Args:
+      config: a validated configuration.
+      num_images: of the training split; what an epoch is follows from it.
+      mesh: of `sharding.data_mesh`.
+      num_classes: of the training labels; None = the state has no online probe.
 
     Raises:
       ConfigError: if the batch does not split over the devices or exceeds the data set.
@@ -77,7 +83,7 @@ def prepare(config: Config, num_images: int, mesh: Any) -> Run:
         config, build_modules(config), make_optimizer(config, rates), rates, epoch_steps
     )
     init = functools.partial(
-        init_state, config, method.modules, method.optimizer, init_spectral(config)
+        init_state, config, method.modules, method.optimizer, init_spectral(config), num_classes
     )
     key = jax.random.key(config.seed)
     everywhere = sharding.replicated(mesh)

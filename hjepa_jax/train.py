@@ -39,6 +39,10 @@ _FREE += ("data.max_test_images", "data.eval_resize")
 _FREE += ("train.on_nonfinite", "train.max_skips_in_a_row")
 # Scores of the online kNN, which only some steps have.
 ONLINE = "online/"
+# Fields of the evaluation on which the online probe's state depends.
+_PROBE = tuple(
+    f"evaluation.{name}" for name in ("online_probe", "variant", "probe_lr", "probe_weight_decay")
+)
 
 
 def data_identity(config: Config, source: ImageSource) -> dict[str, Any]:
@@ -58,10 +62,11 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
       CheckpointError: if a field that changes the state or the batches differs.
     """
     old = dict(config_check.flatten(config_check.from_json(saved["config"])))
+    fixed = _PROBE if config.evaluation.online_probe else ()
     differing = [
         f"config.{name} ({old.get(name)!r} there, {value!r} here)"
         for name, value in config_check.flatten(config)
-        if old.get(name) != value and not name.startswith(_FREE)
+        if old.get(name) != value and (name in fixed or not name.startswith(_FREE))
     ]
     if differing:
         raise CheckpointError(
@@ -181,7 +186,7 @@ def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
 
 def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainState:
     source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
     identity = data_identity(config, source)
     checkpointer = open_checkpoints(config, workdir)
     state, skipped = restore_or_init(run, checkpointer, config, identity)

@@ -12,6 +12,7 @@ import optax
 
 from hjepa_jax.build import Modules
 from hjepa_jax.config import Config
+from hjepa_jax.online_probe import init_online_probe
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -25,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: {'encoder', 'projector'} running batch-norm statistics.
       opt_state: the optimiser's state.
       spectral: {'params', 'opt_state'} of HamSIGReg's learnable spectrum, {} where there is none.
+      probe: {'params', 'opt_state'} of the online probe, {} where there is none.
       rng: uint32 key data; each step uses `fold_in(rng, step)`.
       failed_step: int32 scalar, the first step whose loss or gradient was not finite, else -1.
         From then on the state stays as it was before that step.
@@ -35,6 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     spectral: Any
+    probe: Any
     rng: jax.Array
     failed_step: jax.Array
 
@@ -149,6 +152,7 @@ def init_state(
     modules: Modules,
     optimizer: optax.GradientTransformation,
     spectral: Any,
+    num_classes: int | None,
     key: jax.Array,
 ) -> TrainState:
     """Returns the initial state.
@@ -158,6 +162,7 @@ def init_state(
       modules: the parts to initialise.
       optimizer: the optimiser.
       spectral: the initial spectrum, see `hjepa_jax.spectral_step.init_spectral`.
+      num_classes: of the labels, for the online probe; None = without it.
       key: a typed PRNG key, from which parameters and the training stream derive.
     """
     encoder_key, projector_key, predictor_key, stream = jax.random.split(key, 4)
@@ -174,12 +179,16 @@ def init_state(
         parts["predictor"] = modules.predictor.init(predictor_key, state, 1.0, 1.0)
     params = {part: tree["params"] for part, tree in parts.items() if tree.get("params")}
     stats = {part: tree["batch_stats"] for part, tree in parts.items() if tree.get("batch_stats")}
+    probe = {}
+    if config.evaluation.online_probe and num_classes is not None:
+        probe = init_online_probe(config, z.shape[-1], num_classes, jax.random.fold_in(key, 4))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=stats,
         opt_state=optimizer.init(params),
         spectral=spectral,
+        probe=probe,
         rng=jax.random.key_data(stream),
         failed_step=jnp.full((), -1, jnp.int32),
     )

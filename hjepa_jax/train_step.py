@@ -17,6 +17,7 @@ from hjepa_jax.objectives.floors import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
 from hjepa_jax.objectives.lejepa import effective_weights, sigreg_objective
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
+from hjepa_jax.online_probe import update_online_probe
 from hjepa_jax.spectral_step import (
     has_learnable_spectrum,
     spectral_schedule,
@@ -293,14 +294,23 @@ def train_step(
       method: static; the first argument to bind before `jax.jit`.
       state: the training state, replicated.
       batch: 'global_views' uint8 [Vg, B, S, S, 3] and optionally 'local_views' [Vl, B, s, s, 3],
-        sharded over B, or with data.backend='device' what they are made of; other entries are
-        ignored.
+        sharded over B, or with data.backend='device' what they are made of; with an online probe
+        also 'label' int [B]; other entries are ignored.
       randomness: replaces the step's own draw.
 
     Returns:
       (new state, scalar metrics).
     """
-    return apply_gradient(method, state, loss_and_gradient(method, state, batch, randomness))
+    step = loss_and_gradient(method, state, batch, randomness)
+    new, metrics = apply_gradient(method, state, step)
+    if state.probe:
+        probe, scores = update_online_probe(method.config, state.probe, step.z, batch["label"])
+        good = new.failed_step < 0
+        kept = jax.tree.map(
+            lambda after, before: jnp.where(good, after, before), probe, state.probe
+        )
+        new, metrics = new.replace(probe=kept), metrics | scores
+    return new, metrics
 
 
 def apply_gradient(method: Method, state: TrainState, step: StepLoss) -> tuple[TrainState, Metrics]:

@@ -22,6 +22,7 @@ LAYERS = {
     "models": 3,
     "interop": 4,
     "build": 4,
+    "online_probe": 4,
     "train_state": 5,
     "spectral_step": 6,
     "train_step": 7,

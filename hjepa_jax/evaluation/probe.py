@@ -19,17 +19,14 @@ from jax import lax
 
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn
-
-_LAYER_NORM_EPS = 1e-5
-
-
-class ProbeParams(NamedTuple):
-    """LayerNorm `scale` [D] and `offset` [D], then Linear `kernel` [D, C] and `bias` [C]."""
-
-    scale: jax.Array
-    offset: jax.Array
-    kernel: jax.Array
-    bias: jax.Array
+from hjepa_jax.objectives.linear_probe import (
+    ProbeParams,
+    cross_entropy,
+    logits_of_standardised,
+    probe_logits,
+    standardise,
+    topk_accuracy,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,39 +91,10 @@ def init_probe(seed: int, dim: int, num_classes: int) -> ProbeParams:
     return ProbeParams(*(jnp.asarray(layer, jnp.float32) for layer in layers))
 
 
-def _standardise(features: jax.Array) -> jax.Array:
-    """LayerNorm without its affine part, which is the same in every step."""
-    centred = features - features.mean(axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred * lax.rsqrt(variance + _LAYER_NORM_EPS)
-
-
-def _logits_of_standardised(params: ProbeParams, x: jax.Array) -> jax.Array:
-    hidden = x * params.scale + params.offset
-    return jnp.matmul(hidden, params.kernel, precision=lax.Precision.HIGHEST) + params.bias
-
-
-def probe_logits(params: ProbeParams, features: jax.Array) -> jax.Array:
-    """Returns the logits [N, C] of features [N, D]."""
-    return _logits_of_standardised(params, _standardise(features))
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the cross-entropy [N] of logits [N, C] at labels int [N]."""
-    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - chosen
-
-
-def topk_accuracy(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Returns the share of rows whose label is among the k largest logits (at most C)."""
-    _, classes = lax.top_k(logits, min(k, logits.shape[1]))
-    return jnp.mean(jnp.any(classes == labels[:, None], axis=1))
-
-
 def _batch_loss(
     params: ProbeParams, x: jax.Array, labels: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    losses = cross_entropy(_logits_of_standardised(params, x), labels)
+    losses = cross_entropy(logits_of_standardised(params, x), labels)
     return jnp.sum(losses * weight) / jnp.sum(weight)
 
 
@@ -197,7 +165,7 @@ def train_probe(
       Parameters with a leading axis L, and the mean loss of each epoch [L, epochs].
     """
     train = functools.partial(_train_one, batch_size=batch_size, weight_decay=weight_decay)
-    x = _standardise(features)
+    x = standardise(features)
     return jax.vmap(train, in_axes=(None, None, None, None, 0))(
         params, x, labels, permutations, lrs
     )

@@ -1,0 +1,88 @@
+"""The online probe: the evaluation's linear probe, trained beside the encoder to watch it learn.
+
+It sees the states of the training batches (augmented views, statistics of the batch) as the loss
+does, detached: nothing of it reaches the encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hjepa_jax.config import Config
+from hjepa_jax.objectives.linear_probe import (
+    ProbeParams,
+    cross_entropy,
+    probe_logits,
+    topk_accuracy,
+)
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    settings = config.evaluation
+    # A constant rate: the features move until the end of the run.
+    return optax.adamw(settings.probe_lr, weight_decay=settings.probe_weight_decay)
+
+
+def _evaluated_part(config: Config, z: jax.Array) -> jax.Array:
+    """Returns what config.evaluation.variant names of states [..., D]: q, p or all."""
+    variant, half = config.evaluation.variant, z.shape[-1] // 2
+    if variant == "qp" or not config.model.split_qp:
+        return z
+    return z[..., :half] if variant == "q" else z[..., half:]
+
+
+def init_online_probe(
+    config: Config, width: int, num_classes: int, key: jax.Array
+) -> dict[str, Any]:
+    """Returns {'params', 'opt_state'} of a new probe, float32.
+
+    Args:
+      config: the configuration.
+      width: D of the states z.
+      num_classes: labels lie in 0..num_classes-1.
+      key: typed PRNG key; kernel and bias are uniform(+-1/sqrt(features)).
+    """
+    dim = _evaluated_part(config, jnp.zeros(width)).shape[0]
+    bound = 1 / math.sqrt(dim)
+    keys = jax.random.split(key)
+    kernel, bias = (
+        jax.random.uniform(k, shape, jnp.float32, -bound, bound)
+        for k, shape in zip(keys, ((dim, num_classes), (num_classes,)))
+    )
+    params = ProbeParams(jnp.ones(dim, jnp.float32), jnp.zeros(dim, jnp.float32), kernel, bias)
+    return {"params": params, "opt_state": _optimizer(config).init(params)}
+
+
+def update_online_probe(
+    config: Config, probe: dict[str, Any], z: jax.Array, labels: jax.Array
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Trains the probe on one batch.
+
+    Args:
+      config: the configuration.
+      probe: {'params', 'opt_state'}.
+      z: [V, B, D], the step's states.
+      labels: int [B].
+
+    Returns:
+      The new probe, and 'online/probe_loss' and 'online/probe_top1' of the batch before it
+      learned from it, over all views.
+    """
+    # XLA must not fuse the probe into the encoder, which it might then round in another way.
+    detached = jax.lax.optimization_barrier(jax.lax.stop_gradient(z))
+    features = _evaluated_part(config, detached.astype(jnp.float32))
+    truth = jnp.broadcast_to(labels, features.shape[:-1])
+
+    def loss(params: ProbeParams) -> tuple[jax.Array, jax.Array]:
+        logits = probe_logits(params, features)
+        return jnp.mean(cross_entropy(logits, truth)), topk_accuracy(logits, truth, 1)
+
+    (value, top1), gradient = jax.value_and_grad(loss, has_aux=True)(probe["params"])
+    updates, opt_state = _optimizer(config).update(gradient, probe["opt_state"], probe["params"])
+    trained = {"params": optax.apply_updates(probe["params"], updates), "opt_state": opt_state}
+    return trained, {"online/probe_loss": value, "online/probe_top1": top1}
