@@ -14,9 +14,13 @@ LAYERS = {
     "sharding": 1,
     "compilation_cache": 1,
     "config": 1,
-    "config_check": 2,
+    "config_rules": 2,
+    "config_check": 3,
     "variants": 2,
-    "command_line": 3,
+    "command_line": 4,
+    "checkpoint_files": 1,
+    "workdir_lock": 1,
+    "stop_request": 1,
     "objectives": 2,
     "data": 3,
     "models": 3,
@@ -30,6 +34,7 @@ LAYERS = {
     "writers": 7,
     "run": 8,
     "device_check": 9,
+    "nonfinite": 9,
     "evaluation": 9,
     "train": 10,
     "evaluate": 10,
@@ -41,6 +46,8 @@ LAYERS = {
     "cli": 12,
     "export": 12,
     "physics_runs": 12,
+    "reproduce_pictures": 11,
+    "reproduce": 12,
 }
 # Numerics know arrays alone.
 PURE = {"dynamics": {"jax", "numpy"}, "objectives": {"jax", "numpy"}}
