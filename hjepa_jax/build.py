@@ -42,6 +42,7 @@ def build_encoder(config: Config, *, dtype: Any = None) -> ResNet18:
         split_qp=model.split_qp,
         embed_dim=model.embed_dim,
         width=model.width,
+        remat=model.remat,
         dtype=jnp.dtype(model.compute_dtype) if dtype is None else dtype,
     )
 

@@ -104,6 +104,9 @@ def _model() -> ConfigDict:
             "projector": "identity",
             "projector_hidden": 2048,
             "projector_dim": 2048,
+            # 'blocks' keeps only the inputs of the residual blocks for the backward pass, which
+            # computes what is inside them again: less memory, a third more work; 'none' keeps all.
+            "remat": "none",
             # Encoder arithmetic: 'bfloat16' or 'float32'. Parameters and losses are float32.
             "compute_dtype": "bfloat16",
         }
@@ -297,6 +300,11 @@ def _train() -> ConfigDict:
             # batch, at most so many in a row; the state before it is kept in both cases.
             "on_nonfinite": "stop",
             "max_skips_in_a_row": 5,
+            # Micro-batches that a step encodes in turn, to save memory; 1 = the batch at once. The
+            # loss is that of the whole batch; batch normalisation is over each micro-batch.
+            "accumulation": 1,
+            # Split the optimiser's moments over the devices instead of copying them to each.
+            "shard_optimizer": False,
             # Compile the step without optimising it: a slower step, for runs of a few steps.
             "fast_compile": False,
         }

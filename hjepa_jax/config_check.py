@@ -190,6 +190,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
             f"({data.image_size}), so their token grids differ: set config.model.token_hw."
         )
+    if data.batch_size % config.train.accumulation:
+        yield (
+            f"config.train.accumulation is {config.train.accumulation}, which does not divide "
+            f"config.data.batch_size={data.batch_size}: choose a divisor of it."
+        )
     yield from _evaluation_contradictions(config)
 
 

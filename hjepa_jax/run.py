@@ -13,6 +13,7 @@ from hjepa_jax.build import build_modules
 from hjepa_jax.config import Config, steps_per_epoch, total_steps
 from hjepa_jax.data.sources import ImageSource, open_source, subset
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.sharded_optimizer import sharded_optimizer
 from hjepa_jax.spectral_step import init_spectral
 from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
 from hjepa_jax.train_step import Method, normalise, train_step
@@ -68,7 +69,12 @@ def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None 
     Raises:
       ConfigError: if the batch does not split over the devices or exceeds the data set.
     """
-    sentence = sharding.divisibility_error(config.data.batch_size, mesh, "config.data.batch_size")
+    sentence = sharding.divisibility_error(
+        config.data.batch_size,
+        mesh,
+        "config.data.batch_size",
+        accumulation=config.train.accumulation,
+    )
     if sentence:
         raise ConfigError(sentence)
     if config.data.batch_size > num_images:
@@ -79,26 +85,31 @@ def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None 
     epoch_steps = steps_per_epoch(num_images, config.data.batch_size)
     num_steps = total_steps(config, num_images)
     rates = learning_rates(config, total_steps=num_steps, steps_per_epoch=epoch_steps)
-    method = Method(
-        config, build_modules(config), make_optimizer(config, rates), rates, epoch_steps
-    )
+    optimizer = make_optimizer(config, rates)
+    if config.train.shard_optimizer:
+        optimizer = sharded_optimizer(optimizer, mesh)
+    method = Method(config, build_modules(config), optimizer, rates, epoch_steps)
     init = functools.partial(
         init_state, config, method.modules, method.optimizer, init_spectral(config), num_classes
     )
     key = jax.random.key(config.seed)
     everywhere = sharding.replicated(mesh)
+    shapes = jax.eval_shape(init, key)
+    placement = sharding.state_shardings(mesh, shapes, shard_optimizer=config.train.shard_optimizer)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(init, key),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        placement,
     )
     jitted = jax.jit(
         functools.partial(train_step, method),
         donate_argnums=0,
+        out_shardings=(placement, everywhere),
         compiler_options=compiler_options(config),
     )
 
     def initialise() -> TrainState:
-        lowered = jax.jit(init, out_shardings=everywhere).lower(key)
+        lowered = jax.jit(init, out_shardings=placement).lower(key)
         # It runs once: optimising its many small random draws takes ten times as long as they do.
         return lowered.compile(compiler_options=UNOPTIMISED)(key)
 

@@ -1,7 +1,9 @@
 """The device mesh and the placement of state and batches on it.
 
-Data parallelism only: the state is replicated, batches are split over the axis `data`. Under `jit`
-every mean over a batch-sharded array is global, so no loss needs an axis name.
+Data parallelism: batches are split over the axis `data`, the state is replicated, but for the
+optimiser's moments where they are to be split too (ZeRO stage 1, Rajbhandari et al., arXiv
+1910.02054). Under `jit` every mean over a batch-sharded array is global, so no loss needs an axis
+name.
 """
 
 from __future__ import annotations
@@ -32,6 +34,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def split_axis(parts: int, shape: Sequence[int]) -> int | None:
+    """Returns the largest axis of `shape` that divides into `parts`; None if there is none."""
+    fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    return max(fitting, key=lambda axis: shape[axis], default=None)
+
+
+def split_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Returns the sharding over `split_axis`; replicated where no axis divides over the mesh."""
+    axis = split_axis(mesh.devices.size, shape)
+    if axis is None:
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+
+
+def state_shardings(mesh: Mesh, state: Any, *, shard_optimizer: bool) -> Any:
+    """Returns the sharding of each leaf of a `TrainState` (arrays or their shapes)."""
+    shardings = jax.tree.map(lambda _: replicated(mesh), state)
+    if not shard_optimizer:
+        return shardings
+    moments = jax.tree.map(lambda leaf: split_sharding(mesh, leaf.shape), state.opt_state)
+    return shardings.replace(opt_state=moments)
+
+
 def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
     """Returns the sharding of the batch entry `name`."""
     spec = PartitionSpec(None, DATA_AXIS) if name in VIEW_MAJOR else PartitionSpec(DATA_AXIS)
@@ -51,14 +76,26 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     }
 
 
-def divisibility_error(batch_size: int, mesh: Mesh, field: str) -> str | None:
-    """Returns a sentence if `batch_size` does not split evenly over the mesh, else None."""
-    devices = mesh.devices.size
-    if batch_size % devices == 0:
+def divisibility_error(
+    batch_size: int, mesh: Mesh, field: str, *, accumulation: int = 1
+) -> str | None:
+    """Returns a sentence if no device gets an equal part of each of its micro-batches, else None.
+
+    Args:
+      batch_size: the images of a batch.
+      mesh: the devices.
+      field: the name of `batch_size` in the sentence.
+      accumulation: micro-batches that a batch is cut into.
+    """
+    parts = mesh.devices.size * accumulation
+    where = f"{mesh.devices.size} devices"
+    if accumulation > 1:
+        where += f" times config.train.accumulation={accumulation}"
+    if batch_size % parts == 0:
         return None
-    lower, upper = batch_size - batch_size % devices, batch_size - batch_size % devices + devices
+    lower, upper = batch_size - batch_size % parts, batch_size - batch_size % parts + parts
     nearest = f"{upper}" if lower == 0 else f"{lower} or {upper}"
     return (
-        f"{field} is {batch_size}, which does not split evenly over {devices} devices: "
-        f"set it to a multiple of {devices}, for example {nearest}."
+        f"{field} is {batch_size}, which does not split evenly over {where}: "
+        f"set it to a multiple of {parts}, for example {nearest}."
     )

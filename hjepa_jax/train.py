@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 # Sections and fields that change neither the state nor the batches: free to differ on a resume.
 _FREE = ("evaluation", "checkpoint", "log", "data.num_workers", "data.num_threads")
 _FREE += ("data.prefetch_batches", "data.device_prefetch", "data.root", "data.test_split")
-_FREE += ("data.max_test_images", "data.eval_resize")
+_FREE += ("data.max_test_images", "data.eval_resize", "model.remat", "train.shard_optimizer")
 _FREE += ("train.on_nonfinite", "train.max_skips_in_a_row")
 # Scores of the online kNN, which only some steps have.
 ONLINE = "online/"

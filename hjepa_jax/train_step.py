@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hjepa_jax.accumulation import cached_gradient, cut
 from hjepa_jax.build import Modules, settings_from
 from hjepa_jax.config import Config
 from hjepa_jax.data.device_augment import augment_batch
@@ -264,11 +266,14 @@ def loss_and_gradient(
 ) -> StepLoss:
     """Returns loss, gradient, new batch statistics, metrics and states of one batch.
 
+    With train.accumulation above 1 the encoder sees a part of the batch at a time; everything but
+    its batch normalisation is as without, see `hjepa_jax.accumulation`.
+
     `randomness` replaces what the step would draw (numerical checks against recorded values).
     """
+    encode = functools.partial(encode_views, method)
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-        z, stats = encode_views(method, params, state.batch_stats, batch)
+    def loss_of_states(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
         drawn = randomness
         if drawn is None:
             key, rows = jax.random.wrap_key_data(state.rng), z.shape[0] * z.shape[1]
@@ -276,10 +281,23 @@ def loss_and_gradient(
                 method, key, state.step, dim=z.shape[-1], num_rows=rows, dtype=z.dtype
             )
         total, metrics = objective(method, params, state.spectral, z, drawn, state.step)
-        return total, (stats, metrics, jax.lax.stop_gradient(z), drawn)
+        return total, (metrics, drawn)
 
-    (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    return StepLoss(total, gradient, *rest)
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        z, stats = encode(params, state.batch_stats, batch)
+        total, extras = loss_of_states(params, z)
+        return total, (stats, extras, jax.lax.stop_gradient(z))
+
+    count = method.config.train.accumulation
+    if count == 1:
+        (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        stats, (metrics, drawn), z = rest
+    else:
+        parts = cut(batch, count)
+        total, gradient, stats, (metrics, drawn), z = cached_gradient(
+            encode, loss_of_states, state.params, state.batch_stats, parts
+        )
+    return StepLoss(total, gradient, stats, metrics, z, drawn)
 
 
 def train_step(

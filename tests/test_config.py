@@ -82,6 +82,8 @@ def _changed(**fields):
         ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
         ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
         ({"data__local_size": 16}, ["local_size", "no effect"]),
+        ({"train__accumulation": 3}, ["config.train.accumulation", "divide", "batch_size=512"]),
+        ({"model__remat": "block"}, ["config.model.remat", "'blocks'"]),
         ({"data__num_local_views": 2, "data__local_size": 16}, ["local_size", "token_hw"]),
     ],
 )

@@ -35,6 +35,9 @@ def test_uneven_batch_is_one_clear_sentence() -> None:
     for word in ("config.data.batch_size is 12", "8 devices", "8 or 16"):
         assert word in sentence
     assert sharding.divisibility_error(16, Eight(), "x") is None
+    sentence = sharding.divisibility_error(16, Eight(), "x", accumulation=4)
+    assert sentence is not None
+    assert "8 devices times config.train.accumulation=4: set it to a multiple of 32" in sentence
 
 
 @pytest.mark.parametrize("variant", ["hjepa-smoke", "sigreg-smoke"])

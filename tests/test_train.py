@@ -65,7 +65,8 @@ def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
     state = run.init()
     before = jax.device_get(state.params)
     for step in range(2):
-        state, metrics = run.step(state, batch)
+        given, (state, metrics) = state, run.step(state, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given)), "buffers not reused"
         values = {name: float(value) for name, value in metrics.items()}
         assert all(np.isfinite(list(values.values()))), values
         assert int(state.step) == step + 1
@@ -86,7 +87,7 @@ def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
 
 
 OPTIONS = {
-    "local crops of their own size to global ones": (
+    "local crops of their own size to global ones, blocks recomputed": (
         "hjepa",
         {
             "data.num_local_views": 2,
@@ -94,15 +95,17 @@ OPTIONS = {
             "model.token_hw": 2,
             "loss.pairing": "local_to_global",
             "loss.match": "qp",
+            "model.remat": "blocks",
         },
     ),
-    "learnable Hamiltonian by implicit midpoint, device augmentation": (
+    "learnable Hamiltonian by implicit midpoint, device augmentation, micro-batches": (
         "hjepa",
         {
             "dynamics.hamiltonian": "learnable",
             "dynamics.integrator": "implicit_midpoint",
             "loss.energy_weight": 0.1,
             "data.backend": "device",
+            "train.accumulation": 2,
         },
     ),
     "global mode, Yoshida with damping": (

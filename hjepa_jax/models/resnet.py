@@ -14,10 +14,13 @@ import jax.numpy as jnp
 
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3
+from hjepa_jax.models.remat import recomputed
 
 STEMS = ("cifar", "imagenet")
 MODES = ("tokens", "global")
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
+REMAT = ("none", "blocks")
+CHOICES = {"stem": STEMS, "mode": MODES, "token_layer": tuple(TOKEN_LAYERS), "remat": REMAT}
 BLOCKS_PER_STAGE = 2
 
 
@@ -66,6 +69,7 @@ class ResNet18(nn.Module):
       width: channels of the first stage; 64 is ResNet-18, the stages have 1, 2, 4, 8 times this.
       dtype: of convolutions and activations. Parameters, normalisation statistics and the output
         are float32, or float64 for dtype float64.
+      remat: 'blocks' computes each residual block again in the backward pass; 'none' does not.
     """
 
     stem: str = "cifar"
@@ -77,6 +81,7 @@ class ResNet18(nn.Module):
     embed_dim: int = 2048
     width: int = 64
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @property
     def num_stages(self) -> int:
@@ -100,7 +105,7 @@ class ResNet18(nn.Module):
         return side
 
     def _check_fields(self, x: jax.Array) -> None:
-        for name, allowed in (("stem", STEMS), ("mode", MODES), ("token_layer", TOKEN_LAYERS)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"ResNet18: unknown {name} '{getattr(self, name)}': use one of "
@@ -133,7 +138,9 @@ class ResNet18(nn.Module):
             for block in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 1 and block == 0 else 1
                 features = self.width * 2 ** (stage - 1)
-                x = BasicBlock(features, stride, name=f"layer{stage}_block{block}")(x, train=train)
+                residual = BasicBlock(features, stride, name=f"layer{stage}_block{block}")
+                again = self.remat == "blocks" and train and not self.is_initializing()
+                x = recomputed(residual, x) if again else residual(x, train=train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         if self.mode == "global":
             return Linear(self.embed_dim, name="head")(jnp.mean(x.astype(wide), (1, 2)))

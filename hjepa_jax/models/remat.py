@@ -1,0 +1,44 @@
+"""Recomputation of a module's activations in the backward pass, instead of keeping them.
+
+`flax.linen.remat` does the same on accelerators, but is undone by XLA's CPU compiler (see
+`ordering`), which this form is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from hjepa_jax.models.ordering import after
+
+
+def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
+    """Returns block(x, train=True), of which the backward pass gets only variables and x.
+
+    Call it inside the compact method that made `block`. Reverse-mode differentiation only, once.
+    """
+    alone = block.clone(parent=None)
+
+    def call(module: Any, x: jax.Array) -> jax.Array:
+        return module(x, train=True)
+
+    def forward(module: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        variables = module.variables
+        return module(x, train=True), (variables, x)
+
+    def backward(kept: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
+        variables, x = kept
+        fixed = {name: tree for name, tree in variables.items() if name != "params"}
+        # One entry per image is enough to wait for, and stays on the image's device.
+        x = after(x, cotangent.reshape(cotangent.shape[0], -1)[:, :1])
+
+        def again(params: Any, x: jax.Array) -> Any:
+            return alone.apply({**fixed, "params": params}, x, train=True, mutable=list(fixed))[0]
+
+        _, pull_back = jax.vjp(again, variables["params"], x)
+        bar_params, bar_x = pull_back(cotangent)
+        return {"params": bar_params}, bar_x
+
+    return nn.custom_vjp(call, forward, backward)(block, x)
