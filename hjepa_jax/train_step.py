@@ -114,7 +114,8 @@ def apply_encoder(
             variables, output, train=True, mutable=["batch_stats"]
         )
         if updates.get("batch_stats"):
-            new_stats[part] = updates["batch_stats"]
+            # No loss depends on them; a second pass (local crops) must not differentiate them.
+            new_stats[part] = jax.lax.stop_gradient(updates["batch_stats"])
     return output, new_stats
 
 
