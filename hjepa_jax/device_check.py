@@ -45,9 +45,8 @@ def float64_method(config: Config, *, total: int, per_epoch: int) -> tuple[Metho
     modules = build_modules(config, dtype=jnp.float64)
     rates = learning_rates(config, total_steps=total, steps_per_epoch=per_epoch)
     method = Method(config, modules, make_optimizer(config, rates), rates, per_epoch)
-    init = jax.jit(
-        functools.partial(init_state, config, modules, method.optimizer, init_spectral(config))
-    )
+    spectral = init_spectral(config)
+    init = jax.jit(functools.partial(init_state, config, modules, method.optimizer, spectral, None))
     key = jax.random.key(config.seed)
     compiled = init.lower(key).compile(compiler_options=UNOPTIMISED)
     return method, _float64(compiled(key))

@@ -29,6 +29,8 @@ LAYERS = {
     "online_probe": 4,
     "train_state": 5,
     "spectral_step": 6,
+    "accumulation": 4,
+    "sharded_optimizer": 2,
     "train_step": 7,
     "checkpoint": 7,
     "writers": 7,
