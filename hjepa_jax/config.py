@@ -316,6 +316,8 @@ def _evaluation() -> ConfigDict:
         {
             # Part of the state evaluated: 'q', 'p' or 'qp' (split_qp), else 'qp'.
             "variant": "q",
+            # Coordinates of the state: 'raw' as encoded, 'sqrt_h' as HamSIGReg's H^{1/2} z.
+            "coordinates": "raw",
             # kNN and probe of q, p and qp beside the variant; only with split_qp.
             "qp_variants": True,
             # Images per forward pass when features are extracted.

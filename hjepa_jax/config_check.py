@@ -218,6 +218,12 @@ def _evaluation_contradictions(config: Config) -> Iterator[str]:
             f"config.evaluation.headline_k is {config.evaluation.headline_k}, which is not among "
             f"config.evaluation.knn_k={config.evaluation.knn_k}: add it there."
         )
+    if config.evaluation.coordinates == "sqrt_h" and model.projector != "identity":
+        yield (
+            "config.evaluation.coordinates is 'sqrt_h', but H acts on the output of the projector "
+            f"{model.projector!r} and not on the state that is evaluated: set it to 'raw', or "
+            "config.model.projector='identity'."
+        )
     if config.evaluation.online_probe and model.projector != "identity":
         yield (
             "config.evaluation.online_probe is True, but it sees the output of the projector "

@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.backend": ("host", "device"),
     "data.on_corrupt": ("error", "skip"),
     "evaluation.variant": ("q", "p", "qp"),
+    "evaluation.coordinates": ("raw", "sqrt_h"),
     "train.on_nonfinite": ("stop", "skip"),
     "checkpoint.best_mode": ("min", "max"),
 }
@@ -187,6 +188,10 @@ USED_WHEN: dict[str, tuple[_Condition, str]] = {
     ),
     "checkpoint.best_": (lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best"),
     "loss.p_weight": (lambda c: c.loss.match == "q", "config.loss.match='q'"),
+    "evaluation.coordinates": (
+        lambda c: c.objective == "sigreg" and c.spectral.kind != "identity",
+        "config.objective='sigreg' with another config.spectral.kind than 'identity'",
+    ),
     "evaluation.online_images": (
         lambda c: c.evaluation.online_every_epochs is not None,
         "config.evaluation.online_every_epochs",

@@ -12,10 +12,11 @@ import jax
 
 from hjepa_jax import config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, steps_per_epoch
 from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluation.coarse import label_maps
+from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.protocol import Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
 from hjepa_jax.evaluation.report import print_table, write_report
@@ -25,6 +26,10 @@ _log = logging.getLogger(__name__)
 
 # What the encoder is; it must agree with the checkpoint, all else may differ in an evaluation.
 _ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
+# What H is; it must agree as well where the evaluation is in its coordinates.
+_SPECTRUM_FIELDS = ("objective", "spectral.", "parity.reference_layout")
+# What an evaluation needs of a TrainState.
+_PARTS = ("step", "params", "batch_stats", "spectral")
 
 
 def saved_config(workdir: pathlib.Path) -> Config:
@@ -43,20 +48,23 @@ def saved_config(workdir: pathlib.Path) -> Config:
 
 
 def check_encoder(config: Config, saved: Config, workdir: pathlib.Path) -> None:
-    """Refuses a configuration whose encoder is not the checkpoint's, naming the fields.
+    """Refuses a configuration whose encoder (or H, where used) is not the checkpoint's.
 
     Raises:
       CheckpointError: if a field of the encoder differs.
     """
     old = dict(config_check.flatten(saved))
+    fields = _ENCODER_FIELDS
+    if config.evaluation.coordinates != "raw":
+        fields += _SPECTRUM_FIELDS
     differing = [
         f"config.{name} ({old[name]!r} there, {value!r} here)"
         for name, value in config_check.flatten(config)
-        if name.startswith(_ENCODER_FIELDS) and old[name] != value
+        if name.startswith(fields) and old[name] != value
     ]
     if differing:
         raise CheckpointError(
-            f"the run in {workdir} has another encoder: {', '.join(differing)}. Evaluate it with "
+            f"the run in {workdir} is another one: {', '.join(differing)}. Evaluate it with "
             "the configuration that it was trained with."
         )
 
@@ -85,20 +93,41 @@ def evaluation_sources(config: Config) -> Sources:
 
 
 def encoders_of(config: Config, run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """Returns ({'trained': encode, 'random': encode}, step of the checkpoint)."""
+    """Returns ({'trained': encode, 'random': encode}, step of the checkpoint).
+
+    In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
+    """
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
-    state, _ = checkpointer.restore(run.abstract_state)
-    encoders = {"trained": make_encode(run, state.params, state.batch_stats)}
+    state, meta = checkpointer.restore({name: getattr(run.abstract_state, name) for name in _PARTS})
+    step, spectral = int(state["step"]), state["spectral"]
+    compose = coordinates_of(config, _epoch_of(meta, config, workdir), run.mesh)
+    raw = make_encode(run, state["params"], state["batch_stats"])
+    encoders = {"trained": compose(raw, spectral, step)}
     if config.evaluation.random_baseline:
         fresh = run.init()
-        encoders["random"] = make_encode(run, fresh.params, fresh.batch_stats)
-    return encoders, int(state.step)
+        raw = make_encode(run, fresh.params, fresh.batch_stats)
+        encoders["random"] = compose(raw, spectral, step)
+    return encoders, step
+
+
+def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
+    """Returns the steps of an epoch of the training that wrote a checkpoint's `meta`."""
+    data = meta["data"]
+    if "num_images" in data:
+        return steps_per_epoch(data["num_images"], data["batch_size"])
+    if config.evaluation.coordinates == "raw":
+        return 1  # nothing counts in it
+    raise CheckpointError(
+        f"{workdir} was imported and does not say how long its epochs were, in which the ramps of "
+        "its spectrum count: set config.evaluation.coordinates='raw'."
+    )
 
 
 def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of `workdir`, prints the table and writes the report.
 
-    The report goes to `eval_dir/<name of workdir>`.
+    The report goes to `eval_dir/<name of workdir>`. The data is the configuration's, which may be
+    another than the run was trained on.
 
     Returns:
       The metrics, as in `metrics.json`.
@@ -109,13 +138,15 @@ def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> d
     config_check.validate(config)
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: train first, with --mode=train.")
-    check_encoder(config, saved_config(workdir), workdir)
+    saved = saved_config(workdir)
+    check_encoder(config, saved, workdir)
     mesh = sharding.data_mesh()
     size = config.evaluation.batch_size
     sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
     if sentence:
         raise ConfigError(sentence)
-    run = prepare(config, len(open_split(config, "train")), mesh)
+    # Nothing is trained, so that the data may be smaller than a batch of the training.
+    run = prepare(config, config.data.batch_size, mesh)
     encoders, step = encoders_of(config, run, workdir)
     info = {
         "run": workdir.name,
@@ -125,6 +156,10 @@ def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> d
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+    if config.data.name != saved.data.name:
+        info["trained_on"] = saved.data.name
+    if config.evaluation.coordinates != "raw":
+        info["coordinates"] = config.evaluation.coordinates
     evaluation = evaluate_encoders(
         encoders,
         evaluation_sources(config),

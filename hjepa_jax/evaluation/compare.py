@@ -20,8 +20,13 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     """Returns sentences on what makes the runs hard to compare."""
     runs = [run for group in groups for run in group.runs]
     said = []
-    for field, what in (("data", "data sets"), ("step", "numbers of steps")):
-        values = sorted({str(run.metrics["info"].get(field, "unknown")) for run in runs})
+    fields = {
+        "data": ("data sets", "unknown"),
+        "step": ("numbers of steps", "unknown"),
+        "coordinates": ("coordinates", "raw"),
+    }
+    for field, (what, default) in fields.items():
+        values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
         if len(values) > 1:
             said.append(f"These runs have different {what}: {', '.join(values)}.")
     variants = sorted({run.metrics["encoders"]["trained"]["variant"] for run in runs})

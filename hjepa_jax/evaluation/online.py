@@ -17,6 +17,7 @@ from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources import ImageSource, subset
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation.alarms import collapse_alarms
+from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import extract_features, select_variant
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.run import Run, make_encode, open_split
@@ -75,12 +76,15 @@ class OnlineKnn:
         self._config, self._run = config, run
         self._sources = [subset(s, settings.online_images, settings.seed) for s in (train, test)]
         self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
-        self.every_steps = max(1, round(settings.online_every_epochs * run.method.steps_per_epoch))
+        epoch = run.method.steps_per_epoch
+        self._in_coordinates = coordinates_of(config, epoch, run.mesh)
+        self.every_steps = max(1, round(settings.online_every_epochs * epoch))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder."""
         settings, split_qp = self._config.evaluation, self._config.model.split_qp
-        encode = make_encode(self._run, state.params, state.batch_stats)
+        raw = make_encode(self._run, state.params, state.batch_stats)
+        encode = self._in_coordinates(raw, state.spectral, int(state.step))
         sets = []
         for source in self._sources:
             with eval_batches(self._config, source, settings.batch_size) as batches:

@@ -3,8 +3,8 @@
 Features are of images without augmentation. kNN and probes learn on the training set and are
 tested on the test set; the spectrum and CKA are of training features, which are more; cosine
 similarities and norms of test features; alignment and uniformity of pairs of augmented views.
-For other coordinates of the state (such as H^{1/2} z) pass an encoder composed with the transform
-under a name of its own.
+For other coordinates of the state (such as H^{1/2} z) pass an encoder composed with the transform,
+see `coordinates.py`.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """Prints one row for each encoder, and trained minus random (percentages in points)."""
     encoders = metrics["encoders"]
     variants = {one["variant"] for one in encoders.values()}
-    title = f"Evaluation of frozen features ({', '.join(sorted(variants))})"
+    shown = [*sorted(variants), *filter(None, [metrics["info"].get("coordinates")])]
+    title = f"Evaluation of frozen features ({', '.join(shown)})"
     # Narrow enough for the usual 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("encoder", no_wrap=True)

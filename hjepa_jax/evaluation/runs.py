@@ -112,7 +112,10 @@ def _metrics(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the report folder of a run: the one of most steps among those of its name."""
+    """Returns the report folder of a run: the one of most steps among those of its name.
+
+    Reports on data that the run was not trained on or in other coordinates come last.
+    """
     if (path / "metrics.json").is_file():
         return path
     places = [eval_dir, path.parent.parent / "eval"]
@@ -131,7 +134,13 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
             f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
             "--mode=eval, or name the folder with --eval_dir."
         )
-    return max(own, key=lambda folder: known[folder]["info"].get("step", 0))
+    special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, which are named by folder
+
+    def rank(folder: pathlib.Path) -> tuple[bool, int]:
+        info = known[folder]["info"]
+        return not any(name in info for name in special), info.get("step", 0)
+
+    return max(own, key=rank)
 
 
 def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
