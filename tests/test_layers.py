@@ -36,6 +36,7 @@ LAYERS = {
     "writers": 7,
     "run": 8,
     "device_check": 9,
+    "plan": 9,
     "nonfinite": 9,
     "evaluation": 9,
     "train": 10,

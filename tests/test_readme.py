@@ -23,6 +23,7 @@ RUN_BY = {
     ),
     "scripts/export_features.py": ("tests/test_load.py", "scripts/export_features.py"),
     "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
+    "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
 }
 
