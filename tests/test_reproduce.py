@@ -36,6 +36,7 @@ def test_every_method_gets_the_same_recipe_but_for_its_own_schedules(tmp_path) -
     recipes = {}
     for (method, seed), run in runs.items():
         own = ("--config=", "--workdir", "--config.seed", "--config.dynamics.residual")
+        own += ("--config.loss.logdet_dim",)
         recipes[method, seed] = {a for a in run.arguments if not a.startswith(own)}
         assert f"--config.seed={seed}" in run.arguments
         assert "--config.a.b=1" in run.arguments
