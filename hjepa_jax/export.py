@@ -99,16 +99,21 @@ def save_features(
     if path.suffix not in writers:
         raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
     described = {**(about or {}), "class_names": list(class_names)}
+    write_whole(path, lambda file: writers[path.suffix](file, found, described))
+    return path
+
+
+def write_whole(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file by `write(file)`, whole or not at all; UserError if that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             temporary = pathlib.Path(folder) / path.name
             with temporary.open("wb") as file:
-                writers[path.suffix](file, found, described)
+                write(file)
             os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}.") from error
-    return path
 
 
 def export_features(

@@ -37,6 +37,7 @@ class LoadedRun:
       run: method and mesh.
       encode_batch: the jitted encoder, uint8 [batch_size, S, S, 3] -> float32 [batch_size, D]
         with S = config.data.image_size.
+      encoder_variables: the encoder's {'params', 'batch_stats'}.
       batch_size: images in one pass of the encoder.
     """
 
@@ -47,7 +48,12 @@ class LoadedRun:
         self.run = run
         devices = run.mesh.devices.size
         self.batch_size = -(-batch_size // devices) * devices
-        self.encode_batch = make_encode(run, state["params"], state["batch_stats"])
+        params, batch_stats = state["params"], state["batch_stats"]
+        self.encode_batch = make_encode(run, params, batch_stats)
+        self.encoder_variables = {
+            "params": params["encoder"],
+            "batch_stats": batch_stats["encoder"],
+        }
         self._predictor_params = state["params"].get("predictor", {})
 
     def __repr__(self) -> str:

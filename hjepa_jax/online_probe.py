@@ -73,7 +73,7 @@ def update_online_probe(
       The new probe, and 'online/probe_loss' and 'online/probe_top1' of the batch before it
       learned from it, over all views.
     """
-    # XLA must not fuse the probe into the encoder, which it might then round in another way.
+    # On accelerators XLA might fuse the probe into the encoder, and round that in another way.
     detached = jax.lax.optimization_barrier(jax.lax.stop_gradient(z))
     features = _evaluated_part(config, detached.astype(jnp.float32))
     truth = jnp.broadcast_to(labels, features.shape[:-1])

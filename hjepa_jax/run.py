@@ -113,11 +113,12 @@ def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None 
         # It runs once: optimising its many small random draws takes ten times as long as they do.
         return lowered.compile(compiler_options=UNOPTIMISED)(key)
 
-    encode = jax.jit(functools.partial(_frozen_encoder, method), out_shardings=everywhere)
+    encode = jax.jit(functools.partial(frozen_encoder, method), out_shardings=everywhere)
     return Run(method, mesh, num_steps, initialise, jitted, encode, abstract)
 
 
-def _frozen_encoder(method: Method, variables: Any, images: jax.Array) -> Any:
+def frozen_encoder(method: Method, variables: Any, images: jax.Array) -> Any:
+    """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], by running statistics."""
     data, encoder = method.config.data, method.modules.encoder
     inputs = normalise(images, data.mean, data.std, encoder.dtype)
     return encoder.apply(variables, inputs, train=False)

@@ -1,9 +1,14 @@
 """Training states of random numbers, for tests that need a state but no training."""
 
+import pathlib
+
 import jax
 import numpy as np
 
-from hjepa_jax.run import Run
+from hjepa_jax import config_check, sharding
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import Config
+from hjepa_jax.run import Run, prepare
 from hjepa_jax.train_state import TrainState
 
 
@@ -22,3 +27,12 @@ def random_state(run: Run, step: int, seed: int = 0) -> TrainState:
         failed_step=np.int32(-1),
         params=jax.tree.map(lambda x: x - np.float32(0.07), state.params),
     )
+
+
+def save_initial_run(config: Config, workdir: pathlib.Path) -> None:
+    """Writes a run of no steps: the encoder at its initialisation, whose features differ well."""
+    run = prepare(config, config.data.batch_size, sharding.data_mesh())
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    checkpointer.save(0, run.init(), {"data": {"step": 0}})
+    checkpointer.close()
+    config_check.save(config, workdir)

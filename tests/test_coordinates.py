@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from image_files import write_folder
 from PIL import Image
-from random_states import random_state
+from random_states import random_state, save_initial_run
 from test_load import ROOT, save_run
 
 import hjepa_jax
@@ -123,12 +123,7 @@ def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:
 
 def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:
     """The command line of the README: fewer images than a batch, other classes and sizes."""
-    config = quickstart.get_config("smoke")
-    run = prepare(config, 64, sharding.data_mesh())
-    checkpointer = Checkpointer(tmp_path / "digits" / "checkpoints")
-    checkpointer.save(0, run.init(), {"data": {"step": 0}})
-    checkpointer.close()
-    config_check.save(config, tmp_path / "digits")
+    save_initial_run(quickstart.get_config("smoke"), tmp_path / "digits")
     counts = {"train": {"cat": 5, "dog": 6}, "val": {"cat": 2, "dog": 3}}
     root = write_folder(tmp_path / "images", counts)
     done = subprocess.run(

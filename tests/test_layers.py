@@ -48,6 +48,7 @@ LAYERS = {
     "doctor": 11,
     "cli": 12,
     "export": 12,
+    "export_encoder": 13,
     "physics_runs": 12,
     "reproduce_pictures": 11,
     "reproduce": 12,

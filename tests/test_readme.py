@@ -22,6 +22,8 @@ RUN_BY = {
         "scripts/import_torch_checkpoint.py",
     ),
     "scripts/export_features.py": ("tests/test_load.py", "scripts/export_features.py"),
+    "scripts/export_encoder.py": ("tests/test_export_encoder.py", "scripts/export_encoder.py"),
+    "scripts/sweep.py": ("tests/test_sweep.py", "scripts/sweep.py"),
     "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
     "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),

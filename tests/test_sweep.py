@@ -194,3 +194,20 @@ def test_script_refuses_seeds_that_are_none(tmp_path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip() == "sweep: --seeds=a,1: seeds are whole numbers."
     assert not (tmp_path / "sweep").exists()
+
+
+def test_script_tabulates_what_is_finished(tmp_path, command) -> None:
+    out = tmp_path / "sweep"
+    runs = sweep.plan("configs/quickstart.py", out, variants=("hjepa", "sigreg"), seeds=(0, 1))
+    sweep.run_all(runs, out, lambda _: None, command)
+    flags = ("--config=configs/quickstart.py", "--variants=hjepa,sigreg", "--seeds=0,1")
+    done = subprocess.run(
+        [sys.executable, "scripts/sweep.py", *flags, f"--out={out}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before") == 4
+    assert "| sigreg | 2 | 50.50 ± 0.71 |" in done.stdout
+    assert "4 of 4 runs finished" in (out / "results.md").read_text()

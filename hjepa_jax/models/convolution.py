@@ -32,6 +32,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     output_shape = jax.eval_shape(
         functools.partial(conv2d_plain, stride=stride, padding=padding), x, kernel
     ).shape
+    if not isinstance(x.shape[0], int):
+        return conv2d_plain(x, kernel, stride, padding)  # exported for any number of images
     operations = 2 * math.prod(output_shape) * math.prod(kernel.shape[:3])
     # On a mesh, groups of images would cut across the devices' shares of the batch.
     lone_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1

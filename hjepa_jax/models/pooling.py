@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,3 +42,9 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
         window_strides=(1, 2, 2, 1),
         padding=((0, 0), (1, 1), (1, 1), (0, 0)),
     )
+
+
+def max_pool_3x3_padded(x: jax.Array) -> jax.Array:
+    """`max_pool_3x3` with the padding as an operation of its own, which ONNX converters need."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return nn.max_pool(padded, window_shape=(3, 3), strides=(2, 2))

@@ -6,6 +6,7 @@ Sources: He et al., "Deep Residual Learning" (arXiv 1512.03385), torchvision lay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -67,6 +68,7 @@ class ResNet18(nn.Module):
       split_qp: tokens: z = [q | p], see `flatten_tokens`.
       embed_dim: global: width of the embedding.
       width: channels of the first stage; 64 is ResNet-18, the stages have 1, 2, 4, 8 times this.
+      stem_pool: max-pool of the ImageNet stem; exporters replace it by an equal one.
       dtype: of convolutions and activations. Parameters, normalisation statistics and the output
         are float32, or float64 for dtype float64.
       remat: 'blocks' computes each residual block again in the backward pass; 'none' does not.
@@ -80,6 +82,7 @@ class ResNet18(nn.Module):
     split_qp: bool = True
     embed_dim: int = 2048
     width: int = 64
+    stem_pool: Callable[[jax.Array], jax.Array] = max_pool_3x3
     dtype: Any = jnp.float32
     remat: str = "none"
 
@@ -133,7 +136,7 @@ class ResNet18(nn.Module):
             x = Conv(self.width, 7, 2, initializer=kaiming_normal, name="stem_conv")(x)
         x = nn.relu(BatchNorm(name="stem_norm")(x, train=train))
         if self.stem == "imagenet":
-            x = max_pool_3x3(x)
+            x = self.stem_pool(x)
         for stage in range(1, self.num_stages + 1):
             for block in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 1 and block == 0 else 1
