@@ -296,6 +296,8 @@ def _train() -> ConfigDict:
             "warmup_epochs": 10.0,
             "warmup_init_ratio": 0.01,
             "min_lr_ratio": 0.001,
+            # Workdir of a run to start from: its parameters and batch statistics, no more.
+            "init_from": _optional(str),
             # A loss or gradient that is NaN or infinite: 'stop' with an explanation, or 'skip' the
             # batch, at most so many in a row; the state before it is kept in both cases.
             "on_nonfinite": "stop",

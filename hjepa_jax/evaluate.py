@@ -1,9 +1,8 @@
-"""Evaluation of a run: its newest checkpoint beside the same encoder at random initialisation."""
+"""Evaluation of a run: a checkpoint beside the same encoder at random initialisation."""
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import pathlib
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 
 from hjepa_jax import config_check, sharding
-from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.config import Config, steps_per_epoch
 from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
@@ -21,52 +19,22 @@ from hjepa_jax.evaluation.protocol import Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
 from hjepa_jax.evaluation.report import print_table, write_report
 from hjepa_jax.run import Run, make_encode, open_split, prepare
+from hjepa_jax.saved_run import (
+    PARTS,
+    check_encoder,
+    check_has_checkpoints,
+    chosen_step,
+    open_saved,
+    restore_parts,
+    saved_config,
+)
 
 _log = logging.getLogger(__name__)
 
-# What the encoder is; it must agree with the checkpoint, all else may differ in an evaluation.
-_ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
 # What H is; it must agree as well where the evaluation is in its coordinates.
 _SPECTRUM_FIELDS = ("objective", "spectral.", "parity.reference_layout")
 # What an evaluation needs of a TrainState.
-_PARTS = ("step", "params", "batch_stats", "spectral")
-
-
-def saved_config(workdir: pathlib.Path) -> Config:
-    """Reads the configuration that a run saved.
-
-    Raises:
-      CheckpointError: if the workdir has none or it cannot be read.
-    """
-    path = workdir / "config.json"
-    try:
-        return config_check.from_json(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: is {workdir} a run's workdir?") from None
-    except (json.JSONDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def check_encoder(config: Config, saved: Config, workdir: pathlib.Path) -> None:
-    """Refuses a configuration whose encoder (or H, where used) is not the checkpoint's.
-
-    Raises:
-      CheckpointError: if a field of the encoder differs.
-    """
-    old = dict(config_check.flatten(saved))
-    fields = _ENCODER_FIELDS
-    if config.evaluation.coordinates != "raw":
-        fields += _SPECTRUM_FIELDS
-    differing = [
-        f"config.{name} ({old[name]!r} there, {value!r} here)"
-        for name, value in config_check.flatten(config)
-        if name.startswith(fields) and old[name] != value
-    ]
-    if differing:
-        raise CheckpointError(
-            f"the run in {workdir} is another one: {', '.join(differing)}. Evaluate it with "
-            "the configuration that it was trained with."
-        )
+_PARTS = (*PARTS, "spectral")
 
 
 def evaluation_sources(config: Config) -> Sources:
@@ -92,13 +60,16 @@ def evaluation_sources(config: Config) -> Sources:
     )
 
 
-def encoders_of(config: Config, run: Run, workdir: pathlib.Path) -> tuple[dict[str, Any], int]:
-    """Returns ({'trained': encode, 'random': encode}, step of the checkpoint).
+def encoders_of(
+    config: Config, run: Run, workdir: pathlib.Path, which: str = "latest"
+) -> tuple[dict[str, Any], int]:
+    """Returns ({'trained': encode, 'random': encode}, step of the checkpoint `which`).
 
     In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
     """
-    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
-    state, meta = checkpointer.restore({name: getattr(run.abstract_state, name) for name in _PARTS})
+    checkpointer = open_saved(config, workdir)
+    state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
+    checkpointer.close()
     step, spectral = int(state["step"]), state["spectral"]
     compose = coordinates_of(config, _epoch_of(meta, config, workdir), run.mesh)
     raw = make_encode(run, state["params"], state["batch_stats"])
@@ -123,11 +94,13 @@ def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> in
     )
 
 
-def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of `workdir`, prints the table and writes the report.
+def evaluate(
+    config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path, which: str = "latest"
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of `workdir`, prints the table and writes the report.
 
     The report goes to `eval_dir/<name of workdir>`. The data is the configuration's, which may be
-    another than the run was trained on.
+    another than the run was trained on. `which` is 'latest', 'best' or a step.
 
     Returns:
       The metrics, as in `metrics.json`.
@@ -136,10 +109,10 @@ def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> d
       UserError: one of its kinds, each with a sentence that says what to do.
     """
     config_check.validate(config)
-    if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(f"{workdir} holds no checkpoints: train first, with --mode=train.")
+    check_has_checkpoints(workdir)
     saved = saved_config(workdir)
-    check_encoder(config, saved, workdir)
+    raw = config.evaluation.coordinates == "raw"
+    check_encoder(config, saved, workdir, () if raw else _SPECTRUM_FIELDS)
     mesh = sharding.data_mesh()
     size = config.evaluation.batch_size
     sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
@@ -147,7 +120,7 @@ def evaluate(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> d
         raise ConfigError(sentence)
     # Nothing is trained, so that the data may be smaller than a batch of the training.
     run = prepare(config, config.data.batch_size, mesh)
-    encoders, step = encoders_of(config, run, workdir)
+    encoders, step = encoders_of(config, run, workdir, which)
     info = {
         "run": workdir.name,
         "step": step,

@@ -15,17 +15,15 @@ import numpy.typing as npt
 import orbax.checkpoint as ocp
 from etils import epath
 
-from hjepa_jax import sharding
+from hjepa_jax import checkpoint_files, sharding
 from hjepa_jax.config import Config
 from hjepa_jax.data.augment import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
-from hjepa_jax.evaluate import saved_config
 from hjepa_jax.evaluation.features import encode_images, select_variant
 from hjepa_jax.run import Run, make_encode, prepare
+from hjepa_jax.saved_run import PARTS, saved_config
 
 _log = logging.getLogger(__name__)
-# What inference needs of a TrainState; the optimiser's two copies of the parameters stay on disk.
-_PARTS = ("step", "params", "batch_stats")
 
 
 class LoadedRun:
@@ -179,8 +177,8 @@ def _checked(image: Any) -> npt.NDArray[np.uint8]:
 
 
 def _restore_parts(folder: epath.Path, run: Run) -> dict[str, Any]:
-    """Restores `_PARTS` of the checkpoint in `folder`, and nothing else of it."""
-    wanted = {name: getattr(run.abstract_state, name) for name in _PARTS}
+    """Restores `PARTS` of the checkpoint in `folder`, and nothing else of it."""
+    wanted = {name: getattr(run.abstract_state, name) for name in PARTS}
     arguments: Any = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -241,6 +239,7 @@ def load_run(
     for candidate in reversed(steps if step is None else [step]):
         try:
             at = checkpoints / str(candidate)
+            checkpoint_files.verify(pathlib.Path(at))
             run = prepare(config, _num_images(at) or config.data.batch_size, mesh)
             return LoadedRun(run, _restore_parts(at, run), batch_size)
         except UserError:

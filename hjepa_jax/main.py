@@ -23,6 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
 _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder that evaluations are written to.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "What to evaluate: 'latest', 'best' (config.checkpoint), or a step."
+)
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do."
 )
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
         if _MODE.value != "train":
             from hjepa_jax.evaluate import evaluate
 
-            evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value))
+            evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value), _CHECKPOINT.value)
     except RunStopped as stopped:
         # A job scheduler takes status 0 as it is meant: nothing is lost.
         print(f"hjepa_jax: {stopped}", file=sys.stderr)

@@ -24,6 +24,7 @@ from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.online import TrainingMonitor
 from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.run import Run, open_split, prepare
+from hjepa_jax.saved_run import initial_state
 from hjepa_jax.stop_request import RunStopped, StopRequest
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_weights
@@ -84,7 +85,7 @@ def restore_or_init(
       CheckpointError: if the checkpoint is of another configuration or of other data.
     """
     if not checkpointer.steps():
-        return run.init(), []
+        return initial_state(config, run), []
     state, meta = checkpointer.restore(run.abstract_state)
     check_same_run(meta, config, checkpointer.folder)
     skipped = meta["data"].get("skipped", [])
@@ -227,11 +228,15 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
 
 def _loop(session: _Session, state: TrainState) -> TrainState:
     """Runs the remaining steps; a skipped batch opens the stream anew behind it."""
-    while True:
+    failed = True
+    while failed and not session.stop.agreed(together=True):
         state, failed = _steps(session, state)
-        if not failed:
-            return state
-        state = session.guard.after_failure(state, session.checkpointer.steps())
+        if failed:
+            state = session.guard.after_failure(state, session.checkpointer.steps())
+    # Where a stop was asked for, the last step is not saved yet.
+    if int(state.step) > max(session.checkpointer.steps(), default=session.first):
+        _save(session, state, {})
+    return state
 
 
 def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
@@ -244,8 +249,6 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     first = int(state.step)
     every = config.checkpoint.every_steps or run.method.steps_per_epoch
     number = first + len(session.guard.skipped)
-    if session.stop.agreed(together=True):
-        return state, False
     with open_stream(config, session.source, number, run.num_steps - first) as stream:
         timer = WaitTimer()
         clock = _LogClock(first)
@@ -256,9 +259,9 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
             session.display.step(step)
             logs = step % config.log.every_steps == 0 or step in (session.first + 1, run.num_steps)
             stops = session.stop.agreed(together=logs)
-            saves = stops or step % every == 0 or step == run.num_steps
+            saves = step % every == 0 or step == run.num_steps
             scores_due = session.monitor.is_due(step) and not stops
-            if (logs or saves or scores_due) and int(metrics["failed_step"]) >= 0:
+            if (logs or saves or stops or scores_due) and int(metrics["failed_step"]) >= 0:
                 return state, True
             if logs:
                 _write_log(session, step, metrics, clock, stream, timer)
@@ -267,18 +270,15 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
                 with clock.paused():
                     scores = session.monitor.scores(step, state)
             if saves:
-                found = ranking(config, metrics, scores)
-                save(
-                    config,
-                    session.identity,
-                    session.guard.skipped,
-                    state,
-                    session.checkpointer,
-                    found,
-                )
+                _save(session, state, ranking(config, metrics, scores))
             if stops:
                 break
     return state, False
+
+
+def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) -> None:
+    skipped = session.guard.skipped
+    save(session.config, session.identity, skipped, state, session.checkpointer, metrics)
 
 
 class _LogClock:

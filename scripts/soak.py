@@ -13,6 +13,7 @@ import sys
 import time
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.soak import soak
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     """Runs, tells, prints the summary."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
     out = pathlib.Path(_OUT.value)
     steps = _STEPS_A_KILL.value * (_KILLS.value + 1)
     overrides = [

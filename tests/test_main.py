@@ -63,6 +63,7 @@ def test_eval_alone_gives_the_same_metrics(finished) -> None:
         f"--eval_dir={folder}/again",
         "--config.seed=7",
         "--mode=eval",
+        "--checkpoint=2",
     )
     assert done.returncode == 0, done.stderr
     first, second = (

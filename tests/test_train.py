@@ -1,21 +1,17 @@
-"""Training end to end: every configuration runs, a killed run ends as if it was not killed."""
+"""Training end to end: every configuration runs, and what cannot go on says so."""
 
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from configs import cifar100, imagenet100, quickstart
-from hjepa_jax import config_check, sharding
+from hjepa_jax import sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.run import open_split, prepare
+from hjepa_jax.soak import final_state
 from hjepa_jax.train import train, warn_of_small_batches
 from hjepa_jax.variants import smoke
 
@@ -41,13 +37,6 @@ HJEPA_LOGGED = LOGGED | set(
         "V_var",
     ]
 )
-
-
-def final_state(workdir: pathlib.Path, config):
-    """Returns the newest checkpoint's state as numpy arrays."""
-    run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
-    state, _ = Checkpointer(workdir / "checkpoints", read_only=True).restore(run.abstract_state)
-    return jax.device_get(state)
 
 
 @pytest.mark.parametrize(
@@ -153,54 +142,6 @@ def test_options_of_the_method_train_through_the_pipeline(name, tmp_path) -> Non
     assert not np.array_equal(old, new)
 
 
-def _command(workdir: pathlib.Path, *overrides: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "hjepa_jax.main",
-        "--config=configs/quickstart.py:smoke",
-        f"--workdir={workdir}",
-        "--mode=train",
-        "--config.train.max_steps=None",
-        "--config.train.epochs=15",
-        "--config.checkpoint.every_steps=3",
-        *overrides,
-    ]
-
-
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
-
-
-def test_killed_and_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path) -> None:
-    """60 steps; kill -9 in the middle of an epoch, then the same command with other workers."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(_command(whole), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
-    victim = subprocess.Popen(
-        _command(killed),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 100
-    while not (killed / "checkpoints" / "6").is_dir():
-        assert victim.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert not (killed / "checkpoints" / "60").exists()
-    command = _command(killed, "--config.data.num_threads=3")
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
-
-    config = config_check.from_json((whole / "config.json").read_text())
-    one, two = final_state(whole, config), final_state(killed, config)
-    assert int(one.step) == 60
-    for path, leaf in jax.tree_util.tree_leaves_with_path(one):
-        other = dict(jax.tree_util.tree_leaves_with_path(two))[path]
-        np.testing.assert_array_equal(leaf, other, err_msg=str(path))
-
-
 def test_another_configuration_in_the_workdir_is_refused(tmp_path) -> None:
     config = quickstart.get_config("smoke")
     train(config, tmp_path)
@@ -218,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(tmp_path) -> 
     config.checkpoint.every_steps = 1
     with pytest.raises(TrainingError, match=r"NaN or infinite at step \d+ .*train.lr"):
         train(config, tmp_path)
-    state = final_state(tmp_path, config)
+    state = final_state(tmp_path)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
     assert int(state.failed_step) == -1
 

@@ -1,0 +1,157 @@
+"""What another run left in its workdir: its configuration, and its encoder's parameters."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+
+from hjepa_jax import config_check
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.config import Config
+from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.run import Run, prepare
+from hjepa_jax.train_state import TrainState
+
+_log = logging.getLogger(__name__)
+
+# What the encoder is; it must agree with the checkpoint, all else may differ in an evaluation.
+_ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
+# What inference needs of a TrainState; the optimiser's two copies of the parameters stay on disk.
+PARTS = ("step", "params", "batch_stats")
+
+
+def saved_config(workdir: pathlib.Path) -> Config:
+    """Reads the configuration that a run saved.
+
+    Raises:
+      CheckpointError: if the workdir has none or it cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        return config_check.from_json(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: is {workdir} a run's workdir?") from None
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def check_encoder(
+    config: Config, saved: Config, workdir: pathlib.Path, more: tuple[str, ...] = ()
+) -> None:
+    """Refuses a configuration whose encoder is not the checkpoint's, naming the fields.
+
+    Args:
+      config: the configuration in use.
+      saved: the run's.
+      workdir: the run's, for the message.
+      more: beginnings of further fields that must agree.
+
+    Raises:
+      CheckpointError: if a field of the encoder, or one of `more`, differs.
+    """
+    old = dict(config_check.flatten(saved))
+    differing = [
+        f"config.{name} ({old[name]!r} there, {value!r} here)"
+        for name, value in config_check.flatten(config)
+        if name.startswith((*_ENCODER_FIELDS, *more)) and old[name] != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the run in {workdir} is another one: {', '.join(differing)}. Give the values that it "
+            "was trained with."
+        )
+
+
+def check_has_checkpoints(workdir: pathlib.Path) -> None:
+    """Raises CheckpointError if a workdir has no folder of checkpoints."""
+    if not (workdir / "checkpoints").is_dir():
+        raise CheckpointError(f"{workdir} holds no checkpoints: train first, with --mode=train.")
+
+
+def open_saved(config: Config, workdir: pathlib.Path) -> Checkpointer:
+    """Opens the checkpoints of a finished or running run, for reading.
+
+    Raises:
+      CheckpointError: if there is no such folder.
+    """
+    check_has_checkpoints(workdir)
+    settings = config.checkpoint
+    return Checkpointer(
+        workdir / "checkpoints",
+        best_metric=settings.best_metric,
+        best_mode=settings.best_mode,
+        read_only=True,
+    )
+
+
+def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
+    """Returns the step that 'latest' (None: the newest readable one), 'best' or a number names.
+
+    Raises:
+      CheckpointError: if it is none of these, or there is no such step.
+    """
+    steps = checkpointer.steps()
+    if which == "latest":
+        return None
+    if which == "best":
+        return checkpointer.best_step()
+    if not which.isdigit():
+        raise CheckpointError(f"--checkpoint={which}: give 'latest', 'best' or a step of {steps}.")
+    if int(which) not in steps:
+        raise CheckpointError(
+            f"--checkpoint={which}: {checkpointer.folder} holds no checkpoint of this step; it has "
+            f"{steps}."
+        )
+    return int(which)
+
+
+def restore_parts(
+    checkpointer: Checkpointer, run: Run, step: int | None, parts: tuple[str, ...] = PARTS
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Restores these parts of a step, or of the newest readable one, and its `meta`."""
+    return checkpointer.restore({name: getattr(run.abstract_state, name) for name in parts}, step)
+
+
+def initial_state(config: Config, run: Run) -> TrainState:
+    """Returns a new state; with `train.init_from`, parameters and statistics are another run's.
+
+    Those of a projector or predictor of another shape stay random; the encoder must fit.
+
+    Raises:
+      CheckpointError: if that run has no readable checkpoint, or another encoder.
+    """
+    if config.train.init_from is None:
+        return run.init()
+    workdir = pathlib.Path(config.train.init_from)
+    saved = saved_config(workdir)
+    check_encoder(config, saved, workdir)
+    # Neither changes a parameter, but both may not fit this run's devices and data.
+    saved.data.batch_size = config.data.batch_size
+    there = prepare(saved, config.data.batch_size, run.mesh)
+    checkpointer = open_saved(saved, workdir)
+    found, _ = restore_parts(checkpointer, there, None)
+    checkpointer.close()
+    state = run.init()
+    params, stats = dict(state.params), dict(state.batch_stats)
+    for part, fresh in state.params.items():
+        taken = found["params"].get(part)
+        if _shapes(taken) != _shapes(fresh):
+            _log.warning("%s has another %s: it starts at random", workdir, part)
+            continue
+        params[part] = _placed(taken, fresh)
+        if part in stats:
+            stats[part] = _placed(found["batch_stats"][part], stats[part])
+    _log.info("parameters of step %d of %s", int(found["step"]), workdir)
+    return state.replace(params=params, batch_stats=stats)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), tree)
+
+
+def _placed(values: Any, like: Any) -> Any:
+    return jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), values, like)
