@@ -1,4 +1,4 @@
-"""The base configuration: every field, its default and its meaning.
+"""The base configuration: every field, its default and its meaning (SIGReg's: config_sigreg.py).
 
 The files in `configs/` are small deltas of `base_config()`; `config_check.py` validates the result.
 A field set to None means "not used" or "derived", as its comment says.
@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from hjepa_jax.config_sigreg import optional, sigreg_section, spectral_section
 
 # What functions take: ml_collections types every field as a union, which no use would satisfy.
 Config: TypeAlias = Any
-
-
-def _optional(kind: type, value: Any = None) -> Any:
-    """A typed field that may also be None."""
-    return config_dict.FieldReference(value, field_type=kind)
 
 
 def _data() -> ConfigDict:
@@ -26,13 +23,13 @@ def _data() -> ConfigDict:
             # 'digits' (embedded), 'cifar10', 'cifar100', 'folder', or 'tfds:<name>'.
             "name": "digits",
             # Folder or archive that holds the data; not used by 'digits'.
-            "root": _optional(str),
+            "root": optional(str),
             # Splits used for training (self-supervised) and for the evaluation's test set.
             "train_split": "train",
             "test_split": "test",
             # Use only the first N images of a seeded shuffle of the split; None = all.
-            "max_train_images": _optional(int),
-            "max_test_images": _optional(int),
+            "max_train_images": optional(int),
+            "max_test_images": optional(int),
             # Images per step over all devices and processes.
             "batch_size": 512,
             "num_global_views": 2,
@@ -61,7 +58,7 @@ def _data() -> ConfigDict:
             "std": (0.2675, 0.2565, 0.2761),
             # Evaluation: resize the short side to this before the centre crop; None = no resizing
             # beyond what makes the image image_size x image_size.
-            "eval_resize": _optional(int),
+            "eval_resize": optional(int),
             "augment": {
                 "crop_aspect": (3 / 4, 4 / 3),
                 "flip_probability": 0.5,
@@ -95,7 +92,7 @@ def _model() -> ConfigDict:
             # of the token grid after adaptive average pooling (None = as the stage gives it).
             "token_layer": "layer3",
             "token_dim": 32,
-            "token_hw": _optional(int),
+            "token_hw": optional(int),
             # Half of the channels of each token are position q, half momentum p: z = [q | p].
             "split_qp": True,
             # global: dimension of the embedding.
@@ -171,85 +168,10 @@ def _loss() -> ConfigDict:
             "logdet_refresh_interval": 16,
             "q_logdet_floor": -1.5,
             "p_logdet_floor": -1.5,
-            "q_pr_floor": _optional(float, 0.12),
-            "p_pr_floor": _optional(float, 0.16),
-            "q_eigmax_ceiling": _optional(float, 0.35),
-            "p_eigmax_ceiling": _optional(float, 0.30),
-        }
-    )
-
-
-def _sigreg() -> ConfigDict:
-    return ConfigDict(
-        {
-            # sigreg objective: 'additive' (pred + weight * sigreg) or
-            # 'convex' ((1 - weight) * pred + weight * sigreg).
-            "loss_form": "additive",
-            "weight": 0.02,
-            # Epochs over which the weight grows linearly from 0; 0 = constant.
-            "weight_warmup_epochs": 0.0,
-            # Statistics 'per_view' or 'flattened' over all views.
-            "statistics": "per_view",
-            "num_slices": 64,
-            "t_max": 3.0,
-            "n_points": 9,
-            "weight_type": "gaussian",
-            # Use only this many images for the statistic; None = all.
-            "subsample": _optional(int),
-            "refresh_interval": 1,
-            # Statistics below this count as zero; None = off.
-            "clip_value": _optional(float),
-            # Over slices and views: 'mean' or 'sum'.
-            "reduction": "mean",
-        }
-    )
-
-
-def _spectral() -> ConfigDict:
-    return ConfigDict(
-        {
-            # HamSIGReg: SIGReg of H^{1/2} z. 'identity' (plain SIGReg), 'diag', 'chain' (along the
-            # flat state), 'chain_grid' (over the token grid) or 'learnable' (radial envelope).
-            "kind": "identity",
-            # Eigenvalues of the chains: eps + kappa * Laplacian.
-            "kappa": 1.0,
-            "eps": 1e-3,
-            # Spectrum normalised to mean 1 ('trace') or geometric mean 1 ('logdet').
-            "gauge": "trace",
-            # learnable: fixed base spectrum ('identity', 'r2', 'laplacian') and radial bins.
-            "base": "laplacian",
-            "base_ridge": 1.0,
-            "base_strength": 4.0,
-            "bins": 8,
-            # 'linear_radius', 'linear_radius_sq' or 'quantile_radius'.
-            "binning": "linear_radius",
-            # Largest and initial log-span of the envelope; bounds of envelope and log spectrum.
-            "span_max": 0.5,
-            "init_loglambda_span": 0.03,
-            "delta_clip": 0.0,
-            "center_delta": False,
-            "log_lambda_clip": 3.0,
-            "eps_ridge": 0.0,
-            # Regulariser: curvature, L2 of the log deviation, condition number above cond_max.
-            "regulariser_weight": 0.1,
-            "curvature_weight": 1e-3,
-            "loglambda_l2_weight": 1e-4,
-            "cond_max": 0.0,
-            "cond_weight": 0.0,
-            # Epochs at identity, then over which base (and chain) and envelope fade in.
-            "identity_epochs": 0.0,
-            "base_ramp_epochs": 0.0,
-            "learnable_ramp_epochs": 0.0,
-            # Update of the envelope: 'max' (adversarial) or 'min' (joint) SIGReg, every so many
-            # steps, by its own AdamW without decay; gradients are scaled, then clipped.
-            "update_mode": "max",
-            "update_interval": 10,
-            "lr": 1e-3,
-            "grad_scale": 1.0,
-            "grad_clip": _optional(float, 1.0),
-            "adversarial_multiplier": 1.0,
-            # No updates from this epoch on; None = never frozen.
-            "freeze_after_epochs": _optional(float),
+            "q_pr_floor": optional(float, 0.12),
+            "p_pr_floor": optional(float, 0.16),
+            "q_eigmax_ceiling": optional(float, 0.35),
+            "p_eigmax_ceiling": optional(float, 0.30),
         }
     )
 
@@ -282,22 +204,22 @@ def _train() -> ConfigDict:
         {
             "epochs": 30,
             # Stop after this many steps even if epochs are left; None = no limit.
-            "max_steps": _optional(int),
+            "max_steps": optional(int),
             "lr": 5e-4,
             # Learning rate of the predictor (potential); None = lr.
-            "predictor_lr": _optional(float),
+            "predictor_lr": optional(float),
             "weight_decay": 5e-4,
             "b1": 0.9,
             "b2": 0.999,
             "adam_eps": 1e-8,
             # Global gradient norm; None = no clipping.
-            "grad_clip": _optional(float, 1.0),
+            "grad_clip": optional(float, 1.0),
             # Linear warm-up from warmup_init_ratio * lr, then cosine to min_lr_ratio * lr.
             "warmup_epochs": 10.0,
             "warmup_init_ratio": 0.01,
             "min_lr_ratio": 0.001,
             # Workdir of a run to start from: its parameters and batch statistics, no more.
-            "init_from": _optional(str),
+            "init_from": optional(str),
             # A loss or gradient that is NaN or infinite: 'stop' with an explanation, or 'skip' the
             # batch, at most so many in a row; the state before it is kept in both cases.
             "on_nonfinite": "stop",
@@ -354,7 +276,7 @@ def _evaluation() -> ConfigDict:
             "seed": 0,
             # During training: kNN at headline_k every so many epochs and at the end, on at most
             # `online_images` images of each split; None = never.
-            "online_every_epochs": _optional(float),
+            "online_every_epochs": optional(float),
             "online_images": 5000,
             # During training: a linear probe of the variant, trained on the detached states of the
             # training batches with probe_lr and probe_weight_decay, and logged beside the loss.
@@ -379,14 +301,14 @@ def base_config() -> Config:
             "model": _model(),
             "dynamics": _dynamics(),
             "loss": _loss(),
-            "sigreg": _sigreg(),
-            "spectral": _spectral(),
+            "sigreg": sigreg_section(),
+            "spectral": spectral_section(),
             "parity": _parity(),
             "train": _train(),
             "evaluation": _evaluation(),
             "checkpoint": {
                 # Steps between checkpoints; None = once an epoch.
-                "every_steps": _optional(int),
+                "every_steps": optional(int),
                 "keep_last": 2,
                 # Beside the newest, keep the best so many by a logged metric at the step saved, or
                 # by 'online/knn_top1' (steps without it rank last); 'min' or 'max' is best.

@@ -205,14 +205,14 @@ def _evaluation_contradictions(config: Config) -> Iterator[str]:
             f"config.evaluation.variant is {config.evaluation.variant!r} but "
             "config.model.split_qp is False: set config.evaluation.variant='qp'."
         )
-    metric, online = config.checkpoint.best_metric, ("online/knn_top1", "online/knn_top5")
-    if metric.startswith("online/") and config.evaluation.online_every_epochs is None:
+    metric, knn = config.checkpoint.best_metric, ("online/knn_top1", "online/knn_top5")
+    if metric.startswith("online/knn") and metric not in knn:
+        yield f"config.checkpoint.best_metric is {metric!r}: it can be {' or '.join(knn)}."
+    if metric in knn and config.evaluation.online_every_epochs is None:
         yield (
             f"config.checkpoint.best_metric is {metric!r}, but there is no online evaluation: set "
             "config.evaluation.online_every_epochs, or rank by a loss, for example 'total'."
         )
-    if metric.startswith("online/") and metric not in online:
-        yield f"config.checkpoint.best_metric is {metric!r}: it can be {' or '.join(online)}."
     if config.evaluation.headline_k not in config.evaluation.knn_k:
         yield (
             f"config.evaluation.headline_k is {config.evaluation.headline_k}, which is not among "

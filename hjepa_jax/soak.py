@@ -40,7 +40,8 @@ def command(workdir: pathlib.Path, overrides: Sequence[str]) -> list[str]:
 def final_state(workdir: pathlib.Path) -> TrainState:
     """Returns the newest checkpoint's state as numpy arrays."""
     config = config_check.from_json((workdir / "config.json").read_text())
-    run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+    source = open_split(config, "train")
+    run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
     return jax.device_get(checkpointer.restore(run.abstract_state)[0])
 

@@ -39,7 +39,7 @@ _FREE += ("data.prefetch_batches", "data.device_prefetch", "data.root", "data.te
 _FREE += ("data.max_test_images", "data.eval_resize", "model.remat", "train.shard_optimizer")
 _FREE += ("train.on_nonfinite", "train.max_skips_in_a_row")
 # Scores of the online kNN, which only some steps have.
-ONLINE = "online/"
+KNN = "online/knn_"
 # Fields of the evaluation on which the online probe's state depends.
 _PROBE = tuple(
     f"evaluation.{name}" for name in ("online_probe", "variant", "probe_lr", "probe_weight_decay")
@@ -335,10 +335,8 @@ def ranking(
     name = config.checkpoint.best_metric
     if not config.checkpoint.keep_best:
         return {}
-    if name in scores:
-        return {name: scores[name]}
-    if name.startswith(ONLINE):
-        return {}
+    if name.startswith(KNN):
+        return {name: scores[name]} if name in scores else {}
     if name not in metrics:
         options = sorted(metrics)
         nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]

@@ -120,12 +120,13 @@ def test_optional_fields_take_none_and_keep_their_type() -> None:
 
 
 def test_every_field_is_documented_and_used() -> None:
-    source = (ROOT / "hjepa_jax/config.py").read_text()
+    files = ("config.py", "config_sigreg.py")
+    source = "".join((ROOT / "hjepa_jax" / name).read_text() for name in files)
     code = "\n".join(
         path.read_text()
         for path in (ROOT / "hjepa_jax").rglob("*.py")
         if path.name
-        not in ("config.py", "config_check.py", "config_rules.py", "variants.py", "torch_config.py")
+        not in (*files, "config_check.py", "config_rules.py", "variants.py", "torch_config.py")
     )
     names = {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)}
     # Settings dataclasses take fields by name from their section.
