@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from hjepa_jax import compilation_cache, config_check
+from hjepa_jax import compilation_cache, config_check, orbax_noise
 from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.errors import UserError
 from hjepa_jax.stop_request import RunStopped
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Otherwise every checkpoint tells its story in thirty lines.
         absl_logging.set_verbosity(absl_logging.WARNING)
+        orbax_noise.silence()
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
     config, workdir = _CONFIG.value, pathlib.Path(str(_WORKDIR.value))

@@ -82,6 +82,16 @@ def _changed(**fields):
         ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
         ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
         ({"data__local_size": 16}, ["local_size", "no effect"]),
+        ({"checkpoint__best_mode": "max"}, ["best_mode", "no effect", "keep_best"]),
+        ({"train__max_skips_in_a_row": 2}, ["max_skips_in_a_row", "no effect", "'skip'"]),
+        (
+            {"checkpoint__keep_best": 1, "checkpoint__best_metric": "online/knn_top1"},
+            ["best_metric", "online_every_epochs"],
+        ),
+        (
+            {"checkpoint__keep_best": 1, "checkpoint__best_metric": "online/knn"},
+            ["best_metric", "online/knn_top1 or online/knn_top5"],
+        ),
         ({"train__accumulation": 3}, ["config.train.accumulation", "divide", "batch_size=512"]),
         ({"model__remat": "block"}, ["config.model.remat", "'blocks'"]),
         ({"data__num_local_views": 2, "data__local_size": 16}, ["local_size", "token_hw"]),

@@ -20,6 +20,7 @@ LAYERS = {
     "variants": 2,
     "command_line": 4,
     "checkpoint_files": 1,
+    "orbax_noise": 1,
     "workdir_lock": 1,
     "stop_request": 1,
     "objectives": 2,
