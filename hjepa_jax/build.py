@@ -30,7 +30,7 @@ def settings_from(kind: Any, section: Config, **extra: Any) -> Any:
     return kind(**{name: section[name] for name in names if name in section}, **extra)
 
 
-def build_encoder(config: Config, *, dtype: Any = None) -> ResNet18:
+def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> ResNet18:
     """Returns the encoder of a configuration; arguments as `build_modules`."""
     model = config.model
     return ResNet18(
@@ -44,23 +44,27 @@ def build_encoder(config: Config, *, dtype: Any = None) -> ResNet18:
         width=model.width,
         remat=model.remat,
         dtype=jnp.dtype(model.compute_dtype) if dtype is None else dtype,
+        norm_groups=norm_groups,
     )
 
 
-def build_modules(config: Config, *, dtype: Any = None) -> Modules:
+def build_modules(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> Modules:
     """Returns the Flax modules of a configuration.
 
     Args:
       config: a validated configuration.
       dtype: overrides config.model.compute_dtype (float64 in numerical checks).
+      norm_groups: parts of a batch with statistics of their own: the number of devices with
+        config.model.batch_norm='local', else 1.
     """
     model = config.model
-    encoder = build_encoder(config, dtype=dtype)
+    encoder = build_encoder(config, dtype=dtype, norm_groups=norm_groups)
     projector = Projector(
         kind=model.projector,
         hidden_dim=model.projector_hidden,
         output_dim=model.projector_dim,
         dtype=encoder.dtype,
+        norm_groups=norm_groups,
     )
     if config.objective != "hjepa":
         return Modules(encoder, projector, None)

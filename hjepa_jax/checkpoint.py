@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from hjepa_jax import checkpoint_files
+from hjepa_jax import checkpoint_files, distributed
 from hjepa_jax.checkpoint_files import DamagedError
 from hjepa_jax.errors import CheckpointError
 
@@ -266,6 +266,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 target = checkpoint_files.set_aside(self.folder, step)
                 _log.warning("the damaged checkpoint is now %s: delete it when you like", target)
+        distributed.wait_for_all("damaged checkpoints are set aside")
         self._manager.reload()
 
     def _write_manifest(self) -> None:

@@ -104,6 +104,10 @@ def _model() -> ConfigDict:
             # 'blocks' keeps only the inputs of the residual blocks for the backward pass, which
             # computes what is inside them again: less memory, a third more work; 'none' keeps all.
             "remat": "none",
+            # Batch normalisation in training by the statistics of the whole batch ('global') or of
+            # each device's share of it ('local': less waiting, but the result depends on the
+            # number of devices). The running statistics are the mean over devices.
+            "batch_norm": "global",
             # Encoder arithmetic: 'bfloat16' or 'float32'. Parameters and losses are float32.
             "compute_dtype": "bfloat16",
         }

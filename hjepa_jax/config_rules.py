@@ -13,6 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.token_layer": ("layer2", "layer3", "layer4"),
     "model.projector": ("identity", "mlp"),
     "model.remat": ("none", "blocks"),
+    "model.batch_norm": ("global", "local"),
     "model.compute_dtype": ("bfloat16", "float32"),
     "dynamics.predictor": ("hamiltonian", "mlp", "identity"),
     "dynamics.hamiltonian": ("separable", "learnable", "quadratic"),

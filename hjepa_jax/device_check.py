@@ -13,6 +13,7 @@ import numpy as np
 from hjepa_jax import sharding
 from hjepa_jax.build import build_modules
 from hjepa_jax.config import Config
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.run import UNOPTIMISED
 from hjepa_jax.spectral_step import init_spectral
 from hjepa_jax.train_state import TrainState, init_state, learning_rates, make_optimizer
@@ -81,7 +82,15 @@ def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str
 
     Differences of gradients are relative to the largest gradient of all leaves, since a leaf whose
     gradient is zero but for rounding has no scale of its own.
+
+    Raises:
+      ConfigError: config.model.batch_norm is 'local'.
     """
+    if config.model.batch_norm == "local":
+        raise ConfigError(
+            "config.model.batch_norm is 'local', with which a step depends on the number of "
+            "devices: compare layouts with config.model.batch_norm='global'."
+        )
     method, state = float64_method(config, total=10, per_epoch=2)
     batch = _random_batch(config)
     results = {count: one_step(method, state, batch, count) for count in counts}

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from hjepa_jax import config_check, sharding
+from hjepa_jax import config_check, distributed, sharding
 from hjepa_jax.config import Config, steps_per_epoch
 from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
@@ -138,9 +138,11 @@ def evaluate(
         evaluation_sources(config),
         config.evaluation,
         split_qp=config.model.split_qp,
-        mesh=mesh,
+        mesh=sharding.local_mesh(),
         info=info,
     )
+    if not distributed.is_primary():
+        return evaluation.metrics
     print_table(evaluation.metrics)
     folder = write_report(eval_dir / workdir.name, evaluation.metrics, evaluation.pictures)
     print(f"report and pictures: {folder}")

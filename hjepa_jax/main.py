@@ -6,6 +6,7 @@ python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=t
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import sys
 
@@ -13,8 +14,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from hjepa_jax import compilation_cache, config_check, orbax_noise
+from hjepa_jax import compilation_cache, config_check, distributed, orbax_noise
 from hjepa_jax.command_line import parse_command_line
+from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
 from hjepa_jax.stop_request import RunStopped
 
@@ -28,6 +30,15 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "Several processes: host:port of process 0."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Several processes: how many there are."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Several processes: the number of this one, from 0."
 )
 
 
@@ -56,10 +67,23 @@ def main(argv: list[str]) -> None:
         orbax_noise.silence()
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
-    config, workdir = _CONFIG.value, pathlib.Path(str(_WORKDIR.value))
+    given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     try:
-        config_check.validate(config)
+        config_check.validate(_CONFIG.value)
+        with distributed.session(distributed.find_cluster(given, os.environ)):
+            _work(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)))
+    except UserError as error:
+        sys.exit(f"hjepa_jax: {error}")
+
+
+def _work(config: Config, workdir: pathlib.Path) -> None:
+    """Trains and evaluates, as the mode says; of several processes the first one speaks."""
+    distributed.check_same_config(config)
+    if distributed.is_primary():
         print(config_check.to_json(config))
+    else:
+        logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
+    try:
         if _MODE.value != "eval":
             from hjepa_jax.train import train
 
@@ -70,9 +94,8 @@ def main(argv: list[str]) -> None:
             evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value), _CHECKPOINT.value)
     except RunStopped as stopped:
         # A job scheduler takes status 0 as it is meant: nothing is lost.
-        print(f"hjepa_jax: {stopped}", file=sys.stderr)
-    except UserError as error:
-        sys.exit(f"hjepa_jax: {error}")
+        if distributed.is_primary():
+            print(f"hjepa_jax: {stopped}", file=sys.stderr)
 
 
 def run() -> None:

@@ -88,7 +88,9 @@ def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None 
     optimizer = make_optimizer(config, rates)
     if config.train.shard_optimizer:
         optimizer = sharded_optimizer(optimizer, mesh)
-    method = Method(config, build_modules(config), optimizer, rates, epoch_steps)
+    groups = mesh.devices.size if config.model.batch_norm == "local" else 1
+    modules = build_modules(config, norm_groups=groups)
+    method = Method(config, modules, optimizer, rates, epoch_steps)
     init = functools.partial(
         init_state, config, method.modules, method.optimizer, init_spectral(config), num_classes
     )
@@ -128,11 +130,11 @@ def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.
     """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
 
     All that are made of one run share its compiled function. N must split evenly over the devices
-    of the run's mesh.
+    of the run's mesh. All processes must call it together, with the same images.
     """
     variables = {"params": params["encoder"], "batch_stats": batch_stats["encoder"]}
 
     def encode(images: Any) -> jax.Array:
-        return run.encode(variables, sharding.put_batch(run.mesh, {"image": images})["image"])
+        return run.encode(variables, sharding.put_whole(run.mesh, "image", images))
 
     return encode

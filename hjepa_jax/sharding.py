@@ -29,6 +29,11 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
+def local_mesh() -> Mesh:
+    """Returns a mesh over this process's own devices, for work that every process does alone."""
+    return data_mesh(jax.local_devices())
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -74,6 +79,12 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
         name: jax.make_array_from_process_local_data(batch_sharding(mesh, name), array)
         for name, array in batch.items()
     }
+
+
+def put_whole(mesh: Mesh, name: str, array: np.ndarray) -> jax.Array:
+    """Places a batch entry that every process holds whole, each device taking its share."""
+    sharding = batch_sharding(mesh, name)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def divisibility_error(

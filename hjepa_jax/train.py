@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from hjepa_jax import config_check, sharding
+from hjepa_jax import config_check, distributed, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.checkpoint_files import disk_full_is_a_sentence
 from hjepa_jax.config import Config
@@ -84,6 +84,10 @@ def restore_or_init(
     Raises:
       CheckpointError: if the checkpoint is of another configuration or of other data.
     """
+    here = {"the training data": dict(identity), "the checkpoints": checkpointer.steps()}
+    distributed.check_same(
+        here, f"give all of them the same data and a --workdir that all see ({checkpointer.folder})"
+    )
     if not checkpointer.steps():
         return initial_state(config, run), []
     state, meta = checkpointer.restore(run.abstract_state)
@@ -191,7 +195,8 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
     identity = data_identity(config, source)
     checkpointer = open_checkpoints(config, workdir)
     state, skipped = restore_or_init(run, checkpointer, config, identity)
-    config_check.save(config, workdir)
+    if distributed.is_primary():
+        config_check.save(config, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
     weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
@@ -199,8 +204,9 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
     warn_of_small_batches(config)
     load = functools.partial(load_batch, config, run, source)
     guard = NonFiniteGuard(config, run, workdir, load, skipped)
-    writer = create_writer(workdir)
-    display = ProgressDisplay(run.num_steps, first, config.data.batch_size)
+    primary = distributed.is_primary()
+    writer = create_writer(workdir, active=primary)
+    display = ProgressDisplay(run.num_steps, first, config.data.batch_size, quiet=not primary)
     try:
         monitor = TrainingMonitor(config, run, source, writer)
         session = _Session(
@@ -317,7 +323,7 @@ def _write_log(
     steps, elapsed = clock.restart(step)
     values["images_per_second"] = steps * session.config.data.batch_size / elapsed
     values["data_wait_share"] = timer.take() / elapsed
-    values["corrupt_images"] = stream.corrupt_count
+    values["corrupt_images"] = distributed.sum_over_processes(stream.corrupt_count)
     values["skipped_batches"] = len(session.guard.skipped)
     session.writer.write_scalars(step, values)
     session.monitor.check(step, values)

@@ -95,23 +95,30 @@ def import_metric_writers() -> types.ModuleType:
     return metric_writers
 
 
-def create_writer(workdir: pathlib.Path) -> Any:
-    """Returns an asynchronous clu MetricWriter that writes TensorBoard events to the workdir."""
+def create_writer(workdir: pathlib.Path, *, active: bool = True) -> Any:
+    """Returns an asynchronous clu MetricWriter that writes TensorBoard events to the workdir.
+
+    Unless `active`, it writes nothing: of several processes, one writes.
+    """
     metric_writers = import_metric_writers()
-    return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))])
+    writers = [metric_writers.SummaryWriter(str(workdir))] if active else []
+    return metric_writers.AsyncMultiWriter(writers)
 
 
 class ProgressDisplay:
     """A bar with loss, images/s and time left on a terminal; the same as plain lines elsewhere."""
 
-    def __init__(self, total_steps: int, first_step: int, batch_size: int) -> None:
-        self._console = Console(stderr=True)
+    def __init__(
+        self, total_steps: int, first_step: int, batch_size: int, *, quiet: bool = False
+    ) -> None:
+        """Shows steps `first_step` to `total_steps`; nothing if `quiet`."""
+        self._console = Console(stderr=True, quiet=quiet)
         self._total, self._first, self._batch = total_steps, first_step, batch_size
         self._start: float | None = None
         self._started_at = first_step
         self._bar: Progress | None = None
         self._last_update = 0.0
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(),

@@ -27,9 +27,14 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))
     from hjepa_jax.device_check import compare_layouts
+    from hjepa_jax.errors import UserError
 
+    try:
+        compared = compare_layouts(_CONFIG.value, counts)
+    except UserError as error:
+        sys.exit(f"check_devices: {error}")
     worst = 0.0
-    for count, differences in compare_layouts(_CONFIG.value, counts).items():
+    for count, differences in compared.items():
         name, value = max(differences.items(), key=lambda item: item[1])
         worst = max(worst, value)
         print(f"{count} devices: largest relative difference {value:.1e} in {name}")

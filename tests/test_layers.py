@@ -21,6 +21,7 @@ LAYERS = {
     "command_line": 4,
     "checkpoint_files": 1,
     "orbax_noise": 1,
+    "distributed": 4,
     "workdir_lock": 1,
     "stop_request": 1,
     "objectives": 2,

@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Program and script of a README command -> the file that runs it, and a text found there.
 RUN_BY = {
     "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
+    "srun": ("tests/test_distributed.py", "SLURM_PROCID"),
+    "--coordinator_address": ("tests/test_distributed.py", "--coordinator_address="),
     "python -m pytest": (".ci/run", "<!-- test -->"),
     "configs/cifar100.py": ("tests/test_train.py", "cifar100"),
     "configs/imagenet100.py": ("tests/test_train.py", "imagenet100"),

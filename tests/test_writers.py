@@ -10,8 +10,13 @@ from hjepa_jax import writers
 
 
 def _events(folder):
-    """Reads the event file's records: length, checksum, payload, checksum."""
+    """Reads the only event file of a folder."""
     (path,) = folder.glob("events.out.tfevents.*")
+    return read_events(path)
+
+
+def read_events(path):
+    """Reads an event file's records: length, checksum, payload, checksum."""
     data, position = path.read_bytes(), 0
     while position < len(data):
         length = int.from_bytes(data[position : position + 8], "little")

@@ -26,7 +26,9 @@ class Features(NamedTuple):
 
 def _to_host(pending: Any, keep: np.ndarray) -> np.ndarray:
     """Waits for one batch of features and returns its rows that are images, float32."""
-    if isinstance(pending, jax.Array) and not pending.is_fully_addressable:
+    if isinstance(pending, jax.Array) and not (
+        pending.is_fully_addressable or pending.is_fully_replicated
+    ):
         raise ValueError(
             "encode returned features that are spread over several processes; give its jit "
             "replicated out_shardings, so that every process holds all rows."

@@ -57,11 +57,6 @@ class OnlineKnn:
           ConfigError, DataError: if they do not, with a sentence on what to do.
         """
         settings = config.evaluation
-        if jax.process_count() > 1:
-            raise ConfigError(
-                "config.evaluation.online_every_epochs works in one process only, and here are "
-                f"{jax.process_count()}: set it to None."
-            )
         sentence = sharding.divisibility_error(
             settings.batch_size, run.mesh, "config.evaluation.batch_size"
         )
@@ -99,7 +94,7 @@ class OnlineKnn:
             ks=self._k,
             num_classes=self._sources[0].num_classes,
             block=settings.knn_block,
-            mesh=self._run.mesh,
+            mesh=sharding.local_mesh(),
         )
         return {f"online/knn_{name}": found[name][0] for name in ("top1", "top5")}
 

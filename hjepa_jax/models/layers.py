@@ -65,14 +65,26 @@ class BatchNorm(nn.Module):
     the dtype of x. Training normalises with the biased variance; the running variance takes the
     unbiased one: new = momentum * old + (1 - momentum) * batch. Under jit with the batch sharded
     over devices, these means are already global.
+
+    Attributes:
+      momentum: of the running statistics.
+      epsilon: added to the variance.
+      groups: equal runs of rows that are normalised each by its own statistics, whose mean over
+        the groups is what the running statistics take. With as many groups as devices no device
+        waits for the others.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises x [..., C]; ValueError when training on one value per channel."""
+        """Normalises x [N, ..., C].
+
+        Raises:
+          ValueError: training on one value per channel, or on rows that do not divide into groups.
+        """
         dtype = wide_dtype(x.dtype)
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
@@ -81,19 +93,26 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         wide = x.astype(dtype)
         if train:
-            count = x.size // x.shape[-1]
+            count = x.size // x.shape[-1] // self.groups
             if count < 2:
                 raise ValueError("BatchNorm cannot train on one value per channel: add images.")
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(wide, axes)
+            if x.shape[0] % self.groups:
+                raise ValueError(f"{x.shape[0]} rows do not divide into {self.groups} groups.")
+            if self.groups > 1:
+                wide = wide.reshape(self.groups, -1, *x.shape[1:])
+            axes = tuple(range(wide.ndim - x.ndim, wide.ndim - 1))
+            mean = jnp.mean(wide, axes, keepdims=True)
             # E[(x - mean)^2], not E[x^2] - mean^2, which cancels when the mean is large.
-            var = jnp.mean(jnp.square(wide - mean), axes)
+            var = jnp.mean(jnp.square(wide - mean), axes, keepdims=True)
             if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
                 keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                batch_mean, batch_var = (
+                    jnp.mean(s.reshape(self.groups, -1), axis=0) for s in (mean, var)
+                )
+                unbiased = batch_var * (count / (count - 1))
+                running_mean.value = keep * running_mean.value + (1 - keep) * batch_mean
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
         out = (wide - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-        return out.astype(x.dtype)
+        return out.reshape(x.shape).astype(x.dtype)

@@ -21,12 +21,14 @@ class Projector(nn.Module):
       hidden_dim: width of the hidden layer of 'mlp'.
       output_dim: width of the output of 'mlp'.
       dtype: of the products of 'mlp'; statistics and the output are float32 or wider.
+      norm_groups: runs of rows with statistics of their own, see `BatchNorm`.
     """
 
     kind: str = "identity"
     hidden_dim: int = 2048
     output_dim: int = 2048
     dtype: Any = jnp.float32
+    norm_groups: int = 1
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
@@ -36,6 +38,6 @@ class Projector(nn.Module):
         if self.kind != "mlp":
             raise ValueError(f"Unknown projector '{self.kind}': use one of {', '.join(KINDS)}.")
         x = Linear(self.hidden_dim, name="hidden")(z.astype(self.dtype))
-        x = nn.relu(BatchNorm(name="norm")(x, train=train))
+        x = nn.relu(BatchNorm(groups=self.norm_groups, name="norm")(x, train=train))
         x = Linear(self.output_dim, name="output")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))

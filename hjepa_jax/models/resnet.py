@@ -6,6 +6,7 @@ Sources: He et al., "Deep Residual Learning" (arXiv 1512.03385), torchvision lay
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,17 +31,19 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int = 1
+    norm_groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps x [N,H,W,C] to [N,H/stride,W/stride,features]."""
+        norm = functools.partial(BatchNorm, groups=self.norm_groups)
         out = Conv(self.features, 3, self.stride, name="conv1")(x)
-        out = nn.relu(BatchNorm(name="norm1")(out, train=train))
+        out = nn.relu(norm(name="norm1")(out, train=train))
         out = Conv(self.features, 3, name="conv2")(out)
-        out = BatchNorm(name="norm2")(out, train=train)
+        out = norm(name="norm2")(out, train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, name="downsample_conv")(x)
-            x = BatchNorm(name="downsample_norm")(x, train=train)
+            x = norm(name="downsample_norm")(x, train=train)
         return nn.relu(out + x)
 
 
@@ -72,6 +75,7 @@ class ResNet18(nn.Module):
       dtype: of convolutions and activations. Parameters, normalisation statistics and the output
         are float32, or float64 for dtype float64.
       remat: 'blocks' computes each residual block again in the backward pass; 'none' does not.
+      norm_groups: runs of rows with statistics of their own, see `BatchNorm`.
     """
 
     stem: str = "cifar"
@@ -85,6 +89,7 @@ class ResNet18(nn.Module):
     stem_pool: Callable[[jax.Array], jax.Array] = max_pool_3x3
     dtype: Any = jnp.float32
     remat: str = "none"
+    norm_groups: int = 1
 
     @property
     def num_stages(self) -> int:
@@ -134,14 +139,15 @@ class ResNet18(nn.Module):
             x = Conv(self.width, 3, initializer=default_uniform, name="stem_conv")(x)
         else:
             x = Conv(self.width, 7, 2, initializer=kaiming_normal, name="stem_conv")(x)
-        x = nn.relu(BatchNorm(name="stem_norm")(x, train=train))
+        x = nn.relu(BatchNorm(groups=self.norm_groups, name="stem_norm")(x, train=train))
         if self.stem == "imagenet":
             x = self.stem_pool(x)
         for stage in range(1, self.num_stages + 1):
             for block in range(BLOCKS_PER_STAGE):
                 stride = 2 if stage > 1 and block == 0 else 1
                 features = self.width * 2 ** (stage - 1)
-                residual = BasicBlock(features, stride, name=f"layer{stage}_block{block}")
+                name = f"layer{stage}_block{block}"
+                residual = BasicBlock(features, stride, self.norm_groups, name=name)
                 again = self.remat == "blocks" and train and not self.is_initializing()
                 x = recomputed(residual, x) if again else residual(x, train=train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -150,5 +156,5 @@ class ResNet18(nn.Module):
         if self.token_hw is not None:
             x = adaptive_average_pool(x, self.token_hw)
         x = Conv(self.token_dim, 1, initializer=default_uniform, name="token_projection")(x)
-        x = BatchNorm(name="token_norm")(x.astype(wide), train=train)
+        x = BatchNorm(groups=self.norm_groups, name="token_norm")(x.astype(wide), train=train)
         return flatten_tokens(x, self.split_qp)
