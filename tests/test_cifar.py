@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ def test_archives_write_nothing_outside(tmp_path) -> None:
     root = write_tar(inside / "escape.tar", {**contents, "/etc/evil": b"x"}, "w")
     assert len(opened("cifar10", root)) == 30
     assert [path.name for path in tmp_path.rglob("*")] == ["inside", "escape.tar"]
+
+
+def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path) -> None:
+    member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    member.size = 500 * 2**20
+    path = tmp_path / "huge.tar"
+    path.write_bytes(member.tobuf() + bytes(1024))
+    with pytest.raises(ValueError, match=r"data_batch_1 is too large \(524288000 bytes\)"):
+        opened("cifar10", path)
+
+
+def test_links_in_archives_are_not_followed(tmp_path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(cifar_files("cifar10")["data_batch_1"])
+    contents = {name: data for name, data in cifar_files("cifar10").items() if "_1" not in name}
+    root = write_tar(tmp_path / "links.tar", contents, "w")
+    with tarfile.open(root, "a") as archive:
+        link = tarfile.TarInfo("data_batch_1")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        archive.addfile(link)
+    with pytest.raises(FileNotFoundError, match="lacks data_batch_1"):
+        opened("cifar10", root)
 
 
 def test_truncated_archive_names_the_checksum(tmp_path) -> None:

@@ -260,6 +260,18 @@ def test_all_images_corrupt_and_vanished_images_end_the_stream(tmp_path) -> None
         collect(data_config(on_corrupt="skip"), source, num_steps=1)
 
 
+def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:
+    """Ctrl-C and job schedulers signal all processes; stopping is the parent's to arrange."""
+    config = data_config(num_workers=1)
+    with pipeline.train_batches(config, array_source(), num_steps=12) as stream:
+        next(stream)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, number)
+        assert sum(1 for _ in stream) == 11
+    assert not multiprocessing.active_children()
+
+
 def test_killed_worker_is_an_error_within_seconds() -> None:
     config = data_config(num_workers=2)
     with pipeline.train_batches(config, array_source()) as stream:

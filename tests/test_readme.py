@@ -28,6 +28,7 @@ RUN_BY = {
     "scripts/sweep.py": ("tests/test_sweep.py", "scripts/sweep.py"),
     "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
     "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
+    "scripts/soak.py": ("tests/faults/test_kills.py", "scripts/soak.py"),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
 }
 

@@ -1,5 +1,6 @@
 """Prepared shards: the same images back, preparation that resumes, and damage noticed."""
 
+import json
 import pathlib
 import pickle
 import subprocess
@@ -162,3 +163,15 @@ def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> Non
     expected = open_source(data_config(name="cifar10", root=str(cifar)).data, "test")
     prepared = open_root(str(tmp_path / "shards"), "test", 0)
     np.testing.assert_array_equal(decode(prepared.record(4)), decode(expected.record(4)))
+
+
+def test_an_index_that_points_outside_its_folder_is_refused(folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    shards.write_shards(open_root(str(folder), "train", 0), "train", out)
+    (out / "train-00000.array_record").rename(tmp_path / "elsewhere.array_record")
+    index = json.loads((out / shards.INDEX).read_text())
+    for place in ("../elsewhere.array_record", str(tmp_path / "elsewhere.array_record")):
+        index["splits"]["train"]["shards"][0]["file"] = place
+        (out / shards.INDEX).write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="outside its folder"):
+            shards.open_shards(out, "train")

@@ -1,5 +1,6 @@
 """Torch names and torch files, against states and a file written here without torch."""
 
+import os
 import pickle
 import zipfile
 
@@ -150,3 +151,34 @@ def test_damaged_and_unsafe_torch_files_are_refused(tmp_path):
     write_torch_file(path, pickle.dumps(eval), {})
     with pytest.raises(ValueError, match="eval, not plain data"):
         torch_file.load_torch_file(path)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_torch_files_that_attack_do_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.pth"
+    write_torch_file(path, pickle.dumps({"w": _Evil()}, protocol=2), {})
+    with pytest.raises(ValueError, match="system, not plain data"):
+        torch_file.load_torch_file(path)
+    assert not (tmp_path / "hacked").exists()
+    # A tensor of a terabyte, all of it one stored number.
+    small = np.zeros(8, np.float32)
+    write_torch_file(path, tensor_pickle((1_000_000, 250_000), (0, 0), 0), {"0": small})
+    with pytest.raises(ValueError, match="larger than its storage"):
+        torch_file.load_torch_file(path)
+    # A storage that unpacks to a thousand times its size.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", tensor_pickle((2, 3), (1, 2), 1))
+        archive.writestr("model/data/0", bytes(10_000_000))
+    with pytest.raises(ValueError, match="unpack to 1000"):
+        torch_file.load_torch_file(path)
+    # Names that lead out of the archive are read from it, if at all, and written nowhere.
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../model/data.pkl", tensor_pickle((2, 3), (1, 2), 1))
+        archive.writestr("../../model/data/0", small.tobytes())
+    torch_file.load_torch_file(path)
+    assert [file.name for file in tmp_path.rglob("*")] == ["model.pth"]

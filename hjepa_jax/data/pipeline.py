@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -43,8 +44,14 @@ _PAIRS_AT_ONCE = 64
 
 
 def _watch_parent(worker_index: int, worker_count: int) -> None:
-    """Ends a worker process soon after its parent is gone, which may have been killed."""
+    """Ends a worker process soon after its parent is gone, which may have been killed.
+
+    A stop is the parent's to handle: Ctrl-C and job schedulers signal the workers as well, without
+    which the parent could not finish its step.
+    """
     del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     expected = os.getppid() if parent is None else parent.pid
 

@@ -130,6 +130,8 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
         )
     for shard in index["splits"][found]["shards"]:
         path = folder / shard["file"]
+        if path.parent != folder:
+            raise ValueError(f"{folder / INDEX} names a shard outside its folder: {shard['file']}.")
         if not path.is_file():
             raise FileNotFoundError(f"The shard {path} is missing; prepare the data again.")
         if path.stat().st_size != shard["bytes"]:

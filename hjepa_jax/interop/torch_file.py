@@ -8,6 +8,7 @@ a malicious file cannot run code.
 from __future__ import annotations
 
 import collections
+import math
 import pathlib
 import pickle
 import zipfile
@@ -37,6 +38,9 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if any(step < 0 for step in stride) or (0 not in size and not 0 <= last < storage.size):
         raise pickle.UnpicklingError("a tensor reaches outside its storage")
+    # Strides of 0 would let a small file ask for any amount of memory.
+    if math.prod(size) > storage.size:
+        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} is larger than its storage")
     strides = tuple(step * storage.itemsize for step in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
 
@@ -78,6 +82,10 @@ def load_torch_file(path: str | pathlib.Path) -> Any:
         raise FileNotFoundError(f"There is no checkpoint at '{path}'.")
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch stores without compression: what unpacks to more than the file is a trap.
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > pathlib.Path(path).stat().st_size:
+                raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
             pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(pickled) != 1:
                 raise ValueError("it has no single data.pkl")

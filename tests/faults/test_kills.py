@@ -1,56 +1,69 @@
 """A run that is killed, also in the middle of a save, ends as one that was left alone."""
 
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
 import pytest
 
 from hjepa_jax import checkpoint_files
 from hjepa_jax.errors import CheckpointError
-from hjepa_jax.soak import soak
 from hjepa_jax.workdir_lock import WorkdirLock
 
-OVERRIDES = [
-    "--config=configs/quickstart.py:smoke",
-    "--config.train.max_steps=20",
-    "--config.train.epochs=5",
-    "--config.checkpoint.every_steps=2",
-]
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
-def test_kills_and_a_stop_change_no_bit(tmp_path) -> None:
-    """Kill -9 in a save, SIGTERM, kill -9 at any time; and meanwhile no second run may begin."""
-    refusals = []
+def holder_while_training(workdir: pathlib.Path, soak: subprocess.Popen) -> str:
+    """Returns the refusal of a second run beside the one in `workdir`."""
+    while not (workdir / "config.json").is_file():
+        assert soak.poll() is None, "the run ended before it began"
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError) as refusal:
+        WorkdirLock(workdir).__enter__()
+    return str(refusal.value)
 
-    def tell(line: str) -> None:
-        # The killed process held the lock a moment ago: the kernel has released it.
-        with WorkdirLock(tmp_path / "killed-1"):
-            refusals.append(line)
 
-    done = soak(
-        tmp_path,
-        kills=3,
-        seed=0,
-        overrides=OVERRIDES,
-        moments=("save", "term", "start"),
-        tell=tell,
+def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) -> None:
+    """Kill -9 in a save, SIGTERM, kill -9 between two saves."""
+    out = tmp_path / "soak"
+    command = [sys.executable, "scripts/soak.py", "--kills=3", "--steps_per_kill=5", "--seed=0"]
+    soak = subprocess.Popen(
+        [*command, f"--out={out}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert done.kills == {"save": 1, "term": 1, "start": 1}
-    assert done.torn_saves >= 1
-    assert len(refusals) == 3
-    log = (tmp_path / "log.txt").read_text()
+    try:
+        refused = holder_while_training(out / "whole", soak)
+        told, errors = soak.communicate(timeout=400)
+    finally:
+        soak.kill()
+    assert soak.returncode == 0, errors
+    assert re.search(r"process \d+ on .* is training in .*whole", refused)
+    assert "3 kills (save 1, term 1, step 1, start 0)" in told
+    assert "every final state equal bit for bit" in told
+    assert re.search(r"kill 1/3 \(save\): .* half saved", told)
+    log = (out / "log.txt").read_text()
     assert "its save was broken off" in log
     assert "SIGTERM: stopping after this step" in log
     assert "stopped as asked after step" in log
     assert "Traceback" not in log
     for run in ("whole", "killed-1"):
-        folder = tmp_path / run / "checkpoints"
+        folder = out / run / "checkpoints"
         assert checkpoint_files.temporary_folders(folder) == []
         assert checkpoint_files.verify(folder / "20")
+        with WorkdirLock(out / run):
+            pass
 
 
-def test_a_second_run_in_the_workdir_is_refused(tmp_path) -> None:
-    with WorkdirLock(tmp_path), pytest.raises(CheckpointError, match=r"process \d+ on .* training"):
+def test_the_lock_is_released_and_names_what_it_can(tmp_path) -> None:
+    with WorkdirLock(tmp_path), pytest.raises(CheckpointError, match=rf"process {os.getpid()} on "):
         WorkdirLock(tmp_path).__enter__()
-    with WorkdirLock(tmp_path):
-        assert (tmp_path / "lock").is_file()
     with WorkdirLock(tmp_path):
         (tmp_path / "lock").write_text("")
         with pytest.raises(CheckpointError, match="another process is training"):
