@@ -1,5 +1,6 @@
 """Training end to end: every configuration runs, and what cannot go on says so."""
 
+import json
 import pathlib
 
 import jax
@@ -159,7 +160,12 @@ def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(tmp_path) -> 
     config.checkpoint.every_steps = 1
     with pytest.raises(TrainingError, match=r"NaN or infinite at step \d+ .*train.lr"):
         train(config, tmp_path)
+    report = json.loads((tmp_path / "failure.json").read_text())
+    assert report["action"] == "stop"
+    assert len(set(report["images"])) == config.data.batch_size
     state = final_state(tmp_path)
+    # The step that failed is the one that would have followed the newest checkpoint.
+    assert report["step"] == report["batch"] == int(state.step)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
     assert int(state.failed_step) == -1
 
