@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from hjepa_jax import config_check, distributed, sharding
 from hjepa_jax.config import Config, steps_per_epoch
@@ -15,6 +17,8 @@ from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluation.coarse import label_maps
 from hjepa_jax.evaluation.coordinates import coordinates_of
+from hjepa_jax.evaluation.features import Encode
+from hjepa_jax.evaluation.flow import Flow, flow_picture
 from hjepa_jax.evaluation.protocol import Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
 from hjepa_jax.evaluation.report import print_table, write_report
@@ -28,6 +32,7 @@ from hjepa_jax.saved_run import (
     restore_parts,
     saved_config,
 )
+from hjepa_jax.train_step import Method
 
 _log = logging.getLogger(__name__)
 
@@ -60,10 +65,18 @@ def evaluation_sources(config: Config) -> Sources:
     )
 
 
-def encoders_of(
+class Evaluated(NamedTuple):
+    """What is evaluated of a run: its encoders by name, its step, its flow where it has one."""
+
+    encoders: dict[str, Encode]
+    step: int
+    flow: Flow | None
+
+
+def restore(
     config: Config, run: Run, workdir: pathlib.Path, which: str = "latest"
-) -> tuple[dict[str, Any], int]:
-    """Returns ({'trained': encode, 'random': encode}, step of the checkpoint `which`).
+) -> Evaluated:
+    """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialisation).
 
     In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
     """
@@ -71,14 +84,35 @@ def encoders_of(
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
     step, spectral = int(state["step"]), state["spectral"]
-    compose = coordinates_of(config, _epoch_of(meta, config, workdir), run.mesh)
+    epoch = _epoch_of(meta, config, workdir)
+    compose = coordinates_of(config, epoch, run.mesh)
     raw = make_encode(run, state["params"], state["batch_stats"])
     encoders = {"trained": compose(raw, spectral, step)}
     if config.evaluation.random_baseline:
         fresh = run.init()
         raw = make_encode(run, fresh.params, fresh.batch_stats)
         encoders["random"] = compose(raw, spectral, step)
-    return encoders, step
+    method = dataclasses.replace(run.method, steps_per_epoch=epoch)
+    return Evaluated(encoders, step, _flow_of(method, state["params"], step))
+
+
+def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
+    """Returns the Hamiltonian flow after `step` steps, None of a method without one."""
+    dynamics, predictor = method.config.dynamics, method.modules.predictor
+    if predictor is None or dynamics.predictor != "hamiltonian":
+        return None
+    variables = {"params": params.get("predictor", {})}
+    scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
+
+    @jax.jit
+    def flow(states: Any, direction: Any) -> Any:
+        return predictor.apply(variables, states, direction, scale)
+
+    @jax.jit
+    def energy(states: Any) -> Any:
+        return predictor.apply(variables, states, scale, method="energy")
+
+    return Flow(flow, energy, dynamics.steps * dynamics.dt)
 
 
 def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
@@ -120,10 +154,10 @@ def evaluate(
         raise ConfigError(sentence)
     # Nothing is trained, so that the data may be smaller than a batch of the training.
     run = prepare(config, config.data.batch_size, mesh)
-    encoders, step = encoders_of(config, run, workdir, which)
+    found = restore(config, run, workdir, which)
     info = {
         "run": workdir.name,
-        "step": step,
+        "step": found.step,
         "objective": config.objective,
         "data": config.data.name,
         "jax": jax.__version__,
@@ -134,7 +168,7 @@ def evaluate(
     if config.evaluation.coordinates != "raw":
         info["coordinates"] = config.evaluation.coordinates
     evaluation = evaluate_encoders(
-        encoders,
+        found.encoders,
         evaluation_sources(config),
         config.evaluation,
         split_qp=config.model.split_qp,
@@ -144,6 +178,12 @@ def evaluate(
     if not distributed.is_primary():
         return evaluation.metrics
     print_table(evaluation.metrics)
-    folder = write_report(eval_dir / workdir.name, evaluation.metrics, evaluation.pictures)
+    pictures = evaluation.pictures
+    # A flow of other steps or strength than it was trained with would be another flow.
+    if found.flow is not None and config.dynamics.to_dict() == saved.dynamics.to_dict():
+        states = pictures.encoders["trained"]
+        flow = flow_picture(found.flow, states.query_states, states.states)
+        pictures = dataclasses.replace(pictures, flow=flow)
+    folder = write_report(eval_dir / workdir.name, evaluation.metrics, pictures)
     print(f"report and pictures: {folder}")
     return evaluation.metrics

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -346,6 +347,19 @@ def test_single_runs_are_compared_without_intervals(workdirs) -> None:
     alone = page(load(workdirs[:1]))
     assert "<h2>Differences</h2>" not in alone
     assert "<h2>What differs in the configurations</h2>" not in alone
+
+
+def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tmp_path) -> None:
+    workdir = write_run(tmp_path, "x", seed=0, knn=0.5)
+    report = tmp_path / "eval" / "x"
+    for name in ("map.png", "flow.png"):
+        shutil.copy(report / "neighbours.png", report / name)
+    text = page(load([workdir]))
+    assert text.count("data:image/png;base64,") == 3
+    assert text.count('<figure class="wide">') == 1
+    (caption,) = re.findall('<figure class="wide"><figcaption>(.*?)</figcaption>', text)
+    assert caption.endswith("x: States of test images under the learned Hamiltonian flow")
+    assert "principal axes and t-SNE" in text
 
 
 def test_names_cannot_break_the_page(tmp_path) -> None:

@@ -19,7 +19,7 @@ from hjepa_jax.build import spectral_settings
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluate import check_encoder, encoders_of, saved_config
+from hjepa_jax.evaluate import check_encoder, restore, saved_config
 from hjepa_jax.evaluation.online import OnlineKnn
 from hjepa_jax.objectives.spectral_learnable import learnable_spectrum
 from hjepa_jax.run import make_encode, open_split, prepare
@@ -45,11 +45,12 @@ def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> N
     config.spectral.update(span_max=3.0, learnable_ramp_epochs=2.0)
     save_run(config, tmp_path, (8,))
     run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
-    raw = encoders_of(config, run, tmp_path)[0]["trained"](_images(3))
+    raw = restore(config, run, tmp_path).encoders["trained"](_images(3))
     config.evaluation.coordinates = "sqrt_h"
     # Another data set has other epochs; the spectrum's ramps count in those of the training.
     elsewhere = prepare(config, 16, sharding.data_mesh())
-    encoders, step = encoders_of(config, elsewhere, tmp_path)
+    encoders, step, flow = restore(config, elsewhere, tmp_path)
+    assert flow is None
     # The eighth step of four an epoch is the second epoch: identity ended with the first.
     alpha, beta = 1.0, (2 - 1) / 5.0
     state = random_state(run, 8)
@@ -115,10 +116,10 @@ def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     checkpointer.save(3, jax.device_put(random_state(run, 3)), {"data": {"step": 3}})
     checkpointer.close()
-    assert encoders_of(config, run, tmp_path)[1] == 3
+    assert restore(config, run, tmp_path).step == 3
     config.evaluation.coordinates = "sqrt_h"
     with pytest.raises(CheckpointError, match=r"was imported .*coordinates='raw'"):
-        encoders_of(config, run, tmp_path)
+        restore(config, run, tmp_path)
 
 
 def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:

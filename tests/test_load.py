@@ -19,6 +19,7 @@ from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.data.augment import eval_image
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError
+from hjepa_jax.evaluate import restore
 from hjepa_jax.export import export_features, save_features
 from hjepa_jax.run import make_encode, open_split, prepare
 from hjepa_jax.train import data_identity, save
@@ -131,6 +132,19 @@ def test_flow_is_the_trained_predictor_and_reverses(workdir, loaded) -> None:
     np.testing.assert_allclose(back, z, atol=1e-4)
     energy = predictor.apply(variables, z, scale, method="energy")
     np.testing.assert_allclose(loaded.energy(z), energy, rtol=1e-5)
+
+
+def test_the_evaluation_follows_the_same_flow(workdir, loaded) -> None:
+    """The residual scale is that of the training's epochs, whatever the data evaluated."""
+    config = quickstart.get_config("smoke")
+    found = restore(config, prepare(config, 16, sharding.data_mesh()), workdir).flow
+    z = np.random.default_rng(3).normal(size=(2, 512)).astype(np.float32)
+    for direction in (1, -1):
+        np.testing.assert_allclose(
+            found.step(z, float(direction)), loaded.flow(z, direction), rtol=1e-5, atol=1e-6
+        )
+    np.testing.assert_allclose(found.energy(z), loaded.energy(z), rtol=1e-5)
+    assert found.duration == pytest.approx(0.1)
 
 
 def test_an_older_step_and_a_damaged_newest_one(workdir, loaded, tmp_path) -> None:

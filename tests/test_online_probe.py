@@ -11,7 +11,7 @@ import hjepa_jax
 from configs import cifar100, quickstart
 from hjepa_jax import config_check, sharding
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluate import encoders_of
+from hjepa_jax.evaluate import restore
 from hjepa_jax.online_probe import init_online_probe, update_online_probe
 from hjepa_jax.run import prepare
 from hjepa_jax.train import train
@@ -103,7 +103,7 @@ def test_resumed_probe_is_the_uninterrupted_one_and_a_changed_one_is_refused(tmp
         train(config, tmp_path)
     # What needs no probe reads such a checkpoint without one.
     assert hjepa_jax.load(tmp_path).step == 2
-    assert encoders_of(config, prepare(config, 64, sharding.data_mesh()), tmp_path)[1] == 2
+    assert restore(config, prepare(config, 64, sharding.data_mesh()), tmp_path).step == 2
 
 
 def test_it_needs_the_state_that_is_evaluated() -> None:

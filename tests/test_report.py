@@ -125,8 +125,8 @@ def test_collapsed_features_can_still_be_drawn() -> None:
     pictures.spectra(metrics).savefig(io.BytesIO())
     one = found.pictures.encoders["random"]
     encoders = {
-        "random": pictures.EncoderPictures(
-            np.ones_like(one.cosine), np.zeros_like(one.features), one.labels, one.neighbours
+        "random": dataclasses.replace(
+            one, cosine=np.ones_like(one.cosine), features=np.zeros_like(one.features)
         )
     }
     inputs = found.pictures

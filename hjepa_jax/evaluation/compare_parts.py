@@ -34,6 +34,7 @@ CURVES = {
     "total": "Loss (each objective has its own)",
     "pred": "Prediction loss",
     "online/knn_top1": "kNN top-1 during training",
+    "online/probe_top1": "Linear probe top-1 on training views",
     "sigreg": "SIGReg statistic",
     "q_pr": "Participation ratio of q (normalised)",
     "p_pr": "Participation ratio of p (normalised)",
@@ -46,8 +47,11 @@ CURVES = {
 }
 _PICTURES = {
     "neighbours.png": "Test images and their nearest training images",
-    "map.png": "Test features on their first two principal axes",
+    "map.png": "Test features: principal axes and t-SNE",
+    "flow.png": "States of test images under the learned Hamiltonian flow",
 }
+# These would be too small to read beside another one.
+_WIDE = ("flow.png",)
 
 
 def escape(value: Any) -> str:
@@ -301,6 +305,7 @@ def galleries(groups: Sequence[Group]) -> str:
     """Returns the pictures of each group's first report, embedded; '' where there are none."""
     parts = []
     for file, caption in _PICTURES.items():
+        wide = ' class="wide"' if file in _WIDE else ""
         for style, group in enumerate(groups):
             path = group.runs[0].report / file
             if not path.is_file():
@@ -308,7 +313,7 @@ def galleries(groups: Sequence[Group]) -> str:
             data = base64.b64encode(path.read_bytes()).decode("ascii")
             title = f"{_swatch(style)}{escape(group.runs[0].name)}: {escape(caption)}"
             parts.append(
-                f"<figure><figcaption>{title}</figcaption>"
+                f"<figure{wide}><figcaption>{title}</figcaption>"
                 f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}"></figure>'
             )
     return f'<div class="pictures">{"".join(parts)}</div>' if parts else ""

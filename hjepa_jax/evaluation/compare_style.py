@@ -35,6 +35,7 @@ tr.reference td, tr.reference th { color: var(--soft); font-weight: 400; }
 .grid3 { grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 .pictures { grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); }
 figure { margin: 0; min-width: 0; }
+figure.wide { grid-column: 1 / -1; }
 figcaption { font-weight: 600; font-size: 13.5px; margin-bottom: 4px; }
 figure svg:not(.swatch), figure img { width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #4a5058; }

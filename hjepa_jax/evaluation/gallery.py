@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from hjepa_jax.evaluation.features import Batch
+from hjepa_jax.evaluation.flow import FlowPicture
 
 NUM_QUERIES = 6
-MAP_POINTS = 2000
+MAP_POINTS = 1500
 # Position in its data set -> (image uint8 [S, S, 3], label).
 Images = Mapping[int, tuple[np.ndarray, int]]
 
@@ -22,12 +23,16 @@ class EncoderPictures:
     Attributes:
       cosine: similarities of random pairs of test images, [P].
       features, labels: features [M, D] and labels int [M] of some test images.
+      states: their whole states, of which the features may be a part.
+      query_states: the states [Q, D] of the queries.
       neighbours: training indices int [Q, K] of the queries' neighbours, nearest first.
     """
 
     cosine: np.ndarray
     features: np.ndarray
     labels: np.ndarray
+    states: np.ndarray
+    query_states: np.ndarray
     neighbours: np.ndarray
 
 
@@ -40,6 +45,7 @@ class PictureInputs:
       queries: test indices int [Q] of the gallery's rows.
       test_images, train_images: the images the gallery needs.
       class_names: one for each class.
+      flow: trajectories of the queries under the learned flow, where there is one.
     """
 
     encoders: dict[str, EncoderPictures]
@@ -47,6 +53,7 @@ class PictureInputs:
     test_images: Images
     train_images: Images
     class_names: tuple[str, ...]
+    flow: FlowPicture | None = None
 
 
 def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:

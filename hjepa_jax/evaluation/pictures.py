@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from hjepa_jax.evaluation.gallery import EncoderPictures, PictureInputs
+from hjepa_jax.evaluation.gallery import PictureInputs
+from hjepa_jax.evaluation.maps import principal_axes, tsne
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
@@ -27,7 +28,7 @@ _ENCODER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN)
 _ENCODER_MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINE_STYLES = ("-", "--", "-.", ":", "-", "--")
 # Classes differ by colour and by marker, so the map can be read without colours too.
-_CLASS_COLOURS = (
+CLASS_COLOURS = (
     BLUE,
     ORANGE,
     GREEN,
@@ -159,63 +160,62 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
     return figure
 
 
-def _principal_plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns coordinates [M, 2] on the first two principal axes and their shares of variance."""
-    centred = features - features.mean(axis=0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    total = float(np.sum(np.square(singular)))
-    plane = np.zeros((len(features), 2))
-    plane[:, : min(2, len(singular))] = left[:, :2] * singular[:2]
-    shares = np.zeros(2)
-    if total > 0:
-        shares[: min(2, len(singular))] = np.square(singular[:2]) / total
-    return plane, shares
-
-
-def _draw_map(axes: Axes, one: EncoderPictures, shown: Sequence[int], names: Sequence[str]) -> None:
-    plane, shares = _principal_plane(one.features)
-    others = ~np.isin(one.labels, shown)
+def _draw_map(
+    axes: Axes,
+    plane: np.ndarray,
+    labels: np.ndarray,
+    shown: Sequence[int],
+    names: Sequence[str],
+) -> None:
+    """Draws points [M, 2], the classes `shown` in colours and shapes of their own."""
+    others = ~np.isin(labels, shown)
     if others.any():
         axes.scatter(*plane[others].T, s=6, color="0.85", linewidths=0, label="other classes")
     for i, label in enumerate(shown):
         axes.scatter(
-            *plane[one.labels == label].T,
-            s=16,
-            color=_CLASS_COLOURS[i],
+            *plane[labels == label].T,
+            s=13,
+            color=CLASS_COLOURS[i],
             marker=_CLASS_MARKERS[i],
             linewidths=0,
             alpha=0.8,
             label=names[label],
         )
-    axes.set_xlabel(f"first axis ({shares[0]:.0%} of variance)")
-    axes.set_ylabel(f"second axis ({shares[1]:.0%})")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def feature_map(inputs: PictureInputs) -> Figure:
-    """Test features on their first two principal axes; at most ten classes are coloured."""
+    """Test features on their first two principal axes, and below by t-SNE.
+
+    At most ten classes are coloured.
+    """
     count = len(inputs.encoders)
-    figure = new_figure(4.4 * count + 1.4, 4.4)
+    figure = new_figure(3.4 * count + 1.2, 6.8)
     labels = next(iter(inputs.encoders.values())).labels
     shown = np.unique(labels)[:_MAX_MAP_CLASSES].tolist()
-    panels = figure.subplots(1, count, squeeze=False)[0]
-    for axes, (name, one) in zip(panels, inputs.encoders.items(), strict=True):
-        _draw_map(axes, one, shown, inputs.class_names)
-        axes.set_title(name)
+    panels = figure.subplots(2, count, squeeze=False)
+    for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
+        found = principal_axes(one.features, 2)
+        _draw_map(above, found.project(one.features), one.labels, shown, inputs.class_names)
+        above.set_title(f"{name}: principal axes")
+        above.set_xlabel(f"first axis ({found.shares[0]:.0%} of variance)")
+        above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
+        _draw_map(below, tsne(one.features), one.labels, shown, inputs.class_names)
+        below.set_title(f"{name}: t-SNE")
+        below.set_xlabel("only neighbourhoods have a meaning")
     figure.legend(
-        *panels[0].get_legend_handles_labels(),
+        *panels[0, 0].get_legend_handles_labels(),
         loc="outside right center",
         frameon=False,
         markerscale=1.6,
         title="class",
     )
-    figure.suptitle("Test features on their first two principal axes")
     return figure
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Cuts a class name to what fits under a small image."""
     return name if len(name) <= 13 else f"{name[:12]}…"
 
@@ -246,12 +246,12 @@ def neighbours(inputs: PictureInputs) -> Figure:
         for row, query in enumerate(inputs.queries):
             image, truth = inputs.test_images[int(query)]
             tiles: list[tuple[np.ndarray, str, str | None]] = [
-                (image, _short(classes[truth]), None)
+                (image, short_name(classes[truth]), None)
             ]
             for index in inputs.encoders[name].neighbours[row]:
                 image, label = inputs.train_images[int(index)]
                 mark, colour = ("✓", GREEN) if label == truth else ("✗", ORANGE)
-                tiles.append((image, f"{mark} {_short(classes[label])}", colour))
+                tiles.append((image, f"{mark} {short_name(classes[label])}", colour))
             _draw_row(axes, 1.35 * row, tiles)
         axes.set_xlim(-0.05, width)
         axes.set_ylim(height, -0.05)
@@ -260,14 +260,3 @@ def neighbours(inputs: PictureInputs) -> Figure:
         title = f"{name}: test image, then its nearest training images"
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     return figure
-
-
-def draw_all(metrics: Mapping[str, Any], inputs: PictureInputs) -> dict[str, Figure]:
-    """Returns every picture by file name."""
-    return {
-        "spectrum.png": spectra(metrics),
-        "knn.png": knn_accuracy(metrics),
-        "cosine.png": cosine_histogram(inputs),
-        "map.png": feature_map(inputs),
-        "neighbours.png": neighbours(inputs),
-    }

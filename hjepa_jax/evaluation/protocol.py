@@ -126,6 +126,8 @@ def _evaluate_encoder(
         cosine=described.cosine,
         features=test.features[rows],
         labels=test.labels[rows],
+        states=test_states.features[rows],
+        query_states=test_states.features[queries],
         neighbours=found.neighbours[queries, :GALLERY_NEIGHBOURS],
     )
     return metrics, pictures, queries

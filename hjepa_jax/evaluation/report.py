@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hjepa_jax.evaluation import pictures as drawing
+from hjepa_jax.evaluation import pictures
+from hjepa_jax.evaluation.flow_pictures import flow_figure
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.protocol import headline
 
@@ -21,8 +23,9 @@ _CAPTIONS = {
     "spectrum.png": "Covariance spectrum of training features",
     "knn.png": "kNN accuracy over the number of neighbours",
     "cosine.png": "Cosine similarities of random pairs of test images",
-    "map.png": "Test features on their first two principal axes",
+    "map.png": "Test features: principal axes and t-SNE",
     "neighbours.png": "Test images and their nearest training images",
+    "flow.png": "States of test images under the learned Hamiltonian flow",
 }
 _PERCENT = ("knn", "knn_first", "probe_top1", "probe_top5")
 Metrics = Mapping[str, Any]
@@ -192,6 +195,20 @@ def _is_same(folder: pathlib.Path, metrics: Metrics) -> bool:
         return False
 
 
+def draw_all(metrics: Metrics, inputs: PictureInputs) -> dict[str, Figure]:
+    """Returns every picture by file name."""
+    figures = {
+        "spectrum.png": pictures.spectra(metrics),
+        "knn.png": pictures.knn_accuracy(metrics),
+        "cosine.png": pictures.cosine_histogram(inputs),
+        "map.png": pictures.feature_map(inputs),
+        "neighbours.png": pictures.neighbours(inputs),
+    }
+    if inputs.flow is not None:
+        figures["flow.png"] = flow_figure(inputs.flow, inputs)
+    return figures
+
+
 def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
     """Returns the folder a report goes to, without ever losing another one.
 
@@ -210,7 +227,7 @@ def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
 
 
 def write_report(
-    out_dir: str | os.PathLike[str], metrics: Metrics, pictures: PictureInputs | None = None
+    out_dir: str | os.PathLike[str], metrics: Metrics, inputs: PictureInputs | None = None
 ) -> pathlib.Path:
     """Writes metrics.json, report.md and the pictures.
 
@@ -219,14 +236,14 @@ def write_report(
     Args:
       out_dir: see `report_folder` for what happens when it is not empty.
       metrics: of `evaluate`.
-      pictures: inputs of the pictures; None = no pictures.
+      inputs: of the pictures; None = no pictures.
 
     Returns:
       The folder written to.
     """
     folder = report_folder(out_dir, metrics)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = drawing.draw_all(metrics, pictures) if pictures is not None else {}
+    figures = draw_all(metrics, inputs) if inputs is not None else {}
     for name, figure in figures.items():
         figure.savefig(folder / name)
     write_atomically(folder / "report.md", markdown(metrics, tuple(figures)))
