@@ -73,9 +73,7 @@ class Evaluated(NamedTuple):
     flow: Flow | None
 
 
-def restore(
-    config: Config, run: Run, workdir: pathlib.Path, which: str = "latest"
-) -> Evaluated:
+def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "latest") -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialisation).
 
     In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.

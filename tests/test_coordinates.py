@@ -19,10 +19,11 @@ from hjepa_jax.build import spectral_settings
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluate import check_encoder, restore, saved_config
+from hjepa_jax.evaluate import evaluate, restore
 from hjepa_jax.evaluation.online import OnlineKnn
 from hjepa_jax.objectives.spectral_learnable import learnable_spectrum
 from hjepa_jax.run import make_encode, open_split, prepare
+from hjepa_jax.saved_run import check_encoder, saved_config
 
 
 def _images(count: int, size: int = 16) -> np.ndarray:
@@ -104,7 +105,7 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
     check_encoder(other, saved_config(tmp_path), tmp_path)
     other.evaluation.coordinates = "sqrt_h"
     with pytest.raises(CheckpointError, match=r"spectral.kind \('diag' there, 'chain_grid' here\)"):
-        check_encoder(other, saved_config(tmp_path), tmp_path)
+        evaluate(other, tmp_path, tmp_path / "eval")
     config.model.projector = "mlp"
     with pytest.raises(ConfigError, match="H acts on the output of the projector 'mlp'"):
         config_check.validate(config)

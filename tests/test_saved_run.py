@@ -7,7 +7,7 @@ import pytest
 from configs import quickstart
 from hjepa_jax import sharding
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluate import encoders_of
+from hjepa_jax.evaluate import restore
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.saved_run import chosen_step, initial_state, open_saved
 from hjepa_jax.soak import final_state
@@ -44,7 +44,7 @@ def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
             chosen_step(checkpointer, wrong)
     checkpointer.close()
     run = prepared(config)
-    assert [encoders_of(config, run, workdir, w)[1] for w in ("latest", "best")] == [2, 1]
+    assert [restore(config, run, workdir, w).step for w in ("latest", "best")] == [2, 1]
     other = config.copy_and_resolve_references()
     other.checkpoint.best_metric = "budget"
     checkpointer = open_saved(other, workdir)
