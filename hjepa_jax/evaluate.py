@@ -99,7 +99,8 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
     dynamics, predictor = method.config.dynamics, method.modules.predictor
     if predictor is None or dynamics.predictor != "hamiltonian":
         return None
-    variables = {"params": params.get("predictor", {})}
+    # On the host: of several processes one alone draws.
+    variables = {"params": jax.device_get(params.get("predictor", {}))}
     scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
 
     @jax.jit

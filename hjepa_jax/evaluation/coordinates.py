@@ -39,7 +39,7 @@ def coordinates_of(config: Config, steps_per_epoch: int, mesh: Any) -> Compose:
 
     def compose(encode: Encode, spectral: Any, step: int) -> Encode:
         last = jnp.asarray(max(step - 1, 0))
-        alpha, beta = spectral_schedule(config, last, steps_per_epoch)
+        alpha, beta = jax.device_get(spectral_schedule(config, last, steps_per_epoch))
         return lambda images: apply(spectral.get("params"), encode(images), alpha, beta)
 
     return compose
