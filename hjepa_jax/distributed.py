@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 # A process that gives no sign of life for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 30
 _CONNECT_SECONDS = 300
+# At the end the others wait for the first process, which draws the pictures of the evaluation.
+_END_SECONDS = 1800
 # jax ends every process as soon as process 0 is gone: it leaves the others time to speak first.
 _LAST_WORDS_SECONDS = 3.0
 # How errors of jax read when another process has gone.
@@ -213,6 +215,7 @@ def start(cluster: Cluster) -> None:
             cluster_detection_method="deactivate",
             initialization_timeout=_CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_END_SECONDS,
         )
     except RuntimeError as error:
         raise UserError(
@@ -251,10 +254,7 @@ def check_same(values: Mapping[str, Any], remedy: str) -> None:
     same = (gathered == gathered[:1]).all(axis=0)
     differing = [f"{name} ({values[name]!r:.200} here)" for name, s in zip(values, same) if not s]
     if differing:
-        raise UserError(
-            f"the processes differ in {', '.join(differing)}, here process "
-            f"{jax.process_index()}: {remedy}."
-        )
+        raise UserError(f"the processes differ in {', '.join(differing)}: {remedy}.")
 
 
 def check_same_config(config: Config) -> None:

@@ -25,7 +25,14 @@ def parsed_flags() -> None:
 
 
 # The longest files, first: each file runs in one worker, and a long one at the end would run alone.
-_LONGEST = ("test_golden.py", "test_kills.py", "test_train.py", "test_main.py", "test_sharding.py")
+_LONGEST = (
+    "test_distributed.py",
+    "test_golden.py",
+    "test_kills.py",
+    "test_train.py",
+    "test_main.py",
+    "test_sharding.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

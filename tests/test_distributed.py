@@ -137,10 +137,11 @@ class Processes:
         self._logs = [folder / f"{name}.{i}.log" for i in range(len(each))]
         self.running = []
         for log, (arguments, variables) in zip(self._logs, each):
-            command = [sys.executable, "-m", "hjepa_jax.main", *arguments]
+            command = [sys.executable, "-m", "hjepa_jax.main"]
             command += ["--config=configs/quickstart.py:identity-smoke", f"--workdir={folder}/run"]
             command += [f"--eval_dir={folder}/eval"]
             command += [f"--config.{path}={value}" for path, value in OVERRIDES.items()]
+            command += arguments
             with log.open("wb") as output:
                 self.running.append(
                     subprocess.Popen(
@@ -159,6 +160,30 @@ class Processes:
         for process in self.running:
             process.kill()
             process.wait()
+
+
+def by_flags(count: int) -> list[tuple[list[str], dict]]:
+    """Returns arguments and variables of so many processes."""
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    return [([address, f"--num_processes={count}", f"--process_id={i}"], {}) for i in range(count)]
+
+
+def test_processes_of_different_configurations_end_with_a_sentence(tmp_path) -> None:
+    first, second = by_flags(2)
+    second[0].append("--config.train.weight_decay=0.25")
+    both = Processes(tmp_path, "both", [first, second])
+    try:
+        codes = [process.wait(timeout=120) for process in both.running]
+    finally:
+        both.end()
+    assert codes == [1, 1]
+    for number, value in enumerate(("0.0005", "0.25")):
+        (sentence,) = [s for s in both.output(number).splitlines() if s.startswith("hjepa_jax:")]
+        assert (
+            f"process {number} of 2: the processes differ in config.train.weight_decay" in sentence
+        )
+        assert f"({value} here): start all of them with the same command." in sentence
+    assert not (tmp_path / "run").exists()
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
@@ -205,15 +230,7 @@ def killed_and_resumed(tmp_path_factory):
     assert str(SAVED) in saved
     assert str(STEPS) not in saved, "the run was over before it could be killed"
 
-    address = f"127.0.0.1:{free_port()}"
-    two = Processes(
-        folder,
-        "two",
-        [
-            ([f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}"], {})
-            for i in range(2)
-        ],
-    )
+    two = Processes(folder, "two", by_flags(2))
     try:
         for process in two.running:
             process.wait(timeout=240)
