@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from train_step import interleaved_medians
 
 from hjepa_jax.models.convolution import conv2d_grouped_gradient, conv2d_plain
 
@@ -134,15 +133,12 @@ fused_batch_norm_relu.defvjp(_fused_forward, _fused_backward)
 
 def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Returns the median seconds of each function, all taking turns, compiled before."""
-    for function in functions.values():
-        jax.block_until_ready(function())
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(spent) for name, spent in times.items()}
+    runners: dict[str, Any] = {
+        name: lambda f=function: jax.block_until_ready(f()) for name, function in functions.items()
+    }
+    for runner in runners.values():
+        runner()
+    return interleaved_medians(runners, repeats)[0]
 
 
 def relative_error(found: Any, expected: Any) -> float:

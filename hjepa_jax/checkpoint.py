@@ -17,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from hjepa_jax import checkpoint_files, distributed
 from hjepa_jax.checkpoint_files import DamagedError
-from hjepa_jax.errors import CheckpointError
+from hjepa_jax.errors import CheckpointError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Checkpointer:
         if read_only:
             # orbax warns that read-only is read-only.
             absl_logging.set_verbosity(absl_logging.ERROR)
-        elif jax.process_index() == 0:
+        elif distributed.is_primary():
             for name in checkpoint_files.remove_incomplete(self.folder):
                 _log.info("removed %s/%s: its save was broken off", self.folder, name)
         metric = functools.partial(_metric, best_metric, self._worst)
@@ -205,7 +205,7 @@ class Checkpointer:
             except CheckpointError:
                 raise
             except Exception as error:  # a damaged file can fail in any layer below
-                reason = str(error).strip().split("\n")[0][:200]
+                reason = first_line(error)
                 cause = "" if isinstance(error, DamagedError) else f"{type(error).__name__}: "
                 failures[candidate] = f"step {candidate} ({cause}{reason})"
                 _log.warning("checkpoint %s of %s is unreadable", failures[candidate], self.folder)
@@ -263,7 +263,7 @@ class Checkpointer:
         if not steps or self._read_only:
             return
         for step in steps:
-            if jax.process_index() == 0:
+            if distributed.is_primary():
                 target = checkpoint_files.set_aside(self.folder, step)
                 _log.warning("the damaged checkpoint is now %s: delete it when you like", target)
         distributed.wait_for_all("damaged checkpoints are set aside")
@@ -276,12 +276,12 @@ class Checkpointer:
 
     def _save_error(self, error: BaseException) -> CheckpointError:
         """Removes what the failed save left, and says what is still there."""
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = first_line(error)
         what = f"{type(error).__name__}: {reason}"
         if checkpoint_files.is_disk_full(error):
             free = shutil.disk_usage(self.folder).free
             what = f"the disk is full or a limit of file sizes is reached: {free} bytes are free"
-        if jax.process_index() == 0:
+        if distributed.is_primary():
             checkpoint_files.remove_incomplete(self.folder)
         earlier = sorted(ocp.utils.checkpoint_steps(self.folder))
         return CheckpointError(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hjepa_jax.errors import TrainingError, UserError
+from hjepa_jax.files import write_atomically
 
 MANIFEST = "checksums.json"
 _METADATA = "_CHECKPOINT_METADATA"
@@ -64,9 +65,7 @@ def write_manifest(folder: pathlib.Path) -> None:
     }
     checksums = {"files": files, "metadata": _metadata_digest(folder)}
     content = {"format": 1, "checksums": checksums, "sha256": _json_digest(checksums)}
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, folder / MANIFEST)
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1))
 
 
 def verify(folder: pathlib.Path) -> bool:

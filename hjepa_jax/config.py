@@ -328,6 +328,15 @@ def base_config() -> Config:
     )
 
 
+def view_sizes(config: Config) -> dict[str, tuple[int, int]]:
+    """Returns (number, side in pixels) of each kind of views that a batch has."""
+    data = config.data
+    sizes = {"global_views": (data.num_global_views, data.image_size)}
+    if data.num_local_views:
+        sizes["local_views"] = (data.num_local_views, data.local_size)
+    return sizes
+
+
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Returns the whole batches in one epoch (the last partial batch is dropped)."""
     return num_images // batch_size

@@ -8,9 +8,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,6 +25,7 @@ from hjepa_jax.config_rules import (
     USED_WHEN,
 )
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.files import write_atomically
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,6 +36,16 @@ def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def differences(there: Config, here: Config, counts: Callable[[str], bool]) -> list[str]:
+    """Returns each field that `counts` and has another value here, with both values, for people."""
+    old = dict(flatten(there))
+    return [
+        f"config.{name} ({old[name]!r} there, {value!r} here)"
+        for name, value in flatten(here)
+        if counts(name) and old[name] != value
+    ]
 
 
 @functools.cache
@@ -251,9 +261,7 @@ def to_json(config: Config) -> str:
 def save(config: Config, workdir: pathlib.Path) -> None:
     """Writes the resolved configuration to `config.json`, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(to_json(config) + "\n")
-    os.replace(temporary, workdir / "config.json")
+    write_atomically(workdir / "config.json", to_json(config) + "\n")
 
 
 def from_json(text: str) -> Config:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hjepa_jax import sharding
 from hjepa_jax.build import build_modules
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, view_sizes
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.run import UNOPTIMISED
 from hjepa_jax.spectral_step import init_spectral
@@ -22,13 +22,10 @@ from hjepa_jax.train_step import Method, apply_gradient, loss_and_gradient
 
 def _random_batch(config: Config) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(config.seed)
-    data = config.data
-    shapes = {"global_views": (data.num_global_views, data.image_size)}
-    if data.num_local_views:
-        shapes["local_views"] = (data.num_local_views, data.local_size)
+    count = config.data.batch_size
     return {
-        name: rng.integers(0, 256, (views, data.batch_size, size, size, 3), dtype=np.uint8)
-        for name, (views, size) in shapes.items()
+        name: rng.integers(0, 256, (views, count, size, size, 3), dtype=np.uint8)
+        for name, (views, size) in view_sizes(config).items()
     }
 
 

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 from hjepa_jax import config_check
 from hjepa_jax.config import Config
-from hjepa_jax.errors import ConfigError, UserError
+from hjepa_jax.errors import ConfigError, UserError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ def sum_over_processes(count: int) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+    return first_line(error, 300) or type(error).__name__
 
 
 def _describe(error: BaseException) -> str:

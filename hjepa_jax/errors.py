@@ -19,3 +19,8 @@ class TrainingError(UserError):
 
 class DataError(UserError):
     """A data set, image or input worker is missing, unreadable or broken."""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of an error's message, cut to `limit` characters; may be empty."""
+    return str(error).strip().split("\n")[0][:limit]

@@ -18,10 +18,10 @@ from etils import epath
 from hjepa_jax import checkpoint_files, sharding
 from hjepa_jax.config import Config
 from hjepa_jax.data.augment import eval_image
-from hjepa_jax.errors import CheckpointError, UserError
+from hjepa_jax.errors import CheckpointError, UserError, first_line
 from hjepa_jax.evaluation.features import encode_images, select_variant
 from hjepa_jax.run import Run, make_encode, prepare
-from hjepa_jax.saved_run import PARTS, saved_config
+from hjepa_jax.saved_run import PARTS, check_has_checkpoints, saved_config
 
 _log = logging.getLogger(__name__)
 
@@ -227,8 +227,7 @@ def load_run(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
     config = saved_config(folder)
-    if not (folder / "checkpoints").is_dir():
-        raise CheckpointError(f"{folder} holds no checkpoints: train first, with --mode=train.")
+    check_has_checkpoints(folder)
     checkpoints = epath.Path(folder.absolute() / "checkpoints")
     steps = sorted(ocp.utils.checkpoint_steps(checkpoints))
     if not steps or (step is not None and step not in steps):
@@ -245,7 +244,7 @@ def load_run(
         except UserError:
             raise
         except Exception as error:  # orbax raises what it met in a damaged file, of any class
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = first_line(error)
             failures.append(f"step {candidate} ({type(error).__name__}: {reason})")
             _log.warning("checkpoint %s of %s is unreadable", failures[-1], folder)
     raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(failures)}.")

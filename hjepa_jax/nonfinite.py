@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import math
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax import sharding
+from hjepa_jax import distributed, sharding
 from hjepa_jax.config import Config
 from hjepa_jax.errors import TrainingError
+from hjepa_jax.files import write_atomically
 from hjepa_jax.run import Run, compiler_options
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_and_gradient
@@ -150,7 +150,7 @@ class NonFiniteGuard:
 
     def _write_report(self, state: TrainState, step: int, number: int, saved: list[int]) -> None:
         report = failure_report(self._config, self._run, state, self._load_batch(number))
-        if jax.process_index() != 0:
+        if not distributed.is_primary():
             return
         report = {
             "step": step,
@@ -161,6 +161,4 @@ class NonFiniteGuard:
             "checkpoints": saved,
             **report,
         }
-        temporary = self._workdir / f"{REPORT}.tmp"
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(temporary, self._workdir / REPORT)
+        write_atomically(self._workdir / REPORT, json.dumps(report, indent=2) + "\n")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax import config_check, sharding
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, view_sizes
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.matching import count_parameters
 from hjepa_jax.models.resnet import BLOCKS_PER_STAGE
@@ -50,17 +50,13 @@ class Hardware(NamedTuple):
 
 def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the views of a batch as shapes, split over the mesh."""
-    data = config.data
-    kinds = {"global_views": (data.num_global_views, data.image_size)}
-    if data.num_local_views:
-        kinds["local_views"] = (data.num_local_views, data.local_size)
     return {
         name: jax.ShapeDtypeStruct(
-            (views, data.batch_size, size, size, 3),
+            (views, config.data.batch_size, size, size, 3),
             jnp.uint8,
             sharding=sharding.batch_sharding(mesh, name),
         )
-        for name, (views, size) in kinds.items()
+        for name, (views, size) in view_sizes(config).items()
     }
 
 
@@ -185,12 +181,10 @@ def encoder_flops(config: Config, images: int, size: int) -> float:
 
 def step_encoder_flops(config: Config) -> float:
     """Returns `encoder_flops` of all views of a batch."""
-    data = config.data
-    images = data.batch_size
-    total = encoder_flops(config, images * data.num_global_views, data.image_size)
-    if data.num_local_views:
-        total += encoder_flops(config, images * data.num_local_views, data.local_size)
-    return total
+    return sum(
+        encoder_flops(config, config.data.batch_size * views, size)
+        for views, size in view_sizes(config).values()
+    )
 
 
 def _median_seconds(run: Callable[[], Any], repeats: int = 5) -> float:

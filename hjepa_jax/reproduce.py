@@ -14,14 +14,14 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
-from hjepa_jax.evaluation.report import write_atomically
-from hjepa_jax.evaluation.runs import Curve, read_curves
+from hjepa_jax.evaluation.report import markdown_table
+from hjepa_jax.evaluation.runs import Curve, paired_interval, read_curves
+from hjepa_jax.files import write_atomically
 from hjepa_jax.reproduce_pictures import draw
-from hjepa_jax.sweep import SweepRun, metrics_of, plan
+from hjepa_jax.sweep import SweepRun, mean_and_deviation, metrics_of, plan
 
 CONFIG = "configs/cifar100.py"
 METHODS = ("hjepa", "sigreg", "mlp", "identity")
@@ -135,40 +135,19 @@ def figures(result: Result) -> dict[str, dict[int, dict[str, float]]]:
     return {name: by_seed for name, by_seed in rows.items() if by_seed}
 
 
-def paired_interval(
-    differences: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float] | None:
-    """Returns the percentile bootstrap interval of the mean of paired differences [n].
-
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. None for fewer than
-    two pairs; with three it is narrower than the confidence says.
-    """
-    sample = np.asarray(differences, np.float64)
-    if len(sample) < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    means = sample[rng.integers(len(sample), size=(resamples, len(sample)))].mean(axis=1)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def results_table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     """Returns mean ± standard deviation (n - 1) over the seeds of every figure, in Markdown."""
     lines = []
     for name, by_seed in rows.items():
         cells = []
         for figure, (_, factor, digits) in FIGURES.items():
-            values = factor * np.array([found[figure] for found in by_seed.values()])
-            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.{digits}f}{spread}")
+            values = np.array([found[figure] for found in by_seed.values()])
+            std = values.std(ddof=1) if len(values) > 1 else None
+            cells.append(mean_and_deviation(values.mean(), std, factor, digits))
         lines.append([TITLES[name], str(len(by_seed)), *cells])
-    return _table(["", "seeds", *(title for title, _, _ in FIGURES.values())], lines)
+    return "\n".join(
+        markdown_table(["", "seeds", *(title for title, _, _ in FIGURES.values())], lines)
+    )
 
 
 def differences_table(
@@ -188,7 +167,7 @@ def differences_table(
             cells.append(f"{np.mean(values):+.2f}{text}")
         lines.append([f"{TITLES[of]} − {TITLES[name]}", str(len(shared)), *cells])
     titles = ("kNN@20", "kNN@1", "probe top-1", "probe top-5")
-    return _table(["difference in points", "pairs", *titles], lines)
+    return "\n".join(markdown_table(["difference in points", "pairs", *titles], lines))
 
 
 def variants_table(result: Result) -> str:
@@ -208,7 +187,7 @@ def variants_table(result: Result) -> str:
                 cells.append(f"{100 * np.mean([o['linear_probe']['top1'] for o in ones]):.2f}")
             lines.append([f"{TITLES[method]}, {encoder}", *cells])
     header = [f"{part} {what} %" for part in ("q", "p", "q and p") for what in ("kNN", "probe")]
-    return _table(["", *header], lines)
+    return "\n".join(markdown_table(["", *header], lines))
 
 
 def machine() -> str:

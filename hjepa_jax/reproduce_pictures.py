@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from hjepa_jax.evaluation.pictures import new_figure, styles_of, tidy
+from hjepa_jax.evaluation.pictures import label_knn, label_spectra, new_figure, styles_of, tidy
 from hjepa_jax.evaluation.runs import Curve, mean_curve
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -52,15 +51,9 @@ def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
         axes.plot(used, values.mean(axis=0), linewidth=2, label=titles[name], **styles[name])
         colour = styles[name]["color"]
         axes.fill_between(used, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15)
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("neighbours k")
-    axes.set_ylabel("test top-1 accuracy")
+    label_knn(axes, ks)
     axes.set_title("k-nearest-neighbour accuracy (bands: range over seeds)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    tidy(axes)
     return figure
 
 
@@ -77,12 +70,8 @@ def spectra(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
         mean = np.exp(np.log(shares).mean(axis=0))
         style = {k: v for k, v in styles[name].items() if k != "marker"}
         axes.loglog(np.arange(1, len(mean) + 1), mean, linewidth=2, label=titles[name], **style)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel("rank of the eigenvalue")
-    axes.set_ylabel("eigenvalue / largest eigenvalue")
-    axes.set_title("Covariance spectrum of training features")
+    label_spectra(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    tidy(axes)
     return figure
 
 

@@ -53,12 +53,9 @@ def check_encoder(
     Raises:
       CheckpointError: if a field of the encoder, or one of `more`, differs.
     """
-    old = dict(config_check.flatten(saved))
-    differing = [
-        f"config.{name} ({old[name]!r} there, {value!r} here)"
-        for name, value in config_check.flatten(config)
-        if name.startswith((*_ENCODER_FIELDS, *more)) and old[name] != value
-    ]
+    differing = config_check.differences(
+        saved, config, lambda name: name.startswith((*_ENCODER_FIELDS, *more))
+    )
     if differing:
         raise CheckpointError(
             f"the run in {workdir} is another one: {', '.join(differing)}. Give the values that it "

@@ -9,7 +9,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import numpy as np
+
+from hjepa_jax import distributed
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -70,6 +71,4 @@ class StopRequest:
             return self._asked
         if not together:
             return False
-        from jax.experimental import multihost_utils
-
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self._asked))))
+        return distributed.sum_over_processes(int(self._asked)) > 0

@@ -21,7 +21,8 @@ import numpy as np
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
-from hjepa_jax.evaluation.report import write_atomically
+from hjepa_jax.evaluation.report import markdown_table
+from hjepa_jax.files import write_atomically
 
 # What each run is a process of.
 MAIN = (sys.executable, "-m", "hjepa_jax.main")
@@ -216,21 +217,25 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
     return {"schema_version": 1, "planned": [run.name for run in runs], "groups": groups}
 
 
+def mean_and_deviation(mean: float, std: float | None, factor: float, digits: int) -> str:
+    """Returns 'mean ± std', both times `factor`; the mean alone where one run has no spread."""
+    spread = "" if std is None else f" ± {factor * std:.{digits}f}"
+    return f"{factor * mean:.{digits}f}{spread}"
+
+
 def _cells(group: dict[str, Any]) -> Iterator[str]:
     for name, (_, factor, digits) in COLUMNS.items():
-        mean, std = factor * group["mean"][name], group["std"][name]
-        spread = "" if std is None else f" ± {factor * std:.{digits}f}"
-        yield f"{mean:.{digits}f}{spread}"
+        yield mean_and_deviation(group["mean"][name], group["std"][name], factor, digits)
 
 
 def markdown(found: dict[str, Any]) -> str:
     """Returns the table of `results`: mean ± standard deviation over seeds."""
     header = ["runs", "n", *(title for title, _, _ in COLUMNS.values())]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for name, group in found["groups"].items():
-        lines.append([name, str(len(group["runs"])), *_cells(group)])
+    rows = [
+        [name, str(len(group["runs"])), *_cells(group)] for name, group in found["groups"].items()
+    ]
     done = sum(len(group["runs"]) for group in found["groups"].values())
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(markdown_table(header, rows))
     ks = sorted({group["k"] for group in found["groups"].values()})
     note = (
         f"{done} of {len(found['planned'])} runs finished. Mean ± standard deviation over the n "

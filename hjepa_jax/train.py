@@ -62,13 +62,12 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
     Raises:
       CheckpointError: if a field that changes the state or the batches differs.
     """
-    old = dict(config_check.flatten(config_check.from_json(saved["config"])))
     fixed = _PROBE if config.evaluation.online_probe else ()
-    differing = [
-        f"config.{name} ({old.get(name)!r} there, {value!r} here)"
-        for name, value in config_check.flatten(config)
-        if old.get(name) != value and (name in fixed or not name.startswith(_FREE))
-    ]
+    differing = config_check.differences(
+        config_check.from_json(saved["config"]),
+        config,
+        lambda name: name in fixed or not name.startswith(_FREE),
+    )
     if differing:
         raise CheckpointError(
             f"{folder} holds a run of another configuration: {', '.join(differing)}. "
@@ -195,7 +194,8 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
     identity = data_identity(config, source)
     checkpointer = open_checkpoints(config, workdir)
     state, skipped = restore_or_init(run, checkpointer, config, identity)
-    if distributed.is_primary():
+    primary = distributed.is_primary()
+    if primary:
         config_check.save(config, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
@@ -204,7 +204,6 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
     warn_of_small_batches(config)
     load = functools.partial(load_batch, config, run, source)
     guard = NonFiniteGuard(config, run, workdir, load, skipped)
-    primary = distributed.is_primary()
     writer = create_writer(workdir, active=primary)
     display = ProgressDisplay(run.num_steps, first, config.data.batch_size, quiet=not primary)
     try:

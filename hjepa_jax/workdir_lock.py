@@ -11,8 +11,7 @@ import pathlib
 import socket
 from types import TracebackType
 
-import jax
-
+from hjepa_jax import distributed
 from hjepa_jax.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class WorkdirLock:
         Raises:
           CheckpointError: if another process holds it; process and host are named.
         """
-        if jax.process_index() != 0:
+        if not distributed.is_primary():
             return self
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "hjepa_jax"
 # A module may import from layers of a smaller number, and from its own folder.
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "dynamics": 1,
     "sharding": 1,
     "compilation_cache": 1,
@@ -22,8 +23,8 @@ LAYERS = {
     "checkpoint_files": 1,
     "orbax_noise": 1,
     "distributed": 4,
-    "workdir_lock": 1,
-    "stop_request": 1,
+    "workdir_lock": 5,
+    "stop_request": 5,
     "objectives": 2,
     "data": 3,
     "models": 3,

@@ -13,6 +13,7 @@ from rich.console import Console
 from test_protocol import full_evaluation
 
 from hjepa_jax.evaluation import pictures, report
+from hjepa_jax.files import write_atomically
 
 
 def _printed(metrics, width: int = 80) -> str:
@@ -93,9 +94,9 @@ def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "metrics.json"
-    report.write_atomically(path, "old")
+    write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        report.write_atomically(path, "new \ud800")
+        write_atomically(path, "new \ud800")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.runs import paired_interval
 from hjepa_jax.reproduce import (
     METHODS,
     SCALES,
     Result,
     differences_table,
-    paired_interval,
     plan_runs,
     results_table,
     write_document,

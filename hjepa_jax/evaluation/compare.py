@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation import compare_parts as parts
 from hjepa_jax.evaluation.compare_style import STYLE
-from hjepa_jax.evaluation.report import write_atomically
 from hjepa_jax.evaluation.runs import Group, group_runs, load_result
+from hjepa_jax.files import write_atomically
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,27 @@ def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def label_spectra(axes: Axes) -> None:
+    """Titles and labels of covariance spectra, on logarithmic axes."""
+    axes.set_xlabel("rank of the eigenvalue")
+    axes.set_ylabel("eigenvalue / largest eigenvalue")
+    axes.set_title("Covariance spectrum of training features")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    tidy(axes)
+
+
+def label_knn(axes: Axes, ks: Iterable[int]) -> None:
+    """Titles, labels and ticks of kNN accuracies over k."""
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("neighbours k")
+    axes.set_ylabel("test top-1 accuracy")
+    axes.set_title("k-nearest-neighbour accuracy")
+    tidy(axes)
+
+
 def spectra(metrics: Mapping[str, Any]) -> Figure:
     """Covariance eigenvalues against their rank, both logarithmic, each over its largest."""
     figure = new_figure(6.4, 4.4)
@@ -85,12 +106,8 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
         if values.size and values[0] > 0:
             share = values[values > values[0] * 1e-12] / values[0]
             axes.loglog(np.arange(1, len(share) + 1), share, linewidth=2, label=label, **style)
-    axes.set_xlabel("rank of the eigenvalue")
-    axes.set_ylabel("eigenvalue / largest eigenvalue")
-    axes.set_title("Covariance spectrum of training features")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    label_spectra(axes)
     axes.legend(frameon=False, loc="lower left")
-    tidy(axes)
     return figure
 
 
@@ -114,16 +131,9 @@ def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
         ha="right",
         color="0.35",
     )
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
-    axes.minorticks_off()
     axes.set_ylim(bottom=0.0, top=1.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("neighbours k")
-    axes.set_ylabel("test top-1 accuracy")
-    axes.set_title("k-nearest-neighbour accuracy")
+    label_knn(axes, ks)
     axes.legend(frameon=False, loc="best")
-    tidy(axes)
     return figure
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from hjepa_jax.evaluation import pictures
 from hjepa_jax.evaluation.flow_pictures import flow_figure
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.protocol import headline
+from hjepa_jax.files import write_atomically
 
 _CAPTIONS = {
     "spectrum.png": "Covariance spectrum of training features",
@@ -93,7 +93,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     (console or Console()).print(table)
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table, the first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
@@ -135,7 +136,7 @@ def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
     lines = ["# Evaluation", ""]
     lines += [f"- {key}: {value}" for key, value in metrics["info"].items()]
     lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
-    lines += _markdown_table(["encoder", *_columns(metrics).values()], _rows(metrics))
+    lines += markdown_table(["encoder", *_columns(metrics).values()], _rows(metrics))
     lines += [
         "",
         "Differences of percentages are in points. Effective rank and participation ratio are of "
@@ -147,36 +148,16 @@ def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
         k, _ = _used_k(metrics)
         header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
         lines += ["", "## Position q, momentum p, and both", ""]
-        lines += _markdown_table(header, variants)
+        lines += markdown_table(header, variants)
     extra = _extra_rows(metrics)
     if extra:
         k, _ = _used_k(metrics)
         lines += ["", "## Few images, coarser labels, changed images", ""]
-        lines += _markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
+        lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
     for name in picture_names:
         title = _CAPTIONS[name]
         lines += ["", f"## {title}", "", f"![{title}]({name})"]
     return "\n".join(lines) + "\n"
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, never meets half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files private; a report is as readable as any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _identity(metrics: Metrics) -> tuple[Any, Any]:
