@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from hjepa_jax.config import Config
 from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 from hjepa_jax.models.projector import Projector
-from hjepa_jax.models.resnet import ResNet18
+from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.objectives.spectral import GRID_KINDS, SpectralSettings
 from hjepa_jax.objectives.spectral_learnable import LearnableSettings
 
@@ -19,7 +19,7 @@ from hjepa_jax.objectives.spectral_learnable import LearnableSettings
 class Modules(NamedTuple):
     """The trained parts of a method; `predictor` is None for the SIGReg baselines."""
 
-    encoder: ResNet18
+    encoder: ResNet
     projector: Projector
     predictor: nn.Module | None
 
@@ -30,10 +30,10 @@ def settings_from(kind: Any, section: Config, **extra: Any) -> Any:
     return kind(**{name: section[name] for name in names if name in section}, **extra)
 
 
-def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> ResNet18:
+def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> ResNet:
     """Returns the encoder of a configuration; arguments as `build_modules`."""
     model = config.model
-    return ResNet18(
+    return ResNet(
         stem=model.stem,
         mode=model.mode,
         token_layer=model.token_layer,
@@ -42,6 +42,7 @@ def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) ->
         split_qp=model.split_qp,
         embed_dim=model.embed_dim,
         width=model.width,
+        stage_blocks=tuple(model.stage_blocks),
         remat=model.remat,
         dtype=jnp.dtype(model.compute_dtype) if dtype is None else dtype,
         norm_groups=norm_groups,

@@ -84,6 +84,8 @@ def _model() -> ConfigDict:
         {
             # Channels of the first stage; 64 is ResNet-18 (stages have 1, 2, 4, 8 times this).
             "width": 64,
+            # Residual blocks of each stage: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) ResNet-34.
+            "stage_blocks": (2, 2, 2, 2),
             # 'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).
             "stem": "cifar",
             # 'tokens' (feature map as tokens) or 'global' (average pool, then Linear).

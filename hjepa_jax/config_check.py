@@ -125,6 +125,11 @@ def _value_problems(fields: dict[str, Any]) -> Iterator[str]:
         )
     if fields["sigreg.n_points"] < 3 or fields["sigreg.n_points"] % 2 == 0:
         yield f"config.sigreg.n_points is {fields['sigreg.n_points']}: it must be odd, 3 or more."
+    if len(fields["model.stage_blocks"]) != 4:
+        yield (
+            f"config.model.stage_blocks is {fields['model.stage_blocks']}: give the blocks of all "
+            "four stages, for example (2, 2, 2, 2)."
+        )
     kernel = fields["data.augment.blur_kernel"]
     if kernel % 2 == 0:
         yield f"config.data.augment.blur_kernel is {kernel}: it must be odd."

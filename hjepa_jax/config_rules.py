@@ -42,7 +42,12 @@ ELEMENT_CHOICES: dict[str, tuple[str, ...]] = {
     "evaluation.robustness": ("grey", "noise", "blur", "shift", "contrast", "occlusion"),
 }
 # Fields that hold several numbers above 0.
-POSITIVE_ELEMENTS = ("evaluation.knn_k", "evaluation.few_shot", "evaluation.probe_lr_sweep")
+POSITIVE_ELEMENTS = (
+    "model.stage_blocks",
+    "evaluation.knn_k",
+    "evaluation.few_shot",
+    "evaluation.probe_lr_sweep",
+)
 
 POSITIVE = [
     "data.batch_size",

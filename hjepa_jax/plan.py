@@ -20,7 +20,6 @@ from hjepa_jax import config_check, sharding
 from hjepa_jax.config import Config, view_sizes
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.matching import count_parameters
-from hjepa_jax.models.resnet import BLOCKS_PER_STAGE
 from hjepa_jax.run import prepare
 
 
@@ -166,7 +165,7 @@ def encoder_flops(config: Config, images: int, size: int) -> float:
     stages = 4 if model.mode == "global" else int(model.token_layer.removeprefix("layer"))
     for stage in range(stages):
         features = model.width * 2**stage
-        for block in range(BLOCKS_PER_STAGE):
+        for block in range(model.stage_blocks[stage]):
             stride = 2 if stage > 0 and block == 0 else 1
             out, first = conv(side, 3, stride, channels, features)
             total += 3 * (first + conv(out, 3, 1, features, features)[1])

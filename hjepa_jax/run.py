@@ -37,7 +37,10 @@ def open_split(config: Config, which: str) -> ImageSource:
 
 
 # For what runs once: optimising its code takes longer than running it unoptimised.
-UNOPTIMISED: Any = {"xla_backend_optimization_level": 0}
+UNOPTIMISED: Any = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 def compiler_options(config: Config) -> Any:

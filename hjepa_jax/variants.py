@@ -26,7 +26,13 @@ def smoke(config: Config) -> None:
     if config.data.num_local_views:
         config.data.local_size = config.data.image_size
     config.data.augment.blur_kernel = 3
-    config.model.update(width=8, token_layer="layer2", token_dim=8, compute_dtype="float32")
+    config.model.update(
+        width=8,
+        stage_blocks=(1, 1, 1, 1),
+        token_layer="layer2",
+        token_dim=8,
+        compute_dtype="float32",
+    )
     if config.model.token_hw is not None:
         config.model.token_hw = 2
     if config.objective == "hjepa":

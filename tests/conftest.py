@@ -6,6 +6,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nearly all of the tests' time is compilation, which the older emitters of XLA:CPU do in half.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # One compilation cache for this run: what one process compiles, its workers and children do not.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.mkdtemp(prefix="hjepa_jax_tests_")

@@ -81,6 +81,8 @@ def _changed(**fields):
         ({"evaluation__robustness": ("gray",)}, ["evaluation.robustness", "'gray'", "'grey'"]),
         ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
         ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
+        ({"model__stage_blocks": (2, 2, 2)}, ["stage_blocks is (2, 2, 2)", "four stages"]),
+        ({"model__stage_blocks": (2, 2, 0, 2)}, ["stage_blocks", "above 0"]),
         ({"data__local_size": 16}, ["local_size", "no effect"]),
         ({"checkpoint__best_mode": "max"}, ["best_mode", "no effect", "keep_best"]),
         ({"train__max_skips_in_a_row": 2}, ["max_skips_in_a_row", "no effect", "'skip'"]),

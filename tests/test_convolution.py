@@ -141,7 +141,7 @@ for got in (compiled(split), jax.jit(gradient(grouped))(split)):
 
 def test_on_a_mesh_of_eight():
     """The choice on a mesh gathers no images; the grouped form would be right there too."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", ON_A_MESH], env=environment, capture_output=True, text=True
     )

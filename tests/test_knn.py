@@ -158,7 +158,7 @@ print("equal")
 
 def test_four_devices_give_what_one_gives() -> None:
     environment = dict(os.environ, JAX_PLATFORMS="cpu")
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    environment["JAX_NUM_CPU_DEVICES"] = "4"
     command = [sys.executable, "-W", "error", "-c", _ON_FOUR_DEVICES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

@@ -91,7 +91,9 @@ def compiled(module, devices):
     def forward(variables, images):
         return module.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
-    variables = jax.jit(lambda key: module.init(key, images, train=False))(jax.random.key(0))
+    key = jax.random.key(0)
+    init = jax.jit(lambda key: module.init(key, images, train=False)).lower(key)
+    variables = init.compile(UNOPTIMISED)(key)
     rows = sharding.batch_sharding(mesh, "image")
     placed = jax.device_put(variables, sharding.replicated(mesh)), jax.device_put(images, rows)
     function = jax.jit(forward, out_shardings=rows).lower(*placed).compile(UNOPTIMISED)

@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
         ({}, 16),
         ({"token_layer": "layer3", "token_hw": 4}, 33),
         ({"stem": "imagenet", "mode": "global", "embed_dim": 24, "token_layer": "layer3"}, 64),
+        ({"stage_blocks": (2, 3, 1, 1)}, 16),
     ],
 )
 def test_formula_agrees_with_the_count_of_xla(fields, size) -> None:
@@ -82,6 +83,8 @@ def test_machine_is_measured() -> None:
 def test_script_plans_for_eight_devices() -> None:
     """Each option saves what it is for; the figures of the table fit together."""
     command = [sys.executable, "scripts/plan.py", "--config=configs/cifar100.py:sigreg-smoke"]
+    # Several blocks, since recomputing saves what is inside all but one.
+    command.append("--config.model.stage_blocks=(2, 2, 2, 2)")
     hardware = ["--peak_tflops=1", "--bandwidth_gbs=10", "--interconnect_gbs=1"]
     done = subprocess.run(
         [*command, "--devices=8", "--efficiency=0.5", *hardware],

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from hjepa_jax.models.ordering import after
-from hjepa_jax.models.resnet import ResNet18
+from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.run import UNOPTIMISED
 
 
-def compiled_gradient(model: ResNet18, variables: Any, x: jax.Array) -> Any:
+def compiled_gradient(model: ResNet, variables: Any, x: jax.Array) -> Any:
     @jax.jit
     def gradient(variables: Any, x: jax.Array) -> Any:
         def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -29,7 +29,7 @@ def compiled_gradient(model: ResNet18, variables: Any, x: jax.Array) -> Any:
 
 def test_gradients_and_statistics_are_equal_and_memory_is_smaller() -> None:
     with jax.enable_x64(True):
-        model = ResNet18(width=4, token_dim=4, token_layer="layer2", dtype=jnp.float64)
+        model = ResNet(width=4, token_dim=4, token_layer="layer2", dtype=jnp.float64)
         shapes = jax.eval_shape(
             functools.partial(model.init, train=False),
             jax.random.key(0),
@@ -56,7 +56,7 @@ def test_gradients_and_statistics_are_equal_and_memory_is_smaller() -> None:
 def test_initialisation_is_the_same() -> None:
     trees = [
         jax.eval_shape(
-            functools.partial(ResNet18(width=4, remat=remat).init, train=True),
+            functools.partial(ResNet(width=4, remat=remat).init, train=True),
             jax.random.key(0),
             jnp.zeros((2, 8, 8, 3)),
         )
@@ -68,7 +68,7 @@ def test_initialisation_is_the_same() -> None:
 def test_unknown_remat_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown remat 'all'.*blocks"):
         jax.eval_shape(
-            lambda x: ResNet18(remat="all").init(jax.random.key(0), x, train=False),
+            lambda x: ResNet(remat="all").init(jax.random.key(0), x, train=False),
             jnp.zeros((2, 8, 8, 3)),
         )
 

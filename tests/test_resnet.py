@@ -11,7 +11,7 @@ from hjepa_jax.models.convolution import conv2d
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
 from hjepa_jax.models.matching import count_parameters
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3
-from hjepa_jax.models.resnet import ResNet18, flatten_tokens
+from hjepa_jax.models.resnet import ResNet, flatten_tokens
 
 TINY = {"width": 4, "token_dim": 6}
 
@@ -32,16 +32,19 @@ def names(tree):
     }
 
 
-def test_published_parameter_count():
-    """torchvision's resnet18: 11,689,512 parameters with its 1000 classes."""
-    model = ResNet18(stem="imagenet", mode="global", embed_dim=1000)
-    assert count_parameters(shapes(model, 64)["params"]) == 11_689_512
+@pytest.mark.parametrize(
+    ("stage_blocks", "published"), [((2, 2, 2, 2), 11_689_512), ((3, 4, 6, 3), 21_797_672)]
+)
+def test_published_parameter_count(stage_blocks, published):
+    """torchvision's resnet18 and resnet34 with their 1000 classes."""
+    model = ResNet(stem="imagenet", mode="global", embed_dim=1000, stage_blocks=stage_blocks)
+    assert count_parameters(shapes(model, 64)["params"]) == published
 
 
 @pytest.mark.parametrize(("layer", "stages"), [("layer2", 2), ("layer3", 3), ("layer4", 4)])
 def test_layers_above_the_tapped_one_are_not_built(layer, stages):
     """Each stage has as many parameters as torchvision's."""
-    params = shapes(ResNet18(token_layer=layer))["params"]
+    params = shapes(ResNet(token_layer=layer))["params"]
     blocks = [f"layer{s}_block{b}" for s in range(1, stages + 1) for b in range(2)]
     assert set(params) == {"stem_conv", "stem_norm", *blocks, "token_projection", "token_norm"}
     published = (147_968, 525_568, 2_099_712, 8_393_728)
@@ -64,7 +67,7 @@ def test_layers_above_the_tapped_one_are_not_built(layer, stages):
     ],
 )
 def test_output_dim_is_the_width_of_the_state(fields, size):
-    model = ResNet18(**TINY, **fields)
+    model = ResNet(**TINY, **fields)
     variables = shapes(model, size)
     out = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images(size))
     assert out.shape == (2, model.output_dim(size))
@@ -73,12 +76,12 @@ def test_output_dim_is_the_width_of_the_state(fields, size):
 
 
 def test_default_state_has_2048_numbers():
-    assert ResNet18().output_dim(32) == 2048
-    assert ResNet18(stem="imagenet", token_hw=8).output_dim(224) == 2048
+    assert ResNet().output_dim(32) == 2048
+    assert ResNet(stem="imagenet", token_hw=8).output_dim(224) == 2048
 
 
 def test_width_scales_every_stage():
-    kernel = shapes(ResNet18(width=6, token_layer="layer4"))["params"]["layer4_block1"]["conv2"]
+    kernel = shapes(ResNet(width=6, token_layer="layer4"))["params"]["layer4_block1"]["conv2"]
     assert kernel["kernel"].shape == (3, 3, 48, 48)
 
 
@@ -200,7 +203,7 @@ def test_initialisation_is_torchvisions():
 
 
 def test_stem_and_projection_have_the_default_initialisation():
-    model = ResNet18(width=16, token_dim=32)
+    model = ResNet(width=16, token_dim=32)
 
     @jax.jit
     def kernels(key):
@@ -221,7 +224,7 @@ def test_initialising_leaves_running_statistics_alone():
 @pytest.fixture(scope="module")
 def tiny():
     """A small encoder with random kernels from NumPy, which costs no compilation."""
-    model = ResNet18(**TINY, token_layer="layer2")
+    model = ResNet(**TINY, token_layer="layer2")
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -283,13 +286,13 @@ def test_low_precision_computes_in_bfloat16_and_returns_float32(tiny):
 )
 def test_errors_say_what_is_wrong(fields, message):
     with pytest.raises(ValueError, match=message):
-        shapes(ResNet18(**fields))
+        shapes(ResNet(**fields))
 
 
 def test_images_of_another_layout_are_refused():
     with pytest.raises(ValueError, match=r"\[N,H,W,3\].*\(2, 3, 8, 8\)"):
         jax.eval_shape(
-            lambda key, x: ResNet18().init(key, x, train=False),
+            lambda key, x: ResNet().init(key, x, train=False),
             jax.random.key(0),
             jnp.zeros((2, 3, 8, 8)),
         )

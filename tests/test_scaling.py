@@ -24,7 +24,7 @@ def test_split_moments_micro_batches_and_checkpoints_on_eight_devices() -> None:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
         },
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import pytest
 
 from hjepa_jax.interop import torch_file, torch_names
 from hjepa_jax.models.projector import Projector
-from hjepa_jax.models.resnet import ResNet18
+from hjepa_jax.models.resnet import ResNet
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -37,7 +37,7 @@ def published_state(model):
 
 @pytest.mark.parametrize("fields", [{}, {"token_layer": "layer2"}, {"mode": "global"}])
 def test_encoder_names_cover_the_model(fields):
-    model = ResNet18(width=4, token_dim=6, embed_dim=5, **fields)
+    model = ResNet(width=4, token_dim=6, embed_dim=5, **fields)
     variables, state = published_state(model)
     extra = {"stem.1.num_batches_tracked": np.array(3)}
     if model.mode == "tokens":
@@ -58,7 +58,7 @@ def test_encoder_names_cover_the_model(fields):
 
 
 def test_every_missing_and_unknown_name_is_listed():
-    _, state = published_state(ResNet18(width=4, token_dim=6))
+    _, state = published_state(ResNet(width=4, token_dim=6))
     del state["stem.0.weight"], state["layer3.1.bn2.bias"]
     state["stem.0.bias"] = state["gamma"] = np.zeros(1)
     with pytest.raises(

@@ -64,7 +64,7 @@ def _stage(name: str, stage: int) -> Iterator[Entry]:
 
 def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
     """Yields (torch name, collection, path, change of layout) of every tensor of the encoder."""
-    """Yields the entries of `ResNet18(mode=mode, token_layer=token_layer)`, as encoder_from_torch.
+    """Yields the entries of `ResNet(mode=mode, token_layer=token_layer)`, as encoder_from_torch.
 
     Parameters and their gradients translate alike.
     """
@@ -108,7 +108,7 @@ def _translate(
 def encoder_from_torch(
     state: State, *, mode: str = "tokens", token_layer: str = "layer3"
 ) -> tuple[Tree, Tree, list[str]]:
-    """Translates the encoder for `ResNet18(mode=mode, token_layer=token_layer)`.
+    """Translates the encoder for `ResNet(mode=mode, token_layer=token_layer)`.
 
     Args:
       state: 'tokens': stem.{0,1}, layerN.M.*, token_proj.{0,1}; 'global': backbone.{0,1,4..7}, fc.

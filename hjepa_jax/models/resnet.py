@@ -1,4 +1,4 @@
-"""ResNet-18 encoder with a token head (state [q | p]) or a global head.
+"""ResNet encoder of basic blocks with a token head (state [q | p]) or a global head.
 
 Sources: He et al., "Deep Residual Learning" (arXiv 1512.03385), torchvision layout; token head of
 "Beyond Isotropy in JEPAs" (arXiv 2605.20107).
@@ -23,7 +23,8 @@ MODES = ("tokens", "global")
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
 REMAT = ("none", "blocks")
 CHOICES = {"stem": STEMS, "mode": MODES, "token_layer": tuple(TOKEN_LAYERS), "remat": REMAT}
-BLOCKS_PER_STAGE = 2
+# Of ResNet-18.
+STAGE_BLOCKS = (2, 2, 2, 2)
 
 
 class BasicBlock(nn.Module):
@@ -59,7 +60,7 @@ def flatten_tokens(tokens: jax.Array, split_qp: bool) -> jax.Array:
     return jnp.concatenate([half.reshape(half.shape[0], -1) for half in halves], axis=-1)
 
 
-class ResNet18(nn.Module):
+class ResNet(nn.Module):
     """Images to states. Stages above the tapped one are not built: they have no influence.
 
     Attributes:
@@ -70,7 +71,8 @@ class ResNet18(nn.Module):
       token_hw: tokens: side of the token grid after adaptive average pooling; None = no pooling.
       split_qp: tokens: z = [q | p], see `flatten_tokens`.
       embed_dim: global: width of the embedding.
-      width: channels of the first stage; 64 is ResNet-18, the stages have 1, 2, 4, 8 times this.
+      width: channels of the first stage; 64 as published, the stages have 1, 2, 4, 8 times this.
+      stage_blocks: residual blocks of each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) ResNet-34.
       stem_pool: max-pool of the ImageNet stem; exporters replace it by an equal one.
       dtype: of convolutions and activations. Parameters, normalisation statistics and the output
         are float32, or float64 for dtype float64.
@@ -86,6 +88,7 @@ class ResNet18(nn.Module):
     split_qp: bool = True
     embed_dim: int = 2048
     width: int = 64
+    stage_blocks: tuple[int, ...] = STAGE_BLOCKS
     stem_pool: Callable[[jax.Array], jax.Array] = max_pool_3x3
     dtype: Any = jnp.float32
     remat: str = "none"
@@ -116,15 +119,15 @@ class ResNet18(nn.Module):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"ResNet18: unknown {name} '{getattr(self, name)}': use one of "
+                    f"ResNet: unknown {name} '{getattr(self, name)}': use one of "
                     f"{', '.join(allowed)}."
                 )
         if self.mode == "tokens" and self.split_qp and self.token_dim % 2:
             raise ValueError(
-                f"ResNet18: split_qp halves each token, so token_dim {self.token_dim} must be even."
+                f"ResNet: split_qp halves each token, so token_dim {self.token_dim} must be even."
             )
         if x.ndim != 4 or x.shape[-1] != 3:
-            raise ValueError(f"ResNet18 takes images [N,H,W,3], not an array of shape {x.shape}.")
+            raise ValueError(f"ResNet takes images [N,H,W,3], not an array of shape {x.shape}.")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -143,7 +146,7 @@ class ResNet18(nn.Module):
         if self.stem == "imagenet":
             x = self.stem_pool(x)
         for stage in range(1, self.num_stages + 1):
-            for block in range(BLOCKS_PER_STAGE):
+            for block in range(self.stage_blocks[stage - 1]):
                 stride = 2 if stage > 1 and block == 0 else 1
                 features = self.width * 2 ** (stage - 1)
                 name = f"layer{stage}_block{block}"

@@ -23,7 +23,7 @@ from hjepa_jax.interop.torch_names import (
     projector_from_torch,
 )
 from hjepa_jax.models.projector import Projector
-from hjepa_jax.models.resnet import ResNet18
+from hjepa_jax.models.resnet import ResNet
 
 FILES = ("encoder_cifar.npz", "encoder_imagenet.npz", "encoder_global.npz")
 TOLERANCE = 1e-9
@@ -54,7 +54,7 @@ def _scalar(data: Mapping[str, np.ndarray], names: list[str], default: int) -> i
     return next((int(data[name]) for name in names if name in data), default)
 
 
-def _encoder(data: Mapping[str, np.ndarray], group: str, state: dict[str, Any]) -> ResNet18:
+def _encoder(data: Mapping[str, np.ndarray], group: str, state: dict[str, Any]) -> ResNet:
     """Reads the architecture off the shapes and the scalars of the group."""
     is_global = "fc.weight" in state
     stem = state["backbone.0.weight" if is_global else "stem.0.weight"]
@@ -64,11 +64,11 @@ def _encoder(data: Mapping[str, np.ndarray], group: str, state: dict[str, Any]) 
         "dtype": jnp.float64,
     }
     if is_global:
-        return ResNet18(mode="global", embed_dim=state["fc.weight"].shape[0], **fields)
+        return ResNet(mode="global", embed_dim=state["fc.weight"].shape[0], **fields)
     token_dim, channels = state["token_proj.0.weight"].shape[:2]
     token_hw = _scalar(data, [f"{group}/token_hw"], -1)
     split = _scalar(data, [f"{group}/split_qp"], 0 if group.endswith("split0") else 1)
-    return ResNet18(
+    return ResNet(
         token_layer=f"layer{1 + (channels // stem.shape[0]).bit_length() - 1}",
         token_dim=token_dim,
         token_hw=None if token_hw < 0 else token_hw,
@@ -155,7 +155,7 @@ def test_golden_models_encoder(file: str, group: str) -> None:
         _check_gradients(data, f"{group}/", gradient, entries)
 
 
-def _as_float64_encoder(state: dict[str, Any], model: ResNet18) -> tuple[Any, Any, list[str]]:
+def _as_float64_encoder(state: dict[str, Any], model: ResNet) -> tuple[Any, Any, list[str]]:
     params, stats, ignored = encoder_from_torch(
         state, mode=model.mode, token_layer=model.token_layer
     )
@@ -210,7 +210,7 @@ def test_golden_models_checkpoint(dtype: Any, key: str, tolerance: float) -> Non
         pytest.skip("no checkpoint_ref.pth or no features of it")
     settings, dynamics = checkpoint["config"]["model"], checkpoint["config"]["hjepa"]
     assert int(checkpoint["epoch"]) == int(data["epoch"])
-    model = ResNet18(
+    model = ResNet(
         stem=settings["encoder_stem"],
         token_layer=settings["token_layer"],
         token_dim=settings["token_d_f"],
