@@ -72,7 +72,8 @@ class ResNet(nn.Module):
       split_qp: tokens: z = [q | p], see `flatten_tokens`.
       embed_dim: global: width of the embedding.
       width: channels of the first stage; 64 as published, the stages have 1, 2, 4, 8 times this.
-      stage_blocks: residual blocks of each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) ResNet-34.
+      stage_blocks: residual blocks of each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3)
+        ResNet-34.
       stem_pool: max-pool of the ImageNet stem; exporters replace it by an equal one.
       dtype: of convolutions and activations. Parameters, normalisation statistics and the output
         are float32, or float64 for dtype float64.
