@@ -100,7 +100,8 @@ def run(group):
     method, state = float64_method(config, total=steps, per_epoch=per_epoch)
     state = initial_state(group, config, state)
 
-    @jax.jit
+    # Steps of full width: here running takes longer than compiling.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def both(state, batch, drawn):
         step = loss_and_gradient(method, state, batch, drawn)
         return step, *apply_gradient(method, state, step)
