@@ -20,6 +20,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 SMALL = {
     "train_step": ["--batch=64", "--width=64", "--repeats=3"],
     "convolutions": ["--images=32", "--repeats=3"],
+    "method_levers": ["--images=32", "--repeats=3"],
     "sigreg": ["--n=1024", "--d=512", "--k=256", "--repeats=3"],
     "leapfrog": ["--batch=128", "--dim=512", "--repeats=3"],
     "knn": ["--train=10000", "--test=2000", "--dim=1024", "--repeats=3"],
@@ -29,6 +30,7 @@ SMALL = {
 FULL = {
     "train_step": ["--batch", "64", "128", "256", "--width=64"],
     "convolutions": ["--images=128"],
+    "method_levers": ["--images=128"],
     "sigreg": ["--n=4096", "--d=2048", "--k=1024"],
     "leapfrog": [],
     "knn": [],

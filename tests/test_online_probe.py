@@ -52,8 +52,8 @@ def test_training_is_the_same_to_the_bit_with_and_without(monkeypatch) -> None:
     monkeypatch.setattr(
         hjepa_jax.run, "UNOPTIMISED", {**UNOPTIMISED, "xla_cpu_use_fusion_emitters": True}
     )
-    without, plain = _two_steps(cifar100.get_config("smoke"), online=False)
-    with_it, watched = _two_steps(cifar100.get_config("smoke"), online=True)
+    without, plain = _two_steps(cifar100.get_config("identity-smoke"), online=False)
+    with_it, watched = _two_steps(cifar100.get_config("identity-smoke"), online=True)
     assert without.probe == {}
     assert np.abs(with_it.probe["params"].kernel).max() > 0
     _assert_equal(without, with_it.replace(probe={}))

@@ -1,0 +1,136 @@
+"""Ways to compute what surrounds the convolutions in a step, each beside what hjepa_jax does.
+
+    python benchmarks/method_levers.py --images 64 --width 64 --rank 128 --repeats 5
+
+- The encoder's value and gradient: all views in one pass (used), or one pass for each view, whose
+  batch normalisation then sees one view alone.
+- The flow's value and gradient: one force per step boundary (used), or two per step.
+- The Cholesky factors of the floors of q and p: one after the other (used), or batched.
+- The largest eigenvalue of a covariance: a full eigendecomposition (used), or power iteration.
+
+All take turns and medians are printed. "error" is the largest difference from what is used, over
+its largest entry; one pass for each view is another function, so it has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from convolutions import interleaved, relative_error
+
+from configs import cifar100
+from hjepa_jax.build import build_encoder
+from hjepa_jax.models.predictor import HamiltonianPredictor, PredictorSettings
+
+RESIDUAL_SCALE = 0.02
+
+
+def report(
+    name: str, ways: dict[str, Any], arguments: tuple[Any, ...], repeats: int, *, equal: bool = True
+) -> None:
+    """Prints a line for each way, the first being what is used."""
+    compiled = {way: jax.jit(function) for way, function in ways.items()}
+    functions = {way: lambda f=f: f(*arguments) for way, f in compiled.items()}
+    spent = interleaved(functions, repeats)
+    used = next(iter(ways))
+    for way, seconds in spent.items():
+        error = f"{relative_error(functions[way](), functions[used]()):.0e}" if equal else ""
+        gain = spent[used] / seconds
+        print(f"| {name} | {way} | {1e3 * seconds:.2f} | {gain:.2f} | {error} |", flush=True)
+
+
+def encoder_passes(args: argparse.Namespace) -> None:
+    """All views at once, or each alone."""
+    config = cifar100.get_config()
+    config.model.update(width=args.width, compute_dtype="float32")
+    encoder = build_encoder(config)
+    keys = jax.random.split(jax.random.key(0))
+    shape = (2, args.images, config.data.image_size, config.data.image_size, 3)
+    views = jax.random.normal(keys[0], shape)
+    variables = jax.jit(lambda key: encoder.init(key, views[0], train=False))(keys[1])
+
+    def loss(params: Any, images: jax.Array) -> jax.Array:
+        stats = {"params": params, "batch_stats": variables["batch_stats"]}
+        z: Any = encoder.apply(stats, images, train=True, mutable=["batch_stats"])[0]
+        return jnp.sum(jnp.sin(z))
+
+    def together(params: Any, views: jax.Array) -> Any:
+        return jax.grad(lambda p: loss(p, views.reshape(-1, *views.shape[2:])))(params)
+
+    def apart(params: Any, views: jax.Array) -> Any:
+        return jax.grad(lambda p: loss(p, views[0]) + loss(p, views[1]))(params)
+
+    ways = {"one pass for all views": together, "one pass for each view": apart}
+    report("encoder, 2 views", ways, (variables["params"], views), args.repeats, equal=False)
+
+
+def forces(args: argparse.Namespace) -> None:
+    """steps + 1 evaluations of the force, or 2 steps."""
+    z = jax.random.normal(jax.random.key(0), (2 * args.images, 2048))
+    settings = {
+        "one force per step boundary": PredictorSettings(),
+        "two forces per step": PredictorSettings(reference_leapfrog=True),
+    }
+    first = HamiltonianPredictor(next(iter(settings.values())))
+    variables = first.init(jax.random.key(1), z, 1, RESIDUAL_SCALE)
+
+    def gradient(settings: PredictorSettings) -> Any:
+        def loss(variables: Any, z: jax.Array) -> jax.Array:
+            flowed: Any = HamiltonianPredictor(settings).apply(variables, z, 1, RESIDUAL_SCALE)
+            return jnp.sum(jnp.square(flowed))
+
+        return jax.grad(loss, (0, 1))
+
+    ways = {name: gradient(value) for name, value in settings.items()}
+    report(f"flow, {PredictorSettings().steps} steps", ways, (variables, z), args.repeats)
+
+
+def power_iteration(matrix: jax.Array, iterations: int) -> jax.Array:
+    """Returns the Rayleigh quotient after so many products with the matrix."""
+
+    def body(_: Any, vector: jax.Array) -> jax.Array:
+        product = matrix @ vector
+        return product / jnp.linalg.norm(product)
+
+    start = jnp.ones(matrix.shape[0]) / matrix.shape[0] ** 0.5
+    top = jax.lax.fori_loop(0, iterations, body, start)
+    return top @ matrix @ top
+
+
+def factorisations(args: argparse.Namespace) -> None:
+    """The floors' matrix functions, of covariances as training has them."""
+    rows = jax.random.normal(jax.random.key(0), (2, 1024, args.rank))
+    scales = jnp.exp(-jnp.arange(args.rank) / (0.4 * args.rank))
+    pair = jnp.einsum("bni,bnj->bij", rows * scales, rows * scales) / 1024
+    pair += 1e-4 * jnp.eye(args.rank)
+    cholesky = {
+        "one after the other": lambda c: jnp.stack([jnp.linalg.cholesky(c[i]) for i in (0, 1)]),
+        "batched": jnp.linalg.cholesky,
+    }
+    report(f"Cholesky of q and p, rank {args.rank}", cholesky, (pair,), args.repeats)
+    largest: dict[str, Any] = {"eigendecomposition": lambda c: jnp.linalg.eigh(c)[0][-1]}
+    for iterations in (10, 30, 100):
+        name = f"power iteration, {iterations} products"
+        largest[name] = lambda c, n=iterations: power_iteration(c, n)
+    report(f"largest eigenvalue, rank {args.rank}", largest, (pair[0],), args.repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=128, help="of the log-det floors' projection")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}; float32\n")
+    print("| what | way | ms | gain | error |\n|---|---|---:|---:|---:|")
+    factorisations(args)
+    forces(args)
+    encoder_passes(args)
+
+
+if __name__ == "__main__":
+    main()
