@@ -3,7 +3,7 @@
     python benchmarks/convolutions.py --images 64 --shapes 32x64 16x128 8x256 --repeats 5
 
 For each SIDExCHANNELS, the forward pass, the input gradient and the kernel gradient of a stride-1
-convolution are timed alone: XLA's convolution, the kernel gradient in unrolled groups of images
+convolution are timed alone: XLA's convolution, the kernel gradient in scanned groups of images
 (what hjepa_jax uses on a lone CPU device), Winograd's F(2x2, 3x3), im2col, and channels padded to
 a multiple. All take turns and medians are printed, over XLA's time and as a share of the ceiling
 of a matrix product measured in the same turns. "error" is the largest difference from XLA's result
