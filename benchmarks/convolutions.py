@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from train_step import interleaved_medians
 
-from hjepa_jax.models.convolution import conv2d_grouped_gradient, conv2d_plain
+from hjepa_jax.models.convolution import conv2d_grouped_gradient, conv2d_plain, unfold
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 # Winograd's F(2, 3): output transform, kernel transform and data transform (Lavin and Gray, 2016).
@@ -58,14 +58,8 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution by one product of unfolded patches."""
-    n, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    patches = jnp.concatenate(
-        [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1
-    )
-    return (patches.reshape(-1, 9 * channels) @ kernel.reshape(9 * channels, -1)).reshape(
-        n, height, width, -1
-    )
+    product = unfold(x, (3, 3), 1, 1) @ kernel.reshape(-1, kernel.shape[-1])
+    return product.reshape(*x.shape[:3], -1)
 
 
 def padded_channels(x: jax.Array, kernel: jax.Array, multiple: int) -> jax.Array:

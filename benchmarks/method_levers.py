@@ -15,25 +15,24 @@ its largest entry; one pass for each view is another function, so it has none.
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from convolutions import interleaved, relative_error
+from leapfrog import RESIDUAL_SCALE, compile_gradient
 
 from configs import cifar100
 from hjepa_jax.build import build_encoder
 from hjepa_jax.models.predictor import HamiltonianPredictor, PredictorSettings
 
-RESIDUAL_SCALE = 0.02
-
 
 def report(
     name: str, ways: dict[str, Any], arguments: tuple[Any, ...], repeats: int, *, equal: bool = True
 ) -> None:
-    """Prints a line for each way, the first being what is used."""
-    compiled = {way: jax.jit(function) for way, function in ways.items()}
-    functions = {way: lambda f=f: f(*arguments) for way, f in compiled.items()}
+    """Prints a line for each way, a compiled function; the first is what is used."""
+    functions = {way: lambda f=f: f(*arguments) for way, f in ways.items()}
     spent = interleaved(functions, repeats)
     used = next(iter(ways))
     for way, seconds in spent.items():
@@ -57,9 +56,11 @@ def encoder_passes(args: argparse.Namespace) -> None:
         z: Any = encoder.apply(stats, images, train=True, mutable=["batch_stats"])[0]
         return jnp.sum(jnp.sin(z))
 
+    @jax.jit
     def together(params: Any, views: jax.Array) -> Any:
         return jax.grad(lambda p: loss(p, views.reshape(-1, *views.shape[2:])))(params)
 
+    @jax.jit
     def apart(params: Any, views: jax.Array) -> Any:
         return jax.grad(lambda p: loss(p, views[0]) + loss(p, views[1]))(params)
 
@@ -74,17 +75,10 @@ def forces(args: argparse.Namespace) -> None:
         "one force per step boundary": PredictorSettings(),
         "two forces per step": PredictorSettings(reference_leapfrog=True),
     }
-    first = HamiltonianPredictor(next(iter(settings.values())))
-    variables = first.init(jax.random.key(1), z, 1, RESIDUAL_SCALE)
-
-    def gradient(settings: PredictorSettings) -> Any:
-        def loss(variables: Any, z: jax.Array) -> jax.Array:
-            flowed: Any = HamiltonianPredictor(settings).apply(variables, z, 1, RESIDUAL_SCALE)
-            return jnp.sum(jnp.square(flowed))
-
-        return jax.grad(loss, (0, 1))
-
-    ways = {name: gradient(value) for name, value in settings.items()}
+    variables = HamiltonianPredictor(PredictorSettings()).init(
+        jax.random.key(1), z, 1, RESIDUAL_SCALE
+    )
+    ways = {name: compile_gradient(value, variables, z) for name, value in settings.items()}
     report(f"flow, {PredictorSettings().steps} steps", ways, (variables, z), args.repeats)
 
 
@@ -107,14 +101,16 @@ def factorisations(args: argparse.Namespace) -> None:
     pair = jnp.einsum("bni,bnj->bij", rows * scales, rows * scales) / 1024
     pair += 1e-4 * jnp.eye(args.rank)
     cholesky = {
-        "one after the other": lambda c: jnp.stack([jnp.linalg.cholesky(c[i]) for i in (0, 1)]),
-        "batched": jnp.linalg.cholesky,
+        "one after the other": jax.jit(
+            lambda c: jnp.stack([jnp.linalg.cholesky(c[i]) for i in (0, 1)])
+        ),
+        "batched": jax.jit(jnp.linalg.cholesky),
     }
     report(f"Cholesky of q and p, rank {args.rank}", cholesky, (pair,), args.repeats)
-    largest: dict[str, Any] = {"eigendecomposition": lambda c: jnp.linalg.eigh(c)[0][-1]}
+    largest: dict[str, Any] = {"eigendecomposition": jax.jit(lambda c: jnp.linalg.eigh(c)[0][-1])}
     for iterations in (10, 30, 100):
         name = f"power iteration, {iterations} products"
-        largest[name] = lambda c, n=iterations: power_iteration(c, n)
+        largest[name] = jax.jit(functools.partial(power_iteration, iterations=iterations))
     report(f"largest eigenvalue, rank {args.rank}", largest, (pair[0],), args.repeats)
 
 

@@ -8,7 +8,6 @@ import pytest
 from test_writers import _events
 
 import hjepa_jax
-import hjepa_jax.run
 from configs import cifar100, quickstart
 from hjepa_jax import config_check, sharding
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -49,9 +48,7 @@ def _two_steps(config, online):
 
 def test_training_is_the_same_to_the_bit_with_and_without(monkeypatch) -> None:
     # As users compile: the older emitters, which the other tests use, round by what is beside.
-    monkeypatch.setattr(
-        hjepa_jax.run, "UNOPTIMISED", {**UNOPTIMISED, "xla_cpu_use_fusion_emitters": True}
-    )
+    monkeypatch.setitem(UNOPTIMISED, "xla_cpu_use_fusion_emitters", True)
     without, plain = _two_steps(cifar100.get_config("identity-smoke"), online=False)
     with_it, watched = _two_steps(cifar100.get_config("identity-smoke"), online=True)
     assert without.probe == {}

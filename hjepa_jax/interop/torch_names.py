@@ -63,8 +63,7 @@ def _stage(name: str, stage: int) -> Iterator[Entry]:
 
 
 def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
-    """Yields (torch name, collection, path, change of layout) of every tensor of the encoder."""
-    """Yields the entries of `ResNet(mode=mode, token_layer=token_layer)`, as encoder_from_torch.
+    """Yields the entries of every tensor of `ResNet(mode=mode, token_layer=token_layer)`.
 
     Parameters and their gradients translate alike.
     """

@@ -61,8 +61,11 @@ def _group_size(images: int, patch_bytes: int) -> int:
     return next(size for size in range(fitting, 0, -1) if images % size == 0)
 
 
-def _patches(x: jax.Array, size: tuple[int, int], stride: int, padding: int) -> jax.Array:
-    """Unfolds x [N,H,W,C] into the patches [N*H'*W', kh*kw*C] that a convolution multiplies."""
+def unfold(x: jax.Array, size: tuple[int, ...], stride: int, padding: int) -> jax.Array:
+    """Unfolds x [N,H,W,C] into the patches [N*H'*W', kh*kw*C] that a convolution multiplies.
+
+    `size` is (kh, kw); stride, padding and H', W' are those of `conv2d`.
+    """
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = ((padded.shape[1 + i] - size[i]) // stride + 1 for i in (0, 1))
     taps = [
@@ -106,11 +109,11 @@ def _backward(
     x, kernel = residuals
     to_input = jax.linear_transpose(lambda x: conv2d_plain(x, kernel, stride, padding), x)
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    size, features = (kernel.shape[0], kernel.shape[1]), kernel.shape[-1]
+    features = kernel.shape[-1]
 
     def add(total: jax.Array, parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        images, bar = (part.astype(wide) for part in parts)
-        patches = _patches(images, size, stride, padding)
+        part, bar = (array.astype(wide) for array in parts)
+        patches = unfold(part, kernel.shape[:2], stride, padding)
         # Transposed, which XLA multiplies up to twice as fast as patches^T bar.
         over_rows = (((0,), (0,)), ((), ()))
         product = jax.lax.dot_general(
@@ -118,9 +121,9 @@ def _backward(
         )
         return total + product, None
 
-    groups = tuple(a.reshape(-1, group, *a.shape[1:]) for a in (x, cotangent))
+    images, bars = (a.reshape(-1, group, *a.shape[1:]) for a in (x, cotangent))
     start = jnp.zeros((features, math.prod(kernel.shape[:3])), wide)
-    total, _ = jax.lax.scan(add, start, groups)
+    total, _ = jax.lax.scan(add, start, (images, bars))
     bar_kernel = total.T.reshape(kernel.shape).astype(kernel.dtype)
     return to_input(cotangent)[0], bar_kernel
 

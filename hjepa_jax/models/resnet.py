@@ -23,8 +23,6 @@ MODES = ("tokens", "global")
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
 REMAT = ("none", "blocks")
 CHOICES = {"stem": STEMS, "mode": MODES, "token_layer": tuple(TOKEN_LAYERS), "remat": REMAT}
-# Of ResNet-18.
-STAGE_BLOCKS = (2, 2, 2, 2)
 
 
 class BasicBlock(nn.Module):
@@ -89,7 +87,7 @@ class ResNet(nn.Module):
     split_qp: bool = True
     embed_dim: int = 2048
     width: int = 64
-    stage_blocks: tuple[int, ...] = STAGE_BLOCKS
+    stage_blocks: tuple[int, ...] = (2, 2, 2, 2)
     stem_pool: Callable[[jax.Array], jax.Array] = max_pool_3x3
     dtype: Any = jnp.float32
     remat: str = "none"
