@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.models.ordering import after, on_cpu
+from hjepa_jax.models.ordering import after
+from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.sharding import VIEW_MAJOR
 
 # (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)

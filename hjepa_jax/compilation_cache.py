@@ -26,6 +26,12 @@ def processor_tag() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
+def cache_folder() -> pathlib.Path:
+    """Returns the folder of all that is kept between runs: `$XDG_CACHE_HOME/hjepa_jax`."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "hjepa_jax"
+
+
 def enable() -> pathlib.Path:
     """Turns the cache on and returns its folder.
 
@@ -36,7 +42,6 @@ def enable() -> pathlib.Path:
     given = settings.jax_compilation_cache_dir
     if given:
         return pathlib.Path(given)
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = base / "hjepa_jax" / processor_tag()
+    folder = cache_folder() / processor_tag()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder

@@ -90,6 +90,17 @@ def check_devices() -> Iterator[Finding]:
         )
 
 
+def check_kernels() -> Iterator[Finding]:
+    """What computes convolutions where there is one CPU device alone."""
+    from hjepa_jax.models.placement import lone_cpu
+    from hjepa_jax.native.build import kernels
+
+    if lone_cpu():
+        found = kernels()
+        fact = found.description if found else f"XLA's, slower: {found.description}"
+        yield Finding("cpu kernels", fact)
+
+
 def check_tensorflow() -> Iterator[Finding]:
     """TensorFlow is not needed; where it is installed, clu uses its writer."""
     found = importlib.util.find_spec("tensorflow") is not None
@@ -149,6 +160,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", check_versions),
         ("devices", check_devices),
+        ("cpu kernels", check_kernels),
         ("tensorflow", check_tensorflow),
         ("disk", lambda: check_disk(workdir)),
     ]

@@ -27,6 +27,7 @@ LAYERS = {
     "stop_request": 5,
     "objectives": 2,
     "data": 3,
+    "native": 2,
     "models": 3,
     "interop": 4,
     "build": 4,

@@ -120,6 +120,7 @@ def test_doctor_finds_a_healthy_installation() -> None:
     for word in (
         "jax: ",
         "devices: ",
+        "cpu kernels: ",
         "tensorflow: absent",
         "disk: ",
         "data train: ",

@@ -1,9 +1,10 @@
 """The one place where convolutions are computed.
 
 On accelerators, and for small work, this is `lax.conv_general_dilated` and nothing else. On a lone
-CPU device the kernel's gradient is summed over small groups of images, each one product of its
-unfolded patches in the cache: XLA's CPU code computes it on a transposed copy of the whole batch
-(1.3 to 20 times slower there).
+CPU device float32 goes to the native kernels. Where these cannot be had, and for other dtypes, the
+kernel's gradient is summed there over small groups of images, each one product of its unfolded
+patches in the cache: XLA's CPU code computes it on a transposed copy of the whole batch (1.3 to 20
+times slower).
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+
+from hjepa_jax.models.placement import lone_cpu
+from hjepa_jax.native.build import kernels
+from hjepa_jax.native.convolution import conv2d_native
 
 # Below this many operations the plain gradient is as quick.
 _MIN_OPERATIONS = 5e7
@@ -26,8 +31,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     Returns [N,H',W',F] with H' = floor((H + 2*padding - kh)/stride) + 1, in the dtype of both.
 
     The implementation is chosen when traced. For large work on a single CPU device it is
-    `conv2d_grouped_gradient`, which has no forward-mode differentiation (`jax.jvp` raises
-    TypeError) and no second derivatives; everywhere else it is `conv2d_plain`, which has both.
+    `conv2d_native` or `conv2d_grouped_gradient`, which have no forward-mode differentiation
+    (`jax.jvp` raises TypeError) and no second derivatives; everywhere else it is `conv2d_plain`,
+    which has both.
     """
     if not isinstance(x.shape[0], int):
         return conv2d_plain(x, kernel, stride, padding)  # exported for any number of images
@@ -36,12 +42,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     ).shape
     taps = math.prod(kernel.shape[:3])
     operations = 2 * math.prod(output_shape) * taps
-    # On a mesh, groups of images would cut across the devices' shares of the batch.
-    lone_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if lone_cpu and operations >= _MIN_OPERATIONS:
-        group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
-        return conv2d_grouped_gradient(x, kernel, stride, padding, group)
-    return conv2d_plain(x, kernel, stride, padding)
+    # On a mesh, the others would gather the devices' shares of the batch.
+    if not lone_cpu() or operations < _MIN_OPERATIONS:
+        return conv2d_plain(x, kernel, stride, padding)
+    if x.dtype == kernel.dtype == jnp.float32 and stride in (1, 2) and kernels():
+        return conv2d_native(x, kernel, stride, padding)
+    group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
+    return conv2d_grouped_gradient(x, kernel, stride, padding, group)
 
 
 def conv2d_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:

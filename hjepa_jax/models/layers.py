@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling
 
 from hjepa_jax.models.convolution import conv2d
+from hjepa_jax.models.normalisation import finish, normalise_batch
 
 # He et al. (arXiv 1502.01852), fan-out form: torchvision's convolutions.
 kaiming_normal = variance_scaling(2.0, "fan_out", "normal")
@@ -79,8 +80,17 @@ class BatchNorm(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises x [N, ..., C].
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        residual: jax.Array | None = None,
+        relu: bool = False,
+    ) -> jax.Array:
+        """Normalises x [N, ..., C], then adds `residual` (like x), then rectifies if `relu`.
+
+        What follows the normalisation belongs to it, since a CPU does all in one pass over memory.
 
         Raises:
           ValueError: training on one value per channel, or on rows that do not divide into groups.
@@ -92,27 +102,22 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         wide = x.astype(dtype)
-        if train:
-            count = x.size // x.shape[-1] // self.groups
-            if count < 2:
-                raise ValueError("BatchNorm cannot train on one value per channel: add images.")
-            if x.shape[0] % self.groups:
-                raise ValueError(f"{x.shape[0]} rows do not divide into {self.groups} groups.")
-            if self.groups > 1:
-                wide = wide.reshape(self.groups, -1, *x.shape[1:])
-            axes = tuple(range(wide.ndim - x.ndim, wide.ndim - 1))
-            mean = jnp.mean(wide, axes, keepdims=True)
-            # E[(x - mean)^2], not E[x^2] - mean^2, which cancels when the mean is large.
-            var = jnp.mean(jnp.square(wide - mean), axes, keepdims=True)
-            if not self.is_initializing():
-                keep = self.momentum
-                batch_mean, batch_var = (
-                    jnp.mean(s.reshape(self.groups, -1), axis=0) for s in (mean, var)
-                )
-                unbiased = batch_var * (count / (count - 1))
-                running_mean.value = keep * running_mean.value + (1 - keep) * batch_mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        else:
-            mean, var = running_mean.value, running_var.value
-        out = (wide - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
-        return out.reshape(x.shape).astype(x.dtype)
+        added = None if residual is None else residual.astype(dtype)
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            out = (wide - running_mean.value) * factor + bias
+            return finish(out, added, relu).astype(x.dtype)
+        count = x.size // x.shape[-1] // self.groups
+        if count < 2:
+            raise ValueError("BatchNorm cannot train on one value per channel: add images.")
+        if x.shape[0] % self.groups:
+            raise ValueError(f"{x.shape[0]} rows do not divide into {self.groups} groups.")
+        out, means, variances = normalise_batch(
+            wide, scale, bias, added, relu=relu, epsilon=self.epsilon, groups=self.groups
+        )
+        if not self.is_initializing():
+            keep = self.momentum
+            unbiased = jnp.mean(variances, axis=0) * (count / (count - 1))
+            running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(means, axis=0)
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        return out.astype(x.dtype)

@@ -13,10 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
-def on_cpu() -> bool:
-    """Returns whether computations traced now are for the CPU."""
-    return jax.default_backend() == "cpu"
+from hjepa_jax.models.placement import on_cpu
 
 
 def after(values: Any, done: Any) -> Any:

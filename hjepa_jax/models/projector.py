@@ -38,6 +38,6 @@ class Projector(nn.Module):
         if self.kind != "mlp":
             raise ValueError(f"Unknown projector '{self.kind}': use one of {', '.join(KINDS)}.")
         x = Linear(self.hidden_dim, name="hidden")(z.astype(self.dtype))
-        x = nn.relu(BatchNorm(groups=self.norm_groups, name="norm")(x, train=train))
+        x = BatchNorm(groups=self.norm_groups, name="norm")(x, train=train, relu=True)
         x = Linear(self.output_dim, name="output")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))

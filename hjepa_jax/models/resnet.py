@@ -37,13 +37,12 @@ class BasicBlock(nn.Module):
         """Maps x [N,H,W,C] to [N,H/stride,W/stride,features]."""
         norm = functools.partial(BatchNorm, groups=self.norm_groups)
         out = Conv(self.features, 3, self.stride, name="conv1")(x)
-        out = nn.relu(norm(name="norm1")(out, train=train))
+        out = norm(name="norm1")(out, train=train, relu=True)
         out = Conv(self.features, 3, name="conv2")(out)
-        out = norm(name="norm2")(out, train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, name="downsample_conv")(x)
             x = norm(name="downsample_norm")(x, train=train)
-        return nn.relu(out + x)
+        return norm(name="norm2")(out, train=train, residual=x, relu=True)
 
 
 def flatten_tokens(tokens: jax.Array, split_qp: bool) -> jax.Array:
@@ -141,7 +140,7 @@ class ResNet(nn.Module):
             x = Conv(self.width, 3, initializer=default_uniform, name="stem_conv")(x)
         else:
             x = Conv(self.width, 7, 2, initializer=kaiming_normal, name="stem_conv")(x)
-        x = nn.relu(BatchNorm(groups=self.norm_groups, name="stem_norm")(x, train=train))
+        x = BatchNorm(groups=self.norm_groups, name="stem_norm")(x, train=train, relu=True)
         if self.stem == "imagenet":
             x = self.stem_pool(x)
         for stage in range(1, self.num_stages + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,7 +132,8 @@ def test_golden_models_encoder(file: str, group: str) -> None:
         params, stats, _ = _as_float64_encoder(state, model)
         x = data[f"{group}/x" if f"{group}/x" in data else "input/x"].transpose(0, 2, 3, 1)
 
-        @jax.jit
+        # At full width running unoptimised code takes longer than a little optimisation.
+        @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
         def run(params: Any, stats: Any, x: jax.Array, cot: jax.Array | None) -> Any:
             def train(params: Any) -> tuple[jax.Array, Any]:
                 variables = {"params": params, "batch_stats": stats}

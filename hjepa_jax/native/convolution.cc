@@ -1,0 +1,109 @@
+// Convolutions of images on the CPU, as handlers of XLA's foreign function interface.
+//
+// Arrays are float32: images [N, H, W, C], kernels [kh, kw, C, F]. Direct convolution: a band of
+// rows of an image is copied once into the cache, and tiles of pixels x features are accumulated
+// in registers over all taps and channels. Source of the scheme: Georganas et al., "Anatomy of
+// High-Performance Deep Learning Convolutions on SIMD Architectures" (arXiv 1808.05567).
+
+#include "kernel_gradient.h"
+
+namespace hjepa {
+
+using Array4 = ffi::Buffer<ffi::F32, 4>;
+using Result4 = ffi::Result<ffi::Buffer<ffi::F32, 4>>;
+
+static Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> kernel,
+                     ffi::Span<const int64_t> y, int64_t stride, int64_t padding) {
+  return {x[0],      x[1], x[2], x[3], kernel[3], kernel[0], kernel[1], y[1], y[2], stride,
+          padding, padding};
+}
+
+static ffi::Error Forward(ffi::ThreadPool pool, Array4 x, Array4 kernel, Result4 y, int64_t stride,
+                          int64_t padding) {
+  const Shape s =
+      ShapeOf(x.dimensions(), kernel.dimensions(), y->dimensions(), stride, padding);
+  if (y->element_count() == 0) return ffi::Error::Success();
+  static thread_local Arena arena;
+  float* packed = arena.Get(s.depth() * kBlock * CeilDiv(s.features, kPanel) * kPanel);
+  const float* w = kernel.typed_data();
+  PackKernel(pool, s, packed, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
+    return w[((i * s.band_taps_w() + j) * s.band_channels() + c) * s.features + f];
+  });
+  const int64_t row = s.out_w * s.features;
+  Correlate(pool, s, x.typed_data(), packed,
+            {y->typed_data(), s.out_h * row, row, s.features});
+  return ffi::Error::Success();
+}
+
+// Pixels m*stride + phase of the input, along one axis, read these taps of the kernel.
+struct Phase {
+  int64_t first, taps, padding, size;
+
+  Phase(int64_t phase, int64_t stride, int64_t all, int64_t pad, int64_t in) {
+    first = (phase + pad) % stride;
+    taps = first < all ? CeilDiv(all - first, stride) : 0;
+    padding = taps - 1 - (phase + pad - first) / stride;
+    size = CeilDiv(in - phase, stride);
+  }
+};
+
+// The transposed convolution, one stride-1 correlation for each of the stride^2 phases of pixels.
+static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel, Result4 x,
+                                int64_t stride, int64_t padding) {
+  const auto in = x->dimensions(), out = bar.dimensions(), k = kernel.dimensions();
+  const int64_t channels = in[3], features = k[3], row = in[2] * channels;
+  if (x->element_count() == 0) return ffi::Error::Success();
+  const float* w = kernel.typed_data();
+  bool covered = true;
+  for (int64_t phase = 0; phase < stride; ++phase)
+    covered &= (phase + padding) % stride < std::min(k[0], k[1]);
+  if (!covered)
+    ParallelFor(pool, in[0], [&](int64_t n) {
+      std::memset(x->typed_data() + n * in[1] * row, 0, in[1] * row * sizeof(float));
+    });
+  static thread_local Arena arena;
+  for (int64_t phase = 0; phase < stride * stride; ++phase) {
+    const Phase v(phase / stride, stride, k[0], padding, in[1]);
+    const Phase h(phase % stride, stride, k[1], padding, in[2]);
+    if (v.taps == 0 || h.taps == 0 || v.size <= 0 || h.size <= 0) continue;
+    const Shape s{out[0], out[1], out[2], features, channels,  v.taps,
+                  h.taps, v.size, h.size, 1,        v.padding, h.padding};
+    float* packed = arena.Get(s.depth() * kBlock * CeilDiv(channels, kPanel) * kPanel);
+    PackKernel(pool, s, packed, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
+      // In an unfolded band the channel holds the taps as well.
+      const int64_t index = (i * s.band_taps_w() + j) * s.band_channels() + c;
+      const int64_t tap = index / features;
+      const int64_t tap_v = v.first + stride * (v.taps - 1 - tap / h.taps);
+      const int64_t tap_h = h.first + stride * (h.taps - 1 - tap % h.taps);
+      return w[((tap_v * k[1] + tap_h) * channels + f) * features + index % features];
+    });
+    float* first = x->typed_data() + (phase / stride) * row + (phase % stride) * channels;
+    Correlate(pool, s, bar.typed_data(), packed,
+              {first, in[1] * row, stride * row, stride * channels});
+  }
+  return ffi::Error::Success();
+}
+
+static ffi::Error KernelGradientOf(ffi::ThreadPool pool, Array4 x, Array4 bar, Result4 kernel,
+                                   int64_t stride, int64_t padding) {
+  const Shape s =
+      ShapeOf(x.dimensions(), kernel->dimensions(), bar.dimensions(), stride, padding);
+  KernelGradient(pool, s, x.typed_data(), bar.typed_data(), kernel->typed_data());
+  return ffi::Error::Success();
+}
+
+}  // namespace hjepa
+
+#define HJEPA_HANDLER(name, function)                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, hjepa::function,                      \
+                                hjepa::ffi::Ffi::Bind()                     \
+                                    .Ctx<hjepa::ffi::ThreadPool>()          \
+                                    .Arg<hjepa::Array4>()                   \
+                                    .Arg<hjepa::Array4>()                   \
+                                    .Ret<hjepa::Array4>()                   \
+                                    .Attr<int64_t>("stride")                \
+                                    .Attr<int64_t>("padding"))
+
+HJEPA_HANDLER(hjepa_convolution, Forward);
+HJEPA_HANDLER(hjepa_convolution_input_gradient, InputGradient);
+HJEPA_HANDLER(hjepa_convolution_kernel_gradient, KernelGradientOf);

@@ -1,0 +1,137 @@
+// The gradient of a convolution with respect to its kernel.
+#ifndef HJEPA_NATIVE_KERNEL_GRADIENT_H_
+#define HJEPA_NATIVE_KERNEL_GRADIENT_H_
+
+#include "correlate.h"
+
+namespace hjepa {
+
+// Images are summed in a fixed number of parts, whatever the number of threads: the same sums in
+// the same order. Few parts for large kernels, since each has one of its own.
+inline int64_t Parts(const Shape& s) {
+  const int64_t floats = s.depth() * kBlock * CeilDiv(s.features, kPanel) * kPanel;
+  return std::clamp<int64_t>((int64_t{1} << 20) / floats, 4, 32);
+}
+
+struct GradientArguments {
+  const float* band;  // at the first pixel of a tap and its first channel
+  const float* bar;   // cotangents of a panel, [pixel][V * kLanes]
+  float* sum;         // [kRows][V * kLanes], added to
+  int64_t images, rows, columns;
+  int64_t band_image, band_row;  // floats between the pixels of two images, two output rows
+};
+
+// kRows channels of a tap x V vectors of features, summed over all pixels of some images.
+template <int V, int S>
+void GradientTile(const GradientArguments& a) {
+  Vec sum[kRows][V];
+  for (int k = 0; k < kRows; ++k)
+    for (int v = 0; v < V; ++v) sum[k][v] = Load(a.sum + (k * V + v) * kLanes);
+  const float* bar = a.bar;
+  for (int64_t n = 0; n < a.images; ++n) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+      const float* x = a.band + n * a.band_image + r * a.band_row;
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < a.columns; ++c, x += S * kBlock, bar += V * kLanes) {
+        Vec bars[V];
+        for (int v = 0; v < V; ++v) bars[v] = Load(bar + v * kLanes);
+#pragma GCC unroll 16
+        for (int k = 0; k < kRows; ++k)
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v) sum[k][v] += x[k] * bars[v];
+      }
+    }
+  }
+  for (int k = 0; k < kRows; ++k)
+    for (int v = 0; v < V; ++v) Store(a.sum + (k * V + v) * kLanes, sum[k][v]);
+}
+
+inline void ChooseGradientTile(const GradientArguments& a, int vectors, int64_t stride) {
+  using Function = void (*)(const GradientArguments&);
+  static constexpr Function table[2][2] = {{GradientTile<1, 1>, GradientTile<1, 2>},
+                                           {GradientTile<2, 1>, GradientTile<2, 2>}};
+  table[vectors - 1][stride - 1](a);
+}
+
+// Copies the cotangents of a panel of features of `pixels` pixels to [pixel][width].
+inline void PackBar(const float* bar, int64_t features, int64_t first, int64_t width,
+                    int64_t pixels, float* to) {
+  const int64_t valid = std::min(width, features - first);
+  for (int64_t i = 0; i < pixels; ++i, to += width) {
+    std::memcpy(to, bar + i * features + first, valid * sizeof(float));
+    std::memset(to + valid, 0, (width - valid) * sizeof(float));
+  }
+}
+
+// Adds the products of the images [first, last) to `sum`, packed like a kernel.
+inline void AddImages(const Shape& s, const Tasks& tasks, const float* x, const float* bar,
+                      int64_t first, int64_t last, float* sum) {
+  static thread_local Arena band_arena, bar_arena;
+  const int64_t panels = CeilDiv(s.features, kPanel), columns = s.columns() * kBlock;
+  for (int64_t n = first; n < last; n += tasks.images) {
+    const int64_t images = std::min(tasks.images, last - n);
+    for (int64_t row = 0; row < s.out_h; row += tasks.rows) {
+      const int64_t rows = std::min(tasks.rows, s.out_h - row), size = s.band_floats(rows);
+      float* bands = band_arena.Get(images * size);
+      float* bars = bar_arena.Get(images * rows * s.out_w * kPanel);
+      for (int64_t i = 0; i < images; ++i)
+        PackBand(s, x + (n + i) * s.in_h * s.in_w * s.channels, row, rows, bands + i * size);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int vectors = PanelVectors(s.features, panel);
+        const int64_t width = vectors * kLanes;
+        for (int64_t i = 0; i < images; ++i)
+          PackBar(bar + ((n + i) * s.out_h + row) * s.out_w * s.features, s.features,
+                  panel * kPanel, width, rows * s.out_w, bars + i * rows * s.out_w * width);
+        float* to = sum + panel * s.depth() * kBlock * kPanel;
+        for (int64_t i = 0; i < s.band_taps_h(); ++i)
+          for (int64_t b = 0; b < s.blocks(); ++b)
+            for (int64_t j = 0; j < s.band_taps_w(); ++j)
+              for (int64_t k = 0; k < kBlock; k += kRows, to += kRows * width)
+                ChooseGradientTile(
+                    {bands + i * s.row_floats() + b * columns + j * kBlock + k, bars, to, images,
+                     rows, s.out_w, size, s.band_stride() * s.row_floats()},
+                    vectors, s.band_stride());
+      }
+    }
+  }
+}
+
+// out [taps_h, taps_w, channels, features] = sum over images and pixels of x times bar.
+inline void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* bar,
+                           float* out) {
+  const Tasks tasks(s, kBandFloats / 2);
+  const int64_t panels = CeilDiv(s.features, kPanel);
+  const int64_t size = s.depth() * kBlock * panels * kPanel;
+  const int64_t each = CeilDiv(CeilDiv(s.images, Parts(s)), tasks.images) * tasks.images;
+  const int64_t parts = CeilDiv(s.images, each);
+  static thread_local Arena arena;
+  float* sums = arena.Get(parts * size);
+  ParallelFor(pool, parts, [&](int64_t part) {
+    std::memset(sums + part * size, 0, size * sizeof(float));
+    AddImages(s, tasks, x, bar, part * each, std::min((part + 1) * each, s.images),
+              sums + part * size);
+  });
+  const int64_t channels = s.band_channels();
+  ParallelFor(pool, s.depth(), [&](int64_t step) {
+    const int64_t j = step % s.band_taps_w(), b = step / s.band_taps_w() % s.blocks();
+    const int64_t i = step / s.band_taps_w() / s.blocks();
+    for (int64_t k = 0; k < kBlock && b * kBlock + k < channels; ++k) {
+      const int64_t c = b * kBlock + k;
+      float* to = out + ((i * s.band_taps_w() + j) * channels + c) * s.features;
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t width = PanelVectors(s.features, panel) * kLanes;
+        const float* from =
+            sums + panel * s.depth() * kBlock * kPanel + (step * kBlock + k) * width;
+        for (int64_t f = 0; f < std::min(width, s.features - panel * kPanel); ++f) {
+          float total = 0;
+          for (int64_t part = 0; part < parts; ++part) total += from[part * size + f];
+          to[panel * kPanel + f] = total;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace hjepa
+
+#endif  // HJEPA_NATIVE_KERNEL_GRADIENT_H_

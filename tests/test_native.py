@@ -1,0 +1,231 @@
+"""The native CPU kernels: against float64, to the bit on any number of threads, or told away."""
+
+import functools
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hjepa_jax.models import convolution, normalisation
+from hjepa_jax.models.convolution import conv2d, conv2d_plain
+from hjepa_jax.models.normalisation import normalise_batch
+from hjepa_jax.native import build
+from hjepa_jax.native.batch_norm import batch_norm_native
+from hjepa_jax.native.convolution import conv2d_native
+
+EPSILON = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def lone_cpu_with_a_compiler() -> None:
+    """Not at import: that would compile in every worker."""
+    if jax.device_count() > 1 or not build.kernels():
+        pytest.skip(f"for a lone CPU device: {build.kernels().description}")
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def assert_close(got, expected, tolerance, name=""):
+    expected = np.asarray(expected, np.float64)
+    limit = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(got), expected, rtol=0, atol=limit, err_msg=name)
+
+
+# images, height, width, channels, features, kernel side, stride, padding
+SHAPES = {
+    "stem": (3, 8, 9, 3, 16, 3, 1, 1),
+    "large stem": (2, 13, 12, 3, 8, 7, 2, 3),
+    "block": (2, 16, 16, 64, 64, 3, 1, 1),
+    "downsampling": (3, 8, 8, 16, 32, 3, 2, 1),
+    "odd downsampling": (2, 9, 7, 16, 24, 3, 2, 1),
+    "shortcut": (4, 8, 8, 16, 32, 1, 2, 0),
+    "odd channels and features": (2, 7, 8, 33, 65, 3, 1, 1),
+    "many bands of an image": (1, 40, 40, 130, 5, 3, 1, 1),
+    "no padding": (2, 6, 7, 4, 9, 2, 2, 0),
+    "one pixel": (5, 1, 1, 20, 40, 1, 1, 0),
+    "unused rows": (2, 8, 8, 17, 3, 3, 2, 0),
+    "one image row": (40, 3, 20, 16, 16, 3, 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_convolution_and_its_gradients_are_those_of_float64(name) -> None:
+    images, height, width, channels, features, side, stride, padding = SHAPES[name]
+    x = draw(1, images, height, width, channels)
+    kernel = draw(2, side, side, channels, features)
+    native = functools.partial(conv2d_native, stride=stride, padding=padding)
+    plain = functools.partial(conv2d_plain, stride=stride, padding=padding)
+    out, pullback = jax.vjp(native, jnp.asarray(x), jnp.asarray(kernel))
+    bar = draw(3, *out.shape)
+    got = (out, *pullback(jnp.asarray(bar)))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(array, jnp.float64) for array in (x, kernel, bar)]
+        exact, pullback = jax.vjp(plain, *wide[:2])
+        expected = (exact, *pullback(wide[2]))
+    for part, a, b in zip(("value", "input gradient", "kernel gradient"), got, expected):
+        assert (a.dtype, a.shape) == (jnp.float32, b.shape), part
+        assert_close(a, b, 2e-6, part)
+
+
+def numpy_batch_norm(x, scale, bias, residual, bar, relu):
+    """Value, moments and gradients in float64, as Ioffe and Szegedy write it (1502.03167)."""
+    x, scale, bias, bar = (np.asarray(a, np.float64) for a in (x, scale, bias, bar))
+    axes = tuple(range(x.ndim - 1))
+    count = x.size / x.shape[-1]
+    mean, var = x.mean(axes), x.var(axes)
+    normal = (x - mean) / np.sqrt(var + EPSILON)
+    y = normal * scale + bias + (0 if residual is None else residual)
+    if relu:
+        bar = np.where(y > 0, bar, 0)
+        y = np.maximum(y, 0)
+    to_bias, to_scale = bar.sum(axes), (bar * normal).sum(axes)
+    inner = bar - to_bias / count - normal * to_scale / count
+    gradients = [scale / np.sqrt(var + EPSILON) * inner, to_scale, to_bias]
+    return (y, mean, var), gradients if residual is None else [*gradients, bar]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(4, 5, 5, 3), (7, 3, 3, 70), (513, 33), (9, 32, 32, 16)])
+def test_batch_norm_and_its_gradients_are_those_of_float64(shape, added, relu) -> None:
+    """A mean of ten standard deviations, channels that fill no vector, several chunks."""
+    x = draw(1, *shape) + 10
+    scale, bias, bar = draw(2, shape[-1]), draw(3, shape[-1]), draw(4, *shape)
+    residual = draw(5, *shape) if added else None
+    arguments = [jnp.asarray(a) for a in (x, scale, bias, residual) if a is not None]
+
+    def native(x, scale, bias, residual=None):
+        y, *moments = batch_norm_native(x, scale, bias, residual, relu, EPSILON)
+        return y, moments
+
+    y, pullback, moments = jax.vjp(native, *arguments, has_aux=True)
+    values, gradients = numpy_batch_norm(x, scale, bias, residual, bar, relu)
+    for got, expected in zip((y, *moments), values):
+        assert_close(got, expected, 1e-5)
+    # Where the rectifier's input is zero but for rounding, either side is right.
+    doubtful = (values[0] == 0) != (np.asarray(y) == 0)
+    assert doubtful.sum() <= 2
+    got = pullback(jnp.asarray(bar * ~doubtful))
+    _, gradients = numpy_batch_norm(x, scale, bias, residual, bar * ~doubtful, relu)
+    for a, b in zip(got, gradients, strict=True):
+        assert_close(a, b, 2e-5)
+
+
+def test_moments_are_outside_the_gradient() -> None:
+    x, ones = jnp.asarray(draw(1, 6, 4)), jnp.ones(4)
+
+    def moments(x):
+        return sum(jnp.sum(m) for m in batch_norm_native(x, ones, ones, None, False, EPSILON)[1:])
+
+    def plain(x):
+        return sum(jnp.sum(m) for m in normalise_batch(x, ones, ones)[1:])
+
+    assert not jnp.any(jax.grad(moments)(x))
+    assert not jnp.any(jax.grad(plain)(x))
+
+
+def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
+    x, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
+    channel = jnp.ones(16)
+
+    def chosen(dtype=jnp.float32, stride=1):
+        operands = x.astype(dtype), kernel.astype(dtype)
+        convolved = str(jax.make_jaxpr(lambda *a: conv2d(*a, stride, 1))(*operands))
+        normalised = str(
+            jax.make_jaxpr(lambda *a: normalise_batch(*a))(x.astype(dtype), channel, channel)
+        )
+        return "hjepa_convolution" in convolved, "hjepa_batch_norm" in normalised
+
+    assert chosen() == (False, False)
+    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
+    monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
+    assert chosen() == (True, True)
+    assert chosen(jnp.bfloat16) == (False, False)
+    assert chosen(stride=3) == (False, True)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert chosen() == (False, False)
+
+
+DIGEST = """
+import hashlib, os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: {threads}])
+import jax, jax.numpy as jnp
+from hjepa_jax.native.batch_norm import batch_norm_native
+from hjepa_jax.native.convolution import conv2d_native
+x = jax.random.normal(jax.random.key(0), (40, 16, 16, 24))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 24, 40))
+scale = jnp.linspace(0.5, 2, 24)
+def loss(x, kernel, scale):
+    y = batch_norm_native(x, scale, scale, x, True, 1e-5)[0]
+    return jnp.sum(jnp.sin(conv2d_native(y, kernel, 2, 1)))
+value, gradients = jax.value_and_grad(loss, (0, 1, 2))(x, kernel, scale)
+digest = hashlib.sha256(b"".join(a.tobytes() for a in jax.device_get((value, *gradients))))
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux limits threads that way")
+def test_the_same_to_the_bit_on_any_number_of_threads() -> None:
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST.format(threads=threads)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2)
+    }
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
+
+
+@pytest.fixture
+def anew():
+    """Calls of `kernels` that look again; the process's own kernels stay registered."""
+    build.kernels.cache_clear()
+    yield build.kernels
+    build.kernels.cache_clear()
+
+
+def test_switched_off_is_no_warning(anew, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("HJEPA_JAX_NATIVE", "off")
+    assert not anew()
+    assert anew().description == "switched off by HJEPA_JAX_NATIVE"
+    assert not caplog.records
+
+
+def test_without_a_compiler_a_warning_says_what_to_do(anew, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for _ in range(2):
+        assert not anew()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "no C++ compiler (no-such-compiler) is on the PATH" in record.getMessage()
+    assert "HJEPA_JAX_NATIVE=off" in record.getMessage()
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(anew, monkeypatch, tmp_path, caplog) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "error: no" >&2; exit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not anew()
+    assert f"{compiler} fails: error: no" in caplog.records[-1].getMessage()
+    assert list((tmp_path / "hjepa_jax/native").iterdir()) == []
+
+
+def test_a_damaged_library_is_told(anew, monkeypatch, tmp_path, caplog) -> None:
+    library = tmp_path / "library.so"
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(build, "_library", lambda: (library, "_suffix", "compiler"))
+    assert not anew()
+    assert str(library) in caplog.records[-1].getMessage()
