@@ -3,9 +3,10 @@
 // Arrays are float32: images [N, H, W, C], kernels [kh, kw, C, F]. Direct convolution: a band of
 // rows of an image is copied once into the cache, and tiles of pixels x features are accumulated
 // in registers over all taps and channels. Source of the scheme: Georganas et al., "Anatomy of
-// High-Performance Deep Learning Convolutions on SIMD Architectures" (arXiv 1808.05567).
+// High-Performance Deep Learning Convolutions on SIMD Architectures" (arXiv 1808.05567). The 3x3
+// convolutions at stride 1, which are most of a ResNet's work, take fewer multiplications (winograd.h).
 
-#include "kernel_gradient.h"
+#include "winograd.h"
 
 namespace hjepa {
 
@@ -18,20 +19,34 @@ static Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> kernel
           padding, padding};
 }
 
+// out = correlation of x with the kernel whose entries are at(i, j, c, f), by the best way for it.
+template <typename At>
+void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* x, const Output& out,
+              const At& at) {
+  static thread_local Arena arena;
+  const bool winograd = IsWinograd(s);
+  const int64_t depth = winograd ? AsProducts(s).depth() : s.depth();
+  float* packed = arena.Get(depth * kBlock * CeilDiv(s.features, kPanel) * kPanel);
+  if (winograd) {
+    PackWinogradKernel(pool, s, packed, at);
+    WinogradCorrelate(pool, s, x, packed, out);
+  } else {
+    PackKernel(pool, s, packed, at);
+    Correlate(pool, s, x, packed, out);
+  }
+}
+
 static ffi::Error Forward(ffi::ThreadPool pool, Array4 x, Array4 kernel, Result4 y, int64_t stride,
                           int64_t padding) {
   const Shape s =
       ShapeOf(x.dimensions(), kernel.dimensions(), y->dimensions(), stride, padding);
   if (y->element_count() == 0) return ffi::Error::Success();
-  static thread_local Arena arena;
-  float* packed = arena.Get(s.depth() * kBlock * CeilDiv(s.features, kPanel) * kPanel);
   const float* w = kernel.typed_data();
-  PackKernel(pool, s, packed, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
-    return w[((i * s.band_taps_w() + j) * s.band_channels() + c) * s.features + f];
-  });
   const int64_t row = s.out_w * s.features;
-  Correlate(pool, s, x.typed_data(), packed,
-            {y->typed_data(), s.out_h * row, row, s.features});
+  Convolve(pool, s, x.typed_data(), {y->typed_data(), s.out_h * row, row, s.features},
+           [&](int64_t i, int64_t j, int64_t c, int64_t f) {
+             return w[((i * s.band_taps_w() + j) * s.band_channels() + c) * s.features + f];
+           });
   return ffi::Error::Success();
 }
 
@@ -61,15 +76,15 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
     ParallelFor(pool, in[0], [&](int64_t n) {
       std::memset(x->typed_data() + n * in[1] * row, 0, in[1] * row * sizeof(float));
     });
-  static thread_local Arena arena;
   for (int64_t phase = 0; phase < stride * stride; ++phase) {
     const Phase v(phase / stride, stride, k[0], padding, in[1]);
     const Phase h(phase % stride, stride, k[1], padding, in[2]);
     if (v.taps == 0 || h.taps == 0 || v.size <= 0 || h.size <= 0) continue;
     const Shape s{out[0], out[1], out[2], features, channels,  v.taps,
                   h.taps, v.size, h.size, 1,        v.padding, h.padding};
-    float* packed = arena.Get(s.depth() * kBlock * CeilDiv(channels, kPanel) * kPanel);
-    PackKernel(pool, s, packed, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
+    float* first = x->typed_data() + (phase / stride) * row + (phase % stride) * channels;
+    const Output to{first, in[1] * row, stride * row, stride * channels};
+    Convolve(pool, s, bar.typed_data(), to, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
       // In an unfolded band the channel holds the taps as well.
       const int64_t index = (i * s.band_taps_w() + j) * s.band_channels() + c;
       const int64_t tap = index / features;
@@ -77,9 +92,6 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
       const int64_t tap_h = h.first + stride * (h.taps - 1 - tap % h.taps);
       return w[((tap_v * k[1] + tap_h) * channels + f) * features + index % features];
     });
-    float* first = x->typed_data() + (phase / stride) * row + (phase % stride) * channels;
-    Correlate(pool, s, bar.typed_data(), packed,
-              {first, in[1] * row, stride * row, stride * channels});
   }
   return ffi::Error::Success();
 }
@@ -88,7 +100,8 @@ static ffi::Error KernelGradientOf(ffi::ThreadPool pool, Array4 x, Array4 bar, R
                                    int64_t stride, int64_t padding) {
   const Shape s =
       ShapeOf(x.dimensions(), kernel->dimensions(), bar.dimensions(), stride, padding);
-  KernelGradient(pool, s, x.typed_data(), bar.typed_data(), kernel->typed_data());
+  const auto gradient = IsWinograd(s) ? WinogradKernelGradient : KernelGradient;
+  gradient(pool, s, x.typed_data(), bar.typed_data(), kernel->typed_data());
   return ffi::Error::Success();
 }
 
