@@ -1,4 +1,4 @@
-"""Seconds of a training step: ours, ours with plain convolutions, and PyTorch where installed.
+"""Seconds of a training step: ours, ours in XLA's own operations, and PyTorch where installed.
 
     python benchmarks/train_step.py --batch 64 128 256 --width 64
 
@@ -13,12 +13,13 @@ ceiling is measured in the same turns: a large matrix product and a large copy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,22 +27,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax import compilation_cache, sharding
-from hjepa_jax.models import layers
+from hjepa_jax.models import layers, normalisation
+from hjepa_jax.models.convolution import conv2d_plain
+from hjepa_jax.native.build import Kernels, kernels
 from hjepa_jax.run import Run, prepare
 from hjepa_jax.train_step import draw_randomness
 
 Runner = Callable[[], float]
 
 
-def plain_conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """What conv2d computes, as XLA does it by itself."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+@contextlib.contextmanager
+def xla_operations() -> Iterator[None]:
+    """Traces convolutions and batch normalisation as XLA computes them by itself."""
+    chosen = layers.conv2d, normalisation.kernels
+    layers.conv2d, normalisation.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
+    try:
+        yield
+    finally:
+        layers.conv2d, normalisation.kernels = chosen
 
 
 def read_config(file_and_variant: str) -> Any:
@@ -62,19 +65,18 @@ def random_views(config: Any) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def our_runner(config: Any, views: np.ndarray, conv2d: Any) -> tuple[Runner, Run, float, float]:
+def our_runner(
+    config: Any, views: np.ndarray, tracing: contextlib.AbstractContextManager[None]
+) -> tuple[Runner, Run, float, float]:
     """Returns a runner of our step, the run, seconds of compilation and MB of temporaries."""
     mesh = sharding.data_mesh()
     run = prepare(config, 10 * config.data.batch_size, mesh)
     batch = sharding.put_batch(mesh, {"global_views": views})
     state = run.init()
-    chosen, layers.conv2d = layers.conv2d, conv2d
-    try:
+    with tracing:
         start = time.perf_counter()
         compiled = run.step.lower(state, batch).compile()
         seconds = time.perf_counter() - start
-    finally:
-        layers.conv2d = chosen
     temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     def step() -> float:
@@ -172,9 +174,9 @@ def interleaved_medians(
 def measure(config: Any, args: argparse.Namespace) -> None:
     """Prints the table of one batch size."""
     views = random_views(config)
-    ours, run, *our_compile = our_runner(config, views, layers.conv2d)
-    plain, _, *plain_compile = our_runner(config, views, plain_conv2d)
-    runners: dict[str, Runner] = {"hjepa_jax": ours, "plain convolutions": plain}
+    ours, run, *our_compile = our_runner(config, views, contextlib.nullcontext())
+    plain, _, *plain_compile = our_runner(config, views, xla_operations())
+    runners: dict[str, Runner] = {"hjepa_jax": ours, "XLA's operations": plain}
     runners |= torch_runners(config, views, run, args.compile)
     product, copy = ceilings(args.matrix, args.copy_mb)
     runners |= {"product": product, "copy": copy}
@@ -195,7 +197,7 @@ def measure(config: Any, args: argparse.Namespace) -> None:
             f"| {processor[name]:.3f} | {images / median:.1f} | {rate:.0f} | {rate / peak:.0%} "
             f"| {losses[name]:.6f} |"
         )
-    for name, (seconds, megabytes) in (("ours", our_compile), ("plain", plain_compile)):
+    for name, (seconds, megabytes) in (("ours", our_compile), ("XLA's operations", plain_compile)):
         print(f"{name}: compiled in {seconds:.1f} s, temporaries {megabytes:.0f} MB")
     sys.stdout.flush()
 
@@ -212,7 +214,8 @@ def main() -> None:
     parser.add_argument("--copy-mb", type=int, default=256, help="size of the ceiling's copy")
     args = parser.parse_args()
     compilation_cache.enable()
-    print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}", flush=True)
+    print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}")
+    print(f"native kernels: {kernels().description}", flush=True)
     for batch in args.batch:
         config = read_config(args.config)
         config.data.batch_size = batch
