@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,15 +19,19 @@ from hjepa_jax.models.normalisation import normalise_batch
 from hjepa_jax.native import build
 from hjepa_jax.native.batch_norm import batch_norm_native
 from hjepa_jax.native.convolution import conv2d_native
+from hjepa_jax.native.top_k import top_k_native
 
 EPSILON = 1e-5
 
 
 @pytest.fixture(autouse=True)
 def lone_cpu_with_a_compiler() -> None:
-    """Not at import: that would compile in every worker."""
-    if jax.device_count() > 1 or not build.kernels():
-        pytest.skip(f"for a lone CPU device: {build.kernels().description}")
+    """Not at import, where every worker would compile. A compiler that fails is a failure."""
+    if jax.device_count() > 1:
+        pytest.skip("the kernels are for a lone CPU device")
+    if not build.kernels():
+        assert not any(map(shutil.which, ("c++", "g++", "clang++"))), build.kernels().description
+        pytest.skip(build.kernels().description)
 
 
 def draw(seed, *shape):
@@ -138,6 +143,31 @@ def test_moments_are_outside_the_gradient() -> None:
     assert not jnp.any(jax.grad(plain)(x))
 
 
+@pytest.mark.parametrize(("columns", "k"), [(5000, 20), (5000, 1), (300, 300), (4096, 1500)])
+def test_largest_values_are_those_of_lax(columns, k) -> None:
+    """Many ties, infinities, both orders of rows; more candidates than are collected at once."""
+    rows = draw(1, 6, columns)
+    rows[1] = np.round(rows[1])
+    rows[2] = np.sort(rows[2])
+    rows[3] = -np.sort(-rows[3])
+    rows[4, ::2] = -np.inf
+    rows[5] = -np.inf
+    rows[5, 3::11] = np.inf
+    got, expected = top_k_native(jnp.asarray(rows), k), jax.lax.top_k(rows, k)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_not_a_number_is_the_largest() -> None:
+    rows = draw(1, 2, 3000)
+    rows[0, 1234] = np.nan
+    values, columns = top_k_native(jnp.asarray(rows), 3)
+    assert np.isnan(values[0, 0])
+    assert columns[0, 0] == 1234
+    assert not np.isnan(values[0, 1:]).any()
+
+
 def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
     x, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
     channel = jnp.ones(16)
@@ -166,6 +196,7 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: {threads}])
 import jax, jax.numpy as jnp
 from hjepa_jax.native.batch_norm import batch_norm_native
 from hjepa_jax.native.convolution import conv2d_native
+from hjepa_jax.native.top_k import top_k_native
 x = jax.random.normal(jax.random.key(0), (40, 16, 16, 24))
 kernel = jax.random.normal(jax.random.key(1), (3, 3, 24, 40))
 scale = jnp.linspace(0.5, 2, 24)

@@ -19,9 +19,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.models.placement import lone_cpu
+from hjepa_jax.native.build import kernels
+from hjepa_jax.native.top_k import top_k_native
 
 _LOG = logging.getLogger(__name__)
 _NORM_EPS = 1e-12
+# Below this many values it is not worth compiling the kernels for.
+_MIN_NATIVE = 2**18
 
 
 class KnnResult(TypedDict):
@@ -36,6 +41,13 @@ def _normalise(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_EPS)
 
 
+def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k`, which on the CPU takes as long as the products; there the native kernel."""
+    if x.size >= _MIN_NATIVE and x.dtype == jnp.float32 and lone_cpu() and kernels():
+        return top_k_native(x, k)
+    return lax.top_k(x, k)
+
+
 def _merge_block(
     best: tuple[jax.Array, jax.Array],
     block: tuple[jax.Array, jax.Array],
@@ -48,9 +60,9 @@ def _merge_block(
     similarity = jnp.matmul(test, rows.T, precision=lax.Precision.HIGHEST)
     similarity = jnp.where(indices >= 0, similarity, -jnp.inf)
     # The block is cut to its own best first, so that only 2k candidates are copied and merged.
-    # top_k prefers the earlier of equals: what was found before, then the lower training index.
-    new, position = lax.top_k(similarity, min(k, len(rows)))
-    values, chosen = lax.top_k(jnp.concatenate([best[0], new], axis=1), k)
+    # Of equals the earlier is preferred: what was found before, then the lower training index.
+    new, position = _largest(similarity, min(k, len(rows)))
+    values, chosen = _largest(jnp.concatenate([best[0], new], axis=1), k)
     candidates = jnp.concatenate([best[1], indices[position]], axis=1)
     return (values, jnp.take_along_axis(candidates, chosen, axis=1)), None
 

@@ -7,6 +7,7 @@ compute with XLA's own operations: the same to float32 rounding, in up to twice 
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -27,13 +28,14 @@ _SWITCH = "HJEPA_JAX_NATIVE"
 _COMPILERS = ("c++", "g++", "clang++")
 _ARM = platform.machine().lower() in ("arm64", "aarch64")
 _PROCESSOR = "-mcpu=native" if _ARM else "-march=native"
-_FLAGS = ("-std=c++17", "-O3", _PROCESSOR, "-ffp-contract=fast", "-shared", "-fPIC", "-w")
+_FLAGS = ("-std=c++17", "-O3", _PROCESSOR, "-ffp-contract=fast", "-fPIC", "-w")
 _HANDLERS = (
     "hjepa_batch_norm",
     "hjepa_batch_norm_gradient",
     "hjepa_convolution",
     "hjepa_convolution_input_gradient",
     "hjepa_convolution_kernel_gradient",
+    "hjepa_top_k",
 )
 _COMPILE_SECONDS = 300
 
@@ -118,9 +120,15 @@ def _compile(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         output = pathlib.Path(folder) / library.name
+        objects = {path: output.with_name(f"{path.stem}.o") for path in source.glob("*.cc")}
         include = ["-isystem", jax.ffi.include_dir()]
-        sources = [str(path) for path in sorted(source.glob("*.cc"))]
-        _run([compiler, *_FLAGS, *include, *sources, "-o", str(output)])
+
+        def compile_one(path: pathlib.Path) -> None:
+            _run([compiler, *_FLAGS, *include, "-c", str(path), "-o", str(objects[path])])
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(compile_one, objects))
+        _run([compiler, "-shared", *map(str, sorted(objects.values())), "-o", str(output)])
         # Another process may have been as quick; both files are the same.
         os.replace(output, library)
 
