@@ -24,6 +24,7 @@ SMALL = {
     "sigreg": ["--n=1024", "--d=512", "--k=256", "--repeats=3"],
     "leapfrog": ["--batch=128", "--dim=512", "--repeats=3"],
     "knn": ["--train=10000", "--test=2000", "--dim=1024", "--repeats=3"],
+    "probe": ["--train=10000", "--test=2000", "--epochs=10"],
     "startup": ["--batch=16", "--width=8", "--repeats=1"],
     "input_pipeline": ["--repeats=3"],
 }
@@ -34,6 +35,7 @@ FULL = {
     "sigreg": ["--n=4096", "--d=2048", "--k=1024"],
     "leapfrog": [],
     "knn": [],
+    "probe": [],
     "startup": ["--batch=64"],
     "input_pipeline": [],
 }

@@ -1,0 +1,124 @@
+"""Seconds and accuracy of the linear probe beside PyTorch and scikit-learn.
+
+    python benchmarks/probe.py --train 50000 --test 10000 --dim 1024 --classes 100 --epochs 50
+
+The features are random class means with noise, so that accuracies mean something. PyTorch, where
+installed, trains the same probe (LayerNorm and Linear, AdamW, cosine) from the same parameters over
+the same batches. scikit-learn solves what a user would take instead, logistic regression on
+standardised features by L-BFGS: another problem with the same purpose. All take turns, and medians
+are printed over ours; our first call, with compilation, is printed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.evaluation.probe import ProbeSettings, init_probe, linear_probe, shuffles
+
+Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
+Side = Callable[[Split, Split], float]
+
+
+def features(count: int, means: npt.NDArray[np.float32], noise: float, seed: int) -> Split:
+    """Returns rows around the mean of their class, and the classes."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, len(means), count, dtype=np.int32)
+    rows = means[labels] + noise * random.standard_normal((count, means.shape[1]), np.float32)
+    return rows.astype(np.float32), labels
+
+
+def ours(train: Split, test: Split, *, classes: int, settings: ProbeSettings) -> float:
+    """Returns our top-1 accuracy."""
+    return linear_probe(train, test, classes, settings).top1
+
+
+def torch_probe(train: Split, test: Split, *, classes: int, settings: ProbeSettings) -> float:
+    """Returns the top-1 accuracy of the same probe in PyTorch."""
+    torch: Any = __import__("torch")
+    x, test_x = (torch.from_numpy(split[0]) for split in (train, test))
+    y, test_y = (torch.from_numpy(split[1]).long() for split in (train, test))
+    start = init_probe(settings.seed, x.shape[1], classes)
+    linear = torch.nn.Linear(x.shape[1], classes)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(np.array(start.kernel)).T)
+        linear.bias.copy_(torch.from_numpy(np.array(start.bias)))
+    model = torch.nn.Sequential(torch.nn.LayerNorm(x.shape[1]), linear)
+    (lr,) = settings.lr
+    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=settings.weight_decay)
+    steps = -(-len(y) // settings.batch_size) * settings.epochs
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    orders = torch.from_numpy(shuffles(np.arange(len(y)), settings.epochs, settings.seed)).long()
+    for order in orders:
+        for rows in order.split(settings.batch_size):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+            schedule.step()
+    with torch.no_grad():
+        return float((model(test_x).argmax(1) == test_y).float().mean())
+
+
+def logistic_regression(train: Split, test: Split, *, iterations: int) -> float:
+    """Returns the top-1 accuracy of scikit-learn's logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        model.fit(*train)
+    return float(model.score(*test))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    sizes = {"train": 50_000, "test": 10_000, "dim": 1024, "classes": 100, "epochs": 50}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--noise", type=float, default=6.0, help="of a coordinate; means have 1")
+    parser.add_argument("--iterations", type=int, default=100, help="of L-BFGS")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="names of the sides to run")
+    args = parser.parse_args()
+
+    means = np.random.default_rng(0).standard_normal((args.classes, args.dim)).astype(np.float32)
+    train, test = (features(n, means, args.noise, i) for i, n in ((1, args.train), (2, args.test)))
+    settings = ProbeSettings(epochs=args.epochs, batch_size=args.batch)
+    common = {"classes": args.classes, "settings": settings}
+    made: dict[str, Side] = {"hjepa_jax": functools.partial(ours, **common)}
+    if importlib.util.find_spec("torch"):
+        made["PyTorch"] = functools.partial(torch_probe, **common)
+    made["scikit-learn"] = functools.partial(logistic_regression, iterations=args.iterations)
+    made = {name: side for name, side in made.items() if name in (args.only or made)}
+    start = time.perf_counter()
+    next(iter(made.values()))(train, test)
+    print(f"{next(iter(made))}: first call {time.perf_counter() - start:.1f} s", flush=True)
+
+    spent: dict[str, list[float]] = {name: [] for name in made}
+    top1 = {}
+    for _ in range(args.repeats):
+        for name, side in made.items():
+            start = time.perf_counter()
+            top1[name] = side(train, test)
+            spent[name].append(time.perf_counter() - start)
+    base = statistics.median(next(iter(spent.values())))
+    print("| probe | median s | over the first | top-1 % |\n|---|---:|---:|---:|")
+    for name, seconds in spent.items():
+        median = statistics.median(seconds)
+        print(f"| {name} | {median:.2f} | {median / base:.2f} | {100 * top1[name]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
