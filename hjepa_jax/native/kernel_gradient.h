@@ -13,6 +13,18 @@ inline int64_t Parts(const Shape& s) {
   return std::clamp<int64_t>((int64_t{1} << 20) / floats, 4, 32);
 }
 
+// Calls f(part, first panel, end panel) in parallel for all parts and panels. Panels are told apart
+// only where threads would be idle without it: that packs the images once for each group of them.
+template <typename F>
+void ForPartsAndPanels(ffi::ThreadPool& pool, int64_t parts, int64_t panels, const F& f) {
+  const int64_t groups = std::clamp<int64_t>(CeilDiv(pool.num_threads(), parts), 1, panels);
+  const int64_t each = CeilDiv(panels, groups);
+  ParallelFor(pool, parts * CeilDiv(panels, each), [&](int64_t task) {
+    const int64_t first = task / parts * each;
+    f(task % parts, first, std::min(first + each, panels));
+  });
+}
+
 struct GradientArguments {
   const float* band;  // at the first pixel of a tap and its first channel
   const float* bar;   // cotangents of a panel, [pixel][V * kLanes]
@@ -63,11 +75,13 @@ inline void PackBar(const float* bar, int64_t features, int64_t first, int64_t w
   }
 }
 
-// Adds the products of the images [first, last) to `sum`, packed like a kernel.
+// Adds the products of the images [first, last) to the panels [first_panel, end_panel) of `sum`,
+// packed like a kernel.
 inline void AddImages(const Shape& s, const Tasks& tasks, const float* x, const float* bar,
-                      int64_t first, int64_t last, float* sum) {
+                      int64_t first, int64_t last, int64_t first_panel, int64_t end_panel,
+                      float* sum) {
   static thread_local Arena band_arena, bar_arena;
-  const int64_t panels = CeilDiv(s.features, kPanel), columns = s.columns() * kBlock;
+  const int64_t columns = s.columns() * kBlock;
   for (int64_t n = first; n < last; n += tasks.images) {
     const int64_t images = std::min(tasks.images, last - n);
     for (int64_t row = 0; row < s.out_h; row += tasks.rows) {
@@ -76,7 +90,7 @@ inline void AddImages(const Shape& s, const Tasks& tasks, const float* x, const 
       float* bars = bar_arena.Get(images * rows * s.out_w * kPanel);
       for (int64_t i = 0; i < images; ++i)
         PackBand(s, x + (n + i) * s.in_h * s.in_w * s.channels, row, rows, bands + i * size);
-      for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int vectors = PanelVectors(s.features, panel);
         const int64_t width = vectors * kLanes;
         for (int64_t i = 0; i < images; ++i)
@@ -106,10 +120,12 @@ inline void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x
   const int64_t parts = CeilDiv(s.images, each);
   static thread_local Arena arena;
   float* sums = arena.Get(parts * size);
-  ParallelFor(pool, parts, [&](int64_t part) {
-    std::memset(sums + part * size, 0, size * sizeof(float));
-    AddImages(s, tasks, x, bar, part * each, std::min((part + 1) * each, s.images),
-              sums + part * size);
+  const int64_t panel_size = size / panels;
+  ForPartsAndPanels(pool, parts, panels, [&](int64_t part, int64_t first, int64_t end) {
+    float* sum = sums + part * size;
+    std::memset(sum + first * panel_size, 0, (end - first) * panel_size * sizeof(float));
+    AddImages(s, tasks, x, bar, part * each, std::min((part + 1) * each, s.images), first, end,
+              sum);
   });
   const int64_t channels = s.band_channels();
   ParallelFor(pool, s.depth(), [&](int64_t step) {

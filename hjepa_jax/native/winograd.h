@@ -187,9 +187,11 @@ void PackBarTiles(const Shape& s, const Tiles& tiles, const float* bar, int64_t 
   });
 }
 
-// Adds the products of the tiles [first, last) to `sum`, packed like a kernel.
+// Adds the products of the tiles [first, last) to the panels [first_panel, end_panel) of `sum`,
+// packed like a kernel.
 inline void AddTiles(const Shape& s, const Tiles& tiles, const float* x, const float* bar,
-                     int64_t first, int64_t last, float* sum) {
+                     int64_t first, int64_t last, int64_t first_panel, int64_t end_panel,
+                     float* sum) {
   static thread_local Arena input_arena, bar_arena;
   // Large kernels are read and written once for each group of tiles: not for too few.
   const int64_t each = std::max<int64_t>(kBandFloats / (kPositions * s.channels), 64);
@@ -198,7 +200,7 @@ inline void AddTiles(const Shape& s, const Tiles& tiles, const float* x, const f
     float* inputs = input_arena.Get(kPositions * s.channels * count);
     float* bars = bar_arena.Get(kPositions * count * kPanel);
     PackTiles(s, tiles, x, first, count, inputs);
-    for (int64_t panel = 0; panel < CeilDiv(s.features, kPanel); ++panel) {
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       const int vectors = PanelVectors(s.features, panel);
       const int64_t width = vectors * kLanes;
       (vectors == 2 ? PackBarTiles<2> : PackBarTiles<1>)(s, tiles, bar, first, count,
@@ -244,10 +246,11 @@ inline void WinogradKernelGradient(ffi::ThreadPool& pool, const Shape& s, const 
   const int64_t parts = CeilDiv(tiles.all, each);
   static thread_local Arena arena;
   float* sums = arena.Get(parts * size);
-  ParallelFor(pool, parts, [&](int64_t part) {
-    std::memset(sums + part * size, 0, size * sizeof(float));
-    AddTiles(s, tiles, x, bar, part * each, std::min((part + 1) * each, tiles.all),
-             sums + part * size);
+  ForPartsAndPanels(pool, parts, panels, [&](int64_t part, int64_t first, int64_t end) {
+    float* sum = sums + part * size;
+    std::memset(sum + first * panel_size, 0, (end - first) * panel_size * sizeof(float));
+    AddTiles(s, tiles, x, bar, part * each, std::min((part + 1) * each, tiles.all), first, end,
+             sum);
   });
   ParallelFor(pool, panels * blocks, [&](int64_t task) {
     const int64_t panel = task / blocks, first = task % blocks * kBlock;
