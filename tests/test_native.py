@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hjepa_jax.evaluation import knn
 from hjepa_jax.models import convolution, normalisation
 from hjepa_jax.models.convolution import conv2d, conv2d_plain
 from hjepa_jax.models.normalisation import normalise_batch
@@ -166,6 +167,22 @@ def test_not_a_number_is_the_largest() -> None:
     assert np.isnan(values[0, 0])
     assert columns[0, 0] == 1234
     assert not np.isnan(values[0, 1:]).any()
+
+
+def test_neighbours_are_those_of_lax(monkeypatch) -> None:
+    """The search itself, over blocks with padding, by both."""
+    train, test = draw(1, 700, 16), draw(2, 90, 16)
+    train[300] = train[20]
+    found = []
+    for least in (knn._MIN_NATIVE, 1):
+        monkeypatch.setattr(knn, "_MIN_NATIVE", least)
+        traced = str(jax.make_jaxpr(lambda x: knn._largest(x, 3))(train))
+        assert ("hjepa_top_k" in traced) == (least == 1)
+        knn._best_neighbours.clear_cache()
+        found.append(knn.nearest_neighbours(train, test, 9, block=128, test_block=40))
+    knn._best_neighbours.clear_cache()
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
