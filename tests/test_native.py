@@ -17,6 +17,7 @@ from hjepa_jax.evaluation import knn
 from hjepa_jax.models import convolution, normalisation
 from hjepa_jax.models.convolution import conv2d, conv2d_plain
 from hjepa_jax.models.normalisation import normalise_batch
+from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.native import build
 from hjepa_jax.native.batch_norm import batch_norm_native
 from hjepa_jax.native.convolution import conv2d_native
@@ -205,6 +206,35 @@ def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
     assert chosen(stride=3) == (False, True)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert chosen() == (False, False)
+
+
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_an_encoder_has_the_gradients_and_statistics_of_xla(remat, monkeypatch) -> None:
+    """Stem, blocks, downsampling and normalisation together, recomputed blocks included."""
+    model = ResNet(width=16, token_dim=4, stage_blocks=(1, 1, 1, 1), remat=remat)
+    x = jnp.asarray(draw(1, 8, 16, 16, 3))
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), x)
+
+    def gradient():
+        def loss(params):
+            given = variables | {"params": params}
+            z, updates = model.apply(given, x, train=True, mutable=["batch_stats"])
+            return jnp.mean(jnp.sin(z)), updates
+
+        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"])
+        return compiled.as_text(), compiled.compile()(variables["params"])
+
+    text, expected = gradient()
+    assert "hjepa_" not in text
+    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
+    monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
+    text, got = gradient()
+    for name in ("convolution", "convolution_input_gradient", "batch_norm_gradient"):
+        assert f"hjepa_{name}_" in text
+    for parts in zip(got, expected, strict=True):
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(parts[1]))
+        for a, b in zip(*map(jax.tree.leaves, parts), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * largest)
 
 
 DIGEST = """
