@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 
@@ -32,7 +31,7 @@ def lone_cpu_with_a_compiler() -> None:
     if jax.device_count() > 1:
         pytest.skip("the kernels are for a lone CPU device")
     if not build.kernels():
-        assert not any(map(shutil.which, ("c++", "g++", "clang++"))), build.kernels().description
+        assert " fails: " not in build.kernels().description
         pytest.skip(build.kernels().description)
 
 
