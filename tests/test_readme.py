@@ -25,6 +25,7 @@ RUN_BY = {
     ),
     "scripts/export_features.py": ("tests/test_load.py", "scripts/export_features.py"),
     "scripts/export_encoder.py": ("tests/test_export_encoder.py", "scripts/export_encoder.py"),
+    "scripts/reproduce.py": ("tests/test_reproduce.py", "scripts/reproduce.py"),
     "scripts/sweep.py": ("tests/test_sweep.py", "scripts/sweep.py"),
     "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
     "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
