@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.native.build import kernels
+from hjepa_jax.native.build import call
 
 Normalised = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _call(name: str, results: list[Any], relu: bool, epsilon: float) -> Any:
-    call = jax.ffi.ffi_call(f"{name}{kernels().suffix}", results, vmap_method="sequential")
-    return functools.partial(call, epsilon=np.float32(epsilon), relu=relu)
+    return functools.partial(call(name, results), epsilon=np.float32(epsilon), relu=relu)
 
 
 def batch_norm_native(
@@ -42,7 +41,7 @@ def _value(x, scale, bias, residual, relu, epsilon):
     moment = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
     results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), moment, moment]
     added = jnp.zeros(0, jnp.float32) if residual is None else residual
-    return tuple(_call("hjepa_batch_norm", results, relu, epsilon)(x, scale, bias, added))
+    return tuple(_call("batch_norm", results, relu, epsilon)(x, scale, bias, added))
 
 
 def _forward(x, scale, bias, residual, relu, epsilon):
@@ -59,8 +58,8 @@ def _backward(relu, epsilon, residuals, cotangents):
     like_scale = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
     to_residual = like_x if has_residual else jax.ShapeDtypeStruct((0,), jnp.float32)
     results = [like_x, like_scale, like_scale, to_residual]
-    call = _call("hjepa_batch_norm_gradient", results, relu, epsilon)
-    bar_x, bar_scale, bar_bias, bar_residual = call(x, y, cotangents[0], mean, variance, scale)
+    handler = _call("batch_norm_gradient", results, relu, epsilon)
+    bar_x, bar_scale, bar_bias, bar_residual = handler(x, y, cotangents[0], mean, variance, scale)
     return bar_x, bar_scale, bar_bias, bar_residual if has_residual else None
 
 

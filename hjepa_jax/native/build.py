@@ -18,7 +18,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -87,6 +88,14 @@ def kernels() -> Kernels:
         handler = jax.ffi.pycapsule(getattr(loaded, name))
         jax.ffi.register_ffi_target(name + suffix, handler, platform="cpu")
     return Kernels(suffix, f"compiled by {compiler}")
+
+
+def call(name: str, results: Any) -> Callable[..., Any]:
+    """Returns the call of handler `hjepa_<name>` with the given results (`jax.ffi.ffi_call`).
+
+    The kernels must be available.
+    """
+    return jax.ffi.ffi_call(f"hjepa_{name}{kernels().suffix}", results, vmap_method="sequential")
 
 
 def _library() -> tuple[pathlib.Path, str, str]:

@@ -8,19 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.native.build import kernels
+from hjepa_jax.native.build import call
 
 
 def _call(
     name: str, shape: tuple[int, ...], operands: tuple[jax.Array, ...], stride: int, padding: int
 ) -> jax.Array:
     """Calls a handler on float32 operands; the result has the given shape."""
-    call = jax.ffi.ffi_call(
-        f"hjepa_convolution{name}{kernels().suffix}",
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        vmap_method="sequential",
-    )
-    return call(*operands, stride=np.int64(stride), padding=np.int64(padding))
+    handler = call(f"convolution{name}", jax.ShapeDtypeStruct(shape, jnp.float32))
+    return handler(*operands, stride=np.int64(stride), padding=np.int64(padding))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -99,13 +99,13 @@ struct Output {
   int64_t image, row, pixel;
 };
 
-// One row of output for one panel of features, cut into tiles of nearly equal size.
-inline void CorrelateRow(const Shape& s, TileArguments a, int vectors) {
-  const int64_t tiles = CeilDiv(s.out_w, kPixels);
+// A row of `width` pixels for one panel of features, cut into tiles of nearly equal size.
+inline void CorrelateRow(int64_t width, int64_t stride, TileArguments a, int vectors) {
+  const int64_t tiles = CeilDiv(width, kPixels);
   for (int64_t t = 0, column = 0; t < tiles; ++t) {
-    const int64_t pixels = CeilDiv(s.out_w - column, tiles - t);
-    ChooseTile(pixels, vectors, s.band_stride())(a);
-    a.band += pixels * s.band_stride() * kBlock;
+    const int64_t pixels = CeilDiv(width - column, tiles - t);
+    ChooseTile(pixels, vectors, stride)(a);
+    a.band += pixels * stride * kBlock;
     a.out += pixels * a.out_pixel;
     column += pixels;
   }
@@ -132,7 +132,7 @@ inline void Correlate(ffi::ThreadPool& pool, const Shape& s, const float* x, con
         for (int64_t r = 0; r < rows; ++r) {
           const float* band = bands + n * size + r * s.band_stride() * s.row_floats();
           float* to = out.data + (first + n) * out.image + (row + r) * out.row + panel * kPanel;
-          CorrelateRow(s,
+          CorrelateRow(s.out_w, s.band_stride(),
                        {band, kernel, to, s.band_taps_h(), s.blocks(), s.band_taps_w(),
                         s.row_floats(), s.columns() * kBlock, out.pixel, valid},
                        vectors);

@@ -13,15 +13,20 @@ inline int64_t Parts(const Shape& s) {
   return std::clamp<int64_t>((int64_t{1} << 20) / floats, 4, 32);
 }
 
-// Calls f(part, first panel, end panel) in parallel for all parts and panels. Panels are told apart
-// only where threads would be idle without it: that packs the images once for each group of them.
+// Calls f(part, first panel, end panel, sum) in parallel for all parts and panels, to add to `sum`,
+// the part's zeroed [panels, panel_size]; the parts lie one after another in `sums`. Panels are told
+// apart only where threads would be idle without it: that packs the images once for each group.
 template <typename F>
-void ForPartsAndPanels(ffi::ThreadPool& pool, int64_t parts, int64_t panels, const F& f) {
+void SumParts(ffi::ThreadPool& pool, int64_t parts, int64_t panels, int64_t panel_size, float* sums,
+              const F& f) {
   const int64_t groups = std::clamp<int64_t>(CeilDiv(pool.num_threads(), parts), 1, panels);
   const int64_t each = CeilDiv(panels, groups);
   ParallelFor(pool, parts * CeilDiv(panels, each), [&](int64_t task) {
-    const int64_t first = task / parts * each;
-    f(task % parts, first, std::min(first + each, panels));
+    const int64_t part = task % parts, first = task / parts * each;
+    const int64_t end = std::min(first + each, panels);
+    float* sum = sums + part * panels * panel_size;
+    std::memset(sum + first * panel_size, 0, (end - first) * panel_size * sizeof(float));
+    f(part, first, end, sum);
   });
 }
 
@@ -115,18 +120,16 @@ inline void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x
                            float* out) {
   const Tasks tasks(s, kBandFloats / 2);
   const int64_t panels = CeilDiv(s.features, kPanel);
-  const int64_t size = s.depth() * kBlock * panels * kPanel;
+  const int64_t panel_size = s.depth() * kBlock * kPanel, size = panels * panel_size;
   const int64_t each = CeilDiv(CeilDiv(s.images, Parts(s)), tasks.images) * tasks.images;
   const int64_t parts = CeilDiv(s.images, each);
   static thread_local Arena arena;
   float* sums = arena.Get(parts * size);
-  const int64_t panel_size = size / panels;
-  ForPartsAndPanels(pool, parts, panels, [&](int64_t part, int64_t first, int64_t end) {
-    float* sum = sums + part * size;
-    std::memset(sum + first * panel_size, 0, (end - first) * panel_size * sizeof(float));
+  const auto add = [&](int64_t part, int64_t first, int64_t end, float* sum) {
     AddImages(s, tasks, x, bar, part * each, std::min((part + 1) * each, s.images), first, end,
               sum);
-  });
+  };
+  SumParts(pool, parts, panels, panel_size, sums, add);
   const int64_t channels = s.band_channels();
   ParallelFor(pool, s.depth(), [&](int64_t step) {
     const int64_t j = step % s.band_taps_w(), b = step / s.band_taps_w() % s.blocks();
@@ -136,8 +139,7 @@ inline void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x
       float* to = out + ((i * s.band_taps_w() + j) * channels + c) * s.features;
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t width = PanelVectors(s.features, panel) * kLanes;
-        const float* from =
-            sums + panel * s.depth() * kBlock * kPanel + (step * kBlock + k) * width;
+        const float* from = sums + panel * panel_size + (step * kBlock + k) * width;
         for (int64_t f = 0; f < std::min(width, s.features - panel * kPanel); ++f) {
           float total = 0;
           for (int64_t part = 0; part < parts; ++part) total += from[part * size + f];

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.native.build import kernels
+from hjepa_jax.native.build import call
 
 
 def top_k_native(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -19,6 +19,5 @@ def top_k_native(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """
     shape = (x.shape[0], k)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)]
-    call = jax.ffi.ffi_call(f"hjepa_top_k{kernels().suffix}", results, vmap_method="sequential")
-    values, columns = call(x)
+    values, columns = call("top_k", results)(x)
     return values, columns

@@ -32,7 +32,7 @@ struct Tiles {
   explicit Tiles(const Shape& s)
       : down(CeilDiv(s.out_h, 2)), across(CeilDiv(s.out_w, 2)), all(s.images * down * across) {}
 
-  // Calls f(image, first output row, first output column) for `count` tiles from `first` on.
+  // Calls f(t, image, first output row, first output column) for the tiles first + t, t < count.
   template <typename F>
   void For(int64_t first, int64_t count, const F& f) const {
     int64_t n = first / (down * across), row = first / across % down, column = first % across;
@@ -133,7 +133,7 @@ inline void WinogradCorrelate(ffi::ThreadPool& pool, const Shape& s, const float
                               const float* packed, const Output& out) {
   const Tiles tiles(s);
   const int64_t depth = kPositions * s.channels;
-  const int64_t each = std::clamp<int64_t>(kBandFloats / depth, kPixels, tiles.all);
+  const int64_t each = std::min(std::max<int64_t>(kBandFloats / depth, kPixels), tiles.all);
   ParallelFor(pool, CeilDiv(tiles.all, each), [&](int64_t task) {
     static thread_local Arena packed_arena, product_arena;
     const int64_t first = task * each, count = std::min(each, tiles.all - first);
@@ -144,10 +144,8 @@ inline void WinogradCorrelate(ffi::ThreadPool& pool, const Shape& s, const float
       const int vectors = PanelVectors(s.features, panel);
       const int64_t width = vectors * kLanes;
       const float* kernel = packed + panel * depth * kPanel;
-      Shape row = s;
-      row.out_w = count, row.taps_h = row.taps_w = 1;
       for (int64_t i = 0; i < kPositions; ++i)
-        CorrelateRow(row,
+        CorrelateRow(count, 1,
                      {inputs + i * s.channels * count, kernel + i * s.channels * width,
                       products + i * count * width, 1, s.blocks(), 1, 0, count * kBlock, width,
                       width},
@@ -246,12 +244,11 @@ inline void WinogradKernelGradient(ffi::ThreadPool& pool, const Shape& s, const 
   const int64_t parts = CeilDiv(tiles.all, each);
   static thread_local Arena arena;
   float* sums = arena.Get(parts * size);
-  ForPartsAndPanels(pool, parts, panels, [&](int64_t part, int64_t first, int64_t end) {
-    float* sum = sums + part * size;
-    std::memset(sum + first * panel_size, 0, (end - first) * panel_size * sizeof(float));
+  const auto add = [&](int64_t part, int64_t first, int64_t end, float* sum) {
     AddTiles(s, tiles, x, bar, part * each, std::min((part + 1) * each, tiles.all), first, end,
              sum);
-  });
+  };
+  SumParts(pool, parts, panels, panel_size, sums, add);
   ParallelFor(pool, panels * blocks, [&](int64_t task) {
     const int64_t panel = task / blocks, first = task % blocks * kBlock;
     const int64_t width = PanelVectors(s.features, panel) * kLanes;
