@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 
 from hjepa_jax.evaluation import knn
-from hjepa_jax.models import convolution, normalisation
+from hjepa_jax.models import convolution, normalisation, trigonometric_means
 from hjepa_jax.models.convolution import conv2d, conv2d_plain
 from hjepa_jax.models.normalisation import normalise_batch
 from hjepa_jax.models.resnet import ResNet
+from hjepa_jax.models.trigonometric_means import fastest_means
 from hjepa_jax.native import build
 from hjepa_jax.native.batch_norm import batch_norm_native
+from hjepa_jax.native.characteristic_function import means_native
 from hjepa_jax.native.convolution import conv2d_native
 from hjepa_jax.native.top_k import top_k_native
+from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
 
 EPSILON = 1e-5
 
@@ -185,6 +188,62 @@ def test_neighbours_are_those_of_lax(monkeypatch) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def assert_means_of_float64(y, start, step, count, tolerance) -> None:
+    """Compares the native means with NumPy's in float64."""
+    means = jax.jit(lambda y: means_native(y, start, step, count))(y)
+    angle = (start + step * np.arange(count)).reshape(-1, *[1] * y.ndim) * y.astype(np.float64)
+    for got, function in zip(means, (np.cos, np.sin), strict=True):
+        np.testing.assert_allclose(got, function(angle).mean(-2), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 16), (130, 19), (2, 64, 5), (2, 3, 33, 40)])
+@pytest.mark.parametrize("start", [0.2, -1.5, 0.0])
+def test_characteristic_function_is_that_of_float64(shape, start) -> None:
+    """Rows that fill no run, columns that fill no vector, views; the start of its own too."""
+    assert_means_of_float64(3 * draw(1, *shape), start, 0.2, 9, 2e-6)
+
+
+def test_angles_in_every_quadrant_and_beyond_the_reduction() -> None:
+    """Multiples of pi/2 and their neighbours, up to angles that are computed one by one."""
+    y = np.linspace(-2000, 2000, 64001, dtype=np.float32).reshape(1, -1)
+    assert_means_of_float64(y, 1.0, 1.0, 1, 2e-7)
+    quarters = np.arange(-600, 600, dtype=np.float32).reshape(1, -1) * np.float32(np.pi / 2)
+    assert_means_of_float64(quarters, 1.0, 1.0, 1, 2e-7)
+    large = np.float32(10.0) ** np.arange(3, 30, dtype=np.float32)
+    assert_means_of_float64(np.stack([large, -large / 3], 1), 1.0, 1.0, 1, 2e-7)
+
+
+def test_what_is_no_number_spoils_its_column_alone() -> None:
+    y = draw(1, 50, 40)
+    y[3, 5], y[49, 20] = np.nan, np.inf
+    for means in means_native(jnp.asarray(y), 0.3, 0.3, 4):
+        spoilt = np.flatnonzero(np.isnan(means).any(0))
+        assert spoilt.tolist() == [5, 20]
+
+
+def test_rounding_of_means_does_not_grow_with_the_rows() -> None:
+    assert_means_of_float64(draw(1, 200_000, 16), 0.3, 0.3, 10, 2e-7)
+
+
+@pytest.mark.parametrize("statistics", ["per_view", "flattened"])
+def test_sigreg_and_its_gradient_are_the_plain_ones(statistics, monkeypatch) -> None:
+    settings = SIGRegSettings(num_slices=24, statistics=statistics)
+    z, slices = jnp.asarray(draw(1, 2, 60, 12)), random_slices(jax.random.key(0), 12, 24)
+
+    def both(**options):
+        function = jax.value_and_grad(lambda z: sigreg(z, slices, settings, **options))
+        lowered = jax.jit(function).lower(z)
+        return "hjepa_characteristic" in lowered.as_text(), lowered.compile()(z)
+
+    monkeypatch.setattr(trigonometric_means, "_MIN_VALUES", 1)
+    (plain_is_native, plain), (is_native, fast) = both(), both(means=fastest_means)
+    assert is_native
+    assert not plain_is_native
+    np.testing.assert_allclose(fast[0], plain[0], rtol=1e-5)
+    np.testing.assert_allclose(fast[1], plain[1], rtol=1e-4, atol=1e-6)
+    assert np.abs(plain[1]).max() > 1e-4
+
+
 def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
     x, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
     channel = jnp.ones(16)
@@ -195,16 +254,24 @@ def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
         normalised = str(
             jax.make_jaxpr(lambda *a: normalise_batch(*a))(x.astype(dtype), channel, channel)
         )
-        return "hjepa_convolution" in convolved, "hjepa_batch_norm" in normalised
+        means = str(
+            jax.make_jaxpr(lambda y: fastest_means(y, 0.1, 0.1, 3))(jnp.ones((4, 5), dtype))
+        )
+        return (
+            "hjepa_convolution" in convolved,
+            "hjepa_batch_norm" in normalised,
+            "hjepa_characteristic_function" in means,
+        )
 
-    assert chosen() == (False, False)
+    assert chosen() == (False, False, False)
     monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
     monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
-    assert chosen() == (True, True)
-    assert chosen(jnp.bfloat16) == (False, False)
-    assert chosen(stride=3) == (False, True)
+    monkeypatch.setattr(trigonometric_means, "_MIN_VALUES", 1)
+    assert chosen() == (True, True, True)
+    assert chosen(jnp.bfloat16) == (False, False, False)
+    assert chosen(stride=3) == (False, True, True)
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert chosen() == (False, False)
+    assert chosen() == (False, False, False)
 
 
 @pytest.mark.parametrize("remat", ["none", "blocks"])
@@ -240,6 +307,7 @@ DIGEST = """
 import hashlib
 import jax, jax.numpy as jnp
 from hjepa_jax.native.batch_norm import batch_norm_native
+from hjepa_jax.native.characteristic_function import means_native
 from hjepa_jax.native.convolution import conv2d_native
 keys = jax.random.split(jax.random.key(0), 3)
 x = jax.random.normal(keys[0], (40, 16, 16, 32))
@@ -250,7 +318,9 @@ def chain(x, kernel, last, scale):
     y = batch_norm_native(x, scale, scale, x, True, 1e-5)[0]
     return conv2d_native(conv2d_native(y, kernel, 1, 1), last, 2, 1)
 out, pullback = jax.vjp(chain, x, kernel, last, scale)
-digest = hashlib.sha256(b"".join(a.tobytes() for a in jax.device_get((out, *pullback(out)))))
+means = means_native(out.reshape(2, -1, 72), 0.3, 0.3, 8)
+arrays = jax.device_get((out, *pullback(out), *means))
+digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays))
 print(digest.hexdigest())
 """
 

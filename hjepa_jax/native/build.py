@@ -33,6 +33,7 @@ _FLAGS = ("-std=c++17", "-O3", _PROCESSOR, "-ffp-contract=fast", "-fPIC", "-w")
 _HANDLERS = (
     "hjepa_batch_norm",
     "hjepa_batch_norm_gradient",
+    "hjepa_characteristic_function",
     "hjepa_convolution",
     "hjepa_convolution_input_gradient",
     "hjepa_convolution_kernel_gradient",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax.objectives.floors import at_least_float32, mean_penalty, pooled_variance
-from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
+from hjepa_jax.objectives.sigreg import Means, SIGRegSettings, sigreg, trigonometric_means
 
 LOSS_FORMS = ("additive", "convex")
 
@@ -72,6 +72,7 @@ def sigreg_objective(
     loss_form: str = "additive",
     transform: Callable[[jax.Array], jax.Array] | None = None,
     subsample_index: jax.Array | None = None,
+    means: Means = trigonometric_means,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the total loss and its parts.
 
@@ -84,6 +85,7 @@ def sigreg_objective(
         loss_form: 'additive' or 'convex', see `effective_weights`.
         transform: applied to z before SIGReg only (HamSIGReg: H^{1/2}); None = identity.
         subsample_index: see `sigreg`.
+        means: see `sigreg`.
 
     Returns:
         (total, metrics): metrics has 'pred', 'sigreg', 'total' and the statistics 'z2',
@@ -95,7 +97,9 @@ def sigreg_objective(
     z = at_least_float32(z)
     prediction = lejepa_prediction(z, num_global_views)
     transformed = z if transform is None else transform(z)
-    regulariser = sigreg(transformed, slices, settings, subsample_index=subsample_index)
+    regulariser = sigreg(
+        transformed, slices, settings, subsample_index=subsample_index, means=means
+    )
     kept = prediction if loss_form == "additive" else (1 - weight) * prediction
     total = kept + weight * regulariser
     rows = jax.lax.stop_gradient(z)

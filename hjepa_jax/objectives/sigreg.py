@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,10 @@ from hjepa_jax.objectives.floors import at_least_float32
 WEIGHT_TYPES = ("gaussian", "uniform")
 STATISTICS = ("per_view", "flattened")
 REDUCTIONS = ("mean", "sum", "none")
+
+# How the means of cos and sin are computed: (y [..., N, K], start, step, count) to two arrays
+# [count, ..., K], as `characteristic_function` says.
+Means = Callable[[jax.Array, float, float, int], tuple[jax.Array, jax.Array]]
 
 # A block of projections has at most this many elements, so that a handful fits a CPU core's
 # cache, and at most this share of the slices, to bound the memory.
@@ -165,9 +170,20 @@ def _means_blocked(
     return jax.lax.fori_loop(0, -(-slices // width), body, (empty, empty))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def characteristic_function(
+def trigonometric_means(
     y: jax.Array, start: float, step: float, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the means that `characteristic_function` is made of, by the platform's best form."""
+    return jax.lax.platform_dependent(
+        y,
+        cpu=lambda y: _means_blocked(y, start, step, count),
+        default=lambda y: _means_unrolled(y, start, step, count),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def characteristic_function(
+    y: jax.Array, start: float, step: float, count: int, means: Means = trigonometric_means
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the means of cos(t y) and sin(t y) over axis -2, t = start + step * 0..count-1.
 
@@ -176,27 +192,25 @@ def characteristic_function(
         start: the first frequency.
         step: the distance of the frequencies.
         count: the number of frequencies.
+        means: what computes them; only its value is used, the gradient is given here.
 
     Returns:
         Two arrays [count, ..., K].
     """
-    return jax.lax.platform_dependent(
-        y,
-        cpu=lambda y: _means_blocked(y, start, step, count),
-        default=lambda y: _means_unrolled(y, start, step, count),
-    )
+    return means(y, start, step, count)
 
 
 def _characteristic_forward(
-    y: jax.Array, start: float, step: float, count: int
+    y: jax.Array, start: float, step: float, count: int, means: Means
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    return characteristic_function(y, start, step, count), y
+    return means(y, start, step, count), y
 
 
 def _characteristic_backward(
     start: float,
     step: float,
     count: int,
+    _means: Means,
     y: jax.Array,
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array]:
@@ -220,7 +234,12 @@ characteristic_function.defvjp(_characteristic_forward, _characteristic_backward
 
 
 def epps_pulley(
-    projections: jax.Array, *, t_max: float, n_points: int, weight_type: str
+    projections: jax.Array,
+    *,
+    t_max: float,
+    n_points: int,
+    weight_type: str,
+    means: Means = trigonometric_means,
 ) -> jax.Array:
     """Returns the Epps-Pulley statistic against N(0, 1) of each column.
 
@@ -229,6 +248,7 @@ def epps_pulley(
         t_max: largest frequency; t_j = linspace(0, t_max, n_points).
         n_points: number of frequencies, odd and >= 3.
         weight_type: 'gaussian' or 'uniform'.
+        means: see `characteristic_function`.
 
     Returns:
         [..., K], float32 (float64 for a float64 input).
@@ -246,7 +266,7 @@ def epps_pulley(
     weights[-1] = step
     if weight_type == "gaussian":
         weights = weights * np.exp(-0.5 * t**2)
-    return _weighted_distance(at_least_float32(projections), step, step, weights)
+    return _weighted_distance(at_least_float32(projections), step, step, weights, means)
 
 
 def epps_pulley_two_sided(
@@ -279,11 +299,17 @@ def epps_pulley_two_sided(
     )
 
 
-def _weighted_distance(y: jax.Array, start: float, step: float, weights: np.ndarray) -> jax.Array:
+def _weighted_distance(
+    y: jax.Array,
+    start: float,
+    step: float,
+    weights: np.ndarray,
+    means: Means = trigonometric_means,
+) -> jax.Array:
     """Returns N sum_j w_j |empirical - Gaussian characteristic function|^2, [..., K]."""
     count = len(weights)
-    means: tuple[jax.Array, jax.Array] = characteristic_function(y, start, step, count)
-    cosines, sines = means
+    parts: tuple[jax.Array, jax.Array] = characteristic_function(y, start, step, count, means)
+    cosines, sines = parts
     shape = (count,) + (1,) * (cosines.ndim - 1)
     t = start + step * np.arange(count)
     gaussian = jnp.asarray(np.exp(-0.5 * t**2), y.dtype).reshape(shape)
@@ -298,6 +324,7 @@ def sigreg(
     settings: SIGRegSettings,
     *,
     subsample_index: jax.Array | None = None,
+    means: Means = trigonometric_means,
 ) -> jax.Array:
     """Returns SIGReg of the embeddings.
 
@@ -307,6 +334,7 @@ def sigreg(
         settings: see `SIGRegSettings`.
         subsample_index: [S] images used of every view, from `random_subsample`; for 'flattened'
             statistics, rows of the B x V rows in image-major order.
+        means: see `characteristic_function`.
 
     Returns:
         A scalar, or the statistics [V, K] ([K] without views or flattened) for reduction 'none'.
@@ -336,6 +364,7 @@ def sigreg(
         t_max=settings.t_max,
         n_points=settings.n_points,
         weight_type=settings.weight_type,
+        means=means,
     )
     if settings.clip_value is not None:
         statistics = jnp.where(statistics < settings.clip_value, 0.0, statistics)
