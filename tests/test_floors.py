@@ -212,6 +212,18 @@ def test_projection_is_orthonormal_and_haar() -> None:
     np.testing.assert_allclose((draws[:, 0, 0] * draws[:, 1, 1]).mean(), 0, atol=0.03)
 
 
+@pytest.mark.parametrize(("dim", "rank"), [(256, 128), (700, 90), (300, 200), (255, 20)])
+def test_large_projections_are_the_signed_q_factor(dim: int, rank: int) -> None:
+    """By Cholesky (the first two) or by QR, the same draw has the same Q factor."""
+    key = jax.random.key(3)
+    drawn = floors.orthonormal_projection(key, dim, rank)
+    q, r = np.linalg.qr(np.asarray(jax.random.normal(key, (dim, rank)), np.float64))
+    np.testing.assert_allclose(drawn, q * np.sign(np.diagonal(r)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(drawn.T @ drawn, np.eye(rank), rtol=0, atol=2e-6)
+    traced = str(jax.make_jaxpr(lambda: floors.orthonormal_projection(key, dim, rank))())
+    assert ("cholesky" in traced) == (dim in (256, 700))
+
+
 def test_projection_rank() -> None:
     assert floors.projection_rank(128, 1024, 1024) == 128
     assert floors.projection_rank(128, 64, 1024) == 64

@@ -147,6 +147,7 @@ static ffi::Error BatchNorm(ffi::ThreadPool pool, Array x, Array scale, Array bi
     factor[c] = scale.typed_data()[c] / std::sqrt(variance->typed_data()[c] + epsilon);
     shift[c] = bias.typed_data()[c] - mean->typed_data()[c] * factor[c];
   }
+  AskForHugePages(y->typed_data(), y->element_count());
   const bool add = residual.element_count() > 0;
   const auto apply = relu ? (add ? Apply<true, true> : Apply<true, false>)
                           : (add ? Apply<false, true> : Apply<false, false>);
@@ -231,6 +232,8 @@ static ffi::Error BatchNormGradient(ffi::ThreadPool pool, Array x, Array y, Arra
     bar_scale->typed_data()[c] = total[channels + c] * inverse;
     bar_bias->typed_data()[c] = total[c];
   }
+  AskForHugePages(bar_x->typed_data(), bar_x->element_count());
+  AskForHugePages(bar_residual->typed_data(), bar_residual->element_count());
   const bool add = bar_residual->element_count() > 0;
   const auto apply = relu ? (add ? ApplyGradient<true, true> : ApplyGradient<true, false>)
                           : (add ? ApplyGradient<false, true> : ApplyGradient<false, false>);

@@ -41,6 +41,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, Array4 x, Array4 kernel, Result4
   const Shape s =
       ShapeOf(x.dimensions(), kernel.dimensions(), y->dimensions(), stride, padding);
   if (y->element_count() == 0) return ffi::Error::Success();
+  AskForHugePages(y->typed_data(), y->element_count());
   const float* w = kernel.typed_data();
   const int64_t row = s.out_w * s.features;
   Convolve(pool, s, x.typed_data(), {y->typed_data(), s.out_h * row, row, s.features},
@@ -68,6 +69,7 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
   const auto in = x->dimensions(), out = bar.dimensions(), k = kernel.dimensions();
   const int64_t channels = in[3], features = k[3], row = in[2] * channels;
   if (x->element_count() == 0) return ffi::Error::Success();
+  AskForHugePages(x->typed_data(), x->element_count());
   const float* w = kernel.typed_data();
   bool covered = true;
   for (int64_t phase = 0; phase < stride; ++phase)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 # Guards the quotients of the participation ratio and of the largest-eigenvalue share.
 _QUOTIENT_EPS = 1e-12
+# From this height on, a Gaussian matrix half as wide at most has a condition number near 6.
+_MIN_CHOLESKY_DIM = 256
 
 
 class LogdetStatistics(NamedTuple):
@@ -102,15 +104,23 @@ def orthonormal_projection(
 ) -> jax.Array:
     """Draws a Haar-distributed matrix [dim, rank] with orthonormal columns.
 
-    The Q factor of a Gaussian matrix is Haar only once the signs of R's diagonal are moved into
-    it (Mezzadri, arXiv math-ph/0609050).
+    The Q factor of a Gaussian matrix G is Haar only once the signs of R's diagonal are moved into
+    it (Mezzadri, arXiv math-ph/0609050). That Q is G R^-1 with R^T R = G^T G, which large matrices
+    use where G is well conditioned: the same to rounding in a fraction of the time.
 
     Raises:
         ValueError: rank is not in 1..dim.
     """
     if not 1 <= rank <= dim:
         raise ValueError(f"rank must lie in 1..dim = 1..{dim}, got {rank}")
-    q, r = jnp.linalg.qr(jax.random.normal(key, (dim, rank), dtype))
+    gaussian = jax.random.normal(key, (dim, rank), dtype)
+    if dim >= _MIN_CHOLESKY_DIM and 2 * rank <= dim:
+        gram = jnp.matmul(gaussian.T, gaussian, precision=jax.lax.Precision.HIGHEST)
+        lower = jax.lax.linalg.cholesky(gram)
+        return jax.lax.linalg.triangular_solve(
+            lower, gaussian, left_side=False, lower=True, transpose_a=True
+        )
+    q, r = jnp.linalg.qr(gaussian)
     return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
 
 
