@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 )
+# As `import hjepa_jax` does, but before any test file imports jax: two workers share the cores.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 # One compilation cache for this run: what one process compiles, its workers and children do not.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.mkdtemp(prefix="hjepa_jax_tests_")

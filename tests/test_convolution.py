@@ -101,7 +101,7 @@ def test_chosen_by_size_and_device(monkeypatch):
     monkeypatch.setattr(convolution, "kernels", lambda: None)
     x, kernel = draw(9, 8, 3, 4, 3, jnp.float32)
     assert not is_grouped(x, kernel)
-    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
+    monkeypatch.setattr(convolution, "_MIN_GROUPED", 1)
     assert is_grouped(x, kernel)
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert not is_grouped(x, kernel)
@@ -132,7 +132,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from hjepa_jax import sharding
 from hjepa_jax.models import convolution
 assert jax.device_count() == 8
-convolution._MIN_OPERATIONS = 1
+convolution._MIN_GROUPED = convolution._MIN_NATIVE = 1
 x = jax.random.normal(jax.random.key(0), (40, 8, 8, 3))
 kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
 def gradient(function):

@@ -264,7 +264,7 @@ def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
         )
 
     assert chosen() == (False, False, False)
-    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
+    monkeypatch.setattr(convolution, "_MIN_NATIVE", 1)
     monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
     monkeypatch.setattr(trigonometric_means, "_MIN_VALUES", 1)
     assert chosen() == (True, True, True)
@@ -292,7 +292,7 @@ def test_an_encoder_has_the_gradients_and_statistics_of_xla(remat, monkeypatch) 
 
     text, expected = gradient()
     assert "hjepa_" not in text
-    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", 1)
+    monkeypatch.setattr(convolution, "_MIN_NATIVE", 1)
     monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
     text, got = gradient()
     for name in ("convolution", "convolution_input_gradient", "batch_norm_gradient"):

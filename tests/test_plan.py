@@ -31,8 +31,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 )
 def test_formula_agrees_with_the_count_of_xla(fields, size, monkeypatch) -> None:
     """XLA also counts normalisation and activations, a few percent."""
-    # XLA counts the body of a scan once, whatever its length.
-    monkeypatch.setattr(convolution, "_MIN_OPERATIONS", float("inf"))
+    # XLA counts the body of a scan once, whatever its length, and nothing of a native kernel.
+    for name in ("_MIN_GROUPED", "_MIN_NATIVE"):
+        monkeypatch.setattr(convolution, name, float("inf"))
     config = cifar100.get_config("hjepa-smoke")
     config.model.update(width=32, **fields)
     encoder = build_encoder(config)

@@ -19,8 +19,9 @@ from hjepa_jax.models.placement import lone_cpu
 from hjepa_jax.native.build import kernels
 from hjepa_jax.native.convolution import conv2d_native
 
-# Below this many operations the plain gradient is as quick.
-_MIN_OPERATIONS = 5e7
+# Below these many operations the plain convolution and gradient are as quick.
+_MIN_NATIVE = 1e7
+_MIN_GROUPED = 5e7
 # The patches of a group should fit a core's share of the last level of the cache.
 _PATCH_BYTES = 5 * 2**19
 
@@ -43,10 +44,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     taps = math.prod(kernel.shape[:3])
     operations = 2 * math.prod(output_shape) * taps
     # On a mesh, the others would gather the devices' shares of the batch.
-    if not lone_cpu() or operations < _MIN_OPERATIONS:
+    if not lone_cpu() or operations < min(_MIN_NATIVE, _MIN_GROUPED):
         return conv2d_plain(x, kernel, stride, padding)
-    if x.dtype == kernel.dtype == jnp.float32 and stride in (1, 2) and kernels():
+    fits = x.dtype == kernel.dtype == jnp.float32 and stride in (1, 2)
+    if fits and operations >= _MIN_NATIVE and kernels():
         return conv2d_native(x, kernel, stride, padding)
+    if operations < _MIN_GROUPED:
+        return conv2d_plain(x, kernel, stride, padding)
     group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
     return conv2d_grouped_gradient(x, kernel, stride, padding, group)
 
