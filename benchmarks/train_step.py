@@ -5,9 +5,10 @@
 The step is the jitted, donated one that training runs (encoder, predictor, losses, optimiser) on
 one fixed random batch. PyTorch runs the same computation (benchmarks/torch_step.py) from the same
 parameters, in its default layout and in channels-last; the losses of the first step are compared.
-All take turns (interleaved) and medians are printed, so that other load on the machine falls on
-all alike; "CPU s" is the processor time of this process, which other load hardly changes. The
-ceiling is measured in the same turns: a large matrix product and a large copy.
+All take turns (interleaved; two steps in each, of which the second counts, as in training) and
+medians are printed, so that other load on the machine falls on all alike; "CPU s" is the processor
+time of this process, which other load hardly changes. The ceiling is measured in the same turns: a
+large matrix product and a large copy.
 """
 
 from __future__ import annotations
@@ -156,10 +157,15 @@ def step_flops(config: Any) -> float:
 def interleaved_medians(
     runners: dict[str, Runner], repeats: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns {name: median seconds} and {name: median processor seconds} of runs in turn."""
+    """Returns {name: median seconds} and {name: median processor seconds} of runs in turn.
+
+    In its turn each runs twice and the second is timed, as step follows step in training: the first
+    finds the caches filled, and the memory of temporaries given back, by another.
+    """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
+            runner()
             start, start_processor = time.perf_counter(), time.process_time()
             runner()
             spent = time.perf_counter() - start, time.process_time() - start_processor
