@@ -22,6 +22,7 @@ from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, tra
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.online import TrainingMonitor
+from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.run import Run, open_split, prepare
 from hjepa_jax.saved_run import initial_state
@@ -145,6 +146,15 @@ def warn_of_small_batches(config: Config) -> None:
         )
 
 
+def warn_of_slow_arithmetic(config: Config) -> None:
+    """Warns where the encoder computes in bfloat16 on a CPU, which has to emulate most of it."""
+    if on_cpu() and config.model.compute_dtype == "bfloat16":
+        _log.warning(
+            "config.model.compute_dtype is bfloat16, which is several times slower than float32 on "
+            "a CPU: set --config.model.compute_dtype=float32, unless it must match a run on a GPU."
+        )
+
+
 @dataclasses.dataclass
 class _Session:
     """What one process's share of a run works with, from the restored step `first` on."""
@@ -202,6 +212,7 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
     weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
     _log.info("effective weights of the loss: %s", weights)
     warn_of_small_batches(config)
+    warn_of_slow_arithmetic(config)
     load = functools.partial(load_batch, config, run, source)
     guard = NonFiniteGuard(config, run, workdir, load, skipped)
     writer = create_writer(workdir, active=primary)

@@ -13,7 +13,7 @@ from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.soak import final_state
-from hjepa_jax.train import train, warn_of_small_batches
+from hjepa_jax.train import train, warn_of_slow_arithmetic, warn_of_small_batches
 from hjepa_jax.variants import smoke
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -185,6 +185,19 @@ def test_too_few_rows_for_the_logdet_floor_are_warned_of(caplog) -> None:
     warn_of_small_batches(config)
     assert "only 128 rows" in caplog.text
     assert "set it to 32 or less" in caplog.text
+
+
+def test_bfloat16_on_a_cpu_is_warned_of(caplog, monkeypatch) -> None:
+    config = cifar100.get_config()
+    warn_of_slow_arithmetic(config)
+    assert "--config.model.compute_dtype=float32" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    warn_of_slow_arithmetic(config)
+    monkeypatch.undo()
+    config.model.compute_dtype = "float32"
+    warn_of_slow_arithmetic(config)
+    assert not caplog.records
 
 
 def test_smoke_keeps_the_method() -> None:
