@@ -150,7 +150,7 @@ def warn_of_slow_arithmetic(config: Config) -> None:
     """Warns where the encoder computes in bfloat16 on a CPU, which has to emulate most of it."""
     if on_cpu() and config.model.compute_dtype == "bfloat16":
         _log.warning(
-            "config.model.compute_dtype is bfloat16, which is several times slower than float32 on "
+            "config.model.compute_dtype is bfloat16, two to three times slower than float32 on "
             "a CPU: set --config.model.compute_dtype=float32, unless it must match a run on a GPU."
         )
 
