@@ -44,15 +44,14 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     taps = math.prod(kernel.shape[:3])
     operations = 2 * math.prod(output_shape) * taps
     # On a mesh, the others would gather the devices' shares of the batch.
-    if not lone_cpu() or operations < min(_MIN_NATIVE, _MIN_GROUPED):
-        return conv2d_plain(x, kernel, stride, padding)
-    fits = x.dtype == kernel.dtype == jnp.float32 and stride in (1, 2)
-    if fits and operations >= _MIN_NATIVE and kernels():
-        return conv2d_native(x, kernel, stride, padding)
-    if operations < _MIN_GROUPED:
-        return conv2d_plain(x, kernel, stride, padding)
-    group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
-    return conv2d_grouped_gradient(x, kernel, stride, padding, group)
+    if lone_cpu():
+        fits = x.dtype == kernel.dtype == jnp.float32 and stride in (1, 2)
+        if fits and operations >= _MIN_NATIVE and kernels():
+            return conv2d_native(x, kernel, stride, padding)
+        if operations >= _MIN_GROUPED:
+            group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
+            return conv2d_grouped_gradient(x, kernel, stride, padding, group)
+    return conv2d_plain(x, kernel, stride, padding)
 
 
 def conv2d_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:

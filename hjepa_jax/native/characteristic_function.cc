@@ -2,8 +2,8 @@
 // [views, rows, columns] the means over rows of cos(t y) and sin(t y), t = start + step * j.
 //
 // Each value is read once; its cosine and sine are computed once and turned by angle addition, in
-// registers. Sums are kept for kRun rows before they are added to the total, so that rounding does
-// not grow with the number of rows; their order does not depend on the number of threads.
+// registers. Sums of kRun rows are added up in double precision, so that rounding does not grow
+// with the number of rows; their order does not depend on the number of threads.
 
 #include <cmath>
 #include <vector>
@@ -23,14 +23,14 @@ typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
 // Beyond this the reduction below loses digits.
 constexpr float kLargest = 8192.0f;
 
-struct Phase {
+struct CosSin {
   Vec cosine, sine;
 };
 
 inline Vec Select(IntVec where, Vec yes, Vec no) { return where ? yes : no; }
 
 // Angles too large for the reduction, infinite or not a number, one by one.
-static void __attribute__((noinline)) SlowPhase(const Vec& angle, Phase* phase) {
+static void __attribute__((noinline)) SlowPhase(const Vec& angle, CosSin* phase) {
   for (int i = 0; i < kLanes; ++i) {
     phase->cosine[i] = std::cos(angle[i]);
     phase->sine[i] = std::sin(angle[i]);
@@ -52,7 +52,7 @@ inline bool AnyLarge(const Vec* values, float factor) {
 // cos and sin, to about one unit in the last place. The angle is reduced to [-pi/4, pi/4] by a
 // multiple of pi/2 in three parts (Cody and Waite), whose products are exact even without fused
 // multiplication; there the Taylor series suffice.
-inline Phase PhaseOf(Vec angle) {
+inline CosSin PhaseOf(Vec angle) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = angle * 0.636619772f + kRound;
   const Vec turns = shifted - kRound;
@@ -76,7 +76,7 @@ inline Phase PhaseOf(Vec angle) {
           Select((quadrant & 2) != 0, -sine, sine)};
 }
 
-inline void PhasesOf(const Vec* values, float factor, Phase* phases) {
+inline void PhasesOf(const Vec* values, float factor, CosSin* phases) {
   if (__builtin_expect(AnyLarge(values, factor), 0)) {
     for (int r = 0; r < kTogether; ++r) SlowPhase(values[r] * factor, &phases[r]);
   } else {
@@ -91,7 +91,7 @@ struct Frequencies {
 
 // Adds to sums [count, 2, kLanes] those of the first `rows` of kTogether values of kLanes columns.
 inline void AddRows(const Frequencies& f, const Vec* values, int64_t rows, float* sums) {
-  Phase phases[kTogether], turns[kTogether];
+  CosSin phases[kTogether], turns[kTogether];
   PhasesOf(values, f.step, turns);
   std::copy_n(turns, kTogether, phases);
   if (f.start != f.step) PhasesOf(values, f.start, phases);
