@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax import compilation_cache, sharding
-from hjepa_jax.models import layers, normalisation
+from hjepa_jax.models import layers, placement
 from hjepa_jax.models.convolution import conv2d_plain
 from hjepa_jax.native.build import Kernels, kernels
 from hjepa_jax.run import Run, prepare
@@ -40,12 +40,12 @@ Runner = Callable[[], float]
 @contextlib.contextmanager
 def xla_operations() -> Iterator[None]:
     """Traces convolutions and batch normalisation as XLA computes them by itself."""
-    chosen = layers.conv2d, normalisation.kernels
-    layers.conv2d, normalisation.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
+    chosen = layers.conv2d, placement.kernels
+    layers.conv2d, placement.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
     try:
         yield
     finally:
-        layers.conv2d, normalisation.kernels = chosen
+        layers.conv2d, placement.kernels = chosen
 
 
 def read_config(file_and_variant: str) -> Any:

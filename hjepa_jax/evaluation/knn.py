@@ -19,9 +19,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hjepa_jax.errors import ConfigError, DataError
-from hjepa_jax.models.placement import lone_cpu
-from hjepa_jax.native.build import kernels
-from hjepa_jax.native.top_k import top_k_native
+from hjepa_jax.models.placement import native_serves
+from hjepa_jax.native.top_k import merge_top_k_native
 
 _LOG = logging.getLogger(__name__)
 _NORM_EPS = 1e-12
@@ -41,30 +40,22 @@ def _normalise(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_EPS)
 
 
-def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`lax.top_k`, which on the CPU takes as long as the products; there the native kernel."""
-    if x.size >= _MIN_NATIVE and x.dtype == jnp.float32 and lone_cpu() and kernels():
-        return top_k_native(x, k)
-    return lax.top_k(x, k)
+def _merge(
+    best: tuple[jax.Array, jax.Array], similarity: jax.Array, indices: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Merges similarities [T, B] to the training rows `indices` [B] into the k best [T, k].
 
-
-def _merge_block(
-    best: tuple[jax.Array, jax.Array],
-    block: tuple[jax.Array, jax.Array],
-    *,
-    test: jax.Array,
-    k: int,
-) -> tuple[tuple[jax.Array, jax.Array], None]:
-    """One scan step: merges a block of training rows into the k best of every test row."""
-    rows, indices = block
-    similarity = jnp.matmul(test, rows.T, precision=lax.Precision.HIGHEST)
+    Of equals the earlier is preferred: what was found before, then the lower training index.
+    """
+    if native_serves(similarity.size, _MIN_NATIVE, similarity):
+        return merge_top_k_native(best, similarity, indices)
+    k = best[0].shape[1]
     similarity = jnp.where(indices >= 0, similarity, -jnp.inf)
     # The block is cut to its own best first, so that only 2k candidates are copied and merged.
-    # Of equals the earlier is preferred: what was found before, then the lower training index.
-    new, position = _largest(similarity, min(k, len(rows)))
-    values, chosen = _largest(jnp.concatenate([best[0], new], axis=1), k)
+    new, position = lax.top_k(similarity, min(k, len(indices)))
+    values, chosen = lax.top_k(jnp.concatenate([best[0], new], axis=1), k)
     candidates = jnp.concatenate([best[1], indices[position]], axis=1)
-    return (values, jnp.take_along_axis(candidates, chosen, axis=1)), None
+    return values, jnp.take_along_axis(candidates, chosen, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
@@ -74,9 +65,16 @@ def _best_neighbours(
     """Returns similarities and training indices [T, k], best first, of test rows [T, D]."""
     test = _normalise(test)
     none = jnp.full((len(test), k), -jnp.inf, test.dtype)
-    step = functools.partial(_merge_block, test=test, k=k)
-    best, _ = lax.scan(step, (none, jnp.full((len(test), k), -1)), (blocks, block_indices))
-    return best
+
+    def step(
+        best: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        rows, indices = block
+        similarity = jnp.matmul(test, rows.T, precision=lax.Precision.HIGHEST)
+        return _merge(best, similarity, indices), None
+
+    start = (none, jnp.full((len(test), k), -1, jnp.int32))
+    return lax.scan(step, start, (blocks, block_indices))[0]
 
 
 @functools.partial(jax.jit, static_argnames=("ks", "num_classes", "count_zero_votes"))
@@ -102,14 +100,22 @@ def _hits(
     return jnp.stack(top1), jnp.stack(top5)
 
 
+def _share(count: int, most: int) -> int:
+    """Returns the size of as few equal parts of `count` as have at most `most` each."""
+    return -(-count // -(-count // most))
+
+
 @functools.partial(jax.jit, static_argnames=("block",))
 def _prepare_train(train: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Normalises [N, D] and cuts it into [blocks, block, D] with indices (-1 on padding)."""
+    """Normalises [N, D] and cuts it into [blocks, B, D] with indices (-1 on padding), B <= block.
+
+    The blocks are of equal size, so that little is padded.
+    """
     count = len(train)
-    block = min(block, count)
+    block = _share(count, block)
     pad = -count % block
     blocks = jnp.pad(_normalise(train), ((0, pad), (0, 0))).reshape(-1, block, train.shape[1])
-    indices = jnp.arange(count + pad)
+    indices = jnp.arange(count + pad, dtype=jnp.int32)
     return blocks, jnp.where(indices < count, indices, -1).reshape(-1, block)
 
 
@@ -139,8 +145,8 @@ def nearest_neighbours(
       train: [N, D], any float type; rows of norm zero have similarity 0 to everything.
       test: [M, D].
       k: neighbours per test row, at most N.
-      block: training rows compared at a time.
-      test_block: test rows compared at a time; padded up to whole blocks.
+      block: training rows compared at a time, at most.
+      test_block: test rows compared at a time, at most (but one for each device).
       mesh: devices over which the test rows of a block are spread (all axes of the mesh); the
         training set is copied to each. None = where JAX puts arrays by default.
 
@@ -163,7 +169,7 @@ def nearest_neighbours(
         )
     by_rows, everywhere, devices = _placements(mesh)
     blocks, block_indices = jax.device_put(_prepare_train(train, block=block), everywhere)
-    test_block = -(-min(test_block, len(test)) // devices) * devices
+    test_block = -(-_share(len(test), test_block) // devices) * devices
     indices, similarities = [], []
     for start in range(0, len(test), test_block):
         part = test[start : start + test_block]

@@ -15,8 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.models.placement import lone_cpu
-from hjepa_jax.native.build import kernels
+from hjepa_jax.models.placement import lone_cpu, native_serves
 from hjepa_jax.native.convolution import conv2d_native
 
 # Below these many operations the plain convolution and gradient are as quick.
@@ -43,14 +42,12 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     ).shape
     taps = math.prod(kernel.shape[:3])
     operations = 2 * math.prod(output_shape) * taps
-    # On a mesh, the others would gather the devices' shares of the batch.
-    if lone_cpu():
-        fits = x.dtype == kernel.dtype == jnp.float32 and stride in (1, 2)
-        if fits and operations >= _MIN_NATIVE and kernels():
-            return conv2d_native(x, kernel, stride, padding)
-        if operations >= _MIN_GROUPED:
-            group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
-            return conv2d_grouped_gradient(x, kernel, stride, padding, group)
+    if stride in (1, 2) and native_serves(operations, _MIN_NATIVE, x, kernel):
+        return conv2d_native(x, kernel, stride, padding)
+    # On a mesh this would gather the devices' shares of the batch.
+    if operations >= _MIN_GROUPED and lone_cpu():
+        group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
+        return conv2d_grouped_gradient(x, kernel, stride, padding, group)
     return conv2d_plain(x, kernel, stride, padding)
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.models.placement import lone_cpu
+from hjepa_jax.models.placement import native_serves
 from hjepa_jax.native.batch_norm import batch_norm_native
-from hjepa_jax.native.build import kernels
 
 # Below this many values a call costs more than it saves.
 _MIN_VALUES = 2**18
@@ -42,8 +41,7 @@ def normalise_batch(
       (y like x, means, biased variances), the latter [groups, C] and outside the gradient. The
       native form (large float32 arrays on a single CPU device) has reverse mode only, once.
     """
-    native = x.dtype == scale.dtype == jnp.float32 and groups == 1 and x.size >= _MIN_VALUES
-    if native and lone_cpu() and kernels():
+    if groups == 1 and native_serves(x.size, _MIN_VALUES, x, scale):
         y, mean, var = batch_norm_native(x, scale, bias, residual, relu, epsilon)
         return y, mean[None], var[None]
     grouped = x.reshape(groups, -1, *x.shape[1:]) if groups > 1 else x

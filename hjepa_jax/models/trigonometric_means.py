@@ -7,10 +7,8 @@ everywhere else this is the plain form of `hjepa_jax.objectives.sigreg`.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from hjepa_jax.models.placement import lone_cpu
-from hjepa_jax.native.build import kernels
+from hjepa_jax.models.placement import native_serves
 from hjepa_jax.native.characteristic_function import means_native
 from hjepa_jax.objectives.sigreg import trigonometric_means
 
@@ -25,6 +23,6 @@ def fastest_means(
 
     float64 and what is not on a single CPU device take the plain form.
     """
-    if y.dtype == jnp.float32 and y.size >= _MIN_VALUES and lone_cpu() and kernels():
+    if native_serves(y.size, _MIN_VALUES, y):
         return means_native(y, start, step, count)
     return trigonometric_means(y, start, step, count)

@@ -37,7 +37,7 @@ _HANDLERS = (
     "hjepa_convolution",
     "hjepa_convolution_input_gradient",
     "hjepa_convolution_kernel_gradient",
-    "hjepa_top_k",
+    "hjepa_merge_top_k",
 )
 _COMPILE_SECONDS = 300
 

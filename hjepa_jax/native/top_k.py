@@ -8,16 +8,24 @@ import jax.numpy as jnp
 from hjepa_jax.native.build import call
 
 
-def top_k_native(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Returns what `lax.top_k` does for float32 [N, M] on one CPU device, k in 1..M.
+def merge_top_k_native(
+    best: tuple[jax.Array, jax.Array], x: jax.Array, columns: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Merges the columns of a block into the k largest values of every row, on one CPU device.
 
     The native kernels must be available (`hjepa_jax.native.build.kernels()`). Not differentiable.
 
+    Args:
+      best: values float32 [N, k] in falling order and their indices int32 [N, k]; -inf and -1
+        where there are none yet.
+      x: float32 [N, M].
+      columns: int32 [M], the indices of the block's columns, rising and above those of `best`;
+        -1 on padding, which comes last and is left out.
+
     Returns:
-      (values float32 [N, k] in falling order, their columns int32 [N, k]); of equal values the
-      lower column comes first.
+      The merged `best`; of equal values the lower index comes first, where there is one.
     """
-    shape = (x.shape[0], k)
+    shape = best[0].shape
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)]
-    values, columns = call("top_k", results)(x)
-    return values, columns
+    values, indices = call("merge_top_k", results)(*best, x, columns)
+    return values, indices
