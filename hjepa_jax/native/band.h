@@ -56,25 +56,46 @@ inline void ZeroPixel(int64_t blocks, float* to, int64_t step) {
   for (int64_t b = 0; b < blocks; ++b, to += step) std::memset(to, 0, kBlock * sizeof(float));
 }
 
+// Copies `floats` floats, and what follows them up to whole vectors.
+inline void CopyVectors(const float* from, int64_t floats, float* to) {
+  for (int64_t k = 0; k < floats; k += kLanes) Store(to + k, Load(from + k));
+}
+
+// Copies what the output rows [row, row + rows) of an image read to [row][column][channel], with
+// zeros around the image.
+inline void CopyPadded(const Shape& s, const float* image, int64_t row, int64_t rows,
+                       int64_t columns, float* to) {
+  const int64_t first = std::clamp<int64_t>(s.pad_w, 0, columns);
+  const int64_t last = std::clamp<int64_t>(s.in_w + s.pad_w, first, columns);
+  for (int64_t r = 0; r < (rows - 1) * s.stride + s.taps_h; ++r, to += columns * s.channels) {
+    const int64_t y = row * s.stride + r - s.pad_h;
+    std::memset(to, 0, columns * s.channels * sizeof(float));
+    if (y >= 0 && y < s.in_h)
+      std::memcpy(to + first * s.channels,
+                  image + (y * s.in_w + first - s.pad_w) * s.channels,
+                  (last - first) * s.channels * sizeof(float));
+  }
+}
+
 // Writes each patch of all taps and channels as one pixel. A row of a patch is a run of the image.
 inline void PackUnfolded(const Shape& s, const float* image, int64_t row, int64_t rows,
                          float* band) {
+  static thread_local Arena padded_arena, patch_arena;
+  const int64_t columns = (s.out_w - 1) * s.stride + s.taps_w, row_floats = columns * s.channels;
   const int64_t step = s.columns() * kBlock, run = s.taps_w * s.channels;
-  float* patch = static_cast<float*>(alloca(s.blocks() * kBlock * sizeof(float)));
-  std::memset(patch, 0, s.blocks() * kBlock * sizeof(float));
+  const int64_t all = ((rows - 1) * s.stride + s.taps_h) * row_floats;
+  // Runs are copied in whole vectors, each over the excess of the one before.
+  float* padded = padded_arena.Get(all + kLanes);
+  float* patch = patch_arena.Get(s.blocks() * kBlock + kLanes + kBlock);
+  std::memset(padded + all, 0, kLanes * sizeof(float));
+  CopyPadded(s, image, row, rows, columns, padded);
+  const Vec zeros[kBlock / kLanes] = {};
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < s.out_w; ++c) {
-      const int64_t x = c * s.stride - s.pad_w;
-      const int64_t left = std::max<int64_t>(0, -x) * s.channels;
-      const int64_t right = std::min(s.taps_w, s.in_w - x) * s.channels;
-      for (int64_t i = 0; i < s.taps_h; ++i) {
-        const int64_t y = (row + r) * s.stride + i - s.pad_h;
-        const float* from = image + (y * s.in_w + x) * s.channels;
-        float* to = patch + i * run;
-        const bool inside = y >= 0 && y < s.in_h;
-        for (int64_t k = 0; k < run; ++k)
-          to[k] = inside && k >= left && k < right ? from[k] : 0.0f;
-      }
+      const float* from = padded + r * s.stride * row_floats + c * s.stride * s.channels;
+      for (int64_t i = 0; i < s.taps_h; ++i)
+        CopyVectors(from + i * row_floats, run, patch + i * run);
+      std::memcpy(patch + s.taps_h * run, zeros, sizeof(zeros));
       float* to = band + r * s.row_floats() + c * kBlock;
       for (int64_t b = 0; b < s.blocks(); ++b, to += step)
         std::memcpy(to, patch + b * kBlock, kBlock * sizeof(float));
