@@ -1,7 +1,7 @@
 """Every benchmark in turn, each in a process of its own, in one command.
 
     python benchmarks/run_all.py --scale small
-    python benchmarks/run_all.py --scale full --only train_step sigreg
+    python benchmarks/run_all.py --scale full --only train_step sigreg --repeats 3
 
 `small` ends in about half an hour on two cores; `full` takes the sizes of the recipes. What a
 benchmark compares with (torch, torchvision, faiss) is left out where it is not installed:
@@ -32,7 +32,7 @@ FULL = {
     "train_step": ["--batch", "64", "128", "256", "--width=64"],
     "convolutions": ["--images=128"],
     "method_levers": ["--images=128"],
-    "sigreg": ["--n=4096", "--d=2048", "--k=1024"],
+    "sigreg": ["--n=4096", "--d=2048", "--k=1024", "--scaling"],
     "leapfrog": [],
     "knn": [],
     "probe": [],
@@ -45,11 +45,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scale", choices=("small", "full"), default="small")
     parser.add_argument("--only", nargs="+", choices=list(FULL), help="run these alone")
+    parser.add_argument("--repeats", type=int, help="turns of each, instead of its own number")
     args = parser.parse_args()
     failed = []
     for name, arguments in (SMALL if args.scale == "small" else FULL).items():
         if args.only and name not in args.only:
             continue
+        if args.repeats is not None:
+            arguments = [*arguments, f"--repeats={args.repeats}"]
         print(f"\n## {name} {' '.join(arguments)}\n", flush=True)
         start = time.perf_counter()
         command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]

@@ -159,13 +159,16 @@ def interleaved_medians(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Returns {name: median seconds} and {name: median processor seconds} of runs in turn.
 
-    In its turn each runs twice and the second is timed, as step follows step in training: the first
-    finds the caches filled, and the memory of temporaries given back, by another.
+    In its turn each first runs untimed, once at least and for a second, as step follows step in
+    training: it finds the caches filled, and the memory of temporaries given back, by another.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
+            untimed = time.perf_counter()
             runner()
+            while time.perf_counter() - untimed < 1:
+                runner()
             start, start_processor = time.perf_counter(), time.process_time()
             runner()
             spent = time.perf_counter() - start, time.process_time() - start_processor
