@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from train_step import interleaved_medians
+from turns import Spent, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
 from hjepa_jax.models.convolution import conv2d_grouped_gradient, conv2d_plain, unfold
 from hjepa_jax.native.batch_norm import batch_norm_native
@@ -74,8 +74,8 @@ def padded_channels(x: jax.Array, kernel: jax.Array, multiple: int) -> jax.Array
     return conv2d_plain(wide, kernels, 1, 1)[..., : kernel.shape[-1]]
 
 
-def convolutions(multiple: int, group: int) -> dict[str, Convolution]:
-    """Returns the ways by name, XLA's own first."""
+def convolutions(multiple: int, group: int) -> dict[str, Any]:
+    """Returns the ways by name, XLA's own first; each is a `Convolution`."""
     native = {"native": lambda x, k: conv2d_native(x, k, 1, 1)} if kernels() else {}
     return {
         "XLA": lambda x, k: conv2d_plain(x, k, 1, 1),
@@ -131,14 +131,14 @@ def _fused_backward(residuals: Any, bar: jax.Array) -> Any:
 fused_batch_norm_relu.defvjp(_fused_forward, _fused_backward)
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each function, all taking turns, compiled before."""
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Spent]:
+    """Returns what each function spends, all taking turns; once before, for compilation."""
     runners: dict[str, Any] = {
         name: lambda f=function: jax.block_until_ready(f()) for name, function in functions.items()
     }
     for runner in runners.values():
         runner()
-    return interleaved_medians(runners, repeats)[0]
+    return take_turns(runners, repeats, settle=1e-9)
 
 
 def relative_error(found: Any, expected: Any) -> float:
@@ -155,21 +155,20 @@ def measure_shape(side: int, channels: int, args: argparse.Namespace) -> None:
     x, bar = (jax.random.normal(key, shape) for key in keys[:2])
     kernel = jax.random.normal(keys[2], (3, 3, channels, channels)) / (3 * channels**0.5)
     flops = 2 * x.size * 9 * channels
-    square = jnp.ones((args.matrix, args.matrix))
-    product = jax.jit(lambda a: a @ a)
     ways = {name: passes(way) for name, way in convolutions(args.multiple, args.group).items()}
     for which in ("forward", "input gradient", "kernel gradient"):
         functions = {
             name: functools.partial(way[which], x, kernel, bar) for name, way in ways.items()
         }
-        spent = interleaved({**functions, "product": lambda: product(square)}, args.repeats)
-        ceiling = 2 * args.matrix**3 / spent.pop("product")
+        spent = interleaved({**functions, **ceiling_runners(args)}, args.repeats)
+        ceiling = pop_ceiling(spent, args).flops
         expected = functions["XLA"]()
-        for name, seconds in spent.items():
+        for name, (seconds, _) in spent.items():
             error = relative_error(functions[name](), expected)
             print(
                 f"| {args.images} x {side} x {channels} | {which} | {name} | {1e3 * seconds:.1f} "
-                f"| {spent['XLA'] / seconds:.2f} | {flops / seconds / ceiling:.0%} | {error:.0e} |",
+                f"| {spent['XLA'].wall / seconds:.2f} | {flops / seconds / ceiling:.0%} "
+                f"| {error:.0e} |",
                 flush=True,
             )
 
@@ -193,11 +192,12 @@ def measure_normalisation(side: int, channels: int, args: argparse.Namespace) ->
     functions = {name: functools.partial(run, x, scale, bias) for name, run in compiled.items()}
     spent = interleaved(functions, args.repeats)
     expected = functions["plain"]()
-    for name, seconds in spent.items():
+    for name, (seconds, _) in spent.items():
         error = relative_error(functions[name](), expected)
         print(
             f"| {args.images} x {side} x {channels} | normalisation and ReLU, value and gradient "
-            f"| {name} | {1e3 * seconds:.1f} | {spent['plain'] / seconds:.2f} | | {error:.0e} |",
+            f"| {name} | {1e3 * seconds:.1f} | {spent['plain'].wall / seconds:.2f} "
+            f"| | {error:.0e} |",
             flush=True,
         )
 
@@ -212,9 +212,11 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["32x64", "16x128", "8x256"])
     parser.add_argument("--group", type=int, default=8, help="images of a group")
     parser.add_argument("--multiple", type=int, default=128, help="channels are padded to it")
-    parser.add_argument("--matrix", type=int, default=2048, help="size of the ceiling's product")
+    add_ceiling_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    if args.images % args.group:
+        parser.error(f"--group={args.group} must divide --images={args.images}.")
     print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}; float32")
     print(f"native kernels: {kernels().description}")
     columns = ("images x side x channels", "pass", "way", "ms", "gain", "of ceiling", "error")

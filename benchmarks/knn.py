@@ -5,7 +5,8 @@
 All sides find the k neighbours of largest cosine similarity of the same random features, in turn
 (interleaved), and the medians and their ratios to ours are printed. Peak memory is measured in a
 process of its own for each side, above what its imports and the features take. Our first call,
-with compilation, is printed apart. On CPU all sides use all cores.
+with compilation, is printed apart. On CPU all sides use all cores. "of ceiling" compares the
+similarities' operations alone with a matrix product in the same turns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
 Array = npt.NDArray[np.float32]
 Search = Callable[[Array, Array, int], npt.NDArray[Any]]
@@ -131,25 +132,28 @@ def measure(options: argparse.Namespace) -> None:
     train = features(options.train, options.dim, 0)
     test = features(options.test, options.dim, 1)
     searches = {name: make() for name, make in sides(options).items()}
-    found, times = {}, {name: [] for name in searches}
+    found = {}
     for name, search in searches.items():
         start = time.perf_counter()
         found[name] = search(train, test, options.k)
         print(f"{name}: first call {time.perf_counter() - start:.2f} s", flush=True)
-    for _ in range(options.repeats):
-        for name, search in searches.items():
-            start = time.perf_counter()
-            search(train, test, options.k)
-            times[name].append(time.perf_counter() - start)
-    base = statistics.median(next(iter(times.values())))
-    first = next(iter(found.values()))
-    print(f"{'':14} {'median s':>9} {'min s':>8} {'/ ours':>7} {'same':>8} {'peak MB':>8}")
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
+    runners: dict[str, Runner] = {
+        name: lambda search=search: search(train, test, options.k)
+        for name, search in searches.items()
+    }
+    spent = take_turns({**runners, **ceiling_runners(options)}, options.repeats)
+    ceiling = pop_ceiling(spent, options)
+    base, first = next(iter(spent.values())).wall, next(iter(found.values()))
+    flops = 2 * options.train * options.test * options.dim
+    print(f"medians of {options.repeats}; {ceiling}")
+    print(f"{'':14} {'seconds':>9} {'/ ours':>7} {'of ceiling':>11} {'same':>8} {'peak MB':>8}")
+    for name, (seconds, _) in spent.items():
         same = np.mean(found[name] == first)
         memory = f"{memory_of(name, options):8.0f}" if options.peak else ""
+        share = flops / seconds / ceiling.flops
         print(
-            f"{name:14} {median:9.3f} {min(seconds):8.3f} {median / base:7.2f} {same:8.2%} {memory}"
+            f"{name:14} {seconds:9.3f} {seconds / base:7.2f} {share:11.0%} {same:8.2%} {memory}",
+            flush=True,
         )
 
 
@@ -165,6 +169,7 @@ def main() -> None:
         "--no-peak", dest="peak", action="store_false", help="skip peak memory (needs Linux)"
     )
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    add_ceiling_arguments(parser)
     options = parser.parse_args()
     if not options.memory:
         measure(options)

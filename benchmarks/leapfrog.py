@@ -12,12 +12,11 @@ is the largest difference of the two gradients over the largest gradient entry, 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
 from hjepa_jax.models.predictor import HamiltonianPredictor, PredictorSettings
 
@@ -44,11 +43,21 @@ def gradient_difference(first: Any, second: Any) -> float:
     )
 
 
-def measure(batch: int, dim: int, hidden: int, depth: int, steps: int, repeats: int) -> str:
+def flow_flops(args: argparse.Namespace, steps: int) -> int:
+    """Returns the operations of the plain flow's products, value and gradient.
+
+    A force is a pass of the potential's MLP and its gradient; there is one at each step boundary,
+    and its own gradient counts twice.
+    """
+    one_pass = 2 * args.batch * args.hidden * (args.dim + (args.depth - 1) * args.hidden + 1)
+    return 3 * 2 * one_pass * (steps + 1)
+
+
+def measure(args: argparse.Namespace, steps: int) -> str:
     """Returns one line of the table."""
     key, data_key = jax.random.split(jax.random.key(0))
-    z = jax.random.normal(data_key, (batch, 2 * dim))
-    options: dict[str, Any] = {"steps": steps, "hidden_dim": hidden, "depth": depth}
+    z = jax.random.normal(data_key, (args.batch, 2 * args.dim))
+    options: dict[str, Any] = {"steps": steps, "hidden_dim": args.hidden, "depth": args.depth}
     plain = PredictorSettings(**options)
     variables = HamiltonianPredictor(plain).init(key, z, 1, RESIDUAL_SCALE)
     compiled = [
@@ -56,17 +65,19 @@ def measure(batch: int, dim: int, hidden: int, depth: int, steps: int, repeats: 
         for reversible in (False, True)
     ]
     gradients = [jax.block_until_ready(run(variables, z))[1] for run in compiled]
-    times: list[list[float]] = [[], []]
-    for _ in range(repeats):
-        for run, spent in zip(compiled, times):
-            start = time.perf_counter()
-            jax.block_until_ready(run(variables, z))
-            spent.append(1e3 * (time.perf_counter() - start))
-    plain_ms, reversible_ms = (statistics.median(spent) for spent in times)
+    runners: dict[str, Runner] = {
+        name: lambda run=run: jax.block_until_ready(run(variables, z))
+        for name, run in zip(("plain", "reversible"), compiled)
+    }
+    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats, settle=1e-9)
+    ceiling = pop_ceiling(spent, args)
+    plain_ms, reversible_ms = (1e3 * side.wall for side in spent.values())
     plain_mb, reversible_mb = (run.memory_analysis().temp_size_in_bytes / 2**20 for run in compiled)
+    share = flow_flops(args, steps) / spent["plain"].wall / ceiling.flops
     return (
-        f"| {steps:5d} | {plain_ms:9.1f} | {reversible_ms:13.1f} | {reversible_ms / plain_ms:5.2f} "
-        f"| {plain_mb:9.1f} | {reversible_mb:14.1f} | {gradient_difference(*gradients):10.1e} |"
+        f"| {steps:5d} | {plain_ms:9.1f} | {share:10.0%} | {reversible_ms:13.1f} "
+        f"| {reversible_ms / plain_ms:5.2f} | {plain_mb:9.1f} | {reversible_mb:14.1f} "
+        f"| {gradient_difference(*gradients):10.1e} |"
     )
 
 
@@ -78,16 +89,15 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="hidden layers of it")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=5)
+    add_ceiling_arguments(parser)
     args = parser.parse_args()
     print(f"device: {jax.devices()[0].device_kind}; B={args.batch} d={args.dim}")
     print(
-        "| steps | plain, ms | reversible, ms | ratio | plain, MB | reversible, MB | difference |"
+        "| steps | plain, ms | of ceiling | reversible, ms | ratio | plain, MB | reversible, MB "
+        "| difference |\n|---:|---:|---:|---:|---:|---:|---:|---:|"
     )
-    print("|------:|----------:|--------------:|------:|----------:|---------------:|-----------:|")
     for steps in args.steps:
-        print(
-            measure(args.batch, args.dim, args.hidden, args.depth, steps, args.repeats), flush=True
-        )
+        print(measure(args, steps), flush=True)
 
 
 if __name__ == "__main__":

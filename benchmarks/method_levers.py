@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import argparse
 import functools
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from convolutions import interleaved, relative_error
 from leapfrog import RESIDUAL_SCALE, compile_gradient
+from train_step import read_config
 
-from configs import cifar100
 from hjepa_jax.build import build_encoder
 from hjepa_jax.models.predictor import HamiltonianPredictor, PredictorSettings
+
+CONFIG = str(pathlib.Path(__file__).resolve().parent.parent / "configs" / "cifar100.py")
 
 
 def report(
@@ -35,15 +38,15 @@ def report(
     functions = {way: lambda f=f: f(*arguments) for way, f in ways.items()}
     spent = interleaved(functions, repeats)
     used = next(iter(ways))
-    for way, seconds in spent.items():
+    for way, (seconds, _) in spent.items():
         error = f"{relative_error(functions[way](), functions[used]()):.0e}" if equal else ""
-        gain = spent[used] / seconds
+        gain = spent[used].wall / seconds
         print(f"| {name} | {way} | {1e3 * seconds:.2f} | {gain:.2f} | {error} |", flush=True)
 
 
 def encoder_passes(args: argparse.Namespace) -> None:
     """All views at once, or each alone."""
-    config = cifar100.get_config()
+    config = read_config(CONFIG)
     config.model.update(width=args.width, compute_dtype="float32")
     encoder = build_encoder(config)
     keys = jax.random.split(jax.random.key(0))

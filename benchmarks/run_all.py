@@ -3,7 +3,8 @@
     python benchmarks/run_all.py --scale small
     python benchmarks/run_all.py --scale full --only train_step sigreg --repeats 3
 
-`small` ends in about half an hour on two cores; `full` takes the sizes of the recipes. What a
+`tiny` shows in two minutes that all run, `small` ends in about half an hour on two cores, `full`
+takes the sizes of the recipes. What a
 benchmark compares with (torch, torchvision, faiss) is left out where it is not installed:
 pip install -e '.[bench]'.
 """
@@ -17,6 +18,17 @@ import sys
 import time
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+TINY = {
+    "train_step": ["--batch=4", "--width=8", "--repeats=1", "--matrix=256", "--copy-mb=1"],
+    "convolutions": ["--images=2", "--group=2", "--shapes=8x16", "--repeats=1", "--matrix=256"],
+    "method_levers": ["--images=2", "--width=8", "--rank=16", "--repeats=1"],
+    "sigreg": ["--n=64", "--d=32", "--k=16", "--repeats=1", "--matrix=256", "--copy-mb=1"],
+    "leapfrog": ["--batch=8", "--dim=16", "--hidden=16", "--steps", "1", "4", "--repeats=1"],
+    "knn": ["--train=2000", "--test=200", "--dim=32", "--k=20", "--repeats=1"],
+    "probe": ["--train=500", "--test=100", "--dim=32", "--classes=5", "--epochs=2", "--repeats=1"],
+    "startup": ["--batch=4", "--width=8", "--repeats=1"],
+    "input_pipeline": ["--sizes", "32", "80", "--images=4", "--repeats=1"],
+}
 SMALL = {
     "train_step": ["--batch=64", "--width=64", "--repeats=3"],
     "convolutions": ["--images=32", "--repeats=3"],
@@ -39,16 +51,17 @@ FULL = {
     "startup": ["--batch=64"],
     "input_pipeline": [],
 }
+SCALES = {"tiny": TINY, "small": SMALL, "full": FULL}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--scale", choices=("small", "full"), default="small")
+    parser.add_argument("--scale", choices=list(SCALES), default="small")
     parser.add_argument("--only", nargs="+", choices=list(FULL), help="run these alone")
     parser.add_argument("--repeats", type=int, help="turns of each, instead of its own number")
     args = parser.parse_args()
     failed = []
-    for name, arguments in (SMALL if args.scale == "small" else FULL).items():
+    for name, arguments in SCALES[args.scale].items():
         if args.only and name not in args.only:
             continue
         if args.repeats is not None:

@@ -7,7 +7,8 @@ The direct form evaluates cos and sin on an [N, K, T] array. "XLA's operations" 
 its native CPU kernel, as on a CPU without a compiler. All take the value and the gradient
 with respect to z [N, D]. Runs alternate (interleaved) and medians are printed, so that other load
 on the machine falls on all alike. "temporary" is the peak of XLA's temporary buffers, beyond
-arguments and results, as compiled; "x projections" divides it by the size of z A, [N, K].
+arguments and results, as compiled; "x projections" divides it by the size of z A, [N, K]. "of
+ceiling" compares the two products alone, 4 NDK operations, with a matrix product in the same turns.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
 from hjepa_jax.models.trigonometric_means import fastest_means
 from hjepa_jax.native.build import kernels
@@ -87,44 +87,32 @@ def compile_both(n: int, d: int, k: int, t: int) -> tuple[dict[str, Any], tuple[
     return compiled, arguments
 
 
-def measure(n: int, d: int, k: int, t: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Returns {name: {'value', 'ms', 'temporary_mb', 'x_projections'}} of one size."""
-    compiled, arguments = compile_both(n, d, k, t)
-    runners: dict[str, Callable[[], float]] = {
+def measure(size: dict[str, int], args: argparse.Namespace) -> None:
+    """Prints one line for each form at one size, with ratios to ours and to the ceiling."""
+    compiled, arguments = compile_both(**size)
+    runners: dict[str, Runner] = {
         name: lambda form=form: float(jax.block_until_ready(form(*arguments))[0])
         for name, form in compiled.items()
     }
     if importlib.util.find_spec("torch"):
-        runners["pytorch"] = torch_runner(np.asarray(arguments[0]), np.asarray(arguments[1]), t)
+        z, slices = map(np.asarray, arguments)
+        runners["pytorch"] = torch_runner(z, slices, size["t"])
     values = {name: run() for name, run in runners.items()}
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(repeats):
-        for name, run in runners.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    results = {}
-    for name in runners:
-        results[name] = {"value": values[name], "ms": statistics.median(times[name])}
+    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats)
+    ceiling = pop_ceiling(spent, args)
+    ours = spent["hjepa_jax"].wall
+    # The projections and their gradient; what is between them has other operations.
+    flops = 4 * size["n"] * size["d"] * size["k"]
+    print(f"{'  '.join(f'{name.upper()}={value}' for name, value in size.items())}  ({ceiling})")
+    for name, (seconds, _) in spent.items():
+        share = flops / seconds / ceiling.flops
+        line = f"  {name:16s} {1e3 * seconds:10.1f} ms  ({seconds / ours:5.2f} x ours)"
+        line += f"  products {share:4.0%} of ceiling"
         if name in compiled:
             temporary = compiled[name].memory_analysis().temp_size_in_bytes
-            results[name] |= {"temporary_mb": temporary / 2**20}
-            results[name] |= {"x_projections": temporary / (4 * n * k)}
-    return results
-
-
-def print_results(size: dict[str, int], results: dict[str, dict[str, float]]) -> None:
-    """Prints one line for each form, with ratios to ours."""
-    ours = results["hjepa_jax"]
-    print("  ".join(f"{name.upper()}={value}" for name, value in size.items()))
-    for name, row in results.items():
-        line = f"  {name:16s} {row['ms']:10.1f} ms  ({row['ms'] / ours['ms']:5.2f} x ours)"
-        if "temporary_mb" in row:
-            line += (
-                f"  temporary {row['temporary_mb']:9.1f} MiB = {row['x_projections']:6.2f} x "
-                f"projections ({row['temporary_mb'] / ours['temporary_mb']:5.2f} x ours)"
-            )
-        print(f"{line}  value {row['value']:.6f}")
+            line += f"  temporary {temporary / 2**20:9.1f} MiB"
+            line += f" = {temporary / (4 * size['n'] * size['k']):6.2f} x projections"
+        print(f"{line}  value {values[name]:.6f}", flush=True)
 
 
 def main() -> None:
@@ -135,6 +123,7 @@ def main() -> None:
     parser.add_argument(
         "--scaling", action="store_true", help="three sizes of each of n, k and t: 1/4, 1/2 and 1"
     )
+    add_ceiling_arguments(parser)
     args = parser.parse_args()
     size = {name: getattr(args, name) for name in "ndkt"}
     print(f"device: {jax.devices()[0].device_kind}")
@@ -148,7 +137,7 @@ def main() -> None:
         }
         sizes = [{**size, name: value} for name, values in scaled.items() for value in values]
     for one in sizes:
-        print_results(one, measure(**one, repeats=args.repeats))
+        measure(one, args)
 
 
 if __name__ == "__main__":

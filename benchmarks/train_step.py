@@ -17,15 +17,15 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
 from hjepa_jax import compilation_cache, sharding
 from hjepa_jax.models import layers, placement
@@ -33,8 +33,6 @@ from hjepa_jax.models.convolution import conv2d_plain
 from hjepa_jax.native.build import Kernels, kernels
 from hjepa_jax.run import Run, prepare
 from hjepa_jax.train_step import draw_randomness
-
-Runner = Callable[[], float]
 
 
 @contextlib.contextmanager
@@ -121,18 +119,6 @@ def torch_runners(config: Any, views: np.ndarray, run: Run, compiled: bool) -> d
     }
 
 
-def ceilings(size: int, megabytes: int) -> tuple[Runner, Runner]:
-    """Returns runners of a [size, size] matrix product and of a copy of `megabytes`."""
-    a = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    block = jnp.ones((megabytes * 2**18,), jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    return (
-        lambda: float(jax.block_until_ready(product(a))[0, 0]),
-        lambda: float(jax.block_until_ready(copy(block))[0]),
-    )
-
-
 def step_flops(config: Any) -> float:
     """Returns the floating-point operations of the encoder's convolutions in one step.
 
@@ -154,32 +140,6 @@ def step_flops(config: Any) -> float:
     return total + 3 * 2 * images * side**2 * channels * model.token_dim
 
 
-def interleaved_medians(
-    runners: dict[str, Runner], repeats: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns {name: median seconds} and {name: median processor seconds} of runs in turn.
-
-    In its turn each first runs untimed, once at least and for a second, as step follows step in
-    training: it finds the caches filled, and the memory of temporaries given back, by another.
-    """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
-    for _ in range(repeats):
-        for name, runner in runners.items():
-            untimed = time.perf_counter()
-            runner()
-            while time.perf_counter() - untimed < 1:
-                runner()
-            start, start_processor = time.perf_counter(), time.process_time()
-            runner()
-            spent = time.perf_counter() - start, time.process_time() - start_processor
-            times[name].append(spent)
-    walls, processors = (
-        {name: statistics.median(pair[i] for pair in spent) for name, spent in times.items()}
-        for i in (0, 1)
-    )
-    return walls, processors
-
-
 def measure(config: Any, args: argparse.Namespace) -> None:
     """Prints the table of one batch size."""
     views = random_views(config)
@@ -187,24 +147,22 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     plain, _, *plain_compile = our_runner(config, views, xla_operations())
     runners: dict[str, Runner] = {"hjepa_jax": ours, "XLA's operations": plain}
     runners |= torch_runners(config, views, run, args.compile)
-    product, copy = ceilings(args.matrix, args.copy_mb)
-    runners |= {"product": product, "copy": copy}
     losses = {name: runner() for name, runner in runners.items()}
     print(f"warm; measuring {args.repeats} turns", file=sys.stderr, flush=True)
-    medians, processor = interleaved_medians(runners, args.repeats)
-    peak = 2 * args.matrix**3 / medians.pop("product") / 1e9
-    bandwidth = 2 * args.copy_mb * 2**20 / medians.pop("copy") / 1e9
+    # In training step follows step: a second of them, untimed, comes first.
+    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats, settle=1)
+    ceiling = pop_ceiling(spent, args)
     images, flops = views.shape[1], step_flops(config)
     print(f"\nbatch {images}, width {config.model.width}, {config.model.compute_dtype}; medians of")
-    print(f"{args.repeats}; ceiling {peak:.0f} GFLOP/s, copy {bandwidth:.1f} GB/s")
+    print(f"{args.repeats}; {ceiling}")
     columns = ("step", "seconds", "over hjepa_jax", "CPU s", "images/s", "GFLOP/s", "of ceiling")
     print(f"| {' | '.join(columns)} | first loss |\n|---|{'---:|' * len(columns)}")
-    for name, median in medians.items():
-        rate = flops / median / 1e9
+    for name, (seconds, processor) in spent.items():
+        rate = flops / seconds
         print(
-            f"| {name} | {median:.3f} | {median / medians['hjepa_jax']:.2f} "
-            f"| {processor[name]:.3f} | {images / median:.1f} | {rate:.0f} | {rate / peak:.0%} "
-            f"| {losses[name]:.6f} |"
+            f"| {name} | {seconds:.3f} | {seconds / spent['hjepa_jax'].wall:.2f} "
+            f"| {processor:.3f} | {images / seconds:.1f} | {rate / 1e9:.0f} "
+            f"| {rate / ceiling.flops:.0%} | {losses[name]:.6f} |"
         )
     for name, (seconds, megabytes) in (("ours", our_compile), ("XLA's operations", plain_compile)):
         print(f"{name}: compiled in {seconds:.1f} s, temporaries {megabytes:.0f} MB")
@@ -219,8 +177,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
-    parser.add_argument("--matrix", type=int, default=2048, help="size of the ceiling's product")
-    parser.add_argument("--copy-mb", type=int, default=256, help="size of the ceiling's copy")
+    add_ceiling_arguments(parser)
     args = parser.parse_args()
     compilation_cache.enable()
     print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}")

@@ -37,11 +37,3 @@ def test_show_views_writes_a_contact_sheet(tmp_path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("show_views: cifar100: data.root")
-
-
-def test_benchmark_measures_every_combination() -> None:
-    sizes = ("--sizes", "32", "80", "--images", "4", "--repeats", "1")
-    done = run("benchmarks/input_pipeline.py", *sizes)
-    assert done.returncode == 0, done.stderr
-    for line in ("32 px, 2+0 views", "32 px, 2+6 views", "80 px, 2+0 views", "80 px, 2+6 views"):
-        assert f"{line}: images/s/core hjepa_jax " in done.stdout

@@ -30,6 +30,7 @@ RUN_BY = {
     "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
     "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
     "scripts/soak.py": ("tests/faults/test_kills.py", "scripts/soak.py"),
+    "benchmarks/run_all.py": ("tests/test_benchmarks.py", "benchmarks/run_all.py"),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
 }
 

@@ -1,0 +1,84 @@
+"""What the benchmarks share: sides that take turns, and the machine's ceiling in the same turns."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Runner = Callable[[], Any]
+
+
+class Spent(NamedTuple):
+    """Medians of one side over its turns: seconds of the wall, and of this process's processors."""
+
+    wall: float
+    processor: float
+
+
+class Ceiling(NamedTuple):
+    """What the machine can do at most, per second: float32 operations and bytes copied."""
+
+    flops: float
+    bytes: float
+
+    def __str__(self) -> str:
+        return f"ceiling {self.flops / 1e9:.0f} GFLOP/s, copy {self.bytes / 1e9:.1f} GB/s"
+
+
+def take_turns(
+    runners: Mapping[str, Runner], repeats: int, *, settle: float = 0.0
+) -> dict[str, Spent]:
+    """Runs all sides in turn (A B A B), `repeats` times, and returns the medians of each.
+
+    Args:
+      runners: each returns when its work is done; compiled before.
+      repeats: turns.
+      settle: seconds of untimed runs at the start of each turn, whole ones; 0 for none. A side
+        finds the caches filled, and its temporaries' memory given back, by another.
+    """
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
+    for _ in range(repeats):
+        for name, runner in runners.items():
+            settled = time.perf_counter() + settle
+            while time.perf_counter() < settled:
+                runner()
+            start, start_processor = time.perf_counter(), time.process_time()
+            runner()
+            spent = time.perf_counter() - start, time.process_time() - start_processor
+            taken[name].append(spent)
+    return {name: Spent(*map(statistics.median, zip(*all_))) for name, all_ in taken.items()}
+
+
+def add_ceiling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --matrix and --copy-mb, the sizes of the ceiling's product and copy."""
+    parser.add_argument("--matrix", type=int, default=2048, help="size of the ceiling's product")
+    parser.add_argument("--copy-mb", type=int, default=256, help="size of the ceiling's copy")
+
+
+def ceiling_runners(args: argparse.Namespace) -> dict[str, Runner]:
+    """Returns runners of a matrix product and a copy in float32, to take turns with the sides."""
+    square = jnp.ones((args.matrix, args.matrix), jnp.float32)
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
+    block = jnp.ones((args.copy_mb * 2**18,), jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    runners: dict[str, Runner] = {
+        "product": lambda: jax.block_until_ready(product(square)),
+        "copy": lambda: jax.block_until_ready(copy(block)),
+    }
+    for runner in runners.values():
+        runner()
+    return runners
+
+
+def pop_ceiling(spent: dict[str, Spent], args: argparse.Namespace) -> Ceiling:
+    """Takes the times of `ceiling_runners` out of `spent` and returns what they show."""
+    return Ceiling(
+        flops=2 * args.matrix**3 / spent.pop("product").wall,
+        bytes=2 * args.copy_mb * 2**20 / spent.pop("copy").wall,
+    )

@@ -1,0 +1,116 @@
+"""Every benchmark runs at a small size and prints what it promises; sides take turns."""
+
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import run_all as command
+import turns
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Lines that must be there, of hjepa_jax and of what it is measured beside.
+EXPECTED = {
+    "train_step": [
+        r"ceiling \d+ GFLOP/s, copy [\d.]+ GB/s",
+        r"^\| hjepa_jax \| [\d.]+ \| 1\.00 \|.*%",
+        r"^\| XLA's operations \| [\d.]+ \| [\d.]+ \|.*%",
+    ],
+    "convolutions": [
+        rf"^\| 2 x 8 x 16 \| {which} \| {way} \| [\d.]+ \| [\d.]+ \| \d+% \| [\de.+-]+ \|"
+        for which in ("forward", "input gradient", "kernel gradient")
+        for way in ("XLA", "groups of 2", "im2col", "Winograd in XLA", "padded to 128")
+    ],
+    "method_levers": [
+        r"^\| Cholesky of q and p, rank 16 \| batched \|",
+        r"^\| largest eigenvalue, rank 16 \| power iteration, 30 products \|",
+        r"^\| flow, 2 steps \| two forces per step \|",
+        r"^\| encoder, 2 views \| one pass for each view \|",
+    ],
+    "sigreg": [
+        r"^N=64  D=32  K=16  T=17  \(ceiling",
+        r"^  hjepa_jax .* ms .*% of ceiling.* x projections",
+        r"^  direct .* ms .* x projections",
+    ],
+    "leapfrog": [r"^\| +1 \|.*%.*e-0[6-9] \|$", r"^\| +4 \|.*%.*e-0[6-9] \|$"],
+    "knn": [r"^hjepa_jax .* 1\.00 .*% +100\.00% +\d+", r"^scikit-learn .*% +\d+\.\d+% +\d+"],
+    "probe": [r"^\| hjepa_jax \| [\d.]+ \| 1\.00 \| \d+% \|", r"^\| scikit-learn \|"],
+    "startup": [r"^\| import \|", r"^\| compilation \|", r"^\| whole process \| [\d.]+ \|"],
+    "input_pipeline": [
+        rf"^{size} px, 2\+{local} views: images/s/core hjepa_jax \d"
+        for size in (32, 80)
+        for local in (0, 6)
+    ],
+}
+
+
+def run_all(*arguments: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
+    """Runs the README's command on one CPU device, without the help of PYTHONPATH."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/run_all.py"), *arguments],
+        cwd=cwd,
+        env={**environment, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_runs_and_prints_its_figures(name: str) -> None:
+    done = run_all("--scale", "tiny", "--only", name)
+    assert done.returncode == 0, done.stderr
+    for pattern in EXPECTED[name]:
+        assert re.search(pattern, done.stdout, re.MULTILINE), f"{pattern}\n{done.stdout}"
+
+
+def test_none_is_left_out() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    helpers = {"run_all", "torch_step", "turns"}
+    assert scripts - helpers == set(EXPECTED)
+    assert all(set(sizes) == set(EXPECTED) for sizes in command.SCALES.values())
+
+
+def test_one_that_fails_is_named(tmp_path: pathlib.Path) -> None:
+    """The sizes of `tiny` with no turns at all, which no benchmark can take a median of."""
+    done = run_all("--scale", "tiny", "--only", "leapfrog", "--repeats", "0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "these benchmarks failed: leapfrog"
+
+
+def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A B A B, each of its own seconds, by a clock that the sides move themselves."""
+    clock, ran = [0.0], []
+
+    def side(name: str, *seconds: float):
+        left = list(seconds)
+
+        def run() -> None:
+            ran.append(name)
+            clock[0] += left.pop(0)
+
+        return run
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(turns.time, "process_time", lambda: 10 * clock[0])
+    spent = turns.take_turns({"a": side("a", 1, 5, 2), "b": side("b", 7, 9, 8)}, 3)
+    assert ran == ["a", "b"] * 3
+    assert spent == {"a": (2, 20), "b": (8, 80)}
+
+    ran.clear()
+    spent = turns.take_turns({"a": side("a", 0.25, 0.25, 2), "b": side("b", 3, 4)}, 1, settle=0.5)
+    assert ran == ["a", "a", "a", "b", "b"]
+    assert spent == {"a": (2, 20), "b": (4, 40)}
+
+
+def test_the_ceiling_is_in_operations_and_bytes_of_a_second() -> None:
+    args = argparse.Namespace(matrix=64, copy_mb=3)
+    assert set(turns.ceiling_runners(args)) == {"product", "copy"}
+    spent = {"side": turns.Spent(1, 1), "product": turns.Spent(2, 2), "copy": turns.Spent(0.5, 1)}
+    ceiling = turns.pop_ceiling(spent, args)
+    assert ceiling == (64**3, 12 * 2**20)
+    assert set(spent) == {"side"}
