@@ -4,8 +4,8 @@
     python benchmarks/run_all.py --scale full --only train_step sigreg --repeats 3
 
 On two cores with AVX-512 `tiny` shows in a minute that all run, `small` takes six minutes, and
-`full`, with the sizes of the recipes and `--repeats 3`, half an hour. What a benchmark compares with
-(torch, torchvision, faiss) is left out where it is not installed: pip install -e '.[bench]'.
+`full`, with the sizes of the recipes and `--repeats 3`, half an hour. What a benchmark compares
+with (torch, torchvision, faiss) is left out where it is not installed: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
