@@ -5,11 +5,12 @@
 For each SIDExCHANNELS, the forward pass, the input gradient and the kernel gradient of a stride-1
 convolution are timed alone: XLA's convolution, the native kernels (what hjepa_jax uses on a lone
 CPU device, where there is a C++ compiler), the kernel gradient in scanned groups of images (where
-there is none), Winograd's F(2x2, 3x3) in XLA, im2col, and channels padded to a multiple. All take
-turns and medians are printed, over XLA's time and as a share of the ceiling of a matrix product
-measured in the same turns: with fewer multiplications the share can pass 100 %. "error" is the
-largest difference from XLA's result over its largest entry. Batch normalisation with ReLU is timed
-as flax differentiates it, with one hand-written backward pass, and in the native kernels.
+there is none), all passes in unrolled groups, Winograd's F(2x2, 3x3) in XLA, im2col, and channels
+padded to a multiple. All take turns and medians are printed, over XLA's time and as a share of the
+ceiling of a matrix product measured in the same turns: with fewer multiplications the share can
+pass 100 %. "error" is the largest difference from XLA's result over its largest entry. Batch
+normalisation with ReLU is timed as flax differentiates it, with one hand-written backward pass, and
+in the native kernels.
 """
 
 from __future__ import annotations
@@ -74,13 +75,20 @@ def padded_channels(x: jax.Array, kernel: jax.Array, multiple: int) -> jax.Array
     return conv2d_plain(wide, kernels, 1, 1)[..., : kernel.shape[-1]]
 
 
+def unrolled(x: jax.Array, kernel: jax.Array, group: int) -> jax.Array:
+    """XLA's convolution of some images at a time; so are its gradients."""
+    groups = [x[i : i + group] for i in range(0, len(x), group)]
+    return jnp.concatenate([conv2d_plain(part, kernel, 1, 1) for part in groups])
+
+
 def convolutions(multiple: int, group: int) -> dict[str, Any]:
     """Returns the ways by name, XLA's own first; each is a `Convolution`."""
     native = {"native": lambda x, k: conv2d_native(x, k, 1, 1)} if kernels() else {}
     return {
         "XLA": lambda x, k: conv2d_plain(x, k, 1, 1),
         **native,
-        f"groups of {group}": lambda x, k: conv2d_grouped_gradient(x, k, 1, 1, group),
+        f"unrolled groups of {group}": functools.partial(unrolled, group=group),
+        f"scanned groups of {group}": lambda x, k: conv2d_grouped_gradient(x, k, 1, 1, group),
         "Winograd in XLA": winograd,
         "im2col": im2col,
         f"padded to {multiple}": functools.partial(padded_channels, multiple=multiple),
@@ -158,7 +166,10 @@ def measure_shape(side: int, channels: int, args: argparse.Namespace) -> None:
     ways = {name: passes(way) for name, way in convolutions(args.multiple, args.group).items()}
     for which in ("forward", "input gradient", "kernel gradient"):
         functions = {
-            name: functools.partial(way[which], x, kernel, bar) for name, way in ways.items()
+            name: functools.partial(way[which], x, kernel, bar)
+            for name, way in ways.items()
+            # Its other passes are XLA's own.
+            if which == "kernel gradient" or not name.startswith("scanned")
         }
         spent = interleaved({**functions, **ceiling_runners(args)}, args.repeats)
         ceiling = pop_ceiling(spent, args).flops

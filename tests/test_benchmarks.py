@@ -23,8 +23,9 @@ EXPECTED = {
     "convolutions": [
         rf"^\| 2 x 8 x 16 \| {which} \| {way} \| [\d.]+ \| [\d.]+ \| \d+% \| [\de.+-]+ \|"
         for which in ("forward", "input gradient", "kernel gradient")
-        for way in ("XLA", "groups of 2", "im2col", "Winograd in XLA", "padded to 128")
-    ],
+        for way in ("XLA", "unrolled groups of 2", "im2col", "Winograd in XLA", "padded to 128")
+    ]
+    + [r"^\| 2 x 8 x 16 \| kernel gradient \| scanned groups of 2 \|"],
     "method_levers": [
         r"^\| Cholesky of q and p, rank 16 \| batched \|",
         r"^\| largest eigenvalue, rank 16 \| power iteration, 30 products \|",
