@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from turns import Spent, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
+from turns import ONE_RUN, Spent, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
 from hjepa_jax.models.convolution import conv2d_grouped_gradient, conv2d_plain, unfold
 from hjepa_jax.native.batch_norm import batch_norm_native
@@ -146,7 +146,7 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[s
     }
     for runner in runners.values():
         runner()
-    return take_turns(runners, repeats, settle=1e-9)
+    return take_turns(runners, repeats, settle=ONE_RUN)
 
 
 def relative_error(found: Any, expected: Any) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
+from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 Array = npt.NDArray[np.float32]
 Search = Callable[[Array, Array, int], npt.NDArray[Any]]
@@ -141,8 +141,7 @@ def measure(options: argparse.Namespace) -> None:
         name: lambda search=search: search(train, test, options.k)
         for name, search in searches.items()
     }
-    spent = take_turns({**runners, **ceiling_runners(options)}, options.repeats)
-    ceiling = pop_ceiling(spent, options)
+    spent, ceiling = take_turns_to_ceiling(runners, options)
     base, first = next(iter(spent.values())).wall, next(iter(found.values()))
     flops = 2 * options.train * options.test * options.dim
     print(f"medians of {options.repeats}; {ceiling}")

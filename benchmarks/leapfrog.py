@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
+from turns import ONE_RUN, Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.models.predictor import HamiltonianPredictor, PredictorSettings
 
@@ -69,8 +69,7 @@ def measure(args: argparse.Namespace, steps: int) -> str:
         name: lambda run=run: jax.block_until_ready(run(variables, z))
         for name, run in zip(("plain", "reversible"), compiled)
     }
-    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats, settle=1e-9)
-    ceiling = pop_ceiling(spent, args)
+    spent, ceiling = take_turns_to_ceiling(runners, args, settle=ONE_RUN)
     plain_ms, reversible_ms = (1e3 * side.wall for side in spent.values())
     plain_mb, reversible_mb = (run.memory_analysis().temp_size_in_bytes / 2**20 for run in compiled)
     share = flow_flops(args, steps) / spent["plain"].wall / ceiling.flops

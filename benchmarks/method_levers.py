@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pathlib
 import warnings
 from typing import Any
 
@@ -24,14 +23,12 @@ import jax
 import jax.numpy as jnp
 from convolutions import interleaved, relative_error
 from leapfrog import RESIDUAL_SCALE
-from train_step import read_config
+from startup import read_config
 
 from hjepa_jax.build import build_encoder
 from hjepa_jax.dynamics.hamiltonian import init_mlp, separable
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.models.predictor import PredictorSettings
-
-CONFIG = str(pathlib.Path(__file__).resolve().parent.parent / "configs" / "cifar100.py")
 
 
 def report(
@@ -49,7 +46,7 @@ def report(
 
 def encoder_passes(args: argparse.Namespace) -> None:
     """All views at once, or each alone."""
-    config = read_config(CONFIG)
+    config = read_config("configs/cifar100.py")
     config.model.update(width=args.width, compute_dtype="float32")
     encoder = build_encoder(config)
     keys = jax.random.split(jax.random.key(0))

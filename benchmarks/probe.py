@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
+from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.evaluation.probe import ProbeSettings, init_probe, linear_probe, shuffles
 
@@ -116,8 +116,7 @@ def main() -> None:
         top1[name] = made[name](train, test)
 
     runners: dict[str, Runner] = {name: functools.partial(run, name) for name in made}
-    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats)
-    ceiling = pop_ceiling(spent, args)
+    spent, ceiling = take_turns_to_ceiling(runners, args)
     base = next(iter(spent.values())).wall
     # Logits and the gradient of their weights. The features pass through memory as well.
     flops = 4 * args.epochs * args.train * args.dim * args.classes

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
+from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.models.trigonometric_means import fastest_means
 from hjepa_jax.native.build import kernels
@@ -98,8 +98,7 @@ def measure(size: dict[str, int], args: argparse.Namespace) -> None:
         z, slices = map(np.asarray, arguments)
         runners["pytorch"] = torch_runner(z, slices, size["t"])
     values = {name: run() for name, run in runners.items()}
-    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats)
-    ceiling = pop_ceiling(spent, args)
+    spent, ceiling = take_turns_to_ceiling(runners, args)
     ours = spent["hjepa_jax"].wall
     # The projections and their gradient; what is between them has other operations.
     flops = 4 * size["n"] * size["d"] * size["k"]

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from turns import Runner, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
+from startup import read_config
+from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax import compilation_cache, sharding
 from hjepa_jax.models import layers, placement
@@ -44,17 +46,6 @@ def xla_operations() -> Iterator[None]:
         yield
     finally:
         layers.conv2d, placement.kernels = chosen
-
-
-def read_config(file_and_variant: str) -> Any:
-    """Returns the configuration of 'file.py' or 'file.py:variant'."""
-    file, _, variant = file_and_variant.partition(":")
-    spec = importlib.util.spec_from_file_location("benchmark_config", file)
-    if spec is None or spec.loader is None:
-        sys.exit(f"{file} is no Python file: give a configuration such as configs/cifar100.py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 def random_views(config: Any) -> np.ndarray:
@@ -150,8 +141,7 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     losses = {name: runner() for name, runner in runners.items()}
     print(f"warm; measuring {args.repeats} turns", file=sys.stderr, flush=True)
     # In training step follows step: a second of them, untimed, comes first.
-    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats, settle=1)
-    ceiling = pop_ceiling(spent, args)
+    spent, ceiling = take_turns_to_ceiling(runners, args, settle=1)
     images, flops = views.shape[1], step_flops(config)
     print(f"\nbatch {images}, width {config.model.width}, {config.model.compute_dtype}; medians of")
     print(f"{args.repeats}; {ceiling}")
@@ -183,7 +173,7 @@ def main() -> None:
     print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}")
     print(f"native kernels: {kernels().description}", flush=True)
     for batch in args.batch:
-        config = read_config(args.config)
+        config = read_config(os.path.abspath(args.config))
         config.data.batch_size = batch
         config.model.compute_dtype = args.dtype
         if args.width is not None:

@@ -15,6 +15,8 @@ Runner = Callable[[], Any]
 
 # Of each in a turn: the first finds clock and caches as the side before left them.
 _CEILING_RUNS = 4
+# As `settle` of `take_turns`: less than any run takes.
+ONE_RUN = 1e-9
 
 
 class Spent(NamedTuple):
@@ -64,15 +66,23 @@ def add_ceiling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copy-mb", type=int, default=256, help="size of the ceiling's copy")
 
 
+@jax.jit
+def _product(square: jax.Array) -> jax.Array:
+    return jnp.matmul(square, square, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _copy(block: jax.Array) -> jax.Array:
+    return block + 1
+
+
 def ceiling_runners(args: argparse.Namespace) -> dict[str, Runner]:
     """Returns runners of matrix products and copies in float32, to take turns with the sides."""
     square = jnp.ones((args.matrix, args.matrix), jnp.float32)
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
     block = jnp.ones((args.copy_mb * 2**18,), jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
     runners: dict[str, Runner] = {
-        "product": lambda: [jax.block_until_ready(product(square)) for _ in range(_CEILING_RUNS)],
-        "copy": lambda: [jax.block_until_ready(copy(block)) for _ in range(_CEILING_RUNS)],
+        "product": lambda: [jax.block_until_ready(_product(square)) for _ in range(_CEILING_RUNS)],
+        "copy": lambda: [jax.block_until_ready(_copy(block)) for _ in range(_CEILING_RUNS)],
     }
     for runner in runners.values():
         runner()
@@ -85,3 +95,12 @@ def pop_ceiling(spent: dict[str, Spent], args: argparse.Namespace) -> Ceiling:
         flops=_CEILING_RUNS * 2 * args.matrix**3 / spent.pop("product").wall,
         bytes=_CEILING_RUNS * 2 * args.copy_mb * 2**20 / spent.pop("copy").wall,
     )
+
+
+def take_turns_to_ceiling(
+    runners: Mapping[str, Runner], args: argparse.Namespace, *, settle: float = 0.0
+) -> tuple[dict[str, Spent], Ceiling]:
+    """`take_turns`, args.repeats of them, and the ceiling measured in the same turns."""
+    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats, settle=settle)
+    ceiling = pop_ceiling(spent, args)
+    return spent, ceiling

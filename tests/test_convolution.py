@@ -131,7 +131,7 @@ ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from hjepa_jax import sharding
-from hjepa_jax.models import convolution, placement
+from hjepa_jax.models import convolution
 assert jax.device_count() == 8
 convolution._MIN_GROUPED = convolution._MIN_NATIVE = 1
 x = jax.random.normal(jax.random.key(0), (40, 8, 8, 3))

@@ -89,16 +89,13 @@ inline void PackUnfolded(const Shape& s, const float* image, int64_t row, int64_
   float* patch = patch_arena.Get(s.blocks() * kBlock + kLanes + kBlock);
   std::memset(padded + all, 0, kLanes * sizeof(float));
   CopyPadded(s, image, row, rows, columns, padded);
-  const Vec zeros[kBlock / kLanes] = {};
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < s.out_w; ++c) {
       const float* from = padded + r * s.stride * row_floats + c * s.stride * s.channels;
       for (int64_t i = 0; i < s.taps_h; ++i)
         CopyVectors(from + i * row_floats, run, patch + i * run);
-      std::memcpy(patch + s.taps_h * run, zeros, sizeof(zeros));
-      float* to = band + r * s.row_floats() + c * kBlock;
-      for (int64_t b = 0; b < s.blocks(); ++b, to += step)
-        std::memcpy(to, patch + b * kBlock, kBlock * sizeof(float));
+      ZeroPixel(1, patch + s.taps_h * run, kBlock);
+      CopyPixel(patch, s.blocks() * kBlock, band + r * s.row_floats() + c * kBlock, step);
     }
   }
 }

@@ -17,12 +17,14 @@ using Columns = ffi::Buffer<ffi::S32, 1>;
 
 constexpr int64_t kRun = 64;  // values compared before any of them is looked at
 
+// Bits of a float to an integer that orders like it, and back.
+inline int32_t Ordered(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
 // An integer that orders like the float; NaN is above infinity.
 inline int32_t Key(float value) {
   int32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
-  bits ^= (bits >> 31) & 0x7fffffff;
-  return std::max(bits, std::numeric_limits<int32_t>::min() + 1);
+  return std::max(Ordered(bits), std::numeric_limits<int32_t>::min() + 1);
 }
 
 // Larger for larger keys, then for lower indices.
@@ -32,7 +34,7 @@ inline uint64_t Candidate(int32_t key, int64_t index) {
 }
 
 inline float ValueOf(int32_t key) {
-  const int32_t bits = key ^ ((key >> 31) & 0x7fffffff);
+  const int32_t bits = Ordered(key);
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
