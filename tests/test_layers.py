@@ -59,6 +59,7 @@ LAYERS = {
     "physics_runs": 12,
     "reproduce_pictures": 11,
     "reproduce": 12,
+    "tools": 13,
 }
 # Numerics know arrays alone.
 PURE = {"dynamics": {"jax", "numpy"}, "objectives": {"jax", "numpy"}}

@@ -1,0 +1,1 @@
+"""Programs that examine the package itself: fuzzers of its settings and files."""

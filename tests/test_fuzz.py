@@ -1,0 +1,71 @@
+"""The fuzzing harness: each kind of end is told apart, and a crash ends one attempt alone."""
+
+import pathlib
+import textwrap
+
+import pytest
+
+from hjepa_jax.tools import fuzz
+
+TARGET = """
+import os, signal, time
+from hjepa_jax.errors import DataError
+
+
+def make(rng, folder):
+    kind = ("right", "refused", "silent", "wrong", "crash", "exit", "hang")[int(os.environ["KIND"])]
+
+    def attempt():
+        assert folder.is_dir() and not list(folder.iterdir())
+        print("not a reply")
+        if kind == "refused":
+            raise DataError("This file is empty.")
+        if kind == "silent":
+            raise DataError("")
+        if kind == "wrong":
+            raise AssertionError("2 is not 3")
+        if kind == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if kind == "exit":
+            os._exit(7)
+        if kind == "hang":
+            time.sleep(60)
+
+    return f"a {kind} input, {rng.randrange(100)}", attempt
+"""
+
+
+@pytest.fixture
+def target(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "odd_inputs.py").write_text(textwrap.dedent(TARGET))
+    root = pathlib.Path(__file__).resolve().parent.parent
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
+    return "odd_inputs"
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused", "right", "text"),
+    [
+        (0, 0, 2, ""),
+        (1, 2, 0, ""),
+        (2, 0, 0, "without a sentence"),
+        (3, 0, 0, "AssertionError: 2 is not 3"),
+        (4, 0, 0, "SIGSEGV"),
+        (5, 0, 0, "exit status 7"),
+        (6, 0, 0, "no end within 0.5 s"),
+    ],
+)
+def test_ends_are_told_apart(kind, refused, right, text, target, monkeypatch) -> None:
+    monkeypatch.setenv("KIND", str(kind))
+    report = fuzz.run(target, seed=3, count=2, seconds=0.5)
+    assert (report.tried, report.refused, report.right) == (2, refused, right)
+    assert len(report.other) == 2 - refused - right
+    assert all(text in line for line in report.other)
+    assert f"anything else {len(report.other)}" in str(report)
+
+
+def test_an_attempt_can_be_repeated_alone(target, monkeypatch) -> None:
+    monkeypatch.setenv("KIND", "3")
+    both = fuzz.run(target, seed=1, count=2).other
+    assert fuzz.run(target, seed=1, count=1, first=1).other == both[1:]
+    assert fuzz.run(target, seed=2, count=2).other != both
