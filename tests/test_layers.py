@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "hjepa_jax"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "schema": 1,
     "dynamics": 1,
     "sharding": 1,
     "compilation_cache": 1,
@@ -20,7 +21,7 @@ LAYERS = {
     "config_check": 3,
     "variants": 2,
     "command_line": 4,
-    "checkpoint_files": 1,
+    "checkpoint_files": 2,
     "orbax_noise": 1,
     "distributed": 4,
     "workdir_lock": 5,
@@ -101,7 +102,7 @@ def test_imports_only_from_layers_below(path: pathlib.Path) -> None:
             continue
         assert LAYERS[target] < LAYERS[layer], f"{path} imports {name}"
         if layer == "data":
-            assert target in ("config", "errors", "files"), f"{path} imports {name}"
+            assert target in ("config", "errors", "files", "schema"), f"{path} imports {name}"
     if layer in PURE:
         foreign = {name.split(".")[0] for name in imports(path)} - STANDARD - {"hjepa_jax"}
         assert foreign <= PURE[layer], f"{path} imports {foreign - PURE[layer]}"
