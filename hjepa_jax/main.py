@@ -5,11 +5,13 @@ python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
 import sys
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -18,7 +20,7 @@ from hjepa_jax import compilation_cache, config_check, distributed, orbax_noise
 from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
-from hjepa_jax.stop_request import RunStopped
+from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, ':variant' after it."
@@ -84,18 +86,37 @@ def _work(config: Config, workdir: pathlib.Path) -> None:
     else:
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
-        if _MODE.value != "eval":
-            from hjepa_jax.train import train
-
-            train(config, workdir)
-        if _MODE.value != "train":
-            from hjepa_jax.evaluate import evaluate
-
-            evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value), _CHECKPOINT.value)
+        with StopRequest() as stop:
+            _stages(config, workdir, stop)
     except RunStopped as stopped:
         # A job scheduler takes status 0 as it is meant: nothing is lost.
-        if distributed.is_primary():
-            print(f"hjepa_jax: {stopped}", file=sys.stderr)
+        _say(str(stopped))
+    except StoppedAtOnce as stopped:
+        if jax.process_count() > 1:
+            raise  # the others wait for this process, so that it must not end in silence
+        _say(f"{stopped}: the training is saved, and --mode=eval starts the evaluation again.")
+
+
+def _stages(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
+    """Trains, then evaluates; a stop in the last step of the training stops both."""
+    if _MODE.value != "eval":
+        from hjepa_jax.train import train
+
+        state = train(config, workdir, stop)
+        if _MODE.value != "train" and stop.agreed(together=True):
+            raise RunStopped(int(state.step), int(state.step))
+    if _MODE.value != "train":
+        from hjepa_jax.evaluate import evaluate
+
+        with stop.at_once("the evaluation"):
+            evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value), _CHECKPOINT.value)
+
+
+def _say(sentence: str) -> None:
+    """Prints a sentence to stderr, which may be gone together with its terminal."""
+    if distributed.is_primary():
+        with contextlib.suppress(OSError):
+            print(f"hjepa_jax: {sentence}", file=sys.stderr, flush=True)
 
 
 def run() -> None:

@@ -1,10 +1,16 @@
-"""Stopping a run from outside: SIGTERM, or SIGINT (Ctrl-C) once, asks it to save and end."""
+"""Stopping a run from outside: SIGTERM, SIGHUP or one SIGINT (Ctrl-C) asks it to save and end.
+
+One StopRequest spans all the work of a program, so that a signal in the last step of the training
+also stops the evaluation behind it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,7 +19,7 @@ import jax
 from hjepa_jax import distributed
 
 _log = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class RunStopped(Exception):
@@ -27,19 +33,27 @@ class RunStopped(Exception):
         self.step = step
 
 
-class StopRequest:
-    """Within its context, SIGTERM and the first SIGINT only set a flag; the next SIGINT interrupts.
+class StoppedAtOnce(BaseException):
+    """A signal ended work that keeps nothing for later; no `except Exception` may swallow it."""
 
-    Outside the main thread, where Python allows no handlers, nothing is caught.
+
+class StopRequest:
+    """Within its context, SIGTERM, SIGHUP and the first SIGINT set a flag; the next SIGINT raises.
+
+    Outside the main thread, where Python allows no handlers, nothing is caught. A SIGHUP that is
+    ignored from the start (nohup) stays ignored.
     """
 
     def __init__(self) -> None:
         self._asked = False
+        self._at_once: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -58,7 +72,35 @@ class StopRequest:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-        _log.warning("%s: stopping after this step.", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if self._at_once is not None:
+            raise StoppedAtOnce(f"{name} stopped {self._at_once}")
+        # RuntimeError: the signal came while the stream itself was being written to.
+        with contextlib.suppress(OSError, RuntimeError):
+            _log.warning("%s: stopping after this step.", name)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked this process to stop."""
+        return self._asked
+
+    @contextlib.contextmanager
+    def at_once(self, what: str) -> Iterator[None]:
+        """Within it, a signal raises StoppedAtOnce: for work that leaves nothing half done.
+
+        Args:
+          what: the work, for the message: "SIGTERM stopped <what>".
+
+        Raises:
+          StoppedAtOnce: also on leaving, if code that swallows exceptions swallowed it.
+        """
+        self._at_once, before = what, self._asked
+        try:
+            yield
+        finally:
+            self._at_once = None
+        if self._asked and not before:
+            raise StoppedAtOnce(f"a signal stopped {what}")
 
     def agreed(self, together: bool) -> bool:
         """Returns whether to stop now; the same answer in all processes of a run.

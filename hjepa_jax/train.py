@@ -172,18 +172,24 @@ class _Session:
     first: int
 
 
-def train(config: Config, workdir: pathlib.Path) -> TrainState:
+def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
     Writes `config.json`, TensorBoard events and `checkpoints/` into the workdir.
+
+    Args:
+      config: the whole configuration.
+      workdir: folder of the run.
+      stop: the entered StopRequest of a caller who goes on afterwards; None = one of its own.
 
     Raises:
       UserError: one of its kinds, each with a sentence that says what to do.
       RunStopped: a signal asked the run to end; it is saved.
     """
     config_check.validate(config)
-    with WorkdirLock(workdir), StopRequest() as stop, disk_full_is_a_sentence(workdir):
-        return _train(config, workdir, stop)
+    asked = StopRequest() if stop is None else contextlib.nullcontext(stop)
+    with WorkdirLock(workdir), asked as current, disk_full_is_a_sentence(workdir):
+        return _train(config, workdir, current)
 
 
 def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:

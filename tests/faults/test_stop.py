@@ -1,19 +1,24 @@
 """Signals: the first one asks, the second one interrupts, and the handlers are put back."""
 
+import contextlib
 import signal
 import threading
 
 import pytest
+from absl.testing import flagsaver
 
 from configs import quickstart
-from hjepa_jax.stop_request import RunStopped, StopRequest
+from hjepa_jax import main
+from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.train import train
 from hjepa_jax.writers import ProgressDisplay
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_asks_and_a_second_interrupt_interrupts(number) -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(each) for each in SIGNALS]
     with StopRequest() as stop:
         assert not stop.agreed(together=True)
         signal.raise_signal(number)
@@ -21,7 +26,66 @@ def test_a_signal_asks_and_a_second_interrupt_interrupts(number) -> None:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_work_that_keeps_nothing_ends_at_once(number) -> None:
+    done = []
+
+    def work() -> None:
+        with StopRequest() as stop, stop.at_once("the drawing"):
+            signal.raise_signal(number)
+            done.append("more")
+
+    with pytest.raises(StoppedAtOnce, match=f"{number.name} stopped the drawing"):
+        work()
+    assert done == []
+
+
+def test_a_swallowed_stop_is_raised_at_the_end() -> None:
+    def work() -> None:
+        with (
+            StopRequest() as stop,
+            stop.at_once("the drawing"),
+            contextlib.suppress(BaseException),  # as destructors and foreign code do
+        ):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedAtOnce):
+        work()
+
+
+def test_a_stop_in_the_last_step_stops_the_evaluation_too(tmp_path, monkeypatch) -> None:
+    original = ProgressDisplay.step
+
+    def step(self, number: int) -> None:
+        original(self, number)
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    def evaluate(*_: object) -> None:
+        raise AssertionError("evaluated")
+
+    monkeypatch.setattr(ProgressDisplay, "step", step)
+    monkeypatch.setattr("hjepa_jax.evaluate.evaluate", evaluate)
+    with (
+        flagsaver.flagsaver(mode="train_and_eval"),
+        StopRequest() as stop,
+        pytest.raises(RunStopped, match="after step 2 of 2"),
+    ):
+        main._stages(quickstart.get_config("smoke"), tmp_path, stop)
+    assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
 def test_outside_the_main_thread_no_handler_is_touched() -> None:
