@@ -27,6 +27,7 @@ from hjepa_jax import compilation_cache, config_check
 from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import check_writable_folder, local_path
 
 _FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -113,7 +114,8 @@ def check_tensorflow() -> Iterator[Finding]:
 
 
 def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
-    """Free space where checkpoints will be written."""
+    """Free space where checkpoints will be written, and whether they can be."""
+    check_writable_folder(workdir, "--workdir", checkpoints=True, keep=False)
     folder = workdir.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -213,7 +215,11 @@ def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
     compilation_cache.enable()
-    if not report(findings(_CONFIG.value, pathlib.Path(_WORKDIR.value))):
+    try:
+        workdir = local_path(_WORKDIR.value, "--workdir")
+    except UserError as error:
+        sys.exit(f"hjepa doctor: {error}")
+    if not report(findings(_CONFIG.value, workdir)):
         sys.exit(1)
 
 

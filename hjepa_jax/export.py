@@ -15,6 +15,7 @@ from hjepa_jax import config_check
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import Features, extract_features, select_variant
+from hjepa_jax.files import check_writable_file, local_path
 from hjepa_jax.loading import LoadedRun
 from hjepa_jax.run import open_split
 
@@ -94,7 +95,7 @@ def save_features(
     Raises:
       UserError: another file ending, or a folder that cannot be written to.
     """
-    path = pathlib.Path(out)
+    path = local_path(out, "out")
     writers: dict[str, Callable[..., None]] = dict(zip(FORMATS, (_save_npz, _save_parquet)))
     if path.suffix not in writers:
         raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
@@ -125,8 +126,10 @@ def export_features(
     root: str | None = None,
 ) -> Features:
     """Encodes a split and writes it: see `split_features` and `save_features`."""
-    if pathlib.Path(out).suffix not in FORMATS:
+    path = local_path(out, "out")
+    if path.suffix not in FORMATS:
         raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which says how to write it.")
+    check_writable_file(path, "out")
     found, names = split_features(run, split, variant=variant, root=root)
     about = {
         "split": split,
@@ -134,5 +137,5 @@ def export_features(
         "step": run.step,
         "config": json.loads(config_check.to_json(run.config)),
     }
-    save_features(out, found, names, about)
+    save_features(path, found, names, about)
     return found

@@ -24,6 +24,7 @@ from hjepa_jax import config_check
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import select_variant
 from hjepa_jax.export import write_whole
+from hjepa_jax.files import check_writable_file, local_path
 from hjepa_jax.loading import LoadedRun
 from hjepa_jax.models.pooling import max_pool_3x3_padded
 from hjepa_jax.run import frozen_encoder
@@ -119,9 +120,10 @@ def export_encoder(
       UserError: another file ending, a missing converter, a variant that the encoder does not
         have, or a folder that cannot be written to.
     """
-    path = pathlib.Path(out)
+    path = local_path(out, "out")
     if path.suffix not in FORMATS:
         raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
+    check_writable_file(path, "out")
     content = FORMATS[path.suffix](run, variant)
     about = {
         "image_size": run.config.data.image_size,

@@ -1,11 +1,17 @@
-"""Reading regular files within bounds, and writing text files whole or not at all."""
+"""Paths as people write them; reading regular files within bounds; writing whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import re
 import stat
 import tempfile
+import unicodedata
+import urllib.parse
+
+from hjepa_jax.errors import UserError
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -15,6 +21,13 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _CHUNK_BYTES = 1 << 20
+# 'gs://bucket/x', and what pathlib leaves of it: 'gs:/bucket/x'.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# Orbax looks files up by glob patterns and takes 'gs:' anywhere in a path for an address.
+_LOST_BY_ORBAX = re.compile(r"[\[\]*?\\]|(?<=/)(gs|s3|gcs|http|https):(?=/|$)")
+# What is written below a folder needs room in the length of paths that Linux allows.
+_LONGEST_PATH, _ROOM = 4096, 512
+_PROBE_BYTES = 4096
 
 
 class UnfitFileError(OSError):
@@ -91,9 +104,120 @@ def printable(name: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def local_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """Returns a path as people write it, with `~` expanded and 'file://' taken off.
+
+    Args:
+      text: a path, or a 'file://' address of this machine.
+      what: where it was given, for messages, such as '--workdir'.
+
+    Raises:
+      UserError: an empty path, a remote address, or characters that no path here can hold.
+    """
+    given = os.fspath(text)
+    if not given.strip():
+        raise UserError(f"{what} is empty: give the path of a folder or file.")
+    scheme = _SCHEME.match(given)
+    if scheme and scheme[1].lower() == "file":
+        given = _without_scheme(given, what)
+    elif scheme:
+        raise UserError(
+            f"{what}={given} is a remote address, but files are locked, renamed and appended to, "
+            "which needs a file system: mount it (for example with gcsfuse, mountpoint-s3 or "
+            "rclone mount) and give the folder where it is mounted."
+        )
+    bad = [c for c in given if unicodedata.category(c) in ("Cc", "Cs")]
+    if bad:
+        raise UserError(
+            f"{what}={given!a} holds the character {bad[0]!a}: use a path of printable UTF-8 text."
+        )
+    try:
+        return pathlib.Path(given).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{what}={given}: {error}; write the path in full.") from error
+
+
+def _without_scheme(address: str, what: str) -> str:
+    """Returns the path of a 'file:' address."""
+    rest = address[len("file:") :]
+    host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest[1:])
+    if not slash or host not in ("", "localhost"):
+        raise UserError(
+            f"{what}={address} is on another machine or no whole path: a 'file://' address is "
+            "written with three slashes, for example file:///data/runs/x."
+        )
+    return urllib.parse.unquote(f"/{path}")
+
+
+def check_writable_folder(
+    folder: pathlib.Path, what: str, *, checkpoints: bool = False, keep: bool = True
+) -> None:
+    """Creates a folder and tries to write into it, before hours of work depend on it.
+
+    Args:
+      folder: of `local_path`.
+      what: where it was given, for messages, such as '--workdir'.
+      checkpoints: whether orbax will write there, which loses files below some names.
+      keep: whether folders that were created stay.
+
+    Raises:
+      UserError: if nothing can be written there.
+    """
+    place = folder.absolute()
+    lost = _LOST_BY_ORBAX.search(str(place)) if checkpoints else None
+    if lost:
+        raise UserError(
+            f"{what}={folder} has {lost[0]!r} in its path ({place}), below which checkpoints "
+            "cannot be found again: choose another folder."
+        )
+    if len(os.fsencode(place)) > _LONGEST_PATH - _ROOM:
+        raise UserError(f"{what}={str(folder)[:60]}... is too long a path: choose a shorter one.")
+    absent = [p for p in (place, *place.parents) if not os.path.lexists(p)]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        _try_writing(place)
+    except OSError as error:
+        raise UserError(f"{what}={folder} cannot be written to: {_cause(place, error)}") from error
+    finally:
+        if not keep:
+            for created in absent:
+                with contextlib.suppress(OSError):
+                    created.rmdir()
+
+
+def check_writable_file(path: pathlib.Path, what: str) -> None:
+    """Checks that a file can be written, without touching one that is there.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{what}={path} is a folder: give the name of a file.")
+    if len(os.fsencode(path.name)) > 200:
+        raise UserError(f"{what}={str(path)[:60]}... is too long a name: choose a shorter one.")
+    check_writable_folder(path.parent, what)
+
+
+def _try_writing(folder: pathlib.Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+        file.write(bytes(_PROBE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cause(place: pathlib.Path, error: OSError) -> str:
+    """Says what stands in the way of a folder."""
+    for path in reversed((place, *place.parents)):
+        if os.path.lexists(path) and not os.path.isdir(path):
+            kind = "a link to what is not there" if path.is_symlink() else "a file"
+            return f"{path} is {kind} and no folder; choose another place."
+    reason = error.strerror or type(error).__name__
+    return f"{reason}; choose another place, or make room and set its permissions."
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a text file so that a reader, or a crash, never meets half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -20,6 +20,7 @@ from hjepa_jax.config import Config
 from hjepa_jax.data.augment import eval_image
 from hjepa_jax.errors import CheckpointError, UserError, first_line
 from hjepa_jax.evaluation.features import encode_images, select_variant
+from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, make_encode, prepare
 from hjepa_jax.saved_run import PARTS, check_has_checkpoints, saved_config
 
@@ -223,7 +224,7 @@ def load_run(
       CheckpointError: no run there, no such step, or no readable checkpoint.
       UserError: a batch size below 1.
     """
-    folder = pathlib.Path(workdir)
+    folder = local_path(workdir, "workdir")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
     config = saved_config(folder)

@@ -20,6 +20,7 @@ from hjepa_jax import compilation_cache, config_check, distributed, orbax_noise
 from hjepa_jax.command_line import parse_command_line
 from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import local_path
 from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,13 +73,15 @@ def main(argv: list[str]) -> None:
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     try:
         config_check.validate(_CONFIG.value)
+        workdir = local_path(str(_WORKDIR.value), "--workdir")
+        eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
         with distributed.session(distributed.find_cluster(given, os.environ)):
-            _work(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)))
+            _work(_CONFIG.value, workdir, eval_dir)
     except UserError as error:
         sys.exit(f"hjepa_jax: {error}")
 
 
-def _work(config: Config, workdir: pathlib.Path) -> None:
+def _work(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
     """Trains and evaluates, as the mode says; of several processes the first one speaks."""
     distributed.check_same_config(config)
     if distributed.is_primary():
@@ -87,7 +90,7 @@ def _work(config: Config, workdir: pathlib.Path) -> None:
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
         with StopRequest() as stop:
-            _stages(config, workdir, stop)
+            _stages(config, workdir, eval_dir, stop)
     except RunStopped as stopped:
         # A job scheduler takes status 0 as it is meant: nothing is lost.
         _say(str(stopped))
@@ -97,7 +100,9 @@ def _work(config: Config, workdir: pathlib.Path) -> None:
         _say(f"{stopped}: the training is saved, and --mode=eval starts the evaluation again.")
 
 
-def _stages(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
+def _stages(
+    config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path, stop: StopRequest
+) -> None:
     """Trains, then evaluates; a stop in the last step of the training stops both."""
     if _MODE.value != "eval":
         from hjepa_jax.train import train
@@ -109,7 +114,7 @@ def _stages(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
         from hjepa_jax.evaluate import evaluate
 
         with stop.at_once("the evaluation"):
-            evaluate(config, workdir, pathlib.Path(_EVAL_DIR.value), _CHECKPOINT.value)
+            evaluate(config, workdir, eval_dir, _CHECKPOINT.value)
 
 
 def _say(sentence: str) -> None:

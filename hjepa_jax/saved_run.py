@@ -13,6 +13,7 @@ from hjepa_jax import config_check
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.config import Config
 from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, prepare
 from hjepa_jax.train_state import TrainState
 
@@ -123,7 +124,7 @@ def initial_state(config: Config, run: Run) -> TrainState:
     """
     if config.train.init_from is None:
         return run.init()
-    workdir = pathlib.Path(config.train.init_from)
+    workdir = local_path(config.train.init_from, "config.train.init_from")
     saved = saved_config(workdir)
     check_encoder(config, saved, workdir)
     # Neither changes a parameter, but both may not fit this run's devices and data.

@@ -22,6 +22,7 @@ from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, tra
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.online import TrainingMonitor
+from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.run import Run, open_split, prepare
@@ -187,6 +188,9 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
       RunStopped: a signal asked the run to end; it is saved.
     """
     config_check.validate(config)
+    workdir = local_path(workdir, "--workdir")
+    if distributed.is_primary():
+        check_writable_folder(workdir, "--workdir", checkpoints=True)
     asked = StopRequest() if stop is None else contextlib.nullcontext(stop)
     with WorkdirLock(workdir), asked as current, disk_full_is_a_sentence(workdir):
         return _train(config, workdir, current)

@@ -8,13 +8,13 @@ their seed alone are grouped; the first group is the baseline.
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare import compare
+from hjepa_jax.files import local_path
 
 _OUT = flags.DEFINE_string("out", "compare.html", "HTML file to write.")
 _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.")
@@ -22,9 +22,10 @@ _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.")
 
 def main(argv: list[str]) -> None:
     """Writes the page."""
-    paths = [pathlib.Path(argument) for argument in argv[1:]]
     try:
-        groups = compare(paths, pathlib.Path(_OUT.value), pathlib.Path(_EVAL_DIR.value))
+        paths = [local_path(argument, "run") for argument in argv[1:]]
+        eval_dir = local_path(_EVAL_DIR.value, "--eval_dir")
+        groups = compare(paths, local_path(_OUT.value, "--out"), eval_dir)
     except UserError as error:
         sys.exit(f"compare: {error}")
     for group in groups:

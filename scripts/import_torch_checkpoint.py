@@ -8,13 +8,13 @@ configuration.
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 from absl import app, flags
 
 from hjepa_jax import config_check
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.import_torch import load_torch, save_imported, translate
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pth file.", required=True)
@@ -25,14 +25,16 @@ def main(argv: list[str]) -> None:
     """Imports, saves, and tells what was left out."""
     del argv
     try:
-        imported = translate(load_torch(pathlib.Path(_CHECKPOINT.value)))
-        save_imported(imported, pathlib.Path(_WORKDIR.value))
+        workdir = local_path(_WORKDIR.value, "--workdir")
+        check_writable_folder(workdir, "--workdir", checkpoints=True)
+        imported = translate(load_torch(local_path(_CHECKPOINT.value, "--checkpoint")))
+        save_imported(imported, workdir)
     except UserError as error:
         sys.exit(f"import_torch_checkpoint: {error}")
     print(config_check.to_json(imported.config))
     for name in imported.ignored:
         print(f"left out: {name}")
-    print(f"step {imported.step} written to {_WORKDIR.value}")
+    print(f"step {imported.step} written to {workdir}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ float64; the second a trained Hamiltonian predictor beside its matched MLP, on e
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 import jax
@@ -18,6 +17,7 @@ from absl import app, flags
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.physics import compare_maps, showcase, summarise
 from hjepa_jax.evaluation.physics_pictures import save_all
+from hjepa_jax.files import check_writable_folder, local_path
 
 _OUT = flags.DEFINE_string("out", "physics", "Folder for the pictures and figures.json.")
 _RUNS = flags.DEFINE_list("runs", [], "Workdirs: an HJEPA run, then those to compare it with.")
@@ -31,11 +31,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     try:
+        out = local_path(_OUT.value, "--out")
+        check_writable_folder(out, "--out")
         if _RUNS.value:
             from hjepa_jax.physics_runs import maps_of_runs
 
             maps, probe = maps_of_runs(
-                [pathlib.Path(path) for path in _RUNS.value],
+                [local_path(path, "--runs") for path in _RUNS.value],
                 num_states=_ENSEMBLE.value,
                 applications=_APPLICATIONS.value,
             )
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> None:
                     ensemble=_ENSEMBLE.value,
                 )
                 results = compare_maps(maps, probe)
-        written = save_all(results, probe, pathlib.Path(_OUT.value))
+        written = save_all(results, probe, out)
     except UserError as error:
         sys.exit(f"physics_showcase: {error}")
     except OSError as error:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hjepa_jax.config import base_config
 from hjepa_jax.data import shards
 from hjepa_jax.data.sources import open_source
+from hjepa_jax.files import check_writable_folder, local_path
 
 
 @contextlib.contextmanager
@@ -75,6 +76,10 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="only check the shards in IMAGES")
     options = parser.parse_args()
     try:
+        options.images = local_path(options.images, "IMAGES")
+        if options.out is not None:
+            options.out = local_path(options.out, "OUT")
+            check_writable_folder(options.out, "OUT")
         if options.verify:
             wrong = shards.verify(options.images)
             if wrong:

@@ -9,13 +9,13 @@ an interrupted one goes on from its checkpoint.
 
 from __future__ import annotations
 
-import pathlib
 import shlex
 import sys
 
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import check_writable_file, check_writable_folder, local_path
 from hjepa_jax.reproduce import METHODS, SCALES, gather, plan_runs, write_document
 from hjepa_jax.sweep import run_all
 
@@ -40,7 +40,10 @@ def main(argv: list[str]) -> None:
         if not all(text.isdigit() for text in _SEEDS.value):
             raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds are whole numbers.")
         data = [] if _ROOT.value is None else ["data.name=folder", f"data.root={_ROOT.value}"]
-        out = pathlib.Path(_OUT.value)
+        out, report = local_path(_OUT.value, "--out"), local_path(_REPORT.value, "--report")
+        check_writable_folder(out, "--out", checkpoints=True)
+        check_writable_file(report, "--report")
+        notes = local_path(_NOTES.value, "--notes").read_text() if _NOTES.value else ""
         runs = plan_runs(
             out,
             methods=_METHODS.value,
@@ -49,10 +52,9 @@ def main(argv: list[str]) -> None:
             overrides=[*data, *_OVERRIDES.value],
         )
         failed = {} if _REPORT_ONLY.value else run_all(list(runs.values()), out)
-        notes = pathlib.Path(_NOTES.value).read_text() if _NOTES.value else ""
         write_document(
             gather(runs, out),
-            pathlib.Path(_REPORT.value),
+            report,
             command=_command(),
             notes=notes,
             planned=len(runs),

@@ -16,6 +16,7 @@ from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import train_batches
 from hjepa_jax.data.sources import open_source
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import check_writable_file, local_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with overrides.")
 _OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.")
@@ -29,16 +30,20 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     config = _CONFIG.value
     try:
+        out = local_path(_OUT.value, "--out")
+        if out.suffix.lower() != ".png":
+            raise UserError(f"--out={out} must end in .png.")
+        check_writable_file(out, "--out")
         config_check.validate(config)
         # The host makes the same views as the device.
         config.data.backend = "host"
         source = open_source(config.data, config.data.train_split)
         with train_batches(config, source, start_step=_STEP.value, num_steps=1) as stream:
             sheet = contact_sheet(next(stream), _IMAGES.value)
+        Image.fromarray(sheet).save(out)
     except (UserError, ValueError, OSError) as error:
         sys.exit(f"show_views: {error}")
-    Image.fromarray(sheet).save(_OUT.value)
-    print(f"{source.description}: {sheet.shape[1]}x{sheet.shape[0]} pixels in {_OUT.value}")
+    print(f"{source.description}: {sheet.shape[1]}x{sheet.shape[0]} pixels in {out}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ half a minute a kill, most of it start-up.
 
 from __future__ import annotations
 
-import pathlib
 import sys
 import time
 
@@ -16,6 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.soak import soak
 
 _KILLS = flags.DEFINE_integer("kills", 50, "Lives to end from outside.", lower_bound=1)
@@ -31,7 +31,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     absl_logging.set_verbosity(absl_logging.WARNING)
-    out = pathlib.Path(_OUT.value)
     steps = _STEPS_A_KILL.value * (_KILLS.value + 1)
     overrides = [
         f"--config={_CONFIG.value}",
@@ -42,6 +41,8 @@ def main(argv: list[str]) -> None:
     ]
     start = time.monotonic()
     try:
+        out = local_path(_OUT.value, "--out")
+        check_writable_folder(out, "--out", checkpoints=True)
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out={out} is not empty: choose another folder.")
         done = soak(

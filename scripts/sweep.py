@@ -8,12 +8,12 @@ Start the same command again after an interruption: finished runs are not run ag
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.sweep import plan, run_all, write_results
 
 _CONFIG = flags.DEFINE_string("config", None, "Configuration file.", required=True)
@@ -33,16 +33,18 @@ def main(argv: list[str]) -> None:
     try:
         if not all(text.lstrip("-").isdigit() for text in _SEEDS.value):
             raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds are whole numbers.")
+        out = local_path(_OUT.value, "--out")
+        check_writable_folder(out, "--out", checkpoints=True)
         runs = plan(
             _CONFIG.value,
-            pathlib.Path(_OUT.value),
+            out,
             variants=_VARIANTS.value,
             settings=_SETTINGS.value,
             seeds=[int(text) for text in _SEEDS.value],
             common=_COMMON.value,
         )
-        failed = run_all(runs, pathlib.Path(_OUT.value))
-        print(write_results(runs, pathlib.Path(_OUT.value)))
+        failed = run_all(runs, out)
+        print(write_results(runs, out))
     except UserError as error:
         sys.exit(f"sweep: {error}")
     except KeyboardInterrupt:

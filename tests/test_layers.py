@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "hjepa_jax"
 
 # A module may import from layers of a smaller number, and from its own folder.
 LAYERS = {
-    "errors": 0,
+    "errors": -1,
     "files": 0,
     "schema": 1,
     "dynamics": 1,

@@ -21,6 +21,7 @@ from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.export import export_features, save_features
+from hjepa_jax.export_encoder import export_encoder
 from hjepa_jax.run import make_encode, open_split, prepare
 from hjepa_jax.train import data_identity, save
 
@@ -243,6 +244,26 @@ def test_export_refuses_what_it_cannot_do(loaded, tmp_path) -> None:
     found = export_features(loaded, tmp_path / "x.npz")
     with pytest.raises(UserError, match="cannot be written"):
         save_features(tmp_path / "file" / "x.npz", found, ("a",))
+
+
+def test_an_export_tries_its_file_before_it_encodes(loaded, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("hjepa_jax.export.split_features", _no_data)
+    monkeypatch.setattr("hjepa_jax.export_encoder.encoder_function", _no_data)
+    with pytest.raises(UserError, match="file is a file and no folder"):
+        export_features(loaded, tmp_path / "file" / "x.npz")
+    with pytest.raises(UserError, match="file is a file and no folder"):
+        export_encoder(loaded, tmp_path / "file" / "x.stablehlo")
+    with pytest.raises(UserError, match="remote address"):
+        export_features(loaded, "gs://bucket/x.npz")
+
+
+def test_a_workdir_may_begin_with_the_home_folder(workdir, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    assert hjepa_jax.load(f"~/{workdir.name}", batch_size=8).step == 2
+    assert hjepa_jax.load(workdir.as_uri(), batch_size=8).step == 2
+    with pytest.raises(UserError, match="remote address"):
+        hjepa_jax.load("s3://bucket/run")
 
 
 def test_export_script(workdir, tmp_path) -> None:

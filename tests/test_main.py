@@ -87,6 +87,8 @@ def test_eval_alone_gives_the_same_metrics(finished) -> None:
         (["--workdr=x"], ["workdr"]),
         (["stray"], ["stray"]),
         (["--mode=eval"], ["no checkpoints", "--mode=train"]),
+        (["--workdir=gs://bucket/x"], ["--workdir=gs://bucket/x", "mount"]),
+        (["--workdir=/dev/null/x"], ["--workdir=/dev/null/x", "/dev/null is a file"]),
         (["--config.data.name=cifar100", "--config.data.root=/nowhere"], ["cifar-100", "/nowhere"]),
     ],
 )

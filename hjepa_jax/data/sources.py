@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.decode import decode_image
+from hjepa_jax.files import local_path
 
 
 class Record(NamedTuple):
@@ -222,6 +223,7 @@ def open_source(data: Any, split: str) -> ImageSource:
     """
     # Imported here: each kind of source needs libraries that the others do not.
     name = data.name
+    root = data.root and str(local_path(data.root, "config.data.root"))
     if name == "digits":
         from hjepa_jax.data import digits
 
@@ -229,15 +231,15 @@ def open_source(data: Any, split: str) -> ImageSource:
     if name in ("cifar10", "cifar100"):
         from hjepa_jax.data import cifar
 
-        return cifar.open_cifar(name, data.root, split, data.cache_mb)
+        return cifar.open_cifar(name, root, split, data.cache_mb)
     if name == "folder":
         from hjepa_jax.data import folder
 
-        return folder.open_root(data.root, split, data.cache_mb)
+        return folder.open_root(root, split, data.cache_mb)
     if name.startswith("tfds:"):
         from hjepa_jax.data import prepared_tfds
 
-        return prepared_tfds.open_tfds(name.removeprefix("tfds:"), data.root, split)
+        return prepared_tfds.open_tfds(name.removeprefix("tfds:"), root, split)
     raise ValueError(
         f"data.name is '{name}'; it must be 'digits', 'cifar10', 'cifar100', 'folder' or "
         "'tfds:<name>'."

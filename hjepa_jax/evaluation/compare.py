@@ -13,7 +13,7 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation import compare_parts as parts
 from hjepa_jax.evaluation.compare_style import STYLE
 from hjepa_jax.evaluation.runs import Group, group_runs, load_result
-from hjepa_jax.files import write_atomically
+from hjepa_jax.files import check_writable_file, local_path, write_atomically
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
@@ -90,13 +90,14 @@ def compare(
     """
     if not paths:
         raise UserError("There is nothing to compare: name one or more runs.")
+    out = local_path(out, "--out")
+    check_writable_file(out, "--out")
     resolved = [path.resolve() for path in paths]
     repeated = sorted({str(p) for p, r in zip(paths, resolved) if resolved.count(r) > 1})
     if repeated:
         raise UserError(f"{', '.join(repeated)} is named more than once.")
     groups = group_runs([load_result(path, eval_dir) for path in resolved])
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, page(groups))
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}.") from error

@@ -84,7 +84,7 @@ def test_a_stop_in_the_last_step_stops_the_evaluation_too(tmp_path, monkeypatch)
         StopRequest() as stop,
         pytest.raises(RunStopped, match="after step 2 of 2"),
     ):
-        main._stages(quickstart.get_config("smoke"), tmp_path, stop)
+        main._stages(quickstart.get_config("smoke"), tmp_path, tmp_path / "eval", stop)
     assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
