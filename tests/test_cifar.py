@@ -89,7 +89,7 @@ def test_only_array_classes_load(payload) -> None:
 
 def test_old_and_new_pickle_protocols_load() -> None:
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    for protocol in (2, 3, 4):
+    for protocol in range(6):
         loaded = cifar.load_pickle(pickle.dumps({b"data": array}, protocol=protocol), "x")
         np.testing.assert_array_equal(loaded[b"data"], array)
     # NumPy 1 wrote the module's old name.
@@ -152,6 +152,24 @@ def test_incomplete_data_is_named(tmp_path) -> None:
         opened("cifar10", tmp_path / "empty")
 
 
+@pytest.mark.parametrize("stored_type", ["O8", "V8", "f8", "U2", "M8"])
+def test_raw_bytes_never_become_objects(stored_type) -> None:
+    array = pickle.dumps({b"data": np.arange(384, dtype=np.uint64)}, protocol=2)
+    assert array.count(b"u8") == 1
+    with pytest.raises(ValueError, match="array of other things than integers"):
+        cifar.load_pickle(array.replace(b"u8", stored_type.encode()), "x")
+
+
+@pytest.mark.parametrize(
+    "change", [(b"K\x02K\x03", b"K\x02K\x04"), (b"K\x02K\x03", b"K\x02J\xff\xff\xff\xff")]
+)
+def test_arrays_whose_parts_do_not_fit_are_refused(change) -> None:
+    array = pickle.dumps({b"data": np.arange(6, dtype=np.uint8).reshape(2, 3)}, protocol=2)
+    assert array.count(change[0]) == 1
+    with pytest.raises(ValueError, match=r"Cannot read x as a CIFAR file: .*array"):
+        cifar.load_pickle(array.replace(*change), "x")
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -164,3 +182,38 @@ def test_wrong_content_is_refused(batch, tmp_path) -> None:
     contents = {**cifar_files("cifar10"), "data_batch_1": pickle.dumps(batch, protocol=2)}
     with pytest.raises(ValueError, match="is no cifar10 data"):
         opened("cifar10", write_tar(tmp_path / "bad.tar", contents, "w"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([0] * 5, "5 labels of 6 images"),
+        ([0] * 5 + [10], "outside 0 .. 9"),
+        ([0] * 5 + [-1], r"whole number from 0 .*, not -1"),
+        ([0] * 5 + [2**60], r"whole number from 0"),
+        ([0] * 5 + [1.0], "not 1.0"),
+        ([0] * 5 + ["1"], "not the text '1'"),
+        (3, "must be a list, not 3"),
+        (None, "must be a list, not null"),
+    ],
+)
+def test_labels_of_a_wrong_kind_are_refused(labels, reason, tmp_path) -> None:
+    batch = {b"data": np.zeros((6, 3072), np.uint8), b"labels": labels}
+    contents = {**cifar_files("cifar10"), "data_batch_4": pickle.dumps(batch, protocol=2)}
+    with pytest.raises(ValueError, match=reason):
+        opened("cifar10", write_tar(tmp_path / "bad.tar", contents, "w"))
+
+
+def test_labels_as_an_array_and_names_of_any_type_are_read(tmp_path) -> None:
+    contents = cifar_files("cifar10")
+    for name in contents:
+        loaded = pickle.loads(contents[name])
+        if b"labels" in loaded:
+            loaded[b"labels"] = np.array(loaded[b"labels"])
+        else:
+            loaded[b"label_names"] = ["ä", b"\xff", 3, None, *"efghij"]
+        contents[name] = pickle.dumps(loaded)
+    plain = opened("cifar10", write_tar(tmp_path / "plain.tar", cifar_files("cifar10"), "w"))
+    source = opened("cifar10", write_tar(tmp_path / "other.tar", contents, "w"))
+    assert source.labels().tolist() == plain.labels().tolist()
+    assert source.class_names == ("ä", "\\xff", "3", "null", *"efghij")

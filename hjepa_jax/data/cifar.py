@@ -5,20 +5,24 @@ A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 
 from __future__ import annotations
 
-import io
 import pathlib
-import pickle
-import tarfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax.data import folder
+from hjepa_jax import schema
+from hjepa_jax.data import archives, folder, plain_pickle
 from hjepa_jax.data.sources import ArraySource, ImageSource
+from hjepa_jax.files import read_regular
 
-# More than the largest file of either archive; bounds what a hostile archive can make us read.
-_MAX_MEMBER_BYTES = 400 * 2**20
+# Bounds of what is read: twice the largest file of each kind, since Python 3 may have pickled the
+# pixels again as text, and twice the larger archive.
+_MAX_META_BYTES = 1 << 20
+_MAX_ARCHIVE_BYTES = 400 * 2**20
+_MAX_MEMBERS = 10_000
+_PIXELS = 3072
 
 
 class _Archive(NamedTuple):
@@ -30,6 +34,11 @@ class _Archive(NamedTuple):
     meta: str
     label_key: bytes
     names_key: bytes
+    file_bytes: int
+
+    def limit(self, name: str) -> int:
+        """Bytes that a file of it may have."""
+        return _MAX_META_BYTES if name == self.meta else self.file_bytes
 
 
 _ARCHIVES = {
@@ -42,6 +51,7 @@ _ARCHIVES = {
         "batches.meta",
         b"labels",
         b"label_names",
+        64 * 2**20,
     ),
     "cifar100": _Archive(
         "cifar-100-python",
@@ -52,35 +62,9 @@ _ARCHIVES = {
         "meta",
         b"fine_labels",
         b"fine_label_names",
+        310 * 2**20,
     ),
 }
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """What Python 3 writes for bytes in old pickle protocols; nothing but Latin-1 is allowed."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding} is not allowed")
-    return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads containers, numbers, strings and NumPy arrays; refuses every other class."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        ):
-            from numpy._core import multiarray
-
-            return multiarray._reconstruct  # type: ignore[attr-defined]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1_bytes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
 
 
 def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
@@ -90,34 +74,42 @@ def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
       ValueError: If it is damaged, is no dictionary, or asks for any class but NumPy arrays.
     """
     try:
-        loaded = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:
+        loaded = plain_pickle.load(content, plain_pickle.ARRAYS, names=("numpy.ndarray",))
+        if not isinstance(loaded, dict):
+            raise ValueError("it holds no dictionary")
+        return {
+            key.encode("utf-8", "replace") if isinstance(key, str) else key: (
+                value.array() if isinstance(value, plain_pickle.Array) else value
+            )
+            for key, value in loaded.items()
+        }
+    except ValueError as error:
         raise ValueError(f"Cannot read {name} as a CIFAR file: {error}.") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{name} is not a CIFAR file: it holds no dictionary.")
-    return {key.encode() if isinstance(key, str) else key: loaded[key] for key in loaded}
 
 
-def _read_folder(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    return {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+def _folder_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
+    """Yields the name and content of the files that are there."""
+    for name in names:
+        if (path / name).is_file():
+            yield name, read_regular(path / name, archive.limit(name))
 
 
-def _read_archive(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Reads members by their last path component; nothing is ever written to disk."""
-    found: dict[str, bytes] = {}
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            name = pathlib.PurePosixPath(member.name).name
-            if name not in names or not member.isfile():
+def _archive_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
+    """Yields members by their last path component; nothing is ever written to disk."""
+    left = set(names)
+    with archives.opened(path, _MAX_ARCHIVE_BYTES, _MAX_MEMBERS) as opened:
+        for member in opened.members():
+            name = member.name.rpartition("/")[2]
+            if name not in left or member.kind != archives.FILE:
                 continue
-            if member.size > _MAX_MEMBER_BYTES:
-                raise ValueError(f"{path}: {member.name} is too large ({member.size} bytes).")
-            extracted = archive.extractfile(member)
-            if extracted is not None:
-                found[name] = extracted.read()
-            if len(found) == len(names):
-                break
-    return found
+            if member.size > archive.limit(name):
+                raise archives.ArchiveError(
+                    f"{schema.readable(member.name)} is too large ({member.size} bytes)"
+                )
+            yield name, opened.read(member.size)
+            left.remove(name)
+            if not left:
+                return
 
 
 def _how_to_get(name: str, root: str | None) -> str:
@@ -129,49 +121,69 @@ def _how_to_get(name: str, root: str | None) -> str:
     )
 
 
-def _images(name: str, source: str, batches: list[dict[bytes, Any]]) -> npt.NDArray[np.uint8]:
-    """Returns uint8 [N, 32, 32, 3] from the batches' rows of 3072 planar values."""
-    for batch in batches:
-        data = batch.get(b"data")
-        if (
-            not isinstance(data, np.ndarray)
-            or data.dtype != np.uint8
-            or data.ndim != 2
-            or data.shape[1] != 3072
-        ):
-            raise ValueError(f"{source} is no {name} data: no uint8 array [N, 3072] in it.")
-        if _ARCHIVES[name].label_key not in batch:
-            key = _ARCHIVES[name].label_key.decode()
-            raise ValueError(f"{source} is no {name} data: it has no '{key}'.")
-    rows = np.concatenate([batch[b"data"] for batch in batches])
-    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+def _batch(
+    name: str, source: str, loaded: dict[bytes, Any]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Returns the rows uint8 [N, 3072] and labels int64 [N] of one file."""
+    key = _ARCHIVES[name].label_key
+    rows = loaded.get(b"data")
+    if (
+        not isinstance(rows, np.ndarray)
+        or rows.dtype != np.uint8
+        or rows.ndim != 2
+        or rows.shape[1] != _PIXELS
+    ):
+        raise ValueError(f"{source} is no {name} data: no uint8 array [N, {_PIXELS}] in it.")
+    if key not in loaded:
+        raise ValueError(f"{source} is no {name} data: it has no '{key.decode()}'.")
+    labels = loaded[key]
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    what = f"{source} ({key.decode()})"
+    schema.require(labels, schema.Items(schema.Whole(0, 2**31 - 1)), what)
+    if len(labels) != len(rows):
+        raise ValueError(f"{what} has {len(labels)} labels of {len(rows)} images.")
+    return rows, np.array(labels, np.int64)
+
+
+def _class_names(name: str, source: str, loaded: dict[bytes, Any]) -> list[str]:
+    """Returns the class names, as text whatever they are."""
+    key = _ARCHIVES[name].names_key
+    names = loaded.get(key)
+    what = f"{source} ({key.decode()})"
+    schema.require(names, schema.Items(schema.Anything(), least=1), what)
+    return [schema.readable(entry) for entry in names or ()]
 
 
 def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
     archive = _ARCHIVES[name]
     files = archive.train if split == "train" else archive.test
     wanted = (*files, archive.meta)
+    read = _folder_files if path.is_dir() else _archive_files
+    batches, class_names = {}, None
     try:
-        read = _read_folder if path.is_dir() else _read_archive
-        contents = read(path, wanted)
-    except (tarfile.TarError, EOFError, OSError) as error:
+        for key, content in read(path, archive, wanted):
+            source = f"{path}/{key}"
+            # Each file is taken apart before the next is read: their bytes are not needed together.
+            loaded = load_pickle(content, source)
+            if key == archive.meta:
+                class_names = _class_names(name, source, loaded)
+            else:
+                batches[key] = _batch(name, source, loaded)
+    except (archives.ArchiveError, OSError) as error:
         raise ValueError(
             f"Cannot read the archive {path}: {error}. If its md5 is not {archive.md5}, "
             f"{_how_to_get(name, None)}."
         ) from error
-    absent = [wanted_name for wanted_name in wanted if wanted_name not in contents]
-    if absent:
+    absent = [key for key in files if key not in batches]
+    absent += [archive.meta] if class_names is None else []
+    if class_names is None or absent:
         raise FileNotFoundError(
             f"{path} lacks {', '.join(absent)} of {name}: {_how_to_get(name, None)}."
         )
-    loaded = {key: load_pickle(content, f"{path}/{key}") for key, content in contents.items()}
-    batches = [loaded[key] for key in files]
-    images = _images(name, str(path), batches)
-    labels = [int(label) for batch in batches for label in batch[archive.label_key]]
-    class_names = [
-        entry.decode() if isinstance(entry, bytes) else str(entry)
-        for entry in loaded[archive.meta].get(archive.names_key, [])
-    ]
+    rows = np.concatenate([batches[key][0] for key in files])
+    labels = np.concatenate([batches[key][1] for key in files])
+    images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return ArraySource(f"{name}/{split}", images, labels, class_names)
 
 
