@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,10 +18,13 @@ from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_file import load_torch_file
 from hjepa_jax.interop.torch_names import (
     encoder_from_torch,
+    listed,
     predictor_from_torch,
     projector_from_torch,
+    unwrapped,
 )
 from hjepa_jax.run import prepare
+from hjepa_jax.schema import Anything, Maybe, Table, Whole, described, readable, require
 from hjepa_jax.train_state import TrainState
 
 _PARTS = ("encoder", "projector", "predictor", "regularizer")
@@ -74,7 +75,7 @@ def load_torch(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         loaded = load_torch_file(path)
-    except (OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from error
     if not isinstance(loaded, Mapping) or not {"config", "encoder"} <= set(loaded):
         raise CheckpointError(
@@ -87,13 +88,19 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
     """Translates a loaded checkpoint.
 
     Raises:
-      CheckpointError: naming every missing and unknown entry of a part.
+      CheckpointError: naming missing and unknown entries of a part, or one that is no tensor or not
+        finite.
     """
-    unknown = sorted(set(checkpoint) - _KEYS)
+    unknown = sorted(readable(key) for key in set(checkpoint) - _KEYS)
     if unknown:
-        raise CheckpointError(f"the checkpoint has unknown entries: {', '.join(unknown)}.")
+        raise CheckpointError(f"the checkpoint has unknown entries: {listed(unknown)}.")
+    try:
+        step = _step(checkpoint.get("global_step"))
+        state = {part: _state(checkpoint, part) for part in _PARTS}
+        require(checkpoint["config"], Table(Anything()), "the checkpoint", "config")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     config = config_from_torch(checkpoint["config"])
-    state = {part: dict(checkpoint.get(part) or {}) for part in _PARTS}
     try:
         encoder, encoder_stats, ignored = encoder_from_torch(
             state["encoder"], mode=config.model.mode, token_layer=config.model.token_layer
@@ -105,14 +112,49 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
     spectral, rest = _spectrum(state["regularizer"], config.spectral.kind == "learnable")
     params = {"encoder": encoder, "projector": projector, "predictor": predictor}
     stats = {"encoder": encoder_stats, "projector": projector_stats}
+    _check_finite({**params, "running statistics": stats, "spectrum": spectral})
     return Imported(
         config,
         {part: tree for part, tree in params.items() if tree},
         {part: tree for part, tree in stats.items() if tree},
         spectral,
-        int(checkpoint.get("global_step") or 0),
+        step,
         [*ignored, *more, *last, *rest],
     )
+
+
+def _check_finite(trees: Any) -> None:
+    """Names the first weights that are not finite in float32."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(leaf, np.float32)).all()
+        if not finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(f"the checkpoint holds numbers that are not finite ({name}).")
+
+
+def _step(value: Any) -> int:
+    """The global step, 0 where there is none."""
+    if isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iu":
+        value = int(value)
+    return require(
+        0 if value is None else value, Whole(0, 2**31 - 1), "the checkpoint", "global_step"
+    )
+
+
+def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
+    """The state of a part: names and arrays; empty where there is none.
+
+    Raises:
+      ValueError: naming the entry that is something else.
+    """
+    state = require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part) or {}
+    for name, value in state.items():
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ValueError(
+                f"the entry '{name}' of the {part} is no tensor but {described(value)}."
+            )
+    return dict(unwrapped(state))
 
 
 def _spectrum(
@@ -127,7 +169,7 @@ def _spectrum(
         ),
     }
     if any(faults.values()):
-        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        told = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
         raise CheckpointError(f"The torch state of the regularizer does not fit; {told}.")
     spectrum = {name.split(".")[-1]: state[name] for name in sorted(wanted)}
     return spectrum, sorted(set(state) - wanted)
@@ -185,4 +227,5 @@ def _check_shapes(wanted: Any, found: Any) -> None:
         if here.get(name) != there.get(name)
     ]
     if faults:
-        raise CheckpointError(f"the checkpoint does not fit its configuration: {'; '.join(faults)}")
+        told = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise CheckpointError(f"the checkpoint does not fit its configuration: {told}.")

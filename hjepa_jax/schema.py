@@ -184,13 +184,16 @@ def require(value: Any, kind: Any, source: Any, field: str = "") -> Any:
     Raises:
       ValueError: naming the file, the field, what it must be and what it is.
     """
+    declared = kind
     if isinstance(kind, Maybe):
         if value is None:
             return value
         kind = kind.kind
     if not _fits(value, kind):
         place = f"the field '{readable(field)}'" if field else "its content"
-        raise ValueError(f"{source} is damaged: {place} must be {kind}, not {described(value)}.")
+        raise ValueError(
+            f"{source} is damaged: {place} must be {declared}, not {described(value)}."
+        )
     prefix = f"{field}." if field else ""
     match kind:
         case Items():

@@ -1,5 +1,6 @@
 """Import of published checkpoints: a made one through the script, and faults that name the keys."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -39,6 +40,7 @@ PUBLISHED = {
 }
 
 
+@functools.cache
 def made_checkpoint():
     """Returns a published-format checkpoint made from our own initial state, and that state."""
     config = config_from_torch(PUBLISHED)
@@ -101,6 +103,51 @@ def test_missing_and_unknown_entries_are_named() -> None:
     regularizer = {"learnable_h.raw_spam": np.zeros(())}
     with pytest.raises(CheckpointError, match=r"learnable_h\.raw_spam"):
         import_torch.translate({**checkpoint, "regularizer": regularizer})
+
+
+def test_a_data_parallel_checkpoint_is_translated() -> None:
+    checkpoint, _ = made_checkpoint()
+    plain = import_torch.translate(checkpoint)
+    wrapped = {
+        **checkpoint,
+        "encoder": {f"module.{name}": value for name, value in checkpoint["encoder"].items()},
+        "predictor": {f"_orig_mod.{name}": v for name, v in checkpoint["predictor"].items()},
+    }
+    imported = import_torch.translate(wrapped)
+    assert imported.ignored == plain.ignored
+    jax.tree.map(np.testing.assert_array_equal, imported.params, plain.params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"encoder": 3}, "the field 'encoder' must be a mapping, or null, not 3"),
+        ({"encoder": {3: np.zeros(1)}}, "the field 'encoder.3' must be text, not 3"),
+        ({"encoder": {"x": "text"}}, "'x' of the encoder is no tensor but the text 'text'"),
+        ({"predictor": [1]}, "the field 'predictor' must be a mapping"),
+        ({"global_step": -1}, "'global_step' must be a whole number from 0"),
+        ({"global_step": "3"}, "'global_step' must be a whole number from 0"),
+        ({"global_step": np.ones(3)}, "'global_step' must be a whole number from 0"),
+        ({"config": [1]}, "the field 'config' must be a mapping"),
+        ({b"odd": 1, 3: 2}, "unknown entries: 3, odd"),
+    ],
+)
+def test_entries_of_a_wrong_type_are_named(fields, sentence) -> None:
+    checkpoint, _ = made_checkpoint()
+    with pytest.raises(CheckpointError) as caught:
+        import_torch.translate({**checkpoint, **fields})
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_weights_that_are_not_finite_are_refused(value) -> None:
+    checkpoint, _ = made_checkpoint()
+    encoder = dict(checkpoint["encoder"])
+    weights = encoder["layer1.0.conv1.weight"].astype(np.float64)
+    weights[0, 0, 0, 0] = value
+    encoder["layer1.0.conv1.weight"] = weights
+    with pytest.raises(CheckpointError, match=r"not finite \(encoder/layer1_block0/conv1"):
+        import_torch.translate({**checkpoint, "encoder": encoder})
 
 
 def test_the_script_reads_a_published_file_or_says_what_is_wrong(tmp_path) -> None:

@@ -7,88 +7,157 @@ a malicious file cannot run code.
 
 from __future__ import annotations
 
-import collections
 import math
 import pathlib
-import pickle
+import struct
 import zipfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from hjepa_jax.data import plain_pickle
+from hjepa_jax.files import check_regular
+
+_MAX_FILE_BYTES = 1 << 40
+_MAX_MEMBERS = 1_000_000
 _STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
 }
 
 
-def _rebuild_tensor(
-    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
-) -> np.ndarray:
-    """The array a tensor's storage, offset and strides (in elements) describe, as a copy."""
+def _whole(*numbers: Any) -> bool:
+    return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
+
+
+def _rebuild_tensor(storage: Any = None, offset: Any = None, *rest: Any) -> np.ndarray:
+    """The array that a tensor's storage, offset, size and strides (in elements) describe: a view.
+
+    Every number is checked before an address is computed from it.
+    """
+    size, stride = rest[:2] if len(rest) >= 2 else (None, None)
+    if (
+        not isinstance(storage, np.ndarray)
+        or not isinstance(size, tuple)
+        or not isinstance(stride, tuple)
+        or not len(size) == len(stride) <= 32
+        or not _whole(offset, *size, *stride)
+    ):
+        raise ValueError("a tensor has an offset, size or stride that is no whole number")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if any(step < 0 for step in stride) or (0 not in size and not 0 <= last < storage.size):
-        raise pickle.UnpicklingError("a tensor reaches outside its storage")
+    if 0 not in size and last >= storage.size:
+        raise ValueError("a tensor reaches outside its storage")
     # Strides of 0 would let a small file ask for any amount of memory.
     if math.prod(size) > storage.size:
-        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} is larger than its storage")
+        raise ValueError(f"a tensor of shape {size} is larger than its storage")
+    if 0 in size:
+        return np.empty(size, storage.dtype)
     strides = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and tensors, and refuses everything else."""
+def _parameter(data: Any = None, *_: Any) -> Any:
+    return data
 
-    def __init__(self, archive: zipfile.ZipFile, pickled: str) -> None:
-        super().__init__(archive.open(pickled))
+
+_CALLS = {
+    "collections.OrderedDict": lambda: {},
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}
+
+# What zipfile raises of a damaged or encrypted file, and what is raised here.
+_FAULTS = (
+    zipfile.BadZipFile,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
+
+
+class _Storages:
+    """The storages of a checkpoint, each read once."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str):
         self._archive = archive
-        self._folder = pickled.removesuffix("data.pkl")
+        self._folder = folder
+        self._contents: dict[str, bytes] = {}
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name == "torch" and global_name in _STORAGES:
-            return _STORAGES[global_name]
-        if (module_name, global_name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module_name, global_name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, *_: data
-        raise pickle.UnpicklingError(f"it holds a {module_name}.{global_name}, not plain data")
+    def __call__(self, reference: Any) -> np.ndarray:
+        """Returns the storage of a persistent reference, read-only [elements]."""
+        if not isinstance(reference, tuple) or len(reference) != 5:
+            raise ValueError("it refers to a storage in an unknown way")
+        kind, name, key, _, count = reference
+        dtype = _STORAGES.get(name.name) if isinstance(name, plain_pickle.Name) else None
+        if kind not in ("storage", b"storage") or dtype is None:
+            raise ValueError("it refers to something that is no storage of numbers")
+        key = key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
+        if key not in self._contents:
+            member = self._archive.NameToInfo.get(f"{self._folder}data/{key}")
+            if member is None:
+                raise ValueError(f"it has no storage {key[:40]!r}")
+            self._contents[key] = self._archive.read(member)
+        content = self._contents[key]
+        if not _whole(count) or count * dtype.itemsize != len(content):
+            raise ValueError(f"the storage {key[:40]!r} does not have the size that it should have")
+        return np.frombuffer(content, dtype)
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        kind, dtype, key, _, _ = pid
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"it holds an unknown object '{kind}'")
-        return np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), dtype)
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> str:
+    """Checks what a zip archive claims, and returns the name of its pickle.
+
+    A member's sizes are claims as well: a compressed one may unpack to any multiple of its own.
+    """
+    members = archive.infolist()
+    # torch stores without compression: what unpacks to more than the file is a trap.
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > size:
+        raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its members are compressed, which torch never does; save it anew")
+    names = [member.filename for member in members]
+    if len(names) > _MAX_MEMBERS or len(set(names)) < len(names):
+        raise ValueError("it has a member twice, or too many of them")
+    pickled = [name for name in names if name.endswith("/data.pkl")]
+    if len(pickled) != 1:
+        raise ValueError("it has no single data.pkl")
+    order = f"{pickled[0].removesuffix('data.pkl')}byteorder"
+    if order in names and archive.read(order).strip() != b"little":
+        raise ValueError("it was not written on a little-endian machine")
+    return pickled[0]
 
 
 def load_torch_file(path: str | pathlib.Path) -> Any:
-    """Returns the object that `torch.save` wrote, with NumPy arrays in place of tensors.
+    """Returns the object that `torch.save` wrote.
+
+    Tensors are read-only NumPy arrays, ordered dictionaries are plain ones.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not a torch zip checkpoint (torch >= 1.6), or one with more than plain data.
     """
-    if not pathlib.Path(path).is_file():
+    if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"There is no checkpoint at '{path}'.")
     try:
+        size = check_regular(path, _MAX_FILE_BYTES).st_size
         with zipfile.ZipFile(path) as archive:
-            # torch stores without compression: what unpacks to more than the file is a trap.
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > pathlib.Path(path).stat().st_size:
-                raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
-            pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickled) != 1:
-                raise ValueError("it has no single data.pkl")
-            return _Reader(archive, pickled[0]).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError, EOFError) as error:
+            pickled = _check_members(archive, size)
+            storages = _Storages(archive, pickled.removesuffix("data.pkl"))
+            names = tuple(_STORAGES)
+            return plain_pickle.load(archive.read(pickled), _CALLS, names, storages)
+    except _FAULTS as error:
         raise ValueError(f"'{path}' is not a torch checkpoint we can read: {error}.") from error

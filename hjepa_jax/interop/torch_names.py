@@ -8,7 +8,7 @@ the sorted list of the entries it left out. Layouts: torch convolutions are [out
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,10 +82,42 @@ def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
     yield from _norm("token_proj.1", "token_norm")
 
 
+# What torch puts before every name of a model for several devices, or of a compiled one.
+_WRAPPERS = ("module.", "_orig_mod.")
+_NAMES_SHOWN = 8
+
+
+def unwrapped(state: State) -> State:
+    """Returns a state without the prefixes of data-parallel or compiled models.
+
+    Raises:
+      ValueError: If some names have such a prefix and others do not.
+    """
+    for prefix in _WRAPPERS * 2:
+        having = [name for name in state if name.startswith(prefix)]
+        if not having:
+            continue
+        if len(having) < len(state):
+            without = next(name for name in state if not name.startswith(prefix))
+            raise ValueError(
+                f"{len(having)} of {len(state)} names of a torch state begin with '{prefix}', as "
+                f"of a data-parallel or compiled model; others, such as '{without}', do not."
+            )
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns names as a list for people, the first few of many."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def _translate(
     state: State, entries: list[Entry], may_ignore: Callable[[str], bool], what: str
 ) -> tuple[dict[str, Tree], list[str]]:
-    """Places every entry; ValueError naming all missing and unknown names at once."""
+    """Places every entry; ValueError naming missing and unknown names, the first few of many."""
+    state = unwrapped(state)
     wanted = {entry.name for entry in entries}
     others = sorted(set(state) - wanted)
     faults = {
@@ -93,14 +125,21 @@ def _translate(
         "unknown": [name for name in others if not may_ignore(name)],
     }
     if any(faults.values()):
-        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+        told = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"The torch state of the {what} does not fit this model; {told}.")
     trees: dict[str, Tree] = {"params": {}, "batch_stats": {}}
     for name, collection, path, layout in entries:
         node = trees[collection]
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        node[path[-1]] = np.asarray(layout(np.asarray(state[name])), order="C")
+        value = np.asarray(state[name])
+        try:
+            node[path[-1]] = np.asarray(layout(value), order="C")
+        except ValueError as error:
+            raise ValueError(
+                f"The torch state of the {what} does not fit this model; {name} has the shape "
+                f"{value.shape}."
+            ) from error
     return trees, others
 
 
@@ -180,6 +219,7 @@ def predictor_from_torch(state: State) -> tuple[Tree, list[str]]:
     Raises:
       ValueError: missing or unknown entries, all listed.
     """
+    state = unwrapped(state)
     entries = list(predictor_entries(state))
     trees, ignored = _translate(state, entries, lambda name: name == "dt", "predictor")
     return trees["params"], ignored
