@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import pathlib
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hjepa_jax.config import base_config
-from hjepa_jax.data import shards
+from hjepa_jax.data import archives, shards
 from hjepa_jax.data.sources import open_source
 from hjepa_jax.files import check_writable_folder, local_path
 
@@ -35,10 +34,8 @@ def unpacked(path: pathlib.Path, beside: pathlib.Path) -> Iterator[pathlib.Path]
         return
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".unpacked-") as temporary:
-        with tarfile.open(path, "r:*") as archive:
-            # The filter refuses absolute paths, links and names that leave the folder.
-            archive.extractall(temporary, filter="data")
         root = pathlib.Path(temporary)
+        archives.unpack(path, root)
         while [entry.is_dir() for entry in root.iterdir()] == [True]:
             only = next(root.iterdir())
             if only.name in ("train", "val", "test"):
@@ -92,7 +89,7 @@ def main() -> None:
                 prepare(options, root)
         else:
             prepare(options, options.images)
-    except (ValueError, OSError, tarfile.TarError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"prepare_dataset: {error}")
 
 

@@ -121,3 +121,65 @@ def test_what_is_cut_off_is_damaged(mode, kept, tmp_path) -> None:
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(ArchiveError, match=r"ends too early|damaged"):
         listed(path)
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_files_are_unpacked_below_their_folder(mode, tmp_path) -> None:
+    contents = {"./train/a/1.jpg": b"1", "train/b/2.jpg": b"", "n" * 200 + "/ü": b"3"}
+    path = make(tmp_path / "x.tar", mode, contents=contents)
+    (tmp_path / "out").mkdir()
+    archives.unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {
+        name.removeprefix("./"): data for name, data in contents.items()
+    }
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, target, size
+    return member.tobuf()
+
+
+ESCAPES = {
+    "a link to a folder": entry("l", tarfile.SYMTYPE, "..") + entry("l/evil"),
+    "links in two steps": entry("a", tarfile.SYMTYPE, ".")
+    + entry("a/b", tarfile.SYMTYPE, "..")
+    + entry("b/evil"),
+    "a link within": entry("x") + entry("l", tarfile.SYMTYPE, "x"),
+    "a hard link": entry("l", tarfile.LNKTYPE, "../outside"),
+    "a parent": entry("../evil"),
+    "a parent within": entry("a/../../evil"),
+    "an absolute path": entry("/tmp/hjepa_jax_evil"),
+    "a pipe": entry("p", tarfile.FIFOTYPE),
+    "a device": entry("d", tarfile.CHRTYPE),
+    "an enormous file": entry("big", size=1 << 35),
+    "a file that is a folder": entry("a") + entry("a/b"),
+    "a folder that is a file": entry("a/b") + entry("a"),
+}
+
+
+@pytest.mark.parametrize("case", ESCAPES)
+def test_nothing_is_written_outside_and_no_link_made(case, tmp_path) -> None:
+    (tmp_path / "outside").write_bytes(b"secret")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "x.tar").write_bytes(ESCAPES[case] + bytes(1024))
+    with pytest.raises((ValueError, OSError)):
+        archives.unpack(tmp_path / "x.tar", tmp_path / "out")
+    found = {name for name in tree(tmp_path) if not name.startswith("out/")}
+    assert found == {"outside", "x.tar"}
+    assert (tmp_path / "outside").stat().st_nlink == 1
+    assert not any(path.is_symlink() or path.is_fifo() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_a_link_is_named_with_what_to_do(tmp_path) -> None:
+    (tmp_path / "x.tar").write_bytes(ESCAPES["a hard link"] + bytes(1024))
+    with pytest.raises(ValueError, match=r"Cannot unpack .*x\.tar: l is a link; .*--dereference"):
+        archives.unpack(tmp_path / "x.tar", tmp_path)

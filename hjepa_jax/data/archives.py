@@ -1,4 +1,4 @@
-"""Members of tar archives, read as a stream within bounds; nothing is written.
+"""Tar archives, read as a stream within bounds, and unpacked without links.
 
 `tarfile` believes the length that a name's header claims and reads that much into memory, so the
 headers are followed here; it still parses their blocks.
@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+from hjepa_jax.data.decode import MAX_ENCODED_BYTES
 from hjepa_jax.files import check_regular, printable
 
 _BLOCK = 512
@@ -23,6 +24,10 @@ _CHUNK = 1 << 20
 # Of a name; the longest path of Linux has 4096 bytes.
 _MAX_NAME_HEADER = 1 << 16
 _ARCHIVE_BYTES = 1 << 40
+# Unpacking images: they hardly shrink when packed; texts beside them do.
+_MEMBER_BYTES = MAX_ENCODED_BYTES
+_UNPACKED_BYTES = 1 << 30
+_UNPACKED_RATIO = 30
 _OPENERS: dict[bytes, Any] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -201,3 +206,48 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
                 raise ArchiveError(f"it is no tar archive, or damaged ({error})") from error
             except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
                 raise ArchiveError(f"its compression is damaged ({error})") from error
+
+
+def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the files of a tar archive below a new, empty folder, and nothing anywhere else.
+
+    No link is ever made, so that none can be followed. An archive that unpacks to far more than
+    its own size, or a member larger than any image, ends it.
+
+    Args:
+      path: The archive.
+      folder: An empty folder.
+
+    Raises:
+      ValueError: If it is damaged, or holds links, devices, or names that leave the folder.
+      OSError: If it cannot be read, or its files cannot be written.
+    """
+    limit = _UNPACKED_BYTES + _UNPACKED_RATIO * check_regular(path, _ARCHIVE_BYTES).st_size
+    try:
+        with opened(path, limit, limit // _BLOCK) as archive:
+            for member in archive.members():
+                target = folder / _inside(member)
+                if member.kind == FOLDER:
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    file.writelines(archive.chunks())
+    except ArchiveError as error:
+        raise ValueError(f"Cannot unpack {printable(path)}: {error}.") from error
+
+
+def _inside(member: Member) -> pathlib.PurePosixPath:
+    """The path of a file or folder, which stays where it is unpacked."""
+    shown = printable(member.name[:200])
+    if member.kind not in (FILE, FOLDER):
+        raise ArchiveError(
+            f"{shown} is {member.kind}; only files and folders are unpacked (tar's options "
+            "--dereference and --hard-dereference store files in place of links)"
+        )
+    name = pathlib.PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or "\0" in member.name:
+        raise ArchiveError(f"{shown} leads out of the folder that it is unpacked to")
+    if member.size > _MEMBER_BYTES:
+        raise ArchiveError(f"{shown} has {member.size} bytes; at most {_MEMBER_BYTES} are unpacked")
+    return name
