@@ -1,6 +1,7 @@
 """Prepared shards: the same images back, preparation that resumes, and damage noticed."""
 
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from image_files import cifar_files, data_config, photo, write_folder, write_tar
 
 from hjepa_jax.data import shards
+from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.folder import open_root
 from hjepa_jax.data.sources import ArraySource, Record, decode, open_source
 
@@ -175,3 +177,124 @@ def test_an_index_that_points_outside_its_folder_is_refused(folder, tmp_path) ->
         (out / shards.INDEX).write_text(json.dumps(index))
         with pytest.raises(ValueError, match="outside its folder"):
             shards.open_shards(out, "train")
+
+
+@pytest.fixture
+def prepared(folder, tmp_path) -> pathlib.Path:
+    """Seven images in shards of four and three."""
+    shards.write_shards(open_root(str(folder), "train", 0), "train", tmp_path / "out", 4)
+    return tmp_path / "out"
+
+
+def set_field(index, path: str, value) -> None:
+    *outer, last = path.split(".")
+    for part in outer:
+        index = index[int(part)] if isinstance(index, list) else index[part]
+    if value is None:
+        del index[last]
+    else:
+        index[int(last) if isinstance(index, list) else last] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("splits", None, "the field 'splits' is missing"),
+        ("splits", [1], "the field 'splits' must be a mapping, not a list of length 1"),
+        ("class_names", "ab", "the field 'class_names' must be a list, not the text 'ab'"),
+        ("class_names", ["a", 3], r"the field 'class_names\[1\]' must be text, not 3"),
+        ("class_names", ["a"], r"A label in .* is outside 0 \.\. 0"),
+        ("splits.train", 3, "the field 'splits.train' must be a mapping, not 3"),
+        ("splits.train.shards", [], "'splits.train.shards' must be a list of at least 1"),
+        ("splits.train.shards.0.file", None, r"'splits.train.shards\[0\].file' is missing"),
+        ("splits.train.shards.0.file", "..", "outside its folder"),
+        ("splits.train.shards.0.file", "x\0.array_record", "outside its folder"),
+        ("splits.train.shards.0.bytes", "9", "bytes' must be a whole number"),
+        ("splits.train.shards.0.bytes", 2.5, "bytes' must be a whole number"),
+        ("splits.train.shards.0.sha256", 7, "sha256' must be text, not 7"),
+        ("splits.train.shards.0.num_images", 3, "the shards of 'train' have 6 images, the split 7"),
+        ("splits.train.num_images", -1, "must be a whole number from 1"),
+        ("splits.train.num_images", 10**11, "must be a whole number from 1"),
+        ("splits.train.num_images", 8, "the shards of 'train' have 7 images, the split 8"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_one_sentence(field, value, sentence, prepared) -> None:
+    index = json.loads((prepared / shards.INDEX).read_text())
+    set_field(index, field, value)
+    (prepared / shards.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=sentence):
+        shards.open_shards(prepared, "train")
+
+
+def test_shards_with_swapped_counts_are_noticed(prepared) -> None:
+    index = json.loads((prepared / shards.INDEX).read_text())
+    set_field(index, "splits.train.shards.0.num_images", 3)
+    set_field(index, "splits.train.shards.1.num_images", 4)
+    (prepared / shards.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"train-00000.array_record has 4 records instead of 3"):
+        shards.open_shards(prepared, "train")
+
+
+def npy(shape: str, kind: str = "<i4", content: bytes = bytes(28)) -> bytes:
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"rubbish",
+        npy("(100000000000,)"),
+        npy("(7, 1)"),
+        npy("(8,)"),
+        npy("(7,)", content=bytes(27)),
+        npy("(7,)", "<f4"),
+        npy("(7,)", "|O"),
+        npy("(" * 300 + "7,)"),
+        npy("(7,)", content=(99).to_bytes(4, "little") * 7),
+        npy("(7,)", content=b"\xf0\xff\xff\xff" * 7),
+    ],
+)
+def test_labels_that_do_not_fit_are_one_sentence(content, prepared) -> None:
+    (prepared / "train.labels.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"The labels .*are damaged|A label in .* is outside"):
+        shards.open_shards(prepared, "train")
+
+
+def test_labels_of_other_types_are_read(prepared) -> None:
+    path = prepared / "train.labels.npy"
+    labels = np.load(path)
+    for kind in ("u1", ">i8", "<i2"):
+        np.save(path, labels.astype(kind))
+        source = shards.open_shards(prepared, "train")
+        assert source.labels().tolist() == labels.tolist()
+        assert source.labels().dtype == np.int32
+    np.save(path, labels[::-1])
+    with pytest.raises(CorruptImageError, match="another label"):
+        shards.open_shards(prepared, "train").record(0)
+
+
+def test_a_damaged_shard_costs_its_own_images(prepared) -> None:
+    good = [shards.open_shards(prepared, "train").record(i) for i in range(7)]
+    path = prepared / "train-00001.array_record"
+    content = bytearray(path.read_bytes())
+    content[1600] ^= 1  # in the second of three chunks
+    path.write_bytes(content)
+    source = shards.open_shards(prepared, "train")
+    assert [source.record(i) for i in (0, 1, 2, 3, 4, 6)] == [*good[:5], good[6]]
+    with pytest.raises(CorruptImageError, match=r"train-00001.array_record is damaged at record 1"):
+        source.record(5)
+    content[64] ^= 255
+    content[len(content) - 65536 : len(content) - 65000] = bytes(536)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"The shard .*00001.array_record is damaged"):
+        shards.open_shards(prepared, "train")
+
+
+@pytest.mark.parametrize("name", ["train-00000.array_record", "train.labels.npy", "dataset.json"])
+def test_what_is_no_file_is_told(name, prepared) -> None:
+    (prepared / name).unlink()
+    os.mkfifo(prepared / name)
+    with pytest.raises((OSError, ValueError), match=r"pipe|no split"):
+        open_root(str(prepared), "train", 0)

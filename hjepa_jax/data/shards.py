@@ -8,12 +8,16 @@ place when complete, so an interrupted preparation continues where it stopped.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
 import pathlib
+import re
 import struct
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -22,12 +26,47 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from hjepa_jax import schema
 from hjepa_jax.data.cache import ByteCache
+from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources import ImageSource, Record, digest
+from hjepa_jax.errors import first_line
+from hjepa_jax.files import check_regular, read_regular
 
 INDEX = "dataset.json"
 _FORMAT = "hjepa_jax image shards 1"
 _HEADER = struct.Struct("<iH")
+_MAX_SHARD_BYTES = 1 << 40
+_MAX_IMAGES = 1 << 31
+_LABELS_BYTES = 1 << 12
+_LOWEST_LABEL = -1
+# What np.save writes before the numbers of a vector of integers.
+_LABELS_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<>|][iu][1248])', 'fortran_order': (?:False|True), "
+    rb"'shape': \((\d{1,10}),\), \} *\n",
+    re.DOTALL,
+)
+_SHARD = schema.Fields(
+    {
+        "file": schema.Text(most=255),
+        "num_images": schema.Whole(1, _MAX_IMAGES),
+        "bytes": schema.Whole(0, _MAX_SHARD_BYTES),
+        "sha256": schema.Text(most=64),
+    }
+)
+_SPLIT = schema.Fields(
+    {
+        "num_images": schema.Whole(1, _MAX_IMAGES),
+        "content": schema.Text(most=1000),
+        "shards": schema.Items(_SHARD, least=1),
+    }
+)
+_INDEX = schema.Fields(
+    {
+        "class_names": schema.Items(schema.Text()),
+        "splits": schema.Table(_SPLIT),
+    }
+)
 
 
 def pack(record: Record) -> bytes:
@@ -56,17 +95,74 @@ def unpack(stored: bytes) -> Record:
     return Record(stored[end:], None, label, stored[_HEADER.size : end].decode(errors="replace"))
 
 
+def _open_shard(path: pathlib.Path, note: dict[str, Any]) -> ArrayRecordDataSource:
+    """Opens one shard, which must have as many records as the index says."""
+    try:
+        reader = ArrayRecordDataSource([str(path)])
+    # array_record raises RuntimeError of anything that it does not like.
+    except RuntimeError as error:
+        raise ValueError(
+            f"The shard {path} is damaged ({first_line(error)}); delete it and prepare the "
+            "data again."
+        ) from error
+    if len(reader) != note["num_images"]:
+        raise ValueError(
+            f"The shard {path} has {len(reader)} records instead of {note['num_images']}; delete "
+            "it and prepare the data again."
+        )
+    return reader
+
+
+def _read_labels(path: pathlib.Path, count: int) -> npt.NDArray[np.int32]:
+    """Returns the labels of a split, without trusting the shape that the file claims."""
+    content = read_regular(path, _LABELS_BYTES + 8 * count)
+    header = _LABELS_HEADER.match(content)
+    if header is None or int(header[3]) != count:
+        raise ValueError(
+            f"The labels {path} are damaged: they are no vector of {count} integers; prepare the "
+            "data again."
+        )
+    dtype, values = np.dtype(header[2].decode()), content[header.end() :]
+    if len(values) != count * dtype.itemsize:
+        raise ValueError(
+            f"The labels {path} are damaged: {count} labels have {len(values)} bytes; prepare the "
+            "data again."
+        )
+    return np.frombuffer(values, dtype)
+
+
 class ShardSource:
     """One split of a prepared folder."""
 
     def __init__(self, folder: pathlib.Path, split: str, index: dict[str, Any], cache_mb: float):
+        """Opens a split; `index` is what `read_index` returned.
+
+        Raises:
+          OSError, ValueError: If a shard or the labels are missing, damaged, or do not fit.
+        """
         self._folder = folder
         self._split = split
-        self._shards = index["splits"][split]["shards"]
+        entry = index["splits"][split]
+        self._shards = entry["shards"]
         self.class_names = tuple(index["class_names"])
-        self._labels = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
+        counts = [shard["num_images"] for shard in self._shards]
+        self._ends = list(itertools.accumulate(counts))
+        if self._ends[-1] != entry["num_images"]:
+            raise ValueError(
+                f"{folder / INDEX} is damaged: the shards of '{split}' have {self._ends[-1]} "
+                f"images, the split {entry['num_images']}; prepare the data again."
+            )
+        paths = [folder / shard["file"] for shard in self._shards]
+        with futures.ThreadPoolExecutor(min(16, len(paths))) as threads:
+            self._readers = list(threads.map(_open_shard, paths, self._shards))
+        labels = _read_labels(folder / f"{split}.labels.npy", entry["num_images"])
+        if labels.min() < _LOWEST_LABEL or labels.max() >= len(self.class_names):
+            raise ValueError(
+                f"A label in {folder} ({split}) is outside 0 .. {len(self.class_names) - 1}; "
+                "prepare the data again."
+            )
+        self._labels = labels.astype(np.int32)
         self._cache = ByteCache(cache_mb)
-        self._reader = ArrayRecordDataSource([str(folder / s["file"]) for s in self._shards])
 
     @property
     def num_classes(self) -> int:
@@ -82,7 +178,26 @@ class ShardSource:
         return len(self._labels)
 
     def record(self, index: int) -> Record:
-        return unpack(self._cache.get(index, lambda: self._reader[index]))
+        """Returns a record.
+
+        Raises:
+          CorruptImageError: If its shard is damaged there.
+        """
+        shard = bisect.bisect_right(self._ends, index)
+        within = index - (self._ends[shard - 1] if shard else 0)
+        try:
+            record = unpack(self._cache.get(index, lambda: self._readers[shard][within]))
+        except (RuntimeError, ValueError) as error:
+            raise CorruptImageError(
+                f"The shard {self._folder / self._shards[shard]['file']} is damaged at record "
+                f"{within} ({first_line(error)})."
+            ) from error
+        if record.label != self._labels[index]:
+            raise CorruptImageError(
+                f"Record {within} of the shard {self._folder / self._shards[shard]['file']} has "
+                f"another label than {self._split}.labels.npy has for it."
+            )
+        return record
 
     def labels(self) -> npt.NDArray[np.int32]:
         return self._labels
@@ -100,16 +215,21 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the content of `dataset.json`.
 
     Raises:
-      ValueError: If it is no index of this format.
+      ValueError: If it is no index of this format; the message names the field.
+      OSError: If it cannot be read.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{folder / INDEX} is damaged ({error}); prepare the data again."
-        ) from error
+    path = folder / INDEX
+    index = schema.read_json(path, schema.Anything())
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise ValueError(f"{folder / INDEX} is not an index of {_FORMAT}; prepare the data again.")
+        raise ValueError(f"{path} is not an index of {_FORMAT}; prepare the data again.")
+    schema.require(index, _INDEX, path)
+    for name, split in index["splits"].items():
+        for shard in split["shards"]:
+            file = shard["file"]
+            if not re.fullmatch(r"[^/\0]+\.array_record", file):
+                raise ValueError(f"{path} names a shard outside its folder, or none: {file}.")
+        if re.search(r"[/\0]", name):
+            raise ValueError(f"{path} has a split that is no name: {name!r}.")
     return index
 
 
@@ -118,7 +238,7 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
 
     Raises:
       FileNotFoundError: If the split or a shard is not there.
-      ValueError: If a shard does not have the size it was written with.
+      ValueError: If the index, the labels or a shard are damaged, or do not fit together.
     """
     index = read_index(folder)
     names = {"test": ("test", "val"), "val": ("val", "test")}.get(split, (split,))
@@ -130,13 +250,12 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
         )
     for shard in index["splits"][found]["shards"]:
         path = folder / shard["file"]
-        if path.parent != folder:
-            raise ValueError(f"{folder / INDEX} names a shard outside its folder: {shard['file']}.")
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"The shard {path} is missing; prepare the data again.")
-        if path.stat().st_size != shard["bytes"]:
+        size = check_regular(path, _MAX_SHARD_BYTES).st_size
+        if size != shard["bytes"]:
             raise ValueError(
-                f"The shard {path} has {path.stat().st_size} bytes instead of {shard['bytes']}; "
+                f"The shard {path} has {size} bytes instead of {shard['bytes']}; "
                 "delete it and prepare the data again."
             )
     return ShardSource(folder, found, index, cache_mb)
@@ -182,11 +301,11 @@ def _write_shard(
 def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str) -> Any:
     """Returns the note of a shard that is complete and made from this content, else None."""
     try:
-        note = json.loads(note_path.read_text())
-        complete = note.pop("content") == content and path.stat().st_size == note["bytes"]
-    except (OSError, ValueError, KeyError, AttributeError):
+        note = schema.read_json(note_path, _SHARD)
+        complete = note.pop("content", None) == content and path.stat().st_size == note["bytes"]
+    except (OSError, ValueError):
         return None
-    return note if complete else None
+    return note if complete and note["file"] == path.name else None
 
 
 def _finished_split(folder: pathlib.Path, entry: dict[str, Any] | None, content: str) -> bool:
