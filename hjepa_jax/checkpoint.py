@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from hjepa_jax import checkpoint_files, distributed
-from hjepa_jax.checkpoint_files import DamagedError
-from hjepa_jax.errors import CheckpointError, first_line
+from hjepa_jax.checkpoint_arrays import LiteralPath, check_contents, equal, read_arrays, smallest
+from hjepa_jax.checkpoint_files import DamagedError, UnreadableError
+from hjepa_jax.errors import CheckpointError, UserError, first_line
+from hjepa_jax.files import check_holds_checkpoints
+from hjepa_jax.schema import Fields, Items, Text, Whole
 
 _log = logging.getLogger(__name__)
+# What stands in the `meta` of a checkpoint; an imported one knows its step alone.
+_DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
+_DATA |= {"num_images": Whole(1), "batch_size": Whole(1)}
+META = Fields({"data": Fields({}, _DATA)}, {"config": Text()})
 
 
 def _metric(name: str, worst: float, metrics: Mapping[str, float]) -> float:
     """Returns the metric that ranks a checkpoint; one without it ranks last."""
     return metrics.get(name, worst)
+
+
+class _Saving(NamedTuple):
+    """A save under way: its step, its `meta`, and its smallest array within nested dicts."""
+
+    step: int
+    meta: dict[str, Any]
+    sample: Any
 
 
 class Checkpointer:
@@ -57,15 +72,15 @@ class Checkpointer:
         # orbax accepts a relative path here and fails only when it saves.
         self.folder = folder.absolute()
         self._best_metric, self._best_mode = best_metric, best_mode
-        self._read_only = read_only
-        self._saving: int | None = None
-        verbosity = absl_logging.get_verbosity()
+        self._saving: _Saving | None = None
+        self._read_back = False
+        self._manager: ocp.CheckpointManager | None = None
+        check_holds_checkpoints(self.folder, "the folder of checkpoints")
         if read_only:
-            # orbax warns that read-only is read-only.
-            absl_logging.set_verbosity(absl_logging.ERROR)
-        elif distributed.is_primary():
-            for name in checkpoint_files.remove_incomplete(self.folder):
-                _log.info("removed %s/%s: its save was broken off", self.folder, name)
+            return
+        if distributed.is_primary():
+            self._tidy()
+        distributed.wait_for_all("the checkpoints are tidied")
         metric = functools.partial(_metric, best_metric, self._worst)
         policies: list[Any] = [LatestN(keep_last)]
         if keep_best:
@@ -82,12 +97,10 @@ class Checkpointer:
             # Without it orbax does not store the metrics.
             best_fn=metric if keep_best else None,
             best_mode=best_mode,
-            read_only=read_only,
-            create=not read_only,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._manager = ocp.CheckpointManager(
-            self.folder,
+            LiteralPath(self.folder),
             options=options,
             item_names=("state", "meta"),
             item_handlers={
@@ -95,27 +108,63 @@ class Checkpointer:
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
-        absl_logging.set_verbosity(verbosity)
+
+    def _tidy(self) -> None:
+        """Creates the folder and removes or renames what orbax would stumble over."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for sentence in checkpoint_files.tidy(self.folder):
+                _log.warning("%s", sentence)
+        except FileExistsError as error:
+            raise CheckpointError(
+                f"{self.folder} is no folder: remove or rename it, or choose another --workdir."
+            ) from error
+        except (OSError, UnreadableError) as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be made ready for checkpoints ({error}): mend it, or choose "
+                "another --workdir."
+            ) from error
 
     @property
     def _worst(self) -> float:
         return math.inf if self._best_mode == "min" else -math.inf
 
     def steps(self) -> list[int]:
-        """Returns the steps of the complete checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Returns the steps of the complete checkpoints and of the one that is being saved.
+
+        Raises:
+          CheckpointError: if the folder cannot be read.
+        """
+        if self._manager is not None:
+            return sorted(self._manager.all_steps())
+        try:
+            return checkpoint_files.steps(self.folder)
+        except UnreadableError as error:
+            raise CheckpointError(_try_again(error)) from error
 
     def best_step(self) -> int:
         """Returns the step whose `best_metric` is best, of those that are kept.
 
         Raises:
-          CheckpointError: if no checkpoint was saved with this metric.
+          CheckpointError: if no checkpoint was saved with this metric, or it cannot be read.
         """
-        values = {}
+        values, damaged = {}, []
         for step in self.steps():
-            metrics = self._manager.metrics(step) or {}
+            try:
+                metrics = checkpoint_files.read_metrics(self.folder / str(step)) or {}
+            except DamagedError as error:
+                damaged.append(f"step {step} ({error})")
+                _log.warning("%s: the metrics of %s are damaged", self.folder, damaged[-1])
+                continue
+            except UnreadableError as error:
+                raise CheckpointError(_try_again(error)) from error
             if self._best_metric in metrics:
                 values[step] = metrics[self._best_metric]
+        if not values and damaged:
+            raise CheckpointError(
+                f"it is not known which checkpoint in {self.folder} is best, since their metrics "
+                f"are damaged: {'; '.join(damaged)}. Choose a step, or the latest."
+            )
         if not values:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} was saved with the metric {self._best_metric!r}: "
@@ -143,7 +192,9 @@ class Checkpointer:
           CheckpointError: if the previous save failed or this one cannot start.
         """
         self.wait()
-        self._saving = step
+        if self._manager is None:
+            raise CheckpointError(f"{self.folder} was opened for reading, not for saving.")
+        self._saving = _Saving(step, meta, None if self._read_back else smallest(state))
         kept = {n: float(v) for n, v in (metrics or {}).items() if n == self._best_metric}
         try:
             saved = self._manager.save(
@@ -161,54 +212,86 @@ class Checkpointer:
                 "step is already there; choose another --workdir."
             )
 
+        if not self._read_back:
+            self.wait()  # A folder that holds nothing must show at once.
+
     def wait(self) -> None:
-        """Waits for the save under way and raises CheckpointError if it failed."""
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: if it failed, or what was saved is not there; of the first save, also if
+            it cannot be read back.
+        """
+        if self._manager is None:
+            return
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # orbax raises what its threads met, of any class
             raise self._save_error(error) from error
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            if distributed.is_primary():
+                self._confirm(saving)
+
+    def _confirm(self, saving: _Saving) -> None:
+        """Checks that a save has left a checkpoint; reads the first one back."""
+        folder = self.folder / str(saving.step)
+        try:
+            if self._read_back:
+                checkpoint_files.read_manifest(folder)
+                return
+            checkpoint_files.verify(folder)
+            if checkpoint_files.read_meta(folder, Fields()) != json.loads(json.dumps(saving.meta)):
+                raise DamagedError("meta differs from what was saved")
+            found = read_arrays(folder, saving.sample)
+            if not jax.tree.all(jax.tree.map(equal, found, saving.sample)):
+                raise DamagedError("an array differs from what was saved")
+        except Exception as error:  # a missing file can fail in any layer below
+            raise CheckpointError(
+                f"the checkpoint of step {saving.step} was saved in {self.folder} but cannot be "
+                f"read back ({first_line(error) or type(error).__name__}): the run ends here, "
+                "before more work is lost. Choose another --workdir."
+            ) from error
+        self._read_back = True
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Restores (state, meta) of `step`, or of the newest step that can be read.
 
         Args:
           abstract_state: the state as ShapeDtypeStructs with shardings; or a dict of some of its
-            fields, which alone are read.
+            fields, which alone are read; or a function that returns either from a step's `meta`.
           step: the step wanted; None for the newest readable one. Newer ones, which are damaged,
             are renamed to `<step>.damaged` unless the folder was opened read-only.
 
         Raises:
-          CheckpointError: if there is none, none can be read, or what is in it differs from
-            `abstract_state` (the parameter is named).
+          CheckpointError: if there is none, all are damaged, the newest cannot be read now, or
+            what is in it differs from `abstract_state` (the parameter is named).
         """
         steps = self.steps() if step is None else [step]
         if not steps:
             raise CheckpointError(f"{self.folder} holds no complete checkpoint: train first.")
         failures: dict[int, str] = {}
         for candidate in reversed(steps):
+            folder = self.folder / str(candidate)
             try:
-                self._verify(candidate)
-                self._check_contents(candidate, abstract_state)
-                arguments: Any = ocp.args.PyTreeRestore(
-                    item=abstract_state,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-                    # A field that was empty or not there yet has no arrays to read.
-                    partial_restore=True,
-                )
-                restored = self._manager.restore(
-                    candidate,
-                    args=ocp.args.Composite(state=arguments, meta=ocp.args.JsonRestore()),
-                )
-                self._set_aside(list(failures))
-                return restored["state"], restored["meta"]
-            except CheckpointError:
+                checkpoint_files.verify(folder)
+                meta = checkpoint_files.read_meta(folder, META)
+                wanted = abstract_state(meta) if callable(abstract_state) else abstract_state
+                check_contents(folder, wanted)
+                restored = read_arrays(folder, wanted)
+            except UserError:
                 raise
+            except UnreadableError as error:
+                raise CheckpointError(_try_again(error)) from error
             except Exception as error:  # a damaged file can fail in any layer below
                 reason = first_line(error)
                 cause = "" if isinstance(error, DamagedError) else f"{type(error).__name__}: "
                 failures[candidate] = f"step {candidate} ({cause}{reason})"
                 _log.warning("checkpoint %s of %s is unreadable", failures[candidate], self.folder)
+                continue
+            self._set_aside(list(failures))
+            return restored, meta
         raise CheckpointError(
             f"no checkpoint in {self.folder} can be read: {'; '.join(failures.values())}. Remove "
             "the damaged step folders, or start again in another --workdir."
@@ -217,61 +300,24 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the save under way and releases the folder."""
         self.wait()
-        self._manager.close()
-
-    def _check_contents(self, step: int, abstract_state: Any) -> None:
-        """Names the first array that is missing, left over or of another shape."""
-        saved = self._manager.item_metadata(step)["state"]
-        if saved is None:
-            return  # unreadable metadata: the restore itself will say so
-        tree = getattr(saved, "tree", saved)
-        shapes = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        wanted = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state)
-        }
-        only_parts = isinstance(abstract_state, dict)
-        place = f"checkpoint {self.folder}/{step}"
-        for name in wanted if only_parts else sorted(wanted.keys() | shapes.keys()):
-            there, here = shapes.get(name), wanted.get(name)
-            if there == here:
-                continue
-            problem = f"has shape {there} in {place} but {here} in this configuration"
-            if there is None:
-                problem = f"is missing in {place}, which another configuration wrote"
-            elif here is None:
-                problem = f"is in {place} but is no part of this configuration's state"
-            raise CheckpointError(
-                f"{name} {problem}: use the configuration of that run, or another --workdir."
-            )
-
-    def _verify(self, step: int) -> None:
-        """Raises DamagedError if a file of the step is not as it was written."""
-        if not checkpoint_files.verify(self.folder / str(step)):
-            _log.info(
-                "checkpoint %s/%d has no %s, so its files are used unchecked",
-                self.folder,
-                step,
-                checkpoint_files.MANIFEST,
-            )
+        if self._manager is not None:
+            self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
         """Makes way for these damaged steps to be saved again."""
-        if not steps or self._read_only:
+        if not steps or self._manager is None:
             return
         for step in steps:
             if distributed.is_primary():
-                target = checkpoint_files.set_aside(self.folder, step)
+                target = checkpoint_files.set_aside(self.folder, self.folder / str(step))
                 _log.warning("the damaged checkpoint is now %s: delete it when you like", target)
         distributed.wait_for_all("damaged checkpoints are set aside")
         self._manager.reload()
 
     def _write_manifest(self) -> None:
         """Adds the checksums to the save under way; orbax calls it just before its rename."""
-        (folder,) = checkpoint_files.temporary_folders(self.folder, self._saving)
+        assert self._saving is not None
+        (folder,) = checkpoint_files.temporary_folders(self.folder, self._saving.step)
         checkpoint_files.write_manifest(folder)
 
     def _save_error(self, error: BaseException) -> CheckpointError:
@@ -283,9 +329,18 @@ class Checkpointer:
             what = f"the disk is full or a limit of file sizes is reached: {free} bytes are free"
         if distributed.is_primary():
             checkpoint_files.remove_incomplete(self.folder)
-        earlier = sorted(ocp.utils.checkpoint_steps(self.folder))
+        step = self._saving.step if self._saving is not None else "?"
+        self._saving = None
+        earlier = checkpoint_files.steps(self.folder)
         return CheckpointError(
-            f"the checkpoint of step {self._saving} could not be saved in {self.folder} ({what}); "
+            f"the checkpoint of step {step} could not be saved in {self.folder} ({what}); "
             f"what it left was removed and earlier checkpoints are intact: {earlier}. Free disk "
             "space or mend the folder, then start the same command again."
         )
+
+
+def _try_again(error: UnreadableError) -> str:
+    return (
+        f"{error}. Nothing says that the checkpoint is damaged: see to the device or network that "
+        "it lies on, then start the same command again."
+    )

@@ -23,8 +23,8 @@ _KINDS = {
 _CHUNK_BYTES = 1 << 20
 # 'gs://bucket/x', and what pathlib leaves of it: 'gs:/bucket/x'.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
-# Orbax looks files up by glob patterns and takes 'gs:' anywhere in a path for an address.
-_LOST_BY_ORBAX = re.compile(r"[\[\]*?\\]|(?<=/)(gs|s3|gcs|http|https):(?=/|$)")
+# TensorStore takes a backslash for a slash, and orbax 'gs:' anywhere in a path for an address.
+_LOST_BY_ORBAX = re.compile(r"\\|[\ud800-\udfff]|(?<=/)(gs|s3|gcs|http|https):(?=/|$)")
 # What is written below a folder needs room in the length of paths that Linux allows.
 _LONGEST_PATH, _ROOM = 4096, 512
 _PROBE_BYTES = 4096
@@ -34,9 +34,14 @@ class UnfitFileError(OSError):
     """A path leads to no regular file, or to more bytes than allowed; the message is a sentence."""
 
 
+def kind_of(mode: int) -> str:
+    """Returns in words what a path is that is no regular file, from its mode."""
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 def _check(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        kind = kind_of(found.st_mode)
         raise UnfitFileError(f"{printable(path)} is {kind}, not a file; remove or replace it.")
     if found.st_size > limit:
         raise _too_large(path, f"{found.st_size}", limit)
@@ -164,12 +169,8 @@ def check_writable_folder(
       UserError: if nothing can be written there.
     """
     place = folder.absolute()
-    lost = _LOST_BY_ORBAX.search(str(place)) if checkpoints else None
-    if lost:
-        raise UserError(
-            f"{what}={folder} has {lost[0]!r} in its path ({place}), below which checkpoints "
-            "cannot be found again: choose another folder."
-        )
+    if checkpoints:
+        check_holds_checkpoints(folder, what)
     if len(os.fsencode(place)) > _LONGEST_PATH - _ROOM:
         raise UserError(f"{what}={str(folder)[:60]}... is too long a path: choose a shorter one.")
     absent = [p for p in (place, *place.parents) if not os.path.lexists(p)]
@@ -183,6 +184,20 @@ def check_writable_folder(
             for created in absent:
                 with contextlib.suppress(OSError):
                     created.rmdir()
+
+
+def check_holds_checkpoints(folder: pathlib.Path, what: str) -> None:
+    """Refuses a path below which checkpoints would be written and not found again.
+
+    Raises:
+      UserError: naming what is in the path.
+    """
+    place = str(folder.absolute())
+    if lost := _LOST_BY_ORBAX.search(place):
+        raise UserError(
+            f"{what}={printable(folder)} has {lost[0]!a} in its path ({printable(place)}), below "
+            "which checkpoints cannot be found again: choose another folder."
+        )
 
 
 def check_writable_file(path: pathlib.Path, what: str) -> None:
@@ -216,7 +231,16 @@ def _cause(place: pathlib.Path, error: OSError) -> str:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, never meets half of it."""
+    """Writes a text file so that a reader, or a crash, never meets half of it.
+
+    A link in its place is replaced, and what it leads to stays as it is.
+
+    Raises:
+      UnfitFileError: if a folder is in its place.
+      OSError: if it cannot be written.
+    """
+    if path.is_dir() and not path.is_symlink():
+        raise UnfitFileError(f"{printable(path)} is a folder, not a file; remove or replace it.")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -38,6 +38,7 @@ LAYERS = {
     "accumulation": 4,
     "sharded_optimizer": 2,
     "train_step": 7,
+    "checkpoint_arrays": 3,
     "checkpoint": 7,
     "writers": 7,
     "run": 8,

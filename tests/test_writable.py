@@ -119,12 +119,18 @@ def test_a_file_in_place_is_not_touched_and_a_folder_is_refused(tmp_path) -> Non
         check_writable_file(tmp_path / f"{'n' * 260}.png", "--out")
 
 
-@pytest.mark.parametrize("name", ["a[1]", "[...]", "a\\b", "a*", "a?", "gs:", "s3:/x"])
+@pytest.mark.parametrize("name", ["a\\b", "\\", "a\udcffb", "gs:", "s3:/x"])
 def test_names_below_which_orbax_loses_checkpoints_are_refused(name, tmp_path) -> None:
     with pytest.raises(UserError, match="checkpoints cannot be found again"):
         check_writable_folder(tmp_path / name / "run", "--workdir", checkpoints=True)
     assert not (tmp_path / name).exists()
     check_writable_folder(tmp_path / name / "run", "--eval_dir")
+
+
+@pytest.mark.parametrize("name", ["a[1]", "[...]", "a*", "a?", "{a,b}"])
+def test_names_that_are_patterns_hold_checkpoints(name, tmp_path) -> None:
+    check_writable_folder(tmp_path / name / "run", "--workdir", checkpoints=True)
+    assert (tmp_path / name / "run").is_dir()
 
 
 SCRIPTS = {
