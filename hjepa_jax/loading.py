@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import orbax.checkpoint as ocp
-from etils import epath
 
-from hjepa_jax import checkpoint_files, sharding
+from hjepa_jax import sharding
 from hjepa_jax.config import Config
 from hjepa_jax.data.augment import eval_image
-from hjepa_jax.errors import CheckpointError, UserError, first_line
+from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_variant
 from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, make_encode, prepare
-from hjepa_jax.saved_run import PARTS, check_has_checkpoints, saved_config
-
-_log = logging.getLogger(__name__)
+from hjepa_jax.saved_run import PARTS, open_saved, saved_config
 
 
 class LoadedRun:
@@ -177,32 +171,6 @@ def _checked(image: Any) -> npt.NDArray[np.uint8]:
     return array
 
 
-def _restore_parts(folder: epath.Path, run: Run) -> dict[str, Any]:
-    """Restores `PARTS` of the checkpoint in `folder`, and nothing else of it."""
-    wanted = {name: getattr(run.abstract_state, name) for name in PARTS}
-    arguments: Any = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,
-    )
-    state = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=arguments)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
-        found = functools.reduce(lambda tree, key: tree[key.key], path, state)
-        if tuple(found.shape) != tuple(leaf.shape):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise CheckpointError(
-                f"{name} has shape {tuple(found.shape)} in {folder} but {tuple(leaf.shape)} by "
-                "config.json beside it: the two are not of one run."
-            )
-    return state
-
-
-def _num_images(folder: epath.Path) -> int | None:
-    """Returns the training images of the run, which its schedules count in, if it knew them."""
-    meta = ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore())
-    return meta["data"].get("num_images")
-
-
 def _devices(batch_size: int) -> list[Any]:
     """Returns as many of this process's devices as the run's batch splits over evenly."""
     devices = jax.local_devices()
@@ -228,24 +196,23 @@ def load_run(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
     config = saved_config(folder)
-    check_has_checkpoints(folder)
-    checkpoints = epath.Path(folder.absolute() / "checkpoints")
-    steps = sorted(ocp.utils.checkpoint_steps(checkpoints))
+    checkpointer = open_saved(config, folder)
+    steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
     mesh = sharding.data_mesh(_devices(config.data.batch_size))
-    failures = []
-    for candidate in reversed(steps if step is None else [step]):
-        try:
-            at = checkpoints / str(candidate)
-            checkpoint_files.verify(pathlib.Path(at))
-            run = prepare(config, _num_images(at) or config.data.batch_size, mesh)
-            return LoadedRun(run, _restore_parts(at, run), batch_size)
-        except UserError:
-            raise
-        except Exception as error:  # orbax raises what it met in a damaged file, of any class
-            reason = first_line(error)
-            failures.append(f"step {candidate} ({type(error).__name__}: {reason})")
-            _log.warning("checkpoint %s of %s is unreadable", failures[-1], folder)
-    raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(failures)}.")
+
+    def parts(meta: dict[str, Any]) -> dict[str, Any]:
+        return {name: getattr(prepared(meta).abstract_state, name) for name in PARTS}
+
+    @functools.cache
+    def of_images(count: int) -> Run:
+        return prepare(config, count, mesh)
+
+    def prepared(meta: dict[str, Any]) -> Run:
+        # The images of the training, which its schedules count in, if it knew them.
+        return of_images(meta["data"].get("num_images", config.data.batch_size))
+
+    state, meta = checkpointer.restore(parts, step)
+    return LoadedRun(prepared(meta), state, batch_size)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from hjepa_jax import config_check
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.config import Config
-from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.config import Config, base_config
+from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, prepare
+from hjepa_jax.schema import Fields, parse_json, read_json
 from hjepa_jax.train_state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -33,11 +35,47 @@ def saved_config(workdir: pathlib.Path) -> Config:
     """
     path = workdir / "config.json"
     try:
-        return config_check.from_json(path.read_text())
+        values = read_json(path, Fields(), constants=True)
+        return config_check.merge(base_config(), values)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: is {workdir} a run's workdir?") from None
-    except (json.JSONDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def check_replaceable(workdir: pathlib.Path) -> None:
+    """Checks that nothing stands where a run writes its files: these replace files and links only.
+
+    Raises:
+      CheckpointError: if a folder does.
+    """
+    for name in ("config.json", "failure.json"):
+        path = workdir / name
+        if os.path.isdir(path) and not os.path.islink(path):
+            raise CheckpointError(
+                f"{path} is a folder where a file is written: remove or rename it, or choose "
+                "another --workdir."
+            )
+
+
+def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Config:
+    """Returns the configuration in the `meta` of a checkpoint.
+
+    Raises:
+      CheckpointError: if it has none or it cannot be read.
+    """
+    if "config" not in meta:
+        raise CheckpointError(
+            f"the checkpoint in {folder} does not say which configuration it was trained with: "
+            "choose another --workdir."
+        )
+    try:
+        values = parse_json(meta["config"], Fields(), folder, field="config", constants=True)
+        return config_check.merge(base_config(), values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"the configuration in the checkpoint of {folder} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def check_encoder(
@@ -66,7 +104,7 @@ def check_encoder(
 
 def check_has_checkpoints(workdir: pathlib.Path) -> None:
     """Raises CheckpointError if a workdir has no folder of checkpoints."""
-    if not (workdir / "checkpoints").is_dir():
+    if not os.path.isdir(workdir / "checkpoints"):
         raise CheckpointError(f"{workdir} holds no checkpoints: train first, with --mode=train.")
 
 

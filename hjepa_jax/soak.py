@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hjepa_jax import checkpoint_files, config_check, sharding
-from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax import checkpoint_files, sharding
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.run import open_split, prepare
+from hjepa_jax.saved_run import open_saved, saved_config
 from hjepa_jax.train_state import TrainState
 
 MOMENTS = ("save", "term", "step", "start")
@@ -39,11 +39,10 @@ def command(workdir: pathlib.Path, overrides: Sequence[str]) -> list[str]:
 
 def final_state(workdir: pathlib.Path) -> TrainState:
     """Returns the newest checkpoint's state as numpy arrays."""
-    config = config_check.from_json((workdir / "config.json").read_text())
+    config = saved_config(workdir)
     source = open_split(config, "train")
     run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
-    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
-    return jax.device_get(checkpointer.restore(run.abstract_state)[0])
+    return jax.device_get(open_saved(config, workdir).restore(run.abstract_state)[0])
 
 
 def differing_arrays(one: Any, two: Any) -> list[str]:
@@ -58,8 +57,7 @@ def differing_arrays(one: Any, two: Any) -> list[str]:
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     """Returns the steps of the complete checkpoints, oldest first."""
-    names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    return checkpoint_files.steps(workdir / "checkpoints")
 
 
 def saving_step(workdir: pathlib.Path) -> int:

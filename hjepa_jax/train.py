@@ -26,7 +26,7 @@ from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.run import Run, open_split, prepare
-from hjepa_jax.saved_run import initial_state
+from hjepa_jax.saved_run import check_replaceable, config_in, initial_state
 from hjepa_jax.stop_request import RunStopped, StopRequest
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_weights
@@ -66,7 +66,7 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
     """
     fixed = _PROBE if config.evaluation.online_probe else ()
     differing = config_check.differences(
-        config_check.from_json(saved["config"]),
+        config_in(saved, folder),
         config,
         lambda name: name in fixed or not name.startswith(_FREE),
     )
@@ -170,6 +170,7 @@ class _Session:
     monitor: TrainingMonitor
     guard: NonFiniteGuard
     stop: StopRequest
+    lock: WorkdirLock
     first: int
 
 
@@ -191,9 +192,10 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
     workdir = local_path(workdir, "--workdir")
     if distributed.is_primary():
         check_writable_folder(workdir, "--workdir", checkpoints=True)
+        check_replaceable(workdir)
     asked = StopRequest() if stop is None else contextlib.nullcontext(stop)
-    with WorkdirLock(workdir), asked as current, disk_full_is_a_sentence(workdir):
-        return _train(config, workdir, current)
+    with WorkdirLock(workdir) as lock, asked as current, disk_full_is_a_sentence(workdir):
+        return _train(config, workdir, current, lock)
 
 
 def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
@@ -208,7 +210,9 @@ def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
     )
 
 
-def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainState:
+def _train(
+    config: Config, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
+) -> TrainState:
     source = open_split(config, "train")
     run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
     identity = data_identity(config, source)
@@ -240,6 +244,7 @@ def _train(config: Config, workdir: pathlib.Path, stop: StopRequest) -> TrainSta
             monitor=monitor,
             guard=guard,
             stop=stop,
+            lock=lock,
             first=first,
         )
         state = _loop(session, state)
@@ -258,6 +263,7 @@ def _loop(session: _Session, state: TrainState) -> TrainState:
     while failed and not session.stop.agreed(together=True):
         state, failed = _steps(session, state)
         if failed:
+            session.lock.check()
             state = session.guard.after_failure(state, session.checkpointer.steps())
     # Where a stop was asked for, the last step is not saved yet.
     if int(state.step) > max(session.checkpointer.steps(), default=session.first):
@@ -303,6 +309,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
 
 
 def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) -> None:
+    session.lock.check()
     skipped = session.guard.skipped
     save(session.config, session.identity, skipped, state, session.checkpointer, metrics)
 
