@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -23,6 +24,7 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
 from hjepa_jax.evaluation.report import markdown_table
 from hjepa_jax.files import write_atomically
+from hjepa_jax.schema import Fields, Items, Table, Text, read_json
 
 # What each run is a process of.
 MAIN = (sys.executable, "-m", "hjepa_jax.main")
@@ -118,10 +120,10 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
     """
     path = out / "commands.json"
     known: dict[str, list[str]] = {}
-    if path.is_file():
+    if os.path.lexists(path):
         try:
-            known = json.loads(path.read_text())
-        except ValueError as error:
+            known = read_json(path, Table(Items(Text())))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): choose another --out.") from error
     for run in runs:
         before = known.get(run.name, list(run.arguments))
@@ -144,8 +146,8 @@ def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
         if not path.is_file():
             continue
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
+            return read_json(path, Fields(), constants=True)
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): delete it and start again."
             ) from error

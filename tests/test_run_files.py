@@ -1,7 +1,6 @@
 """The files of a run: whatever stands in their place, nothing good is lost and nothing hangs."""
 
 import errno
-import json
 import math
 import os
 import pathlib
@@ -12,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_states import random_state
+from test_compare import write_run
 
 import hjepa_jax
 from configs import quickstart
 from hjepa_jax import checkpoint_files, config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.checkpoint_files import DamagedError, UnreadableError
-from hjepa_jax.errors import CheckpointError
+from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.runs import load_result
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.saved_run import check_replaceable, open_saved, saved_config
+from hjepa_jax.sweep import SweepRun, check_commands
 from hjepa_jax.train import data_identity, restore_or_init, save
 from hjepa_jax.workdir_lock import WorkdirLock
 
@@ -150,7 +151,7 @@ def test_damaged_metrics_cost_the_rank_and_not_the_state(damage, tmp_path, caplo
     checkpointer.close()
     shutil.rmtree(folder / "4")
     _replace(folder / "3" / "metrics" / "metrics", damage)
-    with pytest.raises(CheckpointError, match="not known which checkpoint .* is best"):
+    with pytest.raises(CheckpointError, match=r"not known which checkpoint .* is best"):
         reader.best_step()
 
 
@@ -345,16 +346,31 @@ def test_a_configuration_in_the_meta_that_does_not_fit_is_a_sentence(text, run) 
             return state, {**meta, "config": text}
 
     checkpointer = Crafted(workdir / "checkpoints", read_only=True)
-    with pytest.raises(CheckpointError, match="the configuration in the checkpoint of .* cannot"):
+    with pytest.raises(CheckpointError, match=r"the configuration in the checkpoint of .* cannot"):
         restore_or_init(prepared, checkpointer, config, identity)
 
 
-def test_a_finished_run_whose_configuration_is_damaged_is_a_sentence(run, tmp_path) -> None:
-    copy, report = tmp_path / "run", tmp_path / "eval" / "run"
-    shutil.copytree(run[-1], copy)
-    report.mkdir(parents=True)
-    for damage in ("[", "[3]", DEEP):
-        (copy / "config.json").write_text(damage)
-        with pytest.raises(ValueError, match=r"(config|metrics)\.json"):
-            load_result(copy, tmp_path / "eval")
-        (report / "metrics.json").write_text(json.dumps({"encoders": {}}))
+@pytest.mark.parametrize("damage", ["file", "folder", "pipe", "broken link", "[", "[3]", DEEP])
+def test_a_compared_run_whose_files_are_damaged_is_a_sentence(damage, tmp_path) -> None:
+    workdir = write_run(tmp_path, "one", seed=0, knn=0.8)
+    assert load_result(workdir, tmp_path / "eval").config["seed"] == 0
+    (events,) = workdir.glob("events.*")
+    config = (workdir / "config.json").read_text()
+    _replace(workdir / "config.json", damage)
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        load_result(workdir, tmp_path / "eval")
+    _replace(workdir / "config.json", config)
+    if damage in ("folder", "pipe", "broken link"):
+        _replace(events, damage)
+        with pytest.raises(UserError, match=r"events\.out.* (cannot be read|is damaged)"):
+            load_result(workdir, tmp_path / "eval")
+
+
+@pytest.mark.parametrize("damage", ["file", "folder", "pipe", "[]", '{"a": 3}', '{"a": [3]}'])
+def test_a_sweep_whose_record_is_damaged_is_a_sentence(damage, tmp_path) -> None:
+    runs = [SweepRun("a", "g", ("--seed=1",))]
+    check_commands(runs, tmp_path)
+    check_commands(runs, tmp_path)
+    _replace(tmp_path / "commands.json", damage)
+    with pytest.raises(UserError, match=r"commands\.json cannot be read"):
+        check_commands(runs, tmp_path)

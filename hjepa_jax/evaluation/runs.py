@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import struct
@@ -15,10 +16,13 @@ import numpy.typing as npt
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
+from hjepa_jax.files import read_regular
+from hjepa_jax.schema import Fields, read_json
 
 # Fields in which the runs of one group may differ: none of them changes what is learned.
 _FREE = ("seed", "checkpoint.", "log.", "data.root", "data.num_workers", "data.num_threads")
 _FREE += ("data.prefetch_batches", "data.device_prefetch", "data.cache_mb", "evaluation.online_")
+_EVENTS_BYTES = 2**32
 Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
@@ -63,20 +67,28 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _events(path: pathlib.Path) -> Iterator[Any]:
     """Yields the events of a file (length, checksum, payload, checksum), up to a cut-off end."""
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto import event_pb2
     from tensorboardX.record_writer import masked_crc32c
 
-    data, position = path.read_bytes(), 0
+    damaged = f"{path} is damaged, or no TensorBoard event file: delete or move it."
+    try:
+        data, position = read_regular(path, _EVENTS_BYTES), 0
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     while position + 12 <= len(data):
         length, checksum = struct.unpack_from("<QI", data, position)
         if masked_crc32c(data[position : position + 8]) != checksum:
-            raise UserError(f"{path} is damaged, or no TensorBoard event file: delete or move it.")
+            raise UserError(damaged)
         payload = data[position + 12 : position + 12 + length]
         position += 12 + length + 4
         if position > len(data):
             return  # a run that is writing, or was killed while it did
         event: Any = event_pb2.Event()  # type: ignore[attr-defined]
-        event.ParseFromString(payload)
+        try:
+            event.ParseFromString(payload)
+        except DecodeError as error:
+            raise UserError(damaged) from error
         yield event
 
 
@@ -156,11 +168,11 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
     """
     report = _find_report(path, eval_dir)
     config: dict[str, Any] = {}
-    if (path / "config.json").is_file():
+    if os.path.lexists(path / "config.json"):
         try:
-            config = dict(_flat(json.loads((path / "config.json").read_text())))
-        except ValueError as error:
-            raise UserError(f"{path}/config.json cannot be read: {error}.") from error
+            config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}/config.json cannot be read: {error}") from error
     return RunResult(
         path.name, report, _metrics(report / "metrics.json"), config, read_curves(path)
     )
