@@ -8,7 +8,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax import schema
+from hjepa_jax.data.decode import CorruptImageError
+from hjepa_jax.data.shards import open_array_record
 from hjepa_jax.data.sources import Record, digest
+from hjepa_jax.errors import first_line
+from hjepa_jax.files import check_regular
+
+_NO_LABEL = -1
+_MAX_CLASSES = 10_000_000
+_MAX_SHARD_BYTES = 1 << 40
+_CONNECTORS = "tensorflow_datasets."
+_SPLIT = schema.Fields(
+    {"name": schema.Text(), "shardLengths": schema.Items(schema.Text(most=20), least=1)},
+    {"filepathTemplate": schema.Text(most=1000), "numBytes": schema.Text(most=20)},
+)
+_INFO = schema.Fields(
+    {"name": schema.Text(), "splits": schema.Items(_SPLIT, least=1)},
+    {"version": schema.Text(), "fileFormat": schema.Text()},
+)
 
 
 class TfdsSource:
@@ -20,8 +38,8 @@ class TfdsSource:
         self._split = split
         self._data, info = _open(folder, split)
         self._labels: npt.NDArray[np.int32] | None = None
-        self._name = info.full_name
-        self.class_names = tuple(str(name) for name in info.features["label"].names)
+        self._name = schema.readable(info.full_name)
+        self.class_names = _class_names(folder, info.features["label"])
         self._fingerprint = digest(
             info.full_name,
             split,
@@ -45,37 +63,111 @@ class TfdsSource:
         return len(self._data)
 
     def record(self, index: int) -> Record:
-        example = self._data[index]
+        """Returns an example.
+
+        Raises:
+          CorruptImageError: If it is damaged.
+        """
         name = f"{self._name} ({self._split}) example {index}"
-        return Record(bytes(example["image"]), None, int(example["label"]), name)
+        # tfds and array_record raise almost anything on damaged bytes.
+        try:
+            example = self._data[index]
+            encoded, label = example["image"], int(example["label"])
+        except Exception as error:
+            raise CorruptImageError(f"Cannot read {name}: {first_line(error)}.") from error
+        if not isinstance(encoded, bytes) or not _NO_LABEL <= label < self.num_classes:
+            raise CorruptImageError(
+                f"Cannot read {name}: it has no encoded image, or a label that is no class."
+            )
+        return Record(bytes(encoded), None, label, name)
 
     def labels(self) -> npt.NDArray[np.int32]:
         if self._labels is None:
-            self._labels = np.array(
-                [int(self._data[i]["label"]) for i in range(len(self))], np.int32
-            )
+            self._labels = np.array([self._label(i) for i in range(len(self))], np.int32)
         return self._labels
+
+    def _label(self, index: int) -> int:
+        """The label of an example; none for one that is damaged, which its reader will meet."""
+        try:
+            return self.record(index).label
+        except CorruptImageError:
+            return _NO_LABEL
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def _check_metadata(folder: pathlib.Path) -> None:
+    """Checks what tfds will read: it would import any module that the features name.
+
+    Raises:
+      ValueError: naming the file and the field.
+      OSError: If a file is missing, or no regular file of a sane size.
+    """
+    schema.read_json(folder / "dataset_info.json", _INFO)
+    path = folder / "features.json"
+    level = [schema.read_json(path, schema.Fields())]
+    while level:
+        for entry in level:
+            for key in ("pythonClassName", "type"):
+                connector = entry.get(key) if isinstance(entry, dict) else None
+                if isinstance(connector, str) and not connector.startswith(_CONNECTORS):
+                    raise ValueError(
+                        f"{path} names the feature {schema.described(connector)}; only those of "
+                        "tensorflow_datasets are read."
+                    )
+        inner = [e.values() if isinstance(e, dict) else e for e in level]
+        level = [v for values in inner for v in values if isinstance(v, (dict, list))]
+    for labels in folder.glob("*.labels.txt"):
+        check_regular(labels, schema.MAX_JSON_BYTES)
+
+
+def _class_names(folder: str, label: Any) -> tuple[str, ...]:
+    """Returns the names of a ClassLabel."""
+    count = getattr(label, "num_classes", None)
+    if not isinstance(count, int) or not 0 < count <= _MAX_CLASSES:
+        raise ValueError(f"The feature 'label' of {folder} is no ClassLabel with names.")
+    return tuple(schema.readable(name) for name in label.names)
 
 
 def _open(folder: str, split: str) -> tuple[Any, Any]:
     """Returns the data source with encoded images, and its information."""
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(folder)
-    info = builder.info
-    if not {"image", "label"} <= set(info.features):
+    _check_metadata(pathlib.Path(folder))
+    try:
+        builder: Any = tfds.builder_from_directory(folder)
+        info = builder.info
+        present, splits = set(info.features), list(info.splits)
+    # tfds raises almost anything on metadata that does not fit.
+    except Exception as error:
         raise ValueError(
-            f"{folder} has the features {', '.join(info.features)}; 'image' and 'label' are needed."
+            f"The metadata in {folder} is damaged ({first_line(error)}); prepare the data again."
+        ) from error
+    if not {"image", "label"} <= present:
+        raise ValueError(
+            f"{folder} has the features {', '.join(sorted(present))}; 'image' and 'label' are "
+            "needed."
         )
-    if split not in info.splits:
-        raise FileNotFoundError(
-            f"{folder} has no split '{split}'; it has: {', '.join(info.splits)}."
-        )
+    if not isinstance(info.features["image"], tfds.features.Image):
+        raise ValueError(f"The feature 'image' of {folder} is no Image.")
+    if split not in splits:
+        raise FileNotFoundError(f"{folder} has no split '{split}'; it has: {', '.join(splits)}.")
+    _check_shards(info.splits[split])
     decoders = {"image": tfds.decode.SkipDecoding()}
     return builder.as_data_source(split=split, decoders=decoders), info
+
+
+def _check_shards(split: Any) -> None:
+    """Checks that every shard is there and has as many records as the metadata says."""
+    paths = [pathlib.Path(path) for path in split.filepaths]
+    if len(paths) != len(split.shard_lengths):
+        raise ValueError(f"{paths[0].parent} has {len(paths)} shards of another number of lengths.")
+    if sum(split.shard_lengths) < 1:
+        raise ValueError(f"The split '{split.name}' of {paths[0].parent} has no examples.")
+    for path, length in zip(paths, split.shard_lengths, strict=True):
+        check_regular(path, _MAX_SHARD_BYTES)
+        open_array_record(path, length)
 
 
 def open_tfds(name: str, root: str | None, split: str) -> TfdsSource:

@@ -95,20 +95,24 @@ def unpack(stored: bytes) -> Record:
     return Record(stored[end:], None, label, stored[_HEADER.size : end].decode(errors="replace"))
 
 
-def _open_shard(path: pathlib.Path, note: dict[str, Any]) -> ArrayRecordDataSource:
-    """Opens one shard, which must have as many records as the index says."""
+def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
+    """Opens one shard, which must have as many records as its metadata says.
+
+    Raises:
+      ValueError: If it has not, or is damaged where that is told.
+    """
     try:
         reader = ArrayRecordDataSource([str(path)])
     # array_record raises RuntimeError of anything that it does not like.
     except RuntimeError as error:
         raise ValueError(
-            f"The shard {path} is damaged ({first_line(error)}); delete it and prepare the "
-            "data again."
+            f"The shard {path} is damaged ({first_line(error)}); delete it and prepare the data "
+            "again."
         ) from error
-    if len(reader) != note["num_images"]:
+    if len(reader) != count:
         raise ValueError(
-            f"The shard {path} has {len(reader)} records instead of {note['num_images']}; delete "
-            "it and prepare the data again."
+            f"The shard {path} has {len(reader)} records instead of {count}; delete it and prepare "
+            "the data again."
         )
     return reader
 
@@ -154,7 +158,7 @@ class ShardSource:
             )
         paths = [folder / shard["file"] for shard in self._shards]
         with futures.ThreadPoolExecutor(min(16, len(paths))) as threads:
-            self._readers = list(threads.map(_open_shard, paths, self._shards))
+            self._readers = list(threads.map(open_array_record, paths, counts))
         labels = _read_labels(folder / f"{split}.labels.npy", entry["num_images"])
         if labels.min() < _LOWEST_LABEL or labels.max() >= len(self.class_names):
             raise ValueError(
