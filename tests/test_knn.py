@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from hjepa_jax.evaluation import knn
+from hjepa_jax.evaluation import intervals, knn
 
 
 def _reference_neighbours(train, test, k):
@@ -18,12 +20,25 @@ def _reference_neighbours(train, test, k):
     return np.argsort(-(b @ a.T), axis=1, kind="stable")[:, :k]
 
 
-def _reference_votes(neighbour_labels, labels, k, num_classes):
-    """Counts by hand; a stable sort of the negated counts prefers the lowest class."""
-    votes = [np.bincount(row[:k], minlength=num_classes) for row in neighbour_labels]
-    order = np.argsort(-np.stack(votes), axis=1, kind="stable")[:, :5]
-    right = order == labels[:, None]
-    return right[:, 0].mean(), right.any(axis=1).mean()
+def _ranking(labels, similarities, num_classes, reference):
+    """Classes of one row of neighbours, best first, by Python's sort of (votes, sum, number)."""
+    votes = [int(np.sum(labels == c)) for c in range(num_classes)]
+    sums = [float(np.sum(similarities[labels == c])) for c in range(num_classes)]
+    if reference:
+        return sorted(range(num_classes), key=lambda c: (-votes[c], c))
+    voted = [c for c in range(num_classes) if votes[c]]
+    return sorted(voted, key=lambda c: (-votes[c], -sums[c], c))
+
+
+def _counted(neighbour_labels, similarities, labels, k, num_classes, reference=False):
+    """Top-1 and top-5 accuracy in plain Python."""
+    orders = [
+        _ranking(row[:k], np.asarray(near)[:k], num_classes, reference)
+        for row, near in zip(neighbour_labels, similarities, strict=True)
+    ]
+    top1 = [order[0] == truth for order, truth in zip(orders, labels, strict=True)]
+    top5 = [truth in order[:5] for order, truth in zip(orders, labels, strict=True)]
+    return np.mean(top1), np.mean(top5)
 
 
 def _signs(rng, count):
@@ -68,42 +83,139 @@ def test_padding_is_never_a_neighbour_even_of_opposite_rows(block: int) -> None:
     assert values.max() < 0
 
 
-@pytest.mark.parametrize("num_classes", [2, 4, 5, 9])
-def test_votes_agree_with_counting_by_hand(num_classes: int) -> None:
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("num_classes", [2, 5, 9])
+def test_votes_agree_with_counting_by_hand(num_classes: int, reference: bool) -> None:
     rng = np.random.default_rng(num_classes)
     train, test = _signs(rng, 120), _signs(rng, 50)
     labels = rng.integers(num_classes, size=120)
     truth = rng.integers(num_classes, size=50)
     ks = (1, 2, 3, 10, 64)
     result = knn.knn_accuracy(
-        train, labels, test, truth, ks=ks, num_classes=num_classes, block=33, test_block=16
+        train,
+        labels,
+        test,
+        truth,
+        ks=ks,
+        num_classes=num_classes,
+        block=33,
+        test_block=16,
+        reference=reference,
     )
-    neighbours = labels[_reference_neighbours(train, test, 64)]
-    expected = [_reference_votes(neighbours, truth, k, num_classes) for k in ks]
+    found = _reference_neighbours(train, test, 64)
+    near = np.take_along_axis(test.astype(np.float64) @ train.T / 16, found, axis=1)
+    neighbours = labels[found]
+    expected = [_counted(neighbours, near, truth, k, num_classes, reference) for k in ks]
     assert result["k_values"] == list(ks)
     np.testing.assert_allclose(result["top1"], [top1 for top1, _ in expected], atol=1e-6)
     np.testing.assert_allclose(result["top5"], [top5 for _, top5 in expected], atol=1e-6)
-    if num_classes <= 5:
+    if reference and num_classes <= 5:
         assert result["top5"] == [1.0] * len(ks)
+    if not reference:
+        assert result["top5"][0] == result["top1"][0]
 
 
-def test_ties_go_to_the_lowest_class() -> None:
-    votes = np.array([[3, 1, 1, 3, 2]])
-    for truth, right in ((1, 1.0), (3, 0.0)):
-        result = knn.vote(votes, np.array([truth]), ks=(4,), num_classes=4)
-        assert result["top1"] == [right]
-    # At k = 1 the nearest decides; class 3 has the only vote.
-    assert knn.vote(votes, np.array([3]), ks=(1,), num_classes=4)["top1"] == [1.0]
+def _vote(labels, similarities, truth, **options):
+    result, answers = knn.vote([labels], [similarities], [truth], **options)
+    return result["top1"][0], result["top5"][0], int(answers[0, 0])
 
 
-def test_classes_without_votes_fill_the_top_five_only_if_asked_to() -> None:
-    votes, truth = np.array([[9]]), np.array([2])
-    published = knn.vote(votes, truth, ks=(1,), num_classes=10)
-    strict = knn.vote(votes, truth, ks=(1,), num_classes=10, count_zero_votes=False)
-    assert published["top5"] == [1.0]
-    assert strict["top5"] == [0.0]
-    # Class 4 is the fifth without a vote after 9, 0, 1, 2, 3.
-    assert knn.vote(votes, np.array([4]), ks=(1,), num_classes=10)["top5"] == [0.0]
+def test_a_class_without_a_vote_is_never_a_hit() -> None:
+    # Ten orthogonal rows of ten classes: the test rows are nearest to rows of another class.
+    train, labels = np.eye(10, dtype=np.float32), np.arange(10)
+    truth = (labels + 1) % 10
+    options = {"ks": (1,), "num_classes": 10}
+    found = knn.knn_accuracy(train, labels, train, truth, **options)
+    assert (found["top1"], found["top5"]) == ([0.0], [0.0])
+    published = knn.knn_accuracy(train, labels, train, truth, **options, reference=True)
+    assert published["top1"] == [0.0]
+    assert published["top5"][0] == pytest.approx(0.5)
+    # Two votes leave three of the published five without one; class 4 is the sixth.
+    options = {"ks": (3,), "num_classes": 10}
+    for wrong, counted in ((0, 1.0), (2, 1.0), (3, 0.0), (4, 0.0)):
+        assert _vote([9, 8, 9], [0.9, 0.8, 0.7], wrong, **options)[1] == 0.0
+        published = _vote([9, 8, 9], [0.9, 0.8, 0.7], wrong, **options, reference=True)
+        assert published[1] == counted
+    assert _vote([9, 8, 9], [0.9, 0.8, 0.7], 8, **options)[1] == 1.0
+
+
+def test_ties_go_to_the_nearer_class_then_to_the_lower_number() -> None:
+    options = {"ks": (4,), "num_classes": 4}
+    labels, near = [3, 1, 1, 3], [0.9, 0.8, 0.7, 0.5]
+    assert _vote(labels, near, 1, **options) == (1.0, 1.0, 1)
+    assert _vote(labels, [0.9, 0.8, 0.5, 0.7], 3, **options) == (1.0, 1.0, 3)
+    assert _vote(labels, [0.9, 0.8, 0.5, 0.7], 1, **options) == (0.0, 1.0, 3)
+    assert _vote(labels, [0.5] * 4, 3, **options) == (0.0, 1.0, 1)
+    # Sums of negative similarities: the less negative is nearer.
+    assert _vote(labels, [-0.1, -0.2, -0.3, -0.9], 1, **options)[0] == 1.0
+    # The published counting knows the number alone.
+    assert _vote(labels, [0.9, 0.8, 0.5, 0.7], 1, **options, reference=True)[2] == 1
+    # Six classes of one vote each: the five nearest are the top five, whatever their number.
+    six = {"ks": (6,), "num_classes": 6}
+    near = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    assert [_vote(range(5, -1, -1), near, c, **six)[1] for c in range(6)] == [0.0] + [1.0] * 5
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.tuples(st.integers(0, 6), st.integers(-8, 8)), min_size=9, max_size=9),
+        min_size=1,
+        max_size=5,
+    ),
+    truth=st.integers(0, 6),
+)
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_any_votes_agree_with_counting_by_hand(rows, truth) -> None:
+    labels = np.array([[c for c, _ in row] for row in rows])
+    # Nearest first, in exact multiples so that sums may tie.
+    near = np.array([sorted((s / 8 for _, s in row), reverse=True) for row in rows])
+    truths = np.full(len(rows), truth)
+    ks = (1, 2, 4, 9)
+    found, answers = knn.vote(labels, near, truths, ks=ks, num_classes=7)
+    for i, k in enumerate(ks):
+        expected = _counted(labels, near, truths, k, 7)
+        assert (found["top1"][i], found["top5"][i]) == pytest.approx(expected, abs=1e-6)
+        assert found["top1"][i] <= found["top5"][i]
+        wanted = [_ranking(r[:k], n[:k], 7, False)[0] for r, n in zip(labels, near, strict=True)]
+        assert answers[i].tolist() == wanted
+
+
+def test_votes_counted_in_parts_are_those_counted_at_once(monkeypatch) -> None:
+    rng = np.random.default_rng(8)
+    labels, near = rng.integers(9, size=(50, 20)), -np.sort(rng.normal(size=(50, 20)), axis=1)
+    arguments = (labels, np.clip(near, -1, 1), rng.integers(9, size=50))
+    whole = knn.vote(*arguments, ks=(1, 20), num_classes=9)
+    monkeypatch.setattr(knn, "_VOTES_AT_ONCE", 9 * 7)
+    parts = knn.vote(*arguments, ks=(1, 20), num_classes=9)
+    assert parts[0] == whole[0]
+    np.testing.assert_array_equal(parts[1], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.0, 1), (1.0, 5), (0.5, 36), (18 / 36, 36), (0.9, 10), (0.123, 1000)]
+)
+def test_intervals_are_wilsons(share: float, count: int) -> None:
+    low, high = intervals.wilson(share, count)
+    # Where the distance is 1.96 standard errors of the bound itself, which is its definition.
+    for bound in (low, high):
+        error = np.sqrt(bound * (1 - bound) / count)
+        assert abs(share - bound) == pytest.approx(1.959964 * error, abs=1e-6)
+    assert 0 <= low <= share <= high <= 1
+    assert high - low > 0
+
+
+def test_an_accuracy_has_the_interval_of_its_test_images() -> None:
+    rng = np.random.default_rng(1)
+    train, test = _signs(rng, 60), _signs(rng, 36)
+    labels, truth = rng.integers(3, size=60), rng.integers(3, size=36)
+    found = knn.knn_accuracy(train, labels, test, truth, ks=(1, 5), num_classes=3)
+    for name in ("top1", "top5"):
+        expected = [intervals.wilson(share, 36) for share in found[name]]
+        assert found[f"{name}_interval"] == expected
+    low, high = intervals.wilson(0.5, 36)
+    assert 0.30 < high - low < 0.32
+    with pytest.raises(ValueError, match="of 0"):
+        intervals.wilson(0.5, 0)
 
 
 def test_all_k_in_one_pass_equal_each_k_alone() -> None:

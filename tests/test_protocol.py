@@ -10,7 +10,16 @@ from sklearn.datasets import load_digits
 
 from hjepa_jax.config import base_config
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.evaluation import alarms, extras, gallery, knn, probe, protocol, robustness
+from hjepa_jax.evaluation import (
+    alarms,
+    extras,
+    gallery,
+    intervals,
+    knn,
+    probe,
+    protocol,
+    robustness,
+)
 from hjepa_jax.evaluation.features import Features
 
 _ORDER = np.random.default_rng(1).permutation(192)
@@ -95,7 +104,16 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert one["variant"] == "qp"
     assert one["feature_dim"] == 192
     assert one["knn"]["k_values"] == [1, 5, 20]
-    assert set(one["linear_probe"]) == {"top1", "top5", "lr", "train_loss"}
+    accuracies = {"top1", "top1_interval", "top5", "top5_interval"}
+    assert set(one["knn"]) == {"k_values", *accuracies}
+    assert set(one["linear_probe"]) == {*accuracies, "lr", "train_loss"}
+    assert metrics["num_test_images"] == 100
+    for found in (
+        one["linear_probe"],
+        one["few_shot"]["2"],
+        one["qp_variants"]["q"]["linear_probe"],
+    ):
+        assert found["top1_interval"] == intervals.wilson(found["top1"], 100)
     measured = one["diagnostics"]
     assert set(measured) == {
         "covariance_spectrum_topq",
@@ -134,7 +152,10 @@ def test_figures_are_those_of_direct_calls() -> None:
     assert one["robustness"]["grey"]["knn"]["top1"][0] == one["knn"]["top1"][2]
     assert one["robustness"]["grey"]["linear_probe"]["top1"] == one["linear_probe"]["top1"]
     assert one["robustness"]["shift"]["knn"]["top1"][0] < one["knn"]["top1"][2]
-    assert one["coarse"]["parity"]["knn"]["top5"] == [1.0, 1.0, 1.0]
+    # Of two classes both are among the top five.
+    assert one["coarse"]["parity"]["knn"]["top5"] == [None] * 3
+    assert one["coarse"]["parity"]["linear_probe"]["top5"] is None
+    assert one["coarse"]["parity"]["linear_probe"]["top1"] > 0.5
 
 
 def test_the_chosen_variant_is_the_one_evaluated() -> None:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -38,6 +39,11 @@ def test_table_fits_80_columns_and_shows_every_row() -> None:
     assert "trained - random" in text
     assert "pixels" in text
     assert "kNN@20" in text
+    covariance = figures["diagnostics"]["covariance_spectrum_topq"]
+    assert f" {covariance['rankme']:.1f}" in row
+    assert f" {100 * covariance['mean_share']:.1f}" in row
+    low, high = figures["knn"]["top1_interval"][2]
+    assert f"{math.floor(100 * low)}–{math.ceil(100 * high)}" in text
 
 
 def test_table_names_the_k_that_was_used() -> None:

@@ -2,29 +2,82 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
+from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import similarity
 
 
 def test_cosines_agree_with_scikit_learn_over_several_chunks() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(70, 9)).astype(np.float32)
-    first, second = similarity.random_pairs(70, 9000, seed=1)
+    first, second = similarity.reference_pairs(70, 9000, seed=1)
     expected = cosine_similarity(x)[first, second]
     found = similarity.cosine_similarities(x, first, second)
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_pairs_are_seeded_and_in_range() -> None:
-    first, second = similarity.random_pairs(6, 5000, seed=2)
-    again = similarity.random_pairs(6, 5000, seed=2)
+def test_pairs_are_seeded_distinct_and_uniform() -> None:
+    first, second = similarity.random_pairs(60, 500, seed=2)
+    again = similarity.random_pairs(60, 500, seed=2)
     np.testing.assert_array_equal(first, again[0])
     np.testing.assert_array_equal(second, again[1])
+    assert not np.array_equal(first, similarity.random_pairs(60, 500, seed=3)[0])
+    # Every pair of six rows at a rate near 1/15 over many draws of five pairs each.
+    counts = np.zeros((6, 6))
+    for seed in range(900):
+        pairs = np.sort(np.stack(similarity.random_pairs(6, 5, seed)), axis=0)
+        counts[pairs[0], pairs[1]] += 1
+    rates = counts[np.triu_indices(6, 1)] / 900
+    assert counts.sum() == 900 * 5
+    assert rates.min() > 0.25
+    assert rates.max() < 0.42
+
+
+@given(count=st.integers(2, 40), wanted=st.integers(1, 900), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_no_row_meets_itself_and_no_pair_comes_twice(count: int, wanted: int, seed: int) -> None:
+    first, second = similarity.random_pairs(count, wanted, seed)
+    pairs = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    assert all(len(pair) == 2 and max(pair) < count for pair in pairs)
+    assert min(first.min(), second.min()) >= 0
+    assert len(pairs) == len(first) == min(wanted, count * (count - 1) // 2)
+
+
+def test_pairs_of_many_rows_cost_no_memory_of_their_square() -> None:
+    first, second = similarity.random_pairs(1_300_000, 20_000, seed=0)
+    assert len({*zip(first.tolist(), second.tolist(), strict=True)}) == 20_000
+    assert (first != second).all()
+    assert 600_000 < first.mean() < 700_000
+
+
+def test_one_row_has_no_pairs() -> None:
+    with pytest.raises(DataError, match="at least two images, not 1"):
+        similarity.random_pairs(1, 5, seed=0)
+
+
+def test_published_pairs_may_repeat_and_meet_themselves() -> None:
+    first, second = similarity.reference_pairs(6, 5000, seed=2)
     # Every ordered pair of six rows, self-pairs too, at a rate near 1/36.
     counts = np.bincount(first * 6 + second, minlength=36) / 5000
     assert counts.min() > 0.5 / 36
     assert counts.max() < 1.5 / 36
+
+
+def test_uniformity_is_over_pairs_of_different_rows() -> None:
+    z = np.random.default_rng(0).normal(size=(50, 16))
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    squares = [np.sum((unit[i] - unit[j]) ** 2) for i in range(50) for j in range(i)]
+    expected = np.log(np.mean(np.exp(-2.0 * np.array(squares))))
+    found = similarity.alignment_uniformity(z, z, *similarity.random_pairs(50, 10**6, seed=0))
+    assert found["uniformity"] == pytest.approx(expected, abs=1e-12)
+    published = similarity.reference_pairs(50, 10**5, seed=0)
+    biased = similarity.alignment_uniformity(z, z, *published)["uniformity"]
+    # One pair in 50 has distance 0 and counts e^0.
+    assert biased == pytest.approx(np.log(0.98 * np.exp(expected) + 0.02), abs=0.05)
+    assert biased > expected + 0.3
 
 
 def test_summary_of_known_values() -> None:

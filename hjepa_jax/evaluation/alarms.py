@@ -1,4 +1,4 @@
-"""Plain-word alarms about a state that is collapsing, from the figures logged in training."""
+"""Plain-word alarms about a state that is collapsing, from figures of training or evaluation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 
 _NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
+# More energy than this in the mean: less than 1 % tells one image from another. Encoders at random
+# initialisation have 90 to 95 %.
+MEAN_CEILING = 0.99
 
 
 def _advice(part: str, term: str) -> str:
@@ -14,11 +17,39 @@ def _advice(part: str, term: str) -> str:
     return f"raise loss.{term}_weight or loss.{part}_{'std' if term == 'var' else term}_floor"
 
 
+def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
+    """Returns the share of a part's energy that lies in its mean; None where it is not known.
+
+    As `<part>_mean_share`, or from what training logs: the means over dimensions of the squared
+    mean and of the square.
+    """
+    if f"{part}_mean_share" in metrics:
+        return metrics[f"{part}_mean_share"]
+    halves = [metrics[name] for name in ("q2", "p2") if name in metrics]
+    square = metrics.get(f"{part}2")
+    if square is None and part == "z" and len(halves) == 2:
+        square = sum(halves) / 2
+    mean2 = metrics.get(f"{part}_mean2")
+    return None if mean2 is None or not square else mean2 / square
+
+
+def mean_alarm(part: str, share: float, ceiling: float = MEAN_CEILING) -> str | None:
+    """Returns the sentence on a part ('q', 'p' or 'z') that is nearly one point; None if not."""
+    if not share > ceiling:
+        return None
+    remedy = "raise sigreg.weight" if part == "z" else "raise loss.var_weight or loss.mean_weight"
+    return (
+        f"The {_NAMES[part]} is nearly one point: {100 * share:.2f} % of its energy lies in the "
+        f"mean over images (alarm above {100 * ceiling:g} %): {remedy}."
+    )
+
+
 def collapse_alarms(
     metrics: Mapping[str, float],
     *,
     pr_floor: float = 0.03,
     std_floor: float = 0.02,
+    mean_ceiling: float = MEAN_CEILING,
     targets: Mapping[str, float] | None = None,
     budget_factor: float = 4.0,
 ) -> list[str]:
@@ -28,10 +59,12 @@ def collapse_alarms(
 
     Args:
       metrics: for q, p and z: `q_pr` (participation ratio over its largest possible value),
-        `q_std_min` (smallest standard deviation of a dimension) and `q2` (mean square). Of all
-        others only that they are finite is judged.
+        `q_std_min` (smallest standard deviation of a dimension), `q2` (mean square) and
+        `q_mean2` (mean of the squared mean) or `q_mean_share`. Of all others only that they are
+        finite is judged.
       pr_floor: a normalised participation ratio below this is an alarm.
       std_floor: a smallest standard deviation below this is one.
+      mean_ceiling: a share of the energy in the mean above this is one.
       targets: budget of the mean square of 'q' and 'p'; None = 1 for both.
       budget_factor: a mean square more than this times above or below its target is one.
 
@@ -48,6 +81,9 @@ def collapse_alarms(
     for part, name in _NAMES.items():
         ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
         square, target = metrics.get(f"{part}2"), (targets or {}).get(part, 1.0)
+        share = mean_share_of(metrics, part)
+        if share is not None and (sentence := mean_alarm(part, share, mean_ceiling)):
+            alarms.append(sentence)
         if ratio is not None and ratio < pr_floor:
             alarms.append(
                 f"The {name} varies in few directions (participation ratio {ratio:.3f} of the "

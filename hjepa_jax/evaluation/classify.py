@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from hjepa_jax.evaluation import knn, probe
+from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_variant, variants_of
+from hjepa_jax.evaluation.intervals import wilson
 
 Metrics = dict[str, Any]
 GALLERY_NEIGHBOURS = 8
 
 
 class Classification(NamedTuple):
-    """Metrics, the neighbours they came from (int [M, K], nearest first), the trained probe."""
+    """What `classify` found.
+
+    Attributes:
+      metrics: `knn`, `linear_probe`, and where there is no accuracy `no_accuracy`, which says why.
+      neighbours: training indices int [M', K] of the rows `tested`, nearest first.
+      tested: test indices int [M'], of those with a label (of all where there is no accuracy).
+      params: the trained probe; None where there is no accuracy.
+      notes: sentences on the classifiers.
+    """
 
     metrics: Metrics
     neighbours: np.ndarray
-    params: probe.ProbeParams
+    tested: np.ndarray
+    params: probe.ProbeParams | None
+    notes: list[str]
 
 
 def probe_settings(config: Any) -> probe.ProbeSettings:
@@ -34,43 +46,117 @@ def probe_settings(config: Any) -> probe.ProbeSettings:
     )
 
 
+def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, np.ndarray]:
+    """Returns the rows that have a label, and their numbers; DataError for a label out of range."""
+    rows = np.flatnonzero(validity.has_label(features.labels))
+    kept = Features(features.features[rows], features.labels[rows])
+    return kept._replace(labels=knn.check_labels(kept.labels, num_classes, what)), rows
+
+
+def _without_accuracy(
+    train: Features, test: Features, config: Any, mesh: Mesh | None, reason: str
+) -> Classification:
+    """Neighbours for the pictures, and no accuracies."""
+    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train.labels))
+    neighbours, _ = knn.nearest_neighbours(
+        train.features,
+        test.features,
+        min(GALLERY_NEIGHBOURS, len(train.labels)),
+        block=config.knn_block,
+        mesh=mesh,
+    )
+    names = [f"{top}{kind}" for top in ("top1", "top5") for kind in ("", "_interval")]
+    metrics: Metrics = {
+        "knn": {"k_values": list(ks), **{name: [None] * len(ks) for name in names}},
+        "linear_probe": {**dict.fromkeys(names), "lr": None, "train_loss": None},
+        "no_accuracy": reason,
+    }
+    return Classification(metrics, neighbours, np.arange(len(test.labels)), None, [])
+
+
+def probe_metrics(top1: float, top5: float, num_classes: int, count: int) -> Metrics:
+    """Returns a probe's accuracies on `count` images with their intervals."""
+    metrics: Metrics = {"top1": top1, "top1_interval": wilson(top1, count)}
+    metrics |= {"top5": top5, "top5_interval": wilson(top5, count)}
+    return without_trivial_top5(metrics, num_classes)
+
+
+def without_trivial_top5(metrics: Any, num_classes: int) -> Metrics:
+    """Returns accuracies without those of the top five where there are no more classes than that.
+
+    Every answer would be right. None stands for them.
+    """
+    if num_classes > 5:
+        return dict(metrics)
+    none = {
+        name: [None] * len(value) if isinstance(value, list) and "k_values" in metrics else None
+        for name, value in metrics.items()
+        if name.startswith("top5")
+    }
+    return {**metrics, **none}
+
+
 def classify(
-    train: Features, test: Features, num_classes: int, config: Any, mesh: Mesh | None = None
+    train: Features,
+    test: Features,
+    num_classes: int,
+    config: Any,
+    mesh: Mesh | None = None,
+    *,
+    reference: bool = False,
+    shared: int = 0,
+    names: Sequence[str] = (),
 ) -> Classification:
     """Tests kNN and a linear probe that learn on `train`.
 
     Args:
-      train, test: features and labels of both sets.
+      train, test: features and labels of both sets; rows labeled -1 neither learn nor are tested.
       num_classes: labels lie in 0..num_classes-1.
       config: `config.evaluation`.
       mesh: see `nearest_neighbours`.
+      reference: count votes as the published protocol does, see `vote`.
+      shared: how many test images are training images too; where all are, there is no accuracy.
+      names: of the classes, for sentences.
 
     Returns:
       Metrics `knn` (k_values, top1, top5; headline_k among them) and `linear_probe` (top1, top5,
-      lr, train_loss), the neighbours and the probe.
+      lr, train_loss), accuracies with their 95 % intervals; the neighbours and the probe. Where an
+      accuracy would mean nothing it is None, and `no_accuracy` says why.
     """
-    labels = knn.check_labels(train.labels, num_classes, "training")
-    truth = knn.check_labels(test.labels, num_classes, "test")
-    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(labels))
-    neighbours, _ = knn.nearest_neighbours(
-        train.features,
-        test.features,
-        max(ks[-1], min(GALLERY_NEIGHBOURS, len(labels))),
+    learn, learn_rows = labeled(train, "training", num_classes)
+    judge, tested = labeled(test, "test", num_classes)
+    reason = validity.why_no_accuracy(train.labels, test.labels, shared, names)
+    if reason:
+        return _without_accuracy(train, test, config, mesh, reason)
+    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(learn.labels))
+    neighbours, similarities = knn.nearest_neighbours(
+        learn.features,
+        judge.features,
+        max(ks[-1], min(GALLERY_NEIGHBOURS, len(learn.labels))),
         block=config.knn_block,
         mesh=mesh,
     )
-    accuracy = knn.vote(labels[neighbours], truth, ks=ks, num_classes=num_classes)
-    result = probe.linear_probe(train, test, num_classes, probe_settings(config))
-    linear: Metrics = {
-        "top1": result.top1,
-        "top5": result.top5,
-        "lr": result.lr,
-        "train_loss": float(result.losses[-1]),
-    }
+    accuracy, answers = knn.vote(
+        learn.labels[neighbours],
+        similarities,
+        judge.labels,
+        ks=ks,
+        num_classes=num_classes,
+        reference=reference,
+    )
+    result = probe.linear_probe(learn, judge, num_classes, probe_settings(config))
+    linear = probe_metrics(result.top1, result.top5, num_classes, len(tested))
+    linear |= {"lr": result.lr, "train_loss": float(result.losses[-1])}
     if result.validation:
         linear["cross_validation_top1"] = list(result.validation)
-    metrics = {"knn": dict(accuracy), "linear_probe": linear}
-    return Classification(metrics, neighbours, result.params)
+    k = max((k for k in ks if k <= config.headline_k), default=ks[0])
+    given = {
+        f"kNN@{k}": answers[ks.index(k)],
+        "the linear probe": probe.probe_answers(result.params, judge.features),
+    }
+    metrics = {"knn": without_trivial_top5(accuracy, num_classes), "linear_probe": linear}
+    notes = validity.constant_notes(given, names)
+    return Classification(metrics, learn_rows[neighbours], tested, result.params, notes)
 
 
 def qp_variants(
@@ -80,13 +166,18 @@ def qp_variants(
     num_classes: int,
     config: Any,
     mesh: Mesh | None = None,
+    **options: Any,
 ) -> Metrics:
-    """kNN and probe of q, p and qp; `done` = (variant, its metrics) is not computed again."""
+    """kNN and probe of q, p and qp; `done` = (variant, its metrics) is not computed again.
+
+    `options` are those of `classify`.
+    """
     result: Metrics = {}
     for name in variants_of(split_qp=True):
         if name == done[0]:
             result[name] = done[1]
             continue
         part = [s._replace(features=select_variant(s.features, name, True)) for s in (train, test)]
-        result[name] = classify(part[0], part[1], num_classes, config, mesh).metrics
+        found = classify(part[0], part[1], num_classes, config, mesh, **options)
+        result[name] = found.metrics
     return result

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hjepa_jax.evaluation import similarity, spectrum
+from hjepa_jax.evaluation import alarms, similarity, spectrum
 from hjepa_jax.evaluation.features import select_variant
 
 Metrics = dict[str, Any]
+# Directions on which the participation ratio is taken, as loss.logdet_dim by default.
+_ALARM_DIM = 128
 
 
 class Diagnostics(NamedTuple):
@@ -19,8 +21,34 @@ class Diagnostics(NamedTuple):
     cosine: np.ndarray
 
 
+def state_alarms(states: np.ndarray, split_qp: bool, config: Any) -> tuple[list[str], list[str]]:
+    """Judges states [N, D] as training's alarms do, each half of [q | p] or the whole z.
+
+    Returns:
+      The sentences of a state that is nearly one point, and those of all alarms.
+    """
+    rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
+    figures: dict[str, float] = {}
+    for part in ("q", "p") if split_qp else ("z",):
+        x = select_variant(states[rows], "qp" if part == "z" else part, split_qp)
+        figures |= {
+            f"{part}_pr": spectrum.projected_participation(x, _ALARM_DIM, config.seed),
+            f"{part}_std_min": float(x.std(axis=0, dtype=np.float64).min()),
+            f"{part}_mean_share": spectrum.mean_share(x),
+        }
+    every = alarms.collapse_alarms(figures)
+    shares = {part: figures.get(f"{part}_mean_share", 0.0) for part in ("q", "p", "z")}
+    points = [s for part, share in shares.items() if (s := alarms.mean_alarm(part, share))]
+    return points, every
+
+
 def diagnose(
-    train: np.ndarray, test: np.ndarray, views: tuple[np.ndarray, np.ndarray], config: Any
+    train: np.ndarray,
+    test: np.ndarray,
+    views: tuple[np.ndarray, np.ndarray],
+    config: Any,
+    *,
+    reference: bool = False,
 ) -> Diagnostics:
     """Describes the distribution of features.
 
@@ -29,6 +57,7 @@ def diagnose(
       test: features [M, D] for cosine similarities and norms.
       views: features [B, D] of two augmented views, for alignment and uniformity.
       config: `config.evaluation`.
+      reference: draw pairs as the published protocol does, see `similarity.reference_pairs`.
 
     Returns:
       Metrics `covariance_spectrum_topq`, `cosine_similarity`, `feature_norms` and
@@ -37,10 +66,8 @@ def diagnose(
     covariance = spectrum.covariance_spectrum(
         train, max_samples=config.spectrum_samples, top=config.spectrum_top, seed=config.seed
     )
-    pairs = similarity.random_pairs(len(test), min(config.max_pairs, 2 * len(test)), config.seed)
-    cosine = similarity.cosine_similarities(test, *pairs)
-    count = len(views[0])
-    pairs = similarity.random_pairs(count, min(config.max_pairs, 2 * count), config.seed)
+    cosine = similarity.cosine_similarities(test, *_pairs(len(test), config, reference))
+    pairs = _pairs(len(views[0]), config, reference)
     metrics = {
         "covariance_spectrum_topq": {
             **covariance._asdict(),
@@ -51,6 +78,13 @@ def diagnose(
         "alignment_uniformity": similarity.alignment_uniformity(*views, *pairs),
     }
     return Diagnostics(metrics, cosine)
+
+
+def _pairs(count: int, config: Any, reference: bool) -> tuple[np.ndarray, np.ndarray]:
+    if reference:
+        wanted = min(config.max_pairs, 2 * count)
+        return similarity.reference_pairs(count, wanted, config.seed)
+    return similarity.random_pairs(count, config.max_pairs, config.seed)
 
 
 def cka_q_p(states: np.ndarray, config: Any) -> float:

@@ -11,8 +11,15 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.evaluation import knn, probe, robustness
-from hjepa_jax.evaluation.classify import Classification, classify, probe_settings
+from hjepa_jax.evaluation import knn, probe, robustness, validity
+from hjepa_jax.evaluation.classify import (
+    Classification,
+    classify,
+    labeled,
+    probe_metrics,
+    probe_settings,
+    without_trivial_top5,
+)
 from hjepa_jax.evaluation.features import Batch, Encode, Features, extract_features
 
 Metrics = dict[str, Any]
@@ -22,7 +29,8 @@ _FEW_SHOT_STEPS = 500
 
 def check_few_shot(labels: npt.NDArray[np.integer], per_class: int, num_classes: int) -> None:
     """Raises a ConfigError when a class has fewer than `per_class` training images."""
-    known = knn.check_labels(labels, num_classes, "training")
+    values = np.asarray(labels)
+    known = knn.check_labels(values[validity.has_label(values)], num_classes, "training")
     counts = np.bincount(known, minlength=num_classes)
     if not 1 <= per_class <= counts.min():
         raise ConfigError(
@@ -49,8 +57,11 @@ def few_shot_probe(
     The settings are the probe's, at the first learning rate, with epochs for 500 steps.
 
     Returns:
-      Mean and standard deviation (n - 1; 0 for one draw) of 'top1' and 'top5' over draws.
+      Mean and standard deviation (n - 1; 0 for one draw) of 'top1' and 'top5' over draws, with the
+      mean's 95 % interval over test images.
     """
+    train, _ = labeled(train, "training", num_classes)
+    test, _ = labeled(test, "test", num_classes)
     settings = probe_settings(config)
     steps = -(-per_class * num_classes // settings.batch_size)
     settings = dataclasses.replace(
@@ -64,13 +75,9 @@ def few_shot_probe(
         scores.append((result.top1, result.top5))
     mean = np.mean(scores, axis=0)
     std = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.zeros(2)
-    return {
-        "top1": float(mean[0]),
-        "top1_std": float(std[0]),
-        "top5": float(mean[1]),
-        "top5_std": float(std[1]),
-        "trials": len(scores),
-    }
+    metrics = probe_metrics(float(mean[0]), float(mean[1]), num_classes, len(test.labels))
+    spread = {"top1_std": float(std[0]), "top5_std": float(std[1])}
+    return without_trivial_top5(metrics | spread, num_classes) | {"trials": len(scores)}
 
 
 def coarse_metrics(
@@ -79,13 +86,22 @@ def coarse_metrics(
     label_maps: Mapping[str, npt.NDArray[np.integer]],
     config: Any,
     mesh: Mesh | None = None,
+    **options: Any,
 ) -> Metrics:
-    """kNN and probe on coarser labels; each map holds the coarse class of each class."""
+    """kNN and probe on coarser labels; each map holds the coarse class of each class.
+
+    `options` are those of `classify`.
+    """
     result: Metrics = {}
     for name, mapping in label_maps.items():
         coarse = np.asarray(mapping, np.int32)
-        sets = [s._replace(labels=coarse[s.labels]) for s in (train, test)]
-        result[name] = classify(sets[0], sets[1], int(coarse.max()) + 1, config, mesh).metrics
+        num_classes = int(coarse.max()) + 1
+        sets = [
+            s._replace(labels=np.where(validity.has_label(s.labels), coarse[s.labels], s.labels))
+            for s in (train, test)
+        ]
+        found = classify(sets[0], sets[1], num_classes, config, mesh, **options)
+        result[name] = found.metrics
     return result
 
 
@@ -97,6 +113,8 @@ def robustness_metrics(
     clean: Classification,
     config: Any,
     mesh: Mesh | None = None,
+    *,
+    reference: bool = False,
 ) -> Metrics:
     """Tests what learned on clean images on changed test images.
 
@@ -105,30 +123,35 @@ def robustness_metrics(
       select: takes the evaluated variant of its features.
       test_batches: the test set.
       train: features (of that variant) and labels of clean training images.
-      clean: what `classify` returned for them.
+      clean: what `classify` returned for them, with accuracies.
       config: `config.evaluation`; `robustness` names the changes.
       mesh: see `nearest_neighbours`.
+      reference: see `classify`.
 
     Returns:
       For each change, `knn` at headline_k (or the largest k there is) and `linear_probe`.
     """
+    assert clean.params is not None
     num_classes = clean.params.bias.shape[0]
+    learn, _ = labeled(train, "training", num_classes)
     result: Metrics = {}
     for name in config.robustness:
         changed = robustness.corrupt_batches(test_batches(), name, config.seed)
         found = extract_features(encode, changed)
-        features = select(found.features)
+        judge, _ = labeled(found._replace(features=select(found.features)), "test", num_classes)
         accuracy = knn.knn_accuracy(
-            train.features,
-            train.labels,
-            features,
-            found.labels,
-            ks=(min(config.headline_k, len(train.labels)),),
+            *learn,
+            *judge,
+            ks=(min(config.headline_k, len(learn.labels)),),
             num_classes=num_classes,
             block=config.knn_block,
+            reference=reference,
             mesh=mesh,
         )
-        top1, top5 = probe.probe_accuracy(clean.params, features, found.labels)
-        linear = {"top1": float(top1), "top5": float(top5)}
-        result[name] = {"knn": dict(accuracy), "linear_probe": linear}
+        top1, top5 = probe.probe_accuracy(clean.params, *judge)
+        count = len(judge.labels)
+        result[name] = {
+            "knn": without_trivial_top5(accuracy, num_classes),
+            "linear_probe": probe_metrics(float(top1), float(top5), num_classes, count),
+        }
     return result

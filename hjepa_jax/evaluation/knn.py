@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -19,6 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluation.intervals import wilson
 from hjepa_jax.models.placement import native_serves
 from hjepa_jax.native.top_k import merge_top_k_native
 
@@ -26,14 +28,18 @@ _LOG = logging.getLogger(__name__)
 _NORM_EPS = 1e-12
 # Below this many values it is not worth compiling the kernels for.
 _MIN_NATIVE = 2**18
+# Votes of so many test rows times classes are counted at a time: bounds the memory.
+_VOTES_AT_ONCE = 2**24
 
 
 class KnnResult(TypedDict):
-    """Accuracies in [0, 1], one for each k of `k_values`."""
+    """Accuracies in [0, 1] and their 95 % intervals [low, high], one for each k of `k_values`."""
 
     k_values: list[int]
     top1: list[float]
+    top1_interval: list[list[float]]
     top5: list[float]
+    top5_interval: list[list[float]]
 
 
 def _normalise(x: jax.Array) -> jax.Array:
@@ -77,27 +83,40 @@ def _best_neighbours(
     return lax.scan(step, start, (blocks, block_indices))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("ks", "num_classes", "count_zero_votes"))
+@functools.partial(jax.jit, static_argnames=("ks", "num_classes", "reference"))
 def _hits(
     neighbour_labels: jax.Array,
+    weights: jax.Array,
     labels: jax.Array,
     *,
     ks: tuple[int, ...],
     num_classes: int,
-    count_zero_votes: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns which of T test rows are right, bool [len(ks), T], among the top 1 and top 5."""
+    reference: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns hits of T test rows, bool [len(ks), T], in the top 1 and top 5, and the answers."""
     rows = jnp.arange(len(labels))[:, None]
-    counts = jnp.zeros((len(labels), num_classes), jnp.int32)
-    top1, top5, done = [], [], 0
+    numbers = jnp.arange(num_classes)
+    votes = jnp.zeros((len(labels), num_classes), jnp.int32)
+    sums = jnp.zeros_like(votes)
+    top1, top5, answers, done = [], [], [], 0
     for k in ks:
-        counts = counts.at[rows, neighbour_labels[:, done:k]].add(1)
+        new = neighbour_labels[:, done:k]
+        votes = votes.at[rows, new].add(1)
+        sums = sums.at[rows, new].add(weights[:, done:k])
         done = k
-        votes, classes = lax.top_k(counts, min(5, num_classes))
-        right = classes == labels[:, None]
-        top1.append(right[:, 0])
-        top5.append(jnp.any(right if count_zero_votes else right & (votes > 0), axis=1))
-    return jnp.stack(top1), jnp.stack(top5)
+        # The place of the true class; a full sort over the classes would take far longer.
+        own = jnp.take_along_axis(votes, labels[:, None], axis=1)
+        own_sum = jnp.take_along_axis(sums, labels[:, None], axis=1)
+        lower = numbers < labels[:, None]
+        tied = lower if reference else (sums > own_sum) | ((sums == own_sum) & lower)
+        place = jnp.sum((votes > own) | ((votes == own) & tied), axis=1)
+        counted = (own[:, 0] > 0) | reference
+        top1.append((place == 0) & counted)
+        top5.append((place < 5) & counted)
+        most = votes == votes.max(axis=1, keepdims=True)
+        best = jnp.where(most, 0 if reference else sums, jnp.iinfo(jnp.int32).min)
+        answers.append(jnp.argmax(best, axis=1))
+    return jnp.stack(top1), jnp.stack(top5), jnp.stack(answers)
 
 
 def _share(count: int, most: int) -> int:
@@ -214,41 +233,63 @@ def check_labels(labels: npt.ArrayLike, num_classes: int, what: str) -> np.ndarr
     return values.astype(np.int32)
 
 
+def _fixed_point(similarities: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Returns similarities [M, K] as integers whose sums over K fit, the same on every device.
+
+    Sums of floats depend on their order, which a GPU does not promise; the unit is a power of two.
+    """
+    values = np.asarray(similarities, np.float64)
+    unit = 2.0 ** (30 - math.ceil(math.log2(max(values.shape[1], 1))))
+    return np.rint(np.clip(values, -1.0, 1.0) * unit).astype(np.int32)
+
+
 def vote(
     neighbour_labels: npt.ArrayLike,
+    similarities: npt.ArrayLike,
     test_labels: npt.ArrayLike,
     *,
     ks: Sequence[int],
     num_classes: int,
-    count_zero_votes: bool = True,
-) -> KnnResult:
+    reference: bool = False,
+) -> tuple[KnnResult, npt.NDArray[np.int32]]:
     """Classifies by unweighted majority among the first k neighbours, for every k in one pass.
+
+    Classes of equally many votes are ranked by the sum of their neighbours' similarities, then by
+    their number. A class without a vote is no answer: at k = 1 top 5 is top 1.
 
     Args:
       neighbour_labels: int [M, K], nearest first.
+      similarities: [M, K], of these neighbours.
       test_labels: int [M].
       ks: ascending numbers of neighbours, at most K.
-      num_classes: classes; ties go to the lowest class index. With fewer than five classes
-        "top 5" is over all of them.
-      count_zero_votes: whether classes without a vote may fill the top five, lowest index first,
-        as in the published protocol (at k = 1 four of the five are such); False does not count
-        them.
+      num_classes: classes; "top 5" is over at most all of them.
+      reference: count as the published protocol does: ties go to the lowest class number, and
+        classes without a vote fill the top five by their number (at k = 1 four of the five).
 
     Returns:
-      `k_values`, `top1` and `top5`.
+      Accuracies with their intervals, and the class that each k answers, int [len(ks), M].
     """
-    top1, top5 = _hits(
-        jnp.asarray(neighbour_labels),
-        jnp.asarray(test_labels),
-        ks=tuple(ks),
-        num_classes=num_classes,
-        count_zero_votes=count_zero_votes,
-    )
-    return {
+    truth, neighbours = np.asarray(test_labels), np.asarray(neighbour_labels)
+    weights = _fixed_point(similarities)
+    size = _share(len(truth), max(1, _VOTES_AT_ONCE // num_classes))
+    parts = []
+    for start in range(0, len(truth), size):
+        rows = slice(start, start + size)
+        pad = size - len(truth[rows])
+        given = (neighbours[rows], weights[rows], truth[rows])
+        padded = [np.pad(x, [(0, pad), *[(0, 0)] * (x.ndim - 1)]) for x in given]
+        found = _hits(*padded, ks=tuple(ks), num_classes=num_classes, reference=reference)
+        parts.append([np.asarray(x)[:, : size - pad] for x in found])
+    top1, top5, answers = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
+    shares1, shares5 = top1.mean(axis=1).tolist(), top5.mean(axis=1).tolist()
+    result: KnnResult = {
         "k_values": list(ks),
-        "top1": np.asarray(top1).mean(axis=1).tolist(),
-        "top5": np.asarray(top5).mean(axis=1).tolist(),
+        "top1": shares1,
+        "top1_interval": [wilson(share, len(truth)) for share in shares1],
+        "top5": shares5,
+        "top5_interval": [wilson(share, len(truth)) for share in shares5],
     }
+    return result, answers
 
 
 def knn_accuracy(
@@ -261,7 +302,7 @@ def knn_accuracy(
     num_classes: int,
     block: int = 8192,
     test_block: int = 1024,
-    count_zero_votes: bool = True,
+    reference: bool = False,
     mesh: Mesh | None = None,
 ) -> KnnResult:
     """Returns kNN accuracies for all k from one exact search: see the two functions it joins.
@@ -271,7 +312,7 @@ def knn_accuracy(
     Args:
       train, test: features [N, D] and [M, D].
       train_labels, test_labels: int [N] and [M] in 0..num_classes-1.
-      ks, num_classes, count_zero_votes: see `vote`.
+      ks, num_classes, reference: see `vote`.
       block, test_block, mesh: see `nearest_neighbours`.
 
     Raises:
@@ -285,13 +326,14 @@ def knn_accuracy(
             f"{len(np.asarray(train))} and {len(np.asarray(test))} features."
         )
     usable = usable_ks(ks, len(labels))
-    indices, _ = nearest_neighbours(
+    indices, similarities = nearest_neighbours(
         train, test, usable[-1], block=block, test_block=test_block, mesh=mesh
     )
     return vote(
         labels[indices],
+        similarities,
         truth,
         ks=usable,
         num_classes=num_classes,
-        count_zero_votes=count_zero_votes,
-    )
+        reference=reference,
+    )[0]

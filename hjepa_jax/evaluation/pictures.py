@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.maps import principal_axes, tsne
+from hjepa_jax.evaluation.validity import NO_LABEL, has_label
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
@@ -102,7 +103,8 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
         covariance = one["diagnostics"]["covariance_spectrum_topq"]
         values = np.asarray(covariance["eigenvalues"])
         style = {k: v for k, v in styles[name].items() if k != "marker"}
-        label = f"{name} (effective rank {covariance['effective_rank']:.1f})"
+        label = f"{name} (effective rank {covariance['effective_rank']:.1f}"
+        label += f", RankMe {covariance['rankme']:.1f})"
         if values.size and values[0] > 0:
             share = values[values > values[0] * 1e-12] / values[0]
             axes.loglog(np.arange(1, len(share) + 1), share, linewidth=2, label=label, **style)
@@ -112,7 +114,7 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
-    """kNN top-1 accuracy over k, with the level of chance."""
+    """kNN top-1 accuracy over k with 95 % intervals, and the level of chance."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     styles = styles_of(list(metrics["encoders"]))
@@ -120,7 +122,11 @@ def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
     for name, one in metrics["encoders"].items():
         found = one["knn"]
         ks.update(found["k_values"])
-        axes.plot(found["k_values"], found["top1"], linewidth=2, label=name, **styles[name])
+        accuracies = np.array(found["top1"], float)  # None becomes NaN, which is not drawn
+        axes.plot(found["k_values"], accuracies, linewidth=2, label=name, **styles[name])
+        intervals = [low_high or (np.nan, np.nan) for low_high in found["top1_interval"]]
+        low, high = np.array(intervals, float).T
+        axes.fill_between(found["k_values"], low, high, color=styles[name]["color"], alpha=0.12)
     axes.axhline(1.0 / metrics["num_classes"], color="0.45", linewidth=1, linestyle=":")
     axes.annotate(
         "chance",
@@ -199,12 +205,12 @@ def _draw_map(
 def feature_map(inputs: PictureInputs) -> Figure:
     """Test features on their first two principal axes, and below by t-SNE.
 
-    At most ten classes are coloured.
+    At most ten classes are coloured; images without a label are among the others.
     """
     count = len(inputs.encoders)
     figure = new_figure(3.4 * count + 1.2, 6.8)
     labels = next(iter(inputs.encoders.values())).labels
-    shown = np.unique(labels)[:_MAX_MAP_CLASSES].tolist()
+    shown = np.unique(labels[has_label(labels)])[:_MAX_MAP_CLASSES].tolist()
     panels = figure.subplots(2, count, squeeze=False)
     for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
         found = principal_axes(one.features, 2)
@@ -223,6 +229,10 @@ def feature_map(inputs: PictureInputs) -> Figure:
         title="class",
     )
     return figure
+
+
+def _class_name(names: Sequence[str], label: int) -> str:
+    return "no label" if label == NO_LABEL else names[label]
 
 
 def short_name(name: str) -> str:
@@ -256,12 +266,16 @@ def neighbours(inputs: PictureInputs) -> Figure:
         for row, query in enumerate(inputs.queries):
             image, truth = inputs.test_images[int(query)]
             tiles: list[tuple[np.ndarray, str, str | None]] = [
-                (image, short_name(classes[truth]), None)
+                (image, short_name(_class_name(classes, truth)), None)
             ]
             for index in inputs.encoders[name].neighbours[row]:
                 image, label = inputs.train_images[int(index)]
+                caption = short_name(_class_name(classes, label))
+                if NO_LABEL in (label, truth):
+                    tiles.append((image, caption, None))
+                    continue
                 mark, colour = ("✓", GREEN) if label == truth else ("✗", ORANGE)
-                tiles.append((image, f"{mark} {short_name(classes[label])}", colour))
+                tiles.append((image, f"{mark} {caption}", colour))
             _draw_row(axes, 1.35 * row, tiles)
         axes.set_xlim(-0.05, width)
         axes.set_ylim(height, -0.05)

@@ -184,6 +184,16 @@ def probe_accuracy(
     return topk_accuracy(logits, labels, 1), topk_accuracy(logits, labels, 5)
 
 
+@jax.jit
+def _answers(params: ProbeParams, features: jax.Array) -> jax.Array:
+    return jnp.argmax(probe_logits(params, features), axis=-1)
+
+
+def probe_answers(params: ProbeParams, features: npt.ArrayLike) -> np.ndarray:
+    """Returns the class int [N] that a probe answers for features [N, D]."""
+    return np.asarray(_answers(params, jnp.asarray(features)))
+
+
 _sweep_accuracy = jax.jit(jax.vmap(probe_accuracy, in_axes=(0, None, None)))
 
 

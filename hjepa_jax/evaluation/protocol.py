@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.evaluation import diagnostics, extras, gallery, robustness, spectrum
+from hjepa_jax.errors import DataError
+from hjepa_jax.evaluation import diagnostics, extras, gallery, robustness, spectrum, validity
 from hjepa_jax.evaluation.classify import (
     GALLERY_NEIGHBOURS,
+    Classification,
     Metrics,
     classify,
     probe_settings,
@@ -29,13 +31,17 @@ from hjepa_jax.evaluation.classify import (
 from hjepa_jax.evaluation.features import (
     Batch,
     Encode,
+    Features,
     encode_images,
     extract_features,
     select_variant,
 )
+from hjepa_jax.evaluation.summary import PIXELS, differences, headline, notes_of
 
-SCHEMA_VERSION = 1
-PIXELS = "pixels"
+__all__ = ["Evaluation", "Sources", "evaluate", "evaluate_encoders", "headline", "pixels"]
+
+# 2: intervals, notes, figures that are None; kNN and pairs counted anew.
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +84,71 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
     return blocks.reshape(shape).mean(axis=(2, 4)).reshape(count, -1)
 
 
+class _Encoded(NamedTuple):
+    """The features of one encoder: whole states and the evaluated part of them."""
+
+    train_states: Features
+    test_states: Features
+    train: Features
+    test: Features
+    variant: str
+    select: Callable[[np.ndarray], np.ndarray]
+
+
+def _encode(
+    encode: Encode, sources: Sources, config: Any, split_qp: bool, witness: validity.Witness
+) -> _Encoded:
+    """Encodes both sets, and checks what can be before anything else is computed."""
+    variant = config.variant if split_qp else "qp"
+    select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
+    train = extract_features(encode, witness.watch("train", sources.train_batches()))
+    for shots in config.few_shot:
+        extras.check_few_shot(train.labels, shots, sources.num_classes)
+    test = extract_features(encode, witness.watch("test", sources.test_batches()))
+    if min(len(train.labels), len(test.labels)) < 2:
+        raise DataError(
+            f"The evaluation needs at least two training and two test images, but there are "
+            f"{len(train.labels)} and {len(test.labels)}."
+        )
+    parts = (s._replace(features=select(s.features)) for s in (train, test))
+    return _Encoded(train, test, *parts, variant, select)
+
+
+def _optional_parts(
+    encode: Encode,
+    sources: Sources,
+    data: _Encoded,
+    found: Classification,
+    config: Any,
+    mesh: Mesh | None,
+    options: Mapping[str, Any],
+) -> Metrics:
+    """Few-shot probes, coarser labels and changed images, where asked for and of a meaning."""
+    metrics: Metrics = {}
+    if config.few_shot and found.params is not None:
+        metrics["few_shot"] = {
+            str(n): extras.few_shot_probe(data.train, data.test, sources.num_classes, n, config)
+            for n in config.few_shot
+        }
+    if sources.label_maps:
+        options = {k: v for k, v in options.items() if k != "names"}
+        metrics["coarse"] = extras.coarse_metrics(
+            data.train, data.test, sources.label_maps, config, mesh, **options
+        )
+    if config.robustness and found.params is not None:
+        metrics["robustness"] = extras.robustness_metrics(
+            encode,
+            data.select,
+            sources.test_batches,
+            data.train,
+            found,
+            config,
+            mesh,
+            reference=options["reference"],
+        )
+    return metrics
+
+
 def _evaluate_encoder(
     encode: Encode,
     sources: Sources,
@@ -85,78 +156,46 @@ def _evaluate_encoder(
     config: Any,
     split_qp: bool,
     mesh: Mesh | None,
-) -> tuple[Metrics, gallery.EncoderPictures, np.ndarray]:
-    """Returns metrics of one encoder, what pictures need, and the queries of the gallery."""
-    variant = config.variant if split_qp else "qp"
-    select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
-    train_states = extract_features(encode, sources.train_batches())
-    for shots in config.few_shot:
-        extras.check_few_shot(train_states.labels, shots, sources.num_classes)
-    test_states = extract_features(encode, sources.test_batches())
-    train = train_states._replace(features=select(train_states.features))
-    test = test_states._replace(features=select(test_states.features))
+    witness: validity.Witness,
+    reference: bool,
+) -> tuple[Metrics, _Encoded, gallery.EncoderPictures, np.ndarray]:
+    """Returns metrics of one encoder, its features, what pictures need, and their queries."""
+    data = _encode(encode, sources, config, split_qp, witness)
     views = [encode_images(encode, v, config.batch_size) for v in pair]
-    found = classify(train, test, sources.num_classes, config, mesh)
+    shared, names = witness.shared(), sources.class_names
+    options = {"reference": reference, "shared": shared, "names": names}
+    found = classify(data.train, data.test, sources.num_classes, config, mesh, **options)
     described = diagnostics.diagnose(
-        train.features, test.features, (select(views[0]), select(views[1])), config
+        data.train.features,
+        data.test.features,
+        (data.select(views[0]), data.select(views[1])),
+        config,
+        reference=reference,
     )
-    metrics: Metrics = {"variant": variant, "feature_dim": train.features.shape[1]}
+    points, every = diagnostics.state_alarms(data.train_states.features, split_qp, config)
+    metrics: Metrics = {"variant": data.variant, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
+    metrics |= {"notes": found.notes, "collapse": points, "alarms": every}
     if split_qp:
-        described.metrics["cka_q_p"] = diagnostics.cka_q_p(train_states.features, config)
+        described.metrics["cka_q_p"] = diagnostics.cka_q_p(data.train_states.features, config)
     if split_qp and config.qp_variants:
-        done = (variant, found.metrics)
+        done = (data.variant, found.metrics)
         metrics["qp_variants"] = qp_variants(
-            train_states, test_states, done, sources.num_classes, config, mesh
+            data.train_states, data.test_states, done, sources.num_classes, config, mesh, **options
         )
-    if config.few_shot:
-        metrics["few_shot"] = {
-            str(n): extras.few_shot_probe(train, test, sources.num_classes, n, config)
-            for n in config.few_shot
-        }
-    if sources.label_maps:
-        metrics["coarse"] = extras.coarse_metrics(train, test, sources.label_maps, config, mesh)
-    if config.robustness:
-        metrics["robustness"] = extras.robustness_metrics(
-            encode, select, sources.test_batches, train, found, config, mesh
-        )
-    queries = gallery.choose_queries(test.labels, config.seed)
-    rows = spectrum.subsample_rows(len(test.labels), gallery.MAP_POINTS, config.seed)
+    metrics |= _optional_parts(encode, sources, data, found, config, mesh, options)
+    shown = gallery.choose_queries(data.test.labels[found.tested], config.seed)
+    queries = found.tested[shown]
+    rows = spectrum.subsample_rows(len(data.test.labels), gallery.MAP_POINTS, config.seed)
     pictures = gallery.EncoderPictures(
         cosine=described.cosine,
-        features=test.features[rows],
-        labels=test.labels[rows],
-        states=test_states.features[rows],
-        query_states=test_states.features[queries],
-        neighbours=found.neighbours[queries, :GALLERY_NEIGHBOURS],
+        features=data.test.features[rows],
+        labels=data.test.labels[rows],
+        states=data.test_states.features[rows],
+        query_states=data.test_states.features[queries],
+        neighbours=found.neighbours[shown, :GALLERY_NEIGHBOURS],
     )
-    return metrics, pictures, queries
-
-
-def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
-    """Returns the figures of one row of the table; kNN at the largest k not above `k`."""
-    neighbours = encoder_metrics["knn"]
-    position = max(i for i, used in enumerate(neighbours["k_values"]) if used <= k or i == 0)
-    measured = encoder_metrics["diagnostics"]
-    covariance, views = measured["covariance_spectrum_topq"], measured["alignment_uniformity"]
-    return {
-        "knn": neighbours["top1"][position],
-        "knn_first": neighbours["top1"][0],
-        "probe_top1": encoder_metrics["linear_probe"]["top1"],
-        "probe_top5": encoder_metrics["linear_probe"]["top5"],
-        "effective_rank": covariance["effective_rank"],
-        "participation_ratio": covariance["participation_ratio"],
-        "alignment": views["alignment"],
-        "uniformity": views["uniformity"],
-    }
-
-
-def _differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float]:
-    """Returns trained minus random of every headline figure; empty when one is missing."""
-    if not {"trained", "random"} <= encoders.keys():
-        return {}
-    trained, random = headline(encoders["trained"], k), headline(encoders["random"], k)
-    return {name: trained[name] - random[name] for name in trained}
+    return metrics, data, pictures, queries
 
 
 def _picture_inputs(
@@ -181,6 +220,8 @@ def evaluate(
     split_qp: bool,
     mesh: Mesh | None = None,
     info: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    reference: bool = False,
 ) -> Evaluation:
     """Evaluates every encoder on the same data.
 
@@ -192,11 +233,15 @@ def evaluate(
       split_qp: whether the encoders' features are states [q | p].
       mesh: devices that share the kNN's test rows; None = the default device.
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
+      notes: sentences to begin `metrics['notes']` with.
+      reference: config.parity.reference_evaluation.
 
     Returns:
-      The metrics: `schema_version`, `info`, `num_classes`, `headline_k`, `encoders` (for each
-      name: variant, feature_dim, knn, linear_probe, diagnostics, and, where asked for,
-      qp_variants, few_shot, coarse, robustness) and `trained_minus_random`; and picture inputs.
+      The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
+      `headline_k`, `notes` (sentences on what the figures do not say), `encoders` (for each name:
+      variant, feature_dim, knn, linear_probe, diagnostics, collapse, alarms, notes, and, where
+      asked for, qp_variants, few_shot, coarse, robustness) and `trained_minus_random`; and picture
+      inputs.
 
     Raises:
       ValueError: no encoder, or data, labels or settings that do not fit (a sentence says which).
@@ -211,20 +256,23 @@ def evaluate(
         todo.append((PIXELS, pixels, False))
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
-    queries = np.zeros(0, np.int64)
-    pair = sources.augmented_pairs()
+    witness, pair = validity.Witness(), sources.augmented_pairs()
     for name, encode, split in todo:
-        metrics[name], pictures[name], queries = _evaluate_encoder(
-            encode, sources, pair, config, split, mesh
+        metrics[name], data, pictures[name], queries = _evaluate_encoder(
+            encode, sources, pair, config, split, mesh, witness, reference
         )
     return Evaluation(
         metrics={
             "schema_version": SCHEMA_VERSION,
             "info": dict(info or {}),
             "num_classes": sources.num_classes,
+            "num_test_images": int(np.count_nonzero(validity.has_label(data.test.labels))),
             "headline_k": config.headline_k,
+            "notes": notes_of(
+                metrics, data.train.labels, data.test.labels, witness.shared(), notes
+            ),
             "encoders": metrics,
-            "trained_minus_random": _differences(metrics, config.headline_k),
+            "trained_minus_random": differences(metrics, config.headline_k),
         },
         pictures=_picture_inputs(sources, pictures, queries),
     )
@@ -238,6 +286,9 @@ def evaluate_encoders(
     split_qp: bool,
     mesh: Mesh | None = None,
     info: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Metrics:
-    """Returns the metrics of `evaluate` alone."""
-    return evaluate(encoders, sources, config, split_qp=split_qp, mesh=mesh, info=info).metrics
+    """Returns the metrics of `evaluate` alone; `options` are its `notes` and `reference`."""
+    return evaluate(
+        encoders, sources, config, split_qp=split_qp, mesh=mesh, info=info, **options
+    ).metrics

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from rich.table import Table
 from hjepa_jax.evaluation import pictures
 from hjepa_jax.evaluation.flow_pictures import flow_figure
 from hjepa_jax.evaluation.gallery import PictureInputs
-from hjepa_jax.evaluation.protocol import headline
+from hjepa_jax.evaluation.summary import headline, headline_intervals
 from hjepa_jax.files import write_atomically
 
 _CAPTIONS = {
@@ -27,7 +28,10 @@ _CAPTIONS = {
     "neighbours.png": "Test images and their nearest training images",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
-_PERCENT = ("knn", "knn_first", "probe_top1", "probe_top5")
+_ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
+_PERCENT = (*_ACCURACIES, "mean_share")
+# A figure that has no value, or would mean nothing.
+NOTHING = "–"
 Metrics = Mapping[str, Any]
 
 
@@ -48,35 +52,54 @@ def _columns(metrics: Metrics) -> dict[str, str]:
         "probe_top5": "probe top-5 %",
         "effective_rank": "eff. rank",
         "participation_ratio": "particip. ratio",
+        "rankme": "RankMe",
+        "mean_share": "in mean %",
         "alignment": "align.",
-        "uniformity": "uniform.",
+        "uniformity": "unif.",
     }
 
 
-def _cell(name: str, value: float, signed: bool = False) -> str:
+def _cell(name: str, value: float | None, signed: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return NOTHING
     sign = "+" if signed else ""
     if name in _PERCENT:
         return f"{100 * value:{sign}.1f}"
-    digits = 1 if name in ("effective_rank", "participation_ratio") else 3
+    digits = 1 if name in ("effective_rank", "participation_ratio", "rankme") else 3
     return f"{value:{sign}.{digits}f}"
 
 
-def _rows(metrics: Metrics) -> list[list[str]]:
-    """Returns the rows of the table, the encoder's name first."""
-    columns = _columns(metrics)
-    rows = []
+def _interval(low_high: Sequence[float] | None) -> str:
+    """Returns the interval of an accuracy in whole per cent, rounded outwards; '' for none."""
+    if not low_high:
+        return ""
+    low, high = (100 * bound for bound in low_high)
+    return f"{math.floor(low)}–{math.ceil(high)}"
+
+
+def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[str]]:
+    """Returns the table's rows, the encoder's name first; `pattern` joins accuracy and interval."""
+    k, rows = metrics["headline_k"], []
     for name, one in metrics["encoders"].items():
-        figures = headline(one, metrics["headline_k"])
-        rows.append([name, *(_cell(c, figures[c]) for c in columns)])
+        figures, intervals = headline(one, k), headline_intervals(one, k)
+        cells = []
+        for column in columns:
+            cell, interval = _cell(column, figures[column]), _interval(intervals.get(column))
+            cells.append(pattern.format(cell, interval) if interval else cell)
+        rows.append([name, *cells])
     difference = metrics["trained_minus_random"]
     if difference:
-        cells = (_cell(c, difference[c], signed=True) for c in columns)
+        cells = [_cell(c, difference.get(c), signed=True) for c in columns]
         rows.append(["trained - random", *cells])
     return rows
 
 
 def print_table(metrics: Metrics, console: Console | None = None) -> None:
-    """Prints one row for each encoder, and trained minus random (percentages in points)."""
+    """Prints one row for each encoder, and trained minus random (percentages in points).
+
+    Under each accuracy is its 95 % interval; below the table is what the figures do not say. The
+    participation ratio is in the report alone.
+    """
     encoders = metrics["encoders"]
     variants = {one["variant"] for one in encoders.values()}
     shown = [*sorted(variants), *filter(None, [metrics["info"].get("coordinates")])]
@@ -84,13 +107,18 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     # Narrow enough for the usual 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("encoder", no_wrap=True)
-    rows = _rows(metrics)
-    for number, title in enumerate(_columns(metrics).values(), 1):
-        cells = [row[number] for row in rows]
-        table.add_column(title, justify="right", width=max(map(len, [*title.split(), *cells])))
+    columns = _columns(metrics)
+    del columns["participation_ratio"]
+    rows = _rows(metrics, columns, "{}\n{}")
+    for number, title in enumerate(columns.values(), 1):
+        lines = [line for row in rows for line in row[number].split("\n")]
+        table.add_column(title, justify="right", width=max(map(len, [*title.split(), *lines])))
     for number, row in enumerate(rows, 1):
         table.add_row(*row, end_section=number == len(encoders) < len(rows))
-    (console or Console()).print(table)
+    console = console or Console()
+    console.print(table)
+    for note in metrics.get("notes", ()):
+        console.print(f"- {note}", markup=False, highlight=False)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -99,17 +127,33 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
+def _percent(value: float | None, low_high: Sequence[float] | None = None) -> str:
+    """Returns an accuracy with its interval, such as '83.1 % (75–90)'."""
+    if value is None:
+        return NOTHING
+    interval = _interval(low_high)
+    return f"{100 * value:.1f} %" + (f" ({interval})" if interval else "")
+
+
+def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
+    """Returns the 'top1' or 'top5' of a probe, or of kNN at a position of its k."""
+    value, interval = found[top], found.get(f"{top}_interval")
+    if position is not None:
+        value, interval = value[position], interval and interval[position]
+    return _percent(value, interval)
+
+
 def _variant_rows(metrics: Metrics) -> list[list[str]]:
     """Returns kNN and probe rows of q, p and qp of every encoder that has them."""
     k, _ = _used_k(metrics)
     rows = []
     for name, one in metrics["encoders"].items():
         for variant, found in one.get("qp_variants", {}).items():
-            ks = found["knn"]["k_values"]
-            accuracy = found["knn"]["top1"][ks.index(k)]
+            position = found["knn"]["k_values"].index(k)
             linear = found["linear_probe"]
-            values = (accuracy, linear["top1"], linear["top5"])
-            rows.append([f"{name}: {variant}", *(f"{100 * v:.1f} %" for v in values)])
+            cells = [_accuracy(found["knn"], "top1", position)]
+            cells += [_accuracy(linear, top) for top in ("top1", "top5")]
+            rows.append([f"{name}: {variant}", *cells])
     return rows
 
 
@@ -123,9 +167,8 @@ def _extra_rows(metrics: Metrics) -> list[list[str]]:
         for kind in ("coarse", "robustness"):
             for key, found in one.get(kind, {}).items():
                 ks = [k for k in found["knn"]["k_values"] if k <= metrics["headline_k"]]
-                position = max(len(ks) - 1, 0)
-                accuracy = f"{100 * found['knn']['top1'][position]:.1f} %"
-                linear = f"{100 * found['linear_probe']['top1']:.1f} %"
+                accuracy = _accuracy(found["knn"], "top1", max(len(ks) - 1, 0))
+                linear = _accuracy(found["linear_probe"], "top1")
                 title = f"{name}: {key} labels" if kind == "coarse" else f"{name}: {key}"
                 rows.append([title, accuracy, linear])
     return rows
@@ -136,11 +179,18 @@ def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
     lines = ["# Evaluation", ""]
     lines += [f"- {key}: {value}" for key, value in metrics["info"].items()]
     lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
-    lines += markdown_table(["encoder", *_columns(metrics).values()], _rows(metrics))
+    lines += [f"- **{note}**" for note in metrics.get("notes", ())]
+    lines += [""] if metrics.get("notes") else []
+    columns = _columns(metrics)
+    table = _rows(metrics, columns, "{} ({})")
+    lines += markdown_table(["encoder", *columns.values()], table)
     lines += [
         "",
-        "Differences of percentages are in points. Effective rank and participation ratio are of "
-        "the covariance of training features; alignment (lower: augmented views agree) and "
+        "Beside each accuracy is its 95 % interval (Wilson's) over test images. Differences of "
+        "percentages are in points. Effective rank and participation ratio are of the covariance "
+        "of training features and say nothing of features that are nearly one point; RankMe is of "
+        "the features as they are, and 'in mean' the share of their energy that all images have "
+        "in common; alignment (lower: augmented views agree) and "
         "uniformity (lower: features spread more evenly) are on the unit sphere.",
     ]
     variants = _variant_rows(metrics)

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.errors import DataError
+
 _NORM_EPS = 1e-12
 # Pairs gathered at a time: bounds the memory at 2 * _CHUNK * D numbers.
 _CHUNK = 4096
@@ -21,7 +23,39 @@ def normalise_rows(features: npt.ArrayLike) -> np.ndarray:
 def random_pairs(
     num_rows: int, num_pairs: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Draws pairs of row numbers uniformly; a row may meet itself, as in the published protocol."""
+    """Draws distinct pairs of different rows uniformly: no row meets itself, no pair comes twice.
+
+    Args:
+      num_rows: N, at least 2.
+      num_pairs: wanted; where there are fewer, N (N - 1) / 2, all of them are returned.
+      seed: of the draw.
+
+    Returns:
+      Row numbers int [P] and [P].
+
+    Raises:
+      DataError: fewer than two rows.
+    """
+    if num_rows < 2:
+        raise DataError(f"Pairs of different images need at least two images, not {num_rows}.")
+    total = num_rows * (num_rows - 1) // 2
+    if num_pairs >= total:
+        chosen = np.arange(total)
+    else:
+        chosen = np.random.default_rng(seed).choice(total, num_pairs, replace=False)
+    # A round-robin of an odd number m of rows: round o pairs i with i + o (mod m). The last of an
+    # even number meets every row in round 0.
+    odd = num_rows % 2
+    m = num_rows - 1 + odd
+    first, turn = chosen % m, chosen // m + odd
+    second = np.where(turn == 0, num_rows - 1, (first + turn) % m)
+    return first, second
+
+
+def reference_pairs(
+    num_rows: int, num_pairs: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Draws pairs as the published protocol does: a row may meet itself, a pair may come twice."""
     first, second = np.random.default_rng(seed).integers(num_rows, size=(2, num_pairs))
     return first, second
 

@@ -20,7 +20,9 @@ _RANKME_EPS = 1e-7
 class Spectrum(NamedTuple):
     """Eigenvalues in descending order (the largest `top`), and summaries of them.
 
-    The `_full` values use every eigenvalue, the others the largest `top` as published.
+    The `_full` values use every eigenvalue, the others the largest `top` as published. All of these
+    are of centred features and say nothing of how much varies; `rankme` is of the features as they
+    are, and `mean_share` the share of their energy that lies in the mean.
     """
 
     eigenvalues: np.ndarray
@@ -29,6 +31,7 @@ class Spectrum(NamedTuple):
     effective_rank_full: float
     participation_ratio_full: float
     rankme: float
+    mean_share: float
     num_samples: int
 
 
@@ -94,6 +97,31 @@ def rankme(features: npt.ArrayLike) -> float:
     return math.exp(-float(np.sum(share * np.log(share))))
 
 
+def mean_share(features: npt.ArrayLike) -> float:
+    """|mean x|^2 / mean |x|^2 of features [N, D]: the share of the energy in the mean.
+
+    1 = all features are one point (zeros too), 0 = centred. It is the mean cosine similarity of
+    pairs of features of equal length.
+    """
+    x = np.asarray(features, np.float64)
+    energy = float(np.mean(np.sum(x * x, axis=1)))
+    return float(np.sum(x.mean(axis=0) ** 2)) / energy if energy > 0 else 1.0
+
+
+def projected_participation(features: npt.ArrayLike, rank: int, seed: int) -> float:
+    """Participation ratio over its largest value of features [N, D] on random directions.
+
+    The figure that training logs as 'q_pr': of the covariance on min(rank, D, N - 1) orthonormal
+    directions, in [0, 1]; 0 where nothing varies.
+    """
+    x = np.asarray(features, np.float64)
+    kept = min(rank, x.shape[1], len(x) - 1)
+    drawn = np.random.default_rng(seed).normal(size=(x.shape[1], kept))
+    # Centered first: products of equal rows may differ in their rounding.
+    values = covariance_eigenvalues((x - x.mean(axis=0)) @ np.linalg.qr(drawn)[0])
+    return participation_ratio(values) / kept
+
+
 def subsample_rows(num_rows: int, max_samples: int, seed: int) -> npt.NDArray[np.int64]:
     """Returns all row numbers, or a seeded choice of `max_samples` of them in ascending order."""
     if num_rows <= max_samples:
@@ -129,5 +157,6 @@ def covariance_spectrum(
         effective_rank_full=effective_rank(values),
         participation_ratio_full=participation_ratio(values),
         rankme=rankme(x),
+        mean_share=mean_share(x),
         num_samples=len(x),
     )

@@ -42,6 +42,7 @@ def test_golden_evaluation_knn(block: int) -> None:
         ks=ks,
         num_classes=int(group["num_classes"]),
         block=block,
+        reference=True,
     )
     assert result["k_values"] == ks
     common.assert_close(result["top1"], group["top1"], 1e-9, "top1")

@@ -1,0 +1,115 @@
+"""The figures of an evaluation's table, their intervals and differences, and sentences on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hjepa_jax.evaluation import validity
+from hjepa_jax.evaluation.alarms import MEAN_CEILING
+
+Metrics = Mapping[str, Any]
+# Encoders that nothing trained: advice on training is not for them.
+PIXELS = "pixels"
+_UNTRAINED = ("random", PIXELS)
+
+
+def _headline_position(encoder_metrics: Mapping[str, Any], k: int) -> int:
+    """Returns the position of the largest k not above `k` (the first where there is none)."""
+    ks = encoder_metrics["knn"]["k_values"]
+    return max(i for i, used in enumerate(ks) if used <= k or i == 0)
+
+
+def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
+    """Returns the figures of one row of the table; kNN at the largest k not above `k`.
+
+    A figure that has no value (null in metrics.json, or absent from an older one) is NaN.
+    """
+    neighbours = encoder_metrics["knn"]
+    measured = encoder_metrics["diagnostics"]
+    covariance, views = measured["covariance_spectrum_topq"], measured["alignment_uniformity"]
+    found = {
+        "knn": neighbours["top1"][_headline_position(encoder_metrics, k)],
+        "knn_first": neighbours["top1"][0],
+        "probe_top1": encoder_metrics["linear_probe"]["top1"],
+        "probe_top5": encoder_metrics["linear_probe"]["top5"],
+        "effective_rank": covariance["effective_rank"],
+        "participation_ratio": covariance["participation_ratio"],
+        "rankme": covariance.get("rankme"),
+        "mean_share": covariance.get("mean_share"),
+        "alignment": views["alignment"],
+        "uniformity": views["uniformity"],
+    }
+    return {name: math.nan if value is None else value for name, value in found.items()}
+
+
+def headline_intervals(
+    encoder_metrics: Mapping[str, Any], k: int
+) -> dict[str, tuple[float, float] | None]:
+    """Returns the 95 % interval of each accuracy of `headline`; None where there is none."""
+    neighbours = encoder_metrics["knn"].get("top1_interval")
+    linear = encoder_metrics["linear_probe"]
+    found = {
+        "knn": neighbours and neighbours[_headline_position(encoder_metrics, k)],
+        "knn_first": neighbours and neighbours[0],
+        "probe_top1": linear.get("top1_interval"),
+        "probe_top5": linear.get("top5_interval"),
+    }
+    return {
+        name: (low_high[0], low_high[1]) if low_high else None for name, low_high in found.items()
+    }
+
+
+# Of centred features: they say nothing of a state that is all mean.
+_RANKS = ("effective_rank", "participation_ratio")
+
+
+def differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float | None]:
+    """Returns trained minus random of every headline figure; empty when one is missing.
+
+    None where either figure is, and for the ranks where either state is nearly one point.
+    """
+    if not {"trained", "random"} <= encoders.keys():
+        return {}
+    trained, random = headline(encoders["trained"], k), headline(encoders["random"], k)
+    hidden = _RANKS if max(trained["mean_share"], random["mean_share"]) > MEAN_CEILING else ()
+    found = {name: value - random[name] for name, value in trained.items()}
+    return {
+        name: None if name in hidden or math.isnan(value) else value
+        for name, value in found.items()
+    }
+
+
+def notes_of(
+    encoders: Mapping[str, Metrics],
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    shared: int,
+    given: Sequence[str],
+) -> list[str]:
+    """Returns what a reader of the figures must know, in sentences, the gravest first.
+
+    Args:
+      encoders: metrics by name.
+      train_labels, test_labels: of the evaluated sets, -1 = no label.
+      shared: labeled test images that are training images too.
+      given: sentences that come first.
+    """
+    first = next(iter(encoders.values()))
+    notes = list(given)
+    if "no_accuracy" in first:
+        notes.append(f"No accuracy: {first['no_accuracy']}")
+    for name, one in encoders.items():
+        # Advice on training is for what was trained.
+        told = one["collapse"] if name in _UNTRAINED else one["alarms"]
+        notes += [f"{name}: {sentence}" for sentence in told]
+        if one["collapse"]:
+            notes.append(
+                f"{name}: effective rank and participation ratio are of centred features and say "
+                "nothing of a state that is nearly one point; read RankMe instead."
+            )
+        notes += [f"{name}: {sentence}" for sentence in one["notes"]]
+    return notes + validity.notes_on_sets(train_labels, test_labels, shared)

@@ -1,0 +1,147 @@
+"""When an accuracy means nothing, and what else a reader of one must know, in sentences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.evaluation.features import Batch
+from hjepa_jax.evaluation.intervals import wilson
+
+# The label of an image that has none: it trains the encoder, never votes and is never tested.
+NO_LABEL = -1
+# Rows of pixels that tell one image from another; all of a large image would take long to digest.
+_ROWS = 64
+# Half the widest interval of an accuracy, in points, from which on it is worth a sentence.
+_WIDE_POINTS = 5.0
+
+
+def has_label(labels: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Returns which of labels int [N] are one, bool [N]."""
+    return np.asarray(labels) != NO_LABEL
+
+
+def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
+    """Returns a digest of the pixels of an image [S, S, 3] (of 64 or more of its rows)."""
+    part = np.ascontiguousarray(image[:: max(1, len(image) // _ROWS)])
+    return hashlib.blake2b(part.data, digest_size=12).digest()
+
+
+class Witness:
+    """Digests of the labeled training and test images that pass by, without another reading."""
+
+    def __init__(self) -> None:
+        """Starts with nothing seen."""
+        self._seen: dict[str, list[bytes]] = {}
+
+    def watch(self, name: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the batches of the set `name` ('train' or 'test'), noting them the first time."""
+        if name in self._seen:
+            yield from batches
+            return
+        found: list[bytes] = []
+        for batch in batches:
+            keep = has_label(batch["label"])
+            if "mask" in batch:
+                keep &= np.asarray(batch["mask"], bool)
+            found += [image_digest(batch["image"][row]) for row in np.flatnonzero(keep)]
+            yield batch
+        self._seen[name] = found
+
+    def shared(self) -> int:
+        """Returns how many labeled test images are labeled training images as well."""
+        known = set(self._seen.get("train", ()))
+        return sum(digest in known for digest in self._seen.get("test", ()))
+
+
+def _one_class(labels: np.ndarray, kind: str, names: Sequence[str]) -> str | None:
+    """Returns a sentence where the labels that there are do not tell classes apart."""
+    found = np.unique(labels[has_label(labels)])
+    if not len(found):
+        return f"no {kind} image has a label"
+    if len(found) > 1:
+        return None
+    name = names[found[0]] if found[0] < len(names) else found[0]
+    return f"all labeled {kind} images are of one class ({name})"
+
+
+def why_no_accuracy(
+    train_labels: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    shared: int = 0,
+    names: Sequence[str] = (),
+) -> str | None:
+    """Says why an accuracy on these sets would say nothing of the features; None where it does.
+
+    Args:
+      train_labels, test_labels: int [N] and [M]; -1 = no label.
+      shared: labeled test images that are training images too.
+      names: of the classes.
+    """
+    train, test = np.asarray(train_labels), np.asarray(test_labels)
+    for labels, kind in ((train, "training"), (test, "test")):
+        sentence = _one_class(labels, kind, names)
+        if sentence:
+            return f"{sentence}, so that an accuracy would say nothing of the features."
+    if shared and shared == np.count_nonzero(has_label(test)):
+        return (
+            f"all {shared} test images are training images as well, so that an accuracy would only "
+            "say that an image is similar to itself; give a test split of other images."
+        )
+    return None
+
+
+def notes_on_sets(
+    train_labels: npt.ArrayLike, test_labels: npt.ArrayLike, shared: int = 0
+) -> list[str]:
+    """Returns sentences on what makes accuracies on these sets uncertain; [] where nothing does."""
+    train, test = np.asarray(train_labels), np.asarray(test_labels)
+    tested = int(np.count_nonzero(has_label(test)))
+    notes = []
+    if 0 < shared < tested:
+        notes.append(
+            f"{shared} of the {tested} test images are training images as well, which flatters "
+            "every accuracy."
+        )
+    if tested:
+        low, high = wilson(0.5, tested)
+        points = 50 * (high - low)
+        if points >= _WIDE_POINTS:
+            notes.append(
+                f"With {tested} test images the 95 % interval of an accuracy reaches up to "
+                f"{points:.0f} points to either side: smaller differences may be chance."
+            )
+    for labels, kind, fate in (
+        (train, "training", "neither vote in kNN nor train a probe"),
+        (test, "test", "are not tested"),
+    ):
+        missing = int(np.count_nonzero(~has_label(labels)))
+        if missing:
+            notes.append(
+                f"{missing} of the {len(labels)} {kind} images have no label: they {fate}."
+            )
+    absent = np.setdiff1d(test[has_label(test)], train[has_label(train)])
+    if tested and len(absent):
+        count = int(np.isin(test, absent).sum())
+        notes.append(
+            f"{count} test images are of {len(absent)} classes that no training image has: none of "
+            "them can be right."
+        )
+    return notes
+
+
+def constant_notes(answers: Mapping[str, npt.ArrayLike], names: Sequence[str] = ()) -> list[str]:
+    """Returns a sentence for each classifier (by name) that answers one class for all images."""
+    notes = []
+    for classifier, given in answers.items():
+        found = np.unique(np.asarray(given))
+        if len(found) == 1:
+            name = names[found[0]] if found[0] < len(names) else found[0]
+            notes.append(
+                f"{classifier} answers one class ({name}) for every test image: its accuracy is "
+                "that class's share of the test set and says nothing of the features."
+            )
+    return notes
