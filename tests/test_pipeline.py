@@ -1,6 +1,7 @@
 """The input pipeline: one and the same stream however it is made, and clear errors."""
 
 import collections
+import errno
 import multiprocessing
 import os
 import pathlib
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 from image_files import data_config, photo, write_folder
 from PIL import Image
+from test_files import ODD, make_odd
 
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.augment import eval_image
 from hjepa_jax.data.decode import CorruptImageError
+from hjepa_jax.data.device_augment import augment_batch
 from hjepa_jax.data.folder import open_root
-from hjepa_jax.data.sources import ArraySource
+from hjepa_jax.data.sources import ArraySource, decode
 from hjepa_jax.errors import DataError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -258,6 +261,73 @@ def test_all_images_corrupt_and_vanished_images_end_the_stream(tmp_path) -> None
         path.unlink()
     with pytest.raises(DataError, match="Cannot read image"):
         collect(data_config(on_corrupt="skip"), source, num_steps=1)
+
+
+@pytest.mark.parametrize("kind", [*ODD, "broken link"])
+def test_what_is_no_file_costs_its_own_image_alone(kind, tmp_path, caplog) -> None:
+    root = write_folder(tmp_path, {"train": {"a": 16, "b": 8}})
+    source = open_root(str(root), "train", 0)
+    path = root / "train" / "a" / "003.jpg"
+    path.unlink()
+    if kind == "broken link":
+        path.symlink_to("gone.jpg")
+    else:
+        make_odd(kind, path)
+    # Whether it was there at the listing or came later; a folder is none of the listed images.
+    again = open_root(str(root), "train", 0)
+    assert len(again) == (23 if kind == "folder" else 24)
+    for found in (source, again)[: len(again) - 22]:
+        made = collect(data_config(batch_size=24, on_corrupt="skip"), found, num_steps=2)
+        assert all(3 not in batch["index"] for batch in made)
+        with pytest.raises(CorruptImageError, match=r"a/003\.jpg.*on_corrupt='skip'"):
+            collect(data_config(batch_size=24), found, num_steps=1)
+        found.fingerprint()
+    told = {r.getMessage() for r in caplog.records if "Skipped" in r.getMessage()}
+    assert len(told) == 1
+
+
+def test_a_lack_of_file_handles_is_no_corrupt_image(tmp_path, monkeypatch) -> None:
+    source = open_root(str(write_folder(tmp_path, {"train": {"a": 16}})), "train", 0)
+
+    def fail(index: int):
+        raise OSError(errno.EMFILE, "Too many open files", "x.jpg")
+
+    monkeypatch.setattr(source, "record", fail)
+    with pytest.raises(DataError, match="Too many open files") as caught:
+        collect(data_config(on_corrupt="skip"), source, num_steps=1)
+    assert not isinstance(caught.value, CorruptImageError)
+
+
+@pytest.mark.parametrize("shape", [(3, 10_000), (10_000, 3), (1, 2_000), (2_000, 1), (90, 1_000)])
+@pytest.mark.parametrize("backend", ["host", "device"])
+def test_thin_images_are_trained_on_and_evaluated(shape, backend, tmp_path) -> None:
+    root = write_folder(tmp_path, {"train": {"a": 2}}, *shape)
+    source = open_root(str(root), "train", 0)
+    fields = dict(batch_size=2, image_size=24, backend=backend, num_local_views=1, local_size=16)
+    (batch,) = collect(data_config(**fields), source, num_steps=1)
+    made = augment_batch(batch, data_config(**fields).data)
+    assert made["global_views"].shape == (2, 2, 24, 24, 3)
+    assert np.asarray(made["local_views"]).std() > 1
+    with pipeline.eval_batches(data_config(**fields, eval_resize=28), source, 2) as stream:
+        (batch,) = stream
+    middle = np.asarray(decode(source.record(0)))[shape[0] // 2, shape[1] // 2]
+    # The crop is of the middle of the image.
+    assert np.abs(batch["image"][0, 12, 12].astype(int) - middle).max() < 60
+
+
+def test_a_thin_image_is_not_made_huge_on_the_way(monkeypatch) -> None:
+    made = []
+    original = Image.Image.resize
+
+    def resize(image, size, *arguments, **options):
+        made.append(size)
+        return original(image, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    for height, width in ((1, 60_000), (60_000, 1), (2, 9_000)):
+        assert eval_image(photo(0, height, width), 224, 256).shape == (224, 224, 3)
+    assert max(max(size) for size in made[-1:]) == 224
+    assert [size for size in made if size[0] * size[1] > 10_000_000] == []
 
 
 def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:

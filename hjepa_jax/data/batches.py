@@ -6,7 +6,9 @@ worker processes.
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from hjepa_jax.data.decode import CorruptImageError, decode_image
 from hjepa_jax.data.parameters import PACKED, ViewParameters, pack
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import DataError
+from hjepa_jax.files import printable
 
 Batch = dict[str, npt.NDArray]
 
@@ -30,6 +33,9 @@ _GROUP_PIXELS = 8_000_000
 _FIRST_LOCAL_VIEW = 1 << 16
 _REPLACEMENT_TRIES = 100
 
+# Failures to read a file that say nothing about the file.
+_OUR_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 class Loaded(NamedTuple):
     """A decoded image with its label, and its index in the source."""
@@ -37,6 +43,13 @@ class Loaded(NamedTuple):
     image: resample.Decoded
     label: int
     index: int
+
+
+def _sentence(error: OSError) -> str:
+    """Returns what an error of the file system says, for people."""
+    if error.filename is None or error.strerror is None:
+        return f"{str(error).rstrip('.')}."
+    return f"{printable(os.fsdecode(error.filename))}: {error.strerror}."
 
 
 def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
@@ -92,21 +105,27 @@ class Loader:
         # The geometric mean side that keeps the smallest crop, at the worst aspect, full.
         needed = max(sides) * data.augment.crop_aspect[1] ** 0.5
         self._smallest = None if full_size else needed
+        # Crops of thin images are as high as these at most, whatever their area.
+        self._largest_view = max(data.image_size, data.local_size if data.num_local_views else 0)
 
     def decode(self, index: int) -> Loaded:
         """Returns image `index`.
 
         Raises:
-          CorruptImageError: If it cannot be decoded.
-          DataError: If it cannot be read.
+          CorruptImageError: If it cannot be read or decoded.
+          DataError: If this process lacks memory or file handles to read it.
         """
         try:
             record = self._source.record(index)
         except OSError as error:
-            raise DataError(f"Cannot read image {index}: {error}.") from error
+            # What a broken link or a pipe costs is its own image; a lack of handles costs the run.
+            unreadable = CorruptImageError if error.errno not in _OUR_FAULTS else DataError
+            raise unreadable(f"Cannot read image {index}: {_sentence(error)}") from error
         if record.image is not None:
             return Loaded(record.image, record.label, index)
-        image = decode_image(record.encoded or b"", record.name, self._smallest)
+        image = decode_image(
+            record.encoded or b"", record.name, self._smallest, self._largest_view, record.ranges
+        )
         small = max(image.size) <= resample.SMALL_SIDE
         return Loaded(np.asarray(image) if small else image, record.label, index)
 

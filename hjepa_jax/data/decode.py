@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from typing import cast
+import logging
+import re
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from hjepa_jax.data import pixels
 from hjepa_jax.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 # A file may hold at most this many bytes, and an image at most this many pixels.
 MAX_ENCODED_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000
-FORMATS = ("JPEG", "PNG", "WEBP")
-_DEFAULT_ORIENTATION = 1
+# What is read, where Pillow was built with it: of several frames or pages the first.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+# The largest reduction that JPEG decoders know.
+_MAX_REDUCTION = 8
 _ORIENTATION_TAG = 0x0112
+# How each EXIF orientation is undone.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 class CorruptImageError(DataError):
-    """An image cannot be decoded; the message names the file and the reason."""
+    """An image cannot be decoded or read; the message names the file and the reason."""
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image in mode RGB; alpha is dropped, 16-bit values keep their high byte."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "I":
-        wide = np.asarray(image)
-        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Returns the formats that are read, by Pillow's names."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def extensions() -> tuple[str, ...]:
+    """Returns the file extensions of these formats, in lower case and sorted."""
+    known = formats()
+    return tuple(sorted(e for e, name in Image.registered_extensions().items() if name in known))
 
 
 def _open(encoded: bytes) -> Image.Image:
     """Reads the header, within the bounds on size and format."""
+    if not encoded:
+        raise ValueError("it is empty: no bytes are stored")
     if len(encoded) > MAX_ENCODED_BYTES:
         raise ValueError(f"the file has {len(encoded)} bytes, more than {MAX_ENCODED_BYTES}")
-    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    image = Image.open(io.BytesIO(encoded), formats=formats())
     # Checked before any pixel is decoded.
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
@@ -49,36 +69,150 @@ def _open(encoded: bytes) -> Image.Image:
     return image
 
 
-def decode_image(encoded: bytes, name: str, smallest_crop: float | None = None) -> Image.Image:
-    """Decodes one JPEG, PNG or WebP image.
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8; 1, which is upright, where the EXIF is not readable."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG)
+    # Pixels are good whatever the metadata; parsing it raises almost anything.
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _load(image: Image.Image) -> int:
+    """Decodes the pixels, as they are stored, and returns the orientation."""
+    if image.format != "TIFF":
+        image.load()
+        # A PNG may have its EXIF behind the pixels.
+        return _orientation(image)
+    orientation = _orientation(image)
+    if orientation != 1:
+        # Or else Pillow turns the image itself, and writes its EXIF anew, which can fail.
+        image.getexif().pop(_ORIENTATION_TAG, None)
+    image.load()
+    return orientation
+
+
+def _deep_values(encoded: bytes, image: Image.Image, raw: str) -> np.ndarray:
+    """Returns the values of a loaded deep image; see `pixels.deep_values`."""
+    second = _open(encoded)
+    if not pixels.read_low_bytes(second, raw):
+        return pixels.deep_values(image, raw, None)
+    _load(second)
+    return pixels.deep_values(image, raw, second)
+
+
+def sample_limits(encoded: bytes) -> pixels.Limits | None:
+    """Returns the smallest and largest value of an image of more than 8 bits a channel.
+
+    Returns:
+      None for an image of at most 8 bits (of which the header alone is read), and for bytes that
+      are no readable image.
+    """
+    try:
+        image = _open(encoded)
+        raw = pixels.raw_mode(image)
+        if not pixels.is_deep(image, raw):
+            return None
+        _load(image)
+        return pixels.limits(_deep_values(encoded, image, raw))
+    except MemoryError:
+        raise
+    # Who trains on it learns what is wrong with it; here it just tells nothing.
+    except Exception:
+        return None
+
+
+@functools.cache
+def _warn_unseen(real: bool) -> None:
+    kind, used = ("floating-point", "0 .. 1, else 0 .. 255,") if real else ("16-bit", "0 .. 65535")
+    _log.warning(
+        "An image has %s pixels, which no sampled image of its data set has: %s becomes 0 .. 255.",
+        kind,
+        used,
+    )
+
+
+def _deep_to_rgb(
+    encoded: bytes, image: Image.Image, raw: str, ranges: pixels.Ranges | None
+) -> Image.Image:
+    known = ranges or pixels.Ranges()
+    real = image.mode == "F"
+    bounds = known.real if real else known.integer
+    values: np.ndarray | None = None
+    if bounds is None:
+        _warn_unseen(real)
+        bounds = (0.0, pixels.FULL)
+        if real:
+            values = _deep_values(encoded, image, raw)
+            found = pixels.limits(values)
+            bounds = (0.0, 255.0) if found and found.high > 1 else (0.0, 1.0)
+    if bounds == (0.0, pixels.FULL) and image.mode in ("RGB", "RGBA"):
+        # Pillow has read the high bytes already.
+        return pixels.to_rgb(image)
+    if values is None:
+        values = _deep_values(encoded, image, raw)
+    return Image.fromarray(pixels.scale(values, bounds)).convert("RGB")
+
+
+def _reduce(image: Image.Image, smallest_crop: float, largest_view: int) -> None:
+    """Makes a JPEG decode at 1/2, 1/4 or 1/8 of its size where that is enough."""
+    short = min(image.size)
+    reduction = min(
+        (image.width * image.height) ** 0.5 / smallest_crop,
+        short / max(1, largest_view),
+        _MAX_REDUCTION,
+    )
+    if reduction >= 2:
+        factor = 2 ** int(np.log2(reduction))
+        # Pillow takes the largest reduction that keeps at least the size asked for.
+        image.draft("RGB", (image.width // factor, image.height // factor))
+
+
+def _reason(error: Exception) -> str:
+    """Returns why an image cannot be read, the same for the same file."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is no intact image of a known format ({', '.join(formats())})"
+    text = _ADDRESS.sub("the file", str(error)).rstrip(".")
+    return text or type(error).__name__
+
+
+def decode_image(
+    encoded: bytes,
+    name: str,
+    smallest_crop: float | None = None,
+    largest_view: int = 1,
+    ranges: pixels.Ranges | None = None,
+) -> Image.Image:
+    """Decodes one image of a format that Pillow reads; of several frames or pages the first.
 
     Args:
       encoded: The file's bytes.
       name: The file's name, for messages.
       smallest_crop: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as the
         geometric mean of its sides stays at least this many pixels.
+      largest_view: Nor does its short side then become less than this many pixels.
+      ranges: Which values of more than 8 bits become 0 and 255; None, or None for this kind of
+        pixels: 0 .. 65535 of integers, 0 .. 1 (or 0 .. 255, if there are larger ones) of floats.
 
     Returns:
-      A loaded image in mode RGB, upright according to its EXIF orientation.
+      A loaded image in mode RGB, upright according to its EXIF orientation. Unreadable EXIF means
+      that it is upright.
 
     Raises:
       CorruptImageError: If it cannot be decoded, or exceeds the bounds.
     """
     try:
         image = _open(encoded)
-        if smallest_crop is not None and image.format == "JPEG":
-            reduction = (image.width * image.height) ** 0.5 / smallest_crop
-            if reduction >= 2:
-                factor = 2 ** min(3, int(np.log2(reduction)))
-                # Pillow takes the largest reduction that keeps at least the size asked for.
-                image.draft("RGB", (image.width // factor, image.height // factor))
-        image.load()
-        if image.getexif().get(_ORIENTATION_TAG, _DEFAULT_ORIENTATION) != _DEFAULT_ORIENTATION:
-            image = cast(Image.Image, ImageOps.exif_transpose(image))
-        return _to_rgb(image)
+        if smallest_crop is not None and image.format in ("JPEG", "MPO"):
+            _reduce(image, smallest_crop, largest_view)
+        raw = pixels.raw_mode(image)
+        deep = pixels.is_deep(image, raw)
+        orientation = _load(image)
+        rgb = _deep_to_rgb(encoded, image, raw, ranges) if deep else pixels.to_rgb(image)
+        return rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb
     except MemoryError:
         raise
     # Pillow's plug-ins raise almost anything on hostile bytes.
     except Exception as error:
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise CorruptImageError(f"Cannot decode the image {name}: {reason}.") from error
+        raise CorruptImageError(f"Cannot decode the image {name}: {_reason(error)}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -11,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.data.cache import ByteCache
+from hjepa_jax.data.decode import MAX_ENCODED_BYTES
 from hjepa_jax.data.sources import ImageSource, Record, digest
+from hjepa_jax.files import printable, read_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 # Folder names that serve for a split, in the order of preference.
@@ -58,9 +61,8 @@ class FolderSource:
 
     def record(self, index: int) -> Record:
         path = self._root / self._files[index]
-        return Record(
-            self._cache.get(index, path.read_bytes), None, int(self._labels[index]), str(path)
-        )
+        read = functools.partial(read_regular, path, MAX_ENCODED_BYTES)
+        return Record(self._cache.get(index, read), None, int(self._labels[index]), printable(path))
 
     def labels(self) -> npt.NDArray[np.int32]:
         return self._labels

@@ -103,10 +103,11 @@ def _draw_crops(
     def chosen(values: npt.NDArray) -> npt.NDArray:
         return np.take_along_axis(values, first, axis=0)[0]
 
-    # No try fits: the largest centred crop within the bounds on the aspect.
+    # No try fits: the largest centred crop within the bounds on the aspect, of a pixel at least.
     shape = widths / heights
     central_width = np.where(shape > aspect[1], np.rint(heights * aspect[1]), widths)
     central_height = np.where(shape < aspect[0], np.rint(widths / aspect[0]), heights)
+    central_width, central_height = np.maximum(central_width, 1), np.maximum(central_height, 1)
     width = np.where(found, chosen(crop_widths), central_width).astype(np.int32)
     height = np.where(found, chosen(crop_heights), central_height).astype(np.int32)
     room_y, room_x = heights - height, widths - width

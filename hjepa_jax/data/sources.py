@@ -8,7 +8,9 @@ input pipeline's threads or processes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,24 +18,35 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.data import counter_random
-from hjepa_jax.data.decode import decode_image
+from hjepa_jax.data.decode import decode_image, sample_limits
+from hjepa_jax.data.pixels import FULL, Ranges, choose_ranges
 from hjepa_jax.files import local_path
+
+_log = logging.getLogger(__name__)
+
+# The label of an image that has none: it is trained on, but never votes and is never tested.
+NO_LABEL = -1
+# Images of a split that decide how pixels of more than 8 bits are scaled.
+_SAMPLED_IMAGES = 32
 
 
 class Record(NamedTuple):
     """One image as stored.
 
     Attributes:
-      encoded: The bytes of a JPEG, PNG or WebP file, or None.
+      encoded: The bytes of an image file, or None.
       image: Decoded pixels uint8 [H, W, 3], or None; exactly one of the two is given.
-      label: Class number, an index into the source's `class_names`.
+      label: Class number, an index into the source's `class_names`; NO_LABEL (-1) for none.
       name: Where the image comes from, for messages.
+      ranges: How pixels of more than 8 bits are scaled, as for all images of the data set; None
+        where it has no such images.
     """
 
     encoded: bytes | None
     image: npt.NDArray[np.uint8] | None
     label: int
     name: str
+    ranges: Ranges | None = None
 
 
 @runtime_checkable
@@ -42,12 +55,12 @@ class ImageSource(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the label numbers."""
+        """Names of the classes, in the order of the label numbers; the same for every split."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; images without a label are of none."""
         ...
 
     @property
@@ -62,7 +75,7 @@ class ImageSource(Protocol):
         ...
 
     def labels(self) -> npt.NDArray[np.int32]:
-        """Returns all labels, int32 [len(self)]."""
+        """Returns all labels, int32 [len(self)]; NO_LABEL (-1) for images that have none."""
         ...
 
     def fingerprint(self) -> str:
@@ -76,7 +89,8 @@ def digest(*parts: bytes | str | Sequence[str]) -> str:
     for part in parts:
         if not isinstance(part, (bytes, str)):
             part = "\0".join(part)
-        data = part.encode() if isinstance(part, str) else part
+        # File names may hold bytes that are not UTF-8.
+        data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
     return hasher.hexdigest()[:16]
@@ -92,7 +106,7 @@ class ArraySource:
         labels: npt.ArrayLike,
         class_names: Sequence[str],
     ):
-        """Makes a source of images [N, H, W, 3] with integer labels [N].
+        """Makes a source of images [N, H, W, 3] with integer labels [N], NO_LABEL (-1) for none.
 
         Raises:
           ValueError: If shapes, types or labels do not fit.
@@ -108,8 +122,11 @@ class ArraySource:
             )
         if len(images) == 0:
             raise ValueError(f"{name}: there are no images.")
-        if self._labels.min() < 0 or self._labels.max() >= len(class_names):
-            raise ValueError(f"{name}: a label is outside 0 .. {len(class_names) - 1}.")
+        if self._labels.min() < NO_LABEL or self._labels.max() >= len(class_names):
+            raise ValueError(
+                f"{name}: a label is outside 0 .. {len(class_names) - 1} and is not {NO_LABEL}, "
+                "which means no label."
+            )
         self.name = name
         self.images = images
         self.class_names = tuple(class_names)
@@ -173,6 +190,62 @@ class SubsetSource:
         return digest(self.parent.fingerprint(), self.indices.tobytes())
 
 
+@dataclasses.dataclass(frozen=True)
+class RangedSource:
+    """Another source, whose images of more than 8 bits a channel are all scaled alike."""
+
+    parent: ImageSource
+    ranges: Ranges
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.parent.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return self.parent.num_classes
+
+    @property
+    def description(self) -> str:
+        return self.parent.description
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def record(self, index: int) -> Record:
+        return self.parent.record(index)._replace(ranges=self.ranges)
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        return self.parent.labels()
+
+    def fingerprint(self) -> str:
+        found = self.parent.fingerprint()
+        # Whole 16-bit values are scaled as they always were.
+        usual = self.ranges == Ranges((0.0, FULL))
+        return found if usual else digest(found, str(self.ranges))
+
+
+def sample_ranges(source: ImageSource) -> Ranges | None:
+    """Returns how a sample of a source's images says that deep pixels are scaled.
+
+    Returns:
+      None if no sampled image has more than 8 bits a channel.
+    """
+    found = []
+    for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLED_IMAGES).round().astype(int)):
+        try:
+            record = source.record(int(index))
+        except (OSError, ValueError):
+            # Who reads the image learns what is wrong with it.
+            continue
+        if record.encoded is None:
+            return None
+        limits = sample_limits(record.encoded)
+        if limits is not None:
+            found.append(limits)
+    return choose_ranges(found)
+
+
 def subset(source: ImageSource, num: int | None, seed: int) -> ImageSource:
     """Returns the first `num` images of a seeded shuffle; the source itself for None.
 
@@ -204,11 +277,15 @@ def decode(record: Record) -> npt.NDArray[np.uint8]:
         return record.image
     if record.encoded is None:
         raise ValueError(f"The record {record.name} has neither bytes nor pixels.")
-    return np.asarray(decode_image(record.encoded, record.name))
+    return np.asarray(decode_image(record.encoded, record.name, ranges=record.ranges))
 
 
 def open_source(data: Any, split: str) -> ImageSource:
     """Opens the images of one split.
+
+    Classes have the same numbers in every split: first those of the training split, then those
+    that only others have. Images of more than 8 bits a channel are scaled to 8 alike in all splits,
+    as a sample of the training split asks for (`pixels.choose_ranges`), with a warning.
 
     Args:
       data: `config.data`; `name` and `root` say what and where.
@@ -221,6 +298,36 @@ def open_source(data: Any, split: str) -> ImageSource:
       ValueError: If the name is unknown, or the data does not fit together.
       FileNotFoundError: If the data is not there; the message says how to get it.
     """
+    source = _open(data, split)
+    own = sample_ranges(source)
+    if own is None:
+        return source
+    ranges = own
+    if split != data.train_split:
+        try:
+            reference = sample_ranges(_open(data, data.train_split))
+        except (OSError, ValueError):
+            reference = None
+        if reference is not None:
+            ranges = Ranges(reference.integer or own.integer, reference.real or own.real)
+    _tell_ranges(source.description, ranges)
+    return RangedSource(source, ranges)
+
+
+@functools.cache
+def _tell_ranges(description: str, ranges: Ranges) -> None:
+    for kind, bounds in (("integers", ranges.integer), ("floats", ranges.real)):
+        if bounds not in (None, (0.0, FULL)):
+            _log.warning(
+                "%s: some images have more than 8 bits a channel. In a sample, their %s lie in "
+                "%g .. %g, which becomes 0 .. 255 for every image; what lies outside saturates.",
+                description,
+                kind,
+                *bounds,
+            )
+
+
+def _open(data: Any, split: str) -> ImageSource:
     # Imported here: each kind of source needs libraries that the others do not.
     name = data.name
     root = data.root and str(local_path(data.root, "config.data.root"))

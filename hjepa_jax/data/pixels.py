@@ -1,0 +1,166 @@
+"""Images of any mode as 8-bit RGB, and how pixels of more than 8 bits are scaled to it.
+
+An 8-bit image keeps its values. Deeper pixels (16-bit greyscale or RGB, 32-bit integers, floats)
+often use a part of their type alone: 12-bit data in 16-bit files, or floats from 0 to 1. What
+becomes 0 and 255 must be the same for all images of a data set, so it is decided once, from a
+sample of the training images, when the data set is opened (`sources.open_source`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+# What integers are taken to use, in bits: the first that holds every sampled value.
+_BITS = (8, 10, 12, 14, 16)
+FULL = 65535.0
+# Floats up to this are taken for 0 .. 1 with some overshoot.
+_UNIT_OVERSHOOT = 2.0
+# Pillow reads the high byte of each 16-bit channel; this raw mode reads the low byte instead.
+_LITTLE, _BIG = ("RGB;16L", "RGBX;16L", "RGBA;16L"), ("RGB;16B", "RGBX;16B", "RGBA;16B")
+_NATIVE = tuple(mode[:-1] + "N" for mode in _LITTLE)
+_LOW_BYTE = dict(zip(_LITTLE, _BIG)) | dict(zip(_BIG, _LITTLE))
+_LOW_BYTE |= dict(zip(_NATIVE, _BIG if sys.byteorder == "little" else _LITTLE))
+# 16-bit grey with alpha: the four bytes of a pixel, as four channels.
+_GREY_ALPHA = "LA;16B"
+
+
+class Limits(NamedTuple):
+    """Smallest and largest finite value of deep pixels; `real` for floats."""
+
+    real: bool
+    low: float
+    high: float
+
+
+class Ranges(NamedTuple):
+    """Which values become 0 and 255, over a data set; None for a kind that it was not seen to have.
+
+    Attributes:
+      integer: (low, high) of integers of more than 8 bits.
+      real: (low, high) of floats.
+    """
+
+    integer: tuple[float, float] | None = None
+    real: tuple[float, float] | None = None
+
+
+def raw_mode(image: Image.Image) -> str:
+    """Returns the mode in which an image that is not loaded yet is stored; '' if unknown."""
+    arguments: Any = image.tile[0].args if getattr(image, "tile", None) else ""
+    if isinstance(arguments, tuple) and arguments:
+        arguments = arguments[0]
+    return arguments if isinstance(arguments, str) else ""
+
+
+def is_deep(image: Image.Image, raw: str) -> bool:
+    """Returns whether an image stored in a raw mode has more than 8 bits a channel."""
+    return (
+        image.mode in ("I", "F")
+        or image.mode.startswith("I;16")
+        or raw in _LOW_BYTE
+        or raw == _GREY_ALPHA
+    )
+
+
+def read_low_bytes(image: Image.Image, raw: str) -> bool:
+    """Makes an image of 16-bit channels, not loaded yet, read their low bytes.
+
+    Returns:
+      Whether it has such channels; 16-bit grey with alpha then becomes its four bytes.
+    """
+    low = "RGBA" if raw == _GREY_ALPHA else _LOW_BYTE.get(raw)
+    if low is None:
+        return False
+    tiles: Any = image.tile
+    image.tile = [
+        tile._replace(args=(low, *tile.args[1:]) if isinstance(tile.args, tuple) else low)
+        for tile in tiles
+    ]
+    return True
+
+
+def deep_values(image: Image.Image, raw: str, low_bytes: Image.Image | None) -> npt.NDArray:
+    """Returns the values int32 or float32, [H, W] or [H, W, 3], of a loaded deep image.
+
+    Args:
+      image: loaded.
+      raw: the raw mode that it was stored in.
+      low_bytes: the same image after `read_low_bytes`, loaded; None where that returned False.
+    """
+    if low_bytes is None:
+        values = np.asarray(image)
+        return values if values.dtype == np.float32 else values.astype(np.int32)
+    low = np.asarray(low_bytes).astype(np.int32)
+    if raw == _GREY_ALPHA:
+        return low[..., 0] * 256 + low[..., 1]
+    return np.asarray(image).astype(np.int32)[..., :3] * 256 + low[..., :3]
+
+
+def limits(values: npt.NDArray) -> Limits | None:
+    """Returns the limits of an image's values; None if none is finite."""
+    real = values.dtype.kind == "f"
+    if real:
+        values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    return Limits(real, float(values.min()), float(values.max()))
+
+
+def _integer_range(low: float, high: float) -> tuple[float, float]:
+    if low < 0:
+        return low, max(high, low + 255)
+    if high == 0:
+        return 0.0, FULL
+    bits = next((bits for bits in _BITS if high < 2**bits), None)
+    return 0.0, float(2 ** (bits or int(high).bit_length()) - 1)
+
+
+def _real_range(low: float, high: float) -> tuple[float, float]:
+    if low < -0.1 * max(high, 1.0):
+        return (-1.0, 1.0) if low >= -1.1 and high <= 1.1 else (low, max(high, low + 1))
+    if high <= _UNIT_OVERSHOOT:
+        return 0.0, 1.0
+    return _integer_range(0.0, float(np.floor(high)))
+
+
+def choose_ranges(sampled: Sequence[Limits]) -> Ranges | None:
+    """Returns the ranges of a data set, from the limits of a sample; None for an empty sample.
+
+    Integers without a negative value use 8, 10, 12, 14, 16 or more bits, whatever holds them all.
+    Floats are 0 .. 1, -1 .. 1 (if there are negative ones), or as integers. Other negative values
+    make the range that of the sample.
+    """
+    found: dict[bool, tuple[float, float]] = {}
+    for real in {one.real for one in sampled}:
+        low = min(one.low for one in sampled if one.real == real)
+        high = max(one.high for one in sampled if one.real == real)
+        found[real] = (_real_range if real else _integer_range)(low, high)
+    return Ranges(found.get(False), found.get(True)) if found else None
+
+
+def scale(values: npt.NDArray, bounds: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Returns values scaled so that `bounds` become 0 and 255; what lies outside saturates."""
+    low, high = bounds
+    bits = int(high).bit_length()
+    if values.dtype.kind != "f" and low == 0 and high == 2**bits - 1 and bits >= 8:
+        # The high bits, as everybody reduces 16 bits to 8.
+        return (np.clip(values, 0, int(high)) >> (bits - 8)).astype(np.uint8)
+    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
+    # NaN marks pixels without a value.
+    scaled = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of at most 8 bits a channel in mode RGB; alpha is dropped."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
