@@ -189,8 +189,8 @@ def test_wrong_content_is_refused(batch, tmp_path) -> None:
     [
         ([0] * 5, "5 labels of 6 images"),
         ([0] * 5 + [10], "outside 0 .. 9"),
-        ([0] * 5 + [-1], r"whole number from 0 .*, not -1"),
-        ([0] * 5 + [2**60], r"whole number from 0"),
+        ([0] * 5 + [-2], r"whole number from -1 .*, not -2"),
+        ([0] * 5 + [2**60], r"whole number from -1"),
         ([0] * 5 + [1.0], "not 1.0"),
         ([0] * 5 + ["1"], "not the text '1'"),
         (3, "must be a list, not 3"),

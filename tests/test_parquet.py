@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from image_files import data_config, encode, photo
 
+from hjepa_jax.data.batches import Loader
+from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.folder import open_root
 from hjepa_jax.data.sources import decode, open_source
+from hjepa_jax.errors import DataError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -52,12 +55,12 @@ def test_numbers_serve_where_there_are_no_names(tmp_path) -> None:
     assert open_root(str(tmp_path), "train", 0).class_names == ("0", "1", "2")
 
 
-def test_what_does_not_fit_is_explained(tmp_path) -> None:
+def test_what_does_not_fit_is_explained(tmp_path, caplog) -> None:
     write(tmp_path / "train.parquet", 3, label="number")
-    with pytest.raises(
-        ValueError, match=r"no label column .*its columns are: other, image, number"
-    ):
-        open_root(str(tmp_path), "train", 0)
+    assert open_root(str(tmp_path), "train", 0).labels().tolist() == [-1] * 3
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert "no label column" in message
+    assert "its columns are: other, image, number" in message
     with pytest.raises(FileNotFoundError, match=r"split 'test'.*it has: train\.parquet"):
         open_root(str(tmp_path), "test", 0)
     table = pyarrow.table({"image": ["text"], "label": [0]})
@@ -84,3 +87,67 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch) -
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="pip install"):
         open_root(str(tmp_path), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train-00000-of-00002"], "1 of 2 files .*part 00001 is missing"),
+        (["train-00001-of-00003", "train-00002-of-00003"], "2 of 3 files .*part 00000"),
+        (["train-00000-of-00001", "train-00000-of-00002"], "not complete: 1 of 2|1 of 1"),
+        (["train-00000-of-00002-0a1b2c"], "part 00001 is missing"),
+    ],
+)
+def test_parts_that_are_missing_are_told(names, words, tmp_path) -> None:
+    for name in names:
+        write(tmp_path / f"{name}.parquet", 2)
+    with pytest.raises(DataError, match=words):
+        open_root(str(tmp_path), "train", 0)
+
+
+@pytest.mark.parametrize("stem", ["Train", "training-00000-of-00001", "TRAIN-whatever"])
+def test_the_split_has_several_names(stem, tmp_path) -> None:
+    write(tmp_path / f"{stem}.parquet", 2)
+    assert len(open_root(str(tmp_path), "train", 0)) == 2
+
+
+def write_paths(path, rows: list[dict | None]) -> None:
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(
+        pyarrow.table({"image": pyarrow.array(rows, kind), "label": [0] * len(rows)}), path
+    )
+
+
+def test_images_beside_the_file_are_read_by_their_path(tmp_path) -> None:
+    for number in range(3):
+        file = tmp_path / "data" / "images" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(photo(number), "PNG"))
+    rows = [{"bytes": None, "path": f"images/{n}.png"} for n in range(3)]
+    write_paths(tmp_path / "data" / "train-0-of-2.parquet", rows[:2])
+    write_paths(tmp_path / "data" / "train-1-of-2.parquet", rows[2:])
+    source = open_root(str(tmp_path), "train", 0)
+    for number in range(3):
+        np.testing.assert_array_equal(decode(source.record(number)), photo(number))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"bytes": None, "path": "gone.png"}, r"row 0 \(gone\.png\) stores no bytes.*no file"),
+        ({"bytes": None, "path": "../outside.png"}, "stores no bytes.*no file"),
+        ({"bytes": b"", "path": "/etc/passwd"}, "stores no bytes.*no file"),
+        ({"bytes": None, "path": None}, "row 0: it is empty: no bytes are stored"),
+        (None, "row 0: it is empty: no bytes are stored"),
+    ],
+)
+def test_rows_without_an_image_cost_their_image_alone(row, words, tmp_path) -> None:
+    (tmp_path / "outside.png").write_bytes(encode(photo(0), "PNG"))
+    good = {"bytes": encode(photo(1), "PNG"), "path": None}
+    write_paths(tmp_path / "data" / "train.parquet", [row, good, good])
+    source = open_root(str(tmp_path / "data"), "train", 0)
+    with pytest.raises(CorruptImageError, match=words):
+        Loader(data_config(), source).decode(0)
+    loaded = Loader(data_config(on_corrupt="skip"), source).load(0, [])
+    assert loaded.index in (1, 2)

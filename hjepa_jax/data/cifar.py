@@ -6,15 +6,15 @@ A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax import schema
-from hjepa_jax.data import archives, folder, plain_pickle
-from hjepa_jax.data.sources import ArraySource, ImageSource
+from hjepa_jax.data import archives, folder, plain_pickle, splits
+from hjepa_jax.data.sources import NO_LABEL, ArraySource, ImageSource
 from hjepa_jax.files import read_regular
 
 # Bounds of what is read: twice the largest file of each kind, since Python 3 may have pickled the
@@ -140,7 +140,7 @@ def _batch(
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     what = f"{source} ({key.decode()})"
-    schema.require(labels, schema.Items(schema.Whole(0, 2**31 - 1)), what)
+    schema.require(labels, schema.Items(schema.Whole(NO_LABEL, 2**31 - 1)), what)
     if len(labels) != len(rows):
         raise ValueError(f"{what} has {len(labels)} labels of {len(rows)} images.")
     return rows, np.array(labels, np.int64)
@@ -187,7 +187,13 @@ def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
     return ArraySource(f"{name}/{split}", images, labels, class_names)
 
 
-def open_cifar(name: str, root: str | None, split: str, cache_mb: float) -> ImageSource:
+def open_cifar(
+    name: str,
+    root: str | None,
+    split: str,
+    cache_mb: float,
+    siblings: Sequence[str] = folder.SPLITS,
+) -> ImageSource:
     """Opens CIFAR from `root`: its archive (.tar.gz, .tar), its unpacked folder, or images.
 
     Args:
@@ -195,6 +201,7 @@ def open_cifar(name: str, root: str | None, split: str, cache_mb: float) -> Imag
       root: The archive, the unpacked folder, a folder that holds either, or an image folder.
       split: 'train' or 'test'; other names only for image folders.
       cache_mb: MiB of encoded images to keep in memory, for image folders.
+      siblings: Splits whose classes are numbered together, for image folders.
 
     Raises:
       FileNotFoundError: If the data is not there; the message says how to get it.
@@ -219,6 +226,7 @@ def open_cifar(name: str, root: str | None, split: str, cache_mb: float) -> Imag
             if split not in ("train", "test"):
                 raise ValueError(f"{name} has the splits 'train' and 'test', not '{split}'.")
             return _load(name, candidate, split)
-    if any((path / part).is_dir() for part in ("train", "test", "val")):
-        return folder.open_root(str(path), split, cache_mb)
+    inside = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    if any(splits.choose(part, inside, str(path)) for part in folder.SPLITS):
+        return folder.open_root(str(path), split, cache_mb, siblings)
     raise FileNotFoundError(f"{name}: nothing to read in {path}; {_how_to_get(name, str(path))}.")

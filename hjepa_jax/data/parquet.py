@@ -5,19 +5,24 @@ Needs pyarrow (`pip install hjepa_jax[parquet]`).
 
 from __future__ import annotations
 
-import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.data import splits
+from hjepa_jax.data.decode import MAX_ENCODED_BYTES
+from hjepa_jax.data.folder import SPLITS
+from hjepa_jax.data.parquet_labels import FoundLabels, read_labels
+from hjepa_jax.data.parquet_tables import IMAGE_COLUMNS, concatenate, pyarrow_module, read_tables
 from hjepa_jax.data.sources import Record, digest
+from hjepa_jax.errors import DataError
+from hjepa_jax.files import printable, read_regular
 
-_IMAGE_COLUMNS = ("image", "img", "jpg", "png")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
-_ALIASES = {"test": ("test", "validation", "val"), "val": ("val", "validation", "test")}
+_PART_OF = re.compile(r"-(\d+)-of-(\d+)(?=[-.]|$)")
 
 
 def has_parquet(root: pathlib.Path) -> bool:
@@ -25,41 +30,43 @@ def has_parquet(root: pathlib.Path) -> bool:
     return any(next(folder.glob("*.parquet"), None) for folder in (root, root / "data"))
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            "Reading Parquet files needs pyarrow: pip install 'hjepa_jax[parquet]'."
-        ) from error
-    return pyarrow
-
-
 class ParquetSource:
     """Encoded images from Parquet files; the columns stay in memory, memory-mapped if possible."""
 
-    def __init__(self, root: pathlib.Path, split: str, files: Sequence[pathlib.Path]):
+    def __init__(
+        self,
+        root: pathlib.Path,
+        split: str,
+        files: Sequence[pathlib.Path],
+        class_names: Sequence[str],
+        found: FoundLabels,
+    ):
+        """Reads the images of a split.
+
+        Args:
+          root: The data set's folder.
+          split: Name of the split.
+          files: The files of the split.
+          class_names: Classes of the whole data set.
+          found: The split's own labels.
+        """
         self._root = root
         self._split = split
         self._files = tuple(files)
-        table = _read_table(self._files)
-        self._images = table.column(0)
-        labels = table.column(1).to_numpy()
-        names = _class_names(table.schema, table.schema.names[1])
-        if names is None:
-            classes, labels = np.unique(labels, return_inverse=True)
-            names = tuple(str(name) for name in classes)
-        self._labels = np.asarray(labels, np.int32)
-        self.class_names = names
+        self._found = found
+        self.class_names = tuple(class_names)
+        tables = read_tables(self._files, IMAGE_COLUMNS)
+        self._images = concatenate(tables).column(0)
+        # Where the rows of each file end, for images that lie beside it.
+        self._ends = np.cumsum([len(table) for table in tables])
+        self._labels = found.numbers(self.class_names)
         if len(self._labels) == 0:
-            raise ValueError(f"The Parquet files of {root} ({split}) have no rows.")
-        if self._labels.min() < 0 or self._labels.max() >= len(names):
-            raise ValueError(f"A label in {root} ({split}) is outside 0 .. {len(names) - 1}.")
+            raise DataError(f"The Parquet files of {root} ({split}) have no rows.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Worker processes read the files again rather than receive their content.
-        return ParquetSource, (self._root, self._split, self._files)
+        # Worker processes read the images again rather than receive their content.
+        arguments = (self._root, self._split, self._files, self.class_names, self._found)
+        return ParquetSource, arguments
 
     @property
     def num_classes(self) -> int:
@@ -78,10 +85,27 @@ class ParquetSource:
         value = self._images[index].as_py()
         name = f"{self._root} ({self._split}) row {index}"
         if isinstance(value, dict):
-            if value.get("path"):
-                name = f"{name} ({value['path']})"
+            path = value.get("path")
             value = value.get("bytes")
+            if path:
+                name = f"{name} ({printable(path)})"
+                value = value or self._read_beside(index, path, name)
         return Record(value or b"", None, int(self._labels[index]), name)
+
+    def _read_beside(self, index: int, path: str, name: str) -> bytes:
+        """Reads an image of which the row stores the path alone.
+
+        Raises:
+          FileNotFoundError: If it is not below the folder of its Parquet file.
+        """
+        folder = self._files[int(np.searchsorted(self._ends, index, side="right"))].parent
+        file = (folder / path).resolve()
+        if not file.is_relative_to(folder.resolve()) or not file.exists():
+            raise FileNotFoundError(
+                f"{name} stores no bytes, and its path leads to no file in {folder}; store the "
+                "images' bytes in the Parquet file, or put the files there"
+            )
+        return read_regular(file, MAX_ENCODED_BYTES)
 
     def labels(self) -> npt.NDArray[np.int32]:
         return self._labels
@@ -91,68 +115,65 @@ class ParquetSource:
         return digest(self.class_names, sizes, self._labels.tobytes())
 
 
-def _column(names: Sequence[str], candidates: Sequence[str], what: str, path: pathlib.Path) -> str:
-    for candidate in candidates:
-        if candidate in names:
-            return candidate
-    raise ValueError(
-        f"{path} has no {what} column ({', '.join(candidates)}); its columns are: "
-        f"{', '.join(names)}."
-    )
-
-
-def _read_table(files: Sequence[pathlib.Path]) -> Any:
-    """Returns a table of two columns, images and labels."""
-    pyarrow = _pyarrow()
-    tables = []
+def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
+    """Raises DataError if files are named as parts of more files than there are."""
+    parts: dict[tuple[str, int], set[int]] = {}
     for path in files:
-        try:
-            names = pyarrow.parquet.read_schema(path).names
-            image = _column(names, _IMAGE_COLUMNS, "image", path)
-            label = _column(names, _LABEL_COLUMNS, "label", path)
-            table = pyarrow.parquet.read_table(path, columns=[image, label], memory_map=True)
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"Cannot read the Parquet file {path}: {error}.") from error
-        kind = table.schema.field(image).type
-        if pyarrow.types.is_struct(kind):
-            fields = [kind.field(i).name for i in range(kind.num_fields)]
-            fits = "bytes" in fields
-        else:
-            fits = pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
-        if not fits:
-            raise ValueError(
-                f"The column '{image}' of {path} is {kind}; expected binary, or a struct of bytes "
-                "and path."
+        match = _PART_OF.search(path.name)
+        if match:
+            key = (path.name[: match.start()], int(match.group(2)))
+            parts.setdefault(key, set()).add(int(match.group(1)))
+    for (stem, total), numbers in parts.items():
+        # Half of a data set would train without a word.
+        if len(numbers) != total or len(parts) > 1:
+            some = next((number for number in range(total) if number not in numbers), None)
+            lacking = f"; part {some:05d} is missing" if some is not None else ""
+            raise DataError(
+                f"The split '{split}' in {files[0].parent} is not complete: {len(numbers)} of "
+                f"{total} files {stem}-*-of-{total:05d} are there{lacking}. Download all of them, "
+                "or remove those of another version."
             )
-        tables.append(table.select([image, label]))
-    return pyarrow.concat_tables(tables)
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    """Returns the class names that the Hugging Face metadata gives, if it does."""
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    if metadata is None:
-        return None
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    names = features.get(label, {}).get("names")
-    return None if names is None else tuple(str(name) for name in names)
+def _split_files(root: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """Returns the files of a split, [] if there is none."""
+    present = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
+    named = {path: path.name.split("-")[0].split(".")[0] for path in present}
+    chosen = splits.choose(split, set(named.values()), str(root))
+    files = [path for path in present if named[path] in chosen]
+    _check_complete(files, split)
+    return files
 
 
-def open_parquet(root: pathlib.Path, split: str) -> ParquetSource:
+def open_parquet(root: pathlib.Path, split: str, siblings: Sequence[str] = SPLITS) -> ParquetSource:
     """Opens the files `<split>*.parquet` in a folder or in its folder `data`.
+
+    Args:
+      root: The folder.
+      split: Name of the split; for its synonyms see `splits.choose`.
+      siblings: Splits of the same data set, whose classes are numbered together.
 
     Raises:
       ImportError: If pyarrow is not installed.
       FileNotFoundError: If the split has no file.
-      ValueError: If a file is damaged or lacks an image or label column.
+      DataError: If a file is damaged, missing or lacks an image column.
     """
-    _pyarrow()
-    present = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
-    for name in _ALIASES.get(split, (split,)):
-        files = [path for path in present if path.name.split("-")[0].split(".")[0] == name]
-        if files:
-            return ParquetSource(root, split, files)
-    raise FileNotFoundError(
-        f"{root} has no Parquet file of split '{split}' ({split}*.parquet); it has: "
-        f"{', '.join(path.name for path in present[:5])}."
+    pyarrow_module()
+    files = _split_files(root, split)
+    if not files:
+        present = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
+        raise FileNotFoundError(
+            f"{root} has no Parquet file of split '{split}' ({split}*.parquet); it has: "
+            f"{', '.join(path.name for path in present[:5])}."
+        )
+    found: dict[str, FoundLabels] = {}
+    names: tuple[str, ...] | None = None
+    for name in splits.family(split, siblings):
+        others = files if name == split else _split_files(root, name)
+        if others:
+            found[name] = read_labels(others, names)
+            names = names or found[name].declared
+    classes = splits.number_classes(
+        f"parquet {root}", {name: labels.classes() for name, labels in found.items()}
     )
+    return ParquetSource(root, split, files, classes, found[split])

@@ -52,7 +52,8 @@ class Ranges(NamedTuple):
 
 def raw_mode(image: Image.Image) -> str:
     """Returns the mode in which an image that is not loaded yet is stored; '' if unknown."""
-    arguments: Any = image.tile[0].args if getattr(image, "tile", None) else ""
+    tiles: Any = getattr(image, "tile", None)
+    arguments: Any = tiles[0].args if tiles else ""
     if isinstance(arguments, tuple) and arguments:
         arguments = arguments[0]
     return arguments if isinstance(arguments, str) else ""
@@ -77,10 +78,10 @@ def read_low_bytes(image: Image.Image, raw: str) -> bool:
     low = "RGBA" if raw == _GREY_ALPHA else _LOW_BYTE.get(raw)
     if low is None:
         return False
-    tiles: Any = image.tile
-    image.tile = [
+    stored: Any = image
+    stored.tile = [
         tile._replace(args=(low, *tile.args[1:]) if isinstance(tile.args, tuple) else low)
-        for tile in tiles
+        for tile in stored.tile
     ]
     return True
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from hjepa_jax import schema
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.shards import open_array_record
-from hjepa_jax.data.sources import Record, digest
+from hjepa_jax.data.sources import NO_LABEL, Record, digest
+from hjepa_jax.data.splits import warn_once
 from hjepa_jax.errors import first_line
 from hjepa_jax.files import check_regular
 
-_NO_LABEL = -1
 _MAX_CLASSES = 10_000_000
 _MAX_SHARD_BYTES = 1 << 40
 _CONNECTORS = "tensorflow_datasets."
@@ -30,7 +30,7 @@ _INFO = schema.Fields(
 
 
 class TfdsSource:
-    """One split of a prepared data set with features 'image' and 'label'."""
+    """One split of a prepared data set with features 'image' and, where it has labels, 'label'."""
 
     def __init__(self, folder: str, split: str):
         """Opens the split of the prepared version in `folder`."""
@@ -39,7 +39,8 @@ class TfdsSource:
         self._data, info = _open(folder, split)
         self._labels: npt.NDArray[np.int32] | None = None
         self._name = schema.readable(info.full_name)
-        self.class_names = _class_names(folder, info.features["label"])
+        self._labeled = "label" in info.features
+        self.class_names = _class_names(folder, info.features["label"]) if self._labeled else ()
         self._fingerprint = digest(
             info.full_name,
             split,
@@ -72,16 +73,19 @@ class TfdsSource:
         # tfds and array_record raise almost anything on damaged bytes.
         try:
             example = self._data[index]
-            encoded, label = example["image"], int(example["label"])
+            encoded = example["image"]
+            label = int(example["label"]) if self._labeled else NO_LABEL
         except Exception as error:
             raise CorruptImageError(f"Cannot read {name}: {first_line(error)}.") from error
-        if not isinstance(encoded, bytes) or not _NO_LABEL <= label < self.num_classes:
+        if not isinstance(encoded, bytes) or not NO_LABEL <= label < self.num_classes:
             raise CorruptImageError(
                 f"Cannot read {name}: it has no encoded image, or a label that is no class."
             )
         return Record(bytes(encoded), None, label, name)
 
     def labels(self) -> npt.NDArray[np.int32]:
+        if self._labels is None and not self._labeled:
+            self._labels = np.full(len(self), NO_LABEL, np.int32)
         if self._labels is None:
             self._labels = np.array([self._label(i) for i in range(len(self))], np.int32)
         return self._labels
@@ -91,7 +95,7 @@ class TfdsSource:
         try:
             return self.record(index).label
         except CorruptImageError:
-            return _NO_LABEL
+            return NO_LABEL
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -144,10 +148,14 @@ def _open(folder: str, split: str) -> tuple[Any, Any]:
         raise ValueError(
             f"The metadata in {folder} is damaged ({first_line(error)}); prepare the data again."
         ) from error
-    if not {"image", "label"} <= present:
+    if "image" not in present:
         raise ValueError(
-            f"{folder} has the features {', '.join(sorted(present))}; 'image' and 'label' are "
-            "needed."
+            f"{folder} has the features {', '.join(sorted(present))}; 'image' is needed."
+        )
+    if "label" not in present:
+        warn_once(
+            f"{folder} has no feature 'label', so its images have no labels; its features are: "
+            f"{', '.join(sorted(present))}."
         )
     if not isinstance(info.features["image"], tfds.features.Image):
         raise ValueError(f"The feature 'image' of {folder} is no Image.")
@@ -182,7 +190,7 @@ def open_tfds(name: str, root: str | None, split: str) -> TfdsSource:
 
     Raises:
       FileNotFoundError: If it is not prepared there as ArrayRecord, or has no such split.
-      ValueError: If it has no features 'image' and 'label'.
+      ValueError: If it has no feature 'image', or is damaged.
     """
     path, _, version = name.partition(":")
     data_dir = pathlib.Path(root or "~/tensorflow_datasets").expanduser()

@@ -27,9 +27,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from hjepa_jax import schema
+from hjepa_jax.data import splits
 from hjepa_jax.data.cache import ByteCache
 from hjepa_jax.data.decode import CorruptImageError
-from hjepa_jax.data.sources import ImageSource, Record, digest
+from hjepa_jax.data.sources import NO_LABEL, ImageSource, Record, digest
 from hjepa_jax.errors import first_line
 from hjepa_jax.files import check_regular, read_regular
 
@@ -39,7 +40,6 @@ _HEADER = struct.Struct("<iH")
 _MAX_SHARD_BYTES = 1 << 40
 _MAX_IMAGES = 1 << 31
 _LABELS_BYTES = 1 << 12
-_LOWEST_LABEL = -1
 # What np.save writes before the numbers of a vector of integers.
 _LABELS_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '([<>|][iu][1248])', 'fortran_order': (?:False|True), "
@@ -160,7 +160,7 @@ class ShardSource:
         with futures.ThreadPoolExecutor(min(16, len(paths))) as threads:
             self._readers = list(threads.map(open_array_record, paths, counts))
         labels = _read_labels(folder / f"{split}.labels.npy", entry["num_images"])
-        if labels.min() < _LOWEST_LABEL or labels.max() >= len(self.class_names):
+        if labels.min() < NO_LABEL or labels.max() >= len(self.class_names):
             raise ValueError(
                 f"A label in {folder} ({split}) is outside 0 .. {len(self.class_names) - 1}; "
                 "prepare the data again."
@@ -245,8 +245,7 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
       ValueError: If the index, the labels or a shard are damaged, or do not fit together.
     """
     index = read_index(folder)
-    names = {"test": ("test", "val"), "val": ("val", "test")}.get(split, (split,))
-    found = next((name for name in names if name in index["splits"]), None)
+    found = next(iter(splits.choose(split, index["splits"], str(folder))), None)
     if found is None:
         raise FileNotFoundError(
             f"The prepared data {folder} has no split '{split}'; it has: "

@@ -8,9 +8,7 @@ input pipeline's threads or processes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,9 +18,8 @@ import numpy.typing as npt
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.decode import decode_image, sample_limits
 from hjepa_jax.data.pixels import FULL, Ranges, choose_ranges
+from hjepa_jax.data.splits import warn_once
 from hjepa_jax.files import local_path
-
-_log = logging.getLogger(__name__)
 
 # The label of an image that has none: it is trained on, but never votes and is never tested.
 NO_LABEL = -1
@@ -310,27 +307,21 @@ def open_source(data: Any, split: str) -> ImageSource:
             reference = None
         if reference is not None:
             ranges = Ranges(reference.integer or own.integer, reference.real or own.real)
-    _tell_ranges(source.description, ranges)
-    return RangedSource(source, ranges)
-
-
-@functools.cache
-def _tell_ranges(description: str, ranges: Ranges) -> None:
     for kind, bounds in (("integers", ranges.integer), ("floats", ranges.real)):
-        if bounds not in (None, (0.0, FULL)):
-            _log.warning(
-                "%s: some images have more than 8 bits a channel. In a sample, their %s lie in "
-                "%g .. %g, which becomes 0 .. 255 for every image; what lies outside saturates.",
-                description,
-                kind,
-                *bounds,
+        if bounds is not None and bounds != (0.0, FULL):
+            warn_once(
+                f"{source.description}: some images have more than 8 bits a channel. In a sample, "
+                f"their {kind} lie in {bounds[0]:g} .. {bounds[1]:g}, which becomes 0 .. 255 for "
+                "every image; what lies outside saturates."
             )
+    return RangedSource(source, ranges)
 
 
 def _open(data: Any, split: str) -> ImageSource:
     # Imported here: each kind of source needs libraries that the others do not.
     name = data.name
     root = data.root and str(local_path(data.root, "config.data.root"))
+    siblings = (data.train_split, data.test_split)
     if name == "digits":
         from hjepa_jax.data import digits
 
@@ -338,11 +329,11 @@ def _open(data: Any, split: str) -> ImageSource:
     if name in ("cifar10", "cifar100"):
         from hjepa_jax.data import cifar
 
-        return cifar.open_cifar(name, root, split, data.cache_mb)
+        return cifar.open_cifar(name, root, split, data.cache_mb, siblings)
     if name == "folder":
         from hjepa_jax.data import folder
 
-        return folder.open_root(root, split, data.cache_mb)
+        return folder.open_root(root, split, data.cache_mb, siblings)
     if name.startswith("tfds:"):
         from hjepa_jax.data import prepared_tfds
 
