@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import re
 import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, FieldReference
 
 from hjepa_jax import config_check
-from hjepa_jax.config import base_config
+from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError
-
-
-@functools.cache
-def optional_fields() -> frozenset[str]:
-    """Returns the dotted names of the fields that may be None."""
-
-    def walk(section: ConfigDict, prefix: str) -> list[str]:
-        found = []
-        for name, value in section.items(preserve_field_references=True):
-            if isinstance(value, ConfigDict):
-                found += walk(value, f"{prefix}{name}.")
-            elif isinstance(value, FieldReference):
-                found.append(f"{prefix}{name}")
-        return found
-
-    return frozenset(walk(base_config(), ""))
 
 
 def flag_error(argv: list[str], error: Exception) -> str:
@@ -66,7 +48,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
         for path in cleared:
             if sentence := config_check.unknown_field(path):
                 raise UserError(sentence)
-            if path not in optional_fields():
+            if not rows()[path].optional:
                 raise UserError(f"config.{path} may not be None: give it a value.")
         # ml_collections looks for overrides in sys.argv, whatever it is given.
         sys.argv[:] = kept

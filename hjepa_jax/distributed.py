@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hjepa_jax import config_check
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, may_differ_between_processes
 from hjepa_jax.errors import ConfigError, UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -39,9 +39,6 @@ _LAST_WORDS_SECONDS = 3.0
 _LOST_PEER = re.compile(
     r"gloo|nccl|coordination|connection (closed|reset)|heartbeat", re.IGNORECASE
 )
-# Fields that may differ between the processes: they are about the machine, not about the run.
-_OWN_FIELDS = ("data.root", "data.num_workers", "data.num_threads", "data.prefetch_batches")
-_OWN_FIELDS += ("data.device_prefetch", "data.cache_mb")
 
 # Flag -> variable of the environment.
 _VARIABLES = {
@@ -262,7 +259,7 @@ def check_same_config(config: Config) -> None:
     fields = {
         f"config.{name}": value
         for name, value in config_check.flatten(config)
-        if name not in _OWN_FIELDS
+        if not may_differ_between_processes(name)
     }
     try:
         check_same(fields, "start all of them with the same command")

@@ -141,7 +141,7 @@ def evaluate(
     Raises:
       UserError: one of its kinds, each with a sentence that says what to do.
     """
-    config_check.validate(config)
+    config_check.validate(config, training=False)
     check_has_checkpoints(workdir)
     saved = saved_config(workdir)
     raw = config.evaluation.coordinates == "raw"

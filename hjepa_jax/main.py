@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     try:
-        config_check.validate(_CONFIG.value)
+        config_check.validate(_CONFIG.value, training=_MODE.value != "eval")
         workdir = local_path(str(_WORKDIR.value), "--workdir")
         eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
         with distributed.session(distributed.find_cluster(given, os.environ)):

@@ -17,7 +17,7 @@ import jax
 from hjepa_jax import config_check, distributed, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.checkpoint_files import disk_full_is_a_sentence
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, may_change_on_resume
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -35,17 +35,8 @@ from hjepa_jax.writers import ProgressDisplay, create_writer
 
 _log = logging.getLogger(__name__)
 
-# Sections and fields that change neither the state nor the batches: free to differ on a resume.
-_FREE = ("evaluation", "checkpoint", "log", "data.num_workers", "data.num_threads")
-_FREE += ("data.prefetch_batches", "data.device_prefetch", "data.root", "data.test_split")
-_FREE += ("data.max_test_images", "data.eval_resize", "model.remat", "train.shard_optimizer")
-_FREE += ("train.on_nonfinite", "train.max_skips_in_a_row")
 # Scores of the online kNN, which only some steps have.
 KNN = "online/knn_"
-# Fields of the evaluation on which the online probe's state depends.
-_PROBE = tuple(
-    f"evaluation.{name}" for name in ("online_probe", "variant", "probe_lr", "probe_weight_decay")
-)
 
 
 def data_identity(config: Config, source: ImageSource) -> dict[str, Any]:
@@ -64,11 +55,10 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
     Raises:
       CheckpointError: if a field that changes the state or the batches differs.
     """
-    fixed = _PROBE if config.evaluation.online_probe else ()
     differing = config_check.differences(
         config_in(saved, folder),
         config,
-        lambda name: name in fixed or not name.startswith(_FREE),
+        lambda name: not may_change_on_resume(name, config),
     )
     if differing:
         raise CheckpointError(

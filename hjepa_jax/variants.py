@@ -39,9 +39,19 @@ def smoke(config: Config) -> None:
         config.loss.logdet_dim = 8
         if config.dynamics.predictor != "identity":
             config.dynamics.hidden_dim = 16
+        if config.dynamics.predictor == "hamiltonian":
+            _shorten(config.dynamics, "residual_scale_warmup_epochs", 0.75)
+    if config.objective == "sigreg" and config.spectral.kind != "identity":
+        for name in ("identity_epochs", "base_ramp_epochs", "learnable_ramp_epochs"):
+            _shorten(config.spectral, name, 0.5)
     config.train.update(max_steps=2, epochs=1, warmup_epochs=0.5, fast_compile=True)
     config.evaluation.update(batch_size=32, probe_epochs=2, knn_k=(1, 5, 20))
     config.log.every_steps = 1
+
+
+def _shorten(section: Config, name: str, epochs: float) -> None:
+    """Makes a schedule end within the smoke size's only epoch."""
+    section[name] = min(section[name], epochs)
 
 
 def chain(*changes: Callable[[Config], None]) -> Callable[[Config], None]:

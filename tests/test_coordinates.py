@@ -43,7 +43,9 @@ def _dense_transform(spectrum: np.ndarray, z: np.ndarray, channels: int) -> np.n
 
 def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> None:
     config = cifar100.get_config("ham_learnable-smoke")
-    config.spectral.update(span_max=3.0, learnable_ramp_epochs=2.0)
+    config.spectral.update(
+        span_max=3.0, identity_epochs=1.0, base_ramp_epochs=5.0, learnable_ramp_epochs=2.0
+    )
     save_run(config, tmp_path, (8,))
     run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
     raw = restore(config, run, tmp_path).encoders["trained"](_images(3))

@@ -65,7 +65,7 @@ def test_plan_is_the_product_with_names_of_its_own(tmp_path) -> None:
         variants=("hjepa", "sigreg"),
         settings=("", "train.lr=1e-3 config.train.epochs=7"),
         seeds=(0, 1, 2),
-        common=("data.root=/data/x",),
+        common=("train.init_from=/runs/x",),
     )
     assert len(runs) == 12
     assert len({run.name for run in runs}) == 12
@@ -76,7 +76,7 @@ def test_plan_is_the_product_with_names_of_its_own(tmp_path) -> None:
         "--config=configs/cifar100.py:sigreg",
         f"--workdir={tmp_path}/runs/{last.name}",
         f"--eval_dir={tmp_path}/eval",
-        "--config.data.root=/data/x",
+        "--config.train.init_from=/runs/x",
         "--config.train.lr=1e-3",
         "--config.train.epochs=7",
         "--config.seed=2",
@@ -95,13 +95,13 @@ def test_commands_of_a_plan_are_what_main_takes(tmp_path) -> None:
         variants=("sigreg-smoke",),
         settings=("train.lr=3e-3 sigreg.weight=0.125",),
         seeds=(5,),
-        common=("data.root=/x",),
+        common=("data.max_test_images=30",),
     )
     done = subprocess.run(
         [*sweep.MAIN, *run.arguments, "--mode=eval"], cwd=ROOT, capture_output=True, text=True
     )
     assert "holds no checkpoints" in done.stderr, done.stderr
-    for text in ('"seed": 5', '"lr": 0.003', '"weight": 0.125', '"root": "/x"'):
+    for text in ('"seed": 5', '"lr": 0.003', '"weight": 0.125', '"max_test_images": 30'):
         assert text in done.stdout
 
 

@@ -42,7 +42,8 @@ def recorded_config(group):
     path = golden_file(f"train_steps_{group}.yaml")
     assert path is not None
     config = config_from_torch(yaml.safe_load(path.read_text()))
-    validate(config)
+    # The recorded run is shorter than the published warm-up of the residual.
+    validate(config, training=False)
     config.data.batch_size = FILE[f"{group}/x"].shape[2]
     config.data.image_size = FILE[f"{group}/x"].shape[-1]
     return config

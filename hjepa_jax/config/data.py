@@ -1,0 +1,180 @@
+"""The sections `data` and `data.augment`: images, views and the input pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hjepa_jax.config.fields import FREE, Condition, field, section
+
+_LOCAL = Condition(lambda c: c.data.num_local_views > 0, "config.data.num_local_views above 0")
+_FILES = Condition(
+    lambda c: c.data.name != "digits", "config.data.name to the data set that it holds"
+)
+_SHARE = {"at_least": 0.0, "at_most": 1.0}
+_SCALE_0_1 = "it is for images scaled to 0..1, so divide by 255"
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of each view."""
+
+    crop_aspect: tuple[float, float] = field(
+        (3 / 4, 4 / 3),
+        "Range of a crop's width over its height.",
+        above=0,
+        at_most=100,
+        ordered=True,
+    )
+    flip_probability: float = field(0.5, "Share of views that are mirrored.", **_SHARE)
+    jitter_probability: float = field(0.8, "Share of views whose colors are jittered.", **_SHARE)
+    brightness: float = field(0.4, "Largest relative change of brightness.", at_least=0, at_most=10)
+    contrast: float = field(0.4, "Largest relative change of contrast.", at_least=0, at_most=10)
+    saturation: float = field(0.2, "Largest relative change of saturation.", at_least=0, at_most=10)
+    hue: float = field(0.1, "Largest turn of the hue, of a whole turn.", at_least=0, at_most=0.5)
+    grey_probability: float = field(
+        0.2, "Share of views turned to grey.", aliases=("gray_probability",), **_SHARE
+    )
+    blur_probability: float = field(0.5, "Share of views that are blurred.", **_SHARE)
+    blur_kernel: int = field(
+        3, "Side of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True
+    )
+    blur_sigma: tuple[float, float] = field(
+        (0.1, 2.0),
+        "Range of the Gaussian's sigma in pixels.",
+        at_least=0.01,
+        at_most=100,
+        ordered=True,
+    )
+    solarise_probability: float = field(
+        0.2, "Share of views that are solarized.", aliases=("solarize_probability",), **_SHARE
+    )
+    solarise_threshold: int = field(
+        128,
+        "Level of 0..255 from which solarization inverts.",
+        at_least=0,
+        at_most=255,
+        aliases=("solarize_threshold",),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Images, views and the input pipeline."""
+
+    name: str = field(
+        "digits",
+        "'digits' (embedded), 'cifar10', 'cifar100', 'folder', or 'tfds:<name>'.",
+        aliases=("dataset",),
+    )
+    root: str | None = field(
+        None,
+        "Folder or archive that holds the data; not used by 'digits'.",
+        used=_FILES,
+        resume=FREE,
+        own=True,
+        aliases=("path", "dir", "folder", "data_dir"),
+    )
+    train_split: str = field("train", "Split used for self-supervised training.")
+    test_split: str = field("test", "Test set of the evaluation.", resume=FREE)
+    max_train_images: int | None = field(
+        None, "Use only the first N images of a seeded shuffle of the split; None = all.", above=0
+    )
+    max_test_images: int | None = field(None, "The same for the test set.", above=0, resume=FREE)
+    batch_size: int = field(512, "Images per step over all devices and processes.", above=0)
+    num_global_views: int = field(
+        2, "Global crops of each image.", above=0, at_most=256, aliases=("global_crops",)
+    )
+    num_local_views: int = field(
+        0, "Local crops of each image.", at_least=0, at_most=256, aliases=("local_crops",)
+    )
+    image_size: int = field(
+        32,
+        "Side in pixels of the square global crops.",
+        above=0,
+        at_most=2048,
+        aliases=("crop_size", "resolution", "size"),
+    )
+    local_size: int = field(
+        32, "Side in pixels of the square local crops.", above=0, at_most=2048, used=_LOCAL
+    )
+    global_scale: tuple[float, float] = field(
+        (0.3, 1.0),
+        "Range of a global crop's area over the image's.",
+        above=0,
+        at_most=1,
+        ordered=True,
+        hint="a crop cannot be larger than the image (1.0)",
+    )
+    local_scale: tuple[float, float] = field(
+        (0.05, 0.3),
+        "Range of a local crop's area over the image's.",
+        above=0,
+        at_most=1,
+        ordered=True,
+        hint="a crop cannot be larger than the image (1.0)",
+        used=_LOCAL,
+    )
+    num_workers: int = field(
+        0,
+        "Worker processes of the input pipeline; 0 = threads of this process.",
+        at_least=0,
+        at_most=1024,
+        resume=FREE,
+        own=True,
+        aliases=("workers",),
+    )
+    num_threads: int = field(
+        2,
+        "Threads that load and augment in each process.",
+        above=0,
+        at_most=1024,
+        resume=FREE,
+        own=True,
+        aliases=("threads",),
+    )
+    prefetch_batches: int = field(
+        4, "Batches made ahead on the host.", above=0, at_most=1024, resume=FREE, own=True
+    )
+    device_prefetch: int = field(
+        2, "Batches copied ahead to the device.", above=0, at_most=1024, resume=FREE, own=True
+    )
+    cache_mb: int = field(
+        2048,
+        "MiB for encoded images of file-based data in each process; 0 = no cache.",
+        at_least=0,
+        at_most=2**24,
+        resume=FREE,
+        own=True,
+    )
+    backend: str = field(
+        "host",
+        "Where the augmentation runs, with the same random parameters.",
+        choices=("host", "device"),
+    )
+    on_corrupt: str = field(
+        "error",
+        "A corrupt image: 'skip' it (another takes its place) or stop with 'error'.",
+        choices=("error", "skip"),
+    )
+    mean: tuple[float, float, float] = field(
+        (0.5071, 0.4867, 0.4408),
+        "Mean of each channel, of images scaled to 0..1.",
+        at_least=0,
+        at_most=1,
+        hint=_SCALE_0_1,
+    )
+    std: tuple[float, float, float] = field(
+        (0.2675, 0.2565, 0.2761),
+        "Deviation of each channel, of images scaled to 0..1.",
+        at_least=0.001,
+        at_most=1,
+        hint=_SCALE_0_1,
+    )
+    eval_resize: int | None = field(
+        None,
+        "Evaluation: short side before the center crop of image_size; None = image_size.",
+        above=0,
+        at_most=4096,
+        resume=FREE,
+    )
+    augment: Augment = section(Augment, "Random changes of each view.")

@@ -1,0 +1,247 @@
+"""The sections `train`, `evaluation`, `checkpoint` and `log`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hjepa_jax.config.conditions import PREDICTOR, SQRT_H
+from hjepa_jax.config.fields import FREE, FREE_WITHOUT_PROBE, Condition, field
+
+_SKIPS = Condition(lambda c: c.train.on_nonfinite == "skip", "config.train.on_nonfinite='skip'")
+_ONLINE = Condition(
+    lambda c: c.evaluation.online_every_epochs is not None, "config.evaluation.online_every_epochs"
+)
+_BEST = Condition(lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best")
+_RATIO = {"at_least": 0.0, "at_most": 1.0}
+# Beyond this a number is 1 in float32, and Adam's bias correction divides by zero.
+_BELOW_ONE = {"at_least": 0.0, "at_most": 0.999999}
+# A larger rate is infinite in float32; what merely diverges is explained by the training itself.
+_LARGEST_RATE = 1e20
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The optimization."""
+
+    epochs: int = field(
+        30,
+        "Epochs of training.",
+        above=0,
+        at_most=10**6,
+        hint="for a part of an epoch set config.train.max_steps",
+        aliases=("num_epochs", "max_epochs"),
+    )
+    max_steps: int | None = field(
+        None,
+        "Stop after this many steps even if epochs are left; None = no limit.",
+        above=0,
+        aliases=("steps", "num_steps", "iterations"),
+    )
+    lr: float = field(
+        5e-4,
+        "Learning rate.",
+        at_least=1e-12,
+        at_most=_LARGEST_RATE,
+        aliases=("learning_rate", "base_lr", "rate"),
+    )
+    predictor_lr: float | None = field(
+        None,
+        "Learning rate of the predictor (potential); None = lr.",
+        at_least=1e-12,
+        at_most=_LARGEST_RATE,
+        used=PREDICTOR,
+        aliases=("h_lr", "predictor_learning_rate"),
+    )
+    weight_decay: float = field(
+        5e-4, "Decoupled weight decay.", at_least=0, aliases=("wd", "decay", "l2")
+    )
+    b1: float = field(
+        0.9, "Adam's decay of the mean gradient.", aliases=("beta1", "momentum"), **_BELOW_ONE
+    )
+    b2: float = field(
+        0.999, "Adam's decay of the mean squared gradient.", aliases=("beta2",), **_BELOW_ONE
+    )
+    adam_eps: float = field(
+        1e-8,
+        "Added to the root in Adam's quotient.",
+        at_least=1e-16,
+        at_most=1,
+        aliases=("eps", "epsilon"),
+    )
+    grad_clip: float | None = field(
+        1.0,
+        "Global gradient norm; None = no clipping.",
+        at_least=1e-6,
+        aliases=("clip", "clip_norm", "max_grad_norm"),
+    )
+    warmup_epochs: float = field(
+        10.0,
+        "Epochs of linear warm-up from warmup_init_ratio * lr.",
+        at_least=0,
+        aliases=("warmup",),
+    )
+    warmup_init_ratio: float = field(0.01, "Learning rate at the start, over lr.", **_RATIO)
+    min_lr_ratio: float = field(
+        0.001, "Learning rate at the end of the cosine, over lr.", aliases=("min_lr",), **_RATIO
+    )
+    init_from: str | None = field(
+        None,
+        "Workdir of a run to start from: its parameters and batch statistics, no more.",
+        aliases=("checkpoint", "pretrained"),
+    )
+    on_nonfinite: str = field(
+        "stop",
+        "A loss or gradient that is NaN or infinite: 'stop', or 'skip' the batch; the "
+        "state before it is kept.",
+        choices=("stop", "skip"),
+        resume=FREE,
+    )
+    max_skips_in_a_row: int = field(
+        5, "Batches skipped in a row at most.", above=0, used=_SKIPS, resume=FREE
+    )
+    accumulation: int = field(
+        1,
+        "Micro-batches that a step encodes in turn, to save memory; batch normalization is "
+        "over each.",
+        above=0,
+        aliases=("accumulate", "accum_steps", "grad_accum"),
+    )
+    shard_optimizer: bool = field(
+        False,
+        "Split the optimizer's moments over the devices instead of copying them to each.",
+        resume=FREE,
+        aliases=("zero", "fsdp"),
+    )
+    fast_compile: bool = field(
+        False, "Compile the step without optimizing it: a slower step, for runs of a few steps."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on frozen features, after and during training."""
+
+    variant: str = field(
+        "q",
+        "Part of the state evaluated, with split_qp; else 'qp'.",
+        choices=("q", "p", "qp"),
+        resume=FREE_WITHOUT_PROBE,
+    )
+    coordinates: str = field(
+        "raw",
+        "The state 'raw' as encoded, or 'sqrt_h' as HamSIGReg's H^{1/2} z.",
+        choices=("raw", "sqrt_h"),
+        used=SQRT_H,
+    )
+    qp_variants: bool = field(
+        True, "kNN and probe of q, p and qp beside the variant; only with split_qp."
+    )
+    batch_size: int = field(
+        512, "Images per forward pass when features are extracted.", above=0, at_most=65536
+    )
+    knn_k: tuple[int, ...] = field(
+        (1, 5, 10, 20, 50, 100, 200),
+        "Neighbors; those above the training set's size are left out.",
+        above=0,
+        nonempty=True,
+        aliases=("k",),
+    )
+    headline_k: int = field(20, "The k of tables.", above=0)
+    knn_block: int = field(
+        8192,
+        "Training rows that kNN compares at a time; bounds its memory, not its result.",
+        above=0,
+        at_most=2**20,
+    )
+    probe_epochs: int = field(50, "Epochs of the linear probe.", above=0, at_most=100_000)
+    probe_batch_size: int = field(256, "Batch of the linear probe.", above=0, at_most=65536)
+    probe_lr: float = field(
+        1e-3,
+        "Learning rate of the linear probe.",
+        at_least=1e-12,
+        at_most=1e3,
+        resume=FREE_WITHOUT_PROBE,
+        aliases=("probe_learning_rate",),
+    )
+    probe_weight_decay: float = field(
+        1e-6, "Weight decay of the linear probe.", at_least=0, resume=FREE_WITHOUT_PROBE
+    )
+    probe_lr_sweep: tuple[float, ...] = field(
+        (),
+        "More learning rates to try beside probe_lr; the best in cross-validation over "
+        "probe_folds is reported. () = the published protocol.",
+        at_least=1e-12,
+        at_most=1e3,
+    )
+    probe_folds: int = field(
+        5, "Parts of the training set in cross-validation.", at_least=2, at_most=1000
+    )
+    few_shot: tuple[int, ...] = field(
+        (), "Few-shot probes: training images per class; () = none.", above=0
+    )
+    few_shot_trials: int = field(5, "Draws of them to average.", above=0, at_most=10_000)
+    robustness: tuple[str, ...] = field(
+        (),
+        "Changes of the test images under which kNN and probe are tested again.",
+        choices=("grey", "noise", "blur", "shift", "contrast", "occlusion"),
+    )
+    spectrum_samples: int = field(5000, "Samples of the covariance spectrum.", above=0)
+    spectrum_top: int = field(256, "Eigenvalues kept of it.", above=0)
+    alignment_samples: int = field(
+        5000, "Pairs of augmented views for alignment and uniformity.", above=0
+    )
+    max_pairs: int = field(
+        20000,
+        "Random pairs at most for cosine similarities and for uniformity.",
+        above=0,
+        at_most=10**8,
+    )
+    seed: int = field(
+        0,
+        "Seeds probe, subsamples, random pairs and the choice of images in pictures.",
+        at_least=0,
+        at_most=2**32 - 1,
+    )
+    online_every_epochs: float | None = field(
+        None,
+        "During training: kNN at headline_k every so many epochs and at the end; None = never.",
+        above=0,
+    )
+    online_images: int = field(5000, "Images of each split for it at most.", above=0, used=_ONLINE)
+    online_probe: bool = field(
+        False,
+        "During training: a linear probe of the variant on the training batches' detached "
+        "states, logged beside the loss.",
+        resume=FREE_WITHOUT_PROBE,
+    )
+    pixel_baseline: bool = field(
+        False, "Also evaluate raw pixels (averaged down to at most 32 x 32) as if an encoder."
+    )
+    random_baseline: bool = field(True, "Also evaluate the encoder at its random initialization.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What is saved, when, and which of it is kept."""
+
+    every_steps: int | None = field(
+        None, "Steps between checkpoints; None = once an epoch.", above=0
+    )
+    keep_last: int = field(2, "Newest checkpoints kept.", above=0)
+    keep_best: int = field(0, "Best checkpoints kept beside the newest.", at_least=0)
+    best_metric: str = field(
+        "total",
+        "Metric that ranks them: a logged one at the step saved, or 'online/knn_top1' "
+        "(steps without it rank last).",
+        used=_BEST,
+    )
+    best_mode: str = field(
+        "min", "Whether the least or the greatest is best.", choices=("min", "max"), used=_BEST
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What is logged."""
+
+    every_steps: int = field(10, "Steps between log lines.", above=0)
