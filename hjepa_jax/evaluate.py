@@ -18,10 +18,12 @@ from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluation.coarse import label_maps
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import Encode
-from hjepa_jax.evaluation.flow import Flow, flow_picture
-from hjepa_jax.evaluation.protocol import Sources
+from hjepa_jax.evaluation.flow import Flow, FlowPicture, flow_picture
+from hjepa_jax.evaluation.gallery import PictureInputs
+from hjepa_jax.evaluation.protocol import Evaluation, Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
-from hjepa_jax.evaluation.report import print_table, write_report
+from hjepa_jax.evaluation.report import painters, print_table, write_numbers, write_pictures
+from hjepa_jax.evaluation.report_folder import report_name
 from hjepa_jax.run import Run, make_encode, open_split, prepare
 from hjepa_jax.saved_run import (
     PARTS,
@@ -176,13 +178,25 @@ def evaluate(
     )
     if not distributed.is_primary():
         return evaluation.metrics
-    print_table(evaluation.metrics)
-    pictures = evaluation.pictures
     # A flow of other steps or strength than it was trained with would be another flow.
-    if found.flow is not None and config.dynamics.to_dict() == saved.dynamics.to_dict():
-        states = pictures.encoders["trained"]
-        flow = flow_picture(found.flow, states.query_states, states.states)
-        pictures = dataclasses.replace(pictures, flow=flow)
-    folder = write_report(eval_dir / workdir.name, evaluation.metrics, pictures)
-    print(f"report and pictures: {folder}")
+    flow = found.flow if config.dynamics.to_dict() == saved.dynamics.to_dict() else None
+    _report(evaluation, flow, eval_dir / report_name(workdir))
     return evaluation.metrics
+
+
+def _report(evaluation: Evaluation, flow: Flow | None, out: pathlib.Path) -> None:
+    """Writes the numbers, shows them, and then draws, which may fail without losing any."""
+    folder = write_numbers(out, evaluation.metrics)
+    print_table(evaluation.metrics)
+
+    def follow(inputs: PictureInputs) -> FlowPicture:
+        assert flow is not None
+        states = inputs.encoders["trained"]
+        return flow_picture(flow, states.query_states, states.states)
+
+    drawn = painters(
+        evaluation.metrics, lambda: evaluation.pictures, None if flow is None else follow
+    )
+    for name, reason in write_pictures(folder, evaluation.metrics, drawn).items():
+        print(f"{name} could not be drawn ({reason}); the numbers are written.")
+    print(f"report and pictures: {folder}")

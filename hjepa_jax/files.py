@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import pathlib
 import re
@@ -10,6 +12,8 @@ import stat
 import tempfile
 import unicodedata
 import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 from hjepa_jax.errors import UserError
 
@@ -251,6 +255,35 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def json_ready(value: Any) -> Any:
+    """Returns a value as strict JSON can hold it, arrays and tuples as lists.
+
+    A number that is NaN or infinite becomes None; a dictionary then says under 'not_finite' which
+    numbers these were: {'a.b.0': 'nan'}.
+    """
+    lost: dict[str, str] = {}
+    ready = _json_ready(value, "", lost)
+    return {**ready, "not_finite": lost} if lost and isinstance(ready, dict) else ready
+
+
+def _json_ready(value: Any, path: str, lost: dict[str, str]) -> Any:
+    if hasattr(value, "tolist"):  # an array or a number of numpy or jax
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): _json_ready(v, f"{path}.{k}", lost) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(v, f"{path}.{i}", lost) for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost[path.removeprefix(".")] = str(value)
+        return None
+    return value
+
+
+def json_text(value: Any) -> str:
+    """Returns a value as indented, strict JSON: see `json_ready`."""
+    return json.dumps(json_ready(value), indent=2, allow_nan=False) + "\n"
 
 
 def _umask() -> int:

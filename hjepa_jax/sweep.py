@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -23,8 +24,9 @@ import numpy as np
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
 from hjepa_jax.evaluation.report import markdown_table
-from hjepa_jax.files import write_atomically
-from hjepa_jax.schema import Fields, Items, Table, Text, read_json
+from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.files import json_text, write_atomically
+from hjepa_jax.schema import Items, Table, Text, read_json
 
 # What each run is a process of.
 MAIN = (sys.executable, "-m", "hjepa_jax.main")
@@ -140,13 +142,10 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
 
 def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
     """Returns the metrics of a finished run; None for one that is not."""
-    # A report that was cut off is not overwritten: the next one goes to `<name>-2`.
-    folders = [out / "eval" / run.name, *sorted((out / "eval").glob(f"{run.name}-[0-9]*"))]
-    for path in (folder / "metrics.json" for folder in folders):
-        if not path.is_file():
-            continue
+    for folder in find_reports(out / "eval", report_name(pathlib.Path(run.name))):
+        path = folder / METRICS
         try:
-            return read_json(path, Fields(), constants=True)
+            return read_metrics(folder)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): delete it and start again."
@@ -221,6 +220,8 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
 
 def mean_and_deviation(mean: float, std: float | None, factor: float, digits: int) -> str:
     """Returns 'mean ± std', both times `factor`; the mean alone where one run has no spread."""
+    if not math.isfinite(mean):
+        return "–"  # of a figure without a value in one of the runs
     spread = "" if std is None else f" ± {factor * std:.{digits}f}"
     return f"{factor * mean:.{digits}f}{spread}"
 
@@ -250,6 +251,6 @@ def write_results(runs: Sequence[SweepRun], out: pathlib.Path) -> str:
     """Writes `results.json` and `results.md`; returns the latter's text."""
     found = results(runs, out)
     text = markdown(found)
-    write_atomically(out / "results.json", json.dumps(found, indent=2) + "\n")
+    write_atomically(out / "results.json", json_text(found))
     write_atomically(out / "results.md", text)
     return text

@@ -124,6 +124,7 @@ def test_newest_report_of_a_run_is_taken(tmp_path) -> None:
         ("x-2", "x", 20),
         ("x-3", "other", 90),
         ("x-y", "x", 99),
+        ("x-step95-digits-0123abcd", "other", 95),
     ):
         (eval_dir / name).mkdir(parents=True)
         metrics = json.loads((tmp_path / "eval/x/metrics.json").read_text())
@@ -132,6 +133,14 @@ def test_newest_report_of_a_run_is_taken(tmp_path) -> None:
     assert runs.load_result(workdir, eval_dir).report == tmp_path / "eval/x"
     shutil.rmtree(tmp_path / "eval")
     assert runs.load_result(workdir, eval_dir).report == eval_dir / "x-2"
+    # Of two reports of one step, the run's first one; of a later step, that.
+    for step in (20, 30):
+        folder = eval_dir / f"x-step{step}-digits-0123abcd"
+        folder.mkdir()
+        metrics["info"].update(run="x", step=step)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        expected = eval_dir / "x-2" if step == 20 else folder
+        assert runs.load_result(workdir, eval_dir).report == expected
 
 
 def test_curves_of_resumed_and_cut_off_files(tmp_path) -> None:
@@ -362,8 +371,26 @@ def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tm
     assert "principal axes and t-SNE" in text
 
 
-def test_names_cannot_break_the_page(tmp_path) -> None:
-    name = "a <b>&amp; 'c'"
+def test_figures_without_a_value_are_no_traceback(tmp_path) -> None:
+    workdirs = [write_run(tmp_path, f"{n}-seed0", seed=0, knn=0.5, lr=lr) for n, lr in NAMED_RATES]
+    path = tmp_path / "eval" / "b-seed0" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    one = metrics["encoders"]["trained"]
+    one["knn"]["top1"] = [None] * 3
+    one["linear_probe"] = {"top1": None, "top5": None}
+    one["diagnostics"]["covariance_spectrum_topq"]["eigenvalues"][0] = None
+    path.write_text(json.dumps(metrics))
+    parser = Balanced()
+    parser.feed(page(load(workdirs)))
+    assert parser.open == []
+    assert "nan" not in parser.texts
+
+
+NAMED_RATES = (("a", 0.1), ("b", 0.2))
+
+
+@pytest.mark.parametrize("name", ["a <b>&amp; 'c'", "<img src=x onerror=alert(1)>", '"><script>'])
+def test_names_cannot_break_the_page(name, tmp_path) -> None:
     text = page(load([write_run(tmp_path, name, seed=0, knn=0.5)]))
     parser = Balanced()
     parser.feed(text)

@@ -128,6 +128,37 @@ def test_runs_results_and_table(tmp_path, command) -> None:
     assert (out / "results.md").read_text() == text
 
 
+def test_a_figure_without_a_value_is_a_dash_and_null(tmp_path, command) -> None:
+    out = tmp_path / "sweep"
+    runs = make_plan(out, settings=("",))
+    sweep.run_all(runs, out, lambda _: None, command)
+    path = out / "eval" / runs[0].name / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["encoders"]["trained"]["linear_probe"]["top1"] = None
+    path.write_text(json.dumps(metrics))
+    assert "| hjepa | 2 | 50.50 ± 0.71 | – |" in sweep.write_results(runs, out)
+
+    def refuse(text: str):
+        raise AssertionError(f"{text} is no JSON")
+
+    found = json.loads((out / "results.json").read_text(), parse_constant=refuse)
+    assert found["groups"]["hjepa"]["mean"]["probe_top1"] is None
+
+
+def test_a_report_of_another_evaluation_of_a_run_does_not_take_its_place(tmp_path, command) -> None:
+    out = tmp_path / "sweep"
+    (run,) = make_plan(out, seeds=(0,), settings=("",))
+    sweep.run_all([run], out, lambda _: None, command)
+    metrics = sweep.metrics_of(run, out)
+    other = out / "eval" / f"{run.name}-step9-cifar10-0123abcd"
+    other.mkdir()
+    (other / "metrics.json").write_text(json.dumps({"info": {"run": run.name}}))
+    assert sweep.metrics_of(run, out) == metrics
+    # Where it is the only one, as after a report that was cut off, it is the run's.
+    (out / "eval" / run.name / "metrics.json").unlink()
+    assert sweep.metrics_of(run, out) == {"info": {"run": run.name}}
+
+
 def test_finished_runs_are_not_started_again(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     sweep.run_all(make_plan(out), out, lambda _: None, command)

@@ -6,6 +6,9 @@ import dataclasses
 import html
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from hjepa_jax.files import printable
 
 # Okabe and Ito's colours, told apart under every common colour blindness; then dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510", "#000000")
@@ -39,6 +42,11 @@ class Axes:
     x_ticks: Sequence[float] | None = None
     width: int = 560
     height: int = 330
+
+
+def escape(value: Any) -> str:
+    """Returns a value as text that HTML takes for text."""
+    return html.escape(printable(str(value)))
 
 
 def colour(style: int) -> str:
@@ -144,7 +152,7 @@ def _draw(
     if len(points) <= _MARKED_POINTS:
         for i, (x, y) in zip(kept, points, strict=True):
             shown = f"{100 * series.y[i]:.2f} %" if axes.percent else number(series.y[i])
-            told = html.escape(f"{series.name}: {shown} at {number(series.x[i])}")
+            told = escape(f"{series.name}: {shown} at {number(series.x[i])}")
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{ink}">'
                 f"<title>{told}</title></circle>"
@@ -178,12 +186,12 @@ def _grid(
     parts.append(
         f'<line x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" class="axis"/>'
         f'<text x="{(_LEFT + right) / 2}" y="{axes.height - 6}" text-anchor="middle" '
-        f'class="label">{html.escape(axes.x_label)}</text>'
+        f'class="label">{escape(axes.x_label)}</text>'
     )
     if axes.y_label:
         parts.append(
             f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle" '
-            f'class="label">{html.escape(axes.y_label)}</text>'
+            f'class="label">{escape(axes.y_label)}</text>'
         )
     return "".join(parts)
 
@@ -211,7 +219,7 @@ def line_chart(series: Sequence[Series], axes: Axes) -> str:
     # Many bands upon each other would hide the lines.
     opacity = 0.16 if len(series) <= 4 else 0.07
     drawn = "".join(_draw(one, axes, to_x, to_y, opacity) for one in series)
-    described = html.escape(f"{axes.y_label or 'values'} over {axes.x_label}")
+    described = escape(f"{axes.y_label or 'values'} over {axes.x_label}")
     return (
         f'<svg viewBox="0 0 {axes.width} {axes.height}" role="img" aria-label="{described}">'
         f"{_grid(axes, x_ticks, y_ticks, to_x, to_y)}{drawn}</svg>"
@@ -249,9 +257,7 @@ def interval_chart(rows: Sequence[Interval], label: str, width: int = 560) -> st
     parts.append(f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{_TOP}" y2="{bottom}" class="axis"/>')
     for position, (name, row) in enumerate(zip(names, rows, strict=True)):
         y, ink = _TOP + 30 * position + 15, colour(row.style)
-        parts.append(
-            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>'
-        )
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         told = f"{row.name}: {row.value:+.3g}"
         if row.interval is not None:
             first, last = row.interval
@@ -262,11 +268,11 @@ def interval_chart(rows: Sequence[Interval], label: str, width: int = 560) -> st
             )
         parts.append(
             f'<circle cx="{to_x(row.value):.1f}" cy="{y}" r="5.5" fill="{ink}" stroke="#fff" '
-            f'stroke-width="1.5"><title>{html.escape(told)}</title></circle>'
+            f'stroke-width="1.5"><title>{escape(told)}</title></circle>'
         )
     parts.append(
         f'<text x="{(left + width - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle" '
-        f'class="label">{html.escape(label)}</text>'
+        f'class="label">{escape(label)}</text>'
     )
     size = f'viewBox="0 0 {width} {height}"'
-    return f'<svg {size} role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+    return f'<svg {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

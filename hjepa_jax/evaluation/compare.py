@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation import compare_parts as parts
+from hjepa_jax.evaluation.charts import escape
 from hjepa_jax.evaluation.compare_style import STYLE
 from hjepa_jax.evaluation.runs import Group, group_runs, load_result
 from hjepa_jax.files import check_writable_file, local_path, write_atomically
@@ -60,10 +61,10 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         ("Pictures", parts.galleries(groups)),
     ]
     body = "".join(
-        f"<section><h2>{parts.escape(name)}</h2>{text}</section>" for name, text in sections if text
+        f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text
     )
     count = sum(len(group.runs) for group in groups)
-    told = "".join(f'<p class="warning">{parts.escape(text)}</p>' for text in warnings(groups))
+    told = "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(groups))
     note = (
         f"{count} runs in {len(groups)} groups; runs of a group differ in their seed alone. "
         "Values are means ± standard deviations over seeds, bands go from the lowest to the "
@@ -73,8 +74,8 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{parts.escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{parts.escape(title)}</h1><p class="note">{parts.escape(note)}</p>{told}{body}'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f'<h1>{escape(title)}</h1><p class="note">{escape(note)}</p>{told}{body}'
         "</main></body></html>\n"
     )
 

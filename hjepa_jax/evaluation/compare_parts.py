@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hjepa_jax.evaluation import charts
+from hjepa_jax.evaluation.charts import escape
 from hjepa_jax.evaluation.runs import (
     Group,
     RunResult,
@@ -54,11 +55,6 @@ _PICTURES = {
 _WIDE = ("flow.png",)
 
 
-def escape(value: Any) -> str:
-    """Returns a value as text that HTML takes for text."""
-    return html.escape(str(value))
-
-
 def _name(text: str) -> str:
     """Returns a run's name for the first column, which may break after its punctuation."""
     return re.sub(r"([-_.=])", r"\1<wbr>", escape(text))
@@ -93,17 +89,25 @@ def _titles(groups: Sequence[Group]) -> dict[str, str]:
     return titles
 
 
+def _shown(value: float, digits: int) -> str:
+    """Returns a figure with so many decimals; a dash for one that has no value."""
+    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
 def _cell(group: Group, baseline: Group, figure: str) -> str:
     _, factor, digits, more_is_better = FIGURES[figure]
     values = [factor * value for value in _values(group, figure)]
-    spread = f" <small>± {statistics.stdev(values):.{digits}f}</small>" if len(values) > 1 else ""
-    mean = f"{statistics.mean(values):.{digits}f}".replace("-", "−")
-    text = f"<b>{mean}</b>{spread}"
+    spread = ""
+    if len(values) > 1:
+        spread = f" <small>± {_shown(statistics.stdev(values), digits)}</small>"
+    text = f"<b>{_shown(statistics.mean(values), digits)}</b>{spread}"
     if group is baseline:
         return f'<td>{text}<div class="difference">baseline</div></td>'
     reference = [factor * value for value in _values(baseline, figure)]
     difference, interval = bootstrap_difference(values, reference)
     kind = ""
+    if not math.isfinite(difference):
+        return f"<td>{text}</td>"
     told = f"{difference:+.{digits}f}"
     if interval is not None:
         told += f"<br>[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
@@ -127,9 +131,10 @@ def summary_table(groups: Sequence[Group]) -> str:
     if random:
         figures = [run.figures("random") for run in random]
         cells = "".join(
-            f"<td>{FIGURES[f][1] * statistics.mean(x[f] for x in figures):.{FIGURES[f][2]}f}</td>"
+            f"<td>{_shown(FIGURES[f][1] * statistics.mean(x[f] for x in figures), FIGURES[f][2])}"
+            "</td>"
             for f in titles
-        ).replace("-", "−")
+        )
         name = f"{_swatch(-1)}random encoder<small>of {_name(groups[0].name)}</small>"
         rows.append(f'<tr class="reference"><th scope="row">{name}</th>{cells}</tr>')
     return (
@@ -148,9 +153,9 @@ def intervals(groups: Sequence[Group]) -> str:
         rows = []
         for style, group in enumerate(groups[1:], 1):
             values = [100 * value for value in _values(group, figure)]
-            rows.append(
-                charts.Interval(group.name, *bootstrap_difference(values, reference), style)
-            )
+            difference, interval = bootstrap_difference(values, reference)
+            if math.isfinite(difference):
+                rows.append(charts.Interval(group.name, difference, interval, style))
         label = f"{titles[figure].removesuffix(' %')}: points above {groups[0].name}"
         parts.append(f"<figure>{charts.interval_chart(rows, label)}</figure>")
     return f'<div class="grid2">{"".join(parts)}</div>'
@@ -252,7 +257,7 @@ def variants_table(groups: Sequence[Group]) -> str:
                 [one["linear_probe"]["top1"] for one in results],
                 [one["linear_probe"]["top5"] for one in results],
             )
-            cells = "".join(f"<td>{100 * statistics.mean(values):.2f}</td>" for values in figures)
+            cells = "".join(f"<td>{_shown(100 * statistics.mean(v), 2)}</td>" for v in figures)
             name = f"{_swatch(style)}{escape(group.name)} <b>{escape(variant)}</b>"
             rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     if not rows:
@@ -287,8 +292,11 @@ def extra_table(groups: Sequence[Group]) -> str:
         cells = ""
         for tests in found:
             values = [100 * _probe_top1(one[name]) for one in tests if name in one]
-            spread = f" <small>± {statistics.stdev(values):.2f}</small>" if values[1:] else ""
-            cells += f"<td>{statistics.mean(values):.2f}{spread}</td>" if values else "<td></td>"
+            spread = (
+                f" <small>± {_shown(statistics.stdev(values), 2)}</small>" if values[1:] else ""
+            )
+            mean = _shown(statistics.mean(values), 2) if values else ""
+            cells += f"<td>{mean}{spread}</td>"
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (
         f'<div class="scroll"><table class="narrow"><thead><tr><th>probe top-1 %</th>{head}</tr>'
@@ -346,7 +354,7 @@ def runs_table(groups: Sequence[Group]) -> str:
         for run in group.runs:
             figures, info = run.figures(), run.metrics["info"]
             cells = [info.get("data", ""), info.get("step", ""), info.get("device", "")]
-            cells += [f"{100 * figures[name]:.2f}" for name in shown]
+            cells += [_shown(100 * figures[name], 2) for name in shown]
             cells.append(run.config.get("seed", ""))
             values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             rows.append(f'<tr><th scope="row">{_swatch(style)}{escape(run.name)}</th>{values}</tr>')

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from hjepa_jax.evaluation.features import Batch
-from hjepa_jax.evaluation.flow import FlowPicture
 
 NUM_QUERIES = 6
 MAP_POINTS = 1500
@@ -45,7 +44,6 @@ class PictureInputs:
       queries: test indices int [Q] of the gallery's rows.
       test_images, train_images: the images the gallery needs.
       class_names: one for each class.
-      flow: trajectories of the queries under the learned flow, where there is one.
     """
 
     encoders: dict[str, EncoderPictures]
@@ -53,7 +51,6 @@ class PictureInputs:
     test_images: Images
     train_images: Images
     class_names: tuple[str, ...]
-    flow: FlowPicture | None = None
 
 
 def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image
 
 from hjepa_jax.evaluation.physics import Measurement, Probe, summarise
 from hjepa_jax.evaluation.pictures import new_figure, tidy
-from hjepa_jax.files import write_atomically
+from hjepa_jax.files import json_text, write_atomically
 
 # Okabe and Ito's colours, told apart under every common colour blindness; styles differ as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
@@ -248,5 +247,5 @@ def save_all(results: Results, probe: Probe, folder: pathlib.Path) -> list[pathl
     palette[0].save(
         folder / "orbit.gif", save_all=True, append_images=palette[1:], duration=80, loop=0
     )
-    write_atomically(folder / "figures.json", json.dumps(summarise(results), indent=2) + "\n")
+    write_atomically(folder / "figures.json", json_text(summarise(results)))
     return [*written, folder / "orbit.gif", folder / "figures.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.maps import principal_axes, tsne
+from hjepa_jax.evaluation.text import plot_text
 from hjepa_jax.evaluation.validity import NO_LABEL, has_label
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
@@ -101,16 +103,21 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
     styles = styles_of(list(metrics["encoders"]))
     for name, one in metrics["encoders"].items():
         covariance = one["diagnostics"]["covariance_spectrum_topq"]
-        values = np.asarray(covariance["eigenvalues"])
+        values = np.asarray(_values(covariance["eigenvalues"]))
         style = {k: v for k, v in styles[name].items() if k != "marker"}
-        label = f"{name} (effective rank {covariance['effective_rank']:.1f}"
-        label += f", RankMe {covariance['rankme']:.1f})"
+        rank, rankme = _values([covariance["effective_rank"], covariance["rankme"]])
+        label = f"{plot_text(name)} (effective rank {rank:.1f}, RankMe {rankme:.1f})"
         if values.size and values[0] > 0:
             share = values[values > values[0] * 1e-12] / values[0]
             axes.loglog(np.arange(1, len(share) + 1), share, linewidth=2, label=label, **style)
     label_spectra(axes)
     axes.legend(frameon=False, loc="lower left")
     return figure
+
+
+def _values(numbers: Iterable[float | None]) -> list[float]:
+    """Returns numbers of metrics.json; null, which has no value, is NaN, which is not drawn."""
+    return [math.nan if value is None else value for value in numbers]
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
@@ -122,8 +129,8 @@ def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
     for name, one in metrics["encoders"].items():
         found = one["knn"]
         ks.update(found["k_values"])
-        accuracies = np.array(found["top1"], float)  # None becomes NaN, which is not drawn
-        axes.plot(found["k_values"], accuracies, linewidth=2, label=name, **styles[name])
+        accuracies, label = _values(found["top1"]), plot_text(name)
+        axes.plot(found["k_values"], accuracies, linewidth=2, label=label, **styles[name])
         intervals = [low_high or (np.nan, np.nan) for low_high in found["top1_interval"]]
         low, high = np.array(intervals, float).T
         axes.fill_between(found["k_values"], low, high, color=styles[name]["color"], alpha=0.12)
@@ -154,7 +161,7 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
         colour = styles[name]["color"]
         # A value may exceed 1 by rounding and would fall out of the last bin.
         values = np.minimum(one.cosine, 1.0)
-        label = f"{name} (mean {values.mean():.2f})"
+        label = f"{plot_text(name)} (mean {values.mean():.2f})"
         weights = np.full(len(values), 1.0 / len(values))
         axes.hist(values, edges, weights=weights, color=colour, alpha=0.25)
         axes.hist(
@@ -195,7 +202,7 @@ def _draw_map(
             marker=_CLASS_MARKERS[i],
             linewidths=0,
             alpha=0.8,
-            label=names[label],
+            label=plot_text(names[label]),
         )
     axes.set_xticks([])
     axes.set_yticks([])
@@ -215,11 +222,11 @@ def feature_map(inputs: PictureInputs) -> Figure:
     for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
         found = principal_axes(one.features, 2)
         _draw_map(above, found.project(one.features), one.labels, shown, inputs.class_names)
-        above.set_title(f"{name}: principal axes")
+        above.set_title(f"{plot_text(name)}: principal axes")
         above.set_xlabel(f"first axis ({found.shares[0]:.0%} of variance)")
         above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
         _draw_map(below, tsne(one.features), one.labels, shown, inputs.class_names)
-        below.set_title(f"{name}: t-SNE")
+        below.set_title(f"{plot_text(name)}: t-SNE")
         below.set_xlabel("only neighbourhoods have a meaning")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(),
@@ -237,7 +244,7 @@ def _class_name(names: Sequence[str], label: int) -> str:
 
 def short_name(name: str) -> str:
     """Cuts a class name to what fits under a small image."""
-    return name if len(name) <= 13 else f"{name[:12]}…"
+    return plot_text(name, 13)
 
 
 def _draw_row(axes: Axes, top: float, tiles: Sequence[tuple[np.ndarray, str, str | None]]) -> None:
@@ -281,6 +288,6 @@ def neighbours(inputs: PictureInputs) -> Figure:
         axes.set_ylim(height, -0.05)
         axes.set_aspect("equal")
         axes.axis("off")
-        title = f"{name}: test image, then its nearest training images"
+        title = f"{plot_text(name)}: test image, then its nearest training images"
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     return figure

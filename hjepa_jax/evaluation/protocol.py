@@ -68,10 +68,20 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Metrics, ready for JSON, and the inputs of the pictures."""
+    """Metrics, ready for JSON, and the inputs of the pictures.
+
+    Attributes:
+      metrics: see `evaluate`.
+      make_pictures: reads the images that the pictures show.
+    """
 
     metrics: Metrics
-    pictures: gallery.PictureInputs
+    make_pictures: Callable[[], gallery.PictureInputs]
+
+    @functools.cached_property
+    def pictures(self) -> gallery.PictureInputs:
+        """Inputs of the pictures, read from the data when they are first asked for."""
+        return self.make_pictures()
 
 
 def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
@@ -274,7 +284,8 @@ def evaluate(
             "encoders": metrics,
             "trained_minus_random": differences(metrics, config.headline_k),
         },
-        pictures=_picture_inputs(sources, pictures, queries),
+        # Later: the numbers are done, and must not be lost to data that cannot be read again.
+        make_pictures=lambda: _picture_inputs(sources, pictures, queries),
     )
 
 

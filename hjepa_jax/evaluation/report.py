@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,11 +14,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation import pictures
+from hjepa_jax.evaluation.flow import FlowPicture
 from hjepa_jax.evaluation.flow_pictures import flow_figure
 from hjepa_jax.evaluation.gallery import PictureInputs
+from hjepa_jax.evaluation.report_folder import METRICS, report_folder
 from hjepa_jax.evaluation.summary import headline, headline_intervals
-from hjepa_jax.files import write_atomically
+from hjepa_jax.evaluation.text import markdown_text
+from hjepa_jax.files import json_text, write_atomically
 
 _CAPTIONS = {
     "spectrum.png": "Covariance spectrum of training features",
@@ -60,7 +64,7 @@ def _columns(metrics: Metrics) -> dict[str, str]:
 
 
 def _cell(name: str, value: float | None, signed: bool = False) -> str:
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return NOTHING
     sign = "+" if signed else ""
     if name in _PERCENT:
@@ -123,13 +127,14 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the lines of a table, the first column to the left and the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    cells = [[markdown_text(cell) for cell in line] for line in (header, *rows)]
+    lines = [cells[0], ["---", *["---:"] * (len(header) - 1)], *cells[1:]]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _percent(value: float | None, low_high: Sequence[float] | None = None) -> str:
     """Returns an accuracy with its interval, such as '83.1 % (75–90)'."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NOTHING
     interval = _interval(low_high)
     return f"{100 * value:.1f} %" + (f" ({interval})" if interval else "")
@@ -162,7 +167,7 @@ def _extra_rows(metrics: Metrics) -> list[list[str]]:
     rows = []
     for name, one in metrics["encoders"].items():
         for shots, found in one.get("few_shot", {}).items():
-            spread = f"{100 * found['top1']:.1f} ± {100 * found['top1_std']:.1f} %"
+            spread = f"{_percent(found['top1'])} ± {_percent(found['top1_std'])}"
             rows.append([f"{name}: {shots} images per class", "", spread])
         for kind in ("coarse", "robustness"):
             for key, found in one.get(kind, {}).items():
@@ -174,12 +179,35 @@ def _extra_rows(metrics: Metrics) -> list[list[str]]:
     return rows
 
 
-def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
-    """Returns the report as Markdown, with links to the pictures beside it."""
+def _facts(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Yields what was evaluated, one line each, nested as it is."""
+    for key, value in values.items():
+        name = f"{indent}- {markdown_text(key)}:"
+        if isinstance(value, Mapping):
+            yield name
+            yield from _facts(value, f"{indent}  ")
+        elif isinstance(value, (list, tuple)):
+            yield f"{name} {', '.join(map(markdown_text, value)) or 'none'}"
+        else:
+            yield f"{name} {markdown_text(value)}"
+
+
+def markdown(
+    metrics: Metrics,
+    picture_names: Sequence[str] = (),
+    failed: Mapping[str, str] | None = None,
+) -> str:
+    """Returns the report as Markdown, with links to the pictures beside it.
+
+    Args:
+      metrics: of `evaluate`.
+      picture_names: the pictures' files.
+      failed: those of them that could not be drawn, and why.
+    """
     lines = ["# Evaluation", ""]
-    lines += [f"- {key}: {value}" for key, value in metrics["info"].items()]
+    lines += _facts(metrics["info"])
     lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
-    lines += [f"- **{note}**" for note in metrics.get("notes", ())]
+    lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
     lines += [""] if metrics.get("notes") else []
     columns = _columns(metrics)
     table = _rows(metrics, columns, "{} ({})")
@@ -206,78 +234,92 @@ def markdown(metrics: Metrics, picture_names: tuple[str, ...] = ()) -> str:
         lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
     for name in picture_names:
         title = _CAPTIONS[name]
-        lines += ["", f"## {title}", "", f"![{title}]({name})"]
+        shown = f"![{title}]({name})"
+        if failed and name in failed:
+            shown = f"This picture could not be drawn ({markdown_text(failed[name])})."
+        lines += ["", f"## {title}", "", shown]
     return "\n".join(lines) + "\n"
 
 
-def _identity(metrics: Metrics) -> tuple[Any, Any]:
-    """What makes two evaluations the same one: `info`, and the variants of the encoders."""
-    variants = {name: one["variant"] for name, one in metrics["encoders"].items()}
-    return metrics["info"], variants
+def painters(
+    metrics: Metrics,
+    inputs: Callable[[], PictureInputs],
+    flow: Callable[[PictureInputs], FlowPicture] | None = None,
+) -> dict[str, Callable[[], Figure]]:
+    """Returns for every picture, by file name, the function that draws it.
 
-
-def _is_same(folder: pathlib.Path, metrics: Metrics) -> bool:
-    """Whether `folder` holds an earlier run of this very evaluation."""
-    try:
-        earlier = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        # Compared as JSON, so that tuples and lists are alike.
-        return _identity(earlier) == _identity(json.loads(json.dumps(metrics)))
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def draw_all(metrics: Metrics, inputs: PictureInputs) -> dict[str, Figure]:
-    """Returns every picture by file name."""
-    figures = {
-        "spectrum.png": pictures.spectra(metrics),
-        "knn.png": pictures.knn_accuracy(metrics),
-        "cosine.png": pictures.cosine_histogram(inputs),
-        "map.png": pictures.feature_map(inputs),
-        "neighbours.png": pictures.neighbours(inputs),
-    }
-    if inputs.flow is not None:
-        figures["flow.png"] = flow_figure(inputs.flow, inputs)
-    return figures
-
-
-def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
-    """Returns the folder a report goes to, without ever losing another one.
-
-    That is `out_dir` if it is absent, empty, or holds an earlier run of the same evaluation (the
-    same `info`, encoders and variants), which is replaced; otherwise the first such folder among
-    `out_dir-2`, `out_dir-3`, ...
+    Args:
+      metrics: of `evaluate`.
+      inputs: returns what the pictures of images and features need.
+      flow: follows the gallery's states under the learned flow, where there is one.
     """
-    base = pathlib.Path(out_dir)
-    folder, number = base, 1
-    while folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        if _is_same(folder, metrics):
-            break
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+    drawn: dict[str, Callable[[], Figure]] = {
+        "spectrum.png": lambda: pictures.spectra(metrics),
+        "knn.png": lambda: pictures.knn_accuracy(metrics),
+        "cosine.png": lambda: pictures.cosine_histogram(inputs()),
+        "map.png": lambda: pictures.feature_map(inputs()),
+        "neighbours.png": lambda: pictures.neighbours(inputs()),
+    }
+    if flow is not None:
+        drawn["flow.png"] = lambda: flow_figure(flow(inputs()), inputs())
+    return drawn
+
+
+def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
+    """Writes metrics.json and report.md, each whole or not at all; see `report_folder`.
+
+    Returns:
+      The folder written to.
+
+    Raises:
+      UserError: if it cannot be written to; the metrics are then in a file of the system's
+        temporary folder, which is named.
+    """
+    text = json_text(metrics)
+    try:
+        folder = report_folder(out_dir, metrics)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / METRICS, text)
+        write_atomically(folder / "report.md", markdown(metrics))
+        return folder
+    except OSError as error:
+        handle, rescued = tempfile.mkstemp(prefix="hjepa_jax-metrics-", suffix=".json")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        raise UserError(
+            f"{out_dir} cannot be written: {error}. The metrics are in {rescued} instead."
+        ) from error
+
+
+def write_pictures(
+    folder: pathlib.Path, metrics: Metrics, drawn: Mapping[str, Callable[[], Figure]]
+) -> dict[str, str]:
+    """Draws every picture into the folder of the numbers; one that fails costs itself alone.
+
+    Returns:
+      For each picture that is missing, what went wrong in one line; report.md says it too.
+    """
+    failed: dict[str, str] = {}
+    for name, draw in drawn.items():
+        try:
+            draw().savefig(folder / name)
+        except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
+            failed[name] = f"{type(error).__name__}: {first_line(error)}"
+            # One of an earlier evaluation would pass for this one's.
+            (folder / name).unlink(missing_ok=True)
+    write_atomically(folder / "report.md", markdown(metrics, tuple(drawn), failed))
+    return failed
 
 
 def write_report(
     out_dir: str | os.PathLike[str], metrics: Metrics, inputs: PictureInputs | None = None
 ) -> pathlib.Path:
-    """Writes metrics.json, report.md and the pictures.
-
-    metrics.json is written last and atomically: where it is, the report is whole.
-
-    Args:
-      out_dir: see `report_folder` for what happens when it is not empty.
-      metrics: of `evaluate`.
-      inputs: of the pictures; None = no pictures.
+    """Writes metrics.json and report.md, then the pictures; none without `inputs`.
 
     Returns:
-      The folder written to.
+      The folder written to: see `report_folder`.
     """
-    folder = report_folder(out_dir, metrics)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = draw_all(metrics, inputs) if inputs is not None else {}
-    for name, figure in figures.items():
-        figure.savefig(folder / name)
-    write_atomically(folder / "report.md", markdown(metrics, tuple(figures)))
-    text = json.dumps(metrics, indent=2, allow_nan=False)
-    write_atomically(folder / "metrics.json", text + "\n")
+    folder = write_numbers(out_dir, metrics)
+    if inputs is not None:
+        write_pictures(folder, metrics, painters(metrics, lambda: inputs))
     return folder

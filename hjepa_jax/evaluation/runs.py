@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
+from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
 from hjepa_jax.files import read_regular
 from hjepa_jax.schema import Fields, read_json
 
@@ -114,33 +116,34 @@ def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
 
 def _metrics(path: pathlib.Path) -> dict[str, Any]:
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_metrics(path.parent)
         headline(metrics["encoders"]["trained"], metrics["headline_k"])
-        return metrics
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {**metrics, "encoders": _with_nan(metrics["encoders"])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no evaluation of a trained run ({type(error).__name__}: {error})."
         ) from error
 
 
+def _with_nan(value: Any) -> Any:
+    """Returns metrics with NaN for the figures that have no value, which JSON holds as null."""
+    if isinstance(value, dict):
+        return {name: _with_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(one) for one in value]
+    return math.nan if value is None else value
+
+
 def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the report folder of a run: the one of most steps among those of its name.
+    """Returns the report folder of a run: the one of most steps, the first made of several.
 
     Reports on data that the run was not trained on or in other coordinates come last.
     """
-    if (path / "metrics.json").is_file():
+    if (path / METRICS).is_file():
         return path
     places = [eval_dir, path.parent.parent / "eval"]
-    own_name = re.compile(re.escape(path.name) + r"(-\d+)?")
-    found = [
-        folder
-        for place in places
-        if place.is_dir()
-        for folder in sorted(place.iterdir())
-        if own_name.fullmatch(folder.name) and (folder / "metrics.json").is_file()
-    ]
-    known = {folder: _metrics(folder / "metrics.json") for folder in found}
-    own = [f for f in found if known[f]["info"].get("run", path.name) == path.name]
+    own = [folder for place in places for folder in find_reports(place, report_name(path))]
+    known = {folder: _metrics(folder / METRICS) for folder in own}
     if not own:
         raise UserError(
             f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
@@ -173,9 +176,7 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
             config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}/config.json cannot be read: {error}") from error
-    return RunResult(
-        path.name, report, _metrics(report / "metrics.json"), config, read_curves(path)
-    )
+    return RunResult(path.name, report, _metrics(report / METRICS), config, read_curves(path))
 
 
 def group_runs(results: Sequence[RunResult]) -> list[Group]:
