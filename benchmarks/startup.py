@@ -32,8 +32,8 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
 
     import jax
     import numpy as np
-    from ml_collections import config_flags  # noqa: F401  (part of the command line's imports)
 
+    import hjepa_jax.command_line
     import hjepa_jax.train  # noqa: F401
     from hjepa_jax import compilation_cache, sharding
     from hjepa_jax.run import prepare
@@ -63,15 +63,9 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
 
 def read_config(file_and_variant: str) -> Any:
     """Returns the configuration of 'file.py' or 'file.py:variant'."""
-    import importlib.util
+    from hjepa_jax.command_line import load_config
 
-    file, _, variant = file_and_variant.partition(":")
-    spec = importlib.util.spec_from_file_location("benchmark_config", ROOT / file)
-    if spec is None or spec.loader is None:
-        sys.exit(f"{file} is no Python file: give a configuration such as configs/cifar100.py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return load_config(str(ROOT / file_and_variant))
 
 
 def start(arguments: list[str], cache: str) -> list[float]:

@@ -18,6 +18,7 @@ from hjepa_jax.config.rules import RULES, TRAINING_RULES
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.files import write_atomically
+from hjepa_jax.schema import Fields, parse_json
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -141,8 +142,16 @@ def save(config: Config, workdir: pathlib.Path) -> None:
 
 
 def from_json(text: str) -> Config:
-    """Reads a configuration that `to_json` wrote, with its types restored from the base."""
-    return merge(base_config(), json.loads(text))
+    """Reads a configuration that `to_json` wrote, with its types restored from the base.
+
+    Raises:
+      ConfigError: if it is no JSON, or has a field or value that cannot be.
+    """
+    try:
+        values = parse_json(text, Fields(), "the configuration", constants=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return merge(base_config(), values)
 
 
 def merge(config: Config, values: dict[str, Any], prefix: str = "") -> Config:

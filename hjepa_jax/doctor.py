@@ -19,20 +19,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import app, flags
-from ml_collections import config_flags
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hjepa_jax import compilation_cache, config_check
-from hjepa_jax.command_line import parse_command_line
+from hjepa_jax.command_line import define_config, parse_command_line
 from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
 from hjepa_jax.files import check_writable_folder, local_path
 
 _FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration to check and dry-run.", flag_values=_FLAGS
-)
+_CONFIG = define_config(None, "Configuration to check and dry-run.", values=_FLAGS)
 _WORKDIR = flags.DEFINE_string(
     "workdir", "runs", "Folder whose disk is checked.", flag_values=_FLAGS
 )

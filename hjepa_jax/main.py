@@ -14,18 +14,15 @@ import sys
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from hjepa_jax import compilation_cache, config_check, distributed, orbax_noise
-from hjepa_jax.command_line import parse_command_line
+from hjepa_jax.command_line import define_config, parse_command_line
 from hjepa_jax.config import Config
 from hjepa_jax.errors import UserError
 from hjepa_jax.files import local_path
 from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, ':variant' after it."
-)
+_CONFIG = define_config(None, "Configuration file, ':variant' after it; or a run's config.json.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
 _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder that evaluations are written to.")
 _CHECKPOINT = flags.DEFINE_string(

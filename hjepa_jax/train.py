@@ -17,7 +17,8 @@ import jax
 from hjepa_jax import config_check, distributed, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.checkpoint_files import disk_full_is_a_sentence
-from hjepa_jax.config import Config, may_change_on_resume
+from hjepa_jax.config import Config, may_change_on_resume, steps_per_epoch, total_steps
+from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -137,6 +138,21 @@ def warn_of_small_batches(config: Config) -> None:
         )
 
 
+def warn_of_cut_schedules(config: Config, num_images: int) -> None:
+    """Warns where config.train.max_steps ends a run before its warm-ups do."""
+    steps = total_steps(config, num_images)
+    epochs = steps / steps_per_epoch(num_images, config.data.batch_size)
+    unfinished = unfinished_schedules(config, epochs)
+    # A run of a few steps is there to see that everything runs.
+    if unfinished and config.train.max_steps == steps > 10:
+        _log.warning(
+            "config.train.max_steps ends the run after %.3g epochs, before %s is through: the "
+            "schedule never reaches its peak.",
+            epochs,
+            " and ".join(unfinished),
+        )
+
+
 def warn_of_slow_arithmetic(config: Config) -> None:
     """Warns where the encoder computes in bfloat16 on a CPU, which has to emulate most of it."""
     if on_cpu() and config.model.compute_dtype == "bfloat16":
@@ -216,6 +232,7 @@ def _train(
     weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
     _log.info("effective weights of the loss: %s", weights)
     warn_of_small_batches(config)
+    warn_of_cut_schedules(config, len(source))
     warn_of_slow_arithmetic(config)
     load = functools.partial(load_batch, config, run, source)
     guard = NonFiniteGuard(config, run, workdir, load, skipped)

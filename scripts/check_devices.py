@@ -12,10 +12,11 @@ from __future__ import annotations
 import sys
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/cifar100.py:smoke", "Configuration.")
+from hjepa_jax.command_line import define_config, run_program
+
+_CONFIG = define_config("configs/cifar100.py:smoke", "Configuration file.")
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to compare.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-9, "Largest relative difference, in float64.")
 
@@ -44,4 +45,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program("check_devices", main)

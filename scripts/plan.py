@@ -14,10 +14,11 @@ from __future__ import annotations
 import sys
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/cifar100.py", "Configuration.")
+from hjepa_jax.command_line import define_config, run_program
+
+_CONFIG = define_config("configs/cifar100.py", "Configuration file.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to split the batch over.")
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of one device in TFLOP/s; None = measure.")
 _MEMORY = flags.DEFINE_float(
@@ -57,4 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program("plan", main)

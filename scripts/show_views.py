@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 from PIL import Image
 
 from hjepa_jax import config_check
+from hjepa_jax.command_line import define_config, run_program
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import train_batches
 from hjepa_jax.data.sources import open_source
 from hjepa_jax.errors import UserError
 from hjepa_jax.files import check_writable_file, local_path
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with overrides.")
+_CONFIG = define_config(None, "Configuration file, with overrides.")
 _OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.")
 _IMAGES = flags.DEFINE_integer("images", 12, "Images to show.", lower_bound=1)
 _STEP = flags.DEFINE_integer("step", 0, "Training step whose batch is shown.", lower_bound=0)
-flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]}")
+    del argv
     config = _CONFIG.value
     try:
         out = local_path(_OUT.value, "--out")
@@ -47,4 +45,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program("show_views", main, needs_config=True)

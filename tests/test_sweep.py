@@ -63,7 +63,7 @@ def test_plan_is_the_product_with_names_of_its_own(tmp_path) -> None:
         "configs/cifar100.py",
         tmp_path,
         variants=("hjepa", "sigreg"),
-        settings=("", "train.lr=1e-3 config.train.epochs=7"),
+        settings=("", "train.lr=1e-3 config.train.epochs=40"),
         seeds=(0, 1, 2),
         common=("train.init_from=/runs/x",),
     )
@@ -71,14 +71,14 @@ def test_plan_is_the_product_with_names_of_its_own(tmp_path) -> None:
     assert len({run.name for run in runs}) == 12
     assert len({run.group for run in runs}) == 4
     last = runs[-1]
-    assert last.name == "sigreg-train.lr=1e-3-config.train.epochs=7-seed2"
+    assert last.name == "sigreg-train.lr=1e-3-config.train.epochs=40-seed2"
     assert last.arguments == (
         "--config=configs/cifar100.py:sigreg",
         f"--workdir={tmp_path}/runs/{last.name}",
         f"--eval_dir={tmp_path}/eval",
         "--config.train.init_from=/runs/x",
         "--config.train.lr=1e-3",
-        "--config.train.epochs=7",
+        "--config.train.epochs=40",
         "--config.seed=2",
     )
     assert runs[0].name == "hjepa-seed0"
@@ -200,8 +200,8 @@ def test_a_failure_is_told_and_does_not_stop_the_others(tmp_path, command) -> No
 def test_what_is_wrong_is_a_sentence(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     sweep.run_all(make_plan(out, seeds=(0,), settings=("",)), out, lambda _: None, command)
-    changed = make_plan(out, seeds=(0,), settings=("",), common=("train.epochs=3",))
-    with pytest.raises(UserError, match=r"hjepa-seed0 of another command .*epochs=3.*--out"):
+    changed = make_plan(out, seeds=(0,), settings=("",), common=("train.epochs=25",))
+    with pytest.raises(UserError, match=r"hjepa-seed0 of another command .*epochs=25.*--out"):
         sweep.run_all(changed, out, lambda _: None, command)
     with pytest.raises(UserError, match="runs twice: hjepa-seed0"):
         make_plan(out, seeds=(0, 0), settings=("",))

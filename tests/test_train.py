@@ -13,7 +13,12 @@ from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.soak import final_state
-from hjepa_jax.train import train, warn_of_slow_arithmetic, warn_of_small_batches
+from hjepa_jax.train import (
+    train,
+    warn_of_cut_schedules,
+    warn_of_slow_arithmetic,
+    warn_of_small_batches,
+)
 from hjepa_jax.variants import smoke
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -185,6 +190,21 @@ def test_too_few_rows_for_the_logdet_floor_are_warned_of(caplog) -> None:
     warn_of_small_batches(config)
     assert "only 128 rows" in caplog.text
     assert "set it to 32 or less" in caplog.text
+
+
+def test_a_run_that_max_steps_ends_within_its_warmup_is_warned_of(caplog) -> None:
+    config = cifar100.get_config()
+    warn_of_cut_schedules(config, 50_000)
+    config.train.max_steps = 2
+    warn_of_cut_schedules(config, 50_000)
+    config.train.max_steps = 11 * 97
+    warn_of_cut_schedules(config, 50_000)
+    assert not caplog.records
+    config.train.max_steps = 970
+    warn_of_cut_schedules(config, 50_000)
+    assert "after 10 epochs" in caplog.text
+    for name in ("train.warmup_epochs=10", "dynamics.residual_scale_warmup_epochs=10"):
+        assert f"config.{name}" in caplog.text
 
 
 def test_bfloat16_on_a_cpu_is_warned_of(caplog, monkeypatch) -> None:

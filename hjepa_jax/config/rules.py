@@ -161,9 +161,13 @@ def _batch(config: Config) -> Iterator[str]:
         )
 
 
-def _unfinished_schedules(config: Config) -> Iterator[tuple[str, float]]:
-    """Yields (field, epochs) of what is warmed up or faded in but not before training ends."""
-    epochs, spectral = config.train.epochs, config.spectral
+def unfinished_schedules(config: Config, epochs: float) -> list[str]:
+    """Returns 'config.field=value' of what is warmed up or faded in but not within `epochs`."""
+    return [f"config.{name}={value:g}" for name, value in _unfinished(config, epochs)]
+
+
+def _unfinished(config: Config, epochs: float) -> Iterator[tuple[str, float]]:
+    spectral = config.spectral
     warmups = {"train.warmup_epochs": config.train.warmup_epochs}
     if has_potential(config):
         name = "dynamics.residual_scale_warmup_epochs"
@@ -184,7 +188,7 @@ def _unfinished_schedules(config: Config) -> Iterator[tuple[str, float]]:
 def _schedules(config: Config) -> Iterator[str]:
     """Schedules come to their end, and weight decay leaves something of the parameters."""
     train = config.train
-    unfinished = [f"config.{name}={value:g}" for name, value in _unfinished_schedules(config)]
+    unfinished = unfinished_schedules(config, train.epochs)
     if unfinished:
         yield (
             f"config.train.epochs is {train.epochs}, so that {' and '.join(unfinished)} would not "

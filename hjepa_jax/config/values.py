@@ -16,8 +16,8 @@ _WORDS = {
     bool: ("True or False", "of True or False"),
     str: ("text", "texts"),
 }
-_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "y": True, "t": True}
-_TRUTH |= {"false": False, "no": False, "off": False, "0": False, "n": False, "f": False}
+TRUTH = {"true": True, "yes": True, "on": True, "1": True, "y": True, "t": True}
+TRUTH |= {"false": False, "no": False, "off": False, "0": False, "n": False, "f": False}
 _NONE = ("none", "null")
 # Above it not every whole number is a float.
 _EXACT = 2**53
@@ -188,9 +188,9 @@ def _parse_one(kind: type, text: str) -> Any:
         return text[1:-1] if quoted else text
     text = text.strip()
     if kind is bool:
-        if text.lower() not in _TRUTH:
+        if text.lower() not in TRUTH:
             raise ValueError(text)
-        return _TRUTH[text.lower()]
+        return TRUTH[text.lower()]
     if kind is float:
         return float(text)
     try:

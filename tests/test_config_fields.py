@@ -1,0 +1,216 @@
+"""Every field of the configuration: odd values are refused with a sentence that names it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs import cifar100, quickstart
+from hjepa_jax import config_check
+from hjepa_jax.config import base_config, may_change_on_resume, rows
+from hjepa_jax.config.values import coerce, parse, problems_of
+from hjepa_jax.errors import ConfigError
+
+ROWS = rows().values()
+NUMBERS = [row for row in ROWS if row.kind in (int, float)]
+NEVER_A_NUMBER = (math.nan, math.inf, -math.inf, -(2**70), "3", "", True, 1j, {}, object())
+WRONG = {
+    int: (*NEVER_A_NUMBER, 1.5, np.float32(1), 2**70, 10**12),
+    float: (*NEVER_A_NUMBER, np.float32(1), 2.0**70, 10**5000),
+    bool: (0, 1, "True", math.nan, (), []),
+    str: (0, 1.5, True, b"x", "", "  ", "a\0b", "a\nb", ("x",)),
+}
+
+
+def refused(row, value) -> None:
+    """Checks that a value is refused by exactly one sentence that names the field."""
+    (sentence,) = problems_of(row, value)
+    assert sentence.startswith(f"config.{row.path} is ")
+    assert sentence.endswith((".", "?"))
+    assert "\n" not in sentence
+    assert len(sentence) < 500
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.path)
+def test_odd_values_of_every_field_are_refused(row) -> None:
+    odd = WRONG[row.kind]
+    if row.length is None:
+        # A large learning rate is a finite number: training says what becomes of it.
+        for value in odd if not row.path.endswith(("train.lr", "predictor_lr")) else odd[:10]:
+            refused(row, value)
+        refused(row, (row.default,))
+        refused(row, [])
+    else:
+        good = row.default or (5,)
+        for value in (*odd, None):
+            refused(row, (value, *good[1:]))
+        for value in (
+            None,
+            0.3,
+            "x",
+            {},
+            good[0],
+            (good,),
+            *([good[1:]] if row.length != "any" else []),
+        ):
+            if not (value is None and row.optional):
+                refused(row, value)
+        if row.length != "any":
+            refused(row, (*good, good[-1]))
+    if not row.optional:
+        refused(row, None)
+
+
+@pytest.mark.parametrize("row", NUMBERS, ids=lambda row: row.path)
+def test_bounds_of_every_number(row) -> None:
+    spec, step = row.spec, 1 if row.kind is int else 1e-9
+
+    def many(value):
+        value = row.kind(value)
+        return (
+            value if row.length is None else (value,) * (1 if row.length == "any" else row.length)
+        )
+
+    assert spec.at_most is not None
+    assert spec.at_most < 1e21
+    low = spec.above if spec.at_least is None else spec.at_least
+    assert low is not None
+    refused(row, many(low if spec.at_least is None else low - max(step, abs(low) * 1e-6)))
+    refused(row, many(spec.at_most + max(step, abs(spec.at_most) * 1e-6)))
+    for good in ([] if spec.at_least is None else [low], [spec.at_most]):
+        for value in good:
+            assert list(problems_of(row, many(value))) == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.path)
+def test_defaults_are_allowed_and_survive_text_and_json(row) -> None:
+    assert list(problems_of(row, row.default)) == []
+    if not (row.kind is str and row.default is None):
+        assert coerce(row, parse(row, str(row.default))) == row.default
+    assert coerce(row, json.loads(json.dumps(row.default))) == row.default
+    if row.optional:
+        assert parse(row, "None") is None
+        assert list(problems_of(row, None)) == []
+
+
+def test_lists_and_whole_numbers_are_taken_as_meant() -> None:
+    config = base_config()
+    config.data.global_scale = [0.5, 1]
+    config.train.lr = 1
+    config_check.validate(config)
+    assert config_check.from_json(config_check.to_json(config)).data.global_scale == (0.5, 1.0)
+    with pytest.raises(ConfigError, match=r"config\.train is 3, but it is a section"):
+        config_check.merge(base_config(), {"train": 3})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config_check.from_json("{")
+
+
+def changed(config, **fields):
+    """Returns the configuration with fields set, 'section__name' each."""
+    for path, value in fields.items():
+        target, (*parents, name) = config, path.split("__")
+        for parent in parents:
+            target = target[parent]
+        target[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields", "words"),
+    [
+        ("", {"train__epochs": 3}, "epochs is 3, .*train.warmup_epochs=10 and .*residual_scale"),
+        ("", {"train__warmup_epochs": 30.0}, "train.warmup_epochs=30"),
+        ("sigreg", {"sigreg__weight_warmup_epochs": 30.0}, "sigreg.weight_warmup_epochs=30"),
+        ("ham_learnable", {"spectral__base_ramp_epochs": 29.5}, "spectral.base_ramp_epochs=29.5"),
+        ("ham_chain", {"spectral__identity_epochs": 30.0}, "spectral.identity_epochs=30"),
+        ("ham_learnable", {"spectral__learnable_ramp_epochs": 31.0}, "learnable_ramp_epochs=31"),
+        ("sigreg", {"data__num_global_views": 1}, "num_global_views is 1 .*exactly 0"),
+        ("sigreg", {"sigreg__loss_form": "convex", "sigreg__weight": 2.0}, "weight.* 1 or less"),
+        ("", {"data__mean": (129.3, 124.1, 112.4)}, r"data.mean is .*between 0 and 1 \(.*by 255"),
+        ("", {"data__std": (68.2, 65.4, 70.4)}, r"data.std is .*\(.*divide by 255"),
+        ("", {"data__std": (0.0, 0.2, 0.2)}, "data.std is .*between 0.001 and 1"),
+        ("", {"dynamics__base_coeff": 10000.0}, "dt is 0.05.*base_coeff=10000.*below 0.02"),
+        ("", {"dynamics__dt": 6.5}, "dt is 6.5.*unstable"),
+        ("", {"dynamics__integrator": "yoshida4", "dynamics__dt": 4.0}, "yoshida4.*unstable.*3.7"),
+        ("", {"dynamics__hamiltonian": "quadratic", "dynamics__dt": 2.0}, "unstable.*below 2"),
+        ("", {"dynamics__damping": 1000.0}, "damping is 1000.* 100 or less"),
+        ("", {"data__num_local_views": 4}, "num_local_views is 4.*predicts no local view"),
+        ("", {"data__num_local_views": 4, "loss__pairing": "all_global"}, "predicts no local view"),
+        ("", {"data__num_global_views": 3}, "num_global_views is 3.*only two.*'all_global'"),
+        ("mlp", {"dynamics__hamiltonian": "quadratic"}, "'quadratic'.*no parameters to match"),
+        ("", {"data__eval_resize": 8}, "eval_resize is 8.*32 or more"),
+        ("", {"data__max_train_images": 100}, "batch_size is 512 .*100 or less"),
+        ("", {"data__max_train_images": 600, "evaluation__few_shot": (700,)}, "few_shot is .*600"),
+        (
+            "",
+            {"evaluation__online_every_epochs": 1.0, "evaluation__online_images": 10},
+            "online_images is 10, .*headline_k=20",
+        ),
+        ("sigreg", {"sigreg__subsample": 513}, "subsample is 513.*512 or less"),
+        ("", {"train__weight_decay": 1e5}, "weight_decay is 100000.*past zero"),
+        ("", {"evaluation__knn_k": (1, 20, 20)}, "knn_k is .*twice"),
+        ("identity", {"dynamics__residual_scale": 1.0}, "residual_scale is set .*no effect"),
+        ("identity", {"dynamics__steps": 3}, "steps is set .*no effect"),
+        ("sigreg", {"parity__forward_directions_only": True}, "no effect.*'hjepa'"),
+    ],
+)  # fmt: skip
+def test_fields_that_make_nonsense_together_are_one_sentence(variant, fields, words) -> None:
+    config = changed(cifar100.get_config(variant), **fields)
+    with pytest.raises(ConfigError, match=words) as caught:
+        config_check.validate(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [
+        ("", {"data__num_global_views": 4, "loss__pairing": "all_global"}),
+        ("", {"data__num_local_views": 4, "loss__pairing": "local_to_global"}),
+        ("sigreg", {"data__num_global_views": 1, "data__num_local_views": 1}),
+        ("sigreg", {"data__num_global_views": 4, "data__num_local_views": 6}),
+        ("mlp", {"dynamics__steps": 4, "dynamics__dt": 0.1}),
+        ("", {"dynamics__dt": 6.0}),
+        ("sigreg", {"sigreg__loss_form": "convex", "sigreg__weight": 1.0}),
+        ("ham_learnable", {"spectral__learnable_ramp_epochs": 30.0}),
+    ],
+)
+def test_what_is_unusual_but_sensible_is_allowed(variant, fields) -> None:
+    config_check.validate(changed(cifar100.get_config(variant), **fields))
+
+
+def test_a_run_cut_short_may_still_be_evaluated() -> None:
+    config = changed(cifar100.get_config(), train__epochs=3)
+    config_check.validate(config, training=False)
+
+
+def test_what_a_resume_may_change() -> None:
+    config = quickstart.get_config()
+    free = {path for path in rows() if may_change_on_resume(path, config)}
+    assert free >= {"data.cache_mb", "data.root", "evaluation.variant", "log.every_steps"}
+    assert not free & {"seed", "train.lr", "train.epochs", "data.batch_size", "model.width"}
+    config.evaluation.online_probe = True
+    assert free - {path for path in rows() if may_change_on_resume(path, config)} == {
+        f"evaluation.{name}"
+        for name in ("online_probe", "variant", "probe_lr", "probe_weight_decay")
+    }
+    own = {path for path, row in rows().items() if row.spec.own}
+    assert own <= free
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("train.learning_rate", "train.lr"),
+        ("train.batch_size", "data.batch_size"),
+        ("train.warmup", "train.warmup_epochs"),
+        ("model.sync_bn", "model.batch_norm"),
+        ("train.beta1", "train.b1"),
+        ("evaluation.probe_learning_rate", "evaluation.probe_lr"),
+        ("epochs", "train.epochs"),
+        ("lr", "train.lr"),
+        ("data.image_siz", "data.image_size"),
+    ],
+)
+def test_suggestions_know_the_fields_words(asked, meant) -> None:
+    assert (config_check.unknown_field(asked) or "").endswith(f"did you mean config.{meant}?")
