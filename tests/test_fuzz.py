@@ -69,3 +69,10 @@ def test_an_attempt_can_be_repeated_alone(target, monkeypatch) -> None:
     both = fuzz.run(target, seed=1, count=2).other
     assert fuzz.run(target, seed=1, count=1, first=1).other == both[1:]
     assert fuzz.run(target, seed=2, count=2).other != both
+
+
+def test_odd_image_folders_are_read_or_refused() -> None:
+    report = fuzz.run(fuzz.TARGETS["images"], seed=0, count=40)
+    assert report.other == []
+    assert report.tried == 40
+    assert report.right > 20
