@@ -24,7 +24,10 @@ import threading
 from typing import Any
 
 # Module of each target; what it must define stands in fuzz_worker.py.
-TARGETS: dict[str, str] = {"images": "hjepa_jax.tools.fuzz_images"}
+TARGETS: dict[str, str] = {
+    "data": "hjepa_jax.tools.fuzz_data",
+    "images": "hjepa_jax.tools.fuzz_images",
+}
 
 
 @dataclasses.dataclass
