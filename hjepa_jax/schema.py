@@ -256,6 +256,8 @@ def parse_json(
       ValueError: naming the file and the field.
     """
     try:
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"it has {len(text)} bytes, more than {MAX_JSON_BYTES}")
         content = json.loads(
             text.decode() if isinstance(text, bytes) else text,
             object_pairs_hook=_unique,

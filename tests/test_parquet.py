@@ -2,12 +2,14 @@
 
 import builtins
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 from image_files import data_config, encode, photo
 
+from hjepa_jax.data import parquet_tables
 from hjepa_jax.data.batches import Loader
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.folder import open_root
@@ -151,3 +153,103 @@ def test_rows_without_an_image_cost_their_image_alone(row, words, tmp_path) -> N
         Loader(data_config(), source).decode(0)
     loaded = Loader(data_config(on_corrupt="skip"), source).load(0, [])
     assert loaded.index in (1, 2)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("kind", ["struct", "binary", "label"])
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(
+    dictionary, kind, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(parquet_tables, "_DECODED_BYTES", 8 << 20)
+    values = [bytes(1 << 20)] * 40
+    images = values if kind == "binary" else [{"bytes": v, "path": ""} for v in values]
+    labels: list = [0] * 40
+    if kind == "label":
+        images, labels = [b"x"] * 40, ["y" * (1 << 20)] * 40
+    table = pyarrow.table({"image": images, "label": labels})
+    path = tmp_path / "train.parquet"
+    parquet.write_table(table, path, compression="zstd", use_dictionary=dictionary)
+    assert path.stat().st_size < 50_000
+    column = "label" if kind == "label" else "image"
+    with pytest.raises(DataError, match=rf"column '{column}' decodes to more than 8 MiB"):
+        open_root(str(tmp_path), "train", 0)
+
+
+def test_more_rows_than_bytes_are_refused(tmp_path) -> None:
+    table = pyarrow.table({"image": [b"x"] * 500_000, "label": [0] * 500_000})
+    parquet.write_table(table, tmp_path / "train.parquet", compression="zstd")
+    with pytest.raises(DataError, match="claims 500000 rows in"):
+        open_root(str(tmp_path), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        (b"[1]", "its content must be a mapping|field 'huggingface'"),
+        (b"\xff\xfe", r"\(field 'huggingface'\) is damaged: .* not text in UTF-8"),
+        (b"[" * 10_000, "nested more than 64 deep"),
+        (b'{"info": 3}', "the field 'huggingface.info' must be a mapping, or null, not 3"),
+        (b'{"info": {"features": [1]}}', "'huggingface.info.features' must be a mapping"),
+        (b'{"info": {"features": {"label": "x"}}}', "features.label' must be a mapping"),
+        (b'{"info": {"features": {"label": {"names": 5}}}}', "names' must be a list"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_one_sentence(metadata, sentence, tmp_path) -> None:
+    write(tmp_path / "train.parquet", 3)
+    table = parquet.read_table(tmp_path / "train.parquet")
+    table = table.replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=sentence) as caught:
+        open_root(str(tmp_path), "train", 0)
+    assert "train.parquet" in str(caught.value)
+
+
+def test_class_names_of_any_type_are_text(tmp_path) -> None:
+    write(tmp_path / "train.parquet", 4, names=["a", None, 3, ["x"]])
+    names = open_root(str(tmp_path), "train", 0).class_names
+    assert names == ("a", "null", "3", "a list of length 1")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[0], [1]],
+        [{"a": 1}, {"a": 2}],
+        pyarrow.array([b"\xff", b"a"]).view(pyarrow.string()),
+        pyarrow.array([2**62, 0], pyarrow.timestamp("ms")),
+    ],
+)
+def test_labels_that_are_no_number_or_text_are_refused(labels, tmp_path) -> None:
+    parquet.write_table(
+        pyarrow.table({"image": [b"x", b"y"], "label": labels}), tmp_path / "train.parquet"
+    )
+    with pytest.raises(DataError, match="expected one number or text each"):
+        open_root(str(tmp_path), "train", 0)
+
+
+def test_a_row_that_cannot_be_read_is_one_corrupt_image(tmp_path) -> None:
+    paths = pyarrow.array([b"\xff", b"a\0b", b"ok"]).view(pyarrow.string())
+    column = pyarrow.StructArray.from_arrays(
+        [pyarrow.array([None, None, b"z"], pyarrow.binary()), paths], ["bytes", "path"]
+    )
+    table = pyarrow.table({"image": column, "label": [0, 1, 2]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    source = open_root(str(tmp_path), "train", 0)
+    assert source.record(2).encoded == b"z"
+    for index in (0, 1):
+        with pytest.raises(CorruptImageError, match=rf"Cannot read .* row {index}"):
+            source.record(index)
+
+
+def test_pipes_and_twins_are_refused(tmp_path) -> None:
+    os.mkfifo(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="named pipe"):
+        open_root(str(tmp_path), "train", 0)
+    (tmp_path / "train.parquet").unlink()
+    twins = pyarrow.Table.from_arrays(
+        [pyarrow.array([b"x"]), pyarrow.array([b"y"]), pyarrow.array([0])],
+        ["image", "image", "label"],
+    )
+    parquet.write_table(twins, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="column 'image' twice"):
+        open_root(str(tmp_path), "train", 0)

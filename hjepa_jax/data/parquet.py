@@ -5,6 +5,7 @@ Needs pyarrow (`pip install hjepa_jax[parquet]`).
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.data import splits
-from hjepa_jax.data.decode import MAX_ENCODED_BYTES
+from hjepa_jax.data.decode import MAX_ENCODED_BYTES, CorruptImageError
 from hjepa_jax.data.folder import SPLITS
 from hjepa_jax.data.parquet_labels import FoundLabels, read_labels
 from hjepa_jax.data.parquet_tables import IMAGE_COLUMNS, concatenate, pyarrow_module, read_tables
 from hjepa_jax.data.sources import Record, digest
-from hjepa_jax.errors import DataError
+from hjepa_jax.errors import DataError, first_line
 from hjepa_jax.files import printable, read_regular
 
 _PART_OF = re.compile(r"-(\d+)-of-(\d+)(?=[-.]|$)")
@@ -82,14 +83,23 @@ class ParquetSource:
         return len(self._labels)
 
     def record(self, index: int) -> Record:
-        value = self._images[index].as_py()
+        """Returns a row.
+
+        Raises:
+          CorruptImageError: If it holds no bytes, and no path of a file that does.
+        """
         name = f"{self._root} ({self._split}) row {index}"
-        if isinstance(value, dict):
-            path = value.get("path")
-            value = value.get("bytes")
-            if path:
+        try:
+            value, path = self._images[index].as_py(), None
+            if isinstance(value, dict):
+                value, path = value.get("bytes"), value.get("path")
+            if isinstance(path, (str, bytes)) and path:
+                path = os.fsdecode(path)
                 name = f"{name} ({printable(path)})"
                 value = value or self._read_beside(index, path, name)
+        # Text that is no UTF-8, a path with a null character, a circle of links.
+        except (ValueError, RuntimeError) as error:
+            raise CorruptImageError(f"Cannot read {name}: {first_line(error)}.") from error
         return Record(value or b"", None, int(self._labels[index]), name)
 
     def _read_beside(self, index: int, path: str, name: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -15,12 +14,15 @@ from hjepa_jax.data.parquet_tables import (
     LABEL_COLUMNS,
     concatenate,
     find_column,
+    num_rows,
     pyarrow_module,
     read_column,
 )
 from hjepa_jax.data.sources import NO_LABEL
 from hjepa_jax.data.splits import warn_once
 from hjepa_jax.errors import DataError
+from hjepa_jax.files import printable
+from hjepa_jax.schema import Anything, Fields, Items, Maybe, parse_json, readable
 
 
 class FoundLabels(NamedTuple):
@@ -48,14 +50,21 @@ class FoundLabels(NamedTuple):
         return np.array([*table, NO_LABEL], np.int32)[self.indices]
 
 
-def _declared(schema: Any, column: str) -> tuple[str, ...] | None:
+def _declared(path: pathlib.Path, metadata: Any, column: str) -> tuple[str, ...] | None:
     """Returns the class names that the Hugging Face metadata gives, if it does."""
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    if metadata is None:
+    text = (metadata or {}).get(b"huggingface")
+    if text is None:
         return None
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    names = features.get(column, {}).get("names")
-    return None if names is None else tuple(str(name) for name in names)
+    named = Maybe(Fields(optional={"names": Maybe(Items(Anything(), least=1))}))
+    features = Maybe(Fields(optional={column: named}))
+    declared = Fields(optional={"info": Maybe(Fields(optional={"features": features}))})
+    try:
+        content = parse_json(text, declared, printable(path), field="huggingface")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    found = ((content.get("info") or {}).get("features") or {}).get(column) or {}
+    names = found.get("names")
+    return None if names is None else tuple(readable(name) for name in names)
 
 
 def _plain(value: Any) -> Any:
@@ -109,10 +118,9 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
                 f"{path} has no label column ({', '.join(LABEL_COLUMNS)}), so its images have no "
                 f"labels; its columns are: {', '.join(schema.names)}."
             )
-            rows = pyarrow.parquet.read_metadata(path).num_rows
-            columns.append(pyarrow.table({"label": pyarrow.nulls(rows)}))
+            columns.append(pyarrow.table({"label": pyarrow.nulls(num_rows(path))}))
             continue
-        declared = declared or _declared(schema, column)
+        declared = declared or _declared(path, schema.metadata, column)
         columns.append(read_column(path, column).rename_columns(["label"]))
     where = str(files[0])
     labels = _concatenate_labels(columns)
@@ -122,7 +130,8 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
         indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         plain = [_plain(value) for value in values]
         order = _sorted({value for value in plain if value is not None})
-    except (pyarrow.ArrowException, TypeError) as error:
+    # A date out of range, or bytes where text is promised, shows when it becomes a value.
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"The labels in {where} are {labels.type}; expected one number or text each."
         ) from error

@@ -192,7 +192,7 @@ def _tfds() -> Sample:
 
         class FuzzShapes(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.0.0")
-            pkg_dir_path = made
+            pkg_dir_path: Any = made
 
             def _info(self):
                 return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
