@@ -7,6 +7,7 @@ does, detached: nothing of it reaches the encoder.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ from hjepa_jax.objectives.linear_probe import (
     ProbeParams,
     cross_entropy,
     probe_logits,
-    topk_accuracy,
 )
 
 
@@ -67,22 +67,38 @@ def update_online_probe(
       config: the configuration.
       probe: {'params', 'opt_state'}.
       z: [V, B, D], the step's states.
-      labels: int [B].
+      labels: int [B]; -1 = no label: such an image does not count.
 
     Returns:
       The new probe, and 'online/probe_loss' and 'online/probe_top1' of the batch before it
-      learned from it, over all views.
+      learned from it, over all views of labeled images. Without any of these the probe stays as it
+      is and both figures are NaN.
     """
     # On accelerators XLA might fuse the probe into the encoder, and round that in another way.
     detached = jax.lax.optimization_barrier(jax.lax.stop_gradient(z))
     features = _evaluated_part(config, detached.astype(jnp.float32))
-    truth = jnp.broadcast_to(labels, features.shape[:-1])
+    truth = jnp.broadcast_to(jnp.maximum(labels, 0), features.shape[:-1])
+    counts = jnp.broadcast_to(labels >= 0, truth.shape)
+    number = jnp.sum(counts)
+
+    def mean(values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(counts, values, 0.0)) / jnp.maximum(number, 1)
 
     def loss(params: ProbeParams) -> tuple[jax.Array, jax.Array]:
         logits = probe_logits(params, features)
-        return jnp.mean(cross_entropy(logits, truth)), topk_accuracy(logits, truth, 1)
+        return mean(cross_entropy(logits, truth)), mean(jnp.argmax(logits, axis=-1) == truth)
 
     (value, top1), gradient = jax.value_and_grad(loss, has_aux=True)(probe["params"])
     updates, opt_state = _optimizer(config).update(gradient, probe["opt_state"], probe["params"])
     trained = {"params": optax.apply_updates(probe["params"], updates), "opt_state": opt_state}
-    return trained, {"online/probe_loss": value, "online/probe_top1": top1}
+    # Momentum and decay would move it without a label, too.
+    kept = jax.tree.map(lambda new, old: jnp.where(number > 0, new, old), trained, probe)
+    figures = {"online/probe_loss": value, "online/probe_top1": top1}
+    return kept, {name: jnp.where(number > 0, f, jnp.nan) for name, f in figures.items()}
+
+
+def logged_figures(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns a step's figures without the probe's where none of its images had a label."""
+    if math.isnan(values.get("online/probe_top1", 0.0)):
+        return {name: v for name, v in values.items() if not name.startswith("online/probe_")}
+    return dict(values)

@@ -26,6 +26,7 @@ from hjepa_jax.evaluation.online import TrainingMonitor
 from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
+from hjepa_jax.online_probe import logged_figures
 from hjepa_jax.run import Run, open_split, prepare
 from hjepa_jax.saved_run import check_replaceable, config_in, initial_state
 from hjepa_jax.stop_request import RunStopped, StopRequest
@@ -354,6 +355,7 @@ def _write_log(
     """Writes and shows the metrics of a step, its speed, and alarms."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     del values["failed_step"]
+    values = logged_figures(values)
     steps, elapsed = clock.restart(step)
     values["images_per_second"] = steps * session.config.data.batch_size / elapsed
     values["data_wait_share"] = timer.take() / elapsed

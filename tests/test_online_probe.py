@@ -12,7 +12,7 @@ from configs import cifar100, quickstart
 from hjepa_jax import config_check, sharding
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import restore
-from hjepa_jax.online_probe import init_online_probe, update_online_probe
+from hjepa_jax.online_probe import init_online_probe, logged_figures, update_online_probe
 from hjepa_jax.run import UNOPTIMISED, prepare
 from hjepa_jax.train import train
 
@@ -85,6 +85,32 @@ def test_it_learns_the_evaluated_part_of_the_states() -> None:
         learned, scores = update(learned, z)
     assert float(scores["online/probe_top1"]) == 1.0
     assert float(scores["online/probe_loss"]) < 0.1 < expected
+
+
+def test_images_without_label_do_not_train_it() -> None:
+    config = quickstart.get_config("smoke")
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(2, 24, 16))
+    labels = rng.integers(0, 3, 24)
+    missing = labels.copy()
+    missing[::3] = -1
+    update = jax.jit(lambda probe, z, labels: update_online_probe(config, probe, z, labels))
+    probe = init_online_probe(config, 16, 3, jax.random.key(0))
+    learned, scores = update(probe, z, missing)
+    kept = missing >= 0
+    alone, expected = update(probe, z[:, kept], labels[kept])
+    for name, value in expected.items():
+        assert float(scores[name]) == pytest.approx(float(value), rel=1e-5)
+    for name, leaf in _leaves(alone).items():
+        np.testing.assert_allclose(_leaves(learned)[name], leaf, rtol=1e-4, atol=1e-6)
+    # A batch without a label leaves it as it is, although AdamW has momentum by now.
+    after, scores = update(learned, z, np.full(24, -1))
+    _assert_equal(after, learned)
+    assert all(np.isnan(float(value)) for value in scores.values())
+    assert logged_figures({"total": 1.0, **{k: float(v) for k, v in scores.items()}}) == {
+        "total": 1.0
+    }
+    assert logged_figures({"online/probe_top1": 0.5}) == {"online/probe_top1": 0.5}
 
 
 def test_resumed_probe_is_the_uninterrupted_one_and_a_changed_one_is_refused(tmp_path) -> None:

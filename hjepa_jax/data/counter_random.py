@@ -29,6 +29,7 @@ class Purpose(enum.IntEnum):
     SUBSET = 3
     REPLACEMENT = 4
     PAIRS = 5
+    HOLDOUT = 6
 
 
 def _mix_int(value: int) -> int:
