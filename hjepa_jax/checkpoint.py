@@ -18,8 +18,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from hjepa_jax import checkpoint_files, distributed
 from hjepa_jax.checkpoint_arrays import LiteralPath, check_contents, equal, read_arrays, smallest
 from hjepa_jax.checkpoint_files import DamagedError, UnreadableError
-from hjepa_jax.errors import CheckpointError, UserError, first_line
+from hjepa_jax.errors import CheckpointError, ConfigError, UserError, first_line
 from hjepa_jax.files import check_holds_checkpoints
+from hjepa_jax.config.directions import best_direction, direction_problem
 from hjepa_jax.schema import Fields, Items, Text, Whole
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Checkpointer:
         keep_last: int = 2,
         keep_best: int = 0,
         best_metric: str = "total",
-        best_mode: str = "min",
+        best_mode: str | None = None,
         read_only: bool = False,
     ):
         """Opens the checkpoint folder; unless `read_only`, creates and tidies it.
@@ -66,12 +67,18 @@ class Checkpointer:
           keep_last: the newest so many are kept.
           keep_best: beside them the best so many are kept, by `best_metric`.
           best_metric: name in the metrics given to `save`.
-          best_mode: 'min' or 'max', what is best.
+          best_mode: 'min' or 'max', what is best of a metric that has no direction of its own;
+            see `config.directions`.
           read_only: only restore.
+
+        Raises:
+          ConfigError: `keep_best` by a metric of which neither says what is best.
+          CheckpointError: if the folder cannot be used.
         """
         # orbax accepts a relative path here and fails only when it saves.
         self.folder = folder.absolute()
-        self._best_metric, self._best_mode = best_metric, best_mode
+        self._best_metric = best_metric
+        self._direction = best_direction(best_metric, best_mode)
         self._saving: _Saving | None = None
         self._read_back = False
         self._manager: ocp.CheckpointManager | None = None
@@ -81,13 +88,16 @@ class Checkpointer:
         if distributed.is_primary():
             self._tidy()
         distributed.wait_for_all("the checkpoints are tidied")
-        metric = functools.partial(_metric, best_metric, self._worst)
+        if keep_best and self._direction is None:
+            raise ConfigError(direction_problem(best_metric, best_mode))
+        worst = math.inf if self._direction == "min" else -math.inf
+        metric = functools.partial(_metric, best_metric, worst)
         policies: list[Any] = [LatestN(keep_last)]
         if keep_best:
             policies.append(
                 BestN(
                     get_metric_fn=metric,
-                    reverse=best_mode == "min",
+                    reverse=self._direction == "min",
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -96,7 +106,7 @@ class Checkpointer:
             preservation_policy=AnyPreservationPolicy(policies),
             # Without it orbax does not store the metrics.
             best_fn=metric if keep_best else None,
-            best_mode=best_mode,
+            best_mode=self._direction or "max",
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._manager = ocp.CheckpointManager(
@@ -125,10 +135,6 @@ class Checkpointer:
                 "another --workdir."
             ) from error
 
-    @property
-    def _worst(self) -> float:
-        return math.inf if self._best_mode == "min" else -math.inf
-
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints and of the one that is being saved.
 
@@ -147,6 +153,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: if no checkpoint was saved with this metric, or it cannot be read.
+          ConfigError: if it is not known which way the metric is better.
         """
         values, damaged = {}, []
         for step in self.steps():
@@ -171,7 +178,9 @@ class Checkpointer:
                 "set config.checkpoint.best_metric to the one that the run was trained with, or "
                 "train with config.checkpoint.keep_best=1."
             )
-        return (min if self._best_mode == "min" else max)(values, key=lambda step: values[step])
+        if self._direction is None:
+            raise ConfigError(direction_problem(self._best_metric, None))
+        return (min if self._direction == "min" else max)(values, key=lambda step: values[step])
 
     def save(
         self,

@@ -22,7 +22,7 @@ from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluation.online import TrainingMonitor
+from hjepa_jax.evaluation.online import TrainingMonitor, check_online_labels
 from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
@@ -221,6 +221,7 @@ def _train(
     config: Config, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
 ) -> TrainState:
     source = open_split(config, "train")
+    check_online_labels(config, source)
     run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
     identity = data_identity(config, source)
     checkpointer = open_checkpoints(config, workdir)

@@ -13,7 +13,7 @@ import pytest
 
 from hjepa_jax import checkpoint_files
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.errors import CheckpointError
+from hjepa_jax.errors import CheckpointError, ConfigError
 
 
 def _state(value: float):
@@ -201,25 +201,46 @@ def test_a_checkpoint_without_checksums_gives_way_to_the_previous(tmp_path, capl
         reader.restore(_abstract(_state(0.0)))
 
 
-@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 1)])
-def test_the_best_is_kept_beside_the_newest(mode, best, tmp_path) -> None:
-    scores = {1: {"total": 9.0}, 2: {"total": 1.0}, 3: {"total": math.nan}, 4: None}
-    scores |= {5: {"total": 5.0}, 6: {"other": 0.0}}
-    options = {"keep_best": 1, "best_mode": mode}
+@pytest.mark.parametrize(
+    ("name", "mode", "best"),
+    [
+        ("total", None, 2),
+        ("online/knn_top1", None, 1),
+        ("online/probe_loss", None, 2),
+        ("z2", "min", 2),
+        ("z2", "max", 1),
+        # An old run's configuration says 'min' of every metric.
+        ("online/knn_top5", "min", 1),
+    ],
+)
+def test_the_best_is_kept_beside_the_newest(name, mode, best, tmp_path) -> None:
+    scores = {1: {name: 9.0}, 2: {name: 1.0}, 3: {name: math.nan}, 4: None}
+    scores |= {5: {name: 5.0}, 6: {"other": 0.0}}
+    options = {"keep_best": 1, "best_metric": name, "best_mode": mode}
     first = _saved(tmp_path / "c", scores, scores, **options)
     assert first.steps() == [best, 5, 6]
     first.close()
     # A resumed run knows the scores of what it finds.
     second = Checkpointer(tmp_path / "c", keep_last=2, **options)
-    second.save(7, _state(7.0), {}, {"total": 4.0})
+    second.save(7, _state(7.0), {}, {name: 4.0})
     second.wait()
     assert second.steps() == [best, 6, 7]
     assert second.best_step() == best
     second.close()
-    reader = Checkpointer(tmp_path / "c", read_only=True, best_metric="nothing")
+    reader = Checkpointer(tmp_path / "c", read_only=True, best_metric="nothing", best_mode="max")
     with pytest.raises(CheckpointError, match="'nothing'"):
         reader.best_step()
     reader.close()
+
+
+def test_best_needs_to_know_which_way(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"'z2'.*set config.checkpoint.best_mode to 'min' or"):
+        Checkpointer(tmp_path / "c", keep_best=1, best_metric="z2")
+    _saved(tmp_path / "c", (1,), {1: {"z2": 1.0}}, keep_best=1, best_metric="z2", best_mode="max")
+    reader = Checkpointer(tmp_path / "c", read_only=True, best_metric="z2")
+    assert reader.steps() == [1]
+    with pytest.raises(ConfigError, match="'z2'"):
+        reader.best_step()
 
 
 def test_what_a_broken_off_save_left_is_removed(tmp_path, caplog) -> None:

@@ -20,10 +20,12 @@ def prepared(config):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two steps that keeps the last checkpoint, and the one of the largest loss."""
+    """A run of two steps that keeps the last checkpoint, and the one of the smallest rate."""
     workdir = tmp_path_factory.mktemp("saved") / "run"
     config = quickstart.get_config("smoke")
-    config.checkpoint.update(every_steps=1, keep_last=1, keep_best=1, best_mode="max")
+    # The rate rises in the warm-up, so that the first step is best.
+    best = {"keep_best": 1, "best_metric": "lr", "best_mode": "min"}
+    config.checkpoint.update(every_steps=1, keep_last=1, **best)
     train(config, workdir)
     return config, workdir
 

@@ -14,7 +14,7 @@ from hjepa_jax.config.conditions import (
     SPECTRUM,
     has_warmup_of_residual,
 )
-from hjepa_jax.config.fields import Condition, field
+from hjepa_jax.config.fields import FREE, Condition, field
 
 _Q_ALONE = Condition(lambda c: c.loss.match == "q", "config.loss.match='q'")
 _WEIGHT = {"at_least": 0.0}
@@ -251,4 +251,9 @@ class Parity:
             lambda c: c.objective == "sigreg" and c.spectral.kind in GRID_KINDS,
             "config.spectral.kind='chain_grid' or 'learnable'",
         ),
+    )
+    reference_evaluation: bool = field(
+        False,
+        "kNN ranks ties, and classes without a vote, by class number; random pairs repeat.",
+        resume=FREE,
     )

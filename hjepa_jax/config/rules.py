@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from hjepa_jax.config.conditions import GRID_KINDS, has_potential, has_spectrum
+from hjepa_jax.config.directions import direction_problem
 from hjepa_jax.config.fields import Config
 
 # Fourth order takes a middle step of this length, in parts of dt, backwards.
@@ -250,7 +251,7 @@ def _evaluation(config: Config) -> Iterator[str]:
 
 
 def _checkpoint(config: Config) -> Iterator[str]:
-    """The metric that ranks checkpoints exists."""
+    """The metric that ranks checkpoints exists, and it is known which way it is better."""
     metric = config.checkpoint.best_metric
     if metric.startswith("online/knn") and metric not in KNN_METRICS:
         yield f"config.checkpoint.best_metric is {metric!r}: it can be {' or '.join(KNN_METRICS)}."
@@ -259,6 +260,15 @@ def _checkpoint(config: Config) -> Iterator[str]:
             f"config.checkpoint.best_metric is {metric!r}, but there is no online evaluation: set "
             "config.evaluation.online_every_epochs, or rank by a loss, for example 'total'."
         )
+    if metric.startswith("online/probe_") and not config.evaluation.online_probe:
+        yield (
+            f"config.checkpoint.best_metric is {metric!r}, but there is no online probe: set "
+            "config.evaluation.online_probe=True, or rank by a loss, for example 'total'."
+        )
+    sentence = direction_problem(metric, config.checkpoint.best_mode)
+    exists = metric in KNN_METRICS or not metric.startswith("online/knn")
+    if sentence and exists and config.checkpoint.keep_best:
+        yield sentence
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from hjepa_jax.config.conditions import PREDICTOR, SQRT_H
-from hjepa_jax.config.fields import FREE, FREE_WITHOUT_PROBE, Condition, field
+from hjepa_jax.config.fields import FIXED, FREE, FREE_WITHOUT_PROBE, Condition, field
 
 _SKIPS = Condition(lambda c: c.train.on_nonfinite == "skip", "config.train.on_nonfinite='skip'")
 _ONLINE = Condition(
@@ -194,7 +194,7 @@ class Evaluation:
         20000,
         "Random pairs at most for cosine similarities and for uniformity.",
         above=0,
-        at_most=10**8,
+        at_most=10**7,
     )
     seed: int = field(
         0,
@@ -208,6 +208,14 @@ class Evaluation:
         above=0,
     )
     online_images: int = field(5000, "Images of each split for it at most.", above=0, used=_ONLINE)
+    online_holdout: int | None = field(
+        None,
+        "Labeled training images (each class with its share) that are not trained on, and that it "
+        "tests instead of the test split; None = the test split.",
+        above=0,
+        used=_ONLINE,
+        resume=FIXED,
+    )
     online_probe: bool = field(
         False,
         "During training: a linear probe of the variant on the training batches' detached "
@@ -235,8 +243,12 @@ class Checkpoint:
         "(steps without it rank last).",
         used=_BEST,
     )
-    best_mode: str = field(
-        "min", "Whether the least or the greatest is best.", choices=("min", "max"), used=_BEST
+    best_mode: str | None = field(
+        None,
+        "Whether the least or the greatest is best; None = what the metric has by itself, as "
+        "losses and accuracies do.",
+        choices=("min", "max"),
+        used=_BEST,
     )
 
 

@@ -51,9 +51,7 @@ def hold_out(source: ImageSource, num: int, seed: int) -> tuple[ImageSource, Ima
     held = np.zeros(len(source), bool)
     for class_number, size in zip(classes, _shares(counts, num), strict=True):
         members = np.flatnonzero(labels == class_number)
-        key = counter_random.stream_key(
-            seed, counter_random.Purpose.HOLDOUT, int(class_number)
-        )
+        key = counter_random.stream_key(seed, counter_random.Purpose.HOLDOUT, int(class_number))
         held[members[counter_random.permutation(key, len(members))[:size]]] = True
     return (
         SubsetSource(source, np.flatnonzero(~held)),

@@ -14,6 +14,8 @@ from hjepa_jax.evaluation.intervals import wilson
 
 Metrics = dict[str, Any]
 GALLERY_NEIGHBOURS = 8
+# Of so many classes all are among the top five.
+TRIVIAL_TOP5 = 5
 
 
 class Classification(NamedTuple):
@@ -86,7 +88,7 @@ def without_trivial_top5(metrics: Any, num_classes: int) -> Metrics:
 
     Every answer would be right. None stands for them.
     """
-    if num_classes > 5:
+    if num_classes > TRIVIAL_TOP5:
         return dict(metrics)
     none = {
         name: [None] * len(value) if isinstance(value, list) and "k_values" in metrics else None

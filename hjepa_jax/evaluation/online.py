@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,12 +14,16 @@ import numpy as np
 from hjepa_jax import sharding
 from hjepa_jax.config import Config
 from hjepa_jax.data.contact_sheet import contact_sheet
+from hjepa_jax.data.holdout import labeled
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources import ImageSource, subset
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.alarms import collapse_alarms
+from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import extract_features, select_variant
+from hjepa_jax.evaluation.intervals import wilson
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.run import Run, make_encode, open_split
 from hjepa_jax.train_state import TrainState
@@ -47,11 +52,45 @@ class AlarmLog:
         return fresh
 
 
+def _shared(train: ImageSource, test: ImageSource) -> int:
+    """Returns how many test images are stored as training images as well."""
+
+    def digests(source: ImageSource) -> Iterator[bytes]:
+        for index in range(len(source)):
+            try:
+                record = source.record(index)
+            except (OSError, ValueError):
+                continue  # the evaluation itself will say so
+            if record.encoded is not None:
+                yield hashlib.blake2b(record.encoded, digest_size=12).digest()
+            elif record.image is not None:
+                yield validity.image_digest(record.image)
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(test))
+
+
+def check_online_labels(config: Config, train: ImageSource) -> None:
+    """Refuses an online probe whose accuracy would mean nothing; DataError."""
+    if not config.evaluation.online_probe:
+        return
+    sentence = validity.one_class(train.labels(), "training", train.class_names)
+    if sentence:
+        raise DataError(
+            f"config.evaluation.online_probe is True, but {sentence}: set it to False, or give "
+            f"labels of several classes ({train.description})."
+        )
+
+
 class OnlineKnn:
-    """kNN of the encoder under training, on at most `online_images` images of each split."""
+    """kNN of the encoder under training, on at most `online_images` images of each set.
+
+    Tested are images of the test split, or those of `online_holdout`; of both sets those with a
+    label.
+    """
 
     def __init__(self, config: Config, run: Run, train: ImageSource):
-        """Opens the test split and checks that its classes and batches fit.
+        """Opens the images to test and checks that classes, labels and batches fit.
 
         Raises:
           ConfigError, DataError: if they do not, with a sentence on what to do.
@@ -62,41 +101,72 @@ class OnlineKnn:
         )
         if sentence:
             raise ConfigError(sentence)
-        test = open_split(config, "test")
+        test = open_split(config, "test" if settings.online_holdout is None else "holdout")
         if train.class_names != test.class_names:
             raise DataError(
                 f"the classes of {train.description} and {test.description} differ: set "
                 "config.evaluation.online_every_epochs=None, or give a test split of the same."
             )
         self._config, self._run = config, run
-        self._sources = [subset(s, settings.online_images, settings.seed) for s in (train, test)]
+        self._sources = _sets(settings, train, test)
         self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
         epoch = run.method.steps_per_epoch
         self._in_coordinates = coordinates_of(config, epoch, run.mesh)
         self.every_steps = max(1, round(settings.online_every_epochs * epoch))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder."""
-        settings, split_qp = self._config.evaluation, self._config.model.split_qp
+        """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder.
+
+        Each with the bounds of its 95 % interval over test images, '_low' and '_high'. With five or
+        fewer classes there is no top 5.
+        """
+        config, settings = self._config, self._config.evaluation
         raw = make_encode(self._run, state.params, state.batch_stats)
         encode = self._in_coordinates(raw, state.spectral, int(state.step))
         sets = []
         for source in self._sources:
-            with eval_batches(self._config, source, settings.batch_size) as batches:
+            with eval_batches(config, source, settings.batch_size) as batches:
                 sets.append(extract_features(encode, batches))
         train, test = (
-            s._replace(features=select_variant(s.features, settings.variant, split_qp))
+            s._replace(features=select_variant(s.features, settings.variant, config.model.split_qp))
             for s in sets
         )
+        num_classes = self._sources[0].num_classes
         found = knn_accuracy(
             *train,
             *test,
             ks=self._k,
-            num_classes=self._sources[0].num_classes,
+            num_classes=num_classes,
             block=settings.knn_block,
+            reference=config.parity.reference_evaluation,
             mesh=sharding.local_mesh(),
         )
-        return {f"online/knn_{name}": found[name][0] for name in ("top1", "top5")}
+        scores = {}
+        for name in ("top1", "top5") if num_classes > TRIVIAL_TOP5 else ("top1",):
+            share = found[name][0]
+            low, high = wilson(share, len(test.labels))
+            scores |= {
+                f"online/knn_{name}": share,
+                f"online/knn_{name}_low": low,
+                f"online/knn_{name}_high": high,
+            }
+        return scores
+
+
+def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSource]:
+    """Returns what the online kNN learns on and tests; DataError where that would mean nothing."""
+    try:
+        sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
+        labels = [source.labels() for source in sets]
+        reason = validity.why_no_accuracy(*labels, _shared(*sets), train.class_names)
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        raise DataError(
+            f"config.evaluation.online_every_epochs is {settings.online_every_epochs}, but {reason}"
+            " Set it to None, or give other images."
+        )
+    return sets
 
 
 class TrainingMonitor:
@@ -134,5 +204,7 @@ class TrainingMonitor:
         assert self._knn is not None
         scores = self._knn(state)
         self._writer.write_scalars(step, scores)
-        _log.info("step %d: kNN top-1 %.1f %%", step, 100 * scores["online/knn_top1"])
+        figures = (scores[f"online/knn_top1{end}"] for end in ("", "_low", "_high"))
+        told = "step %d: kNN top-1 %.1f %% (95 %% interval %.1f to %.1f)"
+        _log.info(told, step, *(100 * figure for figure in figures))
         return scores

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from hjepa_jax.data.sources import NO_LABEL
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.maps import principal_axes, tsne
 from hjepa_jax.evaluation.text import plot_text
-from hjepa_jax.evaluation.validity import NO_LABEL, has_label
+from hjepa_jax.evaluation.validity import has_label
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.data.sources import NO_LABEL
 from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.intervals import wilson
 
-# The label of an image that has none: it trains the encoder, never votes and is never tested.
-NO_LABEL = -1
 # Rows of pixels that tell one image from another; all of a large image would take long to digest.
 _ROWS = 64
 # Half the widest interval of an accuracy, in points, from which on it is worth a sentence.
@@ -57,9 +56,10 @@ class Witness:
         return sum(digest in known for digest in self._seen.get("test", ()))
 
 
-def _one_class(labels: np.ndarray, kind: str, names: Sequence[str]) -> str | None:
+def one_class(labels: npt.ArrayLike, kind: str, names: Sequence[str] = ()) -> str | None:
     """Returns a sentence where the labels that there are do not tell classes apart."""
-    found = np.unique(labels[has_label(labels)])
+    values = np.asarray(labels)
+    found = np.unique(values[has_label(values)])
     if not len(found):
         return f"no {kind} image has a label"
     if len(found) > 1:
@@ -83,7 +83,7 @@ def why_no_accuracy(
     """
     train, test = np.asarray(train_labels), np.asarray(test_labels)
     for labels, kind in ((train, "training"), (test, "test")):
-        sentence = _one_class(labels, kind, names)
+        sentence = one_class(labels, kind, names)
         if sentence:
             return f"{sentence}, so that an accuracy would say nothing of the features."
     if shared and shared == np.count_nonzero(has_label(test)):
