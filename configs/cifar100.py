@@ -42,7 +42,7 @@ def sigreg(config: Config) -> None:
 
 def parity(config: Config) -> None:
     """HJEPA to the letter of the published CIFAR script."""
-    config.parity.epochwise_residual_warmup = True
+    config.parity.update(epochwise_residual_warmup=True, reference_evaluation=True)
 
 
 METHODS = {

@@ -56,6 +56,7 @@ def parity(config: Config) -> None:
         q_variance_floor_only=True,
         unclipped_predictor=True,
         shared_lr_floor=True,
+        reference_evaluation=True,
     )
 
 

@@ -18,9 +18,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from hjepa_jax import checkpoint_files, distributed
 from hjepa_jax.checkpoint_arrays import LiteralPath, check_contents, equal, read_arrays, smallest
 from hjepa_jax.checkpoint_files import DamagedError, UnreadableError
+from hjepa_jax.config.directions import best_direction, direction_problem
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError, first_line
 from hjepa_jax.files import check_holds_checkpoints
-from hjepa_jax.config.directions import best_direction, direction_problem
 from hjepa_jax.schema import Fields, Items, Text, Whole
 
 _log = logging.getLogger(__name__)

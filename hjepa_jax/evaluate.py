@@ -80,7 +80,9 @@ def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "lates
 
     In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
     """
-    checkpointer = open_saved(config, workdir)
+    # What is best is the run's own choice, whatever configuration it is evaluated with.
+    chooses = saved_config(workdir) if which == "best" else config
+    checkpointer = open_saved(chooses, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
     step, spectral = int(state["step"]), state["spectral"]
@@ -114,6 +116,20 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
         return predictor.apply(variables, states, scale, method="energy")
 
     return Flow(flow, energy, dynamics.steps * dynamics.dt)
+
+
+def _notes(config: Config, saved: Config, which: str) -> list[str]:
+    """Returns a sentence where a checkpoint was chosen on the images on which it is reported."""
+    metric, online = saved.checkpoint.best_metric, saved.evaluation
+    on_test = metric.startswith("online/knn_") and online.online_holdout is None
+    same = all(config.data[name] == saved.data[name] for name in ("name", "root", "test_split"))
+    if which != "best" or not on_test or not same:
+        return []
+    return [
+        f"This checkpoint was chosen by {metric} on images of the test split that is reported "
+        "here, which flatters its accuracies: train with config.evaluation.online_holdout to "
+        "choose on training images that are held out."
+    ]
 
 
 def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
@@ -166,6 +182,8 @@ def evaluate(
     }
     if config.data.name != saved.data.name:
         info["trained_on"] = saved.data.name
+    if which == "best":
+        info["best_by"] = saved.checkpoint.best_metric
     if config.evaluation.coordinates != "raw":
         info["coordinates"] = config.evaluation.coordinates
     evaluation = evaluate_encoders(
@@ -175,6 +193,8 @@ def evaluate(
         split_qp=config.model.split_qp,
         mesh=sharding.local_mesh(),
         info=info,
+        notes=_notes(config, saved, which),
+        reference=config.parity.reference_evaluation,
     )
     if not distributed.is_primary():
         return evaluation.metrics

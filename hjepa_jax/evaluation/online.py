@@ -107,6 +107,12 @@ class OnlineKnn:
                 f"the classes of {train.description} and {test.description} differ: set "
                 "config.evaluation.online_every_epochs=None, or give a test split of the same."
             )
+        ranked = config.checkpoint.keep_best and config.checkpoint.best_metric
+        if ranked == "online/knn_top5" and train.num_classes <= TRIVIAL_TOP5:
+            raise ConfigError(
+                f"config.checkpoint.best_metric is {ranked!r}, but of {train.num_classes} classes "
+                "all are among the top five: set it to 'online/knn_top1'."
+            )
         self._config, self._run = config, run
         self._sources = _sets(settings, train, test)
         self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
@@ -157,8 +163,10 @@ def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSou
     """Returns what the online kNN learns on and tests; DataError where that would mean nothing."""
     try:
         sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
-        labels = [source.labels() for source in sets]
-        reason = validity.why_no_accuracy(*labels, _shared(*sets), train.class_names)
+        learn, judge = sets
+        reason = validity.why_no_accuracy(
+            learn.labels(), judge.labels(), _shared(learn, judge), train.class_names
+        )
     except ValueError as error:
         reason = str(error)
     if reason:

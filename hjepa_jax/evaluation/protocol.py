@@ -120,8 +120,8 @@ def _encode(
             f"The evaluation needs at least two training and two test images, but there are "
             f"{len(train.labels)} and {len(test.labels)}."
         )
-    parts = (s._replace(features=select(s.features)) for s in (train, test))
-    return _Encoded(train, test, *parts, variant, select)
+    learn, judge = (s._replace(features=select(s.features)) for s in (train, test))
+    return _Encoded(train, test, learn, judge, variant, select)
 
 
 def _optional_parts(

@@ -231,4 +231,5 @@ def config_from_torch(published: Published) -> Config:
         _set_hjepa(config, published)
     else:
         _set_sigreg(config, published)
+    config.parity.reference_evaluation = True
     return config
