@@ -11,7 +11,7 @@ from image_files import encode, photo
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from hjepa_jax.data import decode
-from hjepa_jax.data.decode import CorruptImageError, decode_image, formats
+from hjepa_jax.data.decode import CorruptImageError, decode_image, extensions, formats
 
 
 def decoded(data: bytes) -> np.ndarray:
@@ -97,6 +97,14 @@ def test_of_several_frames_the_first_is_read(kind) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(first, kind, save_all=True, append_images=[second], **options)
     np.testing.assert_array_equal(decoded(data), np.asarray(first.convert("RGB")))
+
+
+def test_a_picture_of_several_jpegs_is_its_first_one() -> None:
+    first, second = (Image.fromarray(photo(seed, 200, 240)) for seed in (0, 1))
+    data = encode(first, "MPO", save_all=True, append_images=[second], quality=95)
+    assert ".mpo" in extensions()
+    assert np.abs(decoded(data).astype(int) - photo(0, 200, 240)).mean() < 4
+    assert decode_image(data, "x", 50.0).size == (60, 50)
 
 
 def test_other_lossy_formats_are_close() -> None:

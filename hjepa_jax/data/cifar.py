@@ -192,7 +192,7 @@ def open_cifar(
     root: str | None,
     split: str,
     cache_mb: float,
-    siblings: Sequence[str] = folder.SPLITS,
+    siblings: Sequence[str] = splits.SPLITS,
 ) -> ImageSource:
     """Opens CIFAR from `root`: its archive (.tar.gz, .tar), its unpacked folder, or images.
 
@@ -227,6 +227,6 @@ def open_cifar(
                 raise ValueError(f"{name} has the splits 'train' and 'test', not '{split}'.")
             return _load(name, candidate, split)
     inside = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    if any(splits.choose(part, inside, str(path)) for part in folder.SPLITS):
+    if any(splits.choose(part, inside, str(path)) for part in splits.SPLITS):
         return folder.open_root(str(path), split, cache_mb, siblings)
     raise FileNotFoundError(f"{name}: nothing to read in {path}; {_how_to_get(name, str(path))}.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import io
 import logging
 import re
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from hjepa_jax.data import pixels
 from hjepa_jax.errors import DataError
@@ -18,8 +20,13 @@ _log = logging.getLogger(__name__)
 # A file may hold at most this many bytes, and an image at most this many pixels.
 MAX_ENCODED_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000
-# What is read, where Pillow was built with it: of several frames or pages the first.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+# What is read, of several frames or pages the first, by the names of Pillow's modules.
+_FORMATS = {
+    **{"JPEG": "Jpeg", "MPO": "Mpo", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "DIB": "Bmp"},
+    **{"GIF": "Gif", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K", "PPM": "Ppm"},
+}
+# What Pillow may have been built without.
+_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 # The largest reduction that JPEG decoders know.
 _MAX_REDUCTION = 8
 _ORIENTATION_TAG = 0x0112
@@ -43,14 +50,22 @@ class CorruptImageError(DataError):
 @functools.cache
 def formats() -> tuple[str, ...]:
     """Returns the formats that are read, by Pillow's names."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    for module in _FORMATS.values():
+        # Older versions have no AVIF.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"PIL.{module}ImagePlugin")
+    return tuple(
+        name
+        for name in _FORMATS
+        if name in Image.OPEN and (name not in _FEATURES or features.check(_FEATURES[name]))
+    )
 
 
 @functools.cache
 def extensions() -> tuple[str, ...]:
     """Returns the file extensions of these formats, in lower case and sorted."""
-    known = formats()
+    # Pillow opens an MPO, which cameras make, as a JPEG.
+    known = (*formats(), "MPO")
     return tuple(sorted(e for e, name in Image.registered_extensions().items() if name in known))
 
 

@@ -17,9 +17,6 @@ from hjepa_jax.data.sources import NO_LABEL, ImageSource, Record, digest
 from hjepa_jax.errors import DataError
 from hjepa_jax.files import printable, read_regular
 
-# Splits whose classes are numbered together where nothing else is said.
-SPLITS = ("train", "test")
-
 
 class FolderSource:
     """The images of one split of an image folder."""
@@ -132,7 +129,7 @@ def _class_names(root: pathlib.Path, split: str, siblings: Sequence[str]) -> tup
 
 
 def open_folder(
-    root: pathlib.Path, split: str, cache_mb: float = 0.0, siblings: Sequence[str] = SPLITS
+    root: pathlib.Path, split: str, cache_mb: float = 0.0, siblings: Sequence[str] = splits.SPLITS
 ) -> FolderSource:
     """Lists one split of an image folder.
 
@@ -186,7 +183,7 @@ def open_folder(
 
 
 def open_root(
-    root: str | None, split: str, cache_mb: float, siblings: Sequence[str] = SPLITS
+    root: str | None, split: str, cache_mb: float, siblings: Sequence[str] = splits.SPLITS
 ) -> ImageSource:
     """Opens whatever `data.root` holds: prepared shards, Parquet files or an image folder.
 

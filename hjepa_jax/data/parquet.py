@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from hjepa_jax.data import splits
 from hjepa_jax.data.decode import MAX_ENCODED_BYTES, CorruptImageError
-from hjepa_jax.data.folder import SPLITS
 from hjepa_jax.data.parquet_labels import FoundLabels, read_labels
 from hjepa_jax.data.parquet_tables import IMAGE_COLUMNS, concatenate, pyarrow_module, read_tables
 from hjepa_jax.data.sources import Record, digest
@@ -76,7 +75,8 @@ class ParquetSource:
     @property
     def description(self) -> str:
         return (
-            f"parquet {self._root} ({self._split}): {len(self)} images, {self.num_classes} classes"
+            f"parquet {printable(self._root)} ({self._split}): {len(self)} images, "
+            f"{self.num_classes} classes"
         )
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class ParquetSource:
         Raises:
           CorruptImageError: If it holds no bytes, and no path of a file that does.
         """
-        name = f"{self._root} ({self._split}) row {index}"
+        name = f"{printable(self._root)} ({self._split}) row {index}"
         try:
             value, path = self._images[index].as_py(), None
             if isinstance(value, dict):
@@ -155,7 +155,9 @@ def _split_files(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     return files
 
 
-def open_parquet(root: pathlib.Path, split: str, siblings: Sequence[str] = SPLITS) -> ParquetSource:
+def open_parquet(
+    root: pathlib.Path, split: str, siblings: Sequence[str] = splits.SPLITS
+) -> ParquetSource:
     """Opens the files `<split>*.parquet` in a folder or in its folder `data`.
 
     Args:

@@ -11,6 +11,8 @@ from hjepa_jax.errors import DataError
 
 _log = logging.getLogger(__name__)
 
+# Splits whose classes are numbered together where nothing else is said.
+SPLITS = ("train", "test")
 # What the splits that people use are called, in lower case.
 _NAMES = {
     "train": ("train", "training"),
