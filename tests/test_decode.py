@@ -101,7 +101,7 @@ def test_of_several_frames_the_first_is_read(kind) -> None:
 
 def test_a_picture_of_several_jpegs_is_its_first_one() -> None:
     first, second = (Image.fromarray(photo(seed, 200, 240)) for seed in (0, 1))
-    data = encode(first, "MPO", save_all=True, append_images=[second], quality=95)
+    data = encode(first, "MPO", save_all=True, append_images=[second], quality=95, subsampling=0)
     assert ".mpo" in extensions()
     assert np.abs(decoded(data).astype(int) - photo(0, 200, 240)).mean() < 4
     assert decode_image(data, "x", 50.0).size == (60, 50)
