@@ -27,6 +27,7 @@ from typing import Any
 TARGETS: dict[str, str] = {
     "data": "hjepa_jax.tools.fuzz_data",
     "images": "hjepa_jax.tools.fuzz_images",
+    "settings": "hjepa_jax.tools.fuzz_settings",
 }
 
 
