@@ -1,5 +1,6 @@
 """Every field of the configuration: odd values are refused with a sentence that names it."""
 
+import dataclasses
 import json
 import math
 
@@ -11,6 +12,13 @@ from hjepa_jax import config_check
 from hjepa_jax.config import base_config, may_change_on_resume, rows
 from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.evaluation.probe import ProbeSettings
+from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.models.predictor import PredictorSettings
+from hjepa_jax.objectives.hjepa import HJEPASettings
+from hjepa_jax.objectives.sigreg import SIGRegSettings
+from hjepa_jax.objectives.spectral import SpectralSettings
+from hjepa_jax.objectives.spectral_learnable import LearnableSettings
 
 ROWS = rows().values()
 NUMBERS = [row for row in ROWS if row.kind in (int, float)]
@@ -214,3 +222,89 @@ def test_what_a_resume_may_change() -> None:
 )
 def test_suggestions_know_the_fields_words(asked, meant) -> None:
     assert (config_check.unknown_field(asked) or "").endswith(f"did you mean config.{meant}?")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "end"),
+    [
+        ("train.lr", -1.0, "-1.0: it must be above 0."),
+        ("train.epochs", 1.5, "whole number (for a part of an epoch set config.train.max_steps)."),
+        ("data.global_scale", (0.5, 2.0), "1 or less (a crop cannot be larger than the"),
+        ("data.global_scale", (0.5, 0.1), "it must be (low, high) with low <= high."),
+        ("sigreg.weight_warmup_epochs", -1.0, "-1.0: it must be 0 or more."),
+        ("train.b2", 1.0, "it must lie between 0 and 0.999999."),
+        ("data.augment.blur_kernel", 4, "4: it must be odd."),
+        ("data.augment.blur_sigma", (-2.0, -1.0), "each of its numbers must lie between 0.01 and"),
+        ("model.stem", "resnet", "none of 'cifar', 'imagenet': did you mean 'imagenet'?"),
+        ("seed", 2**70, "it must be 4294967295 or less."),
+        ("data.mean", (0.5, None, 0.5), "3 numbers, for example (0.5071, 0.4867, 0.4408) ("),
+    ],
+)  # fmt: skip
+def test_sentences_about_values(path, value, end) -> None:
+    (sentence,) = problems_of(rows()[path], value)
+    assert end in sentence
+
+
+def test_settings_of_the_mathematics_have_the_same_defaults() -> None:
+    for kind, section in (
+        (HJEPASettings, "loss"),
+        (SIGRegSettings, "sigreg"),
+        (SpectralSettings, "spectral"),
+        (LearnableSettings, "spectral"),
+        (PredictorSettings, "dynamics"),
+    ):
+        for own in dataclasses.fields(kind):
+            row = rows().get(f"{section}.{own.name}")
+            assert row is None or own.default == row.default, f"{kind.__name__}.{own.name}"
+    probe = {own.name: own.default for own in dataclasses.fields(ProbeSettings)}
+    assert probe["epochs"] == rows()["evaluation.probe_epochs"].default
+    assert probe["lr"] == (rows()["evaluation.probe_lr"].default,)
+
+
+def test_an_unknown_data_set_is_named_with_the_nearest() -> None:
+    config = changed(cifar100.get_config(), data__name="cifar-100")
+    with pytest.raises(ConfigError, match=r"'cifar-100', which is none of .*'cifar100'"):
+        config_check.validate(config)
+    config_check.validate(changed(cifar100.get_config(), data__name="tfds:stl10"))
+
+
+PUBLISHED = {
+    "seed": 1,
+    "data": {"batch_size": 8},
+    "model": {"encoder_mode": "tokens", "split_qp": True},
+    "hjepa": {"dt": 0.05},
+    "train": {"epochs": 30, "lr": "1e-3"},
+    "regularizer": {"q_logdet_floor": -1.5, "p_logdet_floor": -1.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("train", "epochs", 1.5, "epochs is 1.5"),
+        ("train", "lr", "much", "lr is 'much'"),
+        ("train", "lr", math.nan, "train.lr is nan"),
+        ("train", "weight_decay", -1, "weight_decay is -1"),
+        ("train", "grad_clip", "x", "grad_clip is 'x'"),
+        ("data", "batch_size", [8], r"batch_size is \[8\]"),
+        ("data", "global_scale", 0.3, "global_scale is 0.3"),
+        ("data", "global_scale", [0.3, None], "global_scale is .*None"),
+        ("model", "split_qp", "yes", "split_qp is 'yes'"),
+        ("hjepa", "dt", {}, "dt is {}"),
+        ("hjepa", "method", 3, "method is 3"),
+        ("hjepa", "residual_scale_warmup_epochs", "ten", "is 'ten'"),
+        ("regularizer", "q_logdet_floor", None, "no q_logdet_floor"),
+        ("regularizer", "q_pr_norm_floor", "x", "q_pr_norm_floor is 'x'"),
+        ("model", None, 3, "model is 3: it must be a section"),
+        ("train", None, [1], r"train is \[1\]: it must be a section"),
+        ("regularizer", None, None, "no q_logdet_floor"),
+        ("seed", None, 2**70, "seed is 1180591620717411303424"),
+        ("seed", None, "one", "seed is 'one'"),
+    ],
+)
+def test_odd_values_of_a_published_configuration_are_sentences(section, name, value, words) -> None:
+    assert config_from_torch(PUBLISHED).train.lr == 1e-3
+    odd = PUBLISHED | {section: value if name is None else PUBLISHED[section] | {name: value}}
+    with pytest.raises(ConfigError, match=words) as caught:
+        config_from_torch(odd)
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Callable, Iterator
 
 from hjepa_jax.config.conditions import GRID_KINDS, has_potential, has_spectrum
@@ -13,6 +15,7 @@ from hjepa_jax.config.fields import Config
 _YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
 # Momentum damped by more than this power of e is gone, and backward grows by as much.
 _DAMPING = 10.0
+DATA_SETS = ("digits", "cifar10", "cifar100", "folder")
 KNN_METRICS = ("online/knn_top1", "online/knn_top5")
 
 
@@ -130,8 +133,14 @@ def _views(config: Config) -> Iterator[str]:
 
 
 def _batch(config: Config) -> Iterator[str]:
-    """Sizes of images and batches fit together."""
+    """The data set is one, and sizes of images and batches fit together."""
     data, model = config.data, config.model
+    if data.name not in DATA_SETS and not re.fullmatch(r"tfds:.+", data.name):
+        nearest = difflib.get_close_matches(data.name, DATA_SETS, 1, 0.0)[0]
+        yield (
+            f"config.data.name is {data.name!r}, which is none of {', '.join(DATA_SETS)} and "
+            f"tfds:NAME: did you mean {nearest!r}?"
+        )
     pooled = model.mode == "global" or model.token_hw is not None
     if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
         yield (

@@ -77,6 +77,10 @@ def _number(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) and not value.is_integer() else f"{value:.0f}"
 
 
+def _hint(row: Row) -> str:
+    return f" ({row.spec.hint})" if row.spec.hint else ""
+
+
 def _range_problem(row: Row, value: Any) -> str | None:
     """Returns what a number must be where it is not, else None."""
     spec = row.spec
@@ -89,14 +93,17 @@ def _range_problem(row: Row, value: Any) -> str | None:
     high = spec.at_most is not None and value > spec.at_most
     if not low and not high:
         return "it must be odd" if spec.odd and value % 2 == 0 else None
+    hint = _hint(row) if high else ""
     if spec.at_least is not None and spec.at_most is not None and spec.at_most <= 255:
-        return f"{whose} lie between {_number(spec.at_least)} and {_number(spec.at_most)}"
+        return f"{whose} lie between {_number(spec.at_least)} and {_number(spec.at_most)}{hint}"
     if high:
         assert spec.at_most is not None
-        return f"{whose} be {_number(spec.at_most)} or less"
+        return f"{whose} be {_number(spec.at_most)} or less{hint}"
     if spec.above is not None:
         return f"{whose} be above {_number(spec.above)}"
     assert spec.at_least is not None
+    if value <= 0 < spec.at_least < 1e-3:
+        return f"{whose} be above 0"
     return f"{whose} be {_number(spec.at_least)} or more"
 
 
@@ -113,7 +120,7 @@ def _text_problem(row: Row, value: str) -> str | None:
 
 def _element_problem(row: Row, value: Any) -> str | None:
     if not _has_type(row.kind, value):
-        return f"it must be {expected(row)}"
+        return f"it must be {expected(row)}{_hint(row)}"
     if row.kind is str:
         return _text_problem(row, value)
     return None if row.kind is bool else _range_problem(row, value)
@@ -121,9 +128,9 @@ def _element_problem(row: Row, value: Any) -> str | None:
 
 def _shape_problem(row: Row, value: Any) -> str | None:
     if not isinstance(value, tuple):
-        return f"it must be {expected(row)}"
+        return f"it must be {expected(row)}{_hint(row)}"
     if row.length != "any" and len(value) != row.length:
-        return f"it must be {expected(row)}"
+        return f"it must be {expected(row)}{_hint(row)}"
     if row.spec.nonempty and not value:
         return "it must have at least one element"
     return None
@@ -147,8 +154,7 @@ def problems_of(row: Row, value: Any) -> Iterator[str]:
         elif row.length == "any" and len(set(value)) < len(value):
             found = "it must not have an element twice"
     if found is not None:
-        hint = f" ({row.spec.hint})" if row.spec.hint else ""
-        end = "" if found.endswith("?") else f"{hint}."
+        end = "" if found.endswith("?") else "."
         yield f"config.{row.path} is {shown(value)}: {found}{end}"
 
 
@@ -176,9 +182,8 @@ def parse(row: Row, text: str) -> Any:
             del parts[-1]
         return tuple(_parse_one(row.kind, part) for part in parts)
     except ValueError:
-        hint = f" ({row.spec.hint})" if row.spec.hint else ""
         raise ConfigError(
-            f"config.{row.path} is {shown(text)}: it must be {expected(row)}{hint}."
+            f"config.{row.path} is {shown(text)}: it must be {expected(row)}{_hint(row)}."
         ) from None
 
 

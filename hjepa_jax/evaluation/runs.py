@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
 from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
@@ -22,8 +23,8 @@ from hjepa_jax.files import read_regular
 from hjepa_jax.schema import Fields, read_json
 
 # Fields in which the runs of one group may differ: none of them changes what is learned.
-_FREE = ("seed", "checkpoint.", "log.", "data.root", "data.num_workers", "data.num_threads")
-_FREE += ("data.prefetch_batches", "data.device_prefetch", "data.cache_mb", "evaluation.online_")
+_FREE = ("seed", "checkpoint.", "log.", "evaluation.online_")
+_FREE += tuple(path for path, row in rows().items() if row.spec.own)
 _EVENTS_BYTES = 2**32
 Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 

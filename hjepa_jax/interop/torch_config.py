@@ -6,12 +6,16 @@ their data; which one a configuration belongs to is told by its encoder stem.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hjepa_jax.config import Config, base_config
+from hjepa_jax.config import Config, base_config, rows
+from hjepa_jax.config.conditions import has_parameters, has_warmup_of_residual
+from hjepa_jax.config.values import problems_of, shown
+from hjepa_jax.config_check import flatten
 from hjepa_jax.errors import ConfigError
 
 Published = Mapping[str, Any]
@@ -99,19 +103,63 @@ _SPECTRUM_TRAIN = {
 }
 
 
+def _converted(name: str, value: Any, kind: type) -> Any:
+    """Returns a published value in the type of our field; YAML reads 1e-4 as text.
+
+    Raises:
+      ConfigError: if it is of another type.
+    """
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if kind is float and isinstance(value, (int, float, str)):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    if kind is bool and value in (0, 1):
+        return bool(value)
+    if kind is int and isinstance(value, (int, float)) and value == value // 1:
+        return int(value)
+    if kind is str and isinstance(value, str):
+        return value
+    raise ConfigError(f"the published configuration's {name} is {shown(value)}, no {kind.__name__}")
+
+
 def _copy(source: Published, names: Mapping[str, str], target: Config) -> None:
-    """Sets the fields that are present, cast to our field's type."""
+    """Sets the fields that are present, in our field's type."""
     for theirs, ours in names.items():
         value = source.get(theirs)
-        if value is None:
-            continue
-        kind = target.get_type(ours)
-        target[ours] = tuple(value) if isinstance(value, list) else kind(value)
+        if value is not None:
+            target[ours] = _converted(theirs, value, target.get_type(ours))
+
+
+def _section(published: Published, name: str) -> Published:
+    """Returns a section, which may be missing.
+
+    Raises:
+      ConfigError: if it is something else.
+    """
+    found = published.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigError(
+            f"the published configuration's {name} is {shown(found)}: it must be a section."
+        )
+    return found or {}
+
+
+def _number(source: Published, name: str, default: float | None = None) -> float:
+    """Returns a number of a section.
+
+    Raises:
+      ConfigError: if it is missing and has no default, or is no number.
+    """
+    value = source.get(name, default)
+    if value is None:
+        raise ConfigError(f"the published configuration has no {name}.")
+    return _converted(name, value, float)
 
 
 def is_imagenet_script(published: Published) -> bool:
     """Returns whether a configuration is of the ImageNet script."""
-    return published.get("model", {}).get("encoder_stem", "cifar") == "imagenet"
+    return _section(published, "model").get("encoder_stem", "cifar") == "imagenet"
 
 
 def _set_floors(loss: Config, floors: Published) -> None:
@@ -125,15 +173,16 @@ def _set_floors(loss: Config, floors: Published) -> None:
         "q_logdet_refresh_interval": "logdet_refresh_interval",
     }
     _copy(floors, same, loss)
-    loss.p_std_floor = float(floors.get("p_std_floor", loss.q_std_floor))
+    loss.p_std_floor = _number(floors, "p_std_floor", loss.q_std_floor)
     for half in ("q", "p"):
-        loss[f"{half}_logdet_floor"] = float(floors[f"{half}_logdet_floor"])
+        loss[f"{half}_logdet_floor"] = _number(floors, f"{half}_logdet_floor")
         for theirs, ours in (
             ("pr_norm_floor", "pr_floor"),
             ("eigmax_frac_ceiling", "eigmax_ceiling"),
         ):
-            value = floors.get(f"{half}_{theirs}")
-            loss[f"{half}_{ours}"] = None if value is None else float(value)
+            name = f"{half}_{theirs}"
+            absent = floors.get(name) is None
+            loss[f"{half}_{ours}"] = None if absent else _number(floors, name)
     for name in ("proj_dim", "eps", "refresh_interval"):
         q, p = (floors.get(f"{half}_logdet_{name}") for half in ("q", "p"))
         if p is not None and p != q:
@@ -144,33 +193,33 @@ def _set_floors(loss: Config, floors: Published) -> None:
 
 
 def _set_hjepa(config: Config, published: Published) -> None:
-    hjepa, loss, train = published["hjepa"], published.get("loss", {}), published["train"]
+    hjepa, loss, train = (_section(published, name) for name in ("hjepa", "loss", "train"))
     _copy(hjepa, _DYNAMICS, config.dynamics)
     # The published code keeps dt in a float32 buffer.
-    config.dynamics.dt = float(np.float32(hjepa.get("dt", config.dynamics.dt)))
+    config.dynamics.dt = float(np.float32(_number(hjepa, "dt", config.dynamics.dt)))
     _copy(loss, _LOSS, config.loss)
     if config.loss.match == "q":
-        config.loss.p_weight = float(loss.get("p_weight", 0.0))
+        config.loss.p_weight = _number(loss, "p_weight", 0.0)
     _copy(train, _WEIGHTS, config.loss)
-    _set_floors(config.loss, published["regularizer"])
-    config.train.grad_clip = float(train["grad_clip"]) if train.get("grad_clip") else None
+    _set_floors(config.loss, _section(published, "regularizer"))
+    config.train.grad_clip = _number(train, "grad_clip") if train.get("grad_clip") else None
     imagenet = is_imagenet_script(published)
-    warmup = 0 if imagenet else hjepa.get("residual_scale_warmup_epochs", 0)
-    config.dynamics.residual_scale_warmup_epochs = float(warmup)
-    if imagenet:
-        config.train.predictor_lr = float(train.get("h_lr", 0.1 * train["lr"]))
+    warmup = 0.0 if imagenet else _number(hjepa, "residual_scale_warmup_epochs", 0.0)
+    config.dynamics.residual_scale_warmup_epochs = warmup
+    if imagenet and has_parameters(config):
+        config.train.predictor_lr = _number(train, "h_lr", 0.1 * config.train.lr)
     config.parity.update(
-        epochwise_residual_warmup=not imagenet,
+        epochwise_residual_warmup=not imagenet and has_warmup_of_residual(config),
         forward_directions_only=imagenet,
         q_variance_floor_only=imagenet,
-        unclipped_predictor=imagenet,
-        shared_lr_floor=imagenet,
+        unclipped_predictor=imagenet and has_parameters(config),
+        shared_lr_floor=imagenet and has_parameters(config),
         reference_leapfrog=config.dynamics.hamiltonian != "separable",
     )
 
 
 def _set_sigreg(config: Config, published: Published) -> None:
-    regularizer, train = published["regularizer"], published["train"]
+    regularizer, train = (_section(published, name) for name in ("regularizer", "train"))
     config.objective = "sigreg"
     config.train.grad_clip = None
     _copy(regularizer, _SIGREG, config.sigreg)
@@ -180,14 +229,14 @@ def _set_sigreg(config: Config, published: Published) -> None:
     kind = regularizer.get("ham_kind", "identity")
     if regularizer.get("type") != "ham_sigreg" or kind == "identity":
         return
-    options = regularizer.get("ham_kwargs", {})
+    options = _section(regularizer, "ham_kwargs")
     on_grid = kind == "chain" and {"h", "w", "d_f"} <= set(options)
-    config.spectral.kind = "chain_grid" if on_grid else kind
+    config.spectral.kind = "chain_grid" if on_grid else _converted("ham_kind", kind, str)
     _copy(options, _SPECTRUM, config.spectral)
     if kind == "learnable":
         _copy(train, _SPECTRUM_TRAIN, config.spectral)
         _copy(regularizer, {"spectral_weight": "regulariser_weight"}, config.spectral)
-        config.spectral.gauge = options.get("gauge", "logdet")
+        config.spectral.gauge = _converted("gauge", options.get("gauge", "logdet"), str)
     config.parity.reference_layout = config.spectral.kind in ("chain_grid", "learnable")
 
 
@@ -201,18 +250,18 @@ def config_from_torch(published: Published) -> Config:
       Our configuration, whose `parity` section reproduces the script to the letter.
 
     Raises:
-      ConfigError: if it asks for something that ours does not have.
+      ConfigError: if it asks for something that ours does not have, or a value cannot be.
     """
     config = base_config()
     imagenet = is_imagenet_script(published)
     config.data.name = "folder" if imagenet else "cifar100"
-    config.seed = int(published.get("seed", config.seed))
-    model = published.get("model", {})
+    config.seed = _converted("seed", published.get("seed", config.seed), int)
+    model, data = _section(published, "model"), _section(published, "data")
     # The published defaults where the configuration is silent.
     config.model.split_qp = False
-    _copy(published.get("data", {}), _DATA, config.data)
+    _copy(data, _DATA, config.data)
     if config.data.num_local_views > 0:
-        _copy(published["data"], {"local_scale": "local_scale"}, config.data)
+        _copy(data, {"local_scale": "local_scale"}, config.data)
         # The published crops all have one size.
         config.data.local_size = config.data.image_size
     _copy(model, _MODEL, config.model)
@@ -223,7 +272,7 @@ def config_from_torch(published: Published) -> Config:
     if config.model.projector == "mlp":
         names = {"proj_hidden": "projector_hidden", "proj_out": "projector_dim"}
         _copy(model, names, config.model)
-    train = published["train"]
+    train = _section(published, "train")
     _copy(train, _TRAIN, config.train)
     precision = train.get("precision", "bf16")
     config.model.compute_dtype = "float32" if precision == "fp32" else "bfloat16"
@@ -232,4 +281,7 @@ def config_from_torch(published: Published) -> Config:
     else:
         _set_sigreg(config, published)
     config.parity.reference_evaluation = True
+    bad = [p for name, value in flatten(config) for p in problems_of(rows()[name], value)]
+    if bad:
+        raise ConfigError(f"the published configuration does not fit: {' '.join(bad)}")
     return config

@@ -43,7 +43,7 @@ class LearnableSettings:
     w: int
     bins: int = 8
     base: str = "laplacian"
-    gauge: str = "logdet"
+    gauge: str = "trace"
     binning: str = "linear_radius"
     base_ridge: float = 1.0
     base_strength: float = 4.0
