@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -92,3 +93,21 @@ def smallest(state: Any) -> Any:
     for name in reversed(jax.tree_util.keystr(path, simple=True, separator="/").split("/")):
         tree = {name: tree}
     return tree
+
+
+def not_finite(state: Any) -> list[str]:
+    """Returns the names of a state's arrays that hold a NaN or infinity.
+
+    Of several processes each looks at its share alone. On the host, which orbax copies the state
+    to anyway: in the train step the same check triples the time that XLA:CPU takes to compile it.
+    """
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and not all(
+            np.isfinite(np.asarray(shard.data)).all()
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        )
+    ]

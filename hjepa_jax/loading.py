@@ -18,7 +18,7 @@ from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_variant
 from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, make_encode, prepare
-from hjepa_jax.saved_run import PARTS, open_saved, saved_config
+from hjepa_jax.saved_run import open_saved, restore_parts, saved_config
 
 
 class LoadedRun:
@@ -203,9 +203,6 @@ def load_run(
         raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
     mesh = sharding.data_mesh(_devices(config.data.batch_size))
 
-    def parts(meta: dict[str, Any]) -> dict[str, Any]:
-        return {name: getattr(prepared(meta).abstract_state, name) for name in PARTS}
-
     @functools.cache
     def of_images(count: int) -> Run:
         return prepare(config, count, mesh)
@@ -214,5 +211,5 @@ def load_run(
         # The images of the training, which its schedules count in, if it knew them.
         return of_images(meta["data"].get("num_images", config.data.batch_size))
 
-    state, meta = checkpointer.restore(parts, step)
+    state, meta = restore_parts(checkpointer, prepared, step)
     return LoadedRun(prepared(meta), state, batch_size)

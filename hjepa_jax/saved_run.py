@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from hjepa_jax import config_check
+from hjepa_jax import config_check, distributed
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.config import Config, base_config
+from hjepa_jax.checkpoint_arrays import not_finite
+from hjepa_jax.config import Config, base_config, may_change_on_resume
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, prepare
@@ -146,10 +147,59 @@ def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
 
 
 def restore_parts(
-    checkpointer: Checkpointer, run: Run, step: int | None, parts: tuple[str, ...] = PARTS
+    checkpointer: Checkpointer,
+    run: Run | Callable[[dict[str, Any]], Run],
+    step: int | None,
+    parts: tuple[str, ...] = PARTS,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Restores these parts of a step, or of the newest readable one, and its `meta`."""
-    return checkpointer.restore({name: getattr(run.abstract_state, name) for name in parts}, step)
+    """Restores parts of a checkpoint and its `meta`.
+
+    Args:
+      checkpointer: of `open_saved`.
+      run: made ready, or a function that makes it from a checkpoint's `meta`.
+      step: the step wanted; None = the newest readable one.
+      parts: fields of the TrainState.
+
+    Raises:
+      CheckpointError: if it cannot be read, or `config.json` is not of the run that saved it.
+    """
+
+    def wanted(meta: dict[str, Any]) -> dict[str, Any]:
+        prepared = run(meta) if callable(run) else run
+        return {name: getattr(prepared.abstract_state, name) for name in parts}
+
+    state, meta = checkpointer.restore(wanted, step)
+    if "config" in meta:
+        _check_agrees(meta, checkpointer.folder.parent)
+    return state, meta
+
+
+def _check_agrees(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Refuses a `config.json` that says of the training what its checkpoint, checked, does not."""
+    here = saved_config(workdir)
+    differing = config_check.differences(
+        config_in(meta, workdir), here, lambda name: not may_change_on_resume(name, here)
+    )
+    if differing:
+        raise CheckpointError(
+            f"{workdir}/config.json is not of the run that saved the checkpoints beside it: "
+            f"{', '.join(differing)}, 'there' in the checkpoint. Put the file of that run there."
+        )
+
+
+def check_finite(state: Any, folder: pathlib.Path) -> None:
+    """Refuses to go on from a state in which a number is NaN or infinite; `folder` has it.
+
+    Raises:
+      CheckpointError: naming one of the arrays.
+    """
+    names = not_finite(state)
+    if distributed.sum_over_processes(len(names)):
+        raise CheckpointError(
+            f"the checkpoint in {folder} holds numbers that are NaN or infinite "
+            f"({', '.join(names[:3])}): remove its step folder to go on from an earlier one, or "
+            "choose another run."
+        )
 
 
 def initial_state(config: Config, run: Run) -> TrainState:
@@ -171,6 +221,7 @@ def initial_state(config: Config, run: Run) -> TrainState:
     checkpointer = open_saved(saved, workdir)
     found, _ = restore_parts(checkpointer, there, None)
     checkpointer.close()
+    check_finite(found, checkpointer.folder)
     state = run.init()
     params, stats = dict(state.params), dict(state.batch_stats)
     for part, fresh in state.params.items():

@@ -28,7 +28,7 @@ from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.online_probe import logged_figures
 from hjepa_jax.run import Run, open_split, prepare
-from hjepa_jax.saved_run import check_replaceable, config_in, initial_state
+from hjepa_jax.saved_run import check_finite, check_replaceable, config_in, initial_state
 from hjepa_jax.stop_request import RunStopped, StopRequest
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_weights
@@ -84,6 +84,7 @@ def restore_or_init(
     if not checkpointer.steps():
         return initial_state(config, run), []
     state, meta = checkpointer.restore(run.abstract_state)
+    check_finite(state, checkpointer.folder)
     check_same_run(meta, config, checkpointer.folder)
     skipped = meta["data"].get("skipped", [])
     here = {"step": int(state.step), "skipped": skipped, **identity}
@@ -319,6 +320,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
 
 def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) -> None:
     session.lock.check()
+    session.guard.check_state(state, session.checkpointer.steps())
     skipped = session.guard.skipped
     save(session.config, session.identity, skipped, state, session.checkpointer, metrics)
 

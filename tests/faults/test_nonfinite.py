@@ -5,17 +5,24 @@ import math
 
 import jax
 import numpy as np
+import optax
 import pytest
+from random_states import random_state
 
+import hjepa_jax.run
 import hjepa_jax.train
 from configs import quickstart
-from hjepa_jax import sharding
+from hjepa_jax import config_check, sharding
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.checkpoint_arrays import not_finite
 from hjepa_jax.data.batches import batch_indices
-from hjepa_jax.errors import TrainingError
+from hjepa_jax.errors import CheckpointError, TrainingError
+from hjepa_jax.nonfinite import diagnosis
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.soak import differing_arrays, final_state
 from hjepa_jax.stop_request import RunStopped, StopRequest
-from hjepa_jax.train import open_stream, train
+from hjepa_jax.train import data_identity, open_stream, save, train
+from hjepa_jax.train_state import make_optimizer
 from hjepa_jax.writers import ProgressDisplay
 
 # Two in a row, then one more: the limit below is two in a row.
@@ -69,12 +76,15 @@ def skipping_config():
     return config
 
 
+def prepared_run(config):
+    return prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+
+
 @pytest.fixture(scope="module")
 def expected():
     """The state after the run's steps over all batches but the bad ones, by hand."""
     config = skipping_config()
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    source, run = open_split(config, "train"), prepared_run(config)
     state = run.init()
     numbers = [number for number in range(6 + len(BAD)) if number not in BAD]
     for number in numbers:
@@ -132,3 +142,84 @@ def test_too_many_bad_batches_in_a_row_stop_the_run(tmp_path, poison) -> None:
     poison(2, 3, 4)
     with pytest.raises(TrainingError, match=r"step 2 for the 3 batches up to number 4 .*max_skips"):
         train(skipping_config(), tmp_path)
+
+
+def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monkeypatch) -> None:
+    """The loss and gradient of that step are finite, so that only the state itself shows it."""
+
+    def overflowing(*arguments):
+        return optax.chain(make_optimizer(*arguments), optax.scale(np.inf))
+
+    monkeypatch.setattr(hjepa_jax.run, "make_optimizer", overflowing)
+    config = quickstart.get_config("smoke")
+    config.train.on_nonfinite = "skip"
+    config.checkpoint.every_steps = 1
+    words = r"after step 1 params/.*train\.lr \(0.002\).*train\.b2 \(0.999\)"
+    with pytest.raises(TrainingError, match=words) as failure:
+        train(config, tmp_path)
+    assert "none was saved yet" in str(failure.value)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    report = json.loads((tmp_path / "failure.json").read_text())
+    assert report["step"] == 1
+    assert any(name.startswith("params/encoder/") for name in report["not_finite"])
+
+
+def test_an_infinite_prediction_before_any_update_is_no_matter_of_the_learning_rate(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(config_check, "validate", lambda _: None)  # which foresees this case
+    config = quickstart.get_config("smoke")
+    config.dynamics.update(dt=100.0, steps=24)
+    with pytest.raises(TrainingError, match=r"at step 0 .*the prediction by the flow") as failure:
+        train(config, tmp_path)
+    message = str(failure.value)
+    for words in ("config.dynamics.dt (100.0)", "dynamics.steps (24)", "dynamics.base_coeff (0."):
+        assert words in message
+    assert "it is not the learning rate" in message
+    assert "train.lr" not in message
+    assert "skip" not in message
+    report = json.loads((tmp_path / "failure.json").read_text())
+    assert "the prediction by the flow" in report["advice"]
+
+
+FINE = {"pred": 1.0, "var": 0.5, "q2": 1.0, "total": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("terms", "norms", "updated", "what", "named"),
+    [
+        ({"q2": "nan", "pred": "nan"}, {}, False, "encoder's output", ("data.mean", "data.std")),
+        ({"pred": "inf"}, {}, True, "by the flow", ("train.lr", "grad_clip", "dynamics.dt")),
+        ({"var": "nan"}, {}, False, "the loss term var", ("loss.std_eps",)),
+        ({"total": "inf"}, {}, True, "its terms are", ("train.lr",)),
+        ({}, {"predictor/x": "nan"}, False, "(predictor/x)", ("dynamics.base_coeff",)),
+        ({}, {"encoder/y": "inf"}, True, "(encoder/y)", ("train.lr", "data.std")),
+    ],
+)
+def test_the_advice_fits_what_is_not_finite(terms, norms, updated, what, named) -> None:
+    config = quickstart.get_config("smoke")
+    report = {"not_finite": [], "loss_terms": FINE | terms, "gradient_norms": {"a": 1.0} | norms}
+    found, fields = diagnosis(config, report, updated=updated)
+    assert what in found
+    assert all(name in fields for name in named)
+    assert ("train.lr" in fields) == updated
+    sigreg = quickstart.get_config("sigreg-smoke")
+    assert "dynamics" not in diagnosis(sigreg, report, updated=updated)[1]
+
+
+def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) -> None:
+    config, workdir = quickstart.get_config("smoke"), tmp_path / "run"
+    run, source = prepared_run(config), open_split(config, "train")
+    state = jax.device_put(random_state(run, 1))
+    bad = state.replace(params=jax.tree.map(lambda x: x.at[..., 0].set(np.inf), state.params))
+    assert not_finite(state) == []
+    assert len(not_finite(bad)) == len(jax.tree.leaves(bad.params))
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    save(config, data_identity(config, source), [], bad, checkpointer)
+    checkpointer.close()
+    config_check.save(config, workdir)
+    with pytest.raises(CheckpointError, match=r"are NaN or infinite \(params/encoder"):
+        train(config, workdir)
+    config.train.init_from = str(workdir)
+    with pytest.raises(CheckpointError, match="are NaN or infinite"):
+        train(config, tmp_path / "other")
