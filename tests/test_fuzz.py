@@ -78,7 +78,7 @@ def test_odd_image_folders_are_read_or_refused() -> None:
     assert report.right > 20
 
 
-@pytest.mark.parametrize("name", ["data"])
+@pytest.mark.parametrize("name", ["data", "torch"])
 def test_no_attempt_of_a_target_ends_badly(name) -> None:
     report = fuzz.run(fuzz.TARGETS[name], seed=17, count=40)
     assert report.tried == 40

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.files import printable
+
 # CIFAR-100 needs a quarter of a million opcodes, a checkpoint of torch some thousands.
 _MAX_OPCODES = 4_000_000
 _MAX_DEPTH = 64
@@ -279,7 +281,7 @@ class _Machine:
         full = f"{_word(module)}.{_word(name)}"
         if full in self._calls or full in self._names:
             return self.push(Name(full))
-        raise ValueError(f"it asks for {full[:200]}, which is not allowed")
+        raise ValueError(f"it asks for {printable(full[:200])}, which is not allowed")
 
     def call(self) -> None:
         """Calls what stands for a global."""

@@ -160,4 +160,5 @@ def load_torch_file(path: str | pathlib.Path) -> Any:
             names = tuple(_STORAGES)
             return plain_pickle.load(archive.read(pickled), _CALLS, names, storages)
     except _FAULTS as error:
-        raise ValueError(f"'{path}' is not a torch checkpoint we can read: {error}.") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"'{path}' is not a torch checkpoint we can read: {reason}.") from error

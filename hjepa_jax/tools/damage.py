@@ -18,7 +18,7 @@ _ODD_VALUES: tuple[Any, ...] = (
 def odd_value(rng: random.Random) -> Any:
     """Returns a value of a type or size that hardly any field expects."""
     if rng.random() < 0.1:
-        return nested(rng.choice((10, 70, 900)))
+        return nested(rng.choice((10, 70, 300)))
     return rng.choice(_ODD_VALUES)
 
 

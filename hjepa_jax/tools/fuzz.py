@@ -28,6 +28,7 @@ TARGETS: dict[str, str] = {
     "data": "hjepa_jax.tools.fuzz_data",
     "images": "hjepa_jax.tools.fuzz_images",
     "settings": "hjepa_jax.tools.fuzz_settings",
+    "torch": "hjepa_jax.tools.fuzz_torch",
 }
 
 
