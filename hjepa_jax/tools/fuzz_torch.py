@@ -177,7 +177,7 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     tensors = [*checkpoint["encoder"].values(), *checkpoint["predictor"].values()]
     about = "intact"
     kind = rng.choice(
-        ("tensor", "tensor", "entry", "pickle", "pickle", "file", "file", "zip", "place")
+        ("tensor", "tensor", "entry", "config", "pickle", "pickle", "file", "file", "zip", "place")
     )
     if kind == "tensor":
         about = _damaged_tensor(rng, rng.choice(tensors))
