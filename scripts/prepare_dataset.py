@@ -51,7 +51,7 @@ def prepare(options: argparse.Namespace, root: pathlib.Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for split in options.splits:
-            source = open_source(data, split)
+            source = open_source(data, split, options.splits)
             task = progress.add_task(split, total=len(source))
 
             def advance(images: int, task=task) -> None:

@@ -228,6 +228,17 @@ def test_numbers_of_parquet_files_go_by_the_names(train, test, names, labels, tm
     assert tested.labels().tolist() == labels
 
 
+def test_three_splits_are_numbered_and_prepared_together(tmp_path) -> None:
+    counts = {"train": {"b": 1, "c": 1}, "val": {"a": 1, "c": 1}, "test": {"d": 1}}
+    write_folder(tmp_path / "images", counts)
+    data = data_config(name="folder", root=str(tmp_path / "images")).data
+    for split in counts:
+        source = open_source(data, split, list(counts))
+        assert source.class_names == ("b", "c", "a", "d")
+        shards.write_shards(source, split, tmp_path / "shards")
+    assert classes_of(open_root(str(tmp_path / "shards"), "val", 0)) == ["a", "c"]
+
+
 def test_parts_of_parquet_files_may_lack_the_labels(tmp_path) -> None:
     write_parquet(tmp_path / "train-00000-of-00002.parquet", ["a", None])
     write_parquet(tmp_path / "train-00001-of-00002.parquet", pyarrow.nulls(2))

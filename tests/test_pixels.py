@@ -41,20 +41,33 @@ def png16(samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiff16_rgb(samples: np.ndarray) -> bytes:
-    """A 16-bit RGB TIFF, which Pillow reads but does not write."""
-    pixels = samples.astype("<u2").tobytes()
-    height, width = samples.shape[:2]
+def tiff16(samples: np.ndarray, photometric: int, order: str = "<", extra: int | None = None):
+    """A 16-bit TIFF of several channels, which Pillow reads but does not write."""
+    pixels = samples.astype(f"{order}u2").tobytes()
+    height, width, channels = samples.shape
+    start = 8 + 2 * channels
+    short = (lambda value: value << 16) if order == ">" else (lambda value: value)
     entries = [
-        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)),
-        *((273, 4, 1, 14), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(pixels))),
+        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 8), (259, 3, 1, short(1))),
+        *((262, 3, 1, short(photometric)), (273, 4, 1, start), (277, 3, 1, short(channels))),
+        *((278, 4, 1, height), (279, 4, 1, len(pixels))),
     ]
-    offset = 14 + len(pixels) + len(pixels) % 2
-    directory = struct.pack("<H", len(entries)) + b"".join(
-        struct.pack("<HHII", *entry) for entry in entries
+    if extra is not None:
+        entries.append((338, 3, 1, short(extra)))
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(
+        struct.pack(f"{order}HHII", *entry) for entry in entries
     )
-    head = b"II*\0" + struct.pack("<I", offset) + struct.pack("<HHH", 16, 16, 16)
-    return head + pixels + bytes(len(pixels) % 2) + directory + bytes(4)
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(f"{order}I", start + len(pixels))
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    return head + bits + pixels + directory + bytes(4)
+
+
+def of_cmyk(values: np.ndarray) -> np.ndarray:
+    size = values.shape[1], values.shape[0]
+    return np.asarray(
+        Image.frombytes("CMYK", size, values.astype(np.uint8).tobytes()).convert("RGB")
+    )
 
 
 def signed_tiff(samples: np.ndarray) -> bytes:
@@ -90,8 +103,12 @@ def test_the_bits_that_are_used_become_the_eight(bits, channels, tmp_path) -> No
 @pytest.mark.parametrize(
     ("encoded", "expected"),
     [
-        (tiff16_rgb(values(12, 1, 3)), values(12, 1, 3) >> 4),
-        (tiff16_rgb(values(16, 1, 3)), values(16, 1, 3) >> 8),
+        (tiff16(values(12, 1, 3), 2), values(12, 1, 3) >> 4),
+        (tiff16(values(16, 1, 3), 2), values(16, 1, 3) >> 8),
+        (tiff16(values(10, 1, 3), 2, ">"), values(10, 1, 3) >> 2),
+        (tiff16(values(12, 1, 4), 2, extra=2), values(12, 1, 4)[..., :3] >> 4),
+        (tiff16(values(12, 1, 4), 5), of_cmyk(values(12, 1, 4) >> 4)),
+        (tiff16(values(16, 1, 4), 5, ">"), of_cmyk(values(16, 1, 4) >> 8)),
         (encode(Image.fromarray(values(12)), "TIFF"), values(12) >> 4),
         (encode(Image.fromarray(values(10)), "TIFF", compression="tiff_lzw"), values(10) >> 2),
         (encode(Image.fromarray(values(16)), "PPM"), values(16) >> 8),
@@ -105,7 +122,8 @@ def test_the_bits_that_are_used_become_the_eight(bits, channels, tmp_path) -> No
         (signed_tiff(np.arange(480).reshape(SHAPE) - 200), None),
     ],
     ids=[
-        *("rgb12", "rgb16", "grey12", "lzw10", "pgm16"),
+        *("rgb12", "rgb16", "rgb10 big", "rgba12", "cmyk12", "cmyk16 big"),
+        *("grey12", "lzw10", "pgm16"),
         *("unit", "float8", "float12", "signed unit", "signed"),
     ],
 )

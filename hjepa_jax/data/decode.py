@@ -162,12 +162,12 @@ def _deep_to_rgb(
             values = _deep_values(encoded, image, raw)
             found = pixels.limits(values)
             bounds = (0.0, 255.0) if found and found.high > 1 else (0.0, 1.0)
-    if bounds == (0.0, pixels.FULL) and image.mode in ("RGB", "RGBA"):
+    if bounds == (0.0, pixels.FULL) and image.mode in ("RGB", "RGBA", "CMYK"):
         # Pillow has read the high bytes already.
         return pixels.to_rgb(image)
     if values is None:
         values = _deep_values(encoded, image, raw)
-    return Image.fromarray(pixels.scale(values, bounds)).convert("RGB")
+    return pixels.image_of(pixels.scale(values, bounds))
 
 
 def _reduce(image: Image.Image, smallest_crop: float, largest_view: int) -> None:

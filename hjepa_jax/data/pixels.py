@@ -22,8 +22,8 @@ FULL = 65535.0
 # Floats up to this are taken for 0 .. 1 with some overshoot.
 _UNIT_OVERSHOOT = 2.0
 # Pillow reads the high byte of each 16-bit channel; this raw mode reads the low byte instead.
-_LITTLE, _BIG = ("RGB;16L", "RGBX;16L", "RGBA;16L"), ("RGB;16B", "RGBX;16B", "RGBA;16B")
-_NATIVE = tuple(mode[:-1] + "N" for mode in _LITTLE)
+_CHANNELS = ("RGB", "RGBX", "RGBA", "CMYK")
+_LITTLE, _BIG, _NATIVE = ([f"{name};16{order}" for name in _CHANNELS] for order in "LBN")
 _LOW_BYTE = dict(zip(_LITTLE, _BIG)) | dict(zip(_BIG, _LITTLE))
 _LOW_BYTE |= dict(zip(_NATIVE, _BIG if sys.byteorder == "little" else _LITTLE))
 # 16-bit grey with alpha: the four bytes of a pixel, as four channels.
@@ -87,12 +87,15 @@ def read_low_bytes(image: Image.Image, raw: str) -> bool:
 
 
 def deep_values(image: Image.Image, raw: str, low_bytes: Image.Image | None) -> npt.NDArray:
-    """Returns the values int32 or float32, [H, W] or [H, W, 3], of a loaded deep image.
+    """Returns the values int32 or float32 of a loaded deep image.
 
     Args:
       image: loaded.
       raw: the raw mode that it was stored in.
       low_bytes: the same image after `read_low_bytes`, loaded; None where that returned False.
+
+    Returns:
+      [H, W], or [H, W, 3] of RGB, or [H, W, 4] of CMYK; alpha is dropped.
     """
     if low_bytes is None:
         values = np.asarray(image)
@@ -100,7 +103,8 @@ def deep_values(image: Image.Image, raw: str, low_bytes: Image.Image | None) -> 
     low = np.asarray(low_bytes).astype(np.int32)
     if raw == _GREY_ALPHA:
         return low[..., 0] * 256 + low[..., 1]
-    return np.asarray(image).astype(np.int32)[..., :3] * 256 + low[..., :3]
+    kept = 4 if image.mode == "CMYK" else 3
+    return np.asarray(image).astype(np.int32)[..., :kept] * 256 + low[..., :kept]
 
 
 def limits(values: npt.NDArray) -> Limits | None:
@@ -156,6 +160,14 @@ def scale(values: npt.NDArray, bounds: tuple[float, float]) -> npt.NDArray[np.ui
     # NaN marks pixels without a value.
     scaled = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def image_of(values: npt.NDArray[np.uint8]) -> Image.Image:
+    """Returns scaled values, of the shapes of `deep_values`, in mode RGB."""
+    if values.ndim == 3 and values.shape[2] == 4:
+        size = values.shape[1], values.shape[0]
+        return Image.frombytes("CMYK", size, values.tobytes()).convert("RGB")
+    return Image.fromarray(values).convert("RGB")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

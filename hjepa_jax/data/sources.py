@@ -277,7 +277,7 @@ def decode(record: Record) -> npt.NDArray[np.uint8]:
     return np.asarray(decode_image(record.encoded, record.name, ranges=record.ranges))
 
 
-def open_source(data: Any, split: str) -> ImageSource:
+def open_source(data: Any, split: str, siblings: Sequence[str] | None = None) -> ImageSource:
     """Opens the images of one split.
 
     Classes have the same numbers in every split: first those of the training split, then those
@@ -287,6 +287,7 @@ def open_source(data: Any, split: str) -> ImageSource:
     Args:
       data: `config.data`; `name` and `root` say what and where.
       split: Name of the split, usually `data.train_split` or `data.test_split`.
+      siblings: Splits whose classes are numbered together, in this order; None = these two.
 
     Returns:
       The whole split; `subset` applies `data.max_train_images`.
@@ -295,14 +296,15 @@ def open_source(data: Any, split: str) -> ImageSource:
       ValueError: If the name is unknown, or the data does not fit together.
       FileNotFoundError: If the data is not there; the message says how to get it.
     """
-    source = _open(data, split)
+    siblings = siblings or (data.train_split, data.test_split)
+    source = _open(data, split, siblings)
     own = sample_ranges(source)
     if own is None:
         return source
     ranges = own
     if split != data.train_split:
         try:
-            reference = sample_ranges(_open(data, data.train_split))
+            reference = sample_ranges(_open(data, data.train_split, siblings))
         except (OSError, ValueError):
             reference = None
         if reference is not None:
@@ -317,11 +319,10 @@ def open_source(data: Any, split: str) -> ImageSource:
     return RangedSource(source, ranges)
 
 
-def _open(data: Any, split: str) -> ImageSource:
+def _open(data: Any, split: str, siblings: Sequence[str]) -> ImageSource:
     # Imported here: each kind of source needs libraries that the others do not.
     name = data.name
     root = data.root and str(local_path(data.root, "config.data.root"))
-    siblings = (data.train_split, data.test_split)
     if name == "digits":
         from hjepa_jax.data import digits
 
