@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import operator
 import pathlib
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax import config_check, distributed, sharding
-from hjepa_jax.config import Config, steps_per_epoch
-from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
-from hjepa_jax.errors import CheckpointError, ConfigError, DataError
+from hjepa_jax.config import Config, steps_per_epoch, total_steps
+from hjepa_jax.data.pipeline import augmented_pairs
+from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.evaluation.about import Watched, about, about_images, watch
 from hjepa_jax.evaluation.coarse import label_maps
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import Encode
@@ -22,11 +24,14 @@ from hjepa_jax.evaluation.flow import Flow, FlowPicture, flow_picture
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.protocol import Evaluation, Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
+from hjepa_jax.evaluation.ready import check_evaluation_ready
 from hjepa_jax.evaluation.report import painters, print_table, write_numbers, write_pictures
 from hjepa_jax.evaluation.report_folder import report_name
-from hjepa_jax.run import Run, make_encode, open_split, prepare
+from hjepa_jax.files import json_ready, local_path
+from hjepa_jax.run import Run, make_encode, prepare
 from hjepa_jax.saved_run import (
     PARTS,
+    check_choice,
     check_encoder,
     check_has_checkpoints,
     chosen_step,
@@ -40,49 +45,76 @@ _log = logging.getLogger(__name__)
 
 # What H is; it must agree as well where the evaluation is in its coordinates.
 _SPECTRUM_FIELDS = ("objective", "spectral.", "parity.reference_layout")
+# What an evaluation may choose; all else belongs to the run.
+_OWN = ("data.", "evaluation.", "train.", "log.", "parity.reference_evaluation")
 # What an evaluation needs of a TrainState.
 _PARTS = (*PARTS, "spectral")
 
 
-def evaluation_sources(config: Config) -> Sources:
-    """Returns the data of the evaluation that a configuration asks for."""
-    train, test = open_split(config, "train"), open_split(config, "test")
-    if train.class_names != test.class_names:
-        raise DataError(
-            f"the classes of the two splits differ: {len(train.class_names)} in "
-            f"{train.description}, {len(test.class_names)} in {test.description}."
-        )
-    size, samples = config.evaluation.batch_size, config.evaluation.alignment_samples
+def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources:
+    """Returns the data of the evaluation that a configuration asks for, of its opened sets."""
+    samples, names = config.evaluation.alignment_samples, train.source.class_names
 
     def pairs() -> Any:
-        return tuple(augmented_pairs(config, test, samples, config.seed))
+        return tuple(augmented_pairs(config, test.source, samples, config.seed))
 
     return Sources(
-        train_batches=functools.partial(eval_batches, config, train, size),
-        test_batches=functools.partial(eval_batches, config, test, size),
+        train_batches=train,
+        test_batches=test,
         augmented_pairs=pairs,
-        num_classes=train.num_classes,
-        class_names=train.class_names,
-        label_maps=label_maps(config.data.name, train.class_names),
+        num_classes=train.source.num_classes,
+        class_names=names,
+        label_maps=label_maps(config.data.name, names),
     )
 
 
+def of_run(config: Config, saved: Config) -> Config:
+    """Returns the configuration of an evaluation: all that made the run is the run's own.
+
+    From `config` are images, settings of the evaluation, and what the machine is told; from `saved`
+    the seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
+    """
+    merged = saved.copy_and_resolve_references()
+    for name, value in config_check.flatten(config):
+        if _chosen_here(name):
+            *parents, leaf = name.split(".")
+            functools.reduce(operator.getitem, parents, merged)[leaf] = value
+    if any(config.data[name] != saved.data[name] for name in ("name", "train_split")):
+        merged.evaluation.online_holdout = None  # of images that are not those of the training
+    ignored = config_check.differences(saved, config, lambda name: not _chosen_here(name))
+    if ignored:
+        _log.info("evaluated as the run was trained: %s", ", ".join(ignored))
+    return merged
+
+
+def _chosen_here(name: str) -> bool:
+    """Returns whether an evaluation may choose a field; what is measured in training it may not."""
+    return name.startswith(_OWN) and not name.startswith("evaluation.online_")
+
+
 class Evaluated(NamedTuple):
-    """What is evaluated of a run: its encoders by name, its step, its flow where it has one."""
+    """What is evaluated of a run.
+
+    Attributes:
+      encoders: by name.
+      step: of the checkpoint.
+      flow: the learned flow, where it has one.
+      data: what the checkpoint says of its training data.
+    """
 
     encoders: dict[str, Encode]
     step: int
     flow: Flow | None
+    data: dict[str, Any]
 
 
 def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "latest") -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialisation).
 
-    In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
+    `config` is of `of_run`, so that what is best is the run's own. In the coordinates H^{1/2} z
+    both have the H of the checkpoint: the encoder alone differs.
     """
-    # What is best is the run's own choice, whatever configuration it is evaluated with.
-    chooses = saved_config(workdir) if which == "best" else config
-    checkpointer = open_saved(chooses, workdir)
+    checkpointer = open_saved(config, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
     step, spectral = int(state["step"]), state["spectral"]
@@ -95,7 +127,7 @@ def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "lates
         raw = make_encode(run, fresh.params, fresh.batch_stats)
         encoders["random"] = compose(raw, spectral, step)
     method = dataclasses.replace(run.method, steps_per_epoch=epoch)
-    return Evaluated(encoders, step, _flow_of(method, state["params"], step))
+    return Evaluated(encoders, step, _flow_of(method, state["params"], step), meta["data"])
 
 
 def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
@@ -145,6 +177,27 @@ def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> in
     )
 
 
+def check_before_training(config: Config, eval_dir: pathlib.Path, which: str = "latest") -> None:
+    """Checks what the evaluation behind a training will need, as far as it can be known.
+
+    Raises:
+      UserError: one of its kinds, each with a sentence that says what to do.
+    """
+    config_check.validate(config)
+    check_choice(which)
+    if which == "best" and not config.checkpoint.keep_best:
+        raise ConfigError(
+            "--checkpoint=best, but config.checkpoint.keep_best is 0, so that no checkpoint is "
+            "kept for being the best: set it to 1 or more."
+        )
+    sets = check_evaluation_ready(config, eval_dir, sharding.data_mesh())
+    steps = total_steps(config, len(sets.train))
+    if which.isdigit() and int(which) > steps:
+        raise CheckpointError(
+            f"--checkpoint={which}, but the training has only {steps} steps: give one of them."
+        )
+
+
 def evaluate(
     config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path, which: str = "latest"
 ) -> dict[str, Any]:
@@ -160,47 +213,32 @@ def evaluate(
       UserError: one of its kinds, each with a sentence that says what to do.
     """
     config_check.validate(config, training=False)
+    eval_dir, mesh = local_path(eval_dir, "--eval_dir"), sharding.data_mesh()
+    check_choice(which)
     check_has_checkpoints(workdir)
     saved = saved_config(workdir)
     raw = config.evaluation.coordinates == "raw"
     check_encoder(config, saved, workdir, () if raw else _SPECTRUM_FIELDS)
-    mesh = sharding.data_mesh()
-    size = config.evaluation.batch_size
-    sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
-    if sentence:
-        raise ConfigError(sentence)
+    config = of_run(config, saved)
+    train, test = watch(config, check_evaluation_ready(config, eval_dir, mesh))
     # Nothing is trained, so that the data may be smaller than a batch of the training.
     run = prepare(config, config.data.batch_size, mesh)
     found = restore(config, run, workdir, which)
-    info = {
-        "run": workdir.name,
-        "step": found.step,
-        "objective": config.objective,
-        "data": config.data.name,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
-    if config.data.name != saved.data.name:
-        info["trained_on"] = saved.data.name
-    if which == "best":
-        info["best_by"] = saved.checkpoint.best_metric
-    if config.evaluation.coordinates != "raw":
-        info["coordinates"] = config.evaluation.coordinates
+    name = report_name(workdir)
     evaluation = evaluate_encoders(
         found.encoders,
-        evaluation_sources(config),
+        evaluation_sources(config, train, test),
         config.evaluation,
         split_qp=config.model.split_qp,
         mesh=sharding.local_mesh(),
-        info=info,
+        info=about(config, saved, name, found.step, which, found.data),
         notes=_notes(config, saved, which),
         reference=config.parity.reference_evaluation,
     )
-    if not distributed.is_primary():
-        return evaluation.metrics
-    # A flow of other steps or strength than it was trained with would be another flow.
-    flow = found.flow if config.dynamics.to_dict() == saved.dynamics.to_dict() else None
-    _report(evaluation, flow, eval_dir / report_name(workdir))
+    evaluation.metrics["info"].update(about_images(config, train, test))
+    evaluation = dataclasses.replace(evaluation, metrics=json_ready(evaluation.metrics))
+    if distributed.is_primary():
+        _report(evaluation, found.flow, eval_dir / name)
     return evaluation.metrics
 
 

@@ -101,6 +101,10 @@ def _stages(
     config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path, stop: StopRequest
 ) -> None:
     """Trains, then evaluates; a stop in the last step of the training stops both."""
+    if _MODE.value == "train_and_eval":
+        from hjepa_jax.evaluate import check_before_training
+
+        check_before_training(config, eval_dir, _CHECKPOINT.value)
     if _MODE.value != "eval":
         from hjepa_jax.train import train
 

@@ -125,6 +125,12 @@ def open_saved(config: Config, workdir: pathlib.Path) -> Checkpointer:
     )
 
 
+def check_choice(which: str) -> None:
+    """Raises CheckpointError unless `which` is 'latest', 'best' or a step's number."""
+    if which not in ("latest", "best") and not (which.isascii() and which.isdigit()):
+        raise CheckpointError(f"--checkpoint={which}: give 'latest', 'best' or a step's number.")
+
+
 def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
     """Returns the step that 'latest' (None: the newest readable one), 'best' or a number names.
 
@@ -136,8 +142,7 @@ def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
         return None
     if which == "best":
         return checkpointer.best_step()
-    if not which.isdigit():
-        raise CheckpointError(f"--checkpoint={which}: give 'latest', 'best' or a step of {steps}.")
+    check_choice(which)
     if int(which) not in steps:
         raise CheckpointError(
             f"--checkpoint={which}: {checkpointer.folder} holds no checkpoint of this step; it has "

@@ -52,7 +52,7 @@ def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> N
     config.evaluation.coordinates = "sqrt_h"
     # Another data set has other epochs; the spectrum's ramps count in those of the training.
     elsewhere = prepare(config, 16, sharding.data_mesh())
-    encoders, step, flow = restore(config, elsewhere, tmp_path)
+    encoders, step, flow, _ = restore(config, elsewhere, tmp_path)
     assert flow is None
     # The eighth step of four an epoch is the second epoch: identity ended with the first.
     alpha, beta = 1.0, (2 - 1) / 5.0

@@ -19,8 +19,10 @@ from hjepa_jax.data.sources import ArraySource
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluate import evaluation_sources
 from hjepa_jax.evaluation import coarse, online
+from hjepa_jax.evaluation.about import watch
 from hjepa_jax.evaluation.features import extract_features
 from hjepa_jax.evaluation.knn import knn_accuracy
+from hjepa_jax.evaluation.ready import Sets
 from hjepa_jax.run import make_encode, open_split, prepare
 from hjepa_jax.train import train
 
@@ -173,17 +175,17 @@ def test_superclasses_are_the_data_sets_own() -> None:
     assert turned.tolist() == found.tolist()[::-1]
 
 
-def test_evaluation_of_cifar100_uses_them(monkeypatch) -> None:
+def test_evaluation_of_cifar100_uses_them() -> None:
     fine = sorted(name for five in coarse.CIFAR100_SUPERCLASSES.values() for name in five)
     images = np.zeros((100, 32, 32, 3), np.uint8)
     source = ArraySource("cifar100", images, np.arange(100), fine)
-    monkeypatch.setattr("hjepa_jax.evaluate.open_split", lambda *_: source)
     config = quickstart.get_config()
     config.data.name = "cifar100"
-    (mapping,) = evaluation_sources(config).label_maps.values()
+    sets = watch(config, Sets(source, source))
+    (mapping,) = evaluation_sources(config, *sets).label_maps.values()
     assert mapping[fine.index("maple_tree")] == 17
     config.data.name = "digits"
-    assert evaluation_sources(config).label_maps == {}
+    assert evaluation_sources(config, *sets).label_maps == {}
 
 
 def test_other_data_has_no_superclasses(caplog) -> None:

@@ -117,6 +117,11 @@ class BatchStream(Iterator[Batch]):
                 logging.warning("Skipped a corrupt image. %s", message)
         return batch
 
+    @property
+    def corrupt_images(self) -> tuple[str, ...]:
+        """What was said of each corrupt image so far, once each, in alphabetical order."""
+        return tuple(sorted(self._reported))
+
     def close(self) -> None:
         """Stops threads and worker processes; may be called more than once."""
         if not self._closed:

@@ -25,6 +25,7 @@ from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import extract_features, select_variant
 from hjepa_jax.evaluation.intervals import wilson
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
+from hjepa_jax.evaluation.ready import check_same_classes
 from hjepa_jax.run import Run, make_encode, open_split
 from hjepa_jax.train_state import TrainState
 
@@ -102,11 +103,11 @@ class OnlineKnn:
         if sentence:
             raise ConfigError(sentence)
         test = open_split(config, "test" if settings.online_holdout is None else "holdout")
-        if train.class_names != test.class_names:
-            raise DataError(
-                f"the classes of {train.description} and {test.description} differ: set "
-                "config.evaluation.online_every_epochs=None, or give a test split of the same."
-            )
+        check_same_classes(
+            train,
+            test,
+            "set config.evaluation.online_every_epochs=None, or give a test split of the same",
+        )
         ranked = config.checkpoint.keep_best and config.checkpoint.best_metric
         if ranked == "online/knn_top5" and train.num_classes <= TRIVIAL_TOP5:
             raise ConfigError(

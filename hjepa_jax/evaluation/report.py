@@ -205,7 +205,8 @@ def markdown(
       failed: those of them that could not be drawn, and why.
     """
     lines = ["# Evaluation", ""]
-    lines += _facts(metrics["info"])
+    nested = {k: v for k, v in metrics["info"].items() if isinstance(v, Mapping)}
+    lines += _facts({k: v for k, v in metrics["info"].items() if k not in nested})
     lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
     lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
     lines += [""] if metrics.get("notes") else []
@@ -232,6 +233,7 @@ def markdown(
         k, _ = _used_k(metrics)
         lines += ["", "## Few images, coarser labels, changed images", ""]
         lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
+    lines += ["", "## What was evaluated", "", *_facts(nested)] if nested else []
     for name in picture_names:
         title = _CAPTIONS[name]
         shown = f"![{title}]({name})"

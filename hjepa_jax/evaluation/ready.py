@@ -1,0 +1,102 @@
+"""What an evaluation needs, checked before the hours of training that it follows."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hjepa_jax import distributed, sharding
+from hjepa_jax.config import Config
+from hjepa_jax.data.sources import ImageSource
+from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluation import validity
+from hjepa_jax.evaluation.classify import probe_settings
+from hjepa_jax.evaluation.extras import check_few_shot
+from hjepa_jax.evaluation.knn import usable_ks
+from hjepa_jax.files import check_writable_folder
+from hjepa_jax.run import open_split
+
+_NAMES_SHOWN = 5
+
+
+class Sets(NamedTuple):
+    """The training and the test images of an evaluation."""
+
+    train: ImageSource
+    test: ImageSource
+
+
+def check_same_classes(train: ImageSource, test: ImageSource, remedy: str) -> None:
+    """Checks that both sets number the same classes.
+
+    Raises:
+      DataError: if not, naming the classes that only one has; `remedy` says what to do.
+    """
+    if train.class_names == test.class_names:
+        return
+    told = []
+    for ours, theirs, which in ((test, train, "test"), (train, test, "training")):
+        lone = sorted(set(ours.class_names) - set(theirs.class_names))
+        if lone:
+            more = f" and {len(lone) - _NAMES_SHOWN} more" if len(lone) > _NAMES_SHOWN else ""
+            told.append(f"only the {which} images have {', '.join(lone[:_NAMES_SHOWN])}{more}")
+    raise DataError(
+        f"the classes of the two splits differ: {len(train.class_names)} in {train.description}, "
+        f"{len(test.class_names)} in {test.description} "
+        f"({'; '.join(told) or 'the same ones in another order'}): {remedy}."
+    )
+
+
+def open_sets(config: Config) -> Sets:
+    """Opens the images of an evaluation, and checks that its settings can be met by them.
+
+    Raises:
+      ConfigError, DataError: a split that is missing or too small, classes that differ, or more
+        neighbors, shots or folds than there are images.
+    """
+    settings = config.evaluation
+    sets = Sets(open_split(config, "train"), open_split(config, "test"))
+    check_same_classes(*sets, "give a test split of the same classes")
+    for source, which in zip(sets, ("training", "test"), strict=True):
+        if len(source) < 2:
+            raise DataError(
+                f"{source.description}: the evaluation needs at least two {which} images."
+            )
+    labels = sets.train.labels()
+    labeled = int(np.count_nonzero(validity.has_label(labels)))
+    if not labeled or not validity.has_label(sets.test.labels()).any():
+        return sets  # there is no accuracy then, of which the evaluation says why
+    wanted = (*settings.knn_k, settings.headline_k)
+    if min(wanted) > labeled:
+        usable_ks(wanted, labeled)
+    for shots in settings.few_shot:
+        check_few_shot(labels, shots, sets.train.num_classes)
+    folds = probe_settings(settings).folds
+    if settings.probe_lr_sweep and folds > labeled:
+        raise ConfigError(
+            f"config.evaluation.probe_folds is {folds}, but only {labeled} training images have a "
+            f"label: set it to {labeled} or less."
+        )
+    return sets
+
+
+def check_evaluation_ready(config: Config, eval_dir: pathlib.Path, mesh: Any) -> Sets:
+    """Checks what an evaluation needs besides a checkpoint, and returns its images.
+
+    Args:
+      config: a validated configuration.
+      eval_dir: folder of reports, which is created.
+      mesh: of `sharding.data_mesh`.
+
+    Raises:
+      UserError: one of its kinds, each with a sentence that says what to do.
+    """
+    size = config.evaluation.batch_size
+    sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
+    if sentence:
+        raise ConfigError(sentence)
+    if distributed.is_primary():
+        check_writable_folder(eval_dir, "--eval_dir")
+    return open_sets(config)
