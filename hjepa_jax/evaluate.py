@@ -111,10 +111,11 @@ class Evaluated(NamedTuple):
 def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "latest") -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialisation).
 
-    `config` is of `of_run`, so that what is best is the run's own. In the coordinates H^{1/2} z
-    both have the H of the checkpoint: the encoder alone differs.
+    In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
     """
-    checkpointer = open_saved(config, workdir)
+    # What is best is the run's own choice, whatever configuration it is evaluated with.
+    chooses = saved_config(workdir) if which == "best" else config
+    checkpointer = open_saved(chooses, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
     step, spectral = int(state["step"]), state["spectral"]
