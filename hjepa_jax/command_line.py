@@ -183,6 +183,34 @@ def _put_back(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
+def _apply(config: Config, overrides: list[tuple[str, Any]], source: str) -> None:
+    """Sets the overrides in their order, so that the last one of a field holds."""
+    for path, value in overrides:
+        try:
+            set_field(config, path, value)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"config.{path} cannot be set in --config={source}: {first_line(error)}"
+            ) from error
+
+
+def resolve(arguments: list[str]) -> Config:
+    """Returns the validated configuration of arguments that are meant for another process.
+
+    Args:
+      arguments: `--config=FILE` and overrides among others.
+
+    Raises:
+      UserError: if the other process would refuse them.
+    """
+    kept, overrides = split_overrides(arguments)
+    (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
+    config = load_config(source)
+    _apply(config, overrides, source)
+    config_check.validate(config)
+    return config
+
+
 def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses flags, and loads the configuration of `--config` with its overrides, in their order.
 
@@ -207,13 +235,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
         return rest
     # Parsed a second time, as some tests do, the flag holds the configuration already.
     config = load_config(flag.value) if isinstance(flag.value, str) else flag.value
-    for path, value in overrides:
-        try:
-            set_field(config, path, value)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"config.{path} cannot be set in --config={flag.value}: {first_line(error)}"
-            ) from error
+    _apply(config, overrides, str(flag.value))
     flag.value = config
     return rest
 

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_jax import config_check
-from hjepa_jax.command_line import load_config, parse_override, set_field
+from hjepa_jax.command_line import resolve
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.protocol import headline
 from hjepa_jax.evaluation.report import markdown_table
@@ -70,15 +69,6 @@ def _override(text: str) -> str:
     return f"--config.{name}={value}"
 
 
-def _check(config: str, overrides: Sequence[str]) -> None:
-    """Refuses a run whose configuration is none, before the first one is started."""
-    settings = load_config(config)
-    for text in map(_override, overrides):
-        path, _, value = text.removeprefix("--config.").partition("=")
-        set_field(settings, path, parse_override(path, value))
-    config_check.validate(settings)
-
-
 def plan(
     config: str,
     out: pathlib.Path,
@@ -117,7 +107,7 @@ def plan(
             f"--eval_dir={out / 'eval'}",
             *map(_override, overrides),
         )
-        _check(arguments[0].removeprefix("--config="), overrides)
+        resolve(list(arguments))
         runs.append(SweepRun(name, group, arguments))
     names = [run.name for run in runs]
     repeated = sorted({name for name in names if names.count(name) > 1})

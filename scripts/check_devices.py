@@ -27,10 +27,12 @@ def main(argv: list[str]) -> None:
     counts = [int(text) for text in _DEVICES.value]
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))
+    from hjepa_jax import config_check
     from hjepa_jax.device_check import compare_layouts
     from hjepa_jax.errors import UserError
 
     try:
+        config_check.validate(_CONFIG.value)
         compared = compare_layouts(_CONFIG.value, counts)
     except UserError as error:
         sys.exit(f"check_devices: {error}")

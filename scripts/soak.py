@@ -14,6 +14,7 @@ import time
 from absl import app, flags
 from absl import logging as absl_logging
 
+from hjepa_jax.command_line import resolve
 from hjepa_jax.errors import UserError
 from hjepa_jax.files import check_writable_folder, local_path
 from hjepa_jax.soak import soak
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
         check_writable_folder(out, "--out", checkpoints=True)
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out={out} is not empty: choose another folder.")
+        resolve(overrides)
         done = soak(
             out,
             kills=_KILLS.value,

@@ -5,8 +5,14 @@ import json
 import pytest
 from absl import flags
 
-from hjepa_jax import config_check
-from hjepa_jax.command_line import define_config, load_config, parse_command_line, split_overrides
+from hjepa_jax import config_check, sweep
+from hjepa_jax.command_line import (
+    define_config,
+    load_config,
+    parse_command_line,
+    resolve,
+    split_overrides,
+)
 from hjepa_jax.config import base_config
 from hjepa_jax.errors import UserError
 
@@ -95,6 +101,22 @@ def test_mistakes_are_sentences(arguments, words) -> None:
     with pytest.raises(UserError, match=words) as caught:
         parse(QUICKSTART, *arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_commands_for_other_processes_are_checked_before_these_start(tmp_path) -> None:
+    config = resolve([QUICKSTART, f"--workdir={tmp_path}", "--config.seed=3", "--config.seed=4"])
+    assert config.seed == 4
+    for argument, words in (
+        ("--config.train.epocs=3", "did you mean config.train.epochs"),
+        ("--config.sigreg.weight=3", "no effect"),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolve([QUICKSTART, argument])
+        setting = argument.removeprefix("--config.")
+        with pytest.raises(UserError, match=words):
+            sweep.plan("configs/quickstart.py", tmp_path, settings=(setting,), seeds=(0,))
+    with pytest.raises(UserError, match="did you mean ':sigreg'"):
+        sweep.plan("configs/quickstart.py", tmp_path, variants=("sigrge",), seeds=(0,))
 
 
 def test_arguments_behind_a_double_dash_are_no_overrides() -> None:
