@@ -173,18 +173,26 @@ def test_what_is_left_out_is_told_once_with_an_example(tmp_path, caplog) -> None
     (train / "cat" / "Thumbs.db").write_text("")
     (train / "dog" / "copy.jpg.part").symlink_to("nowhere")
     (train / "bird").symlink_to(tmp_path / "gone")
+    (train / "loop").symlink_to("loop")
     (train / "loose.png").write_bytes(encode(photo(0), "PNG"))
     (train / "__MACOSX").mkdir()
     for _ in range(3):
         source = open_root(str(tmp_path), "train", 0)
     assert (len(source), source.class_names) == (3, ("cat", "dog"))
-    assert "3 images, 2 classes, 7 files left out" in source.description
+    assert "3 images, 2 classes, 8 files left out" in source.description
     (message,) = told(caplog)
     for words in (
-        *(".txt: 2", "no extension: 1", ".pdf: 1", "broken links: 2", "outside class folders: 1"),
+        *(".txt: 2", "no extension: 1", ".pdf: 1", "broken links: 3", "outside class folders: 1"),
         *("for example " + str(train / "bird"), "besides 4 hidden ones", ".tiff"),
     ):
         assert words in message, words
+
+
+def test_splits_without_a_common_class_are_told(tmp_path, caplog) -> None:
+    write_folder(tmp_path, {"train": {"cat": 1, "dog": 1}, "val": {"images": 2}})
+    assert open_root(str(tmp_path), "test", 0).labels().tolist() == [2, 2]
+    (message,) = told(caplog, "shares no class")
+    assert "'test' (images) shares no class with the split 'train' (cat, dog)" in message
 
 
 def test_whole_folders_say_nothing(tmp_path, caplog) -> None:

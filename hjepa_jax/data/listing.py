@@ -70,7 +70,7 @@ def scan(folder: str, left_out: LeftOut) -> Found:
                 folders.append(name)
             elif kind in known:
                 images.append(name)
-            elif entry.is_dir():
+            elif os.path.isdir(entry.path):
                 folders.append(name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 left_out.add(entry.path, "broken links")

@@ -88,8 +88,15 @@ def number_classes(where: str, classes: Mapping[str, Sequence[str]]) -> tuple[st
     """
     ordered = list(dict.fromkeys(name for names in classes.values() for name in names))
     for split, names in classes.items():
-        missing = [name for name in ordered if name not in set(names)]
-        if names and missing:
+        known, first = set(names), next(iter(classes.values()))
+        missing = [name for name in ordered if name not in known]
+        if names and first and known.isdisjoint(first):
+            warn_once(
+                f"{where}: the split '{split}' ({', '.join(names[:5])}) shares no class with the "
+                f"split '{next(iter(classes))}' ({', '.join(first[:5])}); is it sorted into the "
+                "same class folders?"
+            )
+        elif names and missing:
             warn_once(
                 f"{where}: the split '{split}' has no images of {len(missing)} classes that other "
                 f"splits have ({', '.join(missing[:5])})."

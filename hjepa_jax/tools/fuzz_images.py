@@ -144,7 +144,7 @@ def _write(rng: random.Random, root: pathlib.Path) -> tuple[list[str], list[byte
                 with open(folder + b"/" + rng.choice(_JUNK), "wb") as file:
                     file.write(b"junk")
             if rng.random() < 0.1:
-                os.symlink(rng.choice((b"nowhere", folder, b".")), folder + b"/link")
+                os.symlink(rng.choice((b"nowhere", folder, b".", b"link")), folder + b"/link")
     return about, intact, whole
 
 
