@@ -21,7 +21,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hjepa_jax.config import base_config
-from hjepa_jax.data import archives, shards
+from hjepa_jax.data import archives, shards, splits
 from hjepa_jax.data.sources import open_source
 from hjepa_jax.files import check_writable_folder, local_path
 
@@ -38,7 +38,7 @@ def unpacked(path: pathlib.Path, beside: pathlib.Path) -> Iterator[pathlib.Path]
         archives.unpack(path, root)
         while [entry.is_dir() for entry in root.iterdir()] == [True]:
             only = next(root.iterdir())
-            if only.name in ("train", "val", "test"):
+            if any(splits.choose(split, [only.name], str(root)) for split in splits.SPLITS):
                 break
             root = only
         yield root

@@ -1,5 +1,6 @@
 """Prepared shards: the same images back, preparation that resumes, and damage noticed."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -151,6 +152,17 @@ def test_script_prepares_an_archive_and_verifies(folder, tmp_path) -> None:
         assert prepared.record(index).encoded == original.record(index).encoded
     assert run_script(tmp_path / "out", "--verify").returncode == 0
     assert not list((tmp_path / "out").glob(".unpacked*"))
+
+
+@pytest.mark.parametrize("stored", ["train", "Training", "val", "VALID"])
+def test_an_archive_of_one_split_keeps_its_classes(stored, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    prepare_dataset = importlib.import_module("prepare_dataset")
+    images = write_folder(tmp_path / "images", {stored: {"only": 1}})
+    path = images / stored / "only" / "000.jpg"
+    archive = write_tar(tmp_path / "one.tar", {f"top/{stored}/only/0.jpg": path.read_bytes()}, "w")
+    with prepare_dataset.unpacked(archive, tmp_path / "beside") as root:
+        assert [entry.name for entry in root.iterdir()] == [stored]
 
 
 def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> None:
