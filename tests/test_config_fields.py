@@ -237,7 +237,7 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
         ("data.augment.blur_sigma", (-2.0, -1.0), "each of its numbers must lie between 0.01 and"),
         ("model.stem", "resnet", "none of 'cifar', 'imagenet': did you mean 'imagenet'?"),
         ("seed", 2**70, "it must be 4294967295 or less."),
-        ("data.mean", (0.5, None, 0.5), "3 numbers, for example (0.5071, 0.4867, 0.4408) ("),
+        ("data.mean", (0.5, None, 0.5), "it must be 3 numbers, for example (0.5071, 0.4867, 0.4408)."),
     ],
 )  # fmt: skip
 def test_sentences_about_values(path, value, end) -> None:
@@ -308,3 +308,46 @@ def test_odd_values_of_a_published_configuration_are_sentences(section, name, va
     with pytest.raises(ConfigError, match=words) as caught:
         config_from_torch(odd)
     assert "\n" not in str(caught.value)
+
+
+TEXTS = (
+    "",
+    " ",
+    "nan",
+    "-inf",
+    "1e400",
+    "9" * 5000,
+    "x",
+    "(",
+    ")",
+    "(1",
+    "[1,]",
+    "(,)",
+    "None,None",
+)
+TEXTS += (
+    "((1,2),3)",
+    "{'a': 1}",
+    "1;2",
+    "١",
+    "\0",
+    "lambda: 0",
+    "1e3",
+    "-0",
+    "True,False",
+    "'",
+    '"',
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.path)
+def test_odd_texts_on_the_command_line_are_sentences_or_values(row) -> None:
+    for text in TEXTS:
+        said = ""
+        try:
+            for sentence in problems_of(row, coerce(row, parse(row, text))):
+                said = sentence
+        except ConfigError as error:
+            said = str(error)
+        assert len(said) < 600
+        assert not said or said.startswith(f"config.{row.path} ")

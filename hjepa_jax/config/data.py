@@ -103,7 +103,7 @@ class Data:
         above=0,
         at_most=1,
         ordered=True,
-        hint="a crop cannot be larger than the image (1.0)",
+        too_large="a crop cannot be larger than the image (1.0)",
     )
     local_scale: tuple[float, float] = field(
         (0.05, 0.3),
@@ -111,7 +111,7 @@ class Data:
         above=0,
         at_most=1,
         ordered=True,
-        hint="a crop cannot be larger than the image (1.0)",
+        too_large="a crop cannot be larger than the image (1.0)",
         used=_LOCAL,
     )
     num_workers: int = field(
@@ -161,14 +161,14 @@ class Data:
         "Mean of each channel, of images scaled to 0..1.",
         at_least=0,
         at_most=1,
-        hint=_SCALE_0_1,
+        too_large=_SCALE_0_1,
     )
     std: tuple[float, float, float] = field(
         (0.2675, 0.2565, 0.2761),
         "Deviation of each channel, of images scaled to 0..1.",
         at_least=0.001,
         at_most=1,
-        hint=_SCALE_0_1,
+        too_large=_SCALE_0_1,
     )
     eval_resize: int | None = field(
         None,

@@ -43,6 +43,7 @@ class Spec:
     odd: bool = False
     nonempty: bool = False
     hint: str = ""
+    too_large: str = ""
     used: Condition | None = None
     resume: str | None = None
     own: bool = False
@@ -87,7 +88,8 @@ def field(default: Any, meaning: str, **details: Any) -> Any:
         ordered: a tuple (low, high) with low <= high.
         odd: a whole number that must be odd.
         nonempty: a tuple of any length that needs an element.
-        hint: added to the sentence about a bad value.
+        hint: added to the sentence about a value of another type or length.
+        too_large: added to the sentence about a number above its bound.
         used: the `Condition` under which it has an effect; None = always.
         resume: whether a resumed run may change it; FIXED unless its section says otherwise.
         own: whether each of several processes may have its own value.

@@ -31,7 +31,7 @@ class Model:
         "Residual blocks of the four stages; (2, 2, 2, 2) is ResNet-18.",
         above=0,
         at_most=256,
-        hint="give the blocks of all four stages, for example (2, 2, 2, 2)",
+        hint="the blocks of each of the four stages",
         aliases=("depth", "layers", "blocks"),
     )
     stem: str = field(

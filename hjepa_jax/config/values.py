@@ -18,6 +18,7 @@ _WORDS = {
 }
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "y": True, "t": True}
 TRUTH |= {"false": False, "no": False, "off": False, "0": False, "n": False, "f": False}
+_EXAMPLES = {int: (1, 5), float: (0.01, 0.1), str: ("grey", "blur")}
 _NONE = ("none", "null")
 # Above it not every whole number is a float.
 _EXACT = 2**53
@@ -40,7 +41,7 @@ def expected(row: Row) -> str:
     elif row.spec.ordered:
         text = f"two {several} (low, high)"
     elif row.length == "any":
-        text = f"a tuple of {several}, for example {row.default or '()'}"
+        text = f"a tuple of {several}, for example {row.default or _EXAMPLES[row.kind]}"
     else:
         text = f"{row.length} {several}, for example {row.default}"
     return f"{text}, or None" if row.optional else text
@@ -93,7 +94,7 @@ def _range_problem(row: Row, value: Any) -> str | None:
     high = spec.at_most is not None and value > spec.at_most
     if not low and not high:
         return "it must be odd" if spec.odd and value % 2 == 0 else None
-    hint = _hint(row) if high else ""
+    hint = f" ({spec.too_large})" if high and spec.too_large else ""
     if spec.at_least is not None and spec.at_most is not None and spec.at_most <= 255:
         return f"{whose} lie between {_number(spec.at_least)} and {_number(spec.at_most)}{hint}"
     if high:
