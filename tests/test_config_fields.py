@@ -237,7 +237,7 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
         ("data.augment.blur_sigma", (-2.0, -1.0), "each of its numbers must lie between 0.01 and"),
         ("model.stem", "resnet", "none of 'cifar', 'imagenet': did you mean 'imagenet'?"),
         ("seed", 2**70, "it must be 4294967295 or less."),
-        ("data.mean", (0.5, None, 0.5), "it must be 3 numbers, for example (0.5071, 0.4867, 0.4408)."),
+        ("data.mean", (0.5, None, 0.5), "3 numbers, for example (0.5071, 0.4867, 0.4408)."),
     ],
 )  # fmt: skip
 def test_sentences_about_values(path, value, end) -> None:
