@@ -5,7 +5,8 @@
     python scripts/prepare_dataset.py OUT --verify
 
 IMAGES is an image folder (<split>/<class>/<image>), a tar archive of one, Parquet files, or with
---name a CIFAR archive. Train on the result with data.name='folder' and data.root=OUT.
+--name a CIFAR archive. An archive with links is refused: pack the files themselves. Train on the
+result with data.name='folder' and data.root=OUT.
 """
 
 from __future__ import annotations
