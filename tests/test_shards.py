@@ -310,3 +310,60 @@ def test_what_is_no_file_is_told(name, prepared) -> None:
     os.mkfifo(prepared / name)
     with pytest.raises((OSError, ValueError), match=r"pipe|no split"):
         open_root(str(prepared), "train", 0)
+
+
+@pytest.mark.parametrize(
+    "damage", ["labels missing", "labels cut", "labels other", "shard missing"]
+)
+def test_preparing_again_mends_what_is_damaged(damage, folder, prepared) -> None:
+    labels, source = prepared / "train.labels.npy", open_root(str(folder), "train", 0)
+    if damage == "labels missing":
+        labels.unlink()
+    elif damage == "labels cut":
+        labels.write_bytes(labels.read_bytes()[:-1])
+    elif damage == "labels other":
+        np.save(labels, source.labels()[::-1])
+    else:
+        (prepared / "train-00001.array_record").unlink()
+    shards.write_shards(source, "train", prepared, 4)
+    again = shards.open_shards(prepared, "train")
+    assert [again.record(i) for i in range(7)] == [source.record(i) for i in range(7)]
+
+
+def test_preparing_follows_no_link_and_believes_no_note(folder, tmp_path) -> None:
+    out, secret = tmp_path / "out", tmp_path / "secret"
+    out.mkdir()
+    secret.write_text("kept")
+    for name in ("train.labels.npy", "train.labels.partial", "dataset.partial"):
+        (out / name).symlink_to(secret)
+    (out / "train-00000.partial").symlink_to(secret)
+    source = open_root(str(folder), "train", 0)
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_shards(source, "train", out, 4, interrupt_at(5))
+    note = out / "train-00000.json"
+    note.write_text(note.read_text().replace('"num_images": 4', '"num_images": 3'))
+    shards.write_shards(source, "train", out, 4)
+    assert secret.read_text() == "kept"
+    again = shards.open_shards(out, "train")
+    assert [again.record(i) for i in range(7)] == [source.record(i) for i in range(7)]
+
+
+def test_a_damaged_index_says_what_to_delete(folder, prepared) -> None:
+    (prepared / shards.INDEX).write_text("{")
+    source = open_root(str(folder), "train", 0)
+    with pytest.raises(ValueError, match=r"dataset\.json is damaged.*Delete that file"):
+        shards.write_shards(source, "train", prepared, 4)
+    (prepared / shards.INDEX).unlink()
+    shards.write_shards(source, "train", prepared, 4)
+    assert len(shards.open_shards(prepared, "train")) == 7
+
+
+def interrupt_at(count: int):
+    done: list[int] = []
+
+    def progress(images: int) -> None:
+        done.append(images)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    return progress

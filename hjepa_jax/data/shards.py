@@ -9,6 +9,7 @@ place when complete, so an interrupted preparation continues where it stopped.
 from __future__ import annotations
 
 import bisect
+import glob
 import hashlib
 import io
 import itertools
@@ -119,6 +120,8 @@ def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
 
 def _read_labels(path: pathlib.Path, count: int) -> npt.NDArray[np.int32]:
     """Returns the labels of a split, without trusting the shape that the file claims."""
+    if not path.exists():
+        raise FileNotFoundError(f"The labels {path} are missing; prepare the data again.")
     content = read_regular(path, _LABELS_BYTES + 8 * count)
     header = _LABELS_HEADER.match(content)
     if header is None or int(header[3]) != count:
@@ -194,7 +197,7 @@ class ShardSource:
         except (RuntimeError, ValueError) as error:
             raise CorruptImageError(
                 f"The shard {self._folder / self._shards[shard]['file']} is damaged at record "
-                f"{within} ({first_line(error)})."
+                f"{within} ({first_line(error)}); delete it and prepare the data again."
             ) from error
         if record.label != self._labels[index]:
             raise CorruptImageError(
@@ -284,7 +287,7 @@ def _write_shard(
     source: ImageSource, numbers: range, path: pathlib.Path, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Writes one shard and its note, which says what is in it; returns the note."""
-    partial = path.with_suffix(".partial")
+    partial = _partial(path)
     # Groups of one record: random access decompresses nothing else.
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for number in numbers:
@@ -301,27 +304,28 @@ def _write_shard(
     return note
 
 
-def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str) -> Any:
+def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str, count: int) -> Any:
     """Returns the note of a shard that is complete and made from this content, else None."""
     try:
         note = schema.read_json(note_path, _SHARD)
-        complete = note.pop("content", None) == content and path.stat().st_size == note["bytes"]
+        made = (note.pop("content", None), note["file"], note["num_images"])
+        complete = path.stat().st_size == note["bytes"]
     except (OSError, ValueError):
         return None
-    return note if complete and note["file"] == path.name else None
+    return note if complete and made == (content, path.name, count) else None
 
 
-def _finished_split(folder: pathlib.Path, entry: dict[str, Any] | None, content: str) -> bool:
+def _finished_split(
+    folder: pathlib.Path, split: str, index: dict[str, Any], content: str, source: ImageSource
+) -> bool:
     """Returns whether a split of the index is complete and made from this content."""
-    return (
-        entry is not None
-        and entry.get("content") == content
-        and all(
-            (folder / shard["file"]).is_file()
-            and (folder / shard["file"]).stat().st_size == shard["bytes"]
-            for shard in entry["shards"]
-        )
-    )
+    entry = index["splits"].get(split)
+    if entry is None or entry["content"] != content:
+        return False
+    try:
+        return bool((open_shards(folder, split).labels() == source.labels()).all())
+    except (OSError, ValueError):
+        return False
 
 
 def write_shards(
@@ -351,14 +355,17 @@ def write_shards(
     index: dict[str, Any] = {"format": _FORMAT, "class_names": list(source.class_names)}
     index["splits"] = {}
     if is_prepared(folder):
-        index = read_index(folder)
+        try:
+            index = read_index(folder)
+        except ValueError as error:
+            raise ValueError(f"{error} Delete that file before you prepare the data.") from error
         if index["class_names"] != list(source.class_names):
             raise ValueError(
                 f"{folder} was prepared with other classes than those of {source.description}; "
                 "choose another output folder."
             )
     content = f"{source.fingerprint()} {images_per_shard}"
-    if _finished_split(folder, index["splits"].get(split), content):
+    if _finished_split(folder, split, index, content, source):
         progress(len(source))
         return
     notes: list[dict[str, Any]] = []
@@ -366,28 +373,37 @@ def write_shards(
         numbers = range(start, min(start + images_per_shard, len(source)))
         path = folder / f"{split}-{len(notes):05d}.array_record"
         note_path = path.with_suffix(".json")
-        note = _finished_shard(path, note_path, content)
+        note = _finished_shard(path, note_path, content, len(numbers))
         if note is None:
             note = _write_shard(source, numbers, path, progress)
-            note_path.write_text(json.dumps({**note, "content": content}))
+            _replace(note_path, json.dumps({**note, "content": content}).encode())
         else:
             progress(len(numbers))
         notes.append(note)
-    np.save(folder / f"{split}.labels.npy", source.labels())
+    labels = io.BytesIO()
+    np.save(labels, source.labels())
+    _replace(folder / f"{split}.labels.npy", labels.getvalue())
     index["splits"][split] = {"num_images": len(source), "content": content, "shards": notes}
-    _replace_text(folder / INDEX, json.dumps(index, indent=1))
+    _replace(folder / INDEX, json.dumps(index, indent=1).encode())
     _remove_notes(folder, split, notes)
 
 
-def _replace_text(path: pathlib.Path, text: str) -> None:
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    """Returns where a file is written before it is renamed; no link that lies there is followed."""
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    partial.unlink(missing_ok=True)
+    return partial
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    partial = _partial(path)
+    partial.write_bytes(content)
     partial.replace(path)
 
 
 def _remove_notes(folder: pathlib.Path, split: str, notes: Sequence[dict[str, Any]]) -> None:
     """Removes what only an unfinished preparation needs, and shards of an earlier, longer one."""
     kept = {note["file"] for note in notes}
-    for path in folder.glob(f"{split}-?????.*"):
+    for path in folder.glob(f"{glob.escape(split)}-?????.*"):
         if path.name not in kept:
             path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.config import base_config
-from hjepa_jax.data import archives, batches, pipeline
+from hjepa_jax.data import archives, batches, pipeline, shards
+from hjepa_jax.data.folder import open_folder
 from hjepa_jax.data.sources import ImageSource
 from hjepa_jax.errors import UserError
 from hjepa_jax.run import open_split
@@ -338,6 +340,34 @@ def _prepare_archive(
     return f"archive: {about}", attempt
 
 
+def _prepare_again(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
+    """A preparation of shards that goes on in a folder whose files are damaged or left over."""
+    images, done = fuzz_samples.sample("folder"), fuzz_samples.sample("shards")
+    fuzz_samples.write(images.files, folder / "images")
+    notes = json.loads(done.files["dataset.json"])["splits"]["train"]
+    left = {name: content for name, content in done.files.items() if rng.random() < 0.8}
+    for note in notes["shards"]:
+        name = note["file"].replace(".array_record", ".json")
+        left[name] = json.dumps({**note, "content": notes["content"]}).encode()
+    name = rng.choice(sorted(left))
+    about, left[name] = (damage_json if name.endswith("json") else damage_bytes)(rng, left[name])
+    fuzz_samples.write(left, folder / "out")
+    if rng.random() < 0.2:
+        about = damage_place(rng, folder / "out" / name)
+
+    def attempt() -> None:
+        try:
+            for split in fuzz_samples.COUNTS:
+                source = open_folder(folder / "images", split)
+                shards.write_shards(source, split, folder / "out", images_per_shard=4)
+        except (ValueError, OSError) as error:
+            # The script ends with this sentence.
+            raise UserError(str(error)) from error
+        _make_attempt(done, folder / "out", skip=False, checked=True)()
+
+    return f"preparing again, {name}: {about}", attempt
+
+
 _SPECIAL: dict[str, tuple[Any, ...]] = {
     "folder": (_odd_names,),
     "various images": (_odd_names, _exif, _exif),
@@ -351,7 +381,9 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
     """Makes a damaged data set of some kind below `folder`; see fuzz_worker.py."""
-    kind = rng.choice((*fuzz_samples.KINDS, "archive"))
+    kind = rng.choice((*fuzz_samples.KINDS, "archive", "preparation"))
+    if kind == "preparation":
+        return _prepare_again(rng, folder)
     if kind == "archive":
         return _prepare_archive(rng, fuzz_samples.sample("folder"), folder)
     sample = fuzz_samples.sample(kind)
