@@ -118,7 +118,7 @@ class Loader:
         try:
             record = self._source.record(index)
         except OSError as error:
-            # What a broken link or a pipe costs is its own image; a lack of handles costs the run.
+            # A broken link or a pipe is one corrupt image; a lack of file handles ends the run.
             unreadable = CorruptImageError if error.errno not in _OUR_FAULTS else DataError
             raise unreadable(f"Cannot read image {index}: {_sentence(error)}") from error
         if record.image is not None:

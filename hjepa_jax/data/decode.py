@@ -133,7 +133,7 @@ def sample_limits(encoded: bytes) -> pixels.Limits | None:
         return pixels.limits(_deep_values(encoded, image, raw))
     except MemoryError:
         raise
-    # Who trains on it learns what is wrong with it; here it just tells nothing.
+    # The error is reported when the image is read for training.
     except Exception:
         return None
 
@@ -145,6 +145,15 @@ def _warn_unseen(real: bool) -> None:
         "An image has %s pixels, which no sampled image of its data set has: %s becomes 0 .. 255.",
         kind,
         used,
+    )
+
+
+@functools.cache
+def _warn_saturated(bounds: tuple[float, float]) -> None:
+    _log.warning(
+        "An image has values above %g, the most that the sampled images of its data set have: they "
+        "become 255. If many images do, convert them to 8 bits yourself.",
+        bounds[1],
     )
 
 
@@ -167,6 +176,8 @@ def _deep_to_rgb(
         return pixels.to_rgb(image)
     if values is None:
         values = _deep_values(encoded, image, raw)
+    if not real and values.max() > bounds[1]:
+        _warn_saturated(bounds)
     return pixels.image_of(pixels.scale(values, bounds))
 
 

@@ -77,7 +77,7 @@ def _size(path: pathlib.Path) -> str:
     try:
         return str(path.stat().st_size)
     except OSError:
-        # A broken link, say: who reads the image learns what is wrong with it.
+        # A broken link, for example; the error is reported when the image is read.
         return "unreadable"
 
 

@@ -10,7 +10,7 @@ from hjepa_jax.data.decode import extensions
 from hjepa_jax.data.splits import warn_once
 from hjepa_jax.files import printable
 
-# What file systems and viewers leave behind, in lower case; nobody means these as images.
+# Files and folders that operating systems and viewers leave behind, in lower case.
 _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found")
 
 
@@ -18,7 +18,7 @@ class LeftOut:
     """Counts what a listing leaves out.
 
     Attributes:
-      hidden: files and folders that nobody means as images: hidden ones and what viewers leave.
+      hidden: number of hidden files and folders, and of those that viewers leave behind.
     """
 
     def __init__(self) -> None:

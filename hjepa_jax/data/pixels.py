@@ -1,6 +1,6 @@
 """Images of any mode as 8-bit RGB, and how pixels of more than 8 bits are scaled to it.
 
-An 8-bit image keeps its values. Deeper pixels (16-bit greyscale or RGB, 32-bit integers, floats)
+An 8-bit image keeps its values. Deeper pixels (16-bit grayscale or RGB, 32-bit integers, floats)
 often use a part of their type alone: 12-bit data in 16-bit files, or floats from 0 to 1. What
 becomes 0 and 255 must be the same for all images of a data set, so it is decided once, from a
 sample of the training images, when the data set is opened (`sources.open_source`).
@@ -26,8 +26,8 @@ _CHANNELS = ("RGB", "RGBX", "RGBA", "CMYK")
 _LITTLE, _BIG, _NATIVE = ([f"{name};16{order}" for name in _CHANNELS] for order in "LBN")
 _LOW_BYTE = dict(zip(_LITTLE, _BIG)) | dict(zip(_BIG, _LITTLE))
 _LOW_BYTE |= dict(zip(_NATIVE, _BIG if sys.byteorder == "little" else _LITTLE))
-# 16-bit grey with alpha: the four bytes of a pixel, as four channels.
-_GREY_ALPHA = "LA;16B"
+# 16-bit gray with alpha: the four bytes of a pixel, as four channels.
+_GRAY_ALPHA = "LA;16B"
 
 
 class Limits(NamedTuple):
@@ -65,7 +65,7 @@ def is_deep(image: Image.Image, raw: str) -> bool:
         image.mode in ("I", "F")
         or image.mode.startswith("I;16")
         or raw in _LOW_BYTE
-        or raw == _GREY_ALPHA
+        or raw == _GRAY_ALPHA
     )
 
 
@@ -73,9 +73,9 @@ def read_low_bytes(image: Image.Image, raw: str) -> bool:
     """Makes an image of 16-bit channels, not loaded yet, read their low bytes.
 
     Returns:
-      Whether it has such channels; 16-bit grey with alpha then becomes its four bytes.
+      Whether it has such channels; 16-bit gray with alpha then becomes its four bytes.
     """
-    low = "RGBA" if raw == _GREY_ALPHA else _LOW_BYTE.get(raw)
+    low = "RGBA" if raw == _GRAY_ALPHA else _LOW_BYTE.get(raw)
     if low is None:
         return False
     stored: Any = image
@@ -101,7 +101,7 @@ def deep_values(image: Image.Image, raw: str, low_bytes: Image.Image | None) -> 
         values = np.asarray(image)
         return values if values.dtype == np.float32 else values.astype(np.int32)
     low = np.asarray(low_bytes).astype(np.int32)
-    if raw == _GREY_ALPHA:
+    if raw == _GRAY_ALPHA:
         return low[..., 0] * 256 + low[..., 1]
     kept = 4 if image.mode == "CMYK" else 3
     return np.asarray(image).astype(np.int32)[..., :kept] * 256 + low[..., :kept]
@@ -154,7 +154,7 @@ def scale(values: npt.NDArray, bounds: tuple[float, float]) -> npt.NDArray[np.ui
     low, high = bounds
     bits = int(high).bit_length()
     if values.dtype.kind != "f" and low == 0 and high == 2**bits - 1 and bits >= 8:
-        # The high bits, as everybody reduces 16 bits to 8.
+        # The high bits: the usual reduction from 16 bits to 8.
         return (np.clip(values, 0, int(high)) >> (bits - 8)).astype(np.uint8)
     scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
     # NaN marks pixels without a value.

@@ -233,7 +233,7 @@ def sample_ranges(source: ImageSource) -> Ranges | None:
         try:
             record = source.record(int(index))
         except (OSError, ValueError):
-            # Who reads the image learns what is wrong with it.
+            # The error is reported when the image is read for training.
             continue
         if record.encoded is None:
             return None
