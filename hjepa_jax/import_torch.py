@@ -190,6 +190,9 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     run = prepare(config, config.data.batch_size, sharding.data_mesh())
     fresh = run.init()
     _check_shapes(fresh.params, imported.params)
+    _check_shapes(fresh.batch_stats, imported.batch_stats)
+    if imported.spectral:
+        _check_shapes(fresh.spectral["params"], imported.spectral)
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)

@@ -150,6 +150,17 @@ def test_weights_that_are_not_finite_are_refused(value) -> None:
         import_torch.translate({**checkpoint, "encoder": encoder})
 
 
+def test_statistics_of_another_shape_are_refused_before_anything_is_written(tmp_path) -> None:
+    checkpoint, _ = made_checkpoint()
+    encoder = {**checkpoint["encoder"], "stem.1.running_var": np.ones(3, np.float32)}
+    imported = import_torch.translate({**checkpoint, "encoder": encoder})
+    with pytest.raises(
+        CheckpointError, match=r"stem_norm/var is \(3,\) in the checkpoint, \(64,\)"
+    ):
+        import_torch.save_imported(imported, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_script_reads_a_published_file_or_says_what_is_wrong(tmp_path) -> None:
     path = golden_file("checkpoint_ref.pth")
     source = path or tmp_path / "broken.pth"
