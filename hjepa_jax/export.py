@@ -34,7 +34,8 @@ def split_features(
       root: where the data lies now; None = where the run found it.
 
     Returns:
-      Features float32 [N, D] with labels int32 [N], in the order of the data, and the class names.
+      Features float32 [N, D] with labels int32 [N] (-1 = none), in the order of the data, and the
+      class names.
 
     Raises:
       UserError: an unknown split or variant, or data that is missing.
@@ -88,7 +89,8 @@ def save_features(
 ) -> pathlib.Path:
     """Writes features and labels, whole or not at all.
 
-    .npz: arrays `features` float32 [N, D], `labels` int32 [N], `class_names` and `about` (JSON).
+    .npz: arrays `features` float32 [N, D], `labels` int32 [N] (-1 = none), `class_names`, and
+    `about` (JSON).
     .parquet: columns `features` (lists of D floats) and `label`; the schema's metadata
     `hjepa_jax` is the same JSON.
 

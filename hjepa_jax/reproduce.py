@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.protocol import headline
-from hjepa_jax.evaluation.report import markdown_table
+from hjepa_jax.evaluation.report import NOTHING, markdown_table
 from hjepa_jax.evaluation.runs import Curve, paired_interval, read_curves
+from hjepa_jax.evaluation.summary import headline
 from hjepa_jax.files import write_atomically
 from hjepa_jax.reproduce_pictures import draw
 from hjepa_jax.sweep import SweepRun, mean_and_deviation, metrics_of, plan
@@ -41,6 +41,8 @@ FIGURES = {
     "probe_top5": ("probe top-5 %", 100, 2),
     "effective_rank": ("effective rank", 1, 1),
     "participation_ratio": ("participation ratio", 1, 1),
+    "rankme": ("RankMe", 1, 1),
+    "mean_share": ("energy in mean %", 100, 1),
 }
 _PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 # The recipe of configs/cifar100.py in full, and scaled to hours on a CPU. The small one keeps the
@@ -162,6 +164,9 @@ def differences_table(
         cells = []
         for figure in ("knn", "knn_first", "probe_top1", "probe_top5"):
             values = [100 * (rows[of][s][figure] - by_seed[s][figure]) for s in shared]
+            if not np.all(np.isfinite(values)):
+                cells.append(NOTHING)
+                continue
             interval = paired_interval(values)
             text = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
             cells.append(f"{np.mean(values):+.2f}{text}")
@@ -175,16 +180,21 @@ def variants_table(result: Result) -> str:
     lines = []
     for method, by_seed in result.metrics.items():
         for encoder in ("trained", "random"):
-            found = [m["encoders"][encoder].get("qp_variants") for m in by_seed.values()]
-            if not all(found) or encoder not in next(iter(by_seed.values()))["encoders"]:
+            every = [m["encoders"].get(encoder, {}) for m in by_seed.values()]
+            found = [one.get("qp_variants") for one in every]
+            if not all(found):
                 continue
             k = next(iter(by_seed.values()))["headline_k"]
             cells = []
             for variant in ("q", "p", "qp"):
                 ones = [one[variant] for one in found]
                 position = ones[0]["knn"]["k_values"].index(k)
-                cells.append(f"{100 * np.mean([o['knn']['top1'][position] for o in ones]):.2f}")
-                cells.append(f"{100 * np.mean([o['linear_probe']['top1'] for o in ones]):.2f}")
+                columns = (
+                    [one["knn"]["top1"][position] for one in ones],
+                    [one["linear_probe"]["top1"] for one in ones],
+                )
+                means = [float(np.mean(np.array(column, float))) for column in columns]
+                cells += [mean_and_deviation(mean, None, 100, 2) for mean in means]
             lines.append([f"{TITLES[method]}, {encoder}", *cells])
     header = [f"{part} {what} %" for part in ("q", "p", "q and p") for what in ("kNN", "probe")]
     return "\n".join(markdown_table(["", *header], lines))

@@ -45,7 +45,7 @@ def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
     styles = styles_of(list(rows))
     ks: set[int] = set()
     for name, ones in rows.items():
-        values = np.array([one["knn"]["top1"] for one in ones])
+        values = np.array([one["knn"]["top1"] for one in ones], float)  # None becomes NaN
         used = ones[0]["knn"]["k_values"]
         ks.update(used)
         axes.plot(used, values.mean(axis=0), linewidth=2, label=titles[name], **styles[name])

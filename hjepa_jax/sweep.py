@@ -23,9 +23,9 @@ import numpy as np
 
 from hjepa_jax.command_line import resolve
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.protocol import headline
-from hjepa_jax.evaluation.report import markdown_table
+from hjepa_jax.evaluation.report import NOTHING, markdown_table
 from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.summary import headline
 from hjepa_jax.files import json_text, write_atomically
 from hjepa_jax.schema import Items, Table, Text, read_json
 
@@ -38,6 +38,8 @@ COLUMNS = {
     "probe_top5": ("probe top-5 %", 100, 2),
     "effective_rank": ("eff. rank", 1, 1),
     "participation_ratio": ("particip. ratio", 1, 1),
+    "rankme": ("RankMe", 1, 1),
+    "mean_share": ("in mean %", 100, 1),
 }
 
 
@@ -223,7 +225,7 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
 def mean_and_deviation(mean: float, std: float | None, factor: float, digits: int) -> str:
     """Returns 'mean ± std', both times `factor`; the mean alone where one run has no spread."""
     if not math.isfinite(mean):
-        return "–"  # of a figure without a value in one of the runs
+        return NOTHING  # of a figure without a value in one of the runs
     spread = "" if std is None else f" ± {factor * std:.{digits}f}"
     return f"{factor * mean:.{digits}f}{spread}"
 

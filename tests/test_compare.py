@@ -386,6 +386,62 @@ def test_figures_without_a_value_are_no_traceback(tmp_path) -> None:
     assert "nan" not in parser.texts
 
 
+def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
+    paths = [
+        write_run(tmp_path, f"{n}-seed{seed}", seed=seed, knn=0.5, lr=lr)
+        for n, lr in NAMED_RATES
+        for seed in range(2)
+    ]
+    for path in paths:
+        file = tmp_path / "eval" / path.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        one = metrics["encoders"]["trained"]
+        one["knn"]["top1_interval"] = [[0.1, 0.2], [0.3, 0.4], [0.451, 0.549]]
+        one["linear_probe"]["top1_interval"] = None
+        share = 0.999 if path.name.startswith("b") else 0.5
+        rank = 31.5 if path.name.startswith("b") else 24.25
+        found = one["diagnostics"]["covariance_spectrum_topq"]
+        found |= {"rankme": 3.25 if share > 0.9 else 33.5, "mean_share": share}
+        found |= {"effective_rank": rank}
+        metrics |= {"schema_version": 2, "notes": ["A note of <both>."]}
+        file.write_text(json.dumps(metrics))
+    text = page(load(paths))
+    parser = Balanced()
+    parser.feed(text)
+    shown = " ".join(parser.texts)
+    assert "[45.1, 54.9]" in shown
+    assert "RankMe" in shown
+    assert "energy in mean %" in shown
+    assert "99.9" in shown
+    # Of one point the effective rank is no gain, while RankMe says what is lost.
+    assert "31.5" in shown
+    assert "+7.2" not in shown
+    assert "−30.2" in shown
+    assert "A note of <both>. (a-seed0, a-seed1, b-seed0, b-seed1)" in shown
+    assert "different versions" not in shown
+    old = write_run(tmp_path, "old", seed=0, knn=0.5)
+    assert "These reports are of different versions" in page(load([*paths, old]))
+
+
+def test_accuracies_that_mean_nothing_in_several_seeds(tmp_path) -> None:
+    paths = [
+        write_run(tmp_path, f"{n}-seed{seed}", seed=seed, knn=0.5, lr=lr)
+        for n, lr in NAMED_RATES
+        for seed in range(3)
+    ]
+    for path in paths[3:]:
+        file = tmp_path / "eval" / path.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        one = metrics["encoders"]["trained"]
+        one["knn"] |= {"top1": [None] * 3, "top1_interval": [None] * 3}
+        one["linear_probe"] = {"top1": None, "top1_interval": None, "top5": None}
+        file.write_text(json.dumps(metrics))
+    parser = Balanced()
+    parser.feed(page(load(paths)))
+    assert parser.open == []
+    assert "nan" not in " ".join(parser.texts)
+
+
 NAMED_RATES = (("a", 0.1), ("b", 0.2))
 
 

@@ -1,5 +1,6 @@
 """The comparison of methods: its plan, tables and pictures, and the script on smoke-sized runs."""
 
+import math
 import os
 import pathlib
 import re
@@ -18,11 +19,16 @@ from hjepa_jax.reproduce import (
     differences_table,
     plan_runs,
     results_table,
+    variants_table,
     write_document,
 )
+from hjepa_jax.reproduce_pictures import knn_sweep
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FIGURES = ("knn", "knn_first", "probe_top1", "probe_top5", "effective_rank", "participation_ratio")
+FIGURES = (
+    *("knn", "knn_first", "probe_top1", "probe_top5"),
+    *("effective_rank", "participation_ratio", "rankme", "mean_share"),
+)
 
 
 def _row(knn: float) -> dict[str, float]:
@@ -70,6 +76,19 @@ def test_tables_pair_by_seed_and_give_mean_and_deviation() -> None:
     # Seeds 0 and 1 are shared: differences of 10 and 5 points.
     assert "| HJEPA − SIGReg (LeJEPA) | 2 | +7.50 [+5.00, +10.00] |" in differences
     assert "| HJEPA − random initialisation | 1 | +40.00 |" in differences
+
+
+def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path) -> None:
+    rows = {"hjepa": {0: _row(0.5), 1: _row(math.nan)}, "sigreg": {0: _row(0.4), 1: _row(0.4)}}
+    assert "| HJEPA | 2 | – |" in results_table(rows)
+    assert "| HJEPA − SIGReg (LeJEPA) | 2 | – |" in differences_table(rows)
+    found = {"knn": {"k_values": [20], "top1": [None]}, "linear_probe": {"top1": None}}
+    known = {"knn": {"k_values": [20], "top1": [0.25]}, "linear_probe": {"top1": 0.5}}
+    parts = {"q": known, "p": known, "qp": found}
+    metrics = {"headline_k": 20, "encoders": {"trained": {**found, "qp_variants": parts}}}
+    result = Result({"hjepa": {0: metrics}}, {})
+    assert "| HJEPA, trained | 25.00 | 50.00 | 25.00 | 50.00 | – | – |" in variants_table(result)
+    knn_sweep({"hjepa": {0: metrics}}, {"hjepa": "HJEPA"}).savefig(tmp_path / "knn.png")
 
 
 def test_nothing_finished_is_said(tmp_path) -> None:

@@ -36,7 +36,11 @@ folder.mkdir(parents=True)
         "knn": {"k_values": [1, 20], "top1": [0.1, accuracy], "top5": [0.2, 0.9]},
         "linear_probe": {"top1": accuracy / 2, "top5": 1.0},
         "diagnostics": {
-            "covariance_spectrum_topq": {"effective_rank": 7.0, "participation_ratio": 3.0},
+            "covariance_spectrum_topq": {
+                "effective_rank": 7.0,
+                "participation_ratio": 3.0,
+                "rankme": 5.0,
+            },
             "alignment_uniformity": {"alignment": 0.5, "uniformity": -2.0},
         },
     }},
@@ -122,7 +126,7 @@ def test_runs_results_and_table(tmp_path, command) -> None:
     (row,) = [line for line in text.splitlines() if "lr=0.25" in line]
     assert row == (
         "| hjepa-train.lr=0.25 | 3 | 26.67 ± 2.08 | 13.33 ± 1.04 | 100.00 ± 0.00 | 7.0 ± 0.0 "
-        "| 3.0 ± 0.0 |"
+        "| 3.0 ± 0.0 | 5.0 ± 0.0 | – |"
     )
     assert "6 of 6 runs finished" in text
     assert (out / "results.md").read_text() == text

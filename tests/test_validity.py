@@ -16,6 +16,7 @@ from hjepa_jax.evaluation import (
     extras,
     intervals,
     knn,
+    pictures,
     probe,
     protocol,
     report,
@@ -88,6 +89,27 @@ def test_an_evaluation_without_accuracy_is_still_written_and_drawn(tmp_path) -> 
     assert (folder / "neighbours.png").is_file()
     assert "robustness" not in found.metrics["encoders"]["trained"]
     assert found.metrics["encoders"]["trained"]["diagnostics"]["alignment_uniformity"]
+
+
+def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
+    none = np.full(80, -1)
+    found = sources(
+        train_batches=lambda: batches(ROWS, none),
+        test_batches=lambda: batches(OTHERS, none[:60]),
+        num_classes=0,
+    )
+    config = settings(variant="qp", robustness=("grey",))
+    evaluation = protocol.evaluate({"trained": trained}, found, config, split_qp=True)
+    assert evaluation.metrics["num_test_images"] == 0
+    assert "no training image has a label" in evaluation.metrics["notes"][0]
+    folder = report.write_report(tmp_path / "run", evaluation.metrics, evaluation.pictures)
+    drawn = {path.name for path in folder.iterdir()}
+    assert {"knn.png", "map.png", "neighbours.png", "report.md"} <= drawn
+    text = (folder / "report.md").read_text()
+    assert "could not be drawn" not in text
+    assert "classes: 0\n" in text
+    captions = [text.get_text() for text in pictures.neighbours(evaluation.pictures).axes[0].texts]
+    assert set(captions) == {"no label"}
 
 
 def test_test_images_that_were_trained_on_are_counted() -> None:

@@ -25,6 +25,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         "data": ("data sets", "unknown"),
         "step": ("numbers of steps", "unknown"),
         "coordinates": ("coordinates", "raw"),
+        "counting": ("ways of counting votes and pairs", "ours"),
     }
     for field, (what, default) in fields.items():
         values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
@@ -35,6 +36,16 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         said.append(f"Different parts of the state were evaluated: {', '.join(variants)}.")
     if len({run.metrics["headline_k"] for run in runs}) > 1:
         said.append("The headline k of kNN differs between runs; each row is at its own.")
+    if len({run.metrics.get("schema_version") for run in runs}) > 1:
+        said.append(
+            "These reports are of different versions, which count ties and top-5 of kNN, cosine "
+            "similarities and uniformity in different ways: evaluate the older ones again."
+        )
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.metrics.get("notes", ()):
+            told.setdefault(str(note), []).append(run.name)
+    said += [f"{note} ({', '.join(names)})" for note, names in told.items()]
     single = [group.name for group in groups if len(group.runs) < 2]
     if single:
         said.append(

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from hjepa_jax.evaluation import charts
 from hjepa_jax.evaluation.charts import escape
 from hjepa_jax.evaluation.runs import (
@@ -18,6 +20,7 @@ from hjepa_jax.evaluation.runs import (
     differing_fields,
     mean_curve,
 )
+from hjepa_jax.evaluation.summary import RANKS
 
 # Figure -> (title, factor, digits, whether more is better; None = neither).
 FIGURES: dict[str, tuple[str, float, int, bool | None]] = {
@@ -27,6 +30,8 @@ FIGURES: dict[str, tuple[str, float, int, bool | None]] = {
     "probe_top5": ("probe top-5 %", 100, 2, True),
     "effective_rank": ("effective rank", 1, 1, None),
     "participation_ratio": ("particip. ratio", 1, 1, None),
+    "rankme": ("RankMe", 1, 1, None),
+    "mean_share": ("energy in mean %", 100, 1, None),
     "alignment": ("alignment", 1, 3, None),
     "uniformity": ("uniformity", 1, 3, None),
 }
@@ -94,19 +99,25 @@ def _shown(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Returns the standard deviation of several values; '' of one."""
+    if len(values) < 2:
+        return ""
+    return f" <small>± {_shown(float(np.std(values, ddof=1)), digits)}</small>"
+
+
 def _cell(group: Group, baseline: Group, figure: str) -> str:
     _, factor, digits, more_is_better = FIGURES[figure]
     values = [factor * value for value in _values(group, figure)]
-    spread = ""
-    if len(values) > 1:
-        spread = f" <small>± {_shown(statistics.stdev(values), digits)}</small>"
-    text = f"<b>{_shown(statistics.mean(values), digits)}</b>{spread}"
+    text = f"<b>{_shown(statistics.mean(values), digits)}</b>{_spread(values, digits)}"
     if group is baseline:
         return f'<td>{text}<div class="difference">baseline</div></td>'
     reference = [factor * value for value in _values(baseline, figure)]
     difference, interval = bootstrap_difference(values, reference)
     kind = ""
-    if not math.isfinite(difference):
+    # Of a state that is nearly one point, ranks are those of the noise around it.
+    points = figure in RANKS and any(run.is_one_point() for run in (*group.runs, *baseline.runs))
+    if points or not math.isfinite(difference):
         return f"<td>{text}</td>"
     told = f"{difference:+.{digits}f}"
     if interval is not None:
@@ -292,11 +303,8 @@ def extra_table(groups: Sequence[Group]) -> str:
         cells = ""
         for tests in found:
             values = [100 * _probe_top1(one[name]) for one in tests if name in one]
-            spread = (
-                f" <small>± {_shown(statistics.stdev(values), 2)}</small>" if values[1:] else ""
-            )
             mean = _shown(statistics.mean(values), 2) if values else ""
-            cells += f"<td>{mean}{spread}</td>"
+            cells += f"<td>{mean}{_spread(values, 2)}</td>"
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (
         f'<div class="scroll"><table class="narrow"><thead><tr><th>probe top-1 %</th>{head}</tr>'
@@ -346,7 +354,7 @@ def configuration_table(groups: Sequence[Group]) -> str:
 
 
 def runs_table(groups: Sequence[Group]) -> str:
-    """Returns one row per run: its step, device and main figures."""
+    """Returns one row per run: step, device and main figures with 95 % intervals over images."""
     titles = _titles(groups)
     shown = ("knn", "probe_top1")
     rows = []
@@ -354,11 +362,17 @@ def runs_table(groups: Sequence[Group]) -> str:
         for run in group.runs:
             figures, info = run.figures(), run.metrics["info"]
             cells = [info.get("data", ""), info.get("step", ""), info.get("device", "")]
-            cells += [_shown(100 * figures[name], 2) for name in shown]
             cells.append(run.config.get("seed", ""))
             values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            bounds = run.intervals()
+            for name in shown:
+                low_high = bounds[name] or (math.nan, math.nan)
+                low, high = (_shown(100 * bound, 1) for bound in low_high)
+                values += (
+                    f"<td>{_shown(100 * figures[name], 2)} <small>[{low}, {high}]</small></td>"
+                )
             rows.append(f'<tr><th scope="row">{_swatch(style)}{escape(run.name)}</th>{values}</tr>')
-    names = ["data", "step", "device", *(titles[name] for name in shown), "seed"]
+    names = ["data", "step", "device", "seed", *(titles[name] for name in shown)]
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *names))
     return (
         f'<div class="scroll"><table class="narrow"><thead><tr>{head}</tr></thead>'

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from hjepa_jax.evaluation.flow import FlowPicture, HalfPicture
 from hjepa_jax.evaluation.gallery import PictureInputs
-from hjepa_jax.evaluation.pictures import CLASS_COLOURS, new_figure, short_name, tidy
+from hjepa_jax.evaluation.pictures import CLASS_COLOURS, class_name, new_figure, short_name, tidy
 
 
 def _draw_half(axes: Axes, half: HalfPicture, name: str) -> None:
@@ -60,7 +60,8 @@ def _draw_samples(
         frame = Rectangle((0, top), 1, 1, fill=False, linewidth=3)
         frame.set_edgecolor(CLASS_COLOURS[i])
         axes.add_patch(frame)
-        axes.text(0.5, top + 1.05, short_name(names[label]), fontsize=8, ha="center", va="top")
+        caption = short_name(class_name(names, label))
+        axes.text(0.5, top + 1.05, caption, fontsize=8, ha="center", va="top")
     axes.set_xlim(-0.05, 1.05)
     axes.set_ylim(1.35 * len(images), -0.05)
     axes.set_aspect("equal")

@@ -135,16 +135,17 @@ def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
         intervals = [low_high or (np.nan, np.nan) for low_high in found["top1_interval"]]
         low, high = np.array(intervals, float).T
         axes.fill_between(found["k_values"], low, high, color=styles[name]["color"], alpha=0.12)
-    axes.axhline(1.0 / metrics["num_classes"], color="0.45", linewidth=1, linestyle=":")
-    axes.annotate(
-        "chance",
-        (1.0, 1.0 / metrics["num_classes"]),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 3),
-        textcoords="offset points",
-        ha="right",
-        color="0.35",
-    )
+    if metrics["num_classes"]:
+        axes.axhline(1.0 / metrics["num_classes"], color="0.45", linewidth=1, linestyle=":")
+        axes.annotate(
+            "chance",
+            (1.0, 1.0 / metrics["num_classes"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color="0.35",
+        )
     axes.set_ylim(bottom=0.0, top=1.0)
     label_knn(axes, ks)
     axes.legend(frameon=False, loc="best")
@@ -239,7 +240,8 @@ def feature_map(inputs: PictureInputs) -> Figure:
     return figure
 
 
-def _class_name(names: Sequence[str], label: int) -> str:
+def class_name(names: Sequence[str], label: int) -> str:
+    """Returns the name of a label, that of -1 included."""
     return "no label" if label == NO_LABEL else names[label]
 
 
@@ -274,11 +276,11 @@ def neighbours(inputs: PictureInputs) -> Figure:
         for row, query in enumerate(inputs.queries):
             image, truth = inputs.test_images[int(query)]
             tiles: list[tuple[np.ndarray, str, str | None]] = [
-                (image, short_name(_class_name(classes, truth)), None)
+                (image, short_name(class_name(classes, truth)), None)
             ]
             for index in inputs.encoders[name].neighbours[row]:
                 image, label = inputs.train_images[int(index)]
-                caption = short_name(_class_name(classes, label))
+                caption = short_name(class_name(classes, label))
                 if NO_LABEL in (label, truth):
                     tiles.append((image, caption, None))
                     continue

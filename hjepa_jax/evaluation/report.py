@@ -207,7 +207,8 @@ def markdown(
     lines = ["# Evaluation", ""]
     nested = {k: v for k, v in metrics["info"].items() if isinstance(v, Mapping)}
     lines += _facts({k: v for k, v in metrics["info"].items() if k not in nested})
-    lines += [f"- classes: {metrics['num_classes']} (chance {1 / metrics['num_classes']:.1%})", ""]
+    count = metrics["num_classes"]
+    lines += [f"- classes: {count}" + (f" (chance {1 / count:.1%})" if count else ""), ""]
     lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
     lines += [""] if metrics.get("notes") else []
     columns = _columns(metrics)

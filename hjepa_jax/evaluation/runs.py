@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.protocol import headline
+from hjepa_jax.evaluation.alarms import MEAN_CEILING
 from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.summary import headline, headline_intervals
 from hjepa_jax.files import read_regular
 from hjepa_jax.schema import Fields, read_json
 
@@ -50,6 +51,14 @@ class RunResult:
     def figures(self, encoder: str = "trained") -> dict[str, float]:
         """Returns the headline figures of one of its encoders."""
         return headline(self.metrics["encoders"][encoder], self.metrics["headline_k"])
+
+    def intervals(self) -> dict[str, tuple[float, float] | None]:
+        """Returns the 95 % intervals over test images of the trained encoder's accuracies."""
+        return headline_intervals(self.metrics["encoders"]["trained"], self.metrics["headline_k"])
+
+    def is_one_point(self) -> bool:
+        """Returns whether the trained encoder's state is nearly one point."""
+        return self.figures()["mean_share"] > MEAN_CEILING
 
 
 @dataclasses.dataclass(frozen=True)

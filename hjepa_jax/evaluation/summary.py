@@ -15,6 +15,8 @@ Metrics = Mapping[str, Any]
 # Encoders that nothing trained: advice on training is not for them.
 PIXELS = "pixels"
 _UNTRAINED = ("random", PIXELS)
+# Figures of centered features: they say nothing of a state that is all mean.
+RANKS = ("effective_rank", "participation_ratio")
 
 
 def _headline_position(encoder_metrics: Mapping[str, Any], k: int) -> int:
@@ -50,21 +52,19 @@ def headline_intervals(
     encoder_metrics: Mapping[str, Any], k: int
 ) -> dict[str, tuple[float, float] | None]:
     """Returns the 95 % interval of each accuracy of `headline`; None where there is none."""
-    neighbours = encoder_metrics["knn"].get("top1_interval")
+    neighbours = encoder_metrics["knn"].get("top1_interval") or [None]
     linear = encoder_metrics["linear_probe"]
+    position = min(_headline_position(encoder_metrics, k), len(neighbours) - 1)
     found = {
-        "knn": neighbours and neighbours[_headline_position(encoder_metrics, k)],
-        "knn_first": neighbours and neighbours[0],
+        "knn": neighbours[position],
+        "knn_first": neighbours[0],
         "probe_top1": linear.get("top1_interval"),
         "probe_top5": linear.get("top5_interval"),
     }
     return {
-        name: (low_high[0], low_high[1]) if low_high else None for name, low_high in found.items()
+        name: (bounds[0], bounds[1]) if isinstance(bounds, (list, tuple)) else None
+        for name, bounds in found.items()
     }
-
-
-# Of centred features: they say nothing of a state that is all mean.
-_RANKS = ("effective_rank", "participation_ratio")
 
 
 def differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float | None]:
@@ -75,7 +75,7 @@ def differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float | No
     if not {"trained", "random"} <= encoders.keys():
         return {}
     trained, random = headline(encoders["trained"], k), headline(encoders["random"], k)
-    hidden = _RANKS if max(trained["mean_share"], random["mean_share"]) > MEAN_CEILING else ()
+    hidden = RANKS if max(trained["mean_share"], random["mean_share"]) > MEAN_CEILING else ()
     found = {name: value - random[name] for name, value in trained.items()}
     return {
         name: None if name in hidden or math.isnan(value) else value
