@@ -419,6 +419,12 @@ def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
     assert "−30.2" in shown
     assert "A note of <both>. (a-seed0, a-seed1, b-seed0, b-seed1)" in shown
     assert "different versions" not in shown
+    assert "as published" not in shown
+    file = tmp_path / "eval" / "a-seed0" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["info"]["settings"] = {"parity.reference_evaluation": True}
+    file.write_text(json.dumps(metrics))
+    assert "count votes and pairs as published" in page(load(paths))
     old = write_run(tmp_path, "old", seed=0, knn=0.5)
     assert "These reports are of different versions" in page(load([*paths, old]))
 

@@ -25,7 +25,6 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         "data": ("data sets", "unknown"),
         "step": ("numbers of steps", "unknown"),
         "coordinates": ("coordinates", "raw"),
-        "counting": ("ways of counting votes and pairs", "ours"),
     }
     for field, (what, default) in fields.items():
         values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
@@ -36,6 +35,9 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         said.append(f"Different parts of the state were evaluated: {', '.join(variants)}.")
     if len({run.metrics["headline_k"] for run in runs}) > 1:
         said.append("The headline k of kNN differs between runs; each row is at its own.")
+    settings = [run.metrics["info"].get("settings", {}) for run in runs]
+    if len({bool(one.get("parity.reference_evaluation")) for one in settings}) > 1:
+        said.append("Some runs count votes and pairs as published (parity.reference_evaluation).")
     if len({run.metrics.get("schema_version") for run in runs}) > 1:
         said.append(
             "These reports are of different versions, which count ties and top-5 of kNN, cosine "
