@@ -107,6 +107,12 @@ def test_parts_that_are_missing_are_told(names, words, tmp_path) -> None:
         open_root(str(tmp_path), "train", 0)
 
 
+def test_parts_of_several_names_are_complete_each(tmp_path) -> None:
+    for name in ("train-a-00000-of-00001", "train-b-00000-of-00002", "train-b-00001-of-00002"):
+        write(tmp_path / f"{name}.parquet", 2)
+    assert len(open_root(str(tmp_path), "train", 0)) == 6
+
+
 @pytest.mark.parametrize("stem", ["Train", "training-00000-of-00001", "TRAIN-whatever"])
 def test_the_split_has_several_names(stem, tmp_path) -> None:
     write(tmp_path / f"{stem}.parquet", 2)

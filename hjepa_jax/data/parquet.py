@@ -135,7 +135,8 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
             parts.setdefault(key, set()).add(int(match.group(1)))
     for (stem, total), numbers in parts.items():
         # Half of a data set would train without a word.
-        if len(numbers) != total or len(parts) > 1:
+        versions = [one for one in parts if one[0] == stem]
+        if len(numbers) != total or len(versions) > 1:
             some = next((number for number in range(total) if number not in numbers), None)
             lacking = f"; part {some:05d} is missing" if some is not None else ""
             raise DataError(
