@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 from hjepa_jax import compilation_cache, config_check, distributed, orbax_noise
 from hjepa_jax.command_line import define_config, parse_command_line
 from hjepa_jax.config import Config
+from hjepa_jax.data.workers import watched
 from hjepa_jax.errors import UserError
 from hjepa_jax.files import local_path
 from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
@@ -127,7 +128,16 @@ def _say(sentence: str) -> None:
 
 def run() -> None:
     """Entry point of `python -m hjepa_jax.main`."""
-    app.run(main, flags_parser=parse_flags)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except SystemExit as end:
+        if not watched.any_stuck():
+            raise
+        # The interpreter would wait for a read that may never return.
+        if isinstance(end.code, str):
+            _say(end.code.removeprefix("hjepa_jax: "))
+        watched.flush_output()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 if __name__ == "__main__":

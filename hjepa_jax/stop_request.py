@@ -17,8 +17,11 @@ from typing import Any
 import jax
 
 from hjepa_jax import distributed
+from hjepa_jax.errors import TrainingError
 
 _log = logging.getLogger(__name__)
+# Of waiting for a batch after a stop was asked for, in a run of several processes.
+_PATIENCE_SECONDS = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -114,3 +117,24 @@ class StopRequest:
         if not together:
             return False
         return distributed.sum_over_processes(int(self._asked)) > 0
+
+    def ends_wait(self, waited: float) -> bool:
+        """Returns whether to give up waiting for a batch, after `waited` seconds.
+
+        Of several processes none can end alone: the others wait for it in their step. Where no
+        batch comes for long, all of them end by an error.
+
+        Raises:
+          TrainingError: one of several processes waited too long.
+        """
+        if not self._asked:
+            return False
+        if jax.process_count() == 1:
+            return True
+        if waited > _PATIENCE_SECONDS:
+            raise TrainingError(
+                f"asked to stop, but no batch has come for {waited:.0f} s, without which this "
+                "process cannot take the step that the others wait for: start all of them again, "
+                "and the run goes on from its newest checkpoint."
+            )
+        return False

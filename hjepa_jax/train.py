@@ -9,7 +9,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from hjepa_jax.config import Config, may_change_on_resume, steps_per_epoch, tota
 from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources import ImageSource
+from hjepa_jax.data.workers.start import check_can_start
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.online import TrainingMonitor, check_online_labels
 from hjepa_jax.files import check_writable_folder, local_path
@@ -104,8 +105,14 @@ def placed_batches(
     return timer.measure(device_prefetch(stream, put, config.data.device_prefetch))
 
 
-def open_stream(config: Config, source: ImageSource, first: int, count: int) -> BatchStream:
-    """Returns this process's part of `count` batches from number `first` on."""
+def open_stream(
+    config: Config,
+    source: ImageSource,
+    first: int,
+    count: int,
+    stop: Callable[[float], bool] | None = None,
+) -> BatchStream:
+    """Returns this process's part of `count` batches from number `first` on; see train_batches."""
     return train_batches(
         config,
         source,
@@ -113,6 +120,7 @@ def open_stream(config: Config, source: ImageSource, first: int, count: int) -> 
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_steps=count,
+        stop=stop,
     )
 
 
@@ -197,6 +205,8 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
       RunStopped: a signal asked the run to end; it is saved.
     """
     config_check.validate(config)
+    if config.data.num_workers:
+        check_can_start()
     workdir = local_path(workdir, "--workdir")
     if distributed.is_primary():
         check_writable_folder(workdir, "--workdir", checkpoints=True)
@@ -291,7 +301,9 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     first = int(state.step)
     every = config.checkpoint.every_steps or run.method.steps_per_epoch
     number = first + len(session.guard.skipped)
-    with open_stream(config, session.source, number, run.num_steps - first) as stream:
+    left, ends_wait = run.num_steps - first, session.stop.ends_wait
+    metrics: Any = {}
+    with open_stream(config, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = _LogClock(first)
         for step, batch in enumerate(placed_batches(config, run, stream, timer), start=first + 1):
@@ -317,7 +329,8 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
                 _save(session, state, ranking(config, metrics, scores))
             if stops:
                 break
-    return state, False
+    # Also where the stream ended early, for a stop came while it waited.
+    return state, bool(metrics) and int(metrics["failed_step"]) >= 0
 
 
 def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) -> None:

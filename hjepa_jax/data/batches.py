@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -225,6 +226,15 @@ class BatchMaker:
         key = counter_random.stream_key(seed, Purpose.AUGMENTATION, epoch)
         on_device = data.backend == "device"
         return self.make(key, indices, data.num_global_views, data.num_local_views, on_device)
+
+    def batch_bytes(self) -> int:
+        """Returns the size of a batch, whose views are nearly all of it."""
+        data = self._config.data
+        kinds = _kinds(data, data.num_global_views, data.num_local_views)
+        shape = sources.fixed_shape(self._source) if data.backend == "device" else None
+        if shape is not None:
+            return self._local_size * math.prod(shape)
+        return self._local_size * sum(3 * len(kind.numbers) * kind.size**2 for kind in kinds)
 
     def make(
         self,

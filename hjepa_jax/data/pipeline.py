@@ -6,13 +6,10 @@ step on, with any number of threads, worker processes and hosts.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import functools
+import re
 import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from types import TracebackType
 from typing import Any
@@ -28,6 +25,8 @@ from hjepa_jax.data.counter_random import Purpose
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.prefetch import WaitTimer, device_prefetch
 from hjepa_jax.data.sources import ImageSource, subset
+from hjepa_jax.data.workers import blocks, start
+from hjepa_jax.data.workers.watched import StoppedWaiting, Watched, WorkerDied
 from hjepa_jax.errors import DataError
 
 __all__ = [
@@ -39,41 +38,7 @@ __all__ = [
     "train_batches",
 ]
 
-_PARENT_POLL_SECONDS = 0.5
 _PAIRS_AT_ONCE = 64
-
-
-def _watch_parent(worker_index: int, worker_count: int) -> None:
-    """Ends a worker process soon after its parent is gone, which may have been killed.
-
-    A stop is the parent's to handle: Ctrl-C and job schedulers signal the workers as well, without
-    which the parent could not finish its step.
-    """
-    del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    expected = os.getppid() if parent is None else parent.pid
-
-    def watch() -> None:
-        while os.getppid() == expected:
-            time.sleep(_PARENT_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
-
-
-def _out_of_shared_memory(values: npt.NDArray) -> npt.NDArray:
-    """Returns a copy in ordinary memory, and frees the shared block at once.
-
-    Grain frees it in a background thread that may come too late at the end of the program.
-    """
-    copied = np.array(values)
-    block = getattr(values, "shm", None)
-    if block is not None:
-        setattr(values, "_unlink_on_del", False)  # noqa: B010
-        block.unlink()
-    return copied
 
 
 class BatchStream(Iterator[Batch]):
@@ -83,16 +48,19 @@ class BatchStream(Iterator[Batch]):
       corrupt_count: Corrupt images replaced in, or masked out of, the batches handed out so far.
     """
 
-    def __init__(self, iterator: Any, copy: bool):
-        """Wraps a grain iterator over (batch, messages about corrupt images).
+    def __init__(self, iterator: Watched, on_close: Sequence[Callable[[], None]] = ()):
+        """Wraps an iterator over (batch, messages about corrupt images).
 
-        Batches from worker processes lie in shared memory, which must not outlive the stream:
-        `copy` copies them out.
+        Args:
+          iterator: closed together with the stream. Its batches may lie in shared memory, from
+            which they are copied.
+          on_close: called after that, in this order.
         """
-        self._iterator: Any = iterator
-        self._copy = copy
+        self._iterator = iterator
+        self._on_close = on_close
         self._reported: set[str] = set()
         self._closed = False
+        self._begun = False
         self.corrupt_count = 0
 
     def __next__(self) -> Batch:
@@ -100,16 +68,19 @@ class BatchStream(Iterator[Batch]):
             raise ValueError("This stream of batches is closed.")
         try:
             batch, corrupt = next(self._iterator)
+        except StoppedWaiting:
+            raise StopIteration from None
+        except WorkerDied as error:
+            self.close()
+            raise DataError(self._death(error.exit_code)) from None
         except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
+            found = re.search(r"Worker process was terminated .*exit code (-?\d+)", str(error))
+            if found is None:
                 raise
             self.close()
-            raise DataError(
-                f"A worker process of the input pipeline died ({error}). If it ran out of memory, "
-                "lower data.num_workers, data.num_threads or data.prefetch_batches."
-            ) from error
-        if self._copy:
-            batch = {name: _out_of_shared_memory(values) for name, values in batch.items()}
+            raise DataError(self._death(int(found.group(1)))) from error
+        self._begun = True
+        batch = {name: blocks.taken_out(values) for name, values in batch.items()}
         self.corrupt_count += len(corrupt)
         for message in corrupt:
             if message not in self._reported:
@@ -122,13 +93,22 @@ class BatchStream(Iterator[Batch]):
         """What was said of each corrupt image so far, once each, in alphabetical order."""
         return tuple(sorted(self._reported))
 
+    def _death(self, exit_code: int | None) -> str:
+        """Returns the sentence about a worker that is gone."""
+        if not self._begun and (exit_code or 0) >= 0:
+            return start.start_failure(exit_code)
+        return (
+            f"A worker process of the input pipeline died ({start.ending(exit_code)}). If it ran "
+            "out of memory, lower data.num_workers, data.num_threads or data.prefetch_batches."
+        )
+
     def close(self) -> None:
         """Stops threads and worker processes; may be called more than once."""
         if not self._closed:
             self._closed = True
             self._iterator.close()
-            # Grain's iterators complain if they are left to the end of the interpreter.
-            self._iterator = None
+            for call in self._on_close:
+                call()
 
     def __enter__(self) -> BatchStream:
         return self
@@ -142,37 +122,69 @@ class BatchStream(Iterator[Batch]):
         self.close()
 
 
+Stop = Callable[[float], bool]
+
+
 def _stream(
-    make: Any, start: int, stop: int, data: Any, num_workers: int, num_threads: int
+    make: Any, first: int, last: int, data: Any, num_threads: int, stop: Stop | None = None
 ) -> BatchStream:
-    """Returns the stream of make(start), ..., make(stop - 1), made ahead in order."""
+    """Returns the stream of make(first), ..., make(last - 1), made ahead in order, in threads."""
+    _check_settings(data)
+    ahead = max(data.prefetch_batches, num_threads)
+    return BatchStream(Watched(iter(_dataset(make, first, last, num_threads, ahead)), 0, stop))
+
+
+def _check_settings(data: Any) -> None:
     if min(data.num_threads, data.prefetch_batches) < 1 or data.num_workers < 0:
         raise ValueError(
             "data.num_threads and data.prefetch_batches must be at least 1 and data.num_workers "
             f"at least 0, not {data.num_threads}, {data.prefetch_batches} and {data.num_workers}."
         )
-    per_worker = -(-data.prefetch_batches // max(1, num_workers))
-    dataset = (
-        grain.MapDataset.range(start, stop)
-        .map(make)
-        .to_iter_dataset(
-            grain.ReadOptions(
-                num_threads=num_threads,
-                prefetch_buffer_size=max(per_worker, num_threads),
-            )
-        )
-    )
-    if num_workers:
-        # Grain's workers refuse to start on absl flags that nobody parsed (notebooks, scripts).
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(
+
+
+def _dataset(make: Any, first: int, last: int, num_threads: int, ahead: int) -> Any:
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+    return grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
+
+
+def _worker_stream(
+    make: batches.BatchMaker, first: int, last: int, data: Any, stop: Stop | None
+) -> BatchStream:
+    """Returns the stream of `_stream`, made in worker processes.
+
+    Raises:
+      DataError: the workers cannot be started, or have no room to hand over their batches.
+    """
+    _check_settings(data)
+    start.check_can_start()
+    blocks.remove_leftovers()
+    per_worker = -(-data.prefetch_batches // data.num_workers)
+    shortage = blocks.shortage(blocks.in_flight(data.num_workers, per_worker) * make.batch_bytes())
+    if shortage:
+        raise DataError(shortage)
+    # Grain's workers refuse to start on absl flags that nobody parsed (notebooks, scripts).
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    prefix = blocks.new_prefix()
+    handover = start.Handover(make)
+    try:
+        ahead = max(per_worker, data.num_threads)
+        dataset = _dataset(handover.function, first, last, data.num_threads, ahead)
+        dataset = dataset.map(blocks.Share(prefix)).mp_prefetch(
             grain.MultiprocessingOptions(
-                num_workers=num_workers, per_worker_buffer_size=per_worker
+                num_workers=data.num_workers, per_worker_buffer_size=per_worker
             ),
-            worker_init_fn=_watch_parent,
+            worker_init_fn=functools.partial(start.begin_worker, prefix),
         )
-    return BatchStream(iter(dataset), copy=num_workers > 0)
+        iterator = iter(dataset)
+    except OSError as error:
+        handover.close()
+        raise DataError(
+            f"Worker processes cannot be set up ({error}): {blocks.REMEDY}, and see that "
+            f"{blocks.FOLDER} exists and can be written."
+        ) from error
+    closing = (handover.close, functools.partial(blocks.remove, prefix))
+    return BatchStream(Watched(iterator, data.num_workers, stop), closing)
 
 
 def train_batches(
@@ -183,6 +195,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_steps: int | None = None,
+    stop: Stop | None = None,
 ) -> BatchStream:
     """Returns the stream of this process's training batches from a step on.
 
@@ -196,6 +209,8 @@ def train_batches(
       process_index: Number of this process, which gets rows [p b, (p + 1) b) of each batch.
       process_count: Number of processes P; b = batch_size / P.
       num_steps: Length of the stream; None = endless.
+      stop: Called with the seconds that the stream has waited for a batch; where it returns True,
+        the stream ends.
 
     Returns:
       An iterator, also a context manager, of dictionaries with
@@ -207,7 +222,8 @@ def train_batches(
     Raises:
       ValueError: If batch size, source and processes do not fit together.
       CorruptImageError: While iterating, if an image is corrupt and data.on_corrupt is 'error'.
-      DataError: While iterating, if an image cannot be read or a worker process died.
+      DataError: If worker processes cannot be started here; while iterating, if an image cannot be
+        read or a worker process died.
     """
     batches.check_stream(config, source, process_count)
     if not 0 <= process_index < process_count or start_step < 0:
@@ -215,9 +231,11 @@ def train_batches(
             f"Process {process_index} of {process_count} at step {start_step} does not exist."
         )
     make = batches.BatchMaker(config, source, process_index, process_count)
-    stop = sys.maxsize if num_steps is None else start_step + num_steps
+    end = sys.maxsize if num_steps is None else start_step + num_steps
     data = config.data
-    return _stream(make, start_step, stop, data, data.num_workers, data.num_threads)
+    if data.num_workers:
+        return _worker_stream(make, start_step, end, data, stop)
+    return _stream(make, start_step, end, data, data.num_threads, stop)
 
 
 class _EvalBatchMaker:
@@ -275,7 +293,7 @@ def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStre
     make = _EvalBatchMaker(config, source, batch_size)
     # Decoding and resizing release Python's lock, so threads do here what workers do in training.
     threads = max(config.data.num_threads, config.data.num_workers)
-    return _stream(make, 0, -(-len(source) // batch_size), config.data, 0, threads)
+    return _stream(make, 0, -(-len(source) // batch_size), config.data, threads)
 
 
 def augmented_pairs(

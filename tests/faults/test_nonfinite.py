@@ -60,7 +60,7 @@ def poison(monkeypatch):
     """Returns a function that makes batches of these numbers NaN."""
 
     def install(*bad: int) -> None:
-        def opened(config, source, first, count):
+        def opened(config, source, first, count, stop=None):
             return Poisoned(open_stream(config, source, first, count), first, bad)
 
         monkeypatch.setattr(hjepa_jax.train, "open_stream", opened)

@@ -1,0 +1,1 @@
+"""Worker processes of the input pipeline: their start, their shared memory, their end."""

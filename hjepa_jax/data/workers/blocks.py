@@ -1,0 +1,176 @@
+"""Batches in shared memory: blocks with names of ours, so that none outlives its run.
+
+A block's name tells the process that will read it. What a killed run leaves behind is removed by
+its workers, or where they were killed too, by the next run on the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import pathlib
+from collections.abc import Mapping
+from multiprocessing import shared_memory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from grain.multiprocessing import SharedMemoryArray
+
+from hjepa_jax.errors import DataError
+
+FOLDER = pathlib.Path("/dev/shm")
+_NAME = "hjepa_jax"
+_streams = itertools.count()
+_blocks = itertools.count()
+REMEDY = (
+    "set data.num_workers=0 or lower data.prefetch_batches; in Docker, give the container more "
+    "with --shm-size=8g or --ipc=host"
+)
+
+
+def _started(pid: int) -> str:
+    """Returns the start time of a process in clock ticks; '' if there is no such process."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]
+
+
+def _machine() -> str:
+    """Returns the number of the namespace that process numbers count in."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "0"
+
+
+def new_prefix() -> str:
+    """Returns the beginning of the names of a new stream's blocks."""
+    pid = os.getpid()
+    return f"{_NAME}-{_machine()}-{pid}-{_started(pid)}-{next(_streams)}-"
+
+
+def _blocks_of(prefix: str) -> list[pathlib.Path]:
+    return list(FOLDER.glob(f"{prefix}*")) if FOLDER.is_dir() else []
+
+
+def remove(prefix: str) -> None:
+    """Removes all blocks whose names begin with `prefix`."""
+    for path in _blocks_of(prefix):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_leftovers() -> int:
+    """Removes the blocks of runs of this machine that have ended; returns how many."""
+    removed = 0
+    for path in _blocks_of(f"{_NAME}-{_machine()}-"):
+        parts = path.name.split("-")
+        if len(parts) < 5 or not parts[2].isdigit() or _started(int(parts[2])) == parts[3]:
+            continue
+        with contextlib.suppress(OSError):  # of another user
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def free_bytes() -> int | None:
+    """Returns the room for shared memory; None where the system does not tell."""
+    try:
+        found = os.statvfs(FOLDER)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def in_flight(num_workers: int, per_worker: int) -> int:
+    """Returns how many batches may lie in shared memory at once.
+
+    Each worker fills its queue and makes one more; grain's reader of the queue holds as many again.
+    """
+    return num_workers * 2 * (per_worker + 1)
+
+
+def shortage(needed: int) -> str | None:
+    """Returns a sentence if shared memory has no room for `needed` bytes."""
+    free = free_bytes()
+    if free is None or free >= needed:
+        return None
+    return (
+        f"{FOLDER}, the shared memory through which worker processes hand over their batches, has "
+        f"{free / 2**20:.0f} MiB free, but the batches on their way take up to "
+        f"{needed / 2**20:.0f} MiB: {REMEDY}."
+    )
+
+
+def _new_block(name: str, size: int) -> shared_memory.SharedMemory:
+    """Makes a block whose memory is there: a block on a full file system kills who writes to it."""
+    if not FOLDER.is_dir():
+        return shared_memory.SharedMemory(create=True, size=size)
+    path = FOLDER / name
+    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        os.ftruncate(file, size)
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            path.unlink()
+            raise
+    finally:
+        os.close(file)
+    return shared_memory.SharedMemory(name)
+
+
+class Share:
+    """Moves a worker's batches into shared memory; picklable."""
+
+    def __init__(self, prefix: str):
+        """Names the blocks by `prefix`."""
+        self._prefix = prefix
+
+    def __call__(
+        self, made: tuple[Mapping[str, npt.NDArray], list[str]]
+    ) -> tuple[dict[str, npt.NDArray], list[str]]:
+        """Returns the batch in shared memory, and the messages.
+
+        Raises:
+          DataError: there is no room.
+        """
+        batch, messages = made
+        return {name: self._moved(array) for name, array in batch.items()}, messages
+
+    def _moved(self, array: npt.NDArray) -> npt.NDArray:
+        if array.nbytes == 0:
+            return array
+        name = f"{self._prefix}{os.getpid()}-{next(_blocks)}"
+        try:
+            block = _new_block(name, array.nbytes)
+        except OSError as error:
+            free = free_bytes()
+            room = "" if free is None else f" ({free / 2**20:.0f} MiB are free)"
+            raise DataError(
+                f"{FOLDER}, the shared memory through which worker processes hand over their "
+                f"batches, has no room for an array of {array.nbytes / 2**20:.1f} MiB{room}: "
+                f"{error.strerror}. To go on, {REMEDY}."
+            ) from error
+        shared = SharedMemoryArray.from_shared_memory(block, array.shape, array.dtype)
+        np.copyto(shared, array, casting="no")
+        return shared
+
+
+def taken_out(values: Any) -> npt.NDArray:
+    """Returns a copy in ordinary memory, and frees the shared block at once.
+
+    Grain frees it in a background thread that may come too late at the end of the program.
+    """
+    copied = np.array(values)
+    block = getattr(values, "shm", None)
+    if block is not None:
+        setattr(values, "_unlink_on_del", False)  # noqa: B010
+        with contextlib.suppress(FileNotFoundError):
+            block.unlink()
+    return copied

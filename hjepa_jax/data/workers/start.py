@@ -1,0 +1,134 @@
+"""Starting worker processes: what must hold before, and how they get their work."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import multiprocessing.spawn
+import os
+import pathlib
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from hjepa_jax.data.workers import blocks
+from hjepa_jax.errors import DataError
+
+_PARENT_POLL_SECONDS = 0.5
+_GUARD = "put its call under `if __name__ == '__main__':`, or set data.num_workers=0"
+
+
+def check_can_start() -> None:
+    """Checks that worker processes can be started from here.
+
+    They import the main program again, as `__mp_main__`. A program without a guard then calls this
+    function in the worker, which ends with a sentence; the parent sees it end.
+
+    Raises:
+      DataError: the main program cannot be imported: it came from standard input.
+      SystemExit: this is a worker in the middle of that import.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(
+            "hjepa_jax: a worker process imports the main program again, which starts the training "
+            f"a second time: {_GUARD}."
+        )
+    path = multiprocessing.spawn.get_preparation_data("").get("init_main_from_path")
+    if path is not None and not os.path.isfile(path):
+        raise DataError(
+            f"data.num_workers starts processes that import the main program, but {path} is no "
+            "file: save the program as a file instead of giving it on standard input, or set "
+            "data.num_workers=0."
+        )
+
+
+def start_failure(exit_code: int | None) -> str:
+    """Returns the sentence about a worker that ended before its first batch."""
+    return (
+        f"A worker process of the input pipeline ended while it started ({ending(exit_code)}). "
+        f"Workers import the main program again: if that is a script of yours, {_GUARD}."
+    )
+
+
+def ending(exit_code: int | None) -> str:
+    """Returns how a process ended, in words."""
+    if exit_code is not None and exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
+
+
+class Handover:
+    """A callable that worker processes read from an unnamed file at their first call.
+
+    Sent along with the process itself, more than a pipe holds (64 KiB: a data set in memory) would
+    block the parent for ever if the worker ends before it reads it, since the parent keeps the
+    pipe's other end open.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        """Writes the function to the file."""
+        self._file: Any = None
+        path = ""
+        if hasattr(os, "memfd_create"):
+            self._file = os.fdopen(os.memfd_create("hjepa_jax"), "w+b")
+            path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        if not os.access(path, os.R_OK):
+            self.close()
+            self._file = tempfile.NamedTemporaryFile(prefix="hjepa_jax-")  # noqa: SIM115
+            path = self._file.name
+        cloudpickle.dump(function, self._file)
+        self._file.flush()
+        self.function = functools.partial(_call, path)
+
+    def close(self) -> None:
+        """Removes the file, which the workers must have read by then."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+_LOADING = threading.Lock()
+
+
+@functools.cache
+def _load(path: str) -> Callable[..., Any]:
+    return pickle.loads(pathlib.Path(path).read_bytes())
+
+
+def _call(path: str, *arguments: Any) -> Any:
+    with _LOADING:  # a worker's threads come here together
+        function = _load(path)
+    return function(*arguments)
+
+
+def begin_worker(prefix: str, worker_index: int, worker_count: int) -> None:
+    """Makes a worker process end soon after its parent is gone, which may have been killed.
+
+    A stop is the parent's to handle: Ctrl-C and job schedulers signal the workers as well, without
+    which the parent could not finish its step.
+
+    Args:
+      prefix: of the names of the stream's shared memory, which goes with the parent.
+      worker_index: unused; grain gives it.
+      worker_count: unused; grain gives it.
+    """
+    del worker_index, worker_count
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    expected = os.getppid() if parent is None else parent.pid
+
+    def watch() -> None:
+        while os.getppid() == expected:
+            time.sleep(_PARENT_POLL_SECONDS)
+        blocks.remove(prefix)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()

@@ -1,0 +1,185 @@
+"""Waiting for batches without ever being stuck: the wait is watched, and closing has a limit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from absl import logging
+
+_POLL_SECONDS = 0.1
+# Grain itself notices a worker's death in a second or two, and can say more.
+_DEAD_SECONDS = 3.0
+_CLOSE_SECONDS = 2.0
+_NAME = "grain-process-prefetch"
+# Threads that closing could not end, for example in a read from a disk that does not answer.
+_stuck: list[threading.Thread] = []
+
+
+class StoppedWaiting(Exception):
+    """The caller's `stop` ended the wait."""
+
+
+class WorkerDied(Exception):
+    """A worker process is gone, with its exit code."""
+
+    def __init__(self, exit_code: int | None):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+class _Workers:
+    """The worker processes of one iterator, as they appear."""
+
+    _lock = threading.Lock()
+    _claimed: ClassVar[set[Any]] = set()
+
+    def __init__(self, count: int):
+        self._count = count
+        self._mine: set[Any] = set()
+
+    def look(self) -> None:
+        """Takes note of workers that have started; they belong to whoever waits for some."""
+        with self._lock:
+            for process in multiprocessing.active_children():
+                if len(self._mine) >= self._count:
+                    return
+                if process.name.startswith(_NAME) and process not in self._claimed:
+                    self._claimed.add(process)
+                    self._mine.add(process)
+
+    def dead(self) -> Any:
+        """Returns a worker that has ended, or None."""
+        return next((process for process in self._mine if not process.is_alive()), None)
+
+    def kill(self) -> None:
+        self.look()
+        for process in self._mine:
+            process.kill()
+
+    def forget(self) -> None:
+        with self._lock:
+            self._claimed.difference_update(self._mine)
+            self._mine.clear()
+
+
+class Watched(Iterator[Any]):
+    """An iterator whose elements are asked for in a thread, while the caller watches the wait.
+
+    The main thread then runs Python's signal handlers at any time, and nothing that the iterator
+    waits for can keep the program from ending.
+    """
+
+    def __init__(
+        self,
+        iterator: Any,
+        num_workers: int,
+        stop: Callable[[float], bool] | None = None,
+    ):
+        """Watches a grain iterator, which is closed together with this one.
+
+        Args:
+          iterator: of grain.
+          num_workers: how many worker processes it starts; 0 = it works in threads.
+          stop: called with the seconds waited for an element; returns whether to give up.
+        """
+        self._iterator: Any = iterator
+        self._stop = stop
+        self._workers = _Workers(num_workers)
+        # No SimpleQueue: its get(timeout) waits for ever where a signal comes near the timeout.
+        self._asked: queue.Queue[Callable[[], Any] | None] = queue.Queue()
+        self._answers: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._busy = False
+
+    def _serve(self) -> None:
+        while (work := self._asked.get()) is not None:
+            try:
+                self._answers.put((work(), None))
+            except BaseException as error:
+                self._answers.put((None, error))
+
+    def _ask(self, work: Callable[[], Any]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, daemon=True, name="hjepa-batches")
+            self._thread.start()
+        self._busy = True
+        self._asked.put(work)
+
+    def _answer(self, seconds: float) -> Any:
+        """Returns the answer; raises queue.Empty if there is none in time."""
+        element, error = self._answers.get(timeout=seconds)
+        self._busy = False
+        if error is not None:
+            raise error
+        return element
+
+    def __next__(self) -> Any:
+        """Returns the next element.
+
+        Raises:
+          StoppedWaiting: `stop` said so, or a worker died when it would have.
+          WorkerDied: a worker ended, whatever its exit code.
+        """
+        self._ask(self._iterator.__next__)
+        begun = time.monotonic()
+        dead_since = None
+        while True:
+            try:
+                return self._answer(_POLL_SECONDS)
+            except queue.Empty:
+                now = time.monotonic()
+            if self._stop is not None and self._stop(now - begun):
+                raise StoppedWaiting
+            self._workers.look()
+            dead = self._workers.dead()
+            if dead is not None:
+                dead_since = dead_since or now
+                if now - dead_since > _DEAD_SECONDS:
+                    raise WorkerDied(dead.exitcode)
+
+    def close(self) -> None:
+        """Ends threads and workers, by force where they do not end by themselves."""
+        self._workers.look()
+        if self._busy:
+            # The thread is still waiting, for workers that then cannot give it anything more.
+            self._workers.kill()
+            closer = threading.Thread(target=self._iterator.close, daemon=True, name="hjepa-close")
+            closer.start()
+            closer.join(_CLOSE_SECONDS)
+        elif self._thread is not None:
+            self._ask(self._iterator.close)
+            try:
+                self._answer(_CLOSE_SECONDS)
+            except queue.Empty:
+                self._workers.kill()
+        else:
+            self._iterator.close()
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread.join(_CLOSE_SECONDS)
+            if self._thread.is_alive():
+                logging.warning("The input pipeline does not end: it waits for its data.")
+                _stuck.append(self._thread)
+        self._workers.forget()
+        # Grain's iterators complain if they are left to the end of the interpreter.
+        self._iterator = None
+
+
+def any_stuck() -> bool:
+    """Whether a thread waits for data that may never come: the interpreter would wait for it."""
+    return any(thread.is_alive() for thread in _stuck)
+
+
+def flush_output() -> None:
+    """Flushes what was printed, as far as there is anyone to read it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue

@@ -1,0 +1,311 @@
+"""Worker processes that do not start, die, or get no memory; data that never comes."""
+
+import errno
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from image_files import data_config
+from test_pipeline import PARENT, array_source, running
+
+from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data.workers import blocks, watched
+from hjepa_jax.errors import DataError, TrainingError
+from hjepa_jax.stop_request import StopRequest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+GUARD = 60  # seconds after which a program hangs; each of these takes a few
+
+UNGUARDED = """
+import pathlib, sys
+from configs import quickstart
+from hjepa_jax.train import train
+config = quickstart.get_config("smoke")
+config.data.num_workers = 2
+train(config, pathlib.Path(sys.argv[1]))
+"""
+# A worker that ends with status 0 on importing the main program.
+QUIET = """
+import sys
+if __name__ == "__mp_main__":
+    sys.exit(0)
+sys.path.insert(0, "tests")
+import test_pipeline
+from hjepa_jax.data import pipeline
+next(pipeline.train_batches(test_pipeline.data_config(num_workers=2), test_pipeline.array_source()))
+"""
+
+
+def program(arguments: list[str], text: str | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        input=text,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=GUARD,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("text", [UNGUARDED, QUIET], ids=["unguarded", "quiet"])
+def test_a_program_that_workers_cannot_import_ends_with_a_sentence(tmp_path, text) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    done = program([str(script), str(tmp_path / "run")])
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "DataError: A worker process of the input pipeline ended while it started" in last
+    assert "`if __name__ == '__main__':`" in last
+
+
+def test_a_program_on_standard_input_is_told_before_anything_is_written(tmp_path) -> None:
+    done = program(["-", str(tmp_path / "run")], UNGUARDED)
+    assert done.returncode == 1
+    assert "num_workers=0" in done.stderr.strip().splitlines()[-1]
+    assert "<stdin> is no file" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_in_the_import_of_the_main_program_starts_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit, match="put its call under"):
+        pipeline.train_batches(data_config(num_workers=1), array_source())
+
+
+def test_a_worker_killed_while_it_starts_is_an_error_within_seconds() -> None:
+    source = array_source()
+    assert source.images.nbytes > 2**16  # more than a pipe holds
+
+    def kill() -> None:
+        while not (found := multiprocessing.active_children()):
+            time.sleep(0.001)
+        found[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pipeline.train_batches(data_config(num_workers=2), source) as stream:
+        begun = time.monotonic()
+        with pytest.raises(DataError, match=r"died \(killed by SIGKILL\)"):
+            list(stream)  # the other one's first batch may come before
+        assert time.monotonic() - begun < GUARD
+    killer.join()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Batches from number 1 on never come, until the test is over."""
+    released = threading.Event()
+    original = batches.BatchMaker.__call__
+
+    def call(self: batches.BatchMaker, step: int):
+        if step >= 1:
+            released.wait()
+        return original(self, step)
+
+    monkeypatch.setattr(batches.BatchMaker, "__call__", call)
+    monkeypatch.setattr(watched, "_CLOSE_SECONDS", 0.1)
+    yield
+    released.set()
+
+
+def after(seconds: float, *numbers: signal.Signals) -> threading.Thread:
+    """Sends this process signals."""
+
+    def send() -> None:
+        for number in numbers:
+            time.sleep(seconds)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stop_ends_the_wait_for_a_batch(no_data, number) -> None:
+    with (
+        StopRequest() as stop,
+        pipeline.train_batches(data_config(), array_source(), stop=stop.ends_wait) as stream,
+    ):
+        next(stream)
+        sender = after(0.3, number)
+        assert list(stream) == []
+        sender.join()
+
+
+def test_a_second_interrupt_ends_any_wait_for_a_batch(no_data) -> None:
+    with StopRequest(), pipeline.train_batches(data_config(), array_source()) as stream:
+        next(stream)
+        sender = after(0.3, signal.SIGINT, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        sender.join()
+
+
+def test_one_of_several_processes_waits_for_its_batch_but_not_for_ever(monkeypatch) -> None:
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with StopRequest() as stop:
+        assert not stop.ends_wait(1000.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert not stop.ends_wait(1.0)
+        with pytest.raises(TrainingError, match="no batch has come for 100 s"):
+            stop.ends_wait(100.0)
+
+
+# A run whose third batch never comes, as from a disk that does not answer.
+STUCK = """
+import sys, time
+from hjepa_jax import main
+from hjepa_jax.data import batches
+original = batches.BatchMaker.__call__
+def call(self, step):
+    if step >= 2:
+        time.sleep(1000)
+    return original(self, step)
+batches.BatchMaker.__call__ = call
+main.run()
+"""
+
+
+def test_sigterm_saves_and_ends_a_run_that_waits_for_data(tmp_path) -> None:
+    command = [sys.executable, "-c", STUCK, "--config=configs/quickstart.py:smoke"]
+    with (tmp_path / "log").open("wb") as log:
+        run = subprocess.Popen(
+            [
+                *command,
+                "--config.data.device_prefetch=1",
+                f"--workdir={tmp_path}/run",
+                "--config.train.max_steps=4",
+            ],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + GUARD
+        while "step 1/" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < deadline
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=GUARD) == 0
+    finally:
+        run.kill()
+    assert "stopped as asked after step 2 of 4" in (tmp_path / "log").read_text()
+    assert (tmp_path / "run/checkpoints/2").is_dir()
+
+
+needs_shared_memory = pytest.mark.skipif(not blocks.FOLDER.is_dir(), reason="needs /dev/shm")
+
+
+def left(pid: int) -> list[pathlib.Path]:
+    return list(blocks.FOLDER.glob(f"hjepa_jax-*-{pid}-*"))
+
+
+@needs_shared_memory
+@pytest.mark.parametrize("everyone", [False, True])
+def test_a_killed_run_leaves_no_shared_memory(tmp_path, everyone) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    parent.stdout.close()
+    assert left(parent.pid), "nothing was in shared memory"
+    if everyone:  # as a machine that runs out of memory, or a job scheduler does
+        os.killpg(parent.pid, signal.SIGKILL)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + GUARD
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    if everyone:
+        assert left(parent.pid), "the case is not the one that is tested"
+        assert blocks.remove_leftovers() > 0
+    assert left(parent.pid) == []
+
+
+@needs_shared_memory
+def test_only_blocks_of_runs_that_have_ended_are_removed() -> None:
+    mine = blocks.FOLDER / f"{blocks.new_prefix()}1-0"
+    namespace, pid, begun = mine.name.split("-")[1:4]
+    others = [
+        blocks.FOLDER / name
+        for name in (
+            f"hjepa_jax-{int(namespace) + 1}-{pid}-1-0-1-0",  # another container's
+            f"hjepa_jax-{namespace}-odd",
+            f"hjepa_jax-{namespace}-x-1-0-1-0",
+        )
+    ]
+    dead = [
+        blocks.FOLDER / f"hjepa_jax-{namespace}-{pid}-{int(begun) + 1}-0-1-0",  # its number again
+        blocks.FOLDER / f"hjepa_jax-{namespace}-99999999-1-0-1-0",
+    ]
+    try:
+        for path in (mine, *others, *dead):
+            path.write_bytes(b"x")
+        assert blocks.remove_leftovers() >= 2
+        assert not any(path.exists() for path in dead)
+        assert all(path.exists() for path in (mine, *others))
+    finally:
+        for path in (mine, *others, *dead):
+            path.unlink(missing_ok=True)
+
+
+def test_too_little_shared_memory_is_named_before_the_start(monkeypatch) -> None:
+    size = batches.BatchMaker(data_config(), array_source(), 0, 1).batch_bytes()
+    assert size == 2 * 16 * 32 * 32 * 3
+    config = data_config(num_workers=2, prefetch_batches=4)
+    monkeypatch.setattr(blocks, "free_bytes", lambda: 12 * size - 1)
+    with pytest.raises(DataError, match=r"/dev/shm, .*num_workers=0.*--shm-size=8g or --ipc=host"):
+        pipeline.train_batches(config, array_source())
+    assert not multiprocessing.active_children()
+    monkeypatch.setattr(blocks, "free_bytes", lambda: 12 * size)
+    assert blocks.shortage(12 * size) is None
+
+
+@needs_shared_memory
+def test_shared_memory_that_fills_up_is_named(monkeypatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    maker = batches.BatchMaker(data_config(), array_source(), 0, 1)
+    prefix = blocks.new_prefix()
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DataError, match=r"/dev/shm.* has no room for an array of 0\.0 MiB.*--shm"):
+        blocks.Share(prefix)(maker(0))
+    assert list(blocks.FOLDER.glob(f"{prefix}*")) == []
+
+
+@needs_shared_memory
+def test_batches_fit_where_shared_memory_is_told_to_suffice() -> None:
+    """The most that was ever in shared memory stays below what is asked for at the start."""
+    config = data_config(num_workers=2, prefetch_batches=4, num_threads=2)
+    seen = []
+    with pipeline.train_batches(config, array_source(), num_steps=40) as stream:
+        for _ in stream:
+            time.sleep(0.01)
+            seen.append(len({path.name for path in left(os.getpid())}))
+    arrays = 3
+    assert arrays < max(seen) <= arrays * blocks.in_flight(2, 2)
+    assert left(os.getpid()) == []
