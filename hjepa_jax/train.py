@@ -8,7 +8,6 @@ import difflib
 import functools
 import logging
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,7 +33,7 @@ from hjepa_jax.stop_request import RunStopped, StopRequest
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_weights
 from hjepa_jax.workdir_lock import WorkdirLock
-from hjepa_jax.writers import ProgressDisplay, create_writer
+from hjepa_jax.writers import LogClock, ProgressDisplay, create_writer
 
 _log = logging.getLogger(__name__)
 
@@ -305,7 +304,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     metrics: Any = {}
     with open_stream(config, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
-        clock = _LogClock(first)
+        clock = LogClock(first)
         for step, batch in enumerate(placed_batches(config, run, stream, timer), start=first + 1):
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
@@ -340,33 +339,11 @@ def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) ->
     save(session.config, session.identity, skipped, state, session.checkpointer, metrics)
 
 
-class _LogClock:
-    """Measures the time of the steps since the last log."""
-
-    def __init__(self, step: int):
-        """Starts at `step`."""
-        self._since, self._step = time.perf_counter(), step
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time of its context out."""
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
-
-    def restart(self, step: int) -> tuple[int, float]:
-        """Returns the steps and seconds since the last log."""
-        now = time.perf_counter()
-        steps, seconds = step - self._step, now - self._since
-        self._since, self._step = now, step
-        return steps, seconds
-
-
 def _write_log(
     session: _Session,
     step: int,
     metrics: Any,
-    clock: _LogClock,
+    clock: LogClock,
     stream: BatchStream,
     timer: WaitTimer,
 ) -> None:

@@ -6,12 +6,13 @@ absent, a module of that name whose SummaryWriter writes with tensorboardX takes
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pathlib
 import sys
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -160,3 +161,25 @@ class ProgressDisplay:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class LogClock:
+    """Measures the time of the steps since the last log."""
+
+    def __init__(self, step: int):
+        """Starts at `step`."""
+        self._since, self._step = time.perf_counter(), step
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of its context out."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def restart(self, step: int) -> tuple[int, float]:
+        """Returns the steps and seconds since the last log."""
+        now = time.perf_counter()
+        steps, seconds = step - self._step, now - self._since
+        self._since, self._step = now, step
+        return steps, seconds
