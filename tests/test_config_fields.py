@@ -161,6 +161,19 @@ def changed(config, **fields):
         ("identity", {"dynamics__residual_scale": 1.0}, "residual_scale is set .*no effect"),
         ("identity", {"dynamics__steps": 3}, "steps is set .*no effect"),
         ("sigreg", {"parity__forward_directions_only": True}, "no effect.*'hjepa'"),
+        ("", {"parity__reference_leapfrog": True}, "reference_leapfrog is set .*no effect"),
+        ("", {"parity__shared_lr_floor": True}, "shared_lr_floor is set .*predictor_lr"),
+        ("", {"evaluation__few_shot_trials": 3}, "few_shot_trials is set .*evaluation.few_shot"),
+        ("", {"evaluation__probe_folds": 3}, "probe_folds is set .*probe_lr_sweep"),
+        (
+            "",
+            {
+                "parity__reference_leapfrog": True,
+                "dynamics__hamiltonian": "quadratic",
+                "dynamics__damping": 0.1,
+            },
+            "damping is 0.1, which the published leapfrog",
+        ),
     ],
 )  # fmt: skip
 def test_fields_that_make_nonsense_together_are_one_sentence(variant, fields, words) -> None:

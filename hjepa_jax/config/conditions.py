@@ -41,6 +41,17 @@ def has_warmup_of_residual(config: Config) -> bool:
     return has_potential(config) and config.dynamics.residual_scale_warmup_epochs > 0
 
 
+def uses_generic_leapfrog(config: Config) -> bool:
+    """Returns whether parity.reference_leapfrog changes the flow."""
+    dynamics = config.dynamics
+    return (
+        config.objective == "hjepa"
+        and dynamics.predictor == "hamiltonian"
+        and dynamics.hamiltonian != "separable"
+        and (dynamics.integrator == "leapfrog" or dynamics.hamiltonian == "learnable")
+    )
+
+
 MOVES = Condition(
     lambda c: c.dynamics.predictor != "identity",
     "config.dynamics.predictor='hamiltonian' or 'mlp'",

@@ -6,13 +6,13 @@ import dataclasses
 
 from hjepa_jax.config.conditions import (
     CHAIN,
-    FLOWS,
     GRID_KINDS,
     HJEPA,
     LEARNABLE,
-    PREDICTOR,
     SPECTRUM,
+    has_parameters,
     has_warmup_of_residual,
+    uses_generic_leapfrog,
 )
 from hjepa_jax.config.fields import FREE, Condition, field
 
@@ -132,7 +132,7 @@ class Spectral:
     base_strength: float = field(
         4.0, "b of the base a + b r^2 (or Laplacian).", at_least=0, used=LEARNABLE
     )
-    bins: int = field(8, "Radial bins of the envelope.", above=0, at_most=65536, used=LEARNABLE)
+    bins: int = field(8, "Radial bins of the envelope.", at_least=2, at_most=65536, used=LEARNABLE)
     binning: str = field(
         "linear_radius",
         "How frequencies fall into bins.",
@@ -223,25 +223,36 @@ class Parity:
         ),
     )
     forward_directions_only: bool = field(
-        False, "The backward prediction also flows forward in time.", used=HJEPA
+        False,
+        "The backward prediction also flows forward in time.",
+        used=Condition(
+            lambda c: c.objective == "hjepa" and c.loss.bidirectional,
+            "config.objective='hjepa' with config.loss.bidirectional=True",
+        ),
     )
     q_variance_floor_only: bool = field(False, "The variance floor counts q alone.", used=HJEPA)
     unclipped_predictor: bool = field(
         False,
         "The predictor's gradient is neither clipped nor counted in the norm.",
-        used=PREDICTOR,
+        used=Condition(
+            lambda c: has_parameters(c) and c.train.grad_clip is not None,
+            "config.train.grad_clip and a predictor that has parameters",
+        ),
     )
     shared_lr_floor: bool = field(
         False,
         "The predictor's learning rate decays to the floor of the main one.",
-        used=PREDICTOR,
+        used=Condition(
+            lambda c: has_parameters(c) and c.train.predictor_lr is not None,
+            "config.train.predictor_lr",
+        ),
     )
     reference_leapfrog: bool = field(
         False,
         "The generic leapfrog differentiates through the previous kick.",
         used=Condition(
-            lambda c: c.objective == "hjepa" and FLOWS.holds(c),
-            "config.dynamics.predictor='hamiltonian'",
+            uses_generic_leapfrog,
+            "config.dynamics.hamiltonian='learnable', or 'quadratic' with integrator 'leapfrog'",
         ),
     )
     reference_layout: bool = field(

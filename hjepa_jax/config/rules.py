@@ -76,6 +76,12 @@ def _flow(config: Config) -> Iterator[str]:
     dynamics = config.dynamics
     if config.objective != "hjepa" or dynamics.predictor != "hamiltonian":
         return
+    generic = dynamics.integrator == "leapfrog" and dynamics.hamiltonian != "separable"
+    if config.parity.reference_leapfrog and generic and dynamics.damping > 0:
+        yield (
+            f"config.dynamics.damping is {dynamics.damping}, which the published leapfrog of "
+            "config.parity.reference_leapfrog does not have: set one of them to its default."
+        )
     stiffness = 1.0 if dynamics.hamiltonian == "quadratic" else dynamics.base_coeff
     longest = _YOSHIDA if dynamics.integrator == "yoshida4" else 1.0
     if dynamics.dt * math.sqrt(stiffness) * longest >= 2:

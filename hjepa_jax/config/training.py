@@ -11,6 +11,11 @@ _SKIPS = Condition(lambda c: c.train.on_nonfinite == "skip", "config.train.on_no
 _ONLINE = Condition(
     lambda c: c.evaluation.online_every_epochs is not None, "config.evaluation.online_every_epochs"
 )
+_FOLDS = Condition(
+    lambda c: len(c.evaluation.probe_lr_sweep) > 0, "config.evaluation.probe_lr_sweep"
+)
+_SHOTS = Condition(lambda c: len(c.evaluation.few_shot) > 0, "config.evaluation.few_shot")
+_WARMUP = Condition(lambda c: c.train.warmup_epochs > 0, "config.train.warmup_epochs above 0")
 _BEST = Condition(lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best")
 _RATIO = {"at_least": 0.0, "at_most": 1.0}
 # Beyond this a number is 1 in float32, and Adam's bias correction divides by zero.
@@ -80,7 +85,9 @@ class Train:
         at_least=0,
         aliases=("warmup",),
     )
-    warmup_init_ratio: float = field(0.01, "Learning rate at the start, over lr.", **_RATIO)
+    warmup_init_ratio: float = field(
+        0.01, "Learning rate at the start, over lr.", used=_WARMUP, **_RATIO
+    )
     min_lr_ratio: float = field(
         0.001, "Learning rate at the end of the cosine, over lr.", aliases=("min_lr",), **_RATIO
     )
@@ -174,12 +181,14 @@ class Evaluation:
         at_most=1e3,
     )
     probe_folds: int = field(
-        5, "Parts of the training set in cross-validation.", at_least=2, at_most=1000
+        5, "Parts of the training set in cross-validation.", at_least=2, at_most=1000, used=_FOLDS
     )
     few_shot: tuple[int, ...] = field(
         (), "Few-shot probes: training images per class; () = none.", above=0
     )
-    few_shot_trials: int = field(5, "Draws of them to average.", above=0, at_most=10_000)
+    few_shot_trials: int = field(
+        5, "Draws of them to average.", above=0, at_most=10_000, used=_SHOTS
+    )
     robustness: tuple[str, ...] = field(
         (),
         "Changes of the test images under which kNN and probe are tested again.",

@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.config import Config, base_config, rows
-from hjepa_jax.config.conditions import has_parameters, has_warmup_of_residual
+from hjepa_jax.config.conditions import (
+    has_parameters,
+    has_warmup_of_residual,
+    uses_generic_leapfrog,
+)
 from hjepa_jax.config.values import problems_of, shown
 from hjepa_jax.config_check import flatten
 from hjepa_jax.errors import ConfigError
@@ -210,11 +214,13 @@ def _set_hjepa(config: Config, published: Published) -> None:
         config.train.predictor_lr = _number(train, "h_lr", 0.1 * config.train.lr)
     config.parity.update(
         epochwise_residual_warmup=not imagenet and has_warmup_of_residual(config),
-        forward_directions_only=imagenet,
+        forward_directions_only=imagenet and config.loss.bidirectional,
         q_variance_floor_only=imagenet,
-        unclipped_predictor=imagenet and has_parameters(config),
+        unclipped_predictor=imagenet
+        and has_parameters(config)
+        and config.train.grad_clip is not None,
         shared_lr_floor=imagenet and has_parameters(config),
-        reference_leapfrog=config.dynamics.hamiltonian != "separable",
+        reference_leapfrog=uses_generic_leapfrog(config),
     )
 
 
