@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -313,6 +314,23 @@ def test_alarms_are_silent_when_all_is_well() -> None:
 def test_each_alarm_says_what_is_wrong(field: str, value: float, words: str) -> None:
     (alarm,) = alarms.collapse_alarms({"q_pr": 0.5, "p2": 1.0, field: value})
     assert words in alarm
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({"pred": 6e8, "q2": 1.0, "p2": 1.0}, True),
+        ({"pred": 5.0, "q2": 1e-4, "p2": 0.3e-3}, True),  # the state is small, not the error
+        ({"pred": 900.0, "q2": 0.5, "p2": 1.0}, False),
+        ({"pred": 6e8, "q2": 1.0, "p2": 3e6}, False),  # the state itself has run away
+        ({"pred": 6e8}, False),
+        ({"pred": math.inf, "q2": 1.0, "p2": 1.0}, False),  # not finite, which is said already
+    ],
+)
+def test_a_prediction_error_out_of_proportion_is_an_alarm(metrics, told) -> None:
+    found = [a for a in alarms.collapse_alarms(metrics) if a.startswith("The prediction error is")]
+    assert len(found) == told
+    assert all("dynamics.dt" in sentence and "base_coeff" in sentence for sentence in found)
 
 
 def test_alarms_follow_the_given_budget() -> None:

@@ -9,6 +9,8 @@ _NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 # More energy than this in the mean: less than 1 % tells one image from another. Encoders at random
 # initialisation have 90 to 95 %.
 MEAN_CEILING = 0.99
+# Prediction errors of a flow that moves states at all sensibly are below the state's square.
+PREDICTION_CEILING = 1000.0
 
 
 def _advice(part: str, term: str) -> str:
@@ -44,6 +46,26 @@ def mean_alarm(part: str, share: float, ceiling: float = MEAN_CEILING) -> str | 
     )
 
 
+def prediction_alarm(
+    metrics: Mapping[str, float], ceiling: float = PREDICTION_CEILING
+) -> str | None:
+    """Returns the sentence on a prediction error out of all proportion to the state; None if not.
+
+    A prediction of zero errs by the mean square of the state. Only where q and p are logged.
+    """
+    error, squares = metrics.get("pred"), [metrics.get("q2"), metrics.get("p2")]
+    known = [square for square in squares if square is not None]
+    scale = max(known, default=math.nan)
+    if error is None or not math.isfinite(error) or not error > ceiling * max(scale, 1e-12):
+        return None
+    return (
+        f"The prediction error is {error:.4g} where the mean square of the state is {scale:.4g} "
+        f"(alarm above {ceiling:g} times that): the flow throws the states far out; lower "
+        "dynamics.dt, dynamics.steps, dynamics.base_coeff, dynamics.residual_scale or "
+        "loss.energy_weight."
+    )
+
+
 def collapse_alarms(
     metrics: Mapping[str, float],
     *,
@@ -60,8 +82,8 @@ def collapse_alarms(
     Args:
       metrics: for q, p and z: `q_pr` (participation ratio over its largest possible value),
         `q_std_min` (smallest standard deviation of a dimension), `q2` (mean square) and
-        `q_mean2` (mean of the squared mean) or `q_mean_share`. Of all others only that they are
-        finite is judged.
+        `q_mean2` (mean of the squared mean) or `q_mean_share`; and `pred`, the prediction error.
+        Of all others only that they are finite is judged.
       pr_floor: a normalised participation ratio below this is an alarm.
       std_floor: a smallest standard deviation below this is one.
       mean_ceiling: a share of the energy in the mean above this is one.
@@ -78,6 +100,8 @@ def collapse_alarms(
             f"Not finite: {', '.join(broken)}. Training has diverged; lower the learning rate, or "
             "clip gradients, and start again from an earlier checkpoint."
         )
+    if sentence := prediction_alarm(metrics):
+        alarms.append(sentence)
     for part, name in _NAMES.items():
         ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
         square, target = metrics.get(f"{part}2"), (targets or {}).get(part, 1.0)
