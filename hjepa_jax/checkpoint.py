@@ -286,6 +286,8 @@ class Checkpointer:
             try:
                 checkpoint_files.verify(folder)
                 meta = checkpoint_files.read_meta(folder, META)
+                if (saved := meta["data"].get("step", candidate)) != candidate:
+                    raise DamagedError(f"it is the checkpoint of step {saved} under another name")
                 wanted = abstract_state(meta) if callable(abstract_state) else abstract_state
                 check_contents(folder, wanted)
                 restored = read_arrays(folder, wanted)

@@ -220,6 +220,18 @@ def test_damaged_steps_are_set_aside_beside_earlier_ones(tmp_path) -> None:
     checkpointer.close()
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_not_taken_for_it(tmp_path, caplog) -> None:
+    folder = tmp_path / "c"
+    _save(Checkpointer(folder), 1, 2).close()
+    (folder / "1").rename(folder / "7")
+    assert _restored(folder, read_only=True) == 2
+    assert "the checkpoint of step 1 under another name" in caplog.text
+    checkpointer = Checkpointer(folder)
+    assert float(checkpointer.restore(_abstract())[0]["params"]["kernel"][0, 0]) == 2
+    assert checkpointer.steps() == [2]
+    checkpointer.close()
+
+
 @pytest.mark.parametrize("damage", ["file", "folder", "pipe", "[]", "{}", DEEP, '{"format": 1}'])
 def test_a_manifest_of_another_kind_is_damage(damage, tmp_path) -> None:
     _save(Checkpointer(tmp_path / "c"), 1).close()

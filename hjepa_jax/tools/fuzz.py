@@ -26,6 +26,7 @@ from typing import Any
 # Module of each target; what it must define stands in fuzz_worker.py.
 TARGETS: dict[str, str] = {
     "data": "hjepa_jax.tools.fuzz_data",
+    "runs": "hjepa_jax.tools.fuzz_runs",
     "images": "hjepa_jax.tools.fuzz_images",
     "settings": "hjepa_jax.tools.fuzz_settings",
     "torch": "hjepa_jax.tools.fuzz_torch",
@@ -130,7 +131,9 @@ def run(module: str, *, seed: int, count: int, first: int = 0, seconds: float = 
             if worker is None:
                 worker = _Worker(module)
                 assert worker.reply(120.0) is not None, worker.death()
-            with tempfile.TemporaryDirectory(prefix="hjepa_jax_fuzz_") as folder:
+            with tempfile.TemporaryDirectory(
+                prefix="hjepa_jax_fuzz_", ignore_cleanup_errors=True
+            ) as folder:
                 worker.ask({"seed": seed, "number": number, "folder": folder})
                 alive = _attempt(worker, report, number, seconds)
             if not alive:
