@@ -158,7 +158,7 @@ def _put_odd(rng: random.Random, path: pathlib.Path) -> str:
 def _stray(rng: random.Random, workdir: pathlib.Path) -> str:
     place = rng.choice((workdir / "checkpoints", workdir / "checkpoints", workdir))
     path = place / rng.choice(_NAMES)
-    if os.path.lexists(path):
+    if not place.is_dir() or os.path.lexists(path):
         return ""
     return f"stray {path.name!a}: {_put_odd(rng, path)}"
 
