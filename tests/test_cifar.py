@@ -152,6 +152,27 @@ def test_incomplete_data_is_named(tmp_path) -> None:
         opened("cifar10", tmp_path / "empty")
 
 
+# An array of objects whose type denies that it holds objects: NumPy takes the bytes for pointers.
+POINTERS = (
+    b"}U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x08t"
+    b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U@"
+    + b"A" * 64
+    + b"tbs."
+)
+
+
+@pytest.mark.parametrize("kind", ["pointers", "fields", "nothing"])
+def test_arrays_of_anything_else_end_no_process(kind) -> None:
+    content = POINTERS
+    if kind == "fields":
+        content = pickle.dumps({b"data": np.zeros(3, [("a", "u1"), ("b", "O")])}, protocol=2)
+    elif kind == "nothing":
+        # A state that is given to the array's type, and never to the array.
+        content = POINTERS.replace(b"\x89U@" + b"A" * 64 + b"tb", b"0000")
+    with pytest.raises(ValueError, match="Cannot read x as a CIFAR file"):
+        cifar.load_pickle(content, "x")
+
+
 @pytest.mark.parametrize("stored_type", ["O8", "V8", "f8", "U2", "M8"])
 def test_raw_bytes_never_become_objects(stored_type) -> None:
     array = pickle.dumps({b"data": np.arange(384, dtype=np.uint64)}, protocol=2)

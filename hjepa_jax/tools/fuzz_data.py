@@ -168,7 +168,7 @@ _PICKLE_BOMBS = (
     b"]" + b"q\x00]h\x00ah\x00a" * 1000 + b".",
     b"}" + b"(" * 200_000 + b"t" * 200_000 + b"K\x01s.",
     b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x08tcnumpy\n"
-    b"dtype\n(U\x02O8K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89U@"
+    b"dtype\n(U\x02O8K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U@"
     + b"\x41" * 64
     + b"tb.",
     b"cos\nsystem\n(S'exit 3'\ntR.",
