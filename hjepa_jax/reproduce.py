@@ -62,7 +62,7 @@ SCALES: dict[str, tuple[str, ...]] = {
 }
 _SMALL_BY_METHOD = {
     "hjepa": ("loss.logdet_dim=32", "dynamics.residual_scale_warmup_epochs=3.3"),
-    "mlp": ("loss.logdet_dim=32", "dynamics.residual_scale_warmup_epochs=3.3"),
+    "mlp": ("loss.logdet_dim=32",),
     "identity": ("loss.logdet_dim=32",),
 }
 
