@@ -1,19 +1,24 @@
 """Which checkpoint is best: the metric's own direction, and on which images it is chosen."""
 
+import io
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from random_states import random_state
 from test_online import online_config, prepare_without_step
+from test_writers import _events
 
 from configs import quickstart
-from hjepa_jax import config_check, sharding
+from hjepa_jax import config_check, load, sharding
 from hjepa_jax.config.directions import DIRECTIONS, best_direction, direction_problem
 from hjepa_jax.data.holdout import hold_out, labeled
 from hjepa_jax.data.sources import ArraySource
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluate import _notes, evaluate, restore
 from hjepa_jax.evaluation import online
+from hjepa_jax.export import split_features
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.saved_run import chosen_step, open_saved, saved_config
 from hjepa_jax.train import train
@@ -251,3 +256,49 @@ def test_an_online_probe_of_one_class_is_refused() -> None:
         config.evaluation.online_probe = False
         online.check_online_labels(config, _source(labels))
         config.evaluation.online_probe = True
+
+
+def _parquet(path, images, labels) -> None:
+    """Writes images and labels (None = no label) as a Parquet file."""
+    pyarrow, parquet = (pytest.importorskip(f"pyarrow{end}") for end in ("", ".parquet"))
+    stored = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        stored.append(buffer.getvalue())
+    table = pyarrow.table({"image": stored, "label": pyarrow.array(labels, pyarrow.int64())})
+    parquet.write_table(table, path)
+
+
+def test_missing_labels_from_the_file_to_the_report(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+    config = online_config()
+    config.evaluation.update(knn_k=(1, 5), headline_k=5, probe_epochs=1, qp_variants=False)
+    config.evaluation.update(random_baseline=False, few_shot=(1,), few_shot_trials=1)
+    digits, data = open_split(config, "train"), tmp_path / "data"
+    data.mkdir()
+    images = [digits.record(i).image for i in range(64)]
+    labels = [None if i % 3 == 0 else int(digits.labels()[i]) for i in range(64)]
+    _parquet(data / "train.parquet", images[:48], labels[:48])
+    _parquet(data / "test.parquet", images[48:], labels[48:])
+    config.data.update(name="folder", root=str(data), max_train_images=None)
+    source = open_split(config, "train")
+    assert np.count_nonzero(source.labels() == -1) == 16
+    assert "nan" not in source.class_names
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    logged = {v.tag: v.simple_value for e in _events(workdir) for v in e.summary.value}
+    tested = sum(label is not None for label in labels[48:])
+    share = tested * logged["online/knn_top1"]
+    assert share == pytest.approx(round(share), abs=1e-4)
+    metrics = evaluate(config, workdir, tmp_path / "eval")
+    assert metrics["num_test_images"] == tested
+    assert metrics["num_classes"] == 10
+    one = metrics["encoders"]["trained"]
+    share = tested * one["linear_probe"]["top1"]
+    assert share == pytest.approx(round(share), abs=1e-4)
+    assert one["diagnostics"]["covariance_spectrum_topq"]["num_samples"] == 48
+    assert any("16 of the 48 training images have no label" in note for note in metrics["notes"])
+    found, names = split_features(load(workdir), "test")
+    assert found.labels.tolist() == [-1 if label is None else label for label in labels[48:]]
+    assert len(names) == 10

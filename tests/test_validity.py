@@ -153,6 +153,16 @@ def test_constant_answers_are_told() -> None:
     assert "answers one class" not in " ".join(varied["notes"])
 
 
+def test_what_one_answer_would_get_is_told() -> None:
+    assert validity.largest_share([0, 2, 2, 2, -1, -1, -1, -1]) == 0.75
+    assert validity.largest_share([-1, -1]) is None
+    labels = digits()[1]
+    metrics = evaluated((ROWS, labels[ROWS]), (OTHERS, labels[OTHERS])).metrics
+    share = np.bincount(labels[OTHERS]).max() / 60
+    assert metrics["largest_class_share"] == share
+    assert f"(chance 10.0%, one answer for all images {share:.1%})" in report.markdown(metrics)
+
+
 def test_few_test_images_are_told_with_the_width() -> None:
     rng = np.random.default_rng(0)
     few = validity.notes_on_sets(rng.integers(3, size=50), np.arange(36) % 3)

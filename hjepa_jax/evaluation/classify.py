@@ -151,6 +151,8 @@ def classify(
     linear |= {"lr": result.lr, "train_loss": float(result.losses[-1])}
     if result.validation:
         linear["cross_validation_top1"] = list(result.validation)
+        bounds = [wilson(share, len(learn_rows)) for share in result.validation]
+        linear["cross_validation_top1_interval"] = bounds
     k = max((k for k in ks if k <= config.headline_k), default=ks[0])
     given = {
         f"kNN@{k}": answers[ks.index(k)],

@@ -248,7 +248,7 @@ def evaluate(
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
-      `headline_k`, `notes` (sentences on what the figures do not say), `encoders` (for each name:
+      `largest_class_share` (of these), `headline_k`, `notes` (sentences on what the figures do not say), `encoders` (for each name:
       variant, feature_dim, knn, linear_probe, diagnostics, collapse, alarms, notes, and, where
       asked for, qp_variants, few_shot, coarse, robustness) and `trained_minus_random`; and picture
       inputs.
@@ -277,6 +277,7 @@ def evaluate(
             "info": dict(info or {}),
             "num_classes": sources.num_classes,
             "num_test_images": int(np.count_nonzero(validity.has_label(data.test.labels))),
+            "largest_class_share": validity.largest_share(data.test.labels),
             "headline_k": config.headline_k,
             "notes": notes_of(
                 metrics, data.train.labels, data.test.labels, witness.shared(), notes

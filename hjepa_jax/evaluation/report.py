@@ -207,8 +207,10 @@ def markdown(
     lines = ["# Evaluation", ""]
     nested = {k: v for k, v in metrics["info"].items() if isinstance(v, Mapping)}
     lines += _facts({k: v for k, v in metrics["info"].items() if k not in nested})
-    count = metrics["num_classes"]
-    lines += [f"- classes: {count}" + (f" (chance {1 / count:.1%})" if count else ""), ""]
+    count, largest = metrics["num_classes"], metrics.get("largest_class_share")
+    told = [f"chance {1 / count:.1%}"] if count else []
+    told += [f"one answer for all images {largest:.1%}"] if largest is not None else []
+    lines += [f"- classes: {count}" + (f" ({', '.join(told)})" if told else ""), ""]
     lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
     lines += [""] if metrics.get("notes") else []
     columns = _columns(metrics)

@@ -94,6 +94,13 @@ def why_no_accuracy(
     return None
 
 
+def largest_share(labels: npt.ArrayLike) -> float | None:
+    """Returns the share of the largest class among labels int [M]: what a constant answer gets."""
+    values = np.asarray(labels)
+    values = values[has_label(values)]
+    return float(np.bincount(values).max() / len(values)) if len(values) else None
+
+
 def notes_on_sets(
     train_labels: npt.ArrayLike, test_labels: npt.ArrayLike, shared: int = 0
 ) -> list[str]:
