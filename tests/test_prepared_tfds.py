@@ -121,7 +121,7 @@ def test_a_damaged_example_costs_its_own_image(version, tmp_path) -> None:
     good = [opened(tmp_path).record(i) for i in range(5)]
     (path,) = version.glob("*train.array_record*")
     content = bytearray(path.read_bytes())
-    content[100] ^= 1
+    content[300] ^= 1
     path.write_bytes(content)
     source = opened(tmp_path)
     assert [source.record(i) for i in range(1, 5)] == good[1:]

@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax import schema
+from hjepa_jax.data.array_records import open_array_record
 from hjepa_jax.data.decode import CorruptImageError
-from hjepa_jax.data.shards import open_array_record
 from hjepa_jax.data.sources import NO_LABEL, Record, digest
 from hjepa_jax.data.splits import warn_once
 from hjepa_jax.errors import first_line
 from hjepa_jax.files import check_regular
 
 _MAX_CLASSES = 10_000_000
-_MAX_SHARD_BYTES = 1 << 40
 _CONNECTORS = "tensorflow_datasets."
 _SPLIT = schema.Fields(
     {"name": schema.Text(), "shardLengths": schema.Items(schema.Text(most=20), least=1)},
@@ -174,7 +173,6 @@ def _check_shards(split: Any) -> None:
     if sum(split.shard_lengths) < 1:
         raise ValueError(f"The split '{split.name}' of {paths[0].parent} has no examples.")
     for path, length in zip(paths, split.shard_lengths, strict=True):
-        check_regular(path, _MAX_SHARD_BYTES)
         open_array_record(path, length)
 
 

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from hjepa_jax import schema
 from hjepa_jax.data import splits
+from hjepa_jax.data.array_records import MAX_SHARD_BYTES, open_array_record
 from hjepa_jax.data.cache import ByteCache
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources import NO_LABEL, ImageSource, Record, digest
@@ -38,7 +38,6 @@ from hjepa_jax.files import check_regular, read_regular
 INDEX = "dataset.json"
 _FORMAT = "hjepa_jax image shards 1"
 _HEADER = struct.Struct("<iH")
-_MAX_SHARD_BYTES = 1 << 40
 _MAX_IMAGES = 1 << 31
 _LABELS_BYTES = 1 << 12
 # What np.save writes before the numbers of a vector of integers.
@@ -51,7 +50,7 @@ _SHARD = schema.Fields(
     {
         "file": schema.Text(most=255),
         "num_images": schema.Whole(1, _MAX_IMAGES),
-        "bytes": schema.Whole(0, _MAX_SHARD_BYTES),
+        "bytes": schema.Whole(0, MAX_SHARD_BYTES),
         "sha256": schema.Text(most=64),
     }
 )
@@ -94,28 +93,6 @@ def unpack(stored: bytes) -> Record:
     label, length = _HEADER.unpack_from(stored)
     end = _HEADER.size + length
     return Record(stored[end:], None, label, stored[_HEADER.size : end].decode(errors="replace"))
-
-
-def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
-    """Opens one shard, which must have as many records as its metadata says.
-
-    Raises:
-      ValueError: If it has not, or is damaged where that is told.
-    """
-    try:
-        reader = ArrayRecordDataSource([str(path)])
-    # array_record raises RuntimeError of anything that it does not like.
-    except RuntimeError as error:
-        raise ValueError(
-            f"The shard {path} is damaged ({first_line(error)}); delete it and prepare the data "
-            "again."
-        ) from error
-    if len(reader) != count:
-        raise ValueError(
-            f"The shard {path} has {len(reader)} records instead of {count}; delete it and prepare "
-            "the data again."
-        )
-    return reader
 
 
 def _read_labels(path: pathlib.Path, count: int) -> npt.NDArray[np.int32]:
@@ -258,7 +235,7 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
         path = folder / shard["file"]
         if not path.exists():
             raise FileNotFoundError(f"The shard {path} is missing; prepare the data again.")
-        size = check_regular(path, _MAX_SHARD_BYTES).st_size
+        size = check_regular(path, MAX_SHARD_BYTES).st_size
         if size != shard["bytes"]:
             raise ValueError(
                 f"The shard {path} has {size} bytes instead of {shard['bytes']}; "
