@@ -100,13 +100,11 @@ def check_kernels() -> Iterator[Finding]:
 
 
 def check_tensorflow() -> Iterator[Finding]:
-    """TensorFlow is not needed; where it is installed, clu uses its writer."""
+    """TensorFlow is not needed; where it is installed, clu imports it, which takes its time."""
     found = importlib.util.find_spec("tensorflow") is not None
     yield Finding(
         "tensorflow",
-        "present (not needed; clu will write its events with it)"
-        if found
-        else "absent, as it should be",
+        "present (not needed: it slows the start)" if found else "absent, as it should be",
     )
 
 

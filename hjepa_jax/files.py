@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -218,9 +219,10 @@ def check_writable_file(path: pathlib.Path, what: str) -> None:
 
 
 def _try_writing(folder: pathlib.Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
-        file.write(bytes(_PROBE_BYTES))
-        file.flush()
+    # Unbuffered: closing a buffered file of a full disk fails again.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", buffering=0) as file:
+        if file.write(bytes(_PROBE_BYTES)) < _PROBE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
 
 

@@ -7,42 +7,176 @@ absent, a module of that name whose SummaryWriter writes with tensorboardX takes
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import importlib.util
+import itertools
+import logging
+import os
 import pathlib
+import queue
+import socket
+import struct
 import sys
+import threading
 import time
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorboardX.proto.event_pb2
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from tensorboardX import summary
+from tensorboardX.record_writer import masked_crc32c
+
+from hjepa_jax.errors import TrainingError
+
+_log = logging.getLogger(__name__)
+event_pb2: Any = tensorboardX.proto.event_pb2  # its classes are made at run time
+_FILES = itertools.count()
+_QUEUE_EVENTS = 1000
+_CLOSE_SECONDS = 10.0
+
+
+class _EventFile:
+    """A TensorBoard event file whose records are whole, and in the kernel's hands, or dropped.
+
+    A record that does not fit on the disk is taken back and counted; the next ones are tried.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None):
+        """Creates the file.
+
+        Raises:
+          OSError: it cannot be created or not be written to.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without the process and a number, two writers of one second would share a file.
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}"
+        self.path = folder / f"events.out.tfevents.{name}"
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._good = 0  # bytes of whole records
+        self.dropped = 0
+        self._failing = False
+        version = {"wall_time": time.time(), "file_version": "brain.Event:2"}
+        try:
+            self._append(event_pb2.Event(**version))
+            if purge_step is not None:
+                # What earlier files hold from this step on, TensorBoard then leaves out.
+                log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._append(event_pb2.Event(**version, step=purge_step))
+                self._append(
+                    event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=log)
+                )
+        except OSError:
+            self.close()
+            raise
+
+    def _append(self, event: Any) -> None:
+        payload = event.SerializeToString()
+        length = struct.pack("<Q", len(payload))
+        record = length + struct.pack("<I", masked_crc32c(length))
+        record += payload + struct.pack("<I", masked_crc32c(payload))
+        try:
+            written = 0
+            while written < len(record):
+                written += os.write(self._file, record[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._good)
+                os.lseek(self._file, self._good, os.SEEK_SET)
+            raise
+        self._good += len(record)
+
+    def write(self, event: Any) -> None:
+        """Appends an event, or drops it with a warning for the first of several in a row."""
+        try:
+            self._append(event)
+        except OSError as error:
+            self.dropped += 1
+            if not self._failing:
+                self._failing = True
+                _log.warning(
+                    "%s cannot be written to (%s): the metrics of these steps are left out, the "
+                    "training goes on.",
+                    self.path,
+                    error.strerror,
+                )
+        else:
+            if self._failing:
+                self._failing = False
+                _log.warning(
+                    "%s can be written to again; %d values were left out.", self.path, self.dropped
+                )
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
 class TensorboardXWriter:
-    """The part of clu's SummaryWriter interface that we use, written with tensorboardX."""
+    """The part of clu's SummaryWriter interface that we use; tensorboardX encodes the events.
 
-    def __init__(self, logdir: str) -> None:
-        from tensorboardX import SummaryWriter
+    Events are encoded and written in a thread, in order. Whatever becomes of the disk, no call
+    fails or waits for long: what does not fit, or comes while nothing is written, is dropped.
+    """
 
-        self._writer = SummaryWriter(logdir)
+    def __init__(self, logdir: str, purge_step: int | None = None) -> None:
+        """Creates an event file.
+
+        Args:
+          logdir: its folder.
+          purge_step: values of this step and later ones in earlier files of the folder are void,
+            since a resumed run writes them again.
+
+        Raises:
+          OSError: the file cannot be created.
+        """
+        self._events = _EventFile(pathlib.Path(logdir), purge_step)
+        self._queue: queue.Queue[Any] = queue.Queue(_QUEUE_EVENTS)
+        self._overflow = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="event-writer")
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while (encode := self._queue.get()) is not None:
+            try:
+                self._events.write(encode())
+            except Exception as error:  # of one value, which must not end the thread
+                _log.warning("A metric could not be encoded: %r.", error)
+            finally:
+                self._queue.task_done()
+
+    def _add(self, step: int, encode: Callable[[], Any]) -> None:
+        """Queues the event of a summary that `encode` returns."""
+        if self._closed:
+            raise ValueError("This metric writer is closed.")
+        now = time.time()
+
+        def event() -> Any:
+            return event_pb2.Event(wall_time=now, step=int(step), summary=encode())
+
+        try:
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self._overflow += 1
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, float(np.asarray(value)), step)
+            number = float(np.asarray(value))
+            self._add(step, functools.partial(summary.scalar, name, number))
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         for name, value in images.items():
             array = np.asarray(value)
             layout = "NHWC" if array.ndim == 4 else "HWC"
-            self._writer.add_images(name, array, step, dataformats=layout) if (
-                array.ndim == 4
-            ) else self._writer.add_image(name, array, step, dataformats=layout)
+            self._add(step, functools.partial(summary.image, name, array, dataformats=layout))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for name, value in texts.items():
-            self._writer.add_text(name, value, step)
+            self._add(step, functools.partial(summary.text, name, value))
 
     def write_histograms(
         self,
@@ -52,10 +186,11 @@ class TensorboardXWriter:
     ) -> None:
         for name, value in arrays.items():
             bins: Any = (num_buckets or {}).get(name, 30)
-            self._writer.add_histogram(name, np.asarray(value), step, bins=bins)
+            self._add(step, functools.partial(summary.histogram, name, np.array(value), bins))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._writer.add_hparams(dict(hparams), {})
+        for part in summary.hparams(dict(hparams), {}):
+            self._add(0, functools.partial(_same, part))
 
     def _unsupported(self, what: str) -> None:
         raise NotImplementedError(
@@ -78,10 +213,35 @@ class TensorboardXWriter:
         self._unsupported("point clouds")
 
     def flush(self) -> None:
-        self._writer.flush()
+        """Waits until all is written, for a limited time."""
+        tasks = self._queue
+        with tasks.all_tasks_done:
+            tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, _CLOSE_SECONDS)
 
     def close(self) -> None:
-        self._writer.close()
+        """Writes what is left, for a limited time, and says what is missing; never raises."""
+        if self._closed:
+            return
+        self._closed = True
+        self.flush()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
+        self._thread.join(1.0)
+        if self._thread.is_alive():
+            _log.warning(
+                "%s does not take what is written to it: %d values are left out.",
+                self._events.path,
+                self._queue.unfinished_tasks + self._overflow + self._events.dropped,
+            )
+            return  # the file stays the thread's
+        self._events.close()
+        missing = self._overflow + self._events.dropped
+        if missing:
+            _log.warning("%s lacks %d values.", self._events.path, missing)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def import_metric_writers() -> types.ModuleType:
@@ -96,14 +256,41 @@ def import_metric_writers() -> types.ModuleType:
     return metric_writers
 
 
-def create_writer(workdir: pathlib.Path, *, active: bool = True) -> Any:
+def create_writer(
+    workdir: pathlib.Path, *, active: bool = True, purge_step: int | None = None
+) -> Any:
     """Returns an asynchronous clu MetricWriter that writes TensorBoard events to the workdir.
 
-    Unless `active`, it writes nothing: of several processes, one writes.
+    Args:
+      workdir: the folder of the event file.
+      active: whether it writes anything: of several processes, one does.
+      purge_step: of a run that begins or goes on at this step: what was logged of it and of later
+        steps before is void.
+
+    Raises:
+      TrainingError: the file cannot be created.
+      OSError: the disk is full.
     """
     metric_writers = import_metric_writers()
-    writers = [metric_writers.SummaryWriter(str(workdir))] if active else []
-    return metric_writers.AsyncMultiWriter(writers)
+    if not active:
+        return metric_writers.MultiWriter([])
+    try:
+        writer: Any = TensorboardXWriter(str(workdir), purge_step)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise TrainingError(
+            f"TensorBoard events cannot be written to {workdir}: {error.strerror}. Choose a "
+            "--workdir that can be written to."
+        ) from error
+    return metric_writers.MultiWriter([writer])
+
+
+class _Lasting(Console):
+    """A console that reports a broken pipe as an error, instead of ending the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class ProgressDisplay:
@@ -113,7 +300,7 @@ class ProgressDisplay:
         self, total_steps: int, first_step: int, batch_size: int, *, quiet: bool = False
     ) -> None:
         """Shows steps `first_step` to `total_steps`; nothing if `quiet`."""
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(quiet=True) if quiet else _Lasting(stderr=True)
         self._total, self._first, self._batch = total_steps, first_step, batch_size
         self._start: float | None = None
         self._started_at = first_step
@@ -127,25 +314,39 @@ class ProgressDisplay:
                 TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s  time left"),
                 TimeRemainingColumn(),
                 console=self._console,
+                auto_refresh=False,  # a thread of its own would meet a terminal that is gone
             )
             self._task = self._bar.add_task(
                 "train", total=total_steps, completed=first_step, loss="-", rate="-"
             )
-            self._bar.start()
+            with self._terminal():
+                self._bar.start()
 
     def step(self, step: int) -> None:
         """Counts a finished step; the first one, which compiles, is left out of the rates."""
+        with self._terminal():
+            self._step(step)
+
+    def _step(self, step: int) -> None:
         if self._start is None:
             self._start, self._started_at = time.perf_counter(), step
         if self._bar is not None and time.perf_counter() - self._last_update > 0.1:
             self._last_update = time.perf_counter()
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, refresh=True)
 
     def show(self, step: int, loss: float, images_per_second: float) -> None:
         """Shows the values of a log step."""
+        with self._terminal():
+            self._show(step, loss, images_per_second)
+
+    def _show(self, step: int, loss: float, images_per_second: float) -> None:
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=step, loss=f"{loss:.4f}", rate=f"{images_per_second:.0f}"
+                self._task,
+                completed=step,
+                loss=f"{loss:.4f}",
+                rate=f"{images_per_second:.0f}",
+                refresh=True,
             )
             return
         elapsed = time.perf_counter() - (self._start or time.perf_counter())
@@ -159,8 +360,21 @@ class ProgressDisplay:
 
     def close(self) -> None:
         """Ends the bar."""
-        if self._bar is not None:
-            self._bar.stop()
+        with self._terminal():
+            if self._bar is not None:
+                self._bar.stop()
+
+    @contextlib.contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """Lets no terminal that is closed, nor a pipe that nobody reads, end the run."""
+        try:
+            yield
+        except OSError:
+            bar, self._bar = self._bar, None
+            with contextlib.suppress(OSError):
+                if bar is not None:
+                    bar.stop()  # it redirects what is printed
+            self._console = Console(quiet=True)
 
 
 class LogClock:

@@ -107,7 +107,8 @@ def _events(path: pathlib.Path) -> Iterator[Any]:
 def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
     """Returns the scalars of a workdir's event files: tag -> (ascending steps, values).
 
-    Where a resumed run logged a step again, the later file counts.
+    Where a resumed run logged a step again, the later file counts; what was logged behind the step
+    at which it went on is void, as for TensorBoard.
 
     Raises:
       UserError: a file that is no event file.
@@ -115,6 +116,10 @@ def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
     found: dict[str, dict[int, float]] = {}
     for path in sorted(workdir.glob("events.out.tfevents.*")):
         for event in _events(path):
+            if event.session_log.status == event.session_log.START:
+                for points in found.values():
+                    for step in [step for step in points if step >= event.step]:
+                        del points[step]
             for value in event.summary.value:
                 if value.HasField("simple_value"):
                     found.setdefault(value.tag, {})[event.step] = value.simple_value

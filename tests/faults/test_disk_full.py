@@ -1,5 +1,6 @@
 """A full disk: the last good checkpoint stays, the incomplete one goes, a sentence says so."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -10,7 +11,10 @@ import pytest
 
 from configs import quickstart
 from hjepa_jax import checkpoint_files
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.runs import read_curves
 from hjepa_jax.train import train
+from hjepa_jax.writers import create_writer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -87,6 +91,34 @@ def test_a_full_file_system_spares_the_earlier_checkpoints(tmpfs) -> None:
     done = run("-c", SAVE, str(tmpfs / "c"), "tmpfs")
     check_what_is_left(tmpfs / "c", done.stdout)
     assert "the disk is full" in done.stdout
+
+
+def fill(path: pathlib.Path) -> None:
+    """Writes a file until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(2**12)):
+            pass
+
+
+def test_events_on_a_full_file_system_go_on_when_there_is_room(tmpfs, caplog) -> None:
+    writer = create_writer(tmpfs / "run")
+    filler = tmpfs / "filler"
+    fill(filler)
+    picture = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    for step in range(3):
+        writer.write_images(step, {"views": picture})
+    writer.flush()
+    assert "No space left on device" in caplog.text
+    filler.unlink()
+    writer.write_scalars(3, {"total": 1.0})
+    writer.close()
+    assert read_curves(tmpfs / "run")["total"][0].tolist() == [3]
+
+
+def test_a_run_cannot_begin_on_a_full_disk(tmpfs) -> None:
+    fill(tmpfs / "filler")
+    with pytest.raises(UserError, match=r"cannot be written to: No space left on device"):
+        train(quickstart.get_config("smoke"), tmpfs / "run")
 
 
 def test_training_on_a_full_disk_ends_with_a_sentence_and_goes_on_later(tmpfs) -> None:

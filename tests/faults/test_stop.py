@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from absl.testing import flagsaver
+from test_writers import read_events
 
 from configs import quickstart
 from hjepa_jax import main
@@ -117,3 +118,7 @@ def test_an_interrupted_run_in_this_process_saves_its_last_step(tmp_path, monkey
     assert caught.value.step == 1
     assert (tmp_path / "checkpoints" / "1").is_dir()
     assert int(train(config, tmp_path).step) == 2
+    # Each part says where it begins, so that nothing is shown twice.
+    files = sorted(tmp_path.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns)
+    events = [event for path in files for event in read_events(path)]
+    assert [event.step for event in events if event.HasField("session_log")] == [1, 2]
