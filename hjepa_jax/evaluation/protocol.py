@@ -248,10 +248,10 @@ def evaluate(
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
-      `largest_class_share` (of these), `headline_k`, `notes` (sentences on what the figures do not say), `encoders` (for each name:
-      variant, feature_dim, knn, linear_probe, diagnostics, collapse, alarms, notes, and, where
-      asked for, qp_variants, few_shot, coarse, robustness) and `trained_minus_random`; and picture
-      inputs.
+      `largest_class_share` (of these), `headline_k`, `notes` (sentences on what the figures do not
+      say), `encoders` (for each name: variant, feature_dim, knn, linear_probe, diagnostics,
+      collapse, alarms, notes, and, where asked for, qp_variants, few_shot, coarse, robustness) and
+      `trained_minus_random`; and picture inputs.
 
     Raises:
       ValueError: no encoder, or data, labels or settings that do not fit (a sentence says which).
