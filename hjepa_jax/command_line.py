@@ -25,6 +25,9 @@ from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.files import local_path
 from hjepa_jax.schema import Fields, read_json
 
+# Flags that are defined here belong to the program that asks for them, whose --help lists them.
+flags.disclaim_key_flags()
+
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=\s]*)(?:[=\s](.*))?", re.DOTALL)
 
 

@@ -9,6 +9,7 @@ and prints the largest relative difference from one device. Exit status 1 if it 
 
 from __future__ import annotations
 
+import re
 import sys
 
 import jax
@@ -24,6 +25,9 @@ _TOLERANCE = flags.DEFINE_float("tolerance", 1e-9, "Largest relative difference,
 def main(argv: list[str]) -> None:
     """Prints the comparison."""
     del argv
+    if not _DEVICES.value or not all(re.fullmatch(r"[1-9]\d{0,3}", n) for n in _DEVICES.value):
+        given = ",".join(_DEVICES.value)
+        sys.exit(f"check_devices: --devices={given}: they are whole numbers from 1 to 9999.")
     counts = [int(text) for text in _DEVICES.value]
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))

@@ -19,7 +19,7 @@ from absl import flags
 from hjepa_jax.command_line import define_config, run_program
 
 _CONFIG = define_config("configs/cifar100.py", "Configuration file.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices to split the batch over.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices to split the batch over.", upper_bound=4096)
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of one device in TFLOP/s; None = measure.")
 _MEMORY = flags.DEFINE_float(
     "bandwidth_gbs", None, "Memory bandwidth of one device in GB/s; None = measure."

@@ -1,6 +1,7 @@
 """The parser of command lines: files, overrides in every clear form, and mistakes as sentences."""
 
 import json
+import sys
 
 import pytest
 from absl import flags
@@ -101,6 +102,12 @@ def test_mistakes_are_sentences(arguments, words) -> None:
     with pytest.raises(UserError, match=words) as caught:
         parse(QUICKSTART, *arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_the_configuration_is_a_flag_of_the_program_that_defines_it() -> None:
+    values = flags.FlagValues()
+    define_config(None, "Configuration.", values=values)
+    assert [flag.name for flag in values.get_flags_for_module(sys.modules[__name__])] == ["config"]
 
 
 def test_commands_for_other_processes_are_checked_before_these_start(tmp_path) -> None:
