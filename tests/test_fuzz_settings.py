@@ -24,7 +24,7 @@ def test_validation_of_odd_settings_ends_in_sentences() -> None:
 
 def test_an_accepted_odd_setting_trains(tmp_path) -> None:
     config = fuzz_settings._tiny("sigreg")
-    config.train.update(b1=0.0, fast_compile=True)
+    config.train.b1 = 0.0
     fuzz_settings.run(config, {"train.b1": 0.0}, tmp_path)
     assert list((tmp_path / "run/checkpoints").iterdir())
 

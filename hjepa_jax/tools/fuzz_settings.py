@@ -42,7 +42,6 @@ _UNTRIED = ("data.name", "data.root", "train.init_from")
 _CUT = {
     "train.max_steps": 2,
     "evaluation.probe_epochs": 2,
-    "evaluation.few_shot_trials": 2,
     "data.num_workers": 0,
 }
 
@@ -164,6 +163,8 @@ def run(config: Config, changes: dict[str, Any], folder: pathlib.Path) -> None:
     config_check.validate(config)
     for name, value in _CUT.items():
         set_field(config, name, value)
+    if config.evaluation.few_shot:
+        config.evaluation.few_shot_trials = 2
     try:
         state = train(config, folder / "run")
     except TrainingError as error:
