@@ -14,7 +14,7 @@ import tempfile
 import unicodedata
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from hjepa_jax.errors import UserError
 
@@ -236,8 +236,30 @@ def _cause(place: pathlib.Path, error: OSError) -> str:
     return f"{reason}; choose another place, or make room and set its permissions."
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, never meets half of it.
+def open_log(path: pathlib.Path) -> BinaryIO:
+    """Opens a file of ours to append to it; what stands there otherwise is left as it is.
+
+    Raises:
+      UserError: if it is a link, pipe, folder or device, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+        file = os.fdopen(handle, "ab")
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            file.close()
+            raise UnfitFileError("it is no file")
+    except OSError as error:
+        reason = "it is a link" if path.is_symlink() else error.strerror or str(error)
+        raise UserError(
+            f"{printable(path)} cannot be appended to ({reason}): remove it, or choose another "
+            "folder."
+        ) from error
+    return file
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file so that a reader, or a crash, never meets half of it; text as UTF-8.
 
     A link in its place is replaced, and what it leads to stays as it is.
 
@@ -249,8 +271,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         raise UnfitFileError(f"{printable(path)} is a folder, not a file; remove or replace it.")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         # mkstemp makes files private; what is written here is as readable as any other file.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.pictures import save_figure
 from hjepa_jax.evaluation.report import NOTHING, markdown_table
 from hjepa_jax.evaluation.runs import Curve, paired_interval, read_curves
 from hjepa_jax.evaluation.summary import headline
@@ -257,5 +258,5 @@ def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
     images = report.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     for name, figure in draw(result.metrics, result.curves, TITLES).items():
-        figure.savefig(images / f"{name}.png")
+        save_figure(figure, images / f"{name}.png")
     write_atomically(report, document(result, images=images.name, **parts))

@@ -22,6 +22,7 @@ import numpy as np
 
 from hjepa_jax import checkpoint_files, sharding
 from hjepa_jax.errors import TrainingError
+from hjepa_jax.files import open_log
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.saved_run import open_saved, saved_config
 from hjepa_jax.train_state import TrainState
@@ -99,7 +100,7 @@ class _Life:
         self.workdir = workdir
         self._log = log
         # A kill must reach this process alone, and a Ctrl-C at the terminal none of them.
-        with log.open("ab") as file:
+        with open_log(log) as file:
             self.process = subprocess.Popen(
                 command(workdir, overrides),
                 stdout=file,

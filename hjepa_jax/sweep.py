@@ -26,7 +26,7 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report import NOTHING, markdown_table
 from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
 from hjepa_jax.evaluation.summary import headline
-from hjepa_jax.files import json_text, write_atomically
+from hjepa_jax.files import json_text, open_log, write_atomically
 from hjepa_jax.schema import Items, Table, Text, read_json
 
 # What each run is a process of.
@@ -161,7 +161,7 @@ def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> 
     """Runs one process to its end; returns what went wrong in one line, or None."""
     log = out / "logs" / f"{run.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
+    with open_log(log) as file:
         done = subprocess.run(
             [*command, *run.arguments],
             stdout=file,
@@ -170,7 +170,7 @@ def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> 
         )
     if done.returncode == 0:
         return None
-    lines = log.read_text().strip().splitlines()
+    lines = log.read_text(errors="replace").strip().splitlines()
     return f"{lines[-1] if lines else 'no output'} (exit status {done.returncode}, {log})"
 
 

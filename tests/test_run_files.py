@@ -19,7 +19,9 @@ from hjepa_jax import checkpoint_files, config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.checkpoint_files import DamagedError, UnreadableError
 from hjepa_jax.errors import CheckpointError, UserError
+from hjepa_jax.evaluation.pictures import new_figure, save_figure
 from hjepa_jax.evaluation.runs import load_result
+from hjepa_jax.files import open_log, write_atomically
 from hjepa_jax.run import open_split, prepare
 from hjepa_jax.saved_run import check_replaceable, open_saved, saved_config
 from hjepa_jax.sweep import SweepRun, check_commands
@@ -386,3 +388,26 @@ def test_a_sweep_whose_record_is_damaged_is_a_sentence(damage, tmp_path) -> None
     _replace(tmp_path / "commands.json", damage)
     with pytest.raises(UserError, match=r"commands\.json cannot be read"):
         check_commands(runs, tmp_path)
+
+
+def test_what_we_write_never_goes_through_a_link(tmp_path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("all of it")
+    for name in ("config.json", "failure.json", "log.txt", "map.png"):
+        (tmp_path / name).symlink_to(precious)
+    config_check.save(quickstart.get_config("smoke"), tmp_path)
+    write_atomically(tmp_path / "failure.json", "{}")
+    save_figure(new_figure(1.0, 1.0), tmp_path / "map.png")
+    with pytest.raises(UserError, match=r"log\.txt cannot be appended to \(it is a link\)"):
+        open_log(tmp_path / "log.txt")
+    assert precious.read_text() == "all of it"
+    assert saved_config(tmp_path).seed == 42
+    assert (tmp_path / "map.png").read_bytes()[1:4] == b"PNG"
+    for number, kind in enumerate(("pipe", "folder")):
+        _replace(tmp_path / f"log-{number}", kind)
+        with pytest.raises(UserError, match="cannot be appended to"):
+            open_log(tmp_path / f"log-{number}")
+    for text in (b"one ", b"two"):
+        with open_log(tmp_path / "log") as file:
+            file.write(text)
+    assert (tmp_path / "log").read_bytes() == b"one two"

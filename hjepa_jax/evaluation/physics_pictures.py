@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hjepa_jax.evaluation.physics import Measurement, Probe, summarise
-from hjepa_jax.evaluation.pictures import new_figure, tidy
+from hjepa_jax.evaluation.pictures import new_figure, save_figure, tidy
 from hjepa_jax.files import json_text, write_atomically
 
 # Okabe and Ito's colours, told apart under every common colour blindness; styles differ as well.
@@ -241,11 +242,11 @@ def save_all(results: Results, probe: Probe, folder: pathlib.Path) -> list[pathl
     written = []
     for name, figure in pictures.items():
         if figure is not None:
-            figure.savefig(folder / name, bbox_inches="tight")
+            save_figure(figure, folder / name, bbox_inches="tight")
             written.append(folder / name)
     palette = [frame.quantize(64) for frame in orbit_frames(results, probe)]
-    palette[0].save(
-        folder / "orbit.gif", save_all=True, append_images=palette[1:], duration=80, loop=0
-    )
+    orbit = io.BytesIO()
+    palette[0].save(orbit, "GIF", save_all=True, append_images=palette[1:], duration=80, loop=0)
+    write_atomically(folder / "orbit.gif", orbit.getvalue())
     write_atomically(folder / "figures.json", json_text(summarise(results)))
     return [*written, folder / "orbit.gif", folder / "figures.json"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.maps import principal_axes, tsne
 from hjepa_jax.evaluation.text import plot_text
 from hjepa_jax.evaluation.validity import has_label
+from hjepa_jax.files import write_atomically
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
@@ -47,6 +50,13 @@ CLASS_COLOURS = (
 _CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _MAX_MAP_CLASSES = 10
 _DPI = 150
+
+
+def save_figure(figure: Figure, path: pathlib.Path, **options: Any) -> None:
+    """Writes a figure as a PNG, whole or not at all; a link in its place is replaced."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **options)
+    write_atomically(path, content.getvalue())
 
 
 def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:

@@ -307,7 +307,7 @@ def write_pictures(
     failed: dict[str, str] = {}
     for name, draw in drawn.items():
         try:
-            draw().savefig(folder / name)
+            pictures.save_figure(draw(), folder / name)
         except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
             failed[name] = f"{type(error).__name__}: {first_line(error)}"
             # One of an earlier evaluation would pass for this one's.
