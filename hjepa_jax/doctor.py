@@ -123,6 +123,29 @@ def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
     )
 
 
+def check_cache() -> Iterator[Finding]:
+    """Where compiled programs are kept; without such a place they are compiled at every start."""
+    folder = compilation_cache.enable()
+    fact = "none, as there is no home folder that can be written to: compilation at every start"
+    remedy = "; set XDG_CACHE_HOME to a folder that stays, to keep what is compiled"
+    yield Finding("cache", fact + remedy if folder is None else str(folder))
+
+
+def check_shared_memory(config: Config) -> Iterator[Finding]:
+    """Whether the batches of worker processes fit into shared memory."""
+    from hjepa_jax.data.pipeline import shared_memory_needed
+    from hjepa_jax.data.workers import blocks
+    from hjepa_jax.run import open_split
+
+    if not config.data.num_workers:
+        return
+    blocks.remove_leftovers()
+    needed, free = shared_memory_needed(config, open_split(config, "train")), blocks.free_bytes()
+    room = "unknown" if free is None else f"{free / 2**20:.0f} MiB"
+    fact = f"{room} free, {needed / 2**20:.0f} MiB needed by data.num_workers"
+    yield Finding("shared memory", fact, blocks.shortage(needed))
+
+
 def check_data(config: Config) -> Iterator[Finding]:
     """Opens both splits, and decodes one image of each."""
     from hjepa_jax.data.sources import decode
@@ -160,6 +183,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
         ("cpu kernels", check_kernels),
         ("tensorflow", check_tensorflow),
         ("disk", lambda: check_disk(workdir)),
+        ("cache", check_cache),
     ]
     if config is not None:
 
@@ -169,6 +193,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
 
         checks.append(("config", check_config))
         checks.append(("data", lambda: check_data(config)))
+        checks.append(("shared memory", lambda: check_shared_memory(config)))
         checks.append(("dry run", lambda: check_dry_run(config)))
     for name, check in checks:
         try:

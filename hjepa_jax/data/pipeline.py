@@ -147,6 +147,22 @@ def _dataset(make: Any, first: int, last: int, num_threads: int, ahead: int) -> 
     return grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
 
 
+def _per_worker(data: Any) -> int:
+    return -(-data.prefetch_batches // data.num_workers)
+
+
+def _in_flight(data: Any) -> int:
+    return blocks.in_flight(data.num_workers, _per_worker(data))
+
+
+def shared_memory_needed(config: Any, source: ImageSource, process_count: int = 1) -> int:
+    """Returns the bytes of shared memory that worker processes may fill; 0 without any."""
+    if not config.data.num_workers:
+        return 0
+    make = batches.BatchMaker(config, source, 0, process_count)
+    return _in_flight(config.data) * make.batch_bytes()
+
+
 def _worker_stream(
     make: batches.BatchMaker, first: int, last: int, data: Any, stop: Stop | None
 ) -> BatchStream:
@@ -158,8 +174,7 @@ def _worker_stream(
     _check_settings(data)
     start.check_can_start()
     blocks.remove_leftovers()
-    per_worker = -(-data.prefetch_batches // data.num_workers)
-    shortage = blocks.shortage(blocks.in_flight(data.num_workers, per_worker) * make.batch_bytes())
+    shortage = blocks.shortage(_in_flight(data) * make.batch_bytes())
     if shortage:
         raise DataError(shortage)
     # Grain's workers refuse to start on absl flags that nobody parsed (notebooks, scripts).
@@ -168,6 +183,7 @@ def _worker_stream(
     prefix = blocks.new_prefix()
     handover = start.Handover(make)
     try:
+        per_worker = _per_worker(data)
         ahead = max(per_worker, data.num_threads)
         dataset = _dataset(handover.function, first, last, data.num_threads, ahead)
         dataset = dataset.map(blocks.Share(prefix)).mp_prefetch(

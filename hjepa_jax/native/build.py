@@ -40,6 +40,7 @@ _HANDLERS = (
     "hjepa_merge_top_k",
 )
 _COMPILE_SECONDS = 300
+_TEMPORARY = "hjepa_jax-native-"
 
 _log = logging.getLogger("hjepa_jax")
 
@@ -72,6 +73,7 @@ class _SwitchedOff(_Unavailable):
 @functools.cache
 def kernels() -> Kernels:
     """Returns the native kernels of this process, compiled and registered at the first call."""
+    library = None
     try:
         library, suffix, compiler = _library()
         loaded = ctypes.CDLL(str(library))
@@ -85,6 +87,9 @@ def kernels() -> Kernels:
             _SWITCH,
         )
         return Kernels("", str(error))
+    finally:
+        if library is not None and library.parent.name.startswith(_TEMPORARY):
+            shutil.rmtree(library.parent, ignore_errors=True)  # once loaded, it is in memory
     for name in _HANDLERS:
         handler = jax.ffi.pycapsule(getattr(loaded, name))
         jax.ffi.register_ffi_target(name + suffix, handler, platform="cpu")
@@ -118,10 +123,26 @@ def _library() -> tuple[pathlib.Path, str, str]:
     files = sorted((*source.glob("*.h"), *source.glob("*.cc")))
     parts = [version, processor_tag(), *_FLAGS, *(path.read_text() for path in files)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-    library = cache_folder() / "native" / f"{digest}.so"
-    if not library.is_file():
+    kept = cache_folder()
+    # Without a cache it is compiled at every start.
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=_TEMPORARY)) if kept is None else kept / "native"
+    library = folder / f"{digest}.so"
+    if not _is_intact(library):
         _compile(compiler, source, library)
     return library, f"_{digest}", version
+
+
+def _checksum(library: pathlib.Path) -> pathlib.Path:
+    return library.with_suffix(".sha256")
+
+
+def _is_intact(library: pathlib.Path) -> bool:
+    """Whether a library is what was compiled: one that is cut off would end the process."""
+    try:
+        expected = _checksum(library).read_text()
+        return hashlib.sha256(library.read_bytes()).hexdigest() == expected
+    except (OSError, ValueError):
+        return False
 
 
 def _compile(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None:
@@ -139,8 +160,11 @@ def _compile(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(compile_one, objects))
         _run([compiler, "-shared", *map(str, sorted(objects.values())), "-o", str(output)])
-        # Another process may have been as quick; both files are the same.
+        checksum = _checksum(output)
+        checksum.write_text(hashlib.sha256(output.read_bytes()).hexdigest())
+        # Another process may have been as quick: the compiler makes the same of the same.
         os.replace(output, library)
+        os.replace(checksum, _checksum(library))
 
 
 def _run(command: list[str]) -> str:
