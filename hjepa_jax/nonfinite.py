@@ -126,7 +126,8 @@ def diagnosis(config: Config, report: Mapping[str, Any], *, updated: bool) -> tu
         where = f"{report['not_finite'][0]} is not finite, although the loss and gradient were"
         return where, _named(config, (f"train.{name}" for name in _OPTIMISER))
     bad = [name for name, value in report["loss_terms"].items() if isinstance(value, str)]
-    learning: tuple[str, ...] = ("train.lr", "train.grad_clip") if updated else ()
+    rates = ("train.lr", "train.predictor_lr") if config.train.predictor_lr else ("train.lr",)
+    learning = (*rates, "train.grad_clip") if updated else ()
     flow = _flow_fields(config)
     if any(name in bad for name in _STATISTICS):
         what, fields = "the encoder's output is not finite", ("data.mean", "data.std")

@@ -245,6 +245,8 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
         ("data.global_scale", (0.5, 2.0), "1 or less (a crop cannot be larger than the"),
         ("data.global_scale", (0.5, 0.1), "it must be (low, high) with low <= high."),
         ("sigreg.weight_warmup_epochs", -1.0, "-1.0: it must be 0 or more."),
+        ("evaluation.spectrum_samples", 1, "it must be 2 or more."),
+        ("spectral.bins", 1, "it must be 2 or more."),
         ("train.b2", 1.0, "it must lie between 0 and 0.999999."),
         ("data.augment.blur_kernel", 4, "4: it must be odd."),
         ("data.augment.blur_sigma", (-2.0, -1.0), "each of its numbers must lie between 0.01 and"),

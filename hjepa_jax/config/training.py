@@ -194,10 +194,10 @@ class Evaluation:
         "Changes of the test images under which kNN and probe are tested again.",
         choices=("grey", "noise", "blur", "shift", "contrast", "occlusion"),
     )
-    spectrum_samples: int = field(5000, "Samples of the covariance spectrum.", above=0)
+    spectrum_samples: int = field(5000, "Samples of the covariance spectrum.", at_least=2)
     spectrum_top: int = field(256, "Eigenvalues kept of it.", above=0)
     alignment_samples: int = field(
-        5000, "Pairs of augmented views for alignment and uniformity.", above=0
+        5000, "Pairs of augmented views for alignment and uniformity.", at_least=2
     )
     max_pairs: int = field(
         20000,

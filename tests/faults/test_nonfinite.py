@@ -203,6 +203,9 @@ def test_the_advice_fits_what_is_not_finite(terms, norms, updated, what, named) 
     assert what in found
     assert all(name in fields for name in named)
     assert ("train.lr" in fields) == updated
+    assert "predictor_lr" not in fields
+    config.train.predictor_lr = 1e20
+    assert ("train.predictor_lr" in diagnosis(config, report, updated=updated)[1]) == updated
     sigreg = quickstart.get_config("sigreg-smoke")
     assert "dynamics" not in diagnosis(sigreg, report, updated=updated)[1]
 
