@@ -264,6 +264,13 @@ class Checkpointer:
             ) from error
         self._read_back = True
 
+    def _intact(self) -> list[int] | str:
+        """Returns the steps that are there, or that this is not known."""
+        try:
+            return checkpoint_files.steps(self.folder)
+        except (CheckpointError, UnreadableError) as error:
+            return f"not known ({error})"
+
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Restores (state, meta) of `step`, or of the newest step that can be read.
 
@@ -338,14 +345,18 @@ class Checkpointer:
         if checkpoint_files.is_disk_full(error):
             free = shutil.disk_usage(self.folder).free
             what = f"the disk is full or a limit of file sizes is reached: {free} bytes are free"
+        left = "what it left was removed"
         if distributed.is_primary():
-            checkpoint_files.remove_incomplete(self.folder)
+            try:
+                checkpoint_files.remove_incomplete(self.folder)
+            except OSError:
+                left = "what it left is removed at the next start"
         step = self._saving.step if self._saving is not None else "?"
         self._saving = None
-        earlier = checkpoint_files.steps(self.folder)
+        earlier = self._intact()
         return CheckpointError(
             f"the checkpoint of step {step} could not be saved in {self.folder} ({what}); "
-            f"what it left was removed and earlier checkpoints are intact: {earlier}. Free disk "
+            f"{left} and earlier checkpoints are intact: {earlier}. Free disk "
             "space or mend the folder, then start the same command again."
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,7 +128,7 @@ def open_saved(config: Config, workdir: pathlib.Path) -> Checkpointer:
 
 def check_choice(which: str) -> None:
     """Raises CheckpointError unless `which` is 'latest', 'best' or a step's number."""
-    if which not in ("latest", "best") and not (which.isascii() and which.isdigit()):
+    if which not in ("latest", "best") and not re.fullmatch("[0-9]{1,18}", which):
         raise CheckpointError(f"--checkpoint={which}: give 'latest', 'best' or a step's number.")
 
 

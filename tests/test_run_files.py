@@ -92,6 +92,20 @@ def test_a_later_save_that_left_nothing_is_seen(tmp_path) -> None:
         checkpointer.wait()
 
 
+def test_a_save_that_fails_and_cannot_be_tidied_is_a_sentence(tmp_path, monkeypatch) -> None:
+    checkpointer = _save(Checkpointer(tmp_path / "c"), 1)
+    failing = OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fail(*_: object) -> None:
+        raise failing
+
+    monkeypatch.setattr(checkpoint_files, "write_manifest", fail)
+    monkeypatch.setattr(checkpoint_files, "remove_incomplete", fail)
+    checkpointer.save(2, _state(2.0), {})
+    with pytest.raises(CheckpointError, match=r"step 2 could not be saved .* intact: \[1\]"):
+        checkpointer.wait()
+
+
 STRAYS = ("a.txt", "3.damaged", "2~", "7", "٣", "3\n", "007", "metadata", ".DS_Store", "9" * 30)
 
 

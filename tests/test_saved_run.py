@@ -41,7 +41,11 @@ def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
     assert chosen_step(checkpointer, "latest") is None
     assert chosen_step(checkpointer, "best") == 1
     assert chosen_step(checkpointer, "2") == 2
-    for wrong, words in (("3", "holds no checkpoint of this step"), ("bset", "'latest', 'best'")):
+    for wrong, words in (
+        ("3", "holds no checkpoint of this step"),
+        ("bset", "'latest', 'best'"),
+        ("²", "'latest'"),
+    ):
         with pytest.raises(CheckpointError, match=words):
             chosen_step(checkpointer, wrong)
     checkpointer.close()

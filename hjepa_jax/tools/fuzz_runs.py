@@ -164,8 +164,9 @@ def _stray(rng: random.Random, workdir: pathlib.Path) -> str:
 
 
 def _files(workdir: pathlib.Path) -> list[pathlib.Path]:
-    found = (path for path in sorted(workdir.rglob("*")) if not path.is_symlink())
-    return [path for path in found if path.is_file()]
+    found = [path for path in workdir.rglob("*") if not path.is_symlink() and path.is_file()]
+    # The names that orbax gives to arrays' files are random; an attempt must be repeatable.
+    return sorted(found, key=lambda p: (p.parent, p.stat().st_size if p.parent.name == "d" else p))
 
 
 def _damage_file(rng: random.Random, workdir: pathlib.Path) -> str:
@@ -311,6 +312,8 @@ def _matters(name: str) -> bool:
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
     """Writes a damaged run; returns what was done, and one way of reading it."""
     sample, workdir = _sample(), folder / "run"
+    if rng.random() < 0.02:
+        jax.clear_caches()  # Each attempt prepares the run anew, which piles up.
     _write(sample.files, folder)
     damages, only_strays = [], rng.random() < 0.2
     for _ in range(rng.choice((1, 1, 2, 3))):
