@@ -151,6 +151,15 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
     return Flow(flow, energy, dynamics.steps * dynamics.dt)
 
 
+def _targets(config: Config) -> dict[str, float]:
+    """Returns the mean squares of the parts of the state that a run aimed at, as its alarms do."""
+    if config.evaluation.coordinates != "raw":
+        return {}
+    if config.objective == "hjepa":
+        return {"q": config.loss.q_target, "p": config.loss.p_target}
+    return {"z": 1.0}
+
+
 def _notes(config: Config, saved: Config, which: str) -> list[str]:
     """Returns a sentence where a checkpoint was chosen on the images on which it is reported."""
     metric, online = saved.checkpoint.best_metric, saved.evaluation
@@ -235,6 +244,7 @@ def evaluate(
         info=about(config, saved, name, found.step, which, found.data),
         notes=_notes(config, saved, which),
         reference=config.parity.reference_evaluation,
+        targets=_targets(config),
     )
     evaluation.metrics["info"].update(about_images(config, train, test))
     evaluation = dataclasses.replace(evaluation, metrics=json_ready(evaluation.metrics))

@@ -18,7 +18,7 @@ from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_variant
 from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, make_encode, prepare
-from hjepa_jax.saved_run import open_saved, restore_parts, saved_config
+from hjepa_jax.saved_run import chosen_step, open_saved, restore_parts, saved_config
 
 
 class LoadedRun:
@@ -179,13 +179,14 @@ def _devices(batch_size: int) -> list[Any]:
 
 
 def load_run(
-    workdir: str | os.PathLike[str], *, step: int | None = None, batch_size: int = 64
+    workdir: str | os.PathLike[str], *, step: int | str | None = None, batch_size: int = 64
 ) -> LoadedRun:
     """Loads a run for inference; no data set is needed, nor memory for the optimiser's state.
 
     Args:
       workdir: folder that training wrote: `config.json` and `checkpoints/`.
-      step: the checkpoint wanted; None for the newest readable one.
+      step: the checkpoint wanted; None for the newest readable one, 'best' for the best by the
+        run's config.checkpoint.best_metric.
       batch_size: images in one pass of the encoder; fewer are filled up, so that it compiles once.
 
     Raises:
@@ -197,6 +198,8 @@ def load_run(
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
     config = saved_config(folder)
     checkpointer = open_saved(config, folder)
+    if isinstance(step, str):
+        step = chosen_step(checkpointer, step)
     steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"

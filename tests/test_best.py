@@ -102,6 +102,9 @@ def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
     assert checkpointer.steps() == [1, 2]
     assert chosen_step(checkpointer, "best") == 1
     checkpointer.close()
+    assert [load(workdir, step=step).step for step in ("best", None, 2)] == [1, 2, 2]
+    with pytest.raises(CheckpointError, match="'latest', 'best' or a step"):
+        load(workdir, step="bset")
     run = prepare(config, 64, sharding.data_mesh())
     assert restore(config, run, workdir, "best").step == 1
     # The run's own choice counts, not that of the command line.

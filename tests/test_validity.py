@@ -24,7 +24,7 @@ from hjepa_jax.evaluation import (
     summary,
     validity,
 )
-from hjepa_jax.evaluation.classify import classify
+from hjepa_jax.evaluation.classify import classify, labeled
 from hjepa_jax.evaluation.features import Features
 
 
@@ -197,6 +197,8 @@ def test_rows_without_label_neither_learn_nor_are_tested() -> None:
     coarse = {"half": np.array([0, 0, 1, 1])}
     two, one = (extras.coarse_metrics(*sets, coarse, config) for sets in (mixed, (train, test)))
     assert two == one
+    # What has labels throughout is not copied: it may be half of the machine's memory.
+    assert labeled(train, "training", 4)[0].features is train.features
     with pytest.raises(DataError, match="go from -2"):
         classify(train._replace(labels=train.labels - 2), test, 4, config)
 
@@ -249,6 +251,16 @@ def test_one_point_plus_noise_is_called_collapsed() -> None:
     half = np.concatenate([healthy, x], axis=1)
     points, _ = diagnostics.state_alarms(half, True, settings())
     assert [point[:18] for point in points] == ["The momentum p is "]
+
+
+def test_the_budget_is_judged_where_training_had_one() -> None:
+    x = 10 * np.random.default_rng(1).normal(size=(200, 32))
+    assert diagnostics.state_alarms(x, False, settings())[1] == []
+    (alarm,) = diagnostics.state_alarms(x, False, settings(), {"z": 1.0})[1]
+    assert "more than 4 times above its budget 1" in alarm
+    assert diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 110.0})[1] == []
+    (alarm,) = diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 1.0})[1]
+    assert "mean square of the momentum p" in alarm
 
 
 @pytest.mark.parametrize("values", [np.zeros((5, 3)), np.ones((5, 3)), [[1.0, 0.0], [-1.0, 0.0]]])

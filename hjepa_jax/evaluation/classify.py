@@ -51,7 +51,9 @@ def probe_settings(config: Any) -> probe.ProbeSettings:
 def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, np.ndarray]:
     """Returns the rows that have a label, and their numbers; DataError for a label out of range."""
     rows = np.flatnonzero(validity.has_label(features.labels))
-    kept = Features(features.features[rows], features.labels[rows])
+    kept = features
+    if len(rows) < len(features.labels):  # no copy where all have one
+        kept = Features(features.features[rows], features.labels[rows])
     return kept._replace(labels=knn.check_labels(kept.labels, num_classes, what)), rows
 
 

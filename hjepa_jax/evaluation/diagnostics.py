@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,19 @@ class Diagnostics(NamedTuple):
     cosine: np.ndarray
 
 
-def state_alarms(states: np.ndarray, split_qp: bool, config: Any) -> tuple[list[str], list[str]]:
+def state_alarms(
+    states: np.ndarray,
+    split_qp: bool,
+    config: Any,
+    targets: Mapping[str, float] | None = None,
+) -> tuple[list[str], list[str]]:
     """Judges states [N, D] as training's alarms do, each half of [q | p] or the whole z.
+
+    Args:
+      states: of the training images.
+      split_qp: whether they are [q | p].
+      config: `config.evaluation`.
+      targets: mean squares that training aimed at, by part; None = these are not judged.
 
     Returns:
       The sentences of a state that is nearly one point, and those of all alarms.
@@ -36,7 +48,9 @@ def state_alarms(states: np.ndarray, split_qp: bool, config: Any) -> tuple[list[
             f"{part}_std_min": float(x.std(axis=0, dtype=np.float64).min()),
             f"{part}_mean_share": spectrum.mean_share(x),
         }
-    every = alarms.collapse_alarms(figures)
+        if targets is not None and part in targets:
+            figures[f"{part}2"] = float(np.mean(np.square(x, dtype=np.float64)))
+    every = alarms.collapse_alarms(figures, targets=targets)
     shares = {part: figures.get(f"{part}_mean_share", 0.0) for part in ("q", "p", "z")}
     points = [s for part, share in shares.items() if (s := alarms.mean_alarm(part, share))]
     return points, every

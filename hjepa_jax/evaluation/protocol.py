@@ -94,6 +94,23 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
     return blocks.reshape(shape).mean(axis=(2, 4)).reshape(count, -1)
 
 
+class _Setting(NamedTuple):
+    """What all encoders of an evaluation are evaluated on and with; see `evaluate`."""
+
+    sources: Sources
+    pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+    config: Any
+    mesh: Mesh | None
+    reference: bool
+    targets: Mapping[str, float] | None
+    witness: validity.Witness
+
+    def classification(self) -> dict[str, Any]:
+        """Returns the options of `classify`; to be asked when both sets have been read."""
+        names, shared = self.sources.class_names, self.witness.shared()
+        return {"reference": self.reference, "shared": shared, "names": names}
+
+
 class _Encoded(NamedTuple):
     """The features of one encoder: whole states and the evaluated part of them."""
 
@@ -105,10 +122,9 @@ class _Encoded(NamedTuple):
     select: Callable[[np.ndarray], np.ndarray]
 
 
-def _encode(
-    encode: Encode, sources: Sources, config: Any, split_qp: bool, witness: validity.Witness
-) -> _Encoded:
+def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
     """Encodes both sets, and checks what can be before anything else is computed."""
+    sources, config, witness = setting.sources, setting.config, setting.witness
     variant = config.variant if split_qp else "qp"
     select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
     train = extract_features(encode, witness.watch("train", sources.train_batches()))
@@ -125,15 +141,10 @@ def _encode(
 
 
 def _optional_parts(
-    encode: Encode,
-    sources: Sources,
-    data: _Encoded,
-    found: Classification,
-    config: Any,
-    mesh: Mesh | None,
-    options: Mapping[str, Any],
+    encode: Encode, data: _Encoded, found: Classification, setting: _Setting
 ) -> Metrics:
     """Few-shot probes, coarser labels and changed images, where asked for and of a meaning."""
+    sources, config, mesh = setting.sources, setting.config, setting.mesh
     metrics: Metrics = {}
     if config.few_shot and found.params is not None:
         metrics["few_shot"] = {
@@ -141,7 +152,7 @@ def _optional_parts(
             for n in config.few_shot
         }
     if sources.label_maps:
-        options = {k: v for k, v in options.items() if k != "names"}
+        options = setting.classification() | {"names": ()}
         metrics["coarse"] = extras.coarse_metrics(
             data.train, data.test, sources.label_maps, config, mesh, **options
         )
@@ -154,35 +165,30 @@ def _optional_parts(
             found,
             config,
             mesh,
-            reference=options["reference"],
+            reference=setting.reference,
         )
     return metrics
 
 
 def _evaluate_encoder(
-    encode: Encode,
-    sources: Sources,
-    pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
-    config: Any,
-    split_qp: bool,
-    mesh: Mesh | None,
-    witness: validity.Witness,
-    reference: bool,
-) -> tuple[Metrics, _Encoded, gallery.EncoderPictures, np.ndarray]:
-    """Returns metrics of one encoder, its features, what pictures need, and their queries."""
-    data = _encode(encode, sources, config, split_qp, witness)
-    views = [encode_images(encode, v, config.batch_size) for v in pair]
-    shared, names = witness.shared(), sources.class_names
-    options = {"reference": reference, "shared": shared, "names": names}
+    encode: Encode, split_qp: bool, setting: _Setting
+) -> tuple[Metrics, tuple[np.ndarray, np.ndarray], gallery.EncoderPictures, np.ndarray]:
+    """Returns metrics of one encoder, both sets' labels, what pictures need, and their queries."""
+    sources, config, mesh = setting.sources, setting.config, setting.mesh
+    data = _encode(encode, split_qp, setting)
+    views = [encode_images(encode, v, config.batch_size) for v in setting.pair]
+    options = setting.classification()
     found = classify(data.train, data.test, sources.num_classes, config, mesh, **options)
     described = diagnostics.diagnose(
         data.train.features,
         data.test.features,
         (data.select(views[0]), data.select(views[1])),
         config,
-        reference=reference,
+        reference=setting.reference,
     )
-    points, every = diagnostics.state_alarms(data.train_states.features, split_qp, config)
+    points, every = diagnostics.state_alarms(
+        data.train_states.features, split_qp, config, setting.targets
+    )
     metrics: Metrics = {"variant": data.variant, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
     metrics |= {"notes": found.notes, "collapse": points, "alarms": every}
@@ -193,7 +199,7 @@ def _evaluate_encoder(
         metrics["qp_variants"] = qp_variants(
             data.train_states, data.test_states, done, sources.num_classes, config, mesh, **options
         )
-    metrics |= _optional_parts(encode, sources, data, found, config, mesh, options)
+    metrics |= _optional_parts(encode, data, found, setting)
     shown = gallery.choose_queries(data.test.labels[found.tested], config.seed)
     queries = found.tested[shown]
     rows = spectrum.subsample_rows(len(data.test.labels), gallery.MAP_POINTS, config.seed)
@@ -205,7 +211,8 @@ def _evaluate_encoder(
         query_states=data.test_states.features[queries],
         neighbours=found.neighbours[shown, :GALLERY_NEIGHBOURS],
     )
-    return metrics, data, pictures, queries
+    # Not the features, of which there would be two sets while the next encoder is evaluated.
+    return metrics, (data.train.labels, data.test.labels), pictures, queries
 
 
 def _picture_inputs(
@@ -232,6 +239,7 @@ def evaluate(
     info: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     reference: bool = False,
+    targets: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Evaluates every encoder on the same data.
 
@@ -245,6 +253,7 @@ def evaluate(
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
       notes: sentences to begin `metrics['notes']` with.
       reference: config.parity.reference_evaluation.
+      targets: mean squares of 'q' and 'p', or of 'z', that training aimed at; None = not judged.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
@@ -267,21 +276,19 @@ def evaluate(
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
     witness, pair = validity.Witness(), sources.augmented_pairs()
+    setting = _Setting(sources, pair, config, mesh, reference, targets, witness)
     for name, encode, split in todo:
-        metrics[name], data, pictures[name], queries = _evaluate_encoder(
-            encode, sources, pair, config, split, mesh, witness, reference
-        )
+        metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, setting)
+    learned, tested = labels
     return Evaluation(
         metrics={
             "schema_version": SCHEMA_VERSION,
             "info": dict(info or {}),
             "num_classes": sources.num_classes,
-            "num_test_images": int(np.count_nonzero(validity.has_label(data.test.labels))),
-            "largest_class_share": validity.largest_share(data.test.labels),
+            "num_test_images": int(np.count_nonzero(validity.has_label(tested))),
+            "largest_class_share": validity.largest_share(tested),
             "headline_k": config.headline_k,
-            "notes": notes_of(
-                metrics, data.train.labels, data.test.labels, witness.shared(), notes
-            ),
+            "notes": notes_of(metrics, learned, tested, witness.shared(), notes),
             "encoders": metrics,
             "trained_minus_random": differences(metrics, config.headline_k),
         },
