@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import sys
-import threading
 import time
 import traceback
 import zlib
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hjepa_jax import config_check
+from hjepa_jax import config_check, rendezvous
 from hjepa_jax.config import Config, may_differ_between_processes
 from hjepa_jax.errors import ConfigError, UserError, first_line
 
@@ -30,7 +29,8 @@ _log = logging.getLogger(__name__)
 
 # A process that gives no sign of life for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 30
-_CONNECT_SECONDS = 300
+# Once all processes have met.
+_CONNECT_SECONDS = 60
 # At the end the others wait for the first process, which draws the pictures of the evaluation.
 _END_SECONDS = 1800
 # jax ends every process as soon as process 0 is gone: it leaves the others time to speak first.
@@ -192,20 +192,17 @@ def start(cluster: Cluster) -> None:
     """Joins the other processes; must come before any use of a device.
 
     Raises:
-      UserError: the port is taken, or the processes have different numbers of devices.
+      UserError: the processes do not meet, or have different numbers of devices.
     """
     settings: Any = jax.config
     if settings.jax_cpu_collectives_implementation is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     who = f"process {cluster.process_id} of {cluster.num_processes}"
-    patience = threading.Timer(
-        20, _log.warning, [f"{who} still waits for the others at {cluster.coordinator_address}"]
-    )
-    patience.daemon = True
-    patience.start()
+    address = cluster.coordinator_address
+    rendezvous.meet(address, cluster.num_processes, cluster.process_id)
     try:
         jax.distributed.initialize(
-            coordinator_address=cluster.coordinator_address,
+            coordinator_address=address,
             num_processes=cluster.num_processes,
             process_id=cluster.process_id,
             local_device_ids=cluster.local_device_ids,
@@ -213,14 +210,12 @@ def start(cluster: Cluster) -> None:
             initialization_timeout=_CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_END_SECONDS,
+            coordinator_bind_address=rendezvous.bind_address(address),
         )
     except RuntimeError as error:
         raise UserError(
-            f"{who} could not join the others at {cluster.coordinator_address}: "
-            f"{_first_line(error)}."
+            f"{who} could not join the others at {address}: {_first_line(error)}."
         ) from error
-    finally:
-        patience.cancel()
     local, total = jax.local_device_count(), jax.device_count()
     if local * cluster.num_processes != total:
         raise UserError(
@@ -254,15 +249,19 @@ def check_same(values: Mapping[str, Any], remedy: str) -> None:
         raise UserError(f"the processes differ in {', '.join(differing)}: {remedy}.")
 
 
-def check_same_config(config: Config) -> None:
-    """Raises ConfigError unless all processes run the same configuration; all must call this."""
+def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) -> None:
+    """Compares the configuration, and flags, between the processes; all must call this.
+
+    Raises:
+      ConfigError: they differ.
+    """
     fields = {
         f"config.{name}": value
         for name, value in config_check.flatten(config)
         if not may_differ_between_processes(name)
     }
     try:
-        check_same(fields, "start all of them with the same command")
+        check_same({**fields, **(flags or {})}, "start all of them with the same command")
     except UserError as error:
         raise ConfigError(str(error)) from None
 

@@ -169,7 +169,7 @@ def by_flags(count: int) -> list[tuple[list[str], dict]]:
 
 def test_processes_of_different_configurations_end_with_a_sentence(tmp_path) -> None:
     first, second = by_flags(2)
-    second[0].append("--config.train.weight_decay=0.25")
+    second[0].extend(["--config.train.weight_decay=0.25", f"--workdir={tmp_path}/other"])
     both = Processes(tmp_path, "both", [first, second])
     try:
         codes = [process.wait(timeout=120) for process in both.running]
@@ -181,8 +181,27 @@ def test_processes_of_different_configurations_end_with_a_sentence(tmp_path) -> 
         assert (
             f"process {number} of 2: the processes differ in config.train.weight_decay" in sentence
         )
-        assert f"({value} here): start all of them with the same command." in sentence
+        folder = f"--workdir ('{tmp_path}/{('run', 'other')[number]}' here)"
+        assert f"({value} here), {folder}: start all of them with the same command." in sentence
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_taken_port_ends_all_processes_with_a_sentence(tmp_path) -> None:
+    """Not with an abort of jax's after minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"--coordinator_address=127.0.0.1:{other.getsockname()[1]}"
+        each = [([address, "--num_processes=2", f"--process_id={i}"], {}) for i in range(2)]
+        both = Processes(tmp_path, "both", each)
+        try:
+            codes = [process.wait(timeout=60) for process in both.running]
+        finally:
+            both.end()
+    assert codes == [1, 1]
+    for number, words in enumerate(("its port is taken", "something else than process 0")):
+        (sentence,) = [s for s in both.output(number).splitlines() if s.startswith("hjepa_jax:")]
+        assert words in sentence
+        assert "Traceback" not in both.output(number)
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:

@@ -21,6 +21,7 @@ LAYERS = {
     "command_line": 4,
     "checkpoint_files": 2,
     "orbax_noise": 1,
+    "rendezvous": 1,
     "distributed": 4,
     "workdir_lock": 5,
     "stop_request": 5,
