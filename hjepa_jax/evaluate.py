@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -256,7 +257,10 @@ def evaluate(
 def _report(evaluation: Evaluation, flow: Flow | None, out: pathlib.Path) -> None:
     """Writes the numbers, shows them, and then draws, which may fail without losing any."""
     folder = write_numbers(out, evaluation.metrics)
-    print_table(evaluation.metrics)
+    try:
+        print_table(evaluation.metrics)
+    except (OSError, UnicodeError) as error:  # a terminal that is gone, or cannot show it
+        _log.warning("the table cannot be printed (%s); it is in %s/report.md", error, folder)
 
     def follow(inputs: PictureInputs) -> FlowPicture:
         assert flow is not None
@@ -266,6 +270,8 @@ def _report(evaluation: Evaluation, flow: Flow | None, out: pathlib.Path) -> Non
     drawn = painters(
         evaluation.metrics, lambda: evaluation.pictures, None if flow is None else follow
     )
-    for name, reason in write_pictures(folder, evaluation.metrics, drawn).items():
-        print(f"{name} could not be drawn ({reason}); the numbers are written.")
-    print(f"report and pictures: {folder}")
+    failed = write_pictures(folder, evaluation.metrics, drawn)
+    with contextlib.suppress(OSError, UnicodeError):
+        for name, reason in failed.items():
+            print(f"{name} could not be drawn ({reason}); the numbers are written.")
+        print(f"report and pictures: {folder}")

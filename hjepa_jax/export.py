@@ -58,7 +58,7 @@ def _save_npz(file: Any, found: Features, about: dict[str, Any]) -> None:
         file,
         features=found.features,
         labels=found.labels,
-        class_names=np.array(about["class_names"]),
+        class_names=np.array(about["class_names"], dtype=str),
         about=np.array(json.dumps(about)),
     )
 

@@ -132,9 +132,8 @@ def local_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
         given = _without_scheme(given, what)
     elif scheme:
         raise UserError(
-            f"{what}={given} is a remote address, but files are locked, renamed and appended to, "
-            "which needs a file system: mount it (for example with gcsfuse, mountpoint-s3 or "
-            "rclone mount) and give the folder where it is mounted."
+            f"{what}={given} is a remote address, which is not read or written directly: mount it "
+            "as a folder (for example with gcsfuse, mountpoint-s3 or rclone mount) and give that."
         )
     bad = [c for c in given if unicodedata.category(c) in ("Cc", "Cs")]
     if bad:

@@ -7,6 +7,7 @@ gathers their evaluations, and writes the document and its pictures.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,15 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.pictures import save_figure
+from hjepa_jax.evaluation.pictures import save_each
 from hjepa_jax.evaluation.report import NOTHING, markdown_table
 from hjepa_jax.evaluation.runs import Curve, paired_interval, read_curves
 from hjepa_jax.evaluation.summary import headline
 from hjepa_jax.files import write_atomically
-from hjepa_jax.reproduce_pictures import draw
+from hjepa_jax.reproduce_pictures import painters
 from hjepa_jax.sweep import SweepRun, mean_and_deviation, metrics_of, plan
 
+_log = logging.getLogger(__name__)
 CONFIG = "configs/cifar100.py"
 METHODS = ("hjepa", "sigreg", "mlp", "identity")
 TITLES = {
@@ -257,6 +259,7 @@ def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
         raise UserError("no run is finished: there is nothing to report yet.")
     images = report.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw(result.metrics, result.curves, TITLES).items():
-        save_figure(figure, images / f"{name}.png")
     write_atomically(report, document(result, images=images.name, **parts))
+    drawn = painters(result.metrics, result.curves, TITLES)
+    for name, reason in save_each(images, drawn).items():
+        _log.warning("%s could not be drawn (%s); the document is written.", images / name, reason)

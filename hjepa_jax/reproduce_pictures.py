@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,10 +100,12 @@ def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-def draw(metrics: Metrics, curves: Curves, titles: Mapping[str, str]) -> dict[str, Figure]:
-    """Returns the pictures by name; at least one run must be there."""
+def painters(
+    metrics: Metrics, curves: Curves, titles: Mapping[str, str]
+) -> dict[str, Callable[[], Figure]]:
+    """Returns what draws each picture, by file name; at least one run must be there."""
     return {
-        "knn": knn_sweep(metrics, titles),
-        "spectra": spectra(metrics, titles),
-        "curves": training_curves(curves, titles),
+        "knn.png": lambda: knn_sweep(metrics, titles),
+        "spectra.png": lambda: spectra(metrics, titles),
+        "curves.png": lambda: training_curves(curves, titles),
     }

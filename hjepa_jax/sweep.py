@@ -24,7 +24,8 @@ import numpy as np
 from hjepa_jax.command_line import resolve
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report import NOTHING, markdown_table
-from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.report_folder import METRICS, find_reports, report_name
+from hjepa_jax.evaluation.runs import load_metrics
 from hjepa_jax.evaluation.summary import headline
 from hjepa_jax.files import json_text, open_log, write_atomically
 from hjepa_jax.schema import Items, Table, Text, read_json
@@ -147,12 +148,11 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
 def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
     """Returns the metrics of a finished run; None for one that is not."""
     for folder in find_reports(out / "eval", report_name(pathlib.Path(run.name))):
-        path = folder / METRICS
         try:
-            return read_metrics(folder)
-        except (OSError, ValueError) as error:
+            return load_metrics(folder)
+        except UserError as error:
             raise UserError(
-                f"{path} cannot be read ({error}): delete it and start again."
+                f"{folder / METRICS} cannot be read ({error}): delete it and start again."
             ) from error
     return None
 

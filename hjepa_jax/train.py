@@ -309,6 +309,8 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)
+            if step == session.first + 1:
+                ranking(config, metrics, {})  # an unknown metric is told now, not at the first save
             session.display.step(step)
             if step == session.first + 1:
                 ranking(config, metrics, {})  # a metric that does not exist is told at once

@@ -1,5 +1,6 @@
 """One evaluation from its checks to its report: what it is of, where it goes, what it may lose."""
 
+import io
 import json
 import pathlib
 
@@ -197,6 +198,24 @@ def test_a_failing_picture_does_not_cost_the_evaluation(
     said = capsys.readouterr().out
     for name in ("map.png", "neighbours.png", "flow.png"):
         assert f"{name} could not be drawn (RuntimeError: no ink)" in said
+
+
+def test_a_terminal_that_cannot_show_the_table_costs_nothing(
+    workdir, tmp_path, undrawn, monkeypatch
+) -> None:
+    for name, encoding in (("ascii", "ascii"), ("closed", "utf-8")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        if name == "closed":
+            monkeypatch.setattr(stream, "write", _broken)
+        monkeypatch.setattr("sys.stdout", stream)
+        metrics = evaluate(small(), workdir, tmp_path / name)
+        report = tmp_path / name / "run"
+        assert json.loads((report / "metrics.json").read_text()) == metrics
+        assert (report / "report.md").is_file()
+
+
+def _broken(_: str) -> None:
+    raise BrokenPipeError(32, "Broken pipe")
 
 
 def _without_test_split(config, tmp_path):

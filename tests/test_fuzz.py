@@ -72,7 +72,8 @@ def test_an_attempt_can_be_repeated_alone(target, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("data", 40), ("torch", 40), ("images", 25), ("runs", 25)]
+    ("name", "count"),
+    [("data", 40), ("torch", 40), ("images", 25), ("runs", 25), ("reports", 30)],
 )
 def test_no_attempt_of_a_target_ends_badly(name, count) -> None:
     report = fuzz.run(fuzz.TARGETS[name], seed=17, count=count, seconds=90.0)

@@ -157,3 +157,27 @@ def test_script_writes_pictures_and_figures(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.png")} == names
     with Image.open(tmp_path / "orbit.gif") as animation:
         assert animation.n_frames == 13
+
+
+def test_a_failing_picture_costs_that_picture_alone(tmp_path, monkeypatch, caplog) -> None:
+    """The figures are written first; names of runs are drawn as they are."""
+    maps, probe = physics.showcase(applications=4, grid_size=2, ensemble=4)
+    first = next(iter(maps.values()))
+    results = physics.compare_maps({"$_$": first, "_run": first}, probe)
+    drawn = []
+
+    def fail(*_):
+        raise RuntimeError("no ink")
+
+    def note(found, *_):
+        drawn.append(list(found))
+        raise RuntimeError("no paper")
+
+    monkeypatch.setattr(physics_pictures, "structure_picture", fail)
+    for name in ("energy_picture", "covariance_picture", "blob_picture", "orbit_frames"):
+        monkeypatch.setattr(physics_pictures, name, note)
+    written = physics_pictures.save_all(results, probe, tmp_path)
+    assert [path.name for path in written] == ["time_reversal.png", "figures.json"]
+    assert set(json.loads((tmp_path / "figures.json").read_text())) == {"$_$", "_run"}
+    assert drawn[0] == [r"\$_\$", " _run"]
+    assert "structure.png could not be drawn (RuntimeError: no ink)" in caplog.text

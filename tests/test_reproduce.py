@@ -139,3 +139,17 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
     assert "jaxlib" in text
     for name in ("knn", "spectra", "curves"):
         assert (tmp_path / f"images/{name}.png").stat().st_size > 10_000
+
+
+def test_a_failing_picture_does_not_cost_the_document(tmp_path, monkeypatch, caplog) -> None:
+    def fail(*_):
+        raise RuntimeError("no ink")
+
+    for name in ("knn_sweep", "spectra", "training_curves"):
+        monkeypatch.setattr(f"hjepa_jax.reproduce_pictures.{name}", fail)
+    monkeypatch.setattr("hjepa_jax.reproduce.document", lambda *_, **__: "the tables")
+    found = Result({"hjepa": {0: {}}}, {"hjepa": {0: {}}})
+    write_document(found, tmp_path / "R.md", command="", notes="", planned=1)
+    assert (tmp_path / "R.md").read_text() == "the tables"
+    for name in ("knn", "spectra", "curves"):
+        assert f"{name}.png could not be drawn (RuntimeError: no ink)" in caplog.text

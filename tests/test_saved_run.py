@@ -100,3 +100,14 @@ def test_what_does_not_fit_is_a_sentence(trained, tmp_path) -> None:
     config.model.width = 16
     with pytest.raises(CheckpointError, match=r"config.model.width \(8 there, 16 here\)"):
         initial_state(config, prepared(config))
+
+
+def test_an_unknown_metric_is_told_at_the_first_step_not_at_the_first_save(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    config.checkpoint.update(keep_best=1, best_metric="totl", best_mode="min", every_steps=2)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hjepa_jax.train.ProgressDisplay.step", lambda _, step: seen.append(step))
+        with pytest.raises(ConfigError, match="did you mean 'total'"):
+            train(config, tmp_path)
+    assert seen == []

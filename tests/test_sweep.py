@@ -31,12 +31,15 @@ if folder.exists():
     folder = folder.with_name(folder.name + "-2")
 folder.mkdir(parents=True)
 (folder / "metrics.json").write_text(json.dumps({
+    "info": {},
     "headline_k": 20,
     "encoders": {"trained": {
+        "variant": "q",
         "knn": {"k_values": [1, 20], "top1": [0.1, accuracy], "top5": [0.2, 0.9]},
         "linear_probe": {"top1": accuracy / 2, "top5": 1.0},
         "diagnostics": {
             "covariance_spectrum_topq": {
+                "eigenvalues": [1.0],
                 "effective_rank": 7.0,
                 "participation_ratio": 3.0,
                 "rankme": 5.0,
@@ -156,11 +159,11 @@ def test_a_report_of_another_evaluation_of_a_run_does_not_take_its_place(tmp_pat
     metrics = sweep.metrics_of(run, out)
     other = out / "eval" / f"{run.name}-step9-cifar10-0123abcd"
     other.mkdir()
-    (other / "metrics.json").write_text(json.dumps({"info": {"run": run.name}}))
+    (other / "metrics.json").write_text(json.dumps({**metrics, "info": {"run": run.name}}))
     assert sweep.metrics_of(run, out) == metrics
     # Where it is the only one, as after a report that was cut off, it is the run's.
     (out / "eval" / run.name / "metrics.json").unlink()
-    assert sweep.metrics_of(run, out) == {"info": {"run": run.name}}
+    assert sweep.metrics_of(run, out)["info"] == {"run": run.name}
 
 
 def test_finished_runs_are_not_started_again(tmp_path, command) -> None:

@@ -154,7 +154,7 @@ OUTPUTS = {
 def test_every_script_tries_its_output_before_its_work(name, tmp_path) -> None:
     path = ROOT / "scripts" / f"{name}.py"
     # Other programs, which tests import, have flags of the same names.
-    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text())
+    defined = [*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text()), "config"]
     others = {one: flags.FLAGS[one] for one in defined if one in flags.FLAGS}
     for one in others:
         delattr(flags.FLAGS, one)
@@ -167,7 +167,8 @@ def test_every_script_tries_its_output_before_its_work(name, tmp_path) -> None:
             script["main"](rest)
     finally:
         for one in defined:
-            delattr(flags.FLAGS, one)
+            if one in flags.FLAGS:
+                delattr(flags.FLAGS, one)
         for one, other in others.items():
             flags.FLAGS[one] = other
 

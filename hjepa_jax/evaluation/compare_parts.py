@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import logging
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,7 +22,10 @@ from hjepa_jax.evaluation.runs import (
     differing_fields,
     mean_curve,
 )
-from hjepa_jax.evaluation.summary import RANKS
+from hjepa_jax.evaluation.summary import RANKS, headline_position
+from hjepa_jax.files import read_regular
+
+_log = logging.getLogger(__name__)
 
 # Figure -> (title, factor, digits, whether more is better; None = neither).
 FIGURES: dict[str, tuple[str, float, int, bool | None]] = {
@@ -56,6 +61,7 @@ _PICTURES = {
     "map.png": "Test features: principal axes and t-SNE",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
+_PICTURE_BYTES = 2**26
 # These would be too small to read beside another one.
 _WIDE = ("flow.png",)
 
@@ -258,13 +264,11 @@ def variants_table(groups: Sequence[Group]) -> str:
     rows = []
     for style, group in enumerate(groups):
         found = [run.metrics["encoders"]["trained"].get("qp_variants", {}) for run in group.runs]
-        for variant in found[0] if all(found) else ():
+        k = group.runs[0].metrics["headline_k"]
+        for variant in [name for name in found[0] if all(name in one for one in found)]:
             results = [one[variant] for one in found]
-            k = group.runs[0].metrics["headline_k"]
-            ks = results[0]["knn"]["k_values"]
-            position = max(i for i, used in enumerate(ks) if used <= k or i == 0)
             figures = (
-                [one["knn"]["top1"][position] for one in results],
+                [one["knn"]["top1"][headline_position(one, k)] for one in results],
                 [one["linear_probe"]["top1"] for one in results],
                 [one["linear_probe"]["top5"] for one in results],
             )
@@ -324,9 +328,14 @@ def galleries(groups: Sequence[Group]) -> str:
         wide = ' class="wide"' if file in _WIDE else ""
         for style, group in enumerate(groups):
             path = group.runs[0].report / file
-            if not path.is_file():
+            if not os.path.lexists(path):
                 continue
-            data = base64.b64encode(path.read_bytes()).decode("ascii")
+            try:
+                picture = read_regular(path, _PICTURE_BYTES)
+            except OSError as error:
+                _log.warning("this picture is left out: %s", error)
+                continue
+            data = base64.b64encode(picture).decode("ascii")
             title = f"{_swatch(style)}{escape(group.runs[0].name)}: {escape(caption)}"
             parts.append(
                 f"<figure{wide}><figcaption>{title}</figcaption>"

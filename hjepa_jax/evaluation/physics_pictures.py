@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hjepa_jax.evaluation.physics import Measurement, Probe, summarise
-from hjepa_jax.evaluation.pictures import new_figure, save_figure, tidy
+from hjepa_jax.evaluation.pictures import new_figure, save_each, tidy
+from hjepa_jax.evaluation.text import plot_texts
 from hjepa_jax.files import json_text, write_atomically
 
+_log = logging.getLogger(__name__)
 # Okabe and Ito's colours, told apart under every common colour blindness; styles differ as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
 _LINES = ("-", "--", "-.", ":", "-", "--")
@@ -229,24 +232,33 @@ def orbit_frames(
     return images
 
 
+def _gif(frames: list[Image.Image]) -> bytes:
+    """Returns frames as an animation."""
+    first, *rest = [frame.quantize(64) for frame in frames]
+    content = io.BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=80, loop=0)
+    return content.getvalue()
+
+
 def save_all(results: Results, probe: Probe, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes every picture (PNG, one GIF) and `figures.json` to `folder`; returns the paths."""
+    """Writes `figures.json`, then every picture (PNG, one GIF) to `folder`; returns the paths.
+
+    A picture that cannot be drawn is left out with a warning.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        "energy.png": energy_picture(results, probe),
-        "time_reversal.png": reversal_picture(results),
-        "blob.png": blob_picture(results, probe),
-        "structure.png": structure_picture(results),
-        "covariance.png": covariance_picture(results),
-    }
-    written = []
-    for name, figure in pictures.items():
-        if figure is not None:
-            save_figure(figure, folder / name, bbox_inches="tight")
-            written.append(folder / name)
-    palette = [frame.quantize(64) for frame in orbit_frames(results, probe)]
-    orbit = io.BytesIO()
-    palette[0].save(orbit, "GIF", save_all=True, append_images=palette[1:], duration=80, loop=0)
-    write_atomically(folder / "orbit.gif", orbit.getvalue())
     write_atomically(folder / "figures.json", json_text(summarise(results)))
-    return [*written, folder / "orbit.gif", folder / "figures.json"]
+    results = dict(zip(plot_texts(results), results.values(), strict=True))
+    drawn: dict[str, Callable[[], Any]] = {
+        "energy.png": lambda: energy_picture(results, probe),
+        "time_reversal.png": lambda: reversal_picture(results),
+        "blob.png": lambda: blob_picture(results, probe),
+        "structure.png": lambda: structure_picture(results),
+        "covariance.png": lambda: covariance_picture(results),
+        "orbit.gif": lambda: _gif(orbit_frames(results, probe)),
+    }
+    if all(m.energy is None for m in results.values()):
+        del drawn["energy.png"]
+    failed = save_each(folder, drawn, bbox_inches="tight")
+    for name, reason in failed.items():
+        _log.warning("%s could not be drawn (%s); the figures are written.", name, reason)
+    return [folder / name for name in (*drawn, "figures.json") if name not in failed]

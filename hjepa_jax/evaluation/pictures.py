@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from hjepa_jax.data.sources import NO_LABEL
+from hjepa_jax.errors import first_line
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.maps import principal_axes, tsne
 from hjepa_jax.evaluation.text import plot_text
@@ -64,6 +65,34 @@ def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_each(
+    folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure | bytes]], **options: Any
+) -> dict[str, str]:
+    """Draws every picture into a folder; one that fails costs itself alone.
+
+    Args:
+      folder: where they go.
+      drawn: file name -> function that draws it, or returns the file's content.
+      **options: of matplotlib's `savefig`.
+
+    Returns:
+      For each picture that is missing, what went wrong in one line.
+    """
+    failed: dict[str, str] = {}
+    for name, draw in drawn.items():
+        try:
+            picture = draw()
+            if isinstance(picture, bytes):
+                write_atomically(folder / name, picture)
+            else:
+                save_figure(picture, folder / name, **options)
+        except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
+            failed[name] = f"{type(error).__name__}: {first_line(error)}"
+            # One of an earlier time would pass for this one's.
+            (folder / name).unlink(missing_ok=True)
+    return failed
 
 
 def tidy(axes: Axes) -> None:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation import pictures
 from hjepa_jax.evaluation.flow import FlowPicture
 from hjepa_jax.evaluation.flow_pictures import flow_figure
@@ -22,7 +22,7 @@ from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.report_folder import METRICS, report_folder
 from hjepa_jax.evaluation.summary import headline, headline_intervals
 from hjepa_jax.evaluation.text import markdown_text
-from hjepa_jax.files import json_text, write_atomically
+from hjepa_jax.files import json_text, printable, write_atomically
 
 _CAPTIONS = {
     "spectrum.png": "Covariance spectrum of training features",
@@ -122,7 +122,7 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     console = console or Console()
     console.print(table)
     for note in metrics.get("notes", ()):
-        console.print(f"- {note}", markup=False, highlight=False)
+        console.print(f"- {printable(note)}", markup=False, highlight=False)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -304,14 +304,7 @@ def write_pictures(
     Returns:
       For each picture that is missing, what went wrong in one line; report.md says it too.
     """
-    failed: dict[str, str] = {}
-    for name, draw in drawn.items():
-        try:
-            pictures.save_figure(draw(), folder / name)
-        except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
-            failed[name] = f"{type(error).__name__}: {first_line(error)}"
-            # One of an earlier evaluation would pass for this one's.
-            (folder / name).unlink(missing_ok=True)
+    failed = pictures.save_each(folder, drawn)
     write_atomically(folder / "report.md", markdown(metrics, tuple(drawn), failed))
     return failed
 

@@ -16,17 +16,70 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.config import rows
-from hjepa_jax.errors import UserError
+from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation.alarms import MEAN_CEILING
 from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metrics, report_name
 from hjepa_jax.evaluation.summary import headline, headline_intervals
 from hjepa_jax.files import read_regular
-from hjepa_jax.schema import Fields, read_json
+from hjepa_jax.schema import (
+    Fields,
+    Items,
+    Maybe,
+    Number,
+    Table,
+    Text,
+    Whole,
+    read_json,
+    require,
+)
 
 # Fields in which the runs of one group may differ: none of them changes what is learned.
 _FREE = ("seed", "checkpoint.", "log.", "evaluation.online_")
 _FREE += tuple(path for path, row in rows().items() if row.spec.own)
 _EVENTS_BYTES = 2**32
+# What a comparison reads of metrics.json; a figure that has no value is null (NaN in older ones).
+_FIGURE = Maybe(Number(finite=False))
+_INTERVAL = Maybe(Items(Number(), 2, 2))
+_KNN = Fields(
+    {"k_values": Items(Whole(1), 1), "top1": Items(_FIGURE, 1)},
+    {"top1_interval": Maybe(Items(_INTERVAL))},
+)
+_PROBE = Fields({"top1": _FIGURE, "top5": _FIGURE}, {f"top{k}_interval": _INTERVAL for k in (1, 5)})
+_CLASSIFIED = Fields({"knn": _KNN, "linear_probe": _PROBE})
+_PROBED = Fields({"linear_probe": Fields({"top1": _FIGURE})}, {"knn": _KNN})
+_ENCODER = Fields(
+    {
+        "variant": Text(),
+        "knn": _KNN,
+        "linear_probe": _PROBE,
+        "diagnostics": Fields(
+            {
+                "covariance_spectrum_topq": Fields(
+                    {
+                        "eigenvalues": Items(_FIGURE),
+                        "effective_rank": _FIGURE,
+                        "participation_ratio": _FIGURE,
+                    },
+                    {"rankme": _FIGURE, "mean_share": _FIGURE},
+                ),
+                "alignment_uniformity": Fields({"alignment": _FIGURE, "uniformity": _FIGURE}),
+            }
+        ),
+    },
+    {
+        "qp_variants": Table(_CLASSIFIED),
+        "few_shot": Table(Fields({"top1": _FIGURE})),
+        "coarse": Table(_PROBED),
+        "robustness": Table(_PROBED),
+    },
+)
+_EVALUATION = Fields(
+    {
+        "info": Fields({}, {"step": Whole(), "data": Text(), "run": Text(), "coordinates": Text()}),
+        "headline_k": Whole(1),
+        "encoders": Fields({"trained": _ENCODER}, {"random": _ENCODER, "pixels": _ENCODER}),
+    },
+)
 Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
@@ -129,21 +182,39 @@ def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
     }
 
 
-def _metrics(path: pathlib.Path) -> dict[str, Any]:
+def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields all of an encoder's metrics that have a kNN."""
+    yield one
+    for part in ("qp_variants", "coarse", "robustness"):
+        yield from (found for found in one.get(part, {}).values() if "knn" in found)
+
+
+def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the metrics of a report, with NaN for figures that have no value.
+
+    Raises:
+      UserError: no evaluation of a trained run, or one that is damaged.
+    """
+    path = folder / METRICS
     try:
-        metrics = read_metrics(path.parent)
-        headline(metrics["encoders"]["trained"], metrics["headline_k"])
+        metrics = require(read_metrics(folder), _EVALUATION, path)
+        for one in metrics["encoders"].values():
+            for classified in _classified(one):
+                ks, top1 = classified["knn"]["k_values"], classified["knn"]["top1"]
+                if len(ks) != len(top1) or ks != sorted(set(ks)):
+                    raise ValueError(
+                        f"{path} is damaged: a kNN has {len(top1)} figures for k={ks}."
+                    )
         return {**metrics, "encoders": _with_nan(metrics["encoders"])}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no evaluation of a trained run ({type(error).__name__}: {error})."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no evaluation of a trained run: {first_line(error)}") from error
 
 
 def _with_nan(value: Any) -> Any:
     """Returns metrics with NaN for the figures that have no value, which JSON holds as null."""
     if isinstance(value, dict):
-        return {name: _with_nan(one) for name, one in value.items()}
+        kept = {name: one for name, one in value.items() if name.endswith("_interval")}
+        return {name: _with_nan(one) for name, one in value.items()} | kept
     if isinstance(value, list):
         return [_with_nan(one) for one in value]
     return math.nan if value is None else value
@@ -158,7 +229,7 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
         return path
     places = [eval_dir, path.parent.parent / "eval"]
     own = [folder for place in places for folder in find_reports(place, report_name(path))]
-    known = {folder: _metrics(folder / METRICS) for folder in own}
+    known = {folder: load_metrics(folder) for folder in own}
     if not own:
         raise UserError(
             f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
@@ -191,7 +262,7 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
             config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}/config.json cannot be read: {error}") from error
-    return RunResult(path.name, report, _metrics(report / METRICS), config, read_curves(path))
+    return RunResult(path.name, report, load_metrics(report), config, read_curves(path))
 
 
 def group_runs(results: Sequence[RunResult]) -> list[Group]:

@@ -19,7 +19,7 @@ _UNTRAINED = ("random", PIXELS)
 RANKS = ("effective_rank", "participation_ratio")
 
 
-def _headline_position(encoder_metrics: Mapping[str, Any], k: int) -> int:
+def headline_position(encoder_metrics: Mapping[str, Any], k: int) -> int:
     """Returns the position of the largest k not above `k` (the first where there is none)."""
     ks = encoder_metrics["knn"]["k_values"]
     return max(i for i, used in enumerate(ks) if used <= k or i == 0)
@@ -34,7 +34,7 @@ def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
     measured = encoder_metrics["diagnostics"]
     covariance, views = measured["covariance_spectrum_topq"], measured["alignment_uniformity"]
     found = {
-        "knn": neighbours["top1"][_headline_position(encoder_metrics, k)],
+        "knn": neighbours["top1"][headline_position(encoder_metrics, k)],
         "knn_first": neighbours["top1"][0],
         "probe_top1": encoder_metrics["linear_probe"]["top1"],
         "probe_top5": encoder_metrics["linear_probe"]["top5"],
@@ -54,7 +54,7 @@ def headline_intervals(
     """Returns the 95 % interval of each accuracy of `headline`; None where there is none."""
     neighbours = encoder_metrics["knn"].get("top1_interval") or [None]
     linear = encoder_metrics["linear_probe"]
-    position = min(_headline_position(encoder_metrics, k), len(neighbours) - 1)
+    position = min(headline_position(encoder_metrics, k), len(neighbours) - 1)
     found = {
         "knn": neighbours[position],
         "knn_first": neighbours[0],

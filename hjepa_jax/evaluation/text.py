@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from matplotlib import font_manager
@@ -37,6 +38,19 @@ def plot_text(name: str, limit: int = 40) -> str:
     shown = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
     shown = shown if shown.strip() else NO_NAME
     return re.sub(r"^(?=_)", " ", shown.replace("$", r"\$"))
+
+
+def plot_texts(names: Iterable[str]) -> list[str]:
+    """Returns `plot_text` of names, with a number after those that would be the same."""
+    shown: list[str] = []
+    for name in names:
+        text = plot_text(name)
+        number = 2
+        while text in shown:
+            text = f"{plot_text(name)} ({number})"
+            number += 1
+        shown.append(text)
+    return shown
 
 
 def markdown_text(value: Any) -> str:

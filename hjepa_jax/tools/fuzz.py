@@ -28,6 +28,7 @@ TARGETS: dict[str, str] = {
     "data": "hjepa_jax.tools.fuzz_data",
     "runs": "hjepa_jax.tools.fuzz_runs",
     "images": "hjepa_jax.tools.fuzz_images",
+    "reports": "hjepa_jax.tools.fuzz_reports",
     "settings": "hjepa_jax.tools.fuzz_settings",
     "torch": "hjepa_jax.tools.fuzz_torch",
 }
