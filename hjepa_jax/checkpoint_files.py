@@ -40,6 +40,9 @@ _MANIFEST_SCHEMA = Fields(
     }
 )
 _METRICS = "metrics/"
+# What orbax adds to the metadata when the arrays are written.
+_WRITTEN_LAST = "item_handlers"
+_METADATA_SECONDS, _POLL_SECONDS = 10.0, 0.005
 _RETRY_SECONDS = (0.1, 0.5, 2.0)
 _METADATA = "_CHECKPOINT_METADATA"
 # orbax touches these between the manifest and its atomic rename.
@@ -115,6 +118,21 @@ def _metadata_digest(folder: pathlib.Path) -> str:
     return _json_digest(kept)
 
 
+def _metadata_when_written(folder: pathlib.Path) -> str | None:
+    """Returns the digest of the metadata once orbax is done with it; None if that never comes.
+
+    Orbax writes it in a thread that nothing waits for before the rename: a digest taken too early
+    would make a good checkpoint look damaged.
+    """
+    for _ in range(round(_METADATA_SECONDS / _POLL_SECONDS)):
+        with contextlib.suppress(DamagedError):  # half written, or not there yet
+            if _json(folder / _METADATA, Fields()).get(_WRITTEN_LAST):
+                return _metadata_digest(folder)
+        time.sleep(_POLL_SECONDS)
+    _log.warning("%s of %s was never finished: it is not checked later", _METADATA, folder)
+    return None
+
+
 def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in files if str(path.relative_to(folder)) not in _WRITTEN_LATER]
@@ -126,7 +144,7 @@ def write_manifest(folder: pathlib.Path) -> None:
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in _listed(folder)
     }
-    metadata = _metadata_digest(folder) if (folder / _METADATA).is_file() else None
+    metadata = _metadata_when_written(folder)
     checksums = {"files": files, "metadata": metadata}
     content = {"format": 1, "checksums": checksums, "sha256": _json_digest(checksums)}
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1))

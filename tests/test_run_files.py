@@ -1,15 +1,13 @@
-"""The files of a run: whatever stands in their place, nothing good is lost and nothing hangs."""
+"""The files of a run: whatever stands in their place is a sentence, and nothing hangs."""
 
-import errno
-import math
+import json
 import os
-import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from odd_files import DEEP, replace
 from random_states import random_state
 from test_compare import write_run
 
@@ -17,252 +15,16 @@ import hjepa_jax
 from configs import quickstart
 from hjepa_jax import checkpoint_files, config_check, sharding
 from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.checkpoint_files import DamagedError, UnreadableError
 from hjepa_jax.errors import CheckpointError, UserError
+from hjepa_jax.evaluate import restore
 from hjepa_jax.evaluation.pictures import new_figure, save_figure
 from hjepa_jax.evaluation.runs import load_result
 from hjepa_jax.files import open_log, write_atomically
 from hjepa_jax.run import open_split, prepare
-from hjepa_jax.saved_run import check_replaceable, open_saved, saved_config
+from hjepa_jax.saved_run import check_replaceable, saved_config
 from hjepa_jax.sweep import SweepRun, check_commands
 from hjepa_jax.train import data_identity, restore_or_init, save
 from hjepa_jax.workdir_lock import WorkdirLock
-
-
-def _state(value: float):
-    return {"params": {"kernel": jnp.full((3, 4), value)}, "step": jnp.asarray(7, jnp.int32)}
-
-
-def _abstract():
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _state(0.0)
-    )
-
-
-def _save(checkpointer: Checkpointer, *steps: int, **metrics: float) -> Checkpointer:
-    for step in steps:
-        scores = {name: value + step for name, value in metrics.items()}
-        checkpointer.save(step, _state(float(step)), {"data": {"step": step}}, scores)
-    checkpointer.wait()
-    return checkpointer
-
-
-def _restored(folder: pathlib.Path, **options) -> float:
-    return float(Checkpointer(folder, **options).restore(_abstract())[0]["params"]["kernel"][0, 0])
-
-
-@pytest.mark.parametrize("name", ["a[1]b", "[...]", "[!a]/x", "a*b", "a?b", "**", "a b%23#\n"])
-def test_a_folder_whose_name_is_a_pattern_holds_checkpoints(name, tmp_path) -> None:
-    # What the pattern would match must not be taken for it.
-    _save(Checkpointer(tmp_path / "axb" / "checkpoints"), 9).close()
-    folder = tmp_path / name / "checkpoints"
-    _save(Checkpointer(folder), 1, 2).close()
-    assert Checkpointer(folder, read_only=True).steps() == [1, 2]
-    assert _restored(folder, read_only=True) == 2
-
-
-@pytest.mark.parametrize("name", ["a\\b", "\\", "a\udcff"])
-def test_a_folder_that_cannot_hold_checkpoints_is_refused_before_a_save(name, tmp_path) -> None:
-    with pytest.raises(ValueError, match="below which checkpoints cannot be found again"):
-        Checkpointer(tmp_path / name / "checkpoints")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("lost", ["d/*", "manifest.ocdbt", "state", "meta", "checksums.json"])
-def test_what_the_first_save_left_is_read_back(lost, tmp_path, monkeypatch) -> None:
-    folder, write = tmp_path / "c", checkpoint_files.write_manifest
-
-    def write_and_lose(temporary: pathlib.Path) -> None:
-        if lost != "checksums.json":
-            for path in temporary.glob(lost if lost in ("state", "meta") else f"state/{lost}"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            write(temporary)
-
-    monkeypatch.setattr(checkpoint_files, "write_manifest", write_and_lose)
-    with pytest.raises(CheckpointError, match=r"step 1 was saved in .* but cannot be read back"):
-        Checkpointer(folder).save(1, _state(1.0), {"data": {}})
-
-
-def test_a_later_save_that_left_nothing_is_seen(tmp_path) -> None:
-    checkpointer = _save(Checkpointer(tmp_path / "c"), 1)
-    checkpointer.save(2, _state(2.0), {})
-    checkpointer._manager.wait_until_finished()
-    shutil.rmtree(tmp_path / "c" / "2")
-    with pytest.raises(CheckpointError, match=r"step 2 was saved .*checksums.json is missing"):
-        checkpointer.wait()
-
-
-def test_a_save_that_fails_and_cannot_be_tidied_is_a_sentence(tmp_path, monkeypatch) -> None:
-    checkpointer = _save(Checkpointer(tmp_path / "c"), 1)
-    failing = OSError(errno.EIO, os.strerror(errno.EIO))
-
-    def fail(*_: object) -> None:
-        raise failing
-
-    monkeypatch.setattr(checkpoint_files, "write_manifest", fail)
-    monkeypatch.setattr(checkpoint_files, "remove_incomplete", fail)
-    checkpointer.save(2, _state(2.0), {})
-    with pytest.raises(CheckpointError, match=r"step 2 could not be saved .* intact: \[1\]"):
-        checkpointer.wait()
-
-
-STRAYS = ("a.txt", "3.damaged", "2~", "7", "٣", "3\n", "007", "metadata", ".DS_Store", "9" * 30)
-
-
-@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "broken link", "device"])
-def test_strays_make_no_good_step_unreadable(kind, tmp_path) -> None:
-    folder = tmp_path / "c"
-    _save(Checkpointer(folder, keep_best=1), 2, 3, total=0.0).close()
-    for name in STRAYS:
-        _replace(folder / name, kind)
-    _replace(folder / "4.orbax-checkpoint-tmp-1", kind)
-    assert _restored(folder, read_only=True) == 3
-    checkpointer = Checkpointer(folder, keep_best=1)
-    assert float(checkpointer.restore(_abstract())[0]["params"]["kernel"][0, 0]) == 3
-    assert _save(checkpointer, 4, total=0.0).steps() == [2, 3, 4]
-    checkpointer.close()
-    assert _restored(folder, read_only=True) == 4
-
-
-def _replace(path: pathlib.Path, kind: str) -> None:
-    """Puts another kind of thing in the place of a file or folder."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-    match kind:
-        case "file":
-            path.write_bytes(b"\x93 no JSON \x00")
-        case "folder":
-            path.mkdir()
-        case "pipe":
-            os.mkfifo(path)
-        case "broken link":
-            path.symlink_to("nowhere")
-        case "device":
-            path.symlink_to("/dev/zero")
-        case _:
-            path.write_text(kind)
-
-
-DEEP = "[" * 100_000
-DAMAGES = ["file", "folder", "pipe", "broken link", "device", "", "[]", "3", '{"total": "x"}']
-DAMAGES += ['{"total": {}}', DEEP, '{"total": 1e999}']
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda text: text[:12])
-def test_damaged_metrics_cost_the_rank_and_not_the_state(damage, tmp_path, caplog) -> None:
-    folder = tmp_path / "c"
-    _save(Checkpointer(folder, keep_best=1), 2, 3, total=0.0).close()
-    _replace(folder / "2" / "metrics" / "metrics", damage)
-    reader = Checkpointer(folder, read_only=True)
-    assert reader.best_step() == 3
-    assert _restored(folder, read_only=True) == 3
-    checkpointer = Checkpointer(folder, keep_last=1, keep_best=1)
-    assert "the metrics of checkpoint" in caplog.text
-    assert "it ranks last" in caplog.text
-    assert checkpointer.steps() == [2, 3]
-    assert float(checkpointer.restore(_abstract(), 2)[0]["params"]["kernel"][0, 0]) == 2
-    # The one without a rank is the first to go.
-    assert _save(checkpointer, 4, total=9.0).steps() == [3, 4]
-    checkpointer.close()
-    shutil.rmtree(folder / "4")
-    _replace(folder / "3" / "metrics" / "metrics", damage)
-    with pytest.raises(CheckpointError, match=r"not known which checkpoint .* is best"):
-        reader.best_step()
-
-
-class _Failing:
-    """Makes opening files of a name fail a number of times."""
-
-    def __init__(self, monkeypatch, name: str, times: float, number: int = errno.EIO):
-        self._open, self.left = os.open, times
-        self._name, self._number = name, number
-        monkeypatch.setattr(checkpoint_files, "_RETRY_SECONDS", (0.0, 0.0, 0.0))
-        monkeypatch.setattr(os, "open", self.open)
-        read = pathlib.Path.open
-
-        def opened(path: pathlib.Path, *arguments, **named):
-            self.check(path)
-            return read(path, *arguments, **named)
-
-        monkeypatch.setattr(pathlib.Path, "open", opened)
-
-    def open(self, path, *arguments, **named):
-        self.check(path)
-        return self._open(path, *arguments, **named)
-
-    def check(self, path) -> None:
-        if self.left and str(path).endswith(self._name):
-            self.left -= 1
-            raise OSError(self._number, os.strerror(self._number))
-
-
-FILES = ("3/checksums.json", "3/meta/metadata", "3/state/_METADATA", "3/_CHECKPOINT_METADATA")
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
-def test_what_cannot_be_read_for_a_moment_is_not_damaged(
-    name, number, tmp_path, monkeypatch
-) -> None:
-    folder = tmp_path / "c"
-    _save(Checkpointer(folder), 2, 3).close()
-    checkpointer = Checkpointer(folder)
-    with monkeypatch.context() as patch:
-        failing = _Failing(patch, name, 2, number)
-        assert float(checkpointer.restore(_abstract())[0]["params"]["kernel"][0, 0]) == 3
-        assert failing.left == 0
-    with monkeypatch.context() as patch:
-        _Failing(patch, name, math.inf, number)
-        words = "Nothing says that the checkpoint is damaged"
-        with pytest.raises(CheckpointError, match=words):
-            checkpointer.restore(_abstract())
-        with pytest.raises(UnreadableError, match=os.strerror(number)):
-            checkpoint_files.verify(folder / "3")
-    checkpointer.close()
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
-    assert _restored(folder, read_only=True) == 3
-
-
-def test_damaged_steps_are_set_aside_beside_earlier_ones(tmp_path) -> None:
-    folder = tmp_path / "c"
-    _save(Checkpointer(folder), 2, 3).close()
-    (folder / "3.damaged").write_text("somebody's notes")
-    (folder / "3" / "state" / "_METADATA").unlink()
-    checkpointer = Checkpointer(folder)
-    assert float(checkpointer.restore(_abstract())[0]["params"]["kernel"][0, 0]) == 2
-    assert (folder / "3.damaged").read_text() == "somebody's notes"
-    assert (folder / "3.damaged-2" / "checksums.json").is_file()
-    checkpointer.close()
-
-
-def test_a_checkpoint_under_the_name_of_another_step_is_not_taken_for_it(tmp_path, caplog) -> None:
-    folder = tmp_path / "c"
-    _save(Checkpointer(folder), 1, 2).close()
-    (folder / "1").rename(folder / "7")
-    assert _restored(folder, read_only=True) == 2
-    assert "the checkpoint of step 1 under another name" in caplog.text
-    checkpointer = Checkpointer(folder)
-    assert float(checkpointer.restore(_abstract())[0]["params"]["kernel"][0, 0]) == 2
-    assert checkpointer.steps() == [2]
-    checkpointer.close()
-
-
-@pytest.mark.parametrize("damage", ["file", "folder", "pipe", "[]", "{}", DEEP, '{"format": 1}'])
-def test_a_manifest_of_another_kind_is_damage(damage, tmp_path) -> None:
-    _save(Checkpointer(tmp_path / "c"), 1).close()
-    _replace(tmp_path / "c" / "1" / "checksums.json", damage)
-    with pytest.raises(DamagedError, match=r"checksums\.json"):
-        checkpoint_files.verify(tmp_path / "c" / "1")
-
-
-@pytest.mark.parametrize("kind", ["file", "pipe", "broken link", "device"])
-def test_checkpoints_that_are_no_folder_are_a_sentence(kind, tmp_path) -> None:
-    _replace(tmp_path / "checkpoints", kind)
-    with pytest.raises(CheckpointError, match=r"checkpoints is no folder"):
-        Checkpointer(tmp_path / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"holds no checkpoints"):
-        open_saved(quickstart.get_config("smoke"), tmp_path)
 
 
 def test_the_lock_overwrites_no_other_file(tmp_path) -> None:
@@ -331,13 +93,39 @@ CONFIGS += ['{"seed": {"a": 1}}', '{"model": {"stage_blocks": "abc"}}']
 def test_a_configuration_that_does_not_fit_is_a_sentence(damage, run, tmp_path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run[-1], copy)
-    _replace(copy / "config.json", damage)
+    replace(copy / "config.json", damage)
     for read in (saved_config, hjepa_jax.load):
         with pytest.raises(CheckpointError, match=r"config\.json cannot be read: .*"):
             read(copy)
     if damage == "folder":
         with pytest.raises(CheckpointError, match="is a folder where a file is written"):
             check_replaceable(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("dynamics.dt", 0.06), ("data.mean", [0.4, 0.4, 0.4]), ("seed", 43)]
+)
+def test_a_configuration_that_the_checkpoint_does_not_confirm_is_refused(
+    field, value, run, tmp_path
+) -> None:
+    """One that is read well, and differs in a number from what the run was trained with."""
+    config, prepared, _, workdir = run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    content = json.loads((copy / "config.json").read_text())
+    section, _, name = field.rpartition(".")
+    (content[section] if section else content)[name] = value
+    (copy / "config.json").write_text(json.dumps(content))
+    words = rf"config\.json is not of the run .*config\.{field} \("
+    with pytest.raises(CheckpointError, match=words):
+        hjepa_jax.load(copy)
+    with pytest.raises(CheckpointError, match=words):
+        restore(config, prepared, copy)
+    # What a resumed run may change is no matter of the checkpoint.
+    content = json.loads((workdir / "config.json").read_text())
+    content["data"]["cache_mb"] = 1
+    (copy / "config.json").write_text(json.dumps(content))
+    assert hjepa_jax.load(copy).step == 2
 
 
 METAS = ["", "[]", "{}", '{"data": 3}', '{"data": {"step": "x"}}', '{"data": {"skipped": [-1]}}']
@@ -384,12 +172,12 @@ def test_a_compared_run_whose_files_are_damaged_is_a_sentence(damage, tmp_path) 
     assert load_result(workdir, tmp_path / "eval").config["seed"] == 0
     (events,) = workdir.glob("events.*")
     config = (workdir / "config.json").read_text()
-    _replace(workdir / "config.json", damage)
+    replace(workdir / "config.json", damage)
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         load_result(workdir, tmp_path / "eval")
-    _replace(workdir / "config.json", config)
+    replace(workdir / "config.json", config)
     if damage in ("folder", "pipe", "broken link"):
-        _replace(events, damage)
+        replace(events, damage)
         with pytest.raises(UserError, match=r"events\.out.* (cannot be read|is damaged)"):
             load_result(workdir, tmp_path / "eval")
 
@@ -399,7 +187,7 @@ def test_a_sweep_whose_record_is_damaged_is_a_sentence(damage, tmp_path) -> None
     runs = [SweepRun("a", "g", ("--seed=1",))]
     check_commands(runs, tmp_path)
     check_commands(runs, tmp_path)
-    _replace(tmp_path / "commands.json", damage)
+    replace(tmp_path / "commands.json", damage)
     with pytest.raises(UserError, match=r"commands\.json cannot be read"):
         check_commands(runs, tmp_path)
 
@@ -418,7 +206,7 @@ def test_what_we_write_never_goes_through_a_link(tmp_path) -> None:
     assert saved_config(tmp_path).seed == 42
     assert (tmp_path / "map.png").read_bytes()[1:4] == b"PNG"
     for number, kind in enumerate(("pipe", "folder")):
-        _replace(tmp_path / f"log-{number}", kind)
+        replace(tmp_path / f"log-{number}", kind)
         with pytest.raises(UserError, match="cannot be appended to"):
             open_log(tmp_path / f"log-{number}")
     for text in (b"one ", b"two"):

@@ -216,6 +216,11 @@ def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) 
     state = jax.device_put(random_state(run, 1))
     bad = state.replace(params=jax.tree.map(lambda x: x.at[..., 0].set(np.inf), state.params))
     assert not_finite(state) == []
+    for field in ("params", "batch_stats", "opt_state"):
+        part = jax.tree.map(lambda x: x * np.nan, getattr(state, field))
+        names = not_finite(state.replace(**{field: part}))
+        assert names, field
+        assert all(name.startswith(f"{field}/") for name in names)
     assert len(not_finite(bad)) == len(jax.tree.leaves(bad.params))
     checkpointer = Checkpointer(workdir / "checkpoints")
     save(config, data_identity(config, source), [], bad, checkpointer)

@@ -1,6 +1,7 @@
 """Signals: the first one asks, the second one interrupts, and the handlers are put back."""
 
 import contextlib
+import shutil
 import signal
 import threading
 
@@ -10,6 +11,7 @@ from test_writers import read_events
 
 from configs import quickstart
 from hjepa_jax import main
+from hjepa_jax.errors import CheckpointError
 from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.train import train
 from hjepa_jax.writers import ProgressDisplay
@@ -122,3 +124,21 @@ def test_an_interrupted_run_in_this_process_saves_its_last_step(tmp_path, monkey
     files = sorted(tmp_path.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns)
     events = [event for path in files for event in read_events(path)]
     assert [event.step for event in events if event.HasField("session_log")] == [1, 2]
+
+
+def test_a_workdir_deleted_under_its_run_ends_it_and_is_not_made_again(
+    tmp_path, monkeypatch
+) -> None:
+    config, workdir = quickstart.get_config("smoke"), tmp_path / "run"
+    config.checkpoint.every_steps = 1
+    original = ProgressDisplay.step
+
+    def step(self, number: int) -> None:
+        original(self, number)
+        if number == 1:
+            shutil.rmtree(workdir)
+
+    monkeypatch.setattr(ProgressDisplay, "step", step)
+    with pytest.raises(CheckpointError, match="was deleted, moved or replaced while this run"):
+        train(config, workdir)
+    assert not workdir.exists()
