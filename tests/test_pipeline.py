@@ -396,6 +396,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
     assert all(running(pid) for pid in pids)
+    mine = f"hjepa_jax-*-{parent.pid}-*"
+    assert not blocks.FOLDER.is_dir() or list(blocks.FOLDER.glob(mine))
     parent.kill()
     parent.wait()
     parent.stdout.close()
@@ -403,6 +405,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
     while any(running(pid) for pid in pids):
         assert time.perf_counter() < deadline, "workers outlive their parent"
         time.sleep(0.1)
+    assert list(blocks.FOLDER.glob(mine)) == []
 
 
 def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:

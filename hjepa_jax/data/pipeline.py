@@ -58,6 +58,7 @@ class BatchStream(Iterator[Batch]):
         """
         self._iterator = iterator
         self._on_close = on_close
+        self._has_workers = bool(on_close)
         self._reported: set[str] = set()
         self._closed = False
         self._begun = False
@@ -73,6 +74,11 @@ class BatchStream(Iterator[Batch]):
         except WorkerDied as error:
             self.close()
             raise DataError(self._death(error.exit_code)) from None
+        except OSError as error:
+            if self._begun or not self._has_workers:
+                raise
+            self.close()
+            raise DataError(blocks.unusable(error)) from error
         except RuntimeError as error:
             found = re.search(r"Worker process was terminated .*exit code (-?\d+)", str(error))
             if found is None:
@@ -193,12 +199,9 @@ def _worker_stream(
             worker_init_fn=functools.partial(start.begin_worker, prefix),
         )
         iterator = iter(dataset)
-    except OSError as error:
+    except BaseException:
         handover.close()
-        raise DataError(
-            f"Worker processes cannot be set up ({error}): {blocks.REMEDY}, and see that "
-            f"{blocks.FOLDER} exists and can be written."
-        ) from error
+        raise
     closing = (handover.close, functools.partial(blocks.remove, prefix))
     return BatchStream(Watched(iterator, data.num_workers, stop), closing)
 

@@ -214,8 +214,8 @@ def left(pid: int) -> list[pathlib.Path]:
 
 
 @needs_shared_memory
-@pytest.mark.parametrize("everyone", [False, True])
-def test_a_killed_run_leaves_no_shared_memory(tmp_path, everyone) -> None:
+def test_what_a_run_leaves_that_was_killed_with_its_workers_is_removed(tmp_path) -> None:
+    """As a machine out of memory or a job scheduler does; see test_pipeline for the parent alone."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     parent = subprocess.Popen(
@@ -231,17 +231,14 @@ def test_a_killed_run_leaves_no_shared_memory(tmp_path, everyone) -> None:
     workers = [int(word) for word in parent.stdout.readline().split()]
     parent.stdout.close()
     assert left(parent.pid), "nothing was in shared memory"
-    if everyone:  # as a machine that runs out of memory, or a job scheduler does
-        os.killpg(parent.pid, signal.SIGKILL)
-    parent.kill()
+    os.killpg(parent.pid, signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + GUARD
     while any(running(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    if everyone:
-        assert left(parent.pid), "the case is not the one that is tested"
-        assert blocks.remove_leftovers() > 0
+    assert left(parent.pid), "the case is not the one that is tested"
+    assert blocks.remove_leftovers() > 0
     assert left(parent.pid) == []
 
 
@@ -295,6 +292,19 @@ def test_shared_memory_that_fills_up_is_named(monkeypatch) -> None:
     with pytest.raises(DataError, match=r"/dev/shm.* has no room for an array of 0\.0 MiB.*--shm"):
         blocks.Share(prefix)(maker(0))
     assert list(blocks.FOLDER.glob(f"{prefix}*")) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOENT, errno.ENOSPC])
+def test_shared_memory_that_cannot_be_used_at_all_is_named(monkeypatch, number) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", fail)
+    with (
+        pipeline.train_batches(data_config(num_workers=2), array_source()) as stream,
+        pytest.raises(DataError, match=r"cannot be set up .*num_workers=0.*/dev/shm exists"),
+    ):
+        next(stream)
 
 
 @needs_shared_memory

@@ -95,6 +95,18 @@ def in_flight(num_workers: int, per_worker: int) -> int:
     return num_workers * 2 * (per_worker + 1)
 
 
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:.0f} MiB"
+
+
+def unusable(error: OSError) -> str:
+    """Returns the sentence about shared memory in which not even semaphores can be made."""
+    return (
+        f"Worker processes cannot be set up ({error}): {REMEDY}, and see that {FOLDER} exists and "
+        "can be written to."
+    )
+
+
 def shortage(needed: int) -> str | None:
     """Returns a sentence if shared memory has no room for `needed` bytes."""
     free = free_bytes()
@@ -102,8 +114,7 @@ def shortage(needed: int) -> str | None:
         return None
     return (
         f"{FOLDER}, the shared memory through which worker processes hand over their batches, has "
-        f"{free / 2**20:.0f} MiB free, but the batches on their way take up to "
-        f"{needed / 2**20:.0f} MiB: {REMEDY}."
+        f"{_mib(free)} free, but the batches on their way take up to {_mib(needed)}: {REMEDY}."
     )
 
 
@@ -151,10 +162,10 @@ class Share:
             block = _new_block(name, array.nbytes)
         except OSError as error:
             free = free_bytes()
-            room = "" if free is None else f" ({free / 2**20:.0f} MiB are free)"
+            room = "" if free is None else f" ({_mib(free)} are free)"
             raise DataError(
                 f"{FOLDER}, the shared memory through which worker processes hand over their "
-                f"batches, has no room for an array of {array.nbytes / 2**20:.1f} MiB{room}: "
+                f"batches, has no room for an array of {_mib(array.nbytes)}{room}: "
                 f"{error.strerror}. To go on, {REMEDY}."
             ) from error
         shared = SharedMemoryArray.from_shared_memory(block, array.shape, array.dtype)
