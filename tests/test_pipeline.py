@@ -22,6 +22,7 @@ from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.device_augment import augment_batch
 from hjepa_jax.data.folder import open_root
 from hjepa_jax.data.sources import ArraySource, decode
+from hjepa_jax.data.workers import blocks
 from hjepa_jax.errors import DataError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

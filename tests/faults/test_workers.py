@@ -215,7 +215,7 @@ def left(pid: int) -> list[pathlib.Path]:
 
 @needs_shared_memory
 def test_what_a_run_leaves_that_was_killed_with_its_workers_is_removed(tmp_path) -> None:
-    """As a machine out of memory or a job scheduler does; see test_pipeline for the parent alone."""
+    """As out of memory, or by a scheduler; test_pipeline kills the parent alone."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     parent = subprocess.Popen(
