@@ -26,11 +26,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class RunStopped(Exception):
-    """A run ended early because it was asked to; the checkpoint of `step` holds all its work."""
+    """A run ended early because it was asked to; the checkpoint of `step` holds all its work.
 
-    def __init__(self, step: int, num_steps: int):
+    A run that had not opened its data yet has no step: None.
+    """
+
+    def __init__(self, step: int | None, num_steps: int = 0):
         super().__init__(
-            f"stopped as asked after step {step} of {num_steps}: the same command goes on "
+            "stopped as asked before the first step: the same command starts again."
+            if step is None
+            else f"stopped as asked after step {step} of {num_steps}: the same command goes on "
             "from there."
         )
         self.step = step

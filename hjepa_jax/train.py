@@ -29,7 +29,7 @@ from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.online_probe import logged_figures
 from hjepa_jax.run import Run, open_split, prepare
 from hjepa_jax.saved_run import check_finite, check_replaceable, config_in, initial_state
-from hjepa_jax.stop_request import RunStopped, StopRequest
+from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.train_state import TrainState
 from hjepa_jax.train_step import loss_weights
 from hjepa_jax.workdir_lock import WorkdirLock
@@ -227,13 +227,26 @@ def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
     )
 
 
+def _opened(config: Config, stop: StopRequest) -> tuple[ImageSource, Run, dict[str, Any]]:
+    """Opens and reads the data, which may take long, and builds the run; a stop ends it at once.
+
+    Of several processes none can end alone: they agree before their first step.
+    """
+    alone = jax.process_count() == 1
+    try:
+        with stop.at_once("the opening of the data") if alone else contextlib.nullcontext():
+            source = open_split(config, "train")
+            check_online_labels(config, source)
+            run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
+            return source, run, data_identity(config, source)
+    except StoppedAtOnce:
+        raise RunStopped(None) from None
+
+
 def _train(
     config: Config, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
 ) -> TrainState:
-    source = open_split(config, "train")
-    check_online_labels(config, source)
-    run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
-    identity = data_identity(config, source)
+    source, run, identity = _opened(config, stop)
     checkpointer = open_checkpoints(config, workdir)
     state, skipped = restore_or_init(run, checkpointer, config, identity)
     primary = distributed.is_primary()

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 from absl.testing import flagsaver
@@ -103,6 +104,19 @@ def test_outside_the_main_thread_no_handler_is_touched() -> None:
     thread.start()
     thread.join()
     assert seen == [before, False]
+
+
+@pytest.mark.parametrize("reader", ["open_split", "data_identity"])
+def test_a_stop_ends_the_reading_of_the_data_at_once(tmp_path, monkeypatch, reader) -> None:
+    """All of a large data set is read before the first step, for its checksum."""
+
+    def read(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1000)
+
+    monkeypatch.setattr(f"hjepa_jax.train.{reader}", read)
+    with pytest.raises(RunStopped, match="before the first step"):
+        train(quickstart.get_config("smoke"), tmp_path)
 
 
 def test_an_interrupted_run_in_this_process_saves_its_last_step(tmp_path, monkeypatch) -> None:
