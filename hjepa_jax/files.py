@@ -143,7 +143,9 @@ def local_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
     try:
         return pathlib.Path(given).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{what}={given}: {error}; write the path in full.") from error
+        raise UserError(
+            f"{what}={given}: its home folder is not known; write the path in full."
+        ) from error
 
 
 def _without_scheme(address: str, what: str) -> str:

@@ -100,14 +100,16 @@ class StopRequest:
           what: the work, for the message: "SIGTERM stopped <what>".
 
         Raises:
-          StoppedAtOnce: also on leaving, if code that swallows exceptions swallowed it.
+          StoppedAtOnce: also on entering, if a signal came before, and on leaving, if code that
+            swallows exceptions swallowed it.
         """
-        self._at_once, before = what, self._asked
+        self._at_once = what
         try:
-            yield
+            if not self._asked:
+                yield
         finally:
             self._at_once = None
-        if self._asked and not before:
+        if self._asked:
             raise StoppedAtOnce(f"a signal stopped {what}")
 
     def agreed(self, together: bool) -> bool:

@@ -57,6 +57,21 @@ def test_work_that_keeps_nothing_ends_at_once(number) -> None:
     assert done == []
 
 
+def test_a_signal_before_the_work_stops_it_too() -> None:
+    """As one that comes while the evaluation's libraries are loaded."""
+    done = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            with stop.at_once("the drawing"):
+                done.append("begun")
+
+    with pytest.raises(StoppedAtOnce, match="stopped the drawing"):
+        work()
+    assert done == []
+
+
 def test_a_swallowed_stop_is_raised_at_the_end() -> None:
     def work() -> None:
         with (
