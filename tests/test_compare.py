@@ -16,7 +16,7 @@ from PIL import Image
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation import charts, runs
-from hjepa_jax.evaluation.compare import compare, page
+from hjepa_jax.evaluation.compare import compare, page, warnings
 from hjepa_jax.writers import create_writer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -505,3 +505,21 @@ def test_script_writes_a_page_that_a_browser_shows(workdirs, tmp_path) -> None:
         assert (np.abs(pixels - ink).sum(axis=-1) < 12).sum() > 700
     # Nothing sticks out to the right of the page's column.
     assert (pixels[:, -12:] == pixels[0, 0]).all()
+
+
+def test_other_images_and_settings_are_warned_of(tmp_path) -> None:
+    workdirs = [write_run(tmp_path, f"{n}-seed0", seed=0, knn=0.5, lr=lr) for n, lr in NAMED_RATES]
+    told = []
+    for images, epochs in (("x", 50), ("x", 5), ("y", 50)):
+        path = tmp_path / "eval" / "b-seed0" / "metrics.json"
+        for name, one, two in (("a-seed0", "x", 50), ("b-seed0", images, epochs)):
+            path = tmp_path / "eval" / name / "metrics.json"
+            metrics = json.loads(path.read_text())
+            metrics["info"]["test_images"] = {"fingerprint": one}
+            metrics["info"]["settings"] = {"evaluation.probe_epochs": two, "seed": len(name)}
+            path.write_text(json.dumps(metrics))
+        told.append(" ".join(warnings(load(workdirs))))
+    assert "images" not in told[0]
+    assert "settings" not in told[0]
+    assert "different settings: evaluation.probe_epochs." in told[1]
+    assert "tested on different images" in told[2]

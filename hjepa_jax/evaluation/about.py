@@ -71,7 +71,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {
         name: value
         for name, value in config_check.flatten(config)
-        if name.startswith(("data.", "evaluation.", "parity.reference_evaluation"))
+        if name.startswith(("data.", "evaluation.", "parity.reference_evaluation", "seed"))
         and not name.startswith(_UNTOLD)
         and not may_differ_between_processes(name)
     }
@@ -114,15 +114,15 @@ def about(
         "version": hjepa_jax.__version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
-        "settings": settings_of(config),
     }
 
 
 def about_images(config: Config, train: Watched, test: Watched) -> dict[str, Any]:
-    """Returns what is known of both sets when they have been read."""
+    """Returns what is known of both sets when they have been read, and the settings."""
     return {
         "train_images": train.facts(config.data.train_split),
         "test_images": test.facts(config.data.test_split),
+        "settings": settings_of(config),
     }
 
 

@@ -6,15 +6,26 @@ are measured against.
 
 from __future__ import annotations
 
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation import compare_parts as parts
 from hjepa_jax.evaluation.charts import escape
 from hjepa_jax.evaluation.compare_style import STYLE
-from hjepa_jax.evaluation.runs import Group, group_runs, load_result
+from hjepa_jax.evaluation.runs import Group, RunResult, group_runs, load_result
 from hjepa_jax.files import check_writable_file, local_path, write_atomically
+
+# Settings that are free to differ, or have a sentence of their own.
+_TOLD = {"seed", "parity.reference_evaluation", "evaluation.headline_k", "evaluation.variant"}
+
+
+def _nested(run: RunResult, part: str) -> Mapping[str, Any]:
+    """Returns a part of what a report says of itself; {} where it does not, as older ones."""
+    found = run.metrics["info"].get(part)
+    return found if isinstance(found, Mapping) else {}
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
@@ -30,12 +41,19 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
         if len(values) > 1:
             said.append(f"These runs have different {what}: {', '.join(values)}.")
+    tested = {_nested(run, "test_images").get("fingerprint", "unknown") for run in runs}
+    if len(tested) > 1:
+        said.append("These runs were tested on different images.")
+    settings = [_nested(run, "settings") for run in runs]
+    names = sorted({name for one in settings if one for name in one} - _TOLD)
+    differing = [n for n in names if len({json.dumps(one.get(n)) for one in settings if one}) > 1]
+    if differing:
+        said.append(f"These runs were evaluated with different settings: {', '.join(differing)}.")
     variants = sorted({run.metrics["encoders"]["trained"]["variant"] for run in runs})
     if len(variants) > 1:
         said.append(f"Different parts of the state were evaluated: {', '.join(variants)}.")
     if len({run.metrics["headline_k"] for run in runs}) > 1:
         said.append("The headline k of kNN differs between runs; each row is at its own.")
-    settings = [run.metrics["info"].get("settings", {}) for run in runs]
     if len({bool(one.get("parity.reference_evaluation")) for one in settings}) > 1:
         said.append("Some runs count votes and pairs as published (parity.reference_evaluation).")
     if len({run.metrics.get("schema_version") for run in runs}) > 1:

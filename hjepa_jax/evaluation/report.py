@@ -236,13 +236,13 @@ def markdown(
         k, _ = _used_k(metrics)
         lines += ["", "## Few images, coarser labels, changed images", ""]
         lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
-    lines += ["", "## What was evaluated", "", *_facts(nested)] if nested else []
     for name in picture_names:
         title = _CAPTIONS[name]
         shown = f"![{title}]({name})"
         if failed and name in failed:
             shown = f"This picture could not be drawn ({markdown_text(failed[name])})."
         lines += ["", f"## {title}", "", shown]
+    lines += ["", "## What was evaluated", "", *_facts(nested)] if nested else []
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ from hjepa_jax.evaluation.report_folder import METRICS, find_reports, read_metri
 from hjepa_jax.evaluation.summary import headline, headline_intervals
 from hjepa_jax.files import read_regular
 from hjepa_jax.schema import (
+    Anything,
     Fields,
     Items,
     Maybe,
@@ -75,10 +76,21 @@ _ENCODER = Fields(
 )
 _EVALUATION = Fields(
     {
-        "info": Fields({}, {"step": Whole(), "data": Text(), "run": Text(), "coordinates": Text()}),
+        "info": Fields(
+            {},
+            {
+                "step": Whole(),
+                "data": Text(),
+                "run": Text(),
+                "coordinates": Text(),
+                "settings": Table(Anything()),
+                "test_images": Fields({}, {"fingerprint": Text()}),
+            },
+        ),
         "headline_k": Whole(1),
         "encoders": Fields({"trained": _ENCODER}, {"random": _ENCODER, "pixels": _ENCODER}),
     },
+    {"notes": Items(Text()), "schema_version": Whole()},
 )
 Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 

@@ -64,7 +64,15 @@ def _write_run(folder: pathlib.Path, name: str, rng: random.Random) -> None:
     (workdir / "config.json").write_text(json.dumps(config))
     metrics = {
         "schema_version": 1,
-        "info": {"run": name, "step": 60, "data": "digits", "device": "cpu"},
+        "info": {
+            "run": name,
+            "step": 60,
+            "data": "digits",
+            "device": "cpu",
+            "test_images": {"fingerprint": "0123"},
+            "settings": {"evaluation.probe_epochs": 50, "evaluation.knn_k": [1, 5]},
+        },
+        "notes": ["With 36 test images ..."],
         "num_classes": 10,
         "headline_k": 20,
         "encoders": {kind: _encoder(rng) for kind in ("trained", "random")},
