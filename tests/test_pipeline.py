@@ -397,7 +397,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
     assert all(running(pid) for pid in pids)
-    mine = f"hjepa_jax-*-{parent.pid}-*"
+    mine = f"*hjepa_jax-*-{parent.pid}-*"
     assert not blocks.FOLDER.is_dir() or list(blocks.FOLDER.glob(mine))
     parent.kill()
     parent.wait()

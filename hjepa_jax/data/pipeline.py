@@ -186,6 +186,7 @@ def _worker_stream(
     # Grain's workers refuse to start on absl flags that nobody parsed (notebooks, scripts).
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    blocks.name_semaphores()
     prefix = blocks.new_prefix()
     handover = start.Handover(make)
     try:
@@ -196,7 +197,7 @@ def _worker_stream(
             grain.MultiprocessingOptions(
                 num_workers=data.num_workers, per_worker_buffer_size=per_worker
             ),
-            worker_init_fn=functools.partial(start.begin_worker, prefix),
+            worker_init_fn=start.begin_worker,
         )
         iterator = iter(dataset)
     except BaseException:

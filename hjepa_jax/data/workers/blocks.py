@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import multiprocessing
 import os
 import pathlib
 from collections.abc import Mapping
-from multiprocessing import shared_memory
+from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
 import numpy as np
@@ -48,27 +49,46 @@ def _machine() -> str:
         return "0"
 
 
+def _run() -> str:
+    """Returns the beginning of all names of this process."""
+    pid = os.getpid()
+    return f"{_NAME}-{_machine()}-{pid}-{_started(pid)}"
+
+
 def new_prefix() -> str:
     """Returns the beginning of the names of a new stream's blocks."""
-    pid = os.getpid()
-    return f"{_NAME}-{_machine()}-{pid}-{_started(pid)}-{next(_streams)}-"
+    return f"{_run()}-{next(_streams)}-"
 
 
-def _blocks_of(prefix: str) -> list[pathlib.Path]:
-    return list(FOLDER.glob(f"{prefix}*")) if FOLDER.is_dir() else []
+def name_semaphores() -> None:
+    """Gives the semaphores of this process's queues names like its blocks, where they are files.
+
+    Python removes them at the end, but not where the process and its helpers are killed.
+    """
+    configuration = getattr(multiprocessing.current_process(), "_config", None)
+    if FOLDER.is_dir() and isinstance(configuration, dict) and "semprefix" in configuration:
+        configuration["semprefix"] = f"/{_run()}-sem"
+
+
+def _files(beginning: str) -> list[pathlib.Path]:
+    return list(FOLDER.glob(f"{beginning}*")) if FOLDER.is_dir() else []
 
 
 def remove(prefix: str) -> None:
-    """Removes all blocks whose names begin with `prefix`."""
-    for path in _blocks_of(prefix):
+    """Removes the blocks of a stream whose processes have ended."""
+    for path in _files(prefix):
         with contextlib.suppress(OSError):
             path.unlink()
+        # Whether or not its maker came to register it: Python would complain of what is missing.
+        for note in (resource_tracker.register, resource_tracker.unregister):
+            note(f"/{path.name}", "shared_memory")
 
 
 def remove_leftovers() -> int:
-    """Removes the blocks of runs of this machine that have ended; returns how many."""
+    """Removes what runs of this machine that have ended left behind; returns how many files."""
     removed = 0
-    for path in _blocks_of(f"{_NAME}-{_machine()}-"):
+    beginning = f"{_NAME}-{_machine()}-"
+    for path in (*_files(beginning), *_files(f"sem.{beginning}")):
         parts = path.name.split("-")
         if len(parts) < 5 or not parts[2].isdigit() or _started(int(parts[2])) == parts[3]:
             continue

@@ -108,14 +108,13 @@ def _call(path: str, *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def begin_worker(prefix: str, worker_index: int, worker_count: int) -> None:
-    """Makes a worker process end soon after its parent is gone, which may have been killed.
+def begin_worker(worker_index: int, worker_count: int) -> None:
+    """Makes a worker process end soon after its parent is gone, and take along what it left.
 
     A stop is the parent's to handle: Ctrl-C and job schedulers signal the workers as well, without
     which the parent could not finish its step.
 
     Args:
-      prefix: of the names of the stream's shared memory, which goes with the parent.
       worker_index: unused; grain gives it.
       worker_count: unused; grain gives it.
     """
@@ -128,7 +127,7 @@ def begin_worker(prefix: str, worker_index: int, worker_count: int) -> None:
     def watch() -> None:
         while os.getppid() == expected:
             time.sleep(_PARENT_POLL_SECONDS)
-        blocks.remove(prefix)
+        blocks.remove_leftovers()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="watch-parent").start()
