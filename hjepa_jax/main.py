@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 
 import jax
 from absl import app, flags
@@ -132,14 +133,25 @@ def run() -> None:
     """Entry point of `python -m hjepa_jax.main`."""
     try:
         app.run(main, flags_parser=parse_flags)
-    except SystemExit as end:
-        if not watched.any_stuck():
-            raise
-        # The interpreter would wait for a read that may never return.
-        if isinstance(end.code, str):
-            _say(end.code.removeprefix("hjepa_jax: "))
-        watched.flush_output()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except BaseException as end:
+        if watched.any_stuck():
+            _end_now(end)
+        raise
+
+
+def _end_now(end: BaseException) -> None:
+    """Ends the program where the interpreter would wait for a read that may never return."""
+    code: int | str | None = 130 if isinstance(end, KeyboardInterrupt) else 1
+    if isinstance(end, SystemExit):
+        code = end.code
+    else:
+        with contextlib.suppress(OSError):
+            traceback.print_exception(end)
+    if isinstance(code, str):
+        _say(code.removeprefix("hjepa_jax: "))
+        code = 1
+    watched.flush_output()
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":

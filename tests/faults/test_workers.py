@@ -14,6 +14,7 @@ import pytest
 from image_files import data_config
 from test_pipeline import PARENT, array_source, running
 
+from hjepa_jax import main
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.workers import blocks, watched
 from hjepa_jax.errors import DataError, TrainingError
@@ -204,6 +205,35 @@ def test_sigterm_saves_and_ends_a_run_that_waits_for_data(tmp_path) -> None:
         run.kill()
     assert "stopped as asked after step 2 of 4" in (tmp_path / "log").read_text()
     assert (tmp_path / "run/checkpoints/2").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "KeyboardInterrupt"),
+        (SystemExit("hjepa_jax: a sentence"), 1, "hjepa_jax: a sentence\n"),
+        (SystemExit(None), 0, ""),
+        (SystemExit(3), 3, ""),
+        (RuntimeError("broken"), 1, "RuntimeError: broken"),
+    ],
+)
+def test_a_program_ends_though_a_read_never_returns(monkeypatch, capsys, end, code, words) -> None:
+    """The interpreter would join the thread that reads."""
+    codes = []
+
+    def run(*_: object, **__: object) -> None:
+        raise end
+
+    monkeypatch.setattr("hjepa_jax.main.app.run", run)
+    monkeypatch.setattr("hjepa_jax.main.os._exit", codes.append)
+    with pytest.raises(type(end)):
+        main.run()
+    assert codes == []
+    monkeypatch.setattr(watched, "any_stuck", lambda: True)
+    with pytest.raises(type(end)):
+        main.run()
+    assert codes == [code]
+    assert words in capsys.readouterr().err
 
 
 needs_shared_memory = pytest.mark.skipif(not blocks.FOLDER.is_dir(), reason="needs /dev/shm")
