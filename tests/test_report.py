@@ -320,3 +320,33 @@ def test_a_folder_that_fills_up_while_the_evaluation_runs_loses_no_number(
     (rescued,) = tmp_path.glob("hjepa_jax-metrics-*.json")
     assert str(rescued) in str(refusal.value)
     assert json.loads(rescued.read_text()) == full_evaluation().metrics
+
+
+def test_metrics_without_any_place_are_printed(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").write_text("x")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.tempfile, "mkstemp", full)
+    with pytest.raises(UserError, match="printed above"):
+        report.write_numbers(tmp_path / "file" / "run", full_evaluation().metrics)
+    assert json.loads(capsys.readouterr().out) == full_evaluation().metrics
+
+
+def test_a_disk_that_fills_up_behind_the_numbers_costs_pictures_alone(
+    tmp_path, monkeypatch
+) -> None:
+    found = full_evaluation()
+    folder = report.write_numbers(tmp_path / "run", found.metrics)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures, "write_atomically", full)
+    monkeypatch.setattr(report, "write_atomically", full)
+    drawn = {"knn.png": lambda: pictures.knn_accuracy(found.metrics)}
+    failed = report.write_pictures(folder, found.metrics, drawn)
+    assert set(failed) == {"knn.png", "report.md"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import pathlib
@@ -91,7 +92,8 @@ def save_each(
         except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
             failed[name] = f"{type(error).__name__}: {first_line(error)}"
             # One of an earlier time would pass for this one's.
-            (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
     return failed
 
 

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hjepa_jax.errors import UserError
+from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation import pictures
 from hjepa_jax.evaluation.flow import FlowPicture
 from hjepa_jax.evaluation.flow_pictures import flow_figure
@@ -278,7 +278,7 @@ def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
 
     Raises:
       UserError: if it cannot be written to; the metrics are then in a file of the system's
-        temporary folder, which is named.
+        temporary folder, which is named, or printed.
     """
     text = json_text(metrics)
     try:
@@ -288,12 +288,19 @@ def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
         write_atomically(folder / "report.md", markdown(metrics))
         return folder
     except OSError as error:
-        handle, rescued = tempfile.mkstemp(prefix="hjepa_jax-metrics-", suffix=".json")
+        raise UserError(f"{out_dir} cannot be written: {error}. {_rescue(text)}") from error
+
+
+def _rescue(text: str) -> str:
+    """Puts metrics that have no other place where they can be found, and says where."""
+    try:
+        handle, path = tempfile.mkstemp(prefix="hjepa_jax-metrics-", suffix=".json")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        raise UserError(
-            f"{out_dir} cannot be written: {error}. The metrics are in {rescued} instead."
-        ) from error
+        return f"The metrics are in {path} instead."
+    except OSError:
+        print(text)
+        return "The metrics are printed above."
 
 
 def write_pictures(
@@ -305,7 +312,10 @@ def write_pictures(
       For each picture that is missing, what went wrong in one line; report.md says it too.
     """
     failed = pictures.save_each(folder, drawn)
-    write_atomically(folder / "report.md", markdown(metrics, tuple(drawn), failed))
+    try:
+        write_atomically(folder / "report.md", markdown(metrics, tuple(drawn), failed))
+    except OSError as error:  # the one without pictures is there
+        failed["report.md"] = f"{type(error).__name__}: {first_line(error)}"
     return failed
 
 
