@@ -118,7 +118,11 @@ def _metrics() -> dict[str, Any]:
         "knn": {"k_values": [1, 20], "top1": [0.5, 0.6], "top5": [0.5, 0.9]},
         "linear_probe": {"top1": 0.5, "top5": 0.9},
         "diagnostics": {
-            "covariance_spectrum_topq": {"effective_rank": 3.0, "participation_ratio": 2.0},
+            "covariance_spectrum_topq": {
+                "eigenvalues": [2.0, 1.0],
+                "effective_rank": 3.0,
+                "participation_ratio": 2.0,
+            },
             "alignment_uniformity": {"alignment": 0.5, "uniformity": -2.0},
         },
     }
