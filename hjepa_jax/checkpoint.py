@@ -109,15 +109,21 @@ class Checkpointer:
             best_mode=self._direction or "max",
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
-        self._manager = ocp.CheckpointManager(
-            LiteralPath(self.folder),
-            options=options,
-            item_names=("state", "meta"),
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                LiteralPath(self.folder),
+                options=options,
+                item_names=("state", "meta"),
+                item_handlers={
+                    "state": ocp.PyTreeCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+            )
+        except Exception as error:  # it reads files of each step, which can fail in any layer
+            raise CheckpointError(
+                f"{self.folder} cannot be opened for checkpoints ({type(error).__name__}: "
+                f"{first_line(error)}): remove damaged steps, or choose another --workdir."
+            ) from error
 
     def _tidy(self) -> None:
         """Creates the folder and removes or renames what orbax would stumble over."""

@@ -40,6 +40,15 @@ _MANIFEST_SCHEMA = Fields(
     }
 )
 _METRICS = "metrics/"
+_TIME = Maybe(Whole(0, 2**62))
+_METADATA_SCHEMA = Fields(
+    {},
+    {
+        "commit_timestamp_nsecs": _TIME,
+        "init_timestamp_nsecs": _TIME,
+        "performance_metrics": Maybe(Table(Number())),
+    },
+)
 # What orbax adds to the metadata when the arrays are written.
 _WRITTEN_LAST = "item_handlers"
 _METADATA_SECONDS, _POLL_SECONDS = 10.0, 0.005
@@ -113,7 +122,7 @@ def _json_digest(content: Any) -> str:
 
 def _metadata_digest(folder: pathlib.Path) -> str:
     """Returns the digest of the step's metadata without what orbax fills in later."""
-    content = _json(folder / _METADATA, Fields())
+    content = _json(folder / _METADATA, _METADATA_SCHEMA)
     kept = {name: value for name, value in content.items() if name not in _FILLED_LATER}
     return _json_digest(kept)
 
@@ -188,6 +197,10 @@ def verify(folder: pathlib.Path) -> None:
     manifest = read_manifest(folder)
     state = {n: file for n, file in manifest["files"].items() if not n.startswith(_METRICS)}
     _check_files(folder, state)
+    _check_metadata(folder, manifest)
+
+
+def _check_metadata(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     if manifest["metadata"] not in (None, _metadata_digest(folder)):
         raise DamagedError(f"{_METADATA} is altered: its checksum differs")
 
@@ -283,18 +296,28 @@ def tidy(folder: pathlib.Path) -> list[str]:
             target = set_aside(folder, folder / name)
             told.append(f"{folder}/{printable(name)} is no checkpoint: it is now {target.name}")
     for step in steps(folder):
-        metrics = folder / str(step) / "metrics"
-        try:
-            if read_metrics(metrics.parent) is not None or not os.path.lexists(metrics):
-                continue
+        told += _tidy_step(folder, step)
+    return told
+
+
+def _tidy_step(folder: pathlib.Path, step: int) -> list[str]:
+    """Moves what is damaged of a step's metrics and metadata away, which orbax reads unchecked."""
+    place, told = folder / str(step), []
+    reason = None
+    try:
+        if read_metrics(place) is None:
             reason = "it was saved without any"
-        except DamagedError as error:
-            reason = str(error)
-        if os.path.lexists(metrics):
-            set_aside(folder, metrics, f"{step}.metrics")
-        told.append(
-            f"the metrics of checkpoint {folder}/{step} are damaged ({reason}): it ranks last"
-        )
+    except DamagedError as error:
+        reason = str(error)
+    if reason and os.path.lexists(place / "metrics"):
+        set_aside(folder, place / "metrics", f"{step}.metrics")
+        told.append(f"the metrics of checkpoint {place} are damaged ({reason}): it ranks last")
+    try:
+        _check_metadata(place, read_manifest(place))
+    except DamagedError as error:
+        if os.path.lexists(place / _METADATA):
+            set_aside(folder, place / _METADATA, f"{step}.metadata")
+            told.append(f"checkpoint {place} is damaged ({error})")
     return told
 
 

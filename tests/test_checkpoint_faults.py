@@ -241,6 +241,28 @@ def test_arrays_that_cannot_be_read_for_a_moment_are_not_damaged(
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
 
 
+METADATA = ["file", "folder", "pipe", "device", "broken link", "[]", DEEP, '{"item_handlers": 3}']
+METADATA += [{"commit_timestamp_nsecs": value} for value in ("x", -1, 1e300, 10**40, [])]
+METADATA += [{"init_timestamp_nsecs": "x"}, {"performance_metrics": 3}]
+
+
+@pytest.mark.parametrize("damage", METADATA, ids=lambda value: str(value)[:40])
+def test_damaged_metadata_of_orbax_give_way_to_the_previous(damage, tmp_path) -> None:
+    """Orbax reads them of every step before anything is restored."""
+    folder = tmp_path / "c"
+    _save(Checkpointer(folder), 2, 3).close()
+    path = folder / "3" / "_CHECKPOINT_METADATA"
+    if isinstance(damage, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    else:
+        replace(path, damage)
+    assert _restored(folder, read_only=True) == 2
+    checkpointer = Checkpointer(folder)
+    assert float(checkpointer.restore(_abstract())[0]["params"]["kernel"][0, 0]) == 2
+    assert checkpointer.steps() == [2]
+    checkpointer.close()
+
+
 def test_damaged_steps_are_set_aside_beside_earlier_ones(tmp_path) -> None:
     folder = tmp_path / "c"
     _save(Checkpointer(folder), 2, 3).close()
