@@ -90,8 +90,16 @@ class Checkpointer:
         distributed.wait_for_all("the checkpoints are tidied")
         if keep_best and self._direction is None:
             raise ConfigError(direction_problem(best_metric, best_mode))
+        self._manager = self._open(keep_last, keep_best)
+
+    def _open(self, keep_last: int, keep_best: int) -> ocp.CheckpointManager:
+        """Opens orbax's manager, which saves, and removes what need not be kept.
+
+        Raises:
+          CheckpointError: if it stumbles over what is in the folder.
+        """
         worst = math.inf if self._direction == "min" else -math.inf
-        metric = functools.partial(_metric, best_metric, worst)
+        metric = functools.partial(_metric, self._best_metric, worst)
         policies: list[Any] = [LatestN(keep_last)]
         if keep_best:
             policies.append(
@@ -110,7 +118,7 @@ class Checkpointer:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         try:
-            self._manager = ocp.CheckpointManager(
+            return ocp.CheckpointManager(
                 LiteralPath(self.folder),
                 options=options,
                 item_names=("state", "meta"),
