@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from hjepa_jax.errors import TrainingError
 _log = logging.getLogger(__name__)
 # Of waiting for a batch after a stop was asked for, in a run of several processes.
 _PATIENCE_SECONDS = 30.0
+_INSIST_SECONDS, _INSIST_POLL_SECONDS = 1.0, 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -55,6 +57,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked = False
         self._at_once: str | None = None
+        self._insisting = threading.Lock()
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -96,21 +99,38 @@ class StopRequest:
     def at_once(self, what: str) -> Iterator[None]:
         """Within it, a signal raises StoppedAtOnce: for work that leaves nothing half done.
 
+        It is raised again every second until the work has ended: Python swallows what is raised in
+        a destructor or a callback from C++, where the first one may have come.
+
         Args:
           what: the work, for the message: "SIGTERM stopped <what>".
 
         Raises:
-          StoppedAtOnce: also on entering, if a signal came before, and on leaving, if code that
-            swallows exceptions swallowed it.
+          StoppedAtOnce: also on entering, if a signal came before.
         """
-        self._at_once = what
-        try:
-            if not self._asked:
-                yield
-        finally:
-            self._at_once = None
         if self._asked:
             raise StoppedAtOnce(f"a signal stopped {what}")
+        self._at_once = what
+        if self._previous:
+            threading.Thread(target=self._insist, daemon=True, name="insist-on-stop").start()
+        try:
+            yield
+        finally:
+            self._at_once = None
+            with self._insisting:
+                pass  # no signal is under way any more
+
+    def _insist(self) -> None:
+        """Sends the main thread the signal again, as long as it works on."""
+        raised = 0.0
+        while self._at_once is not None:
+            time.sleep(_INSIST_POLL_SECONDS)
+            raised += _INSIST_POLL_SECONDS if self._asked else 0.0
+            with self._insisting:
+                if raised >= _INSIST_SECONDS and self._at_once is not None:
+                    raised = 0.0
+                    main = threading.main_thread().ident
+                    signal.pthread_kill(main or 0, signal.SIGTERM)
 
     def agreed(self, together: bool) -> bool:
         """Returns whether to stop now; the same answer in all processes of a run.

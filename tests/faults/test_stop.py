@@ -72,17 +72,29 @@ def test_a_signal_before_the_work_stops_it_too() -> None:
     assert done == []
 
 
-def test_a_swallowed_stop_is_raised_at_the_end() -> None:
-    def work() -> None:
-        with (
-            StopRequest() as stop,
-            stop.at_once("the drawing"),
-            contextlib.suppress(BaseException),  # as destructors and foreign code do
-        ):
-            signal.raise_signal(signal.SIGTERM)
+def test_a_swallowed_stop_is_raised_again() -> None:
+    done = []
 
+    def work() -> None:
+        with StopRequest() as stop, stop.at_once("the drawing"):
+            with contextlib.suppress(BaseException):  # as destructors and C++ callbacks do
+                signal.raise_signal(signal.SIGTERM)
+            time.sleep(60)
+            done.append("more")
+
+    begun = time.monotonic()
     with pytest.raises(StoppedAtOnce):
         work()
+    assert done == []
+    assert time.monotonic() - begun < 50
+
+
+def test_work_that_ends_nevertheless_has_ended() -> None:
+    with StopRequest() as stop:
+        with stop.at_once("the drawing"), contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(1.5)  # nothing is raised behind it
+        assert stop.asked
 
 
 def test_a_stop_in_the_last_step_stops_the_evaluation_too(tmp_path, monkeypatch) -> None:
