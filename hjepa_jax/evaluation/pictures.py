@@ -20,7 +20,7 @@ from hjepa_jax.data.sources import NO_LABEL
 from hjepa_jax.errors import first_line
 from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.maps import principal_axes, tsne
-from hjepa_jax.evaluation.text import plot_text
+from hjepa_jax.evaluation.text import LEGEND_LETTERS, plot_text
 from hjepa_jax.evaluation.validity import has_label
 from hjepa_jax.files import write_atomically
 
@@ -231,7 +231,7 @@ def _draw_map(
     plane: np.ndarray,
     labels: np.ndarray,
     shown: Sequence[int],
-    names: Sequence[str],
+    names: Mapping[int, str],
 ) -> None:
     """Draws points [M, 2], the classes `shown` in colours and shapes of their own."""
     others = ~np.isin(labels, shown)
@@ -245,7 +245,7 @@ def _draw_map(
             marker=_CLASS_MARKERS[i],
             linewidths=0,
             alpha=0.8,
-            label=plot_text(names[label]),
+            label=names[label],
         )
     axes.set_xticks([])
     axes.set_yticks([])
@@ -258,17 +258,20 @@ def feature_map(inputs: PictureInputs) -> Figure:
     At most ten classes are coloured; images without a label are among the others.
     """
     count = len(inputs.encoders)
-    figure = new_figure(3.4 * count + 1.2, 6.8)
     labels = next(iter(inputs.encoders.values())).labels
     shown = np.unique(labels[has_label(labels)])[:_MAX_MAP_CLASSES].tolist()
+    names = {label: plot_text(inputs.class_names[label], LEGEND_LETTERS) for label in shown}
+    longest = max(map(len, names.values()), default=0)
+    # The legend must not take the room of the maps.
+    figure = new_figure(3.4 * count + max(1.2, 0.6 + 0.1 * longest), 6.8)
     panels = figure.subplots(2, count, squeeze=False)
     for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
         found = principal_axes(one.features, 2)
-        _draw_map(above, found.project(one.features), one.labels, shown, inputs.class_names)
+        _draw_map(above, found.project(one.features), one.labels, shown, names)
         above.set_title(f"{plot_text(name)}: principal axes")
         above.set_xlabel(f"first axis ({found.shares[0]:.0%} of variance)")
         above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
-        _draw_map(below, tsne(one.features), one.labels, shown, inputs.class_names)
+        _draw_map(below, tsne(one.features), one.labels, shown, names)
         below.set_title(f"{plot_text(name)}: t-SNE")
         below.set_xlabel("only neighbourhoods have a meaning")
     figure.legend(

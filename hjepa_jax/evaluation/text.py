@@ -13,6 +13,8 @@ from matplotlib import font_manager
 from hjepa_jax.files import printable
 
 NO_NAME = "(no name)"
+# More would take the room of what a legend explains.
+LEGEND_LETTERS = 24
 # What Markdown gives a meaning within a line: an underscore only at the edge of a word, brackets
 # only where a link or an image would begin to be one.
 _MARKDOWN = re.compile(r"[\\`*|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])")
@@ -44,10 +46,10 @@ def plot_texts(names: Iterable[str]) -> list[str]:
     """Returns `plot_text` of names, with a number after those that would be the same."""
     shown: list[str] = []
     for name in names:
-        text = plot_text(name)
+        text = plot_text(name, LEGEND_LETTERS)
         number = 2
         while text in shown:
-            text = f"{plot_text(name)} ({number})"
+            text = f"{plot_text(name, LEGEND_LETTERS)} ({number})"
             number += 1
         shown.append(text)
     return shown
