@@ -44,6 +44,8 @@ from hjepa_jax.workdir_lock import WorkdirLock
 from hjepa_jax.writers import create_writer
 
 _STEPS = (1, 2)
+# Files that are read as JSON before any checksum can be compared.
+_RECORDS = ("config.json", "lock", "checksums.json", "_CHECKPOINT_METADATA")
 _NAMES = ("3.damaged", "2~", "9", "002", "٣", "1\n", ".nfs00", "3.orbax-checkpoint-tmp-7", "notes")
 _NAMES += ("2.damaged", "1.metrics.damaged", "metadata", "x" * 250, "\udcff", "9" * 40)
 
@@ -175,7 +177,7 @@ def _files(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 def _damage_file(rng: random.Random, workdir: pathlib.Path) -> str:
     files = _files(workdir)
-    small = [path for path in files if path.name in ("config.json", "lock", "checksums.json")]
+    small = [path for path in files if path.name in _RECORDS]
     small += [path for path in files if path.parent.name in ("meta", "metrics")]
     if not files:
         return ""
