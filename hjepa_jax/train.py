@@ -325,8 +325,6 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
             if step == session.first + 1:
                 ranking(config, metrics, {})  # an unknown metric is told now, not at the first save
             session.display.step(step)
-            if step == session.first + 1:
-                ranking(config, metrics, {})  # a metric that does not exist is told at once
             logs = step % config.log.every_steps == 0 or step in (session.first + 1, run.num_steps)
             stops = session.stop.agreed(together=logs)
             saves = step % every == 0 or step == run.num_steps
