@@ -141,6 +141,13 @@ def _is_gone(connection: socket.socket) -> bool:
         return True
 
 
+def _drop_gone(here: dict[int, socket.socket]) -> dict[int, socket.socket]:
+    """Forgets the processes that have ended since they came; they may come again."""
+    for number in [number for number, connection in here.items() if _is_gone(connection)]:
+        del here[number]
+    return here
+
+
 class _Reminder:
     """Says once that a process is still waiting."""
 
@@ -162,7 +169,7 @@ def _host(address: str, count: int) -> None:
         listener = stack.enter_context(_listen(address))
         deadline = time.monotonic() + seconds
         failure = ""
-        while len(here) < count - 1 and not failure:
+        while not failure and len(_drop_gone(here)) < count - 1:
             reminder.check()
             if time.monotonic() > deadline:
                 missing = [str(number) for number in range(1, count) if number not in here]
@@ -203,7 +210,7 @@ def _admit(connection: socket.socket, here: dict[int, socket.socket], count: int
             f"process 0 was started with --num_processes={count}, but process {number} with "
             f"{theirs}: start all of them with the same number"
         )
-    elif number == 0 or (number in here and not _is_gone(here[number])):
+    elif number == 0 or number in _drop_gone(here):
         failure = f"two processes have --process_id={number}: each must have its own"
     if failure:
         with contextlib.suppress(OSError):

@@ -101,7 +101,9 @@ def test_a_process_that_died_while_waiting_may_come_again() -> None:
                     with socket.create_connection(("127.0.0.1", port)) as connection:
                         connection.sendall(attempt)
                     break
-        others = [pool.submit(rendezvous.meet, f"127.0.0.1:{port}", 3, n) for n in (1, 2)]
+        others = [pool.submit(rendezvous.meet, f"127.0.0.1:{port}", 3, 2)]
+        time.sleep(0.3)  # with the one that died, all would be there
+        others.append(pool.submit(rendezvous.meet, f"127.0.0.1:{port}", 3, 1))
         for future in (first, *others):
             future.result(timeout=GUARD)
 
