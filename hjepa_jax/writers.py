@@ -54,7 +54,8 @@ class _EventFile:
         """
         folder.mkdir(parents=True, exist_ok=True)
         # Without the process and a number, two writers of one second would share a file.
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}"
+        # Readers take the files in the order of their names, so that the number has leading zeros.
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILES):06d}"
         self.path = folder / f"events.out.tfevents.{name}"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._good = 0  # bytes of whole records

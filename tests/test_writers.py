@@ -160,13 +160,15 @@ def test_what_a_resumed_run_logs_again_is_void_before(tmp_path) -> None:
     for step in range(1, 8):
         first.write_scalars(step, {"total": 1.0, "rate": 1.0})
     first.close()
+    before = set(tmp_path.iterdir())
     second = writers.create_writer(tmp_path, purge_step=4)
     second.write_scalars(5, {"total": 2.0})
     second.close()
     curves = read_curves(tmp_path)
     assert [values.tolist() for values in curves["total"]] == [[1, 2, 3, 5], [1, 1, 1, 2]]
     assert curves["rate"][0].tolist() == [1, 2, 3]
-    newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    (newest,) = set(tmp_path.iterdir()) - before
+    assert newest.name > max(path.name for path in before)
     # What TensorBoard looks for: a start with a step, behind a version that allows it.
     starts = [
         (event.step, event.session_log.status)

@@ -97,8 +97,8 @@ def collapse_alarms(
     alarms = []
     if broken:
         alarms.append(
-            f"Not finite: {', '.join(broken)}. Training has diverged; lower the learning rate, or "
-            "clip gradients, and start again from an earlier checkpoint."
+            f"Not finite: {', '.join(broken)}. Training has diverged; failure.json in the workdir "
+            "of a run that stopped says what came first and which fields to look at."
         )
     if sentence := prediction_alarm(metrics):
         alarms.append(sentence)
