@@ -126,5 +126,5 @@ def test_data_below_a_home_that_is_not_there_is_a_sentence(monkeypatch) -> None:
     no_home(monkeypatch)
     config = quickstart.get_config("smoke")
     config.data.name, config.data.root = "folder", "~/images"
-    with pytest.raises(DataError, match=r"data\.root.*home directory"):
+    with pytest.raises(DataError, match=r"data\.root.*home folder"):
         open_split(config, "train")

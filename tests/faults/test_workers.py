@@ -16,6 +16,7 @@ from test_pipeline import PARENT, array_source, running
 
 from hjepa_jax import main
 from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data.sources import ArraySource
 from hjepa_jax.data.workers import blocks, watched
 from hjepa_jax.errors import DataError, TrainingError
 from hjepa_jax.stop_request import StopRequest
@@ -100,6 +101,23 @@ def test_a_worker_killed_while_it_starts_is_an_error_within_seconds() -> None:
         assert time.monotonic() - begun < GUARD
     killer.join()
     assert not multiprocessing.active_children()
+
+
+class SlowSource(ArraySource):
+    """Images that take their time."""
+
+    def record(self, index: int):
+        time.sleep(0.1)
+        return super().record(index)
+
+
+def test_a_worker_that_has_made_its_share_is_not_missed(monkeypatch) -> None:
+    monkeypatch.setattr(watched, "_DEAD_SECONDS", 0.3)
+    quick = array_source()
+    source = SlowSource(quick.description, quick.images, quick.labels(), list("abcdefg"))
+    config = data_config(num_workers=2, num_threads=1)
+    with pipeline.train_batches(config, source, num_steps=1) as stream:
+        assert len(list(stream)) == 1
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 import queue
 import sys
 import threading
@@ -15,6 +16,7 @@ from absl import logging
 _POLL_SECONDS = 0.1
 # Grain itself notices a worker's death in a second or two, and can say more.
 _DEAD_SECONDS = 3.0
+_UNSEEN_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 _NAME = "grain-process-prefetch"
 # Threads that closing could not end, for example in a read from a disk that does not answer.
@@ -33,6 +35,15 @@ class WorkerDied(Exception):
         self.exit_code = exit_code
 
 
+def _started() -> list[Any]:
+    """Returns this process's children, with those that have ended already if Python tells them.
+
+    `active_children` forgets a child that ended before anybody looked.
+    """
+    known = getattr(multiprocessing.process, "_children", None)
+    return multiprocessing.active_children() if known is None else list(known)
+
+
 class _Workers:
     """The worker processes of one iterator, as they appear."""
 
@@ -46,16 +57,21 @@ class _Workers:
     def look(self) -> None:
         """Takes note of workers that have started; they belong to whoever waits for some."""
         with self._lock:
-            for process in multiprocessing.active_children():
+            for process in _started():
                 if len(self._mine) >= self._count:
                     return
                 if process.name.startswith(_NAME) and process not in self._claimed:
                     self._claimed.add(process)
                     self._mine.add(process)
 
-    def dead(self) -> Any:
-        """Returns a worker that has ended, or None."""
-        return next((process for process in self._mine if not process.is_alive()), None)
+    def unseen(self) -> bool:
+        """Whether some were never seen: they start together, at the first element."""
+        return len(self._mine) < self._count
+
+    def all_dead(self) -> Any:
+        """Returns a worker if all have ended, else None; one alone may have made its share."""
+        alive = any(process.is_alive() for process in self._mine)
+        return None if alive else next(iter(self._mine), None)
 
     def kill(self) -> None:
         self.look()
@@ -124,7 +140,7 @@ class Watched(Iterator[Any]):
 
         Raises:
           StoppedWaiting: `stop` said so, or a worker died when it would have.
-          WorkerDied: a worker ended, whatever its exit code.
+          WorkerDied: the workers ended, though grain finds nothing wrong with their exit codes.
         """
         self._ask(self._iterator.__next__)
         begun = time.monotonic()
@@ -137,7 +153,9 @@ class Watched(Iterator[Any]):
             if self._stop is not None and self._stop(now - begun):
                 raise StoppedWaiting
             self._workers.look()
-            dead = self._workers.dead()
+            dead = self._workers.all_dead()
+            if dead is None and now - begun > _UNSEEN_SECONDS and self._workers.unseen():
+                raise WorkerDied(None)
             if dead is not None:
                 dead_since = dead_since or now
                 if now - dead_since > _DEAD_SECONDS:
