@@ -1,8 +1,9 @@
-"""Settings shared by all tests: the CPU backend, and absl flags that grain workers need."""
+"""Settings shared by all tests: the CPU backend, signals, and absl flags that grain needs."""
 
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +19,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# A run ignores SIGHUP where it was told to, as all that nohup starts is; the tests send one.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 from absl import flags
