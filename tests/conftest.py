@@ -20,11 +20,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# A run ignores SIGHUP where it was told to, as all that nohup starts is; the tests send one.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 import pytest
 from absl import flags
+
+# A run ignores SIGHUP where it was told to, as all that nohup starts is; the tests send one.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
