@@ -81,3 +81,14 @@ def test_no_attempt_of_a_target_ends_badly(name, count) -> None:
     assert report.other == []
     assert report.refused > 0, report
     assert report.right > 0, report
+
+
+def test_the_command_reports_and_fails_on_anything_else(target, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(fuzz.TARGETS, "data", target)
+    out = tmp_path / "report.txt"
+    for kind, status in (("0", 0), ("1", 0), ("3", 1)):
+        monkeypatch.setenv("KIND", kind)
+        with pytest.raises(SystemExit) as end:
+            fuzz.main(["data", "--seed=0", "--count=2", f"--out={out}"])
+        assert end.value.code == status
+        assert out.read_text().startswith("tried 2: ")

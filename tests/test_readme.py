@@ -31,6 +31,7 @@ RUN_BY = {
     "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
     "scripts/soak.py": ("tests/faults/test_kills.py", "scripts/soak.py"),
     "benchmarks/run_all.py": ("tests/test_benchmarks.py", "benchmarks/run_all.py"),
+    "hjepa_jax.tools.fuzz": ("tests/test_fuzz.py", "fuzz.main("),
     "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
 }
 
