@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 Config: TypeAlias = Any
 
 # Numbers above these are mistakes wherever a row does not say otherwise.
-_LARGEST = {int: 2**31 - 1, float: 1e6}
+LARGEST = {int: 2**31 - 1, float: 1e6}
 
 FIXED, FREE, FREE_WITHOUT_PROBE = "fixed", "free", "free without online probe"
 
@@ -131,8 +131,8 @@ def walk(
             yield from walk(annotation, f"{path}.", both, policy)
             continue
         of, length, optional = _type_of(annotation)
-        if of in _LARGEST and not isinstance(of, bool):
+        if of in LARGEST:
             assert spec.above is not None or spec.at_least is not None, f"{path}: no lower bound"
             if spec.at_most is None:
-                spec = dataclasses.replace(spec, at_most=_LARGEST[of])
+                spec = dataclasses.replace(spec, at_most=LARGEST[of])
         yield Row(path, of, length, optional, declared.default, spec, both, policy)

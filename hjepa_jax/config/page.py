@@ -1,0 +1,120 @@
+"""The page of all fields: `docs/configuration.md`, and what `hjepa config` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import typing
+
+from hjepa_jax.config.fields import FIXED, FREE, LARGEST, Row
+from hjepa_jax.config.settings import Settings, rows, sections
+from hjepa_jax.errors import UserError
+
+_HEAD = """# Configuration
+
+Every field, generated from its declaration in `hjepa_jax/config/`; `hjepa config [SECTION]` prints
+the same. Set a field as `--config.SECTION.FIELD=value`, or in a file as `config.SECTION.FIELD =
+value`. "Resume: may change" marks what a run that goes on may have another value of.
+"""
+
+
+def _meanings(kind: typing.Any, prefix: str = "") -> dict[str, str]:
+    """Returns the meaning of each section by its dotted name, '' for the root."""
+    found = {}
+    hints = typing.get_type_hints(kind)
+    for declared in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[declared.name]):
+            path = f"{prefix}{declared.name}"
+            found[path] = declared.metadata["spec"].meaning
+            found |= _meanings(hints[declared.name], f"{path}.")
+    return found
+
+
+def _type(row: Row) -> str:
+    """Returns a field's type as it is annotated."""
+    text = row.kind.__name__
+    if row.length == "any":
+        text = f"tuple[{text}, ...]"
+    elif row.length is not None:
+        text = f"tuple[{', '.join([text] * int(row.length))}]"
+    return f"{text} | None" if row.optional else text
+
+
+def _bounds(row: Row) -> str:
+    """Returns what is allowed beside the type; '' where that is all."""
+    spec = row.spec
+    if spec.choices:
+        return ", ".join(f"`{choice!r}`" for choice in spec.choices)
+    parts = []
+    if spec.above is not None:
+        parts.append(f"> {spec.above:.10g}")
+    if spec.at_least is not None:
+        parts.append(f">= {spec.at_least:.10g}")
+    if spec.at_most is not None and spec.at_most != LARGEST.get(row.kind):
+        parts.append(f"<= {spec.at_most:.10g}")
+    parts += ["odd"] if spec.odd else []
+    parts += ["low <= high"] if spec.ordered else []
+    parts += ["not empty"] if spec.nonempty else []
+    return ", ".join(parts)
+
+
+def _notes(row: Row) -> str:
+    """Returns the meaning, the conditions, and who may have another value."""
+    parts = [row.spec.meaning, *(f"To use it, set {c.remedy}." for c in row.conditions)]
+    if row.resume == FREE:
+        parts.append("Resume: may change.")
+    elif row.resume != FIXED:
+        parts.append("Resume: may change unless `evaluation.online_probe` is on.")
+    if row.spec.own:
+        parts.append("Each process may have its own value.")
+    return " ".join(parts).replace("|", "\\|").replace("<", "\\<")
+
+
+def _table(found: list[Row]) -> list[str]:
+    lines = ["| field | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+    for row in found:
+        name = row.path.rpartition(".")[2]
+        kind = _type(row).replace("|", "\\|")
+        lines.append(
+            f"| `{name}` | `{kind}` | `{row.default!r}` | {_bounds(row)} | {_notes(row)} |"
+        )
+    return lines
+
+
+def page(section: str | None = None) -> str:
+    """Returns the fields as Markdown.
+
+    Args:
+      section: dotted name of a section, with the sections in it; None = all.
+
+    Raises:
+      UserError: if there is no such section.
+    """
+    meanings = {"": "Fields of no section.", **_meanings(Settings)}
+    if section is not None and section not in sections():
+        nearest = difflib.get_close_matches(section, sorted(sections()), 1, 0.0)[0]
+        raise UserError(
+            f"{section!r} is not a section of the configuration: did you mean {nearest!r}?"
+        )
+    lines = [_HEAD] if section is None else []
+    for path, meaning in meanings.items():
+        if section is not None and path != section and not path.startswith(f"{section}."):
+            continue
+        found = [row for row in rows().values() if row.path.rpartition(".")[0] == path]
+        lines += [f"## {path or 'Top level'}", "", meaning, "", *_table(found), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def run() -> None:
+    """Entry point of `hjepa config [SECTION]`.
+
+    Exits with one sentence for a section that does not exist.
+    """
+    given = sys.argv[1:]
+    if len(given) > 1 or given[:1] in (["-h"], ["--help"]):
+        sys.exit("usage: hjepa config [SECTION]")
+    try:
+        print(page(given[0] if given else None), end="")
+    except UserError as error:
+        sys.exit(f"hjepa_jax: {error}")
