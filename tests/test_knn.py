@@ -251,6 +251,15 @@ def test_what_does_not_fit_is_named() -> None:
         knn.nearest_neighbours(x, x, 5)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["training", "test"])
+def test_features_that_are_not_finite_have_no_neighbours(odd: float, kind: str) -> None:
+    sets = {"training": np.eye(5), "test": np.eye(5)}
+    sets[kind][2, 3] = odd
+    with pytest.raises(ValueError, match=f"some {kind} features are not"):
+        knn.nearest_neighbours(sets["training"], sets["test"], 1)
+
+
 _ON_FOUR_DEVICES = """
 import jax, numpy as np
 from jax.sharding import AxisType

@@ -10,7 +10,7 @@ import pytest
 from image_files import cifar_files, data_config, encode, photo, write_folder
 
 from hjepa_jax import export
-from hjepa_jax.data import pipeline, shards
+from hjepa_jax.data import pipeline, shards, splits
 from hjepa_jax.data.folder import open_root
 from hjepa_jax.data.sources import ArraySource, ImageSource, open_source
 from hjepa_jax.errors import DataError
@@ -208,6 +208,19 @@ def test_a_class_has_one_number_in_every_split(
     assert set(root_test_order) == set(classes_of(tested))
     told = [r.getMessage() for r in caplog.records if "has no images of" in r.getMessage()]
     assert bool(told) == (set(train) != set(test))
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("b", "of 1 class that other splits have (b)."),
+        ("bcdef", "of 5 classes that other splits have (b, c, d, e, f)."),
+        ("bcdefg", "of 6 classes that other splits have (b, c, d, e, f, ...)."),
+    ],
+)
+def test_missing_classes_are_counted_and_named(missing, words, tmp_path, caplog) -> None:
+    splits.number_classes(str(tmp_path), {"train": ["a", *missing], "test": ["a"]})
+    assert caplog.messages == [f"{tmp_path}: the split 'test' has no images {words}"]
 
 
 @pytest.mark.parametrize(

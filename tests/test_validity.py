@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -169,6 +170,31 @@ def test_few_test_images_are_told_with_the_width() -> None:
     few = validity.notes_on_sets(rng.integers(3, size=50), np.arange(36) % 3)
     assert any("With 36 test images" in note and "16 points" in note for note in few)
     assert validity.notes_on_sets(np.arange(3), np.arange(1000) % 3) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shared"),
+    [
+        (np.zeros(50, int), np.arange(36) % 3, 0),
+        (np.arange(50) % 3, np.full(36, 7), 0),
+        (np.arange(50) % 3, np.arange(36) % 3, 36),
+        (np.arange(50) % 3, np.full(36, -1), 0),
+    ],
+)
+def test_no_accuracy_has_no_interval_and_no_doubts(train, test, shared) -> None:
+    told = validity.notes_on_sets(train, test, shared)
+    assert told == (
+        ["36 of the 36 test images have no label: they are not tested."] if test[0] < 0 else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [(3, "400 of the 1200 test images are of 1 class"), (6, "800 of the 1200 .* 4 classes")],
+)
+def test_test_images_of_classes_that_were_not_trained_on_are_told(classes, words) -> None:
+    (told,) = validity.notes_on_sets(np.arange(50) % 2, np.arange(1200) % classes)
+    assert re.match(f"{words} that no training image has: they cannot be", told)
 
 
 def test_rows_without_label_neither_learn_nor_are_tested() -> None:

@@ -97,8 +97,10 @@ def number_classes(where: str, classes: Mapping[str, Sequence[str]]) -> tuple[st
                 "same class folders?"
             )
         elif names and missing:
+            more = ", ..." if len(missing) > 5 else ""
+            number = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
             warn_once(
-                f"{where}: the split '{split}' has no images of {len(missing)} classes that other "
-                f"splits have ({', '.join(missing[:5])})."
+                f"{where}: the split '{split}' has no images of {number} that other splits have "
+                f"({', '.join(missing[:5])}{more})."
             )
     return tuple(ordered)

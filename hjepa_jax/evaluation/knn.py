@@ -173,7 +173,8 @@ def nearest_neighbours(
       Training indices int [M, k] and similarities [M, k], best first.
 
     Raises:
-      ValueError: shapes that do not match, an empty set, or k outside 1..N.
+      ValueError: shapes that do not match, features that are not finite, an empty set, or k
+        outside 1..N.
     """
     train, test = np.asarray(train), np.asarray(test)
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
@@ -186,6 +187,10 @@ def nearest_neighbours(
             f"kNN with k = {k} needs at least {k} training images and one test image, but there "
             f"are {len(train)} and {len(test)}."
         )
+    for features, kind in ((train, "training"), (test, "test")):
+        # A NaN would be the nearest neighbor of everything.
+        if not np.isfinite(features).all():
+            raise ValueError(f"kNN needs finite features, but some {kind} features are not.")
     by_rows, everywhere, devices = _placements(mesh)
     blocks, block_indices = jax.device_put(_prepare_train(train, block=block), everywhere)
     test_block = -(-_share(len(test), test_block) // devices) * devices

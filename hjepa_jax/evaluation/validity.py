@@ -104,23 +104,45 @@ def largest_share(labels: npt.ArrayLike) -> float | None:
 def notes_on_sets(
     train_labels: npt.ArrayLike, test_labels: npt.ArrayLike, shared: int = 0
 ) -> list[str]:
-    """Returns sentences on what makes accuracies on these sets uncertain; [] where nothing does."""
+    """Returns sentences on what makes accuracies on these sets uncertain; [] where nothing does.
+
+    Where there is no accuracy (`why_no_accuracy`), only images without a label are counted.
+    """
     train, test = np.asarray(train_labels), np.asarray(test_labels)
+    judged = why_no_accuracy(train, test, shared) is None
+    return [*(_doubts(train, test, shared) if judged else ()), *_unlabeled(train, test)]
+
+
+def _doubts(train: np.ndarray, test: np.ndarray, shared: int) -> list[str]:
+    """Returns sentences on test images that are shared, few, or of unknown classes."""
     tested = int(np.count_nonzero(has_label(test)))
     notes = []
-    if 0 < shared < tested:
+    if shared:
         notes.append(
             f"{shared} of the {tested} test images are training images as well, which flatters "
             "every accuracy."
         )
-    if tested:
-        low, high = wilson(0.5, tested)
-        points = 50 * (high - low)
-        if points >= _WIDE_POINTS:
-            notes.append(
-                f"With {tested} test images the 95 % interval of an accuracy reaches up to "
-                f"{points:.0f} points to either side: smaller differences may be chance."
-            )
+    low, high = wilson(0.5, tested)
+    points = 50 * (high - low)
+    if points >= _WIDE_POINTS:
+        notes.append(
+            f"With {tested} test images the 95 % interval of an accuracy reaches up to "
+            f"{points:.0f} points to either side: smaller differences may be chance."
+        )
+    absent = np.setdiff1d(test[has_label(test)], train[has_label(train)])
+    if len(absent):
+        count = int(np.isin(test, absent).sum())
+        number = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
+        notes.append(
+            f"{count} of the {tested} test images are of {number} that no training image has: they "
+            "cannot be classified correctly."
+        )
+    return notes
+
+
+def _unlabeled(train: np.ndarray, test: np.ndarray) -> list[str]:
+    """Returns a sentence for each set with images that have no label."""
+    notes = []
     for labels, kind, fate in (
         (train, "training", "neither vote in kNN nor train a probe"),
         (test, "test", "are not tested"),
@@ -130,13 +152,6 @@ def notes_on_sets(
             notes.append(
                 f"{missing} of the {len(labels)} {kind} images have no label: they {fate}."
             )
-    absent = np.setdiff1d(test[has_label(test)], train[has_label(train)])
-    if tested and len(absent):
-        count = int(np.isin(test, absent).sum())
-        notes.append(
-            f"{count} test images are of {len(absent)} classes that no training image has: none of "
-            "them can be right."
-        )
     return notes
 
 
