@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 from image_files import cifar_files, data_config, write_folder, write_tar
+from odd_files import replace
 
 from hjepa_jax.data import cifar
 from hjepa_jax.data.sources import open_source
@@ -159,6 +160,19 @@ POINTERS = (
     + b"A" * 64
     + b"tbs."
 )
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("pipe", "is a named pipe"), ("folder", "is a folder"), ("device", "is a device")],
+)
+def test_what_is_no_file_in_an_unpacked_folder_is_named(kind, reason, tmp_path) -> None:
+    root = stored("cifar10", tmp_path, "folder")
+    replace(root / "data_batch_3", kind)
+    with pytest.raises(
+        ValueError, match=rf"^Cannot read /.*data_batch_3 {reason}[^.]*\. If its md5"
+    ):
+        opened("cifar10", root)
 
 
 @pytest.mark.parametrize("kind", ["pointers", "fields", "nothing"])

@@ -188,6 +188,18 @@ def test_what_is_left_out_is_told_once_with_an_example(tmp_path, caplog) -> None
         assert words in message, words
 
 
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "1 file is left out"), (2, "2 files are left out")]
+)
+def test_one_file_that_is_left_out_is_told_in_the_singular(count, words, tmp_path, caplog) -> None:
+    write_folder(tmp_path, {"train": {"cat": 1}})
+    for number in range(count):
+        (tmp_path / "train" / "cat" / f"{number}.txt").write_text("")
+    open_root(str(tmp_path), "train", 0)
+    (message,) = told(caplog)
+    assert words in message
+
+
 def test_splits_without_a_common_class_are_told(tmp_path, caplog) -> None:
     write_folder(tmp_path, {"train": {"cat": 1, "dog": 1}, "val": {"images": 2}})
     assert open_root(str(tmp_path), "test", 0).labels().tolist() == [2, 2]

@@ -96,11 +96,16 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch) -
     [
         (["train-00000-of-00002"], "1 of 2 files .*part 00001 is missing"),
         (["train-00001-of-00003", "train-00002-of-00003"], "2 of 3 files .*part 00000"),
-        (["train-00000-of-00001", "train-00000-of-00002"], "not complete: 1 of 2|1 of 1"),
+        (["train-00000-of-00001", "train-00000-of-00002"], "several versions: .*00001 and .*00002"),
+        (["train-00001-of-00002", "train-00000-of-00002", "train-00000-of-00003"], "several vers"),
+        (["train-00000-of-00001-0a", "train-00000-of-00001-1b"], "has 2 files .* instead of 1"),
+        (["train-00000-of-00001", "train-00004-of-00001"], "has 2 files .* instead of 1"),
+        (["train-00000-of-00001", "data/train-00000-of-00001"], "would count twice"),
+        (["train", "data/train"], "train.parquet is both in .*data and in "),
         (["train-00000-of-00002-0a1b2c"], "part 00001 is missing"),
     ],
 )
-def test_parts_that_are_missing_are_told(names, words, tmp_path) -> None:
+def test_parts_that_are_missing_or_too_many_are_told(names, words, tmp_path) -> None:
     for name in names:
         write(tmp_path / f"{name}.parquet", 2)
     with pytest.raises(DataError, match=words):
@@ -181,6 +186,16 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(
         open_root(str(tmp_path), "train", 0)
 
 
+def test_large_row_groups_are_read_in_batches_of_several_rows(tmp_path) -> None:
+    # One group larger than what is decoded at once, as pandas writes it.
+    table = pyarrow.table({"image": [bytes(80_000)] * 1000, "label": [0] * 1000})
+    path = tmp_path / "train.parquet"
+    parquet.write_table(table, path, compression="none", use_dictionary=False)
+    column = parquet_tables.read_column(path, "image").column(0)
+    assert len(column) == 1000
+    assert column.num_chunks <= 100
+
+
 def test_more_rows_than_bytes_are_refused(tmp_path) -> None:
     table = pyarrow.table({"image": [b"x"] * 500_000, "label": [0] * 500_000})
     parquet.write_table(table, tmp_path / "train.parquet", compression="zstd")
@@ -245,6 +260,25 @@ def test_a_row_that_cannot_be_read_is_one_corrupt_image(tmp_path) -> None:
     for index in (0, 1):
         with pytest.raises(CorruptImageError, match=rf"Cannot read .* row {index}"):
             source.record(index)
+
+
+def test_names_that_are_not_utf8_are_read_and_shown(tmp_path) -> None:
+    write(tmp_path / "train.parquet", 2)
+    (tmp_path / "train.parquet").rename(tmp_path / os.fsdecode(b"train-\xff.parquet"))
+    source = open_root(str(tmp_path), "train", 0)
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(decode(again.record(1)), photo(1))
+    assert again.fingerprint() == source.fingerprint()
+    with pytest.raises(FileNotFoundError, match=r"it has: train-\\xff\.parquet"):
+        open_root(str(tmp_path), "test", 0)
+    for name in ("no image", "damaged"):
+        path = tmp_path / os.fsdecode(b"test-\xfe.parquet")
+        path.write_bytes(b"rubbish")
+        if name == "no image":
+            with path.open("wb") as file:
+                parquet.write_table(pyarrow.table({"label": [0]}), file)
+        with pytest.raises(DataError, match=r"test-\\xfe\.parquet(:| has no image column)"):
+            open_root(str(tmp_path), "test", 0)
 
 
 def test_pipes_and_twins_are_refused(tmp_path) -> None:

@@ -280,8 +280,9 @@ def test_what_is_no_file_costs_its_own_image_alone(kind, tmp_path, caplog) -> No
     for found in (source, again)[: len(again) - 22]:
         made = collect(data_config(batch_size=24, on_corrupt="skip"), found, num_steps=2)
         assert all(3 not in batch["index"] for batch in made)
-        with pytest.raises(CorruptImageError, match=r"a/003\.jpg.*on_corrupt='skip'"):
+        with pytest.raises(CorruptImageError, match=r"a/003\.jpg.*on_corrupt='skip'") as caught:
             collect(data_config(batch_size=24), found, num_steps=1)
+        assert str(caught.value).lower().count("remove or replace it") == 1
         found.fingerprint()
     told = {r.getMessage() for r in caplog.records if "Skipped" in r.getMessage()}
     assert len(told) == 1

@@ -49,7 +49,8 @@ class Loaded(NamedTuple):
 def _sentence(error: OSError) -> str:
     """Returns what an error of the file system says, for people."""
     if error.filename is None or error.strerror is None:
-        return f"{str(error).rstrip('.')}."
+        # The advice follows, with what else may be done.
+        return f"{str(error).rstrip('.').removesuffix('; remove or replace it')}."
     return f"{printable(os.fsdecode(error.filename))}: {error.strerror}."
 
 

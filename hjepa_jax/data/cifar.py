@@ -90,7 +90,7 @@ def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
 def _folder_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
     """Yields the name and content of the files that are there."""
     for name in names:
-        if (path / name).is_file():
+        if (path / name).exists():
             yield name, read_regular(path / name, archive.limit(name))
 
 
@@ -171,8 +171,9 @@ def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
             else:
                 batches[key] = _batch(name, source, loaded)
     except (archives.ArchiveError, OSError) as error:
+        kind = "" if path.is_dir() else "the archive "
         raise ValueError(
-            f"Cannot read the archive {path}: {error}. If its md5 is not {archive.md5}, "
+            f"Cannot read {kind}{path}: {str(error).rstrip('.')}. If its md5 is not {archive.md5}, "
             f"{_how_to_get(name, None)}."
         ) from error
     absent = [key for key in files if key not in batches]

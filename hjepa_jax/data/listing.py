@@ -39,8 +39,9 @@ class LeftOut:
         if self._kinds:
             kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(self._kinds.items()))
             hidden = f", besides {self.hidden} hidden ones" if self.hidden else ""
+            count = "1 file is" if len(self) == 1 else f"{len(self)} files are"
             warn_once(
-                f"{what}: {len(self)} files are left out ({kinds}; for example "
+                f"{what}: {count} left out ({kinds}; for example "
                 f"{printable(self._example)}){hidden}. Images are read from <class>/ and the "
                 f"folders below it, if they end in {', '.join(extensions())}."
             )

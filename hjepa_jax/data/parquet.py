@@ -126,23 +126,41 @@ class ParquetSource:
 
 
 def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
-    """Raises DataError if files are named as parts of more files than there are."""
-    parts: dict[tuple[str, int], set[int]] = {}
+    """Raises DataError if a file is there twice, or a part of the split is missing."""
+    names = [path.name for path in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"The file {printable(twice)} is both in {printable(files[0].parent)} and in "
+            f"{printable(files[-1].parent)}, so its images would count twice. Remove one of them."
+        )
+    # The numbers that are there, by name and by the number of parts that the name tells.
+    parts: dict[str, dict[int, list[int]]] = {}
     for path in files:
         match = _PART_OF.search(path.name)
         if match:
-            key = (path.name[: match.start()], int(match.group(2)))
-            parts.setdefault(key, set()).add(int(match.group(1)))
-    for (stem, total), numbers in parts.items():
-        # Half of a data set would train without a word.
-        versions = [one for one in parts if one[0] == stem]
-        if len(numbers) != total or len(versions) > 1:
-            some = next((number for number in range(total) if number not in numbers), None)
-            lacking = f"; part {some:05d} is missing" if some is not None else ""
+            versions = parts.setdefault(path.name[: match.start()], {})
+            versions.setdefault(int(match.group(2)), []).append(int(match.group(1)))
+    where = f"The split '{split}' in {printable(files[0].parent)}" if files else ""
+    for stem, versions in parts.items():
+        shown = [f"{printable(stem)}-*-of-{total:05d}" for total in sorted(versions)]
+        if len(versions) > 1:
             raise DataError(
-                f"The split '{split}' in {files[0].parent} is not complete: {len(numbers)} of "
-                f"{total} files {stem}-*-of-{total:05d} are there{lacking}. Download all of them, "
-                "or remove those of another version."
+                f"{where} has files of several versions: {' and '.join(shown)}. Keep those of one "
+                "version, and remove the others."
+            )
+        [(total, numbers)] = versions.items()
+        # Half of a data set would train without a word.
+        absent = next((number for number in range(total) if number not in numbers), None)
+        if absent is not None:
+            raise DataError(
+                f"{where} is not complete: {len(numbers)} of {total} files {shown[0]} are there; "
+                f"part {absent:05d} is missing. Download all of them."
+            )
+        if len(numbers) > total:
+            raise DataError(
+                f"{where} has {len(numbers)} files {shown[0]} instead of {total}. Remove those "
+                "that do not belong to it."
             )
 
 
@@ -177,7 +195,7 @@ def open_parquet(
         present = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
         raise FileNotFoundError(
             f"{root} has no Parquet file of split '{split}' ({split}*.parquet); it has: "
-            f"{', '.join(path.name for path in present[:5])}."
+            f"{', '.join(printable(path.name) for path in present[:5])}."
         )
     found: dict[str, FoundLabels] = {}
     names: tuple[str, ...] | None = None

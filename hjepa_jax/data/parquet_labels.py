@@ -115,14 +115,14 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
         column, schema = find_column(path, LABEL_COLUMNS)
         if column is None:
             warn_once(
-                f"{path} has no label column ({', '.join(LABEL_COLUMNS)}), so its images have no "
-                f"labels; its columns are: {', '.join(schema.names)}."
+                f"{printable(path)} has no label column ({', '.join(LABEL_COLUMNS)}), so its "
+                f"images have no labels; its columns are: {', '.join(schema.names)}."
             )
             columns.append(pyarrow.table({"label": pyarrow.nulls(num_rows(path))}))
             continue
         declared = declared or _declared(path, schema.metadata, column)
         columns.append(read_column(path, column).rename_columns(["label"]))
-    where = str(files[0])
+    where = printable(files[0])
     labels = _concatenate_labels(columns)
     try:
         encoded = labels.combine_chunks().dictionary_encode()

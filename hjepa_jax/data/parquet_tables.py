@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ _FILE_BYTES = 1 << 40
 _DECODED_BYTES = 256 << 20
 _DECODED_RATIO = 20
 _BATCH_ROWS = 1024
-_BATCH_BYTES = 64 << 20
 
 
 def pyarrow_module() -> Any:
@@ -43,7 +43,11 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
     try:
         size = check_regular(path, _FILE_BYTES).st_size
         # Not mapped into memory: a file that is cut off meanwhile would end the process.
-        with pyarrow.parquet.ParquetFile(path, memory_map=False) as file:
+        with (
+            # By its bytes: pyarrow takes no text for names that are not UTF-8.
+            pyarrow.OSFile(os.fsencode(path)) as stored,
+            pyarrow.parquet.ParquetFile(stored) as file,
+        ):
             rows = file.metadata.num_rows
             # An image has more than one byte, however often a row repeats another.
             if not 0 <= rows <= size:
@@ -92,8 +96,8 @@ def read_column(path: pathlib.Path, column: str) -> Any:
         schema = pyarrow.schema([file.schema_arrow.field(column)], file.schema_arrow.metadata)
         for group in range(file.num_row_groups):
             claimed = _claimed_bytes(file.metadata.row_group(group), column)
-            # No value is larger than what its group unpacks to.
-            rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, claimed)))
+            # No value is larger than what its group unpacks to, which bounds a batch by half.
+            rows = min(_BATCH_ROWS, max(1, limit // 2 // max(1, claimed)))
             if claimed + total <= limit:
                 for batch in file.iter_batches(rows, row_groups=[group], columns=[column]):
                     total += batch.nbytes
@@ -130,8 +134,8 @@ def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> lis
         name, schema = find_column(path, candidates)
         if name is None:
             raise DataError(
-                f"{path} has no image column ({', '.join(candidates)}); its columns are: "
-                f"{', '.join(schema.names)}."
+                f"{printable(path)} has no image column ({', '.join(candidates)}); its columns "
+                f"are: {', '.join(schema.names)}."
             )
         kind = schema.field(name).type
         stored = kind
@@ -147,8 +151,8 @@ def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> lis
             )
         ):
             raise DataError(
-                f"The column '{name}' of {path} is {kind}; expected binary, or a struct of bytes "
-                "and path."
+                f"The column '{name}' of {printable(path)} is {kind}; expected binary, or a "
+                "struct of bytes and path."
             )
         tables.append(read_column(path, name).rename_columns(["image"]))
     return tables

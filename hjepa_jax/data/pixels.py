@@ -17,10 +17,12 @@ import numpy.typing as npt
 from PIL import Image
 
 # What integers are taken to use, in bits: the first that holds every sampled value.
-_BITS = (8, 10, 12, 14, 16)
+_BITS = (1, 2, 4, 8, 10, 12, 14, 16)
 FULL = 65535.0
 # Floats up to this are taken for 0 .. 1 with some overshoot.
 _UNIT_OVERSHOOT = 2.0
+# Floats that stay below this would be nearly black as a part of 0 .. 1.
+_DARK = 1 / 16
 # Pillow reads the high byte of each 16-bit channel; this raw mode reads the low byte instead.
 _CHANNELS = ("RGB", "RGBX", "RGBA", "CMYK")
 _LITTLE, _BIG, _NATIVE = ([f"{name};16{order}" for name in _CHANNELS] for order in "LBN")
@@ -130,16 +132,16 @@ def _real_range(low: float, high: float) -> tuple[float, float]:
     if low < -0.1 * max(high, 1.0):
         return (-1.0, 1.0) if low >= -1.1 and high <= 1.1 else (low, max(high, low + 1))
     if high <= _UNIT_OVERSHOOT:
-        return 0.0, 1.0
+        return 0.0, high if 0 < high < _DARK else 1.0
     return _integer_range(0.0, float(np.floor(high)))
 
 
 def choose_ranges(sampled: Sequence[Limits]) -> Ranges | None:
     """Returns the ranges of a data set, from the limits of a sample; None for an empty sample.
 
-    Integers without a negative value use 8, 10, 12, 14, 16 or more bits, whatever holds them all.
-    Floats are 0 .. 1, -1 .. 1 (if there are negative ones), or as integers. Other negative values
-    make the range that of the sample.
+    Integers without a negative value use 1, 2, 4, 8, 10, 12, 14, 16 or more bits, whatever holds
+    them all. Floats are 0 .. 1, -1 .. 1 (if there are negative ones), or as integers. Other
+    negative values, and floats that are all below 1/16, make the range that of the sample.
     """
     found: dict[bool, tuple[float, float]] = {}
     for real in {one.real for one in sampled}:
