@@ -225,6 +225,32 @@ def test_metadata_that_does_not_fit_is_one_sentence(metadata, sentence, tmp_path
     assert "train.parquet" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("names", "distinct"),
+    [
+        (["crane", "dog", "crane"], ("crane", "dog", "crane (2)")),
+        (["a", "a", "a"], ("a", "a (1)", "a (2)")),
+        (["a", "a", "a (1)"], ("a", "a (1)", "a (1) (2)")),
+        ([1, "1", None], ("1", "1 (1)", "null")),
+    ],
+)
+def test_classes_of_one_name_stay_two_classes(names, distinct, tmp_path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", 3, names=names)
+        source = open_root(str(tmp_path), split, 0)
+        assert source.class_names == distinct
+        assert source.labels().tolist() == [0, 1, 2]
+
+
+def test_labels_of_different_bytes_are_different_classes(tmp_path) -> None:
+    labels = pyarrow.array([b"\xfe", b"ok", b"\xff", b"\xfe"])
+    table = pyarrow.table({"image": [b"x"] * 4, "label": labels})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    source = open_root(str(tmp_path), "train", 0)
+    assert source.class_names == (r"\xfe", r"\xff", "ok")
+    assert source.labels().tolist() == [0, 2, 1, 0]
+
+
 def test_class_names_of_any_type_are_text(tmp_path) -> None:
     write(tmp_path / "train.parquet", 4, names=["a", None, 3, ["x"]])
     names = open_root(str(tmp_path), "train", 0).class_names

@@ -64,7 +64,17 @@ def _declared(path: pathlib.Path, metadata: Any, column: str) -> tuple[str, ...]
         raise DataError(str(error)) from error
     found = ((content.get("info") or {}).get("features") or {}).get(column) or {}
     names = found.get("names")
-    return None if names is None else tuple(readable(name) for name in names)
+    return None if names is None else _distinct([readable(name) for name in names])
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names of which each is there once: ImageNet has two classes called 'crane'."""
+    distinct: dict[str, None] = {}
+    for number, name in enumerate(names):
+        while name in distinct:
+            name = f"{name} ({number})"
+        distinct[name] = None
+    return tuple(distinct)
 
 
 def _plain(value: Any) -> Any:
@@ -72,7 +82,8 @@ def _plain(value: Any) -> Any:
     if value is None or value == "" or value == b"":
         return None
     if isinstance(value, bytes):
-        return value.decode(errors="replace")
+        # Escaped, so that different bytes remain different classes.
+        return value.decode(errors="backslashreplace")
     if isinstance(value, float):
         if math.isnan(value):
             return None
