@@ -200,6 +200,8 @@ def load_run(
     checkpointer = open_saved(config, folder)
     if isinstance(step, str):
         step = chosen_step(checkpointer, step)
+    elif step is not None and (isinstance(step, bool) or not isinstance(step, (int, np.integer))):
+        raise CheckpointError(f"step is {step!r}: give a whole number, 'best', or None.")
     steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"

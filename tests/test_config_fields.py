@@ -143,6 +143,12 @@ def changed(config, **fields):
         ("", {"dynamics__integrator": "yoshida4", "dynamics__dt": 4.0}, "yoshida4.*unstable.*3.7"),
         ("", {"dynamics__hamiltonian": "quadratic", "dynamics__dt": 2.0}, "unstable.*below 2"),
         ("", {"dynamics__damping": 1000.0}, "damping is 1000.* 100 or less"),
+        ("", {"data__num_global_views": 1}, "num_global_views is 1, but .*'first_two'.*2 or more"),
+        (
+            "",
+            {"data__num_global_views": 1, "loss__pairing": "all_global"},
+            "num_global_views is 1, but .*'all_global'.*2 or more",
+        ),
         ("", {"data__num_local_views": 4}, "num_local_views is 4.*predicts no local view"),
         ("", {"data__num_local_views": 4, "loss__pairing": "all_global"}, "predicts no local view"),
         ("", {"data__num_global_views": 3}, "num_global_views is 3.*only two.*'all_global'"),
@@ -188,6 +194,14 @@ def test_fields_that_make_nonsense_together_are_one_sentence(variant, fields, wo
     [
         ("", {"data__num_global_views": 4, "loss__pairing": "all_global"}),
         ("", {"data__num_local_views": 4, "loss__pairing": "local_to_global"}),
+        (
+            "",
+            {
+                "data__num_global_views": 1,
+                "data__num_local_views": 2,
+                "loss__pairing": "local_to_global",
+            },
+        ),
         ("sigreg", {"data__num_global_views": 1, "data__num_local_views": 1}),
         ("sigreg", {"data__num_global_views": 4, "data__num_local_views": 6}),
         ("mlp", {"dynamics__steps": 4, "dynamics__dt": 0.1}),

@@ -184,6 +184,11 @@ def test_errors_are_sentences(workdir, loaded, tmp_path) -> None:
         hjepa_jax.load(tmp_path)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; its steps are \[1, 2\]"):
         hjepa_jax.load(workdir, step=7)
+    # Both are equal to 1, a step that there is.
+    for step in (True, 1.0):
+        with pytest.raises(CheckpointError, match=f"step is {step}: give a whole number"):
+            hjepa_jax.load(workdir, step=step)
+    assert hjepa_jax.load(workdir, step=np.int64(1)).step == 1
     with pytest.raises(UserError, match="uint8"):
         loaded.encode(np.zeros((2, 16, 16, 3), np.float32))
     with pytest.raises(UserError, match="at least one"):

@@ -114,10 +114,10 @@ def _views(config: Config) -> Iterator[str]:
                 "prediction of the views' center is exactly 0: ask for 2 or more."
             )
         return
-    if data.num_global_views < 2:
+    if pairing != "local_to_global" and data.num_global_views < 2:
         yield (
-            f"config.data.num_global_views is {data.num_global_views}: HJEPA predicts one global "
-            "view from another and needs 2 or more."
+            f"config.data.num_global_views is {data.num_global_views}, but config.loss.pairing="
+            f"{pairing!r} predicts one global view from another and needs 2 or more."
         )
     if pairing == "local_to_global" and data.num_local_views == 0:
         yield (
