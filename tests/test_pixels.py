@@ -42,7 +42,13 @@ def png16(samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiff16(samples: np.ndarray, photometric: int, order: str = "<", extra: int | None = None):
+def tiff16(
+    samples: np.ndarray,
+    photometric: int,
+    order: str = "<",
+    extra: int | None = None,
+    orientation: int = 1,
+) -> bytes:
     """A 16-bit TIFF of several channels, which Pillow reads but does not write."""
     pixels = samples.astype(f"{order}u2").tobytes()
     height, width, channels = samples.shape
@@ -50,7 +56,8 @@ def tiff16(samples: np.ndarray, photometric: int, order: str = "<", extra: int |
     short = (lambda value: value << 16) if order == ">" else (lambda value: value)
     entries = [
         *((256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 8), (259, 3, 1, short(1))),
-        *((262, 3, 1, short(photometric)), (273, 4, 1, start), (277, 3, 1, short(channels))),
+        *((262, 3, 1, short(photometric)), (273, 4, 1, start)),
+        *((274, 3, 1, short(orientation)), (277, 3, 1, short(channels))),
         *((278, 4, 1, height), (279, 4, 1, len(pixels))),
     ]
     if extra is not None:
@@ -137,6 +144,45 @@ def test_every_deep_format_is_scaled_by_what_is_there(encoded, expected, tmp_pat
         return
     gray = expected[..., None] if expected.ndim == 2 else expected
     np.testing.assert_array_equal(got, np.broadcast_to(gray, got.shape))
+
+
+# What the stored rows and columns become.
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("kind", ["gray", "float", "rgb", "rgb whole", "png"])
+def test_deep_images_are_turned(kind, orientation, tmp_path) -> None:
+    info = {0x0112: orientation}
+    if kind == "gray":
+        stored = values(12)
+        encoded = encode(Image.fromarray(stored), "TIFF", tiffinfo=info)
+    elif kind == "float":
+        stored = values(8) << 4
+        unit = (values(8) / 255).astype(np.float32)
+        encoded = encode(Image.fromarray(unit), "TIFF", tiffinfo=info)
+    elif kind == "png":
+        stored = values(12)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        encoded = encode(Image.fromarray(stored), "PNG", exif=exif)
+    else:
+        stored = values(12, 0, 3)
+        factor = 16 if kind == "rgb whole" else 1
+        encoded = tiff16(stored * factor, 2, orientation=orientation)
+    source = open_source(folder_of(tmp_path, {"train": [encoded]}).data, "train")
+    expected = TURNED[orientation](stored.reshape(*SHAPE, -1) >> 4)
+    got = decode(source.record(0))
+    np.testing.assert_array_equal(got, np.broadcast_to(expected, (*expected.shape[:2], 3)))
 
 
 def test_the_training_split_decides_for_every_split(tmp_path, caplog) -> None:

@@ -111,10 +111,11 @@ def _load(image: Image.Image) -> int:
 def _deep_values(encoded: bytes, image: Image.Image, raw: str) -> np.ndarray:
     """Returns the values of a loaded deep image; see `pixels.deep_values`."""
     second = _open(encoded)
+    # Copies: of a TIFF that is to be turned, Pillow turns the size and `_load` not the pixels.
     if not pixels.read_low_bytes(second, raw):
-        return pixels.deep_values(image, raw, None)
+        return pixels.deep_values(image.copy(), raw, None)
     _load(second)
-    return pixels.deep_values(image, raw, second)
+    return pixels.deep_values(image.copy(), raw, second.copy())
 
 
 def sample_limits(encoded: bytes) -> pixels.Limits | None:
