@@ -277,3 +277,13 @@ def test_a_tiff_is_turned_once(orientation) -> None:
     info[0x0112] = orientation
     got = decoded(encode(photo(0), "TIFF", tiffinfo=info))
     np.testing.assert_array_equal(got, np.rot90(photo(0), {1: 0, 3: 2, 6: 3}[orientation]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "LAB"])
+def test_tiffs_of_every_mode_are_turned(mode) -> None:
+    stored = Image.fromarray(photo(0)[:20]).convert(mode)
+    upright = decoded(encode(stored, "TIFF"))
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[0x0112] = 6
+    turned = decoded(encode(stored, "TIFF", tiffinfo=info))
+    np.testing.assert_array_equal(turned, np.rot90(upright, -1))

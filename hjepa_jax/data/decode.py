@@ -94,28 +94,29 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
-def _load(image: Image.Image) -> int:
-    """Decodes the pixels, as they are stored, and returns the orientation."""
+def _load(image: Image.Image) -> tuple[Image.Image, int]:
+    """Decodes the pixels; returns the image, as they are stored, and the orientation."""
     if image.format != "TIFF":
         image.load()
         # A PNG may have its EXIF behind the pixels.
-        return _orientation(image)
+        return image, _orientation(image)
     orientation = _orientation(image)
-    if orientation != 1:
-        # Or else Pillow turns the image itself, and writes its EXIF anew, which can fail.
-        image.getexif().pop(_ORIENTATION_TAG, None)
+    if orientation == 1:
+        image.load()
+        return image, 1
+    # Or else Pillow turns the image itself, and writes its EXIF anew, which can fail.
+    image.getexif().pop(_ORIENTATION_TAG, None)
     image.load()
-    return orientation
+    # Pillow has turned the size all the same; that of a copy is the size of the pixels.
+    return image.copy(), orientation
 
 
 def _deep_values(encoded: bytes, image: Image.Image, raw: str) -> np.ndarray:
     """Returns the values of a loaded deep image; see `pixels.deep_values`."""
     second = _open(encoded)
-    # Copies: of a TIFF that is to be turned, Pillow turns the size and `_load` not the pixels.
     if not pixels.read_low_bytes(second, raw):
-        return pixels.deep_values(image.copy(), raw, None)
-    _load(second)
-    return pixels.deep_values(image.copy(), raw, second.copy())
+        return pixels.deep_values(image, raw, None)
+    return pixels.deep_values(image, raw, _load(second)[0])
 
 
 def sample_limits(encoded: bytes) -> pixels.Limits | None:
@@ -130,7 +131,7 @@ def sample_limits(encoded: bytes) -> pixels.Limits | None:
         raw = pixels.raw_mode(image)
         if not pixels.is_deep(image, raw):
             return None
-        _load(image)
+        image, _ = _load(image)
         return pixels.limits(_deep_values(encoded, image, raw))
     except MemoryError:
         raise
@@ -235,7 +236,7 @@ def decode_image(
             _reduce(image, smallest_crop, largest_view)
         raw = pixels.raw_mode(image)
         deep = pixels.is_deep(image, raw)
-        orientation = _load(image)
+        image, orientation = _load(image)
         rgb = _deep_to_rgb(encoded, image, raw, ranges) if deep else pixels.to_rgb(image)
         return rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb
     except MemoryError:
