@@ -246,6 +246,7 @@ def evaluate(
         notes=_notes(config, saved, which),
         reference=config.parity.reference_evaluation,
         targets=_targets(config),
+        objective=config.objective,
     )
     evaluation.metrics["info"].update(about_images(config, train, test))
     evaluation = dataclasses.replace(evaluation, metrics=json_ready(evaluation.metrics))

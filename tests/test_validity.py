@@ -270,7 +270,8 @@ def test_one_point_plus_noise_is_called_collapsed() -> None:
     points, every = diagnostics.state_alarms(x, False, settings())
     assert len(points) == 1
     assert "state z is nearly one point: 99.91 %" in points[0]
-    assert set(points) <= set(every)
+    assert points[0].endswith("(alarm above 99 %).")
+    assert every[0] == f"{points[0][:-1]}: raise sigreg.weight."
     healthy = np.random.default_rng(1).normal(size=(200, 32))
     assert diagnostics.state_alarms(healthy, False, settings()) == ([], [])
     # Of [q | p] the half that has collapsed is named.
@@ -287,6 +288,18 @@ def test_the_budget_is_judged_where_training_had_one() -> None:
     assert diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 110.0})[1] == []
     (alarm,) = diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 1.0})[1]
     assert "mean square of the momentum p" in alarm
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize(("objective", "fields"), [("hjepa", "loss"), ("sigreg", "sigreg")])
+def test_alarms_advise_fields_of_the_objective(objective, fields, halves) -> None:
+    point = 9 + 1e-3 * np.random.default_rng(1).normal(size=(200, 32))
+    targets = dict.fromkeys("zqp", 1.0)
+    _, every = diagnostics.state_alarms(point, halves, settings(), targets, objective)
+    logged = {"z_mean2": 8.99, "q2": 9.0, "p2": 9.0, "q_pr": 0.01, "p_std_min": 0.0}
+    every += alarms.collapse_alarms(logged, objective=objective)
+    assert len(every) >= 6
+    assert all(re.search(rf": raise {fields}\.", sentence) for sentence in every)
 
 
 @pytest.mark.parametrize("values", [np.zeros((5, 3)), np.ones((5, 3)), [[1.0, 0.0], [-1.0, 0.0]]])

@@ -13,9 +13,14 @@ MEAN_CEILING = 0.99
 PREDICTION_CEILING = 1000.0
 
 
-def _advice(part: str, term: str) -> str:
-    if part == "z":
+def _advice(part: str, term: str, objective: str | None) -> str:
+    """Returns what to raise against a fault of a part: fields that this objective has."""
+    if objective == "sigreg" or (objective is None and part == "z"):
         return "raise sigreg.weight"
+    if term == "budget":
+        return "raise loss.budget_weight"
+    if term == "mean":
+        return "raise loss.var_weight or loss.mean_weight"
     return f"raise loss.{term}_weight or loss.{part}_{'std' if term == 'var' else term}_floor"
 
 
@@ -35,14 +40,15 @@ def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
     return None if mean2 is None or not square else mean2 / square
 
 
-def mean_alarm(part: str, share: float, ceiling: float = MEAN_CEILING) -> str | None:
+def mean_alarm(
+    part: str, share: float, ceiling: float = MEAN_CEILING, remedy: str | None = None
+) -> str | None:
     """Returns the sentence on a part ('q', 'p' or 'z') that is nearly one point; None if not."""
     if not share > ceiling:
         return None
-    remedy = "raise sigreg.weight" if part == "z" else "raise loss.var_weight or loss.mean_weight"
     return (
         f"The {_NAMES[part]} is nearly one point: {100 * share:.2f} % of its energy lies in the "
-        f"mean over images (alarm above {100 * ceiling:g} %): {remedy}."
+        f"mean over images (alarm above {100 * ceiling:g} %){f': {remedy}' if remedy else ''}."
     )
 
 
@@ -74,6 +80,7 @@ def collapse_alarms(
     mean_ceiling: float = MEAN_CEILING,
     targets: Mapping[str, float] | None = None,
     budget_factor: float = 4.0,
+    objective: str | None = None,
 ) -> list[str]:
     """Says in sentences what is wrong with the state of one training step.
 
@@ -89,6 +96,7 @@ def collapse_alarms(
       mean_ceiling: a share of the energy in the mean above this is one.
       targets: budget of the mean square of 'q' and 'p'; None = 1 for both.
       budget_factor: a mean square more than this times above or below its target is one.
+      objective: 'hjepa' or 'sigreg', whose fields are advised; None = 'sigreg' for z alone.
 
     Returns:
       One sentence for each alarm, the gravest first; an empty list when all is well.
@@ -106,17 +114,18 @@ def collapse_alarms(
         ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
         square, target = metrics.get(f"{part}2"), (targets or {}).get(part, 1.0)
         share = mean_share_of(metrics, part)
-        if share is not None and (sentence := mean_alarm(part, share, mean_ceiling)):
+        remedy = _advice(part, "mean", objective)
+        if share is not None and (sentence := mean_alarm(part, share, mean_ceiling, remedy)):
             alarms.append(sentence)
         if ratio is not None and ratio < pr_floor:
             alarms.append(
                 f"The {name} varies in few directions (participation ratio {ratio:.3f} of the "
-                f"possible, alarm below {pr_floor:g}): {_advice(part, 'logdet')}."
+                f"possible, alarm below {pr_floor:g}): {_advice(part, 'logdet', objective)}."
             )
         if deviation is not None and deviation < std_floor:
             alarms.append(
                 f"A dimension of the {name} hardly varies (standard deviation {deviation:.4f}, "
-                f"alarm below {std_floor:g}): {_advice(part, 'var')}."
+                f"alarm below {std_floor:g}): {_advice(part, 'var', objective)}."
             )
         if square is None or not math.isfinite(square):
             continue
@@ -124,6 +133,6 @@ def collapse_alarms(
             side = "below" if square < target else "above"
             alarms.append(
                 f"The mean square of the {name} is {square:.4g}, more than {budget_factor:g} "
-                f"times {side} its budget {target:g}: raise loss.budget_weight."
+                f"times {side} its budget {target:g}: {_advice(part, 'budget', objective)}."
             )
     return alarms

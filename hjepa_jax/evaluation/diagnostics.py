@@ -27,6 +27,7 @@ def state_alarms(
     split_qp: bool,
     config: Any,
     targets: Mapping[str, float] | None = None,
+    objective: str | None = None,
 ) -> tuple[list[str], list[str]]:
     """Judges states [N, D] as training's alarms do, each half of [q | p] or the whole z.
 
@@ -35,9 +36,10 @@ def state_alarms(
       split_qp: whether they are [q | p].
       config: `config.evaluation`.
       targets: mean squares that training aimed at, by part; None = these are not judged.
+      objective: of the training, see `collapse_alarms`.
 
     Returns:
-      The sentences of a state that is nearly one point, and those of all alarms.
+      The sentences of a state that is nearly one point, without advice, and those of all alarms.
     """
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
     figures: dict[str, float] = {}
@@ -50,7 +52,7 @@ def state_alarms(
         }
         if targets is not None and part in targets:
             figures[f"{part}2"] = float(np.mean(np.square(x, dtype=np.float64)))
-    every = alarms.collapse_alarms(figures, targets=targets)
+    every = alarms.collapse_alarms(figures, targets=targets, objective=objective)
     shares = {part: figures.get(f"{part}_mean_share", 0.0) for part in ("q", "p", "z")}
     points = [s for part, share in shares.items() if (s := alarms.mean_alarm(part, share))]
     return points, every

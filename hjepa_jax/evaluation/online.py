@@ -37,16 +37,18 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 class AlarmLog:
     """Collapse alarms, each kind (a sentence without its numbers) told once."""
 
-    def __init__(self, targets: Mapping[str, float]):
-        """Takes the budget of the mean square of q and p."""
-        self._targets = targets
+    def __init__(self, targets: Mapping[str, float], objective: str | None = None):
+        """Takes the budget of the mean square of q and p, and the objective."""
+        self._targets, self._objective = targets, objective
         self._told: set[str] = set()
 
     def new(self, metrics: Mapping[str, float]) -> list[str]:
         """Returns the alarms that were never there before."""
         found = {
             _NUMBER.sub("#", sentence): sentence
-            for sentence in collapse_alarms(metrics, targets=self._targets)
+            for sentence in collapse_alarms(
+                metrics, targets=self._targets, objective=self._objective
+            )
         }
         fresh = [sentence for kind, sentence in found.items() if kind not in self._told]
         self._told |= found.keys()
@@ -185,7 +187,7 @@ class TrainingMonitor:
         """Prepares what `config.evaluation` asks for; errors as `OnlineKnn`."""
         self._config, self._run, self._writer = config, run, writer
         loss = config.loss
-        self._alarms = AlarmLog({"q": loss.q_target, "p": loss.p_target})
+        self._alarms = AlarmLog({"q": loss.q_target, "p": loss.p_target}, config.objective)
         online = config.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(config, run, source) if online else None
 

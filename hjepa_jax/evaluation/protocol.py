@@ -103,6 +103,7 @@ class _Setting(NamedTuple):
     mesh: Mesh | None
     reference: bool
     targets: Mapping[str, float] | None
+    objective: str | None
     witness: validity.Witness
 
     def classification(self) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def _evaluate_encoder(
         reference=setting.reference,
     )
     points, every = diagnostics.state_alarms(
-        data.train_states.features, split_qp, config, setting.targets
+        data.train_states.features, split_qp, config, setting.targets, setting.objective
     )
     metrics: Metrics = {"variant": data.variant, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
@@ -240,6 +241,7 @@ def evaluate(
     notes: Sequence[str] = (),
     reference: bool = False,
     targets: Mapping[str, float] | None = None,
+    objective: str | None = None,
 ) -> Evaluation:
     """Evaluates every encoder on the same data.
 
@@ -254,6 +256,7 @@ def evaluate(
       notes: sentences to begin `metrics['notes']` with.
       reference: config.parity.reference_evaluation.
       targets: mean squares of 'q' and 'p', or of 'z', that training aimed at; None = not judged.
+      objective: of the training, whose fields the alarms advise.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
@@ -276,7 +279,7 @@ def evaluate(
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
     witness, pair = validity.Witness(), sources.augmented_pairs()
-    setting = _Setting(sources, pair, config, mesh, reference, targets, witness)
+    setting = _Setting(sources, pair, config, mesh, reference, targets, objective, witness)
     for name, encode, split in todo:
         metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, setting)
     learned, tested = labels
