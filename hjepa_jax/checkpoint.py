@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -81,6 +82,7 @@ class Checkpointer:
         self._direction = best_direction(best_metric, best_mode)
         self._saving: _Saving | None = None
         self._read_back = False
+        self._failed = False
         self._manager: ocp.CheckpointManager | None = None
         check_holds_checkpoints(self.folder, "the folder of checkpoints")
         if read_only:
@@ -217,6 +219,7 @@ class Checkpointer:
         self.wait()
         if self._manager is None:
             raise CheckpointError(f"{self.folder} was opened for reading, not for saving.")
+        self._failed = False
         self._saving = _Saving(step, meta, None if self._read_back else smallest(state))
         kept = {n: float(v) for n, v in (metrics or {}).items() if n == self._best_metric}
         try:
@@ -330,10 +333,19 @@ class Checkpointer:
         )
 
     def close(self) -> None:
-        """Waits for the save under way and releases the folder."""
-        self.wait()
-        if self._manager is not None:
-            self._manager.close()
+        """Waits for the save under way and releases the folder.
+
+        Raises:
+          CheckpointError: if that save failed, and nobody was told so yet.
+        """
+        try:
+            if not self._failed:
+                self.wait()
+        finally:
+            if self._manager is not None:
+                # Orbax raises what its threads met again and again.
+                with contextlib.suppress(*((Exception,) if self._failed else ())):
+                    self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
         """Makes way for these damaged steps to be saved again."""
@@ -366,7 +378,7 @@ class Checkpointer:
             except OSError:
                 left = "what it left is removed at the next start"
         step = self._saving.step if self._saving is not None else "?"
-        self._saving = None
+        self._saving, self._failed = None, True
         earlier = self._intact()
         return CheckpointError(
             f"the checkpoint of step {step} could not be saved in {self.folder} ({what}); "

@@ -204,7 +204,8 @@ def _worker_stream(
         handover.close()
         raise
     closing = (handover.close, functools.partial(blocks.remove, prefix))
-    return BatchStream(Watched(iterator, data.num_workers, stop), closing)
+    watched = Watched(iterator, data.num_workers, stop, length=last - first, ahead=_in_flight(data))
+    return BatchStream(watched, closing)
 
 
 def train_batches(

@@ -11,7 +11,8 @@ import pytest
 
 from configs import quickstart
 from hjepa_jax import checkpoint_files
-from hjepa_jax.errors import UserError
+from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.runs import read_curves
 from hjepa_jax.train import train
 from hjepa_jax.writers import create_writer
@@ -98,6 +99,31 @@ def fill(path: pathlib.Path) -> None:
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(bytes(2**12)):
             pass
+
+
+@pytest.mark.parametrize("told_by", ["save", "wait", "close"])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_save_that_failed_is_told_once(tmpfs, told_by, filled) -> None:
+    checkpointer = Checkpointer(tmpfs / "c")
+    small = {"x": np.zeros(1000, np.uint8)}
+    large = {"x": np.random.default_rng(0).integers(0, 256, 5_000_000, np.uint8)}
+    checkpointer.save(1, small, {})
+    if filled:
+        fill(tmpfs / "filler")
+    tell = {
+        "save": lambda: checkpointer.save(3, small, {}),
+        "wait": checkpointer.wait,
+        "close": checkpointer.close,
+    }
+
+    def save_and_tell() -> None:
+        checkpointer.save(2, large, {})
+        tell[told_by]()
+
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 2 could not be saved"):
+        save_and_tell()
+    checkpointer.close()
+    assert checkpoint_files.steps(tmpfs / "c") == [1]
 
 
 def test_events_on_a_full_file_system_go_on_when_there_is_room(tmpfs, caplog) -> None:

@@ -1,6 +1,7 @@
 """Worker processes that do not start, die, or get no memory; data that never comes."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from image_files import data_config
 from test_pipeline import PARENT, array_source, running
@@ -118,6 +120,51 @@ def test_a_worker_that_has_made_its_share_is_not_missed(monkeypatch) -> None:
     config = data_config(num_workers=2, num_threads=1)
     with pipeline.train_batches(config, source, num_steps=1) as stream:
         assert len(list(stream)) == 1
+
+
+class QuittingSource(ArraySource):
+    """Its last image ends the worker process that reads it, as a library may that calls exit."""
+
+    def record(self, index: int):
+        if index == len(self) - 1 and multiprocessing.parent_process() is not None:
+            os._exit(0)
+        return super().record(index)
+
+
+def quitting(config, step: int) -> QuittingSource:
+    """Returns a source of 40 batches whose last image is in the batch of `step`."""
+    images = np.zeros((640, 32, 32, 3), np.uint8)
+    config.seed = next(
+        seed for seed in range(1000) if 639 in batches.batch_indices(seed, step, 640, 16)[1]
+    )
+    return QuittingSource("test", images, np.arange(640) % 7, list("abcdefg"))
+
+
+@pytest.mark.parametrize(("num_workers", "num_steps"), [(1, None), (2, None), (3, 40)])
+def test_a_worker_that_ends_without_an_error_is_missed(monkeypatch, num_workers, num_steps) -> None:
+    monkeypatch.setattr(watched, "_DEAD_SECONDS", 0.3)
+    config = data_config(num_workers=num_workers)
+    source = quitting(config, 9)
+    begun = time.monotonic()
+    with (
+        pipeline.train_batches(config, source, num_steps=num_steps) as stream,
+        pytest.raises(DataError, match=r"died \(exit code 0\)"),
+    ):
+        list(itertools.islice(stream, 10))
+    assert time.monotonic() - begun < GUARD
+    assert not multiprocessing.active_children()
+    assert not watched.any_stuck()
+
+
+def test_near_the_end_of_a_stream_a_worker_is_missed_later(monkeypatch) -> None:
+    monkeypatch.setattr(watched, "_DEAD_SECONDS", 0.3)
+    monkeypatch.setattr(watched, "_PATIENT_SECONDS", 1.0)
+    config = data_config(num_workers=2)
+    with (
+        pipeline.train_batches(config, quitting(config, 11), num_steps=12) as stream,
+        pytest.raises(DataError, match=r"died \(exit code 0\)"),
+    ):
+        list(stream)
 
 
 @pytest.fixture

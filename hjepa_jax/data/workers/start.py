@@ -61,7 +61,7 @@ def ending(exit_code: int | None) -> str:
     """Returns how a process ended, in words."""
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit code {exit_code}"
+    return "exit code unknown" if exit_code is None else f"exit code {exit_code}"
 
 
 class Handover:

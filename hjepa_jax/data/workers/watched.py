@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.process
 import queue
@@ -17,6 +18,8 @@ _POLL_SECONDS = 0.1
 # Grain itself notices a worker's death in a second or two, and can say more.
 _DEAD_SECONDS = 3.0
 _UNSEEN_SECONDS = 60.0
+# At the end of a stream, where a worker that has ended may have made its share.
+_PATIENT_SECONDS = 300.0
 _CLOSE_SECONDS = 2.0
 _NAME = "grain-process-prefetch"
 # Threads that closing could not end, for example in a read from a disk that does not answer.
@@ -68,15 +71,22 @@ class _Workers:
         """Whether some were never seen: they start together, at the first element."""
         return len(self._mine) < self._count
 
-    def all_dead(self) -> Any:
-        """Returns a worker if all have ended, else None; one alone may have made its share."""
-        alive = any(process.is_alive() for process in self._mine)
-        return None if alive else next(iter(self._mine), None)
+    def dead(self, all_of_them: bool) -> Any:
+        """Returns a worker that has ended, or None; with `all_of_them`, None unless all have."""
+        ended = [process for process in self._mine if not process.is_alive()]
+        return ended[0] if ended and (len(ended) == len(self._mine) or not all_of_them) else None
 
     def kill(self) -> None:
         self.look()
         for process in self._mine:
             process.kill()
+
+    def own_up(self) -> None:
+        """Lets those that ended without an error fail, or grain would wait for them for ever."""
+        for process in self._mine:
+            ended: Any = getattr(process, "_popen", None)
+            if process.exitcode == 0 and hasattr(ended, "returncode"):
+                ended.returncode = 1
 
     def forget(self) -> None:
         with self._lock:
@@ -96,6 +106,9 @@ class Watched(Iterator[Any]):
         iterator: Any,
         num_workers: int,
         stop: Callable[[float], bool] | None = None,
+        *,
+        length: int = 0,
+        ahead: int = 0,
     ):
         """Watches a grain iterator, which is closed together with this one.
 
@@ -103,9 +116,12 @@ class Watched(Iterator[Any]):
           iterator: of grain.
           num_workers: how many worker processes it starts; 0 = it works in threads.
           stop: called with the seconds waited for an element; returns whether to give up.
+          length: of the iterator with workers.
+          ahead: how many elements the workers make ahead at most, all of them together.
         """
         self._iterator: Any = iterator
         self._stop = stop
+        self._left, self._ahead = length, ahead
         self._workers = _Workers(num_workers)
         # No SimpleQueue: its get(timeout) waits for ever where a signal comes near the timeout.
         self._asked: queue.Queue[Callable[[], Any] | None] = queue.Queue()
@@ -133,6 +149,7 @@ class Watched(Iterator[Any]):
         self._busy = False
         if error is not None:
             raise error
+        self._left -= 1
         return element
 
     def __next__(self) -> Any:
@@ -153,13 +170,23 @@ class Watched(Iterator[Any]):
             if self._stop is not None and self._stop(now - begun):
                 raise StoppedWaiting
             self._workers.look()
-            dead = self._workers.all_dead()
+            # One worker's share may be made before the others', but only near the end.
+            near_end = self._left <= self._ahead and now - begun < _PATIENT_SECONDS
+            dead = self._workers.dead(all_of_them=near_end)
             if dead is None and now - begun > _UNSEEN_SECONDS and self._workers.unseen():
                 raise WorkerDied(None)
             if dead is not None:
                 dead_since = dead_since or now
                 if now - dead_since > _DEAD_SECONDS:
-                    raise WorkerDied(dead.exitcode)
+                    raise self._death(dead)
+
+    def _death(self, worker: Any) -> WorkerDied:
+        """Returns the error about a dead worker, once grain's threads have noticed it too."""
+        death = WorkerDied(worker.exitcode)
+        self._workers.own_up()
+        with contextlib.suppress(Exception):
+            self._answer(_CLOSE_SECONDS)
+        return death
 
     def close(self) -> None:
         """Ends threads and workers, by force where they do not end by themselves."""
