@@ -103,6 +103,7 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch) -
         (["train-00000-of-00001", "data/train-00000-of-00001"], "would count twice"),
         (["train", "data/train"], "train.parquet is both in .*data and in "),
         (["train-00000-of-00002-0a1b2c"], "part 00001 is missing"),
+        (["train_00000_of_00002"], r"1 of 2 files train_\*_of_00002 .*part 00001 is missing"),
     ],
 )
 def test_parts_that_are_missing_or_too_many_are_told(names, words, tmp_path) -> None:
@@ -118,10 +119,27 @@ def test_parts_of_several_names_are_complete_each(tmp_path) -> None:
     assert len(open_root(str(tmp_path), "train", 0)) == 6
 
 
-@pytest.mark.parametrize("stem", ["Train", "training-00000-of-00001", "TRAIN-whatever"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *("Train", "training-00000-of-00001", "TRAIN-whatever"),
+        *("train_0", "Training_00000_of_00001", "train.00000"),
+    ],
+)
 def test_the_split_has_several_names(stem, tmp_path) -> None:
     write(tmp_path / f"{stem}.parquet", 2)
     assert len(open_root(str(tmp_path), "train", 0)) == 2
+
+
+def test_files_in_upper_case_are_part_of_their_split(tmp_path) -> None:
+    write(tmp_path / "train_0.parquet", 2)
+    write(tmp_path / "data" / "TRAIN_1.PARQUET", 3)
+    write(tmp_path / "data" / "test.Parquet", 1)
+    with pytest.raises(DataError, match="TRAIN and train could each be the split 'Train'"):
+        open_root(str(tmp_path), "Train", 0)
+    (tmp_path / "data" / "TRAIN_1.PARQUET").rename(tmp_path / "data" / "train_1.PARQUET")
+    assert len(open_root(str(tmp_path), "train", 0)) == 5
+    assert len(open_root(str(tmp_path), "test", 0)) == 1
 
 
 def write_paths(path, rows: list[dict | None]) -> None:

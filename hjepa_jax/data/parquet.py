@@ -22,12 +22,25 @@ from hjepa_jax.data.sources import Record, digest
 from hjepa_jax.errors import DataError, first_line
 from hjepa_jax.files import printable, read_regular
 
-_PART_OF = re.compile(r"-(\d+)-of-(\d+)(?=[-.]|$)")
+# The split in a file's name: 'train' of 'train-00000-of-00001.parquet' and 'train_0.parquet'.
+_SPLIT_ENDS = re.compile(r"[-.]|_\d")
+_PART_OF = re.compile(r"[-_](\d+)[-_]of[-_](\d+)(?=[-_.]|$)")
 
 
 def has_parquet(root: pathlib.Path) -> bool:
     """Returns whether there are Parquet files in a folder or in its folder `data`."""
-    return any(next(folder.glob("*.parquet"), None) for folder in (root, root / "data"))
+    return bool(_present(root))
+
+
+def _present(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the Parquet files in a folder and in its folder `data`, sorted."""
+    return sorted(
+        path
+        for folder in (root, root / "data")
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".parquet"
+    )
 
 
 class ParquetSource:
@@ -139,11 +152,12 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
     for path in files:
         match = _PART_OF.search(path.name)
         if match:
-            versions = parts.setdefault(path.name[: match.start()], {})
+            versions = parts.setdefault(path.name[: match.start() + 1], {})
             versions.setdefault(int(match.group(2)), []).append(int(match.group(1)))
     where = f"The split '{split}' in {printable(files[0].parent)}" if files else ""
     for stem, versions in parts.items():
-        shown = [f"{printable(stem)}-*-of-{total:05d}" for total in sorted(versions)]
+        dash = stem[-1]
+        shown = [f"{printable(stem)}*{dash}of{dash}{total:05d}" for total in sorted(versions)]
         if len(versions) > 1:
             raise DataError(
                 f"{where} has files of several versions: {' and '.join(shown)}. Keep those of one "
@@ -166,8 +180,8 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
 
 def _split_files(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     """Returns the files of a split, [] if there is none."""
-    present = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
-    named = {path: path.name.split("-")[0].split(".")[0] for path in present}
+    present = _present(root)
+    named = {path: _SPLIT_ENDS.split(path.name, 1)[0] for path in present}
     chosen = splits.choose(split, set(named.values()), str(root))
     files = [path for path in present if named[path] in chosen]
     _check_complete(files, split)
@@ -192,7 +206,7 @@ def open_parquet(
     pyarrow_module()
     files = _split_files(root, split)
     if not files:
-        present = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
+        present = _present(root)
         raise FileNotFoundError(
             f"{root} has no Parquet file of split '{split}' ({split}*.parquet); it has: "
             f"{', '.join(printable(path.name) for path in present[:5])}."
