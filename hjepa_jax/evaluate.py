@@ -161,11 +161,16 @@ def _targets(config: Config) -> dict[str, float]:
     return {"z": 1.0}
 
 
-def _notes(config: Config, saved: Config, which: str) -> list[str]:
-    """Returns a sentence where a checkpoint was chosen on the images on which it is reported."""
+def _notes(config: Config, saved: Config, which: str, same_listing: bool = False) -> list[str]:
+    """Returns a sentence where a checkpoint was chosen on the images on which it is reported.
+
+    Data are the same under the same root, or where the training images are listed alike, as of a
+    data set that was moved or whose path is written in another way.
+    """
     metric, online = saved.checkpoint.best_metric, saved.evaluation
     on_test = metric.startswith("online/knn_") and online.online_holdout is None
-    same = all(config.data[name] == saved.data[name] for name in ("name", "root", "test_split"))
+    same = all(config.data[name] == saved.data[name] for name in ("name", "test_split"))
+    same = same and (same_listing or config.data.root == saved.data.root)
     if which != "best" or not on_test or not same:
         return []
     return [
@@ -236,6 +241,7 @@ def evaluate(
     run = prepare(config, config.data.batch_size, mesh)
     found = restore(config, run, workdir, which)
     name = report_name(workdir)
+    same_listing = train.source.fingerprint() == found.data.get("fingerprint")
     evaluation = evaluate_encoders(
         found.encoders,
         evaluation_sources(config, train, test),
@@ -243,7 +249,7 @@ def evaluate(
         split_qp=config.model.split_qp,
         mesh=sharding.local_mesh(),
         info=about(config, saved, name, found.step, which, found.data),
-        notes=_notes(config, saved, which),
+        notes=_notes(config, saved, which, same_listing),
         reference=config.parity.reference_evaluation,
         targets=_targets(config),
         objective=config.objective,

@@ -1,10 +1,12 @@
 """Which checkpoint is best: the metric's own direction, and on which images it is chosen."""
 
 import io
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from image_files import write_folder
 from PIL import Image
 from random_states import random_state
 from test_online import online_config, prepare_without_step
@@ -130,12 +132,38 @@ def test_a_choice_on_the_reported_images_is_said(ranked, tmp_path, capsys) -> No
     assert not _notes(config, saved, "latest")
     config.data.test_split = "other"
     assert not _notes(config, saved, "best")
+    # Data are known by what they list, not by how their path is written.
+    config = saved.copy_and_resolve_references()
+    config.data.root = "moved"
+    assert _notes(config, saved, "best", same_listing=True)
+    assert not _notes(config, saved, "best")
     config = saved.copy_and_resolve_references()
     saved.evaluation.online_holdout = 20
     assert not _notes(config, saved, "best")
     saved.evaluation.online_holdout = None
     saved.checkpoint.best_metric = "total"
     assert not _notes(config, saved, "best")
+
+
+@pytest.mark.parametrize(("root", "told"), [("data", True), ("moved", True), ("other", False)])
+def test_a_choice_on_the_reported_images_is_said_of_moved_data(
+    root, told, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counts = {name: 25 for name in "abcdef"}
+    write_folder(tmp_path / "data", {"train": counts, "test": counts})
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    write_folder(tmp_path / "other", {"train": {**counts, "a": 26}, "test": counts})
+    config = online_config()
+    config.data.update(name="folder", root="data")
+    config.checkpoint.update(every_steps=1, keep_best=1, best_metric="online/knn_top1")
+    config.evaluation.update(probe_epochs=1, random_baseline=False, qp_variants=False)
+    monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+    monkeypatch.setattr("hjepa_jax.evaluate._report", lambda *_: None)
+    train(config, tmp_path / "run")
+    config.data.root = str(tmp_path / root)
+    metrics = evaluate(config, tmp_path / "run", tmp_path / "eval", "best")
+    assert any("chosen by online/knn_top1" in note for note in metrics["notes"]) == told
 
 
 def _source(labels) -> ArraySource:

@@ -220,7 +220,7 @@ def markdown(
         "",
         "Beside each accuracy is its 95 % interval (Wilson's) over test images. Differences of "
         "percentages are in points. Effective rank and participation ratio are of the covariance "
-        "of training features and say nothing of features that are nearly one point; RankMe is of "
+        "of training features and say nothing about features nearly at one point; RankMe is of "
         "the features as they are, and 'in mean' the share of their energy that all images have "
         "in common; alignment (lower: augmented views agree) and "
         "uniformity (lower: features spread more evenly) are on the unit sphere.",

@@ -108,8 +108,8 @@ def notes_of(
         notes += [f"{name}: {sentence}" for sentence in told]
         if one["collapse"]:
             notes.append(
-                f"{name}: effective rank and participation ratio are of centred features and say "
-                "nothing of a state that is nearly one point; read RankMe instead."
+                f"{name}: effective rank and participation ratio describe centered features and "
+                "say nothing about a state that is nearly one point; read RankMe instead."
             )
         notes += [f"{name}: {sentence}" for sentence in one["notes"]]
     return notes + validity.notes_on_sets(train_labels, test_labels, shared)

@@ -74,7 +74,7 @@ def why_no_accuracy(
     shared: int = 0,
     names: Sequence[str] = (),
 ) -> str | None:
-    """Says why an accuracy on these sets would say nothing of the features; None where it does.
+    """Says why an accuracy on these sets would say nothing about the features; None where it does.
 
     Args:
       train_labels, test_labels: int [N] and [M]; -1 = no label.
@@ -85,7 +85,7 @@ def why_no_accuracy(
     for labels, kind in ((train, "training"), (test, "test")):
         sentence = one_class(labels, kind, names)
         if sentence:
-            return f"{sentence}, so that an accuracy would say nothing of the features."
+            return f"{sentence}, so that an accuracy would say nothing about the features."
     if shared and shared == np.count_nonzero(has_label(test)):
         return (
             f"all {shared} test images are training images as well, so that an accuracy would only "
@@ -164,6 +164,6 @@ def constant_notes(answers: Mapping[str, npt.ArrayLike], names: Sequence[str] = 
             name = names[found[0]] if found[0] < len(names) else found[0]
             notes.append(
                 f"{classifier} answers one class ({name}) for every test image: its accuracy is "
-                "that class's share of the test set and says nothing of the features."
+                "that class's share of the test set and says nothing about the features."
             )
     return notes
