@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import app, flags
+from absl import logging as absl_logging
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -141,8 +142,8 @@ def check_shared_memory(config: Config) -> Iterator[Finding]:
         return
     blocks.remove_leftovers()
     needed, free = shared_memory_needed(config, open_split(config, "train")), blocks.free_bytes()
-    room = "unknown" if free is None else f"{free / 2**20:.0f} MiB"
-    fact = f"{room} free, {needed / 2**20:.0f} MiB needed by data.num_workers"
+    room = "unknown" if free is None else blocks.mib(free)
+    fact = f"{room} free, {blocks.mib(needed)} needed by data.num_workers"
     yield Finding("shared memory", fact, blocks.shortage(needed))
 
 
@@ -234,6 +235,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
+    # The dry run's checkpoint would tell its story between the findings.
+    absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()
     try:
         workdir = local_path(_WORKDIR.value, "--workdir")

@@ -16,7 +16,8 @@ import pytest
 from image_files import data_config
 from test_pipeline import PARENT, array_source, running
 
-from hjepa_jax import main
+from configs import quickstart
+from hjepa_jax import doctor, main
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.sources import ArraySource
 from hjepa_jax.data.workers import blocks, watched
@@ -231,7 +232,8 @@ def test_one_of_several_processes_waits_for_its_batch_but_not_for_ever(monkeypat
 # A run whose third batch never comes, as from a disk that does not answer.
 STUCK = """
 import sys, time
-from hjepa_jax import main
+from configs import quickstart
+from hjepa_jax import doctor, main
 from hjepa_jax.data import batches
 original = batches.BatchMaker.__call__
 def call(self, step):
@@ -383,6 +385,17 @@ def test_too_little_shared_memory_is_named_before_the_start(monkeypatch) -> None
 
 
 @needs_shared_memory
+@pytest.mark.parametrize(("free", "shown"), [(2**18, "0.2 MiB free"), (2**30, "1024 MiB free")])
+def test_the_doctor_tells_whether_shared_memory_suffices(monkeypatch, free, shown) -> None:
+    config = quickstart.get_config("smoke")
+    assert list(doctor.check_shared_memory(config)) == []
+    config.data.num_workers = 2
+    monkeypatch.setattr(blocks, "free_bytes", lambda: free)
+    (finding,) = doctor.check_shared_memory(config)
+    assert finding.fact == f"{shown}, 0.3 MiB needed by data.num_workers"
+    assert ("--shm-size" in (finding.remedy or "")) == (free == 2**18)
+
+
 def test_shared_memory_that_fills_up_is_named(monkeypatch) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

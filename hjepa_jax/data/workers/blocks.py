@@ -115,7 +115,8 @@ def in_flight(num_workers: int, per_worker: int) -> int:
     return num_workers * 2 * (per_worker + 1)
 
 
-def _mib(size: int) -> str:
+def mib(size: int) -> str:
+    """Returns a number of bytes in MiB, in words."""
     return f"{size / 2**20:.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:.0f} MiB"
 
 
@@ -134,7 +135,7 @@ def shortage(needed: int) -> str | None:
         return None
     return (
         f"{FOLDER}, the shared memory through which worker processes hand over their batches, has "
-        f"{_mib(free)} free, but the batches on their way take up to {_mib(needed)}: {REMEDY}."
+        f"{mib(free)} free, but the batches on their way take up to {mib(needed)}: {REMEDY}."
     )
 
 
@@ -182,10 +183,10 @@ class Share:
             block = _new_block(name, array.nbytes)
         except OSError as error:
             free = free_bytes()
-            room = "" if free is None else f" ({_mib(free)} are free)"
+            room = "" if free is None else f" ({mib(free)} are free)"
             raise DataError(
                 f"{FOLDER}, the shared memory through which worker processes hand over their "
-                f"batches, has no room for an array of {_mib(array.nbytes)}{room}: "
+                f"batches, has no room for an array of {mib(array.nbytes)}{room}: "
                 f"{error.strerror}. To go on, {REMEDY}."
             ) from error
         shared = SharedMemoryArray.from_shared_memory(block, array.shape, array.dtype)
