@@ -387,8 +387,8 @@ def ranking(
         return {}
     if name.startswith(KNN):
         return {name: scores[name]} if name in scores else {}
-    if name not in metrics:
-        options = sorted(metrics)
+    options = sorted(set(metrics) - {"failed_step"})
+    if name not in options:
         nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]
         raise ConfigError(
             f"config.checkpoint.best_metric is {name!r}, which is none of {', '.join(options)}: "

@@ -64,6 +64,9 @@ def test_a_ranking_by_an_unknown_metric_is_refused(trained) -> None:
     config.checkpoint.best_metric = "totl"
     with pytest.raises(ConfigError, match="did you mean 'total'"):
         ranking(config, {"total": 1.0, "pred": 2.0}, {})
+    config.checkpoint.best_metric = "failed_step"  # of the guard alone, and gone from the logs
+    with pytest.raises(ConfigError, match="none of pred, total: "):
+        ranking(config, {"total": 1.0, "pred": 2.0, "failed_step": -1.0}, {})
     config.checkpoint.best_metric = "online/knn_top1"
     assert ranking(config, {"total": 1.0}, {}) == {}
     assert ranking(config, {"total": 1.0}, {"online/knn_top1": 0.5}) == {"online/knn_top1": 0.5}
