@@ -155,7 +155,7 @@ def warn_of_cut_schedules(config: Config, num_images: int) -> None:
     # A run of a few steps is there to see that everything runs.
     if unfinished and config.train.max_steps == steps > 10:
         _log.warning(
-            "config.train.max_steps ends the run after %.3g epochs, before %s is through: the "
+            "config.train.max_steps ends the run after %.3g epochs, before the end of %s: the "
             "schedule never reaches its peak.",
             epochs,
             " and ".join(unfinished),
