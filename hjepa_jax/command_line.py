@@ -5,25 +5,25 @@ A program defines its flags, `--config` by `define_config`, and starts by `run_p
 
 from __future__ import annotations
 
+import collections
 import inspect
 import pathlib
 import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from hjepa_jax import config_check
-from hjepa_jax.config import Config, base_config, rows, sections
+from hjepa_jax.config import Config, rows, sections
 from hjepa_jax.config.fields import Row
 from hjepa_jax.config.values import TRUTH, coerce, parse, problems_of
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.files import local_path
-from hjepa_jax.schema import Fields, read_json
 
 # Flags that are defined here belong to the program that asks for them, whose --help lists them.
 flags.disclaim_key_flags()
@@ -66,7 +66,7 @@ def load_config(text: str) -> Config:
             f"--config={text}: a saved configuration has no variants: leave ':{variant}' out."
         )
     try:
-        return config_check.merge(base_config(), read_json(path, Fields(), constants=True))
+        return config_check.read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"--config={text} cannot be read: {first_line(error, 400)}") from error
 
@@ -84,8 +84,8 @@ def _run_file(path: pathlib.Path, variant: str) -> Config:
     except UserError:
         raise
     except Exception as error:  # Whatever a configuration file may raise.
-        lines = [frame for frame in traceback.extract_tb(error.__traceback__)]
-        inside = [frame.lineno for frame in lines if frame.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = inside[-1] if inside else getattr(error, "lineno", None)
         place = "" if line is None else f", line {line}"
         raise UserError(
@@ -128,14 +128,6 @@ def parse_override(path: str, text: str) -> Any:
     return value
 
 
-def set_field(config: Config, path: str, value: Any) -> None:
-    """Sets a field by its dotted name."""
-    *parents, name = path.split(".")
-    for parent in parents:
-        config = config[parent]
-    config[name] = value
-
-
 def _is_value(argument: str, kind: type) -> bool:
     """Returns whether the argument after `--config.field` is its value."""
     if kind is bool:
@@ -155,42 +147,37 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     Raises:
       UserError: an override of a field that does not exist or cannot have the value.
     """
-    kept, overrides, rest = [], [], iter(argv)
-    for argument in rest:
+    kept, overrides, rest = [], [], collections.deque(argv)
+    while rest:
+        argument = rest.popleft()
         match = _OVERRIDE.fullmatch(argument)
-        if argument == "--" or match is None:
-            kept += [argument, *(rest if argument == "--" else ())]
+        if argument == "--":
+            kept += [argument, *rest]
+            break
+        if match is None:
+            kept.append(argument)
             continue
         negated, path, text = match.groups()
         row = field_of(path)
         if negated or (text is None and row.kind is bool and row.length is None):
             text = "false" if negated else "true"
-            following = None if negated else next(rest, None)
-            if following is not None:
-                if _is_value(following, bool):
-                    text = following
-                else:
-                    rest = _put_back(following, rest)
+            if not negated and rest and _is_value(rest[0], bool):
+                text = rest.popleft()
         elif text is None:
-            text = next(rest, None)
-            if text is None or not _is_value(text, row.kind):
+            if not rest or not _is_value(rest[0], row.kind):
                 raise UserError(f"--config.{path} has no value: write --config.{path}=VALUE.")
+            text = rest.popleft()
         if negated and row.kind is not bool:
             raise UserError(f"--noconfig.{path}: config.{path} is not True or False.")
         overrides.append((path, parse_override(path, text)))
     return kept, overrides
 
 
-def _put_back(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
 def _apply(config: Config, overrides: list[tuple[str, Any]], source: str) -> None:
     """Sets the overrides in their order, so that the last one of a field holds."""
     for path, value in overrides:
         try:
-            set_field(config, path, value)
+            config_check.set_field(config, path, value)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"config.{path} cannot be set in --config={source}: {first_line(error)}"

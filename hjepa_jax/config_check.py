@@ -18,7 +18,7 @@ from hjepa_jax.config.rules import RULES, TRAINING_RULES
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.files import write_atomically
-from hjepa_jax.schema import Fields, parse_json
+from hjepa_jax.schema import Fields, parse_json, read_json
 
 
 def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -29,6 +29,14 @@ def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def set_field(config: Config, path: str, value: Any) -> None:
+    """Sets a field by its dotted name."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    config[name] = value
 
 
 def differences(there: Config, here: Config, counts: Callable[[str], bool]) -> list[str]:
@@ -141,14 +149,29 @@ def save(config: Config, workdir: pathlib.Path) -> None:
     write_atomically(workdir / "config.json", to_json(config) + "\n")
 
 
-def from_json(text: str) -> Config:
+def read(path: pathlib.Path) -> Config:
+    """Reads a `config.json`, with its types restored from the base.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is no JSON, or has a field or value that cannot be.
+    """
+    return merge(base_config(), read_json(path, Fields(), constants=True))
+
+
+def from_json(text: str, source: Any = "the configuration", field: str = "") -> Config:
     """Reads a configuration that `to_json` wrote, with its types restored from the base.
+
+    Args:
+      text: the JSON.
+      source: name of the file that it stands in, for messages.
+      field: where it stands there; '' = it is all of it.
 
     Raises:
       ConfigError: if it is no JSON, or has a field or value that cannot be.
     """
     try:
-        values = parse_json(text, Fields(), "the configuration", constants=True)
+        values = parse_json(text, Fields(), source, field=field, constants=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return merge(base_config(), values)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import operator
 import pathlib
 from typing import Any, NamedTuple
 
@@ -78,8 +76,7 @@ def of_run(config: Config, saved: Config) -> Config:
     merged = saved.copy_and_resolve_references()
     for name, value in config_check.flatten(config):
         if _chosen_here(name):
-            *parents, leaf = name.split(".")
-            functools.reduce(operator.getitem, parents, merged)[leaf] = value
+            config_check.set_field(merged, name, value)
     if any(config.data[name] != saved.data[name] for name in ("name", "train_split")):
         merged.evaluation.online_holdout = None  # of images that are not those of the training
     ignored = config_check.differences(saved, config, lambda name: not _chosen_here(name))

@@ -14,11 +14,10 @@ import jax
 from hjepa_jax import config_check, distributed
 from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.checkpoint_arrays import not_finite
-from hjepa_jax.config import Config, base_config, may_change_on_resume
+from hjepa_jax.config import Config, may_change_on_resume
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.files import local_path
 from hjepa_jax.run import Run, prepare
-from hjepa_jax.schema import Fields, parse_json, read_json
 from hjepa_jax.train_state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -37,8 +36,7 @@ def saved_config(workdir: pathlib.Path) -> Config:
     """
     path = workdir / "config.json"
     try:
-        values = read_json(path, Fields(), constants=True)
-        return config_check.merge(base_config(), values)
+        return config_check.read(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: is {workdir} a run's workdir?") from None
     except (OSError, ValueError, TypeError) as error:
@@ -72,8 +70,7 @@ def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Config:
             "choose another --workdir."
         )
     try:
-        values = parse_json(meta["config"], Fields(), folder, field="config", constants=True)
-        return config_check.merge(base_config(), values)
+        return config_check.from_json(meta["config"], folder, field="config")
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"the configuration in the checkpoint of {folder} cannot be read: {first_line(error)}"

@@ -131,6 +131,28 @@ def test_arguments_behind_a_double_dash_are_no_overrides() -> None:
     assert split_overrides(arguments) == (arguments, [])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kept", "overrides"),
+    [
+        (
+            ["--config.model.split_qp", "--workdir=w", "--mode=eval"],
+            ["--workdir=w", "--mode=eval"],
+            1,
+        ),
+        (["--config.model.split_qp", "--config.train.lr=0.1", "rest"], ["rest"], 2),
+        (["--noconfig.model.split_qp", "--workdir=w"], ["--workdir=w"], 1),
+        (["--config.model.split_qp", "no", "--workdir=w"], ["--workdir=w"], 1),
+        (["--config.train.lr", "0.1", "--workdir=w"], ["--workdir=w"], 1),
+        (["--config.model.split_qp"], [], 1),
+    ],
+)
+def test_nothing_behind_an_override_is_lost(arguments, kept, overrides) -> None:
+    """What followed a truth value without a value was."""
+    found, set_fields = split_overrides(arguments)
+    assert found == kept
+    assert len(set_fields) == overrides
+
+
 def test_an_override_needs_a_configuration() -> None:
     with pytest.raises(UserError, match=r"config\.seed is set, but there is no --config"):
         parse("--config.seed=1")

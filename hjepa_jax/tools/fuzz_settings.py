@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from hjepa_jax import config_check
-from hjepa_jax.command_line import set_field
 from hjepa_jax.config import Config, base_config, rows
 from hjepa_jax.config.fields import Row
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
@@ -124,7 +123,7 @@ def draw(rng: random.Random) -> tuple[str, Config, dict[str, Any]]:
     for name in rng.sample(names, rng.randint(1, 4)):
         changes[name] = _odd_value(rng, rows()[name])
         try:
-            set_field(config, name, changes[name])
+            config_check.set_field(config, name, changes[name])
         except TypeError:  # ml_collections refuses some types itself.
             _refused_as_json(name, changes[name])
             del changes[name]
@@ -162,7 +161,7 @@ def run(config: Config, changes: dict[str, Any], folder: pathlib.Path) -> None:
     """
     config_check.validate(config)
     for name, value in _CUT.items():
-        set_field(config, name, value)
+        config_check.set_field(config, name, value)
     if config.evaluation.few_shot:
         config.evaluation.few_shot_trials = 2
     try:
