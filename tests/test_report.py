@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import cbook
 from PIL import Image
+from reports import write_report
 from rich.console import Console
 from test_protocol import full_evaluation
 
@@ -61,7 +62,7 @@ def test_table_names_the_k_that_was_used() -> None:
 
 def test_folder_holds_json_markdown_and_pictures(tmp_path: pathlib.Path) -> None:
     found = full_evaluation()
-    folder = report.write_report(tmp_path / "run", found.metrics, found.pictures)
+    folder = write_report(tmp_path / "run", found.metrics, found.pictures)
     assert folder == tmp_path / "run"
     assert json.loads((folder / "metrics.json").read_text()) == found.metrics
     text = (folder / "report.md").read_text()
@@ -81,16 +82,16 @@ def test_folder_holds_json_markdown_and_pictures(tmp_path: pathlib.Path) -> None
 def test_same_evaluation_is_replaced_another_is_kept(tmp_path: pathlib.Path) -> None:
     metrics = full_evaluation().metrics
     out = tmp_path / "run"
-    first = report.write_report(out, metrics)
-    assert report.write_report(out, copy.deepcopy(metrics)) == first
+    first = write_report(out, metrics)
+    assert write_report(out, copy.deepcopy(metrics)) == first
     later = {**metrics, "info": {"step": 8}}
-    second = report.write_report(out, later)
+    second = write_report(out, later)
     assert re.fullmatch(r"run-step8-[0-9a-f]{8}", second.name)
-    assert report.write_report(out, later) == second
+    assert write_report(out, later) == second
     assert json.loads((out / "metrics.json").read_text())["info"] == {"step": 7}
     other = copy.deepcopy(metrics)
     other["encoders"]["trained"]["variant"] = "p"
-    third = report.write_report(out, other)
+    third = write_report(out, other)
     assert re.fullmatch(r"run-step7-[0-9a-f]{8}", third.name)
     assert len({first, second, third}) == 3
     assert find_reports(tmp_path, "run") == [out]  # the others do not say that they are of 'run'
@@ -113,7 +114,7 @@ def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:
 def test_a_report_that_is_none_of_ours_is_left_alone(content, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text(content)
-    folder = report.write_report(tmp_path / "run", full_evaluation().metrics)
+    folder = write_report(tmp_path / "run", full_evaluation().metrics)
     assert folder.name.startswith("run-step7-")
     assert (tmp_path / "run" / "metrics.json").read_text() == content
 
@@ -121,7 +122,7 @@ def test_a_report_that_is_none_of_ours_is_left_alone(content, tmp_path) -> None:
 def test_a_write_that_was_cut_off_does_not_take_the_place(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".metrics.json.abc").write_text("{")
-    assert report.write_report(tmp_path / "run", full_evaluation().metrics) == tmp_path / "run"
+    assert write_report(tmp_path / "run", full_evaluation().metrics) == tmp_path / "run"
 
 
 def test_a_long_name_of_a_run_leaves_room_for_what_follows(tmp_path) -> None:
@@ -129,7 +130,7 @@ def test_a_long_name_of_a_run_leaves_room_for_what_follows(tmp_path) -> None:
     workdir.mkdir()
     for step in (7, 8):
         metrics = {**full_evaluation().metrics, "info": {"step": step, "data": "x" * 200}}
-        assert report.write_report(tmp_path / report_name(workdir), metrics).is_dir()
+        assert write_report(tmp_path / report_name(workdir), metrics).is_dir()
     assert report_name(pathlib.Path(".")) == pathlib.Path.cwd().name
 
 
@@ -200,7 +201,7 @@ def _with_names(names: tuple[str, ...]) -> gallery.PictureInputs:
 
 def test_odd_class_names_are_drawn_as_they_are(tmp_path) -> None:
     metrics = full_evaluation().metrics
-    folder = report.write_report(tmp_path / "run", metrics, _with_names(ODD_NAMES))
+    folder = write_report(tmp_path / "run", metrics, _with_names(ODD_NAMES))
     assert "could not be drawn" not in (folder / "report.md").read_text()
     assert len(list(folder.glob("*.png"))) == 5
     figure = pictures.feature_map(_with_names(ODD_NAMES))

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from reports import write_report
 from rich.console import Console
 from test_protocol import _pairs, digits, settings, sources, trained
 
@@ -87,7 +88,7 @@ def test_one_class_has_no_accuracy_and_says_why() -> None:
 
 def test_an_evaluation_without_accuracy_is_still_written_and_drawn(tmp_path) -> None:
     found = evaluated((ROWS, np.full(80, 3)), (OTHERS, np.full(60, 3)), robustness=("grey",))
-    folder = report.write_report(tmp_path / "run", found.metrics, found.pictures)
+    folder = write_report(tmp_path / "run", found.metrics, found.pictures)
     assert (folder / "neighbours.png").is_file()
     assert "robustness" not in found.metrics["encoders"]["trained"]
     assert found.metrics["encoders"]["trained"]["diagnostics"]["alignment_uniformity"]
@@ -104,7 +105,7 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
     evaluation = protocol.evaluate({"trained": trained}, found, config, split_qp=True)
     assert evaluation.metrics["num_test_images"] == 0
     assert "no training image has a label" in evaluation.metrics["notes"][0]
-    folder = report.write_report(tmp_path / "run", evaluation.metrics, evaluation.pictures)
+    folder = write_report(tmp_path / "run", evaluation.metrics, evaluation.pictures)
     drawn = {path.name for path in folder.iterdir()}
     assert {"knn.png", "map.png", "neighbours.png", "report.md"} <= drawn
     text = (folder / "report.md").read_text()

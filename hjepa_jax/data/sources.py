@@ -156,11 +156,10 @@ class ArraySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class SubsetSource:
-    """A selection of the images of another source."""
+class _DerivedSource:
+    """Images of another source, which has their classes."""
 
     parent: ImageSource
-    indices: npt.NDArray[np.int64]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -169,6 +168,13 @@ class SubsetSource:
     @property
     def num_classes(self) -> int:
         return self.parent.num_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetSource(_DerivedSource):
+    """A selection of the images of another source."""
+
+    indices: npt.NDArray[np.int64]
 
     @property
     def description(self) -> str:
@@ -188,19 +194,10 @@ class SubsetSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class RangedSource:
+class RangedSource(_DerivedSource):
     """Another source, whose images of more than 8 bits a channel are all scaled alike."""
 
-    parent: ImageSource
     ranges: Ranges
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.parent.class_names
-
-    @property
-    def num_classes(self) -> int:
-        return self.parent.num_classes
 
     @property
     def description(self) -> str:

@@ -317,17 +317,3 @@ def write_pictures(
     except OSError as error:  # the one without pictures is there
         failed["report.md"] = f"{type(error).__name__}: {first_line(error)}"
     return failed
-
-
-def write_report(
-    out_dir: str | os.PathLike[str], metrics: Metrics, inputs: PictureInputs | None = None
-) -> pathlib.Path:
-    """Writes metrics.json and report.md, then the pictures; none without `inputs`.
-
-    Returns:
-      The folder written to: see `report_folder`.
-    """
-    folder = write_numbers(out_dir, metrics)
-    if inputs is not None:
-        write_pictures(folder, metrics, painters(metrics, lambda: inputs))
-    return folder
