@@ -24,10 +24,14 @@ import jax
 import jax.numpy as jnp
 from turns import ONE_RUN, Spent, add_ceiling_arguments, ceiling_runners, pop_ceiling, take_turns
 
-from hjepa_jax.models.convolution import conv2d_grouped_gradient, conv2d_plain, unfold
-from hjepa_jax.native.batch_norm import batch_norm_native
-from hjepa_jax.native.build import kernels
-from hjepa_jax.native.convolution import conv2d_native
+from hjepa_jax.kernels.batch_norm import batch_norm_native
+from hjepa_jax.kernels.build import kernels
+from hjepa_jax.kernels.convolution import (
+    conv2d_grouped_gradient,
+    conv2d_native,
+    conv2d_plain,
+    unfold,
+)
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 # Winograd's F(2, 3): output transform, kernel transform and data transform (Lavin and Gray, 2016).

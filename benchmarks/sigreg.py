@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
-from hjepa_jax.models.trigonometric_means import fastest_means
-from hjepa_jax.native.build import kernels
+from hjepa_jax.kernels.build import kernels
+from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 
 T_MAX = 3.0
@@ -76,7 +76,7 @@ def compile_both(n: int, d: int, k: int, t: int) -> tuple[dict[str, Any], tuple[
     settings = SIGRegSettings(num_slices=k, t_max=T_MAX, n_points=t)
     forms = {
         "direct": lambda z, slices: direct(z, slices, t),
-        "hjepa_jax": lambda z, slices: sigreg(z, slices, settings, means=fastest_means),
+        "hjepa_jax": lambda z, slices: sigreg(z, slices, settings, means=characteristic_means),
     }
     if jax.default_backend() == "cpu" and kernels():
         forms["XLA's operations"] = lambda z, slices: sigreg(z, slices, settings)

@@ -30,9 +30,10 @@ from startup import read_config
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax import compilation_cache, sharding
-from hjepa_jax.models import layers, placement
-from hjepa_jax.models.convolution import conv2d_plain
-from hjepa_jax.native.build import Kernels, kernels
+from hjepa_jax.kernels import build
+from hjepa_jax.kernels.build import Kernels, kernels
+from hjepa_jax.kernels.convolution import conv2d_plain
+from hjepa_jax.models import layers
 from hjepa_jax.run import Run, prepare
 from hjepa_jax.train_step import draw_randomness
 
@@ -40,12 +41,12 @@ from hjepa_jax.train_step import draw_randomness
 @contextlib.contextmanager
 def xla_operations() -> Iterator[None]:
     """Traces convolutions and batch normalisation as XLA computes them by itself."""
-    chosen = layers.conv2d, placement.kernels
-    layers.conv2d, placement.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
+    chosen = layers.conv2d, build.kernels
+    layers.conv2d, build.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
     try:
         yield
     finally:
-        layers.conv2d, placement.kernels = chosen
+        layers.conv2d, build.kernels = chosen
 
 
 def random_views(config: Any) -> np.ndarray:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.models.ordering import after
-from hjepa_jax.models.placement import on_cpu
+from hjepa_jax.runtime.devices import on_cpu
+from hjepa_jax.runtime.ordering import with_dependency
 from hjepa_jax.sharding import VIEW_MAJOR
 
 # (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)
@@ -77,7 +77,7 @@ def in_turn(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) ->
     for turn in range(jax.tree.leaves(xs)[0].shape[0]):
         x = jax.tree.map(lambda array, i=turn: array[i], xs)
         if results:
-            x = after(x, (carry, results[-1]))
+            x = with_dependency(x, (carry, results[-1]))
         carry, result = body(carry, x)
         results.append(result)
     return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *results)
@@ -111,7 +111,7 @@ def cached_gradient(
         return jax.tree.map(jnp.add, carry, pull_back(cotangent)[0]), None
 
     # Else the compiler would take this second encoding for the first and keep all activations.
-    again = after(micro_batches, to_z)
+    again = with_dependency(micro_batches, to_z)
     gradient, _ = in_turn(backward, gradient, (again, cut_states(to_z, parts.shape[0])))
     mean_stats = jax.tree.map(lambda each: jnp.mean(each, axis=0), stats)
     return CachedGradient(total, gradient, mean_stats, extras, z)

@@ -91,10 +91,10 @@ def check_devices() -> Iterator[Finding]:
 
 def check_kernels() -> Iterator[Finding]:
     """What computes convolutions where there is one CPU device alone."""
-    from hjepa_jax.models.placement import lone_cpu
-    from hjepa_jax.native.build import kernels
+    from hjepa_jax.kernels.build import kernels
+    from hjepa_jax.runtime.devices import is_single_cpu
 
-    if lone_cpu():
+    if is_single_cpu():
         found = kernels()
         fact = found.description if found else f"XLA's, slower: {found.description}"
         yield Finding("cpu kernels", fact)

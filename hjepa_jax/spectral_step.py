@@ -15,7 +15,7 @@ import optax
 
 from hjepa_jax.build import settings_from, spectral_settings
 from hjepa_jax.config import Config
-from hjepa_jax.models.trigonometric_means import fastest_means
+from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 from hjepa_jax.objectives.spectral import apply_spectral
 from hjepa_jax.objectives.spectral_learnable import (
@@ -122,7 +122,7 @@ def update_spectral(
             randomness["spectral_slices"],
             settings_from(SIGRegSettings, config.sigreg),
             subsample_index=randomness.get("subsample"),
-            means=fastest_means,
+            means=characteristic_means,
         )
         spectrum = learnable_spectrum(params, learnable, alpha, beta)
         return update_loss(

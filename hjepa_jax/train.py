@@ -24,10 +24,10 @@ from hjepa_jax.data.workers.start import check_can_start
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.online import TrainingMonitor, check_online_labels
 from hjepa_jax.files import check_writable_folder, local_path
-from hjepa_jax.models.placement import on_cpu
 from hjepa_jax.nonfinite import NonFiniteGuard
 from hjepa_jax.online_probe import logged_figures
 from hjepa_jax.run import Run, open_split, prepare
+from hjepa_jax.runtime.devices import on_cpu
 from hjepa_jax.saved_run import check_finite, check_replaceable, config_in, initial_state
 from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.train_state import TrainState

@@ -15,7 +15,7 @@ from hjepa_jax.accumulation import cached_gradient, cut
 from hjepa_jax.build import Modules, settings_from
 from hjepa_jax.config import Config
 from hjepa_jax.data.device_augment import augment_batch
-from hjepa_jax.models.trigonometric_means import fastest_means
+from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.objectives.floors import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
 from hjepa_jax.objectives.lejepa import effective_weights, sigreg_objective
@@ -190,7 +190,7 @@ def _sigreg_objective(
         subsample_index=randomness.get("subsample"),
         weight=method.sigreg_weight(step),
         loss_form=config.sigreg.loss_form,
-        means=fastest_means,
+        means=characteristic_means,
     )
     terms = spectral_terms(config, params, alpha, beta)
     if terms:

@@ -12,8 +12,8 @@ from configs import cifar100
 from hjepa_jax import accumulation
 from hjepa_jax.accumulation import cached_gradient, cut, cut_states, join_states
 from hjepa_jax.device_check import float64_method
-from hjepa_jax.models import ordering
 from hjepa_jax.run import UNOPTIMISED
+from hjepa_jax.runtime import ordering
 from hjepa_jax.train_step import draw_randomness, loss_and_gradient, objective
 
 MICRO_BATCHES = 4

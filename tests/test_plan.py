@@ -15,7 +15,7 @@ from configs import cifar100
 from hjepa_jax import plan
 from hjepa_jax.build import build_encoder
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.models import convolution
+from hjepa_jax.kernels import convolution
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hjepa_jax.models.ordering import after
 from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.run import UNOPTIMISED
+from hjepa_jax.runtime.ordering import with_dependency
 
 
 def compiled_gradient(model: ResNet, variables: Any, x: jax.Array) -> Any:
@@ -76,6 +76,6 @@ def test_unknown_remat_is_refused() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.5, np.inf, np.nan, 3e38])
 def test_waiting_changes_no_bit(value) -> None:
     values = {"image": jnp.arange(4, dtype=jnp.uint8), "x": jnp.asarray([-0.0, np.nan, 1e-40])}
-    got = jax.jit(after)(values, {"a": jnp.full((2, 3), value), "b": jnp.asarray(1)})
+    got = jax.jit(with_dependency)(values, {"a": jnp.full((2, 3), value), "b": jnp.asarray(1)})
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(values), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hjepa_jax.models.convolution import conv2d
+from hjepa_jax.kernels.convolution import conv2d
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
 from hjepa_jax.models.matching import count_parameters
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3

@@ -21,13 +21,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation.intervals import wilson
-from hjepa_jax.models.placement import native_serves
-from hjepa_jax.native.top_k import merge_top_k_native
+from hjepa_jax.kernels.top_k import merge_top_k
 
 _LOG = logging.getLogger(__name__)
 _NORM_EPS = 1e-12
-# Below this many values it is not worth compiling the kernels for.
-_MIN_NATIVE = 2**18
 # Votes of so many test rows times classes are counted at a time: bounds the memory.
 _VOTES_AT_ONCE = 2**24
 
@@ -46,24 +43,6 @@ def _normalise(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_EPS)
 
 
-def _merge(
-    best: tuple[jax.Array, jax.Array], similarity: jax.Array, indices: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Merges similarities [T, B] to the training rows `indices` [B] into the k best [T, k].
-
-    Of equals the earlier is preferred: what was found before, then the lower training index.
-    """
-    if native_serves(similarity.size, _MIN_NATIVE, similarity):
-        return merge_top_k_native(best, similarity, indices)
-    k = best[0].shape[1]
-    similarity = jnp.where(indices >= 0, similarity, -jnp.inf)
-    # The block is cut to its own best first, so that only 2k candidates are copied and merged.
-    new, position = lax.top_k(similarity, min(k, len(indices)))
-    values, chosen = lax.top_k(jnp.concatenate([best[0], new], axis=1), k)
-    candidates = jnp.concatenate([best[1], indices[position]], axis=1)
-    return values, jnp.take_along_axis(candidates, chosen, axis=1)
-
-
 @functools.partial(jax.jit, static_argnames=("k",))
 def _best_neighbours(
     test: jax.Array, blocks: jax.Array, block_indices: jax.Array, k: int
@@ -77,7 +56,7 @@ def _best_neighbours(
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         rows, indices = block
         similarity = jnp.matmul(test, rows.T, precision=lax.Precision.HIGHEST)
-        return _merge(best, similarity, indices), None
+        return merge_top_k(best, similarity, indices), None
 
     start = (none, jnp.full((len(test), k), -1, jnp.int32))
     return lax.scan(step, start, (blocks, block_indices))[0]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling
 
-from hjepa_jax.models.convolution import conv2d
-from hjepa_jax.models.normalisation import finish, normalise_batch
+from hjepa_jax.kernels.batch_norm import finish, normalize_batch
+from hjepa_jax.kernels.convolution import conv2d
 
 # He et al. (arXiv 1502.01852), fan-out form: torchvision's convolutions.
 kaiming_normal = variance_scaling(2.0, "fan_out", "normal")
@@ -112,7 +112,7 @@ class BatchNorm(nn.Module):
             raise ValueError("BatchNorm cannot train on one value per channel: add images.")
         if x.shape[0] % self.groups:
             raise ValueError(f"{x.shape[0]} rows do not divide into {self.groups} groups.")
-        out, means, variances = normalise_batch(
+        out, means, variances = normalize_batch(
             wide, scale, bias, added, relu=relu, epsilon=self.epsilon, groups=self.groups
         )
         if not self.is_initializing():

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from hjepa_jax.models.ordering import after
+from hjepa_jax.runtime.ordering import with_dependency
 
 
 def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
@@ -32,7 +32,7 @@ def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
         variables, x = kept
         fixed = {name: tree for name, tree in variables.items() if name != "params"}
         # One entry per image is enough to wait for, and stays on the image's device.
-        x = after(x, cotangent.reshape(cotangent.shape[0], -1)[:, :1])
+        x = with_dependency(x, cotangent.reshape(cotangent.shape[0], -1)[:, :1])
 
         def again(params: Any, x: jax.Array) -> Any:
             return alone.apply({**fixed, "params": params}, x, train=True, mutable=list(fixed))[0]

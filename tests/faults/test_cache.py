@@ -9,7 +9,7 @@ import pytest
 from configs import quickstart
 from hjepa_jax import compilation_cache, doctor
 from hjepa_jax.errors import DataError
-from hjepa_jax.native import build
+from hjepa_jax.kernels import build
 from hjepa_jax.run import open_split
 
 

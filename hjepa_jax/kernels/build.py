@@ -22,8 +22,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from hjepa_jax.compilation_cache import cache_folder, processor_tag
+from hjepa_jax.runtime.devices import is_single_cpu
 
 _SWITCH = "HJEPA_JAX_NATIVE"
 _COMPILERS = ("c++", "g++", "clang++")
@@ -96,6 +98,16 @@ def kernels() -> Kernels:
     return Kernels(suffix, f"compiled by {compiler}")
 
 
+def use_native(work: float, least: float, *arrays: jax.Array) -> bool:
+    """Returns whether the native kernels compute what is traced now.
+
+    They do for float32 arrays, `work` of at least `least` (compiling and calling them must pay)
+    and a single CPU device, where they can be had; they are compiled only if all else holds.
+    """
+    single = all(array.dtype == jnp.float32 for array in arrays)
+    return single and work >= least and is_single_cpu() and bool(kernels())
+
+
 def call(name: str, results: Any) -> Callable[..., Any]:
     """Returns the call of handler `hjepa_<name>` with the given results (`jax.ffi.ffi_call`).
 
@@ -119,7 +131,7 @@ def _library() -> tuple[pathlib.Path, str, str]:
     if compiler is None:
         raise _Unavailable(f"no C++ compiler ({', '.join(candidates)}) is on the PATH")
     version = _run([compiler, "--version"]).partition("\n")[0]
-    source = pathlib.Path(__file__).parent
+    source = pathlib.Path(__file__).parent / "csrc"
     files = sorted((*source.glob("*.h"), *source.glob("*.cc")))
     parts = [version, processor_tag(), *_FLAGS, *(path.read_text() for path in files)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 
 from hjepa_jax.evaluation import knn
-from hjepa_jax.models import convolution, normalisation, trigonometric_means
-from hjepa_jax.models.convolution import conv2d, conv2d_plain
-from hjepa_jax.models.normalisation import normalise_batch
+from hjepa_jax.kernels import batch_norm, build, characteristic_function, convolution, top_k
+from hjepa_jax.kernels.batch_norm import batch_norm_native, normalize_batch
+from hjepa_jax.kernels.characteristic_function import characteristic_means, means_native
+from hjepa_jax.kernels.convolution import conv2d, conv2d_native, conv2d_plain
+from hjepa_jax.kernels.top_k import merge_top_k_native
 from hjepa_jax.models.resnet import ResNet
-from hjepa_jax.models.trigonometric_means import fastest_means
-from hjepa_jax.native import build
-from hjepa_jax.native.batch_norm import batch_norm_native
-from hjepa_jax.native.characteristic_function import means_native
-from hjepa_jax.native.convolution import conv2d_native
-from hjepa_jax.native.top_k import merge_top_k_native
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
 
 EPSILON = 1e-5
@@ -141,7 +137,7 @@ def test_moments_are_outside_the_gradient() -> None:
         return sum(jnp.sum(m) for m in batch_norm_native(x, ones, ones, None, False, EPSILON)[1:])
 
     def plain(x):
-        return sum(jnp.sum(m) for m in normalise_batch(x, ones, ones)[1:])
+        return sum(jnp.sum(m) for m in normalize_batch(x, ones, ones)[1:])
 
     assert not jnp.any(jax.grad(moments)(x))
     assert not jnp.any(jax.grad(plain)(x))
@@ -157,7 +153,7 @@ def merge_in_blocks(rows, k, width, native):
         jnp.full((len(rows), k), -jnp.inf, jnp.float32),
         jnp.full((len(rows), k), -1, jnp.int32),
     )
-    merge = merge_top_k_native if native else knn._merge
+    merge = merge_top_k_native if native else top_k.merge_top_k
     for start in range(0, padded.shape[1], width):
         part = slice(start, start + width)
         best = merge(best, jnp.asarray(padded[:, part]), jnp.asarray(columns[part]))
@@ -213,8 +209,8 @@ def test_neighbours_are_those_of_lax(monkeypatch) -> None:
     train, test = draw(1, 700, 16), draw(2, 90, 16)
     train[300] = train[20]
     found = []
-    for least in (knn._MIN_NATIVE, 1):
-        monkeypatch.setattr(knn, "_MIN_NATIVE", least)
+    for least in (top_k._MIN_VALUES, 1):
+        monkeypatch.setattr(top_k, "_MIN_VALUES", least)
         knn._best_neighbours.clear_cache()
         blocks = knn._prepare_train(train, block=128)
         traced = str(jax.make_jaxpr(functools.partial(knn._best_neighbours, k=3))(test, *blocks))
@@ -272,8 +268,8 @@ def test_sigreg_and_its_gradient_are_the_plain_ones(statistics, monkeypatch) -> 
         lowered = jax.jit(function).lower(z)
         return "hjepa_characteristic" in lowered.as_text(), lowered.compile()(z)
 
-    monkeypatch.setattr(trigonometric_means, "_MIN_VALUES", 1)
-    (plain_is_native, plain), (is_native, fast) = both(), both(means=fastest_means)
+    monkeypatch.setattr(characteristic_function, "_MIN_VALUES", 1)
+    (plain_is_native, plain), (is_native, fast) = both(), both(means=characteristic_means)
     assert is_native
     assert not plain_is_native
     np.testing.assert_allclose(fast[0], plain[0], rtol=1e-5)
@@ -289,10 +285,10 @@ def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
         operands = x.astype(dtype), kernel.astype(dtype)
         convolved = str(jax.make_jaxpr(lambda *a: conv2d(*a, stride, 1))(*operands))
         normalised = str(
-            jax.make_jaxpr(lambda *a: normalise_batch(*a))(x.astype(dtype), channel, channel)
+            jax.make_jaxpr(lambda *a: normalize_batch(*a))(x.astype(dtype), channel, channel)
         )
         means = str(
-            jax.make_jaxpr(lambda y: fastest_means(y, 0.1, 0.1, 3))(jnp.ones((4, 5), dtype))
+            jax.make_jaxpr(lambda y: characteristic_means(y, 0.1, 0.1, 3))(jnp.ones((4, 5), dtype))
         )
         return (
             "hjepa_convolution" in convolved,
@@ -302,8 +298,8 @@ def test_chosen_for_large_float32_work_on_a_lone_device(monkeypatch) -> None:
 
     assert chosen() == (False, False, False)
     monkeypatch.setattr(convolution, "_MIN_NATIVE", 1)
-    monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
-    monkeypatch.setattr(trigonometric_means, "_MIN_VALUES", 1)
+    monkeypatch.setattr(batch_norm, "_MIN_VALUES", 1)
+    monkeypatch.setattr(characteristic_function, "_MIN_VALUES", 1)
     assert chosen() == (True, True, True)
     assert chosen(jnp.bfloat16) == (False, False, False)
     assert chosen(stride=3) == (False, True, True)
@@ -330,7 +326,7 @@ def test_an_encoder_has_the_gradients_and_statistics_of_xla(remat, monkeypatch) 
     text, expected = gradient()
     assert "hjepa_" not in text
     monkeypatch.setattr(convolution, "_MIN_NATIVE", 1)
-    monkeypatch.setattr(normalisation, "_MIN_VALUES", 1)
+    monkeypatch.setattr(batch_norm, "_MIN_VALUES", 1)
     text, got = gradient()
     for name in ("convolution", "convolution_input_gradient", "batch_norm_gradient"):
         assert f"hjepa_{name}_" in text
@@ -343,9 +339,9 @@ def test_an_encoder_has_the_gradients_and_statistics_of_xla(remat, monkeypatch) 
 DIGEST = """
 import hashlib
 import jax, jax.numpy as jnp
-from hjepa_jax.native.batch_norm import batch_norm_native
-from hjepa_jax.native.characteristic_function import means_native
-from hjepa_jax.native.convolution import conv2d_native
+from hjepa_jax.kernels.batch_norm import batch_norm_native
+from hjepa_jax.kernels.characteristic_function import means_native
+from hjepa_jax.kernels.convolution import conv2d_native
 keys = jax.random.split(jax.random.key(0), 3)
 x = jax.random.normal(keys[0], (40, 16, 16, 32))
 kernel = jax.random.normal(keys[1], (3, 3, 32, 96))

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.models.placement import on_cpu
+from hjepa_jax.runtime.devices import on_cpu
 
 
-def after(values: Any, done: Any) -> Any:
+def with_dependency(values: Any, done: Any) -> Any:
     """Returns the pytree `values`, bit for bit, as results that need those of `done` first.
 
     Args:

@@ -14,9 +14,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from hjepa_jax.models.placement import lone_cpu, native_serves
-from hjepa_jax.native.convolution import conv2d_native
+from hjepa_jax.kernels.build import call, use_native
+from hjepa_jax.runtime.devices import is_single_cpu
 
 # Below these many operations the plain convolution and gradient are as quick.
 _MIN_NATIVE = 1e7
@@ -42,10 +43,10 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     ).shape
     taps = math.prod(kernel.shape[:3])
     operations = 2 * math.prod(output_shape) * taps
-    if stride in (1, 2) and native_serves(operations, _MIN_NATIVE, x, kernel):
+    if stride in (1, 2) and use_native(operations, _MIN_NATIVE, x, kernel):
         return conv2d_native(x, kernel, stride, padding)
     # On a mesh this would gather the devices' shares of the batch.
-    if operations >= _MIN_GROUPED and lone_cpu():
+    if operations >= _MIN_GROUPED and is_single_cpu():
         group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
         return conv2d_grouped_gradient(x, kernel, stride, padding, group)
     return conv2d_plain(x, kernel, stride, padding)
@@ -60,6 +61,44 @@ def conv2d_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> 
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _call(
+    name: str, shape: tuple[int, ...], operands: tuple[jax.Array, ...], stride: int, padding: int
+) -> jax.Array:
+    """Calls a handler on float32 operands; the result has the given shape."""
+    handler = call(f"convolution{name}", jax.ShapeDtypeStruct(shape, jnp.float32))
+    return handler(*operands, stride=np.int64(stride), padding=np.int64(padding))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Convolves x [N,H,W,C] with kernel [kh,kw,C,F], both float32; stride 1 or 2.
+
+    The kernels must be available (`hjepa_jax.kernels.build.kernels()`), and the arrays lie on
+    one CPU device. Reverse mode only, once.
+    """
+    rows, columns = ((x.shape[1 + i] + 2 * padding - kernel.shape[i]) // stride + 1 for i in (0, 1))
+    shape = (x.shape[0], rows, columns, kernel.shape[3])
+    return _call("", shape, (x, kernel), stride, padding)
+
+
+def _native_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return conv2d_native(x, kernel, stride, padding), (x, kernel)
+
+
+def _native_backward(
+    stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    bar_x = _call("_input_gradient", x.shape, (cotangent, kernel), stride, padding)
+    bar_kernel = _call("_kernel_gradient", kernel.shape, (x, cotangent), stride, padding)
+    return bar_x, bar_kernel
+
+
+conv2d_native.defvjp(_native_forward, _native_backward)
 
 
 def _group_size(images: int, patch_bytes: int) -> int:
@@ -99,14 +138,14 @@ def conv2d_grouped_gradient(
     return conv2d_plain(x, kernel, stride, padding)
 
 
-def _forward(
+def _grouped_forward(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, group: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     del group
     return conv2d_plain(x, kernel, stride, padding), (x, kernel)
 
 
-def _backward(
+def _grouped_backward(
     stride: int,
     padding: int,
     group: int,
@@ -135,4 +174,4 @@ def _backward(
     return to_input(cotangent)[0], bar_kernel
 
 
-conv2d_grouped_gradient.defvjp(_forward, _backward)
+conv2d_grouped_gradient.defvjp(_grouped_forward, _grouped_backward)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hjepa_jax.models import convolution, placement
-from hjepa_jax.models.convolution import conv2d, conv2d_grouped_gradient, conv2d_plain
-from hjepa_jax.native.build import Kernels
+from hjepa_jax.kernels import build, convolution
+from hjepa_jax.kernels.build import Kernels
+from hjepa_jax.kernels.convolution import conv2d, conv2d_grouped_gradient, conv2d_plain
 
 # (kernel side, stride, padding) of every convolution of the encoder.
 KINDS = [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (7, 2, 3)]
@@ -99,7 +99,7 @@ def is_grouped(x, kernel):
 @pytest.mark.skipif(jax.device_count() > 1, reason="grouping is for a lone device")
 def test_chosen_by_size_and_device(monkeypatch):
     """Without native kernels a lone CPU groups large work; not small work, or any on a mesh."""
-    monkeypatch.setattr(placement, "kernels", lambda: Kernels("", "none here"))
+    monkeypatch.setattr(build, "kernels", lambda: Kernels("", "none here"))
     x, kernel = draw(9, 8, 3, 4, 3, jnp.float32)
     assert not is_grouped(x, kernel)
     monkeypatch.setattr(convolution, "_MIN_GROUPED", 1)
@@ -131,7 +131,7 @@ ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from hjepa_jax import sharding
-from hjepa_jax.models import convolution
+from hjepa_jax.kernels import convolution
 assert jax.device_count() == 8
 convolution._MIN_GROUPED = convolution._MIN_NATIVE = 1
 x = jax.random.normal(jax.random.key(0), (40, 8, 8, 3))
