@@ -1,0 +1,128 @@
+"""CI, pre-commit hooks, packaging and tool settings agree with each other."""
+
+import configparser
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LINTERS = ["ruff check", "ruff format --check", "pyright --warnings"]
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    """Returns the parsed setup.cfg."""
+    parsed = configparser.ConfigParser()
+    parsed.read_string((ROOT / "setup.cfg").read_text())
+    return parsed
+
+
+def python_versions() -> list[str]:
+    """Returns the Python versions of the classifiers, such as '3.11'."""
+    classifiers = setup_cfg()["metadata"]["classifiers"]
+    return re.findall(r"^Programming Language :: Python :: (\d+\.\d+)$", classifiers, re.M)
+
+
+def workflow() -> dict:
+    """Returns the parsed CI workflow; YAML 1.1 reads its key `on` as True."""
+    return yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+
+
+def shell_commands(job: str) -> list[str]:
+    """Returns the `run` lines of a job of the workflow."""
+    return [step["run"] for step in workflow()["jobs"][job]["steps"] if "run" in step]
+
+
+def hooks() -> dict[str, dict]:
+    """Returns the pre-commit hooks by id."""
+    parsed = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = parsed["repos"]
+    assert repository["repo"] == "local"
+    return {hook["id"]: hook for hook in repository["hooks"]}
+
+
+def test_ci_tests_the_python_versions_of_the_classifiers() -> None:
+    matrix = workflow()["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    assert matrix == python_versions()
+    assert len(matrix) >= 3
+
+
+def test_every_tool_assumes_the_oldest_python() -> None:
+    oldest = python_versions()[0]
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert setup_cfg()["options"]["python_requires"] == f">={oldest}"
+    assert tools["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert tools["pyright"]["pythonVersion"] == oldest
+    (lint_python,) = (
+        step["with"]["python-version"]
+        for step in workflow()["jobs"]["lint"]["steps"]
+        if "setup-python" in step.get("uses", "")
+    )
+    assert lint_python == oldest
+
+
+def test_ci_jobs_run_the_repository_s_own_checks() -> None:
+    assert shell_commands("test") == [".ci/run"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    install, *linters = shell_commands("lint")
+    assert install == "pip install -e '.[dev]'"
+    assert linters == LINTERS
+    script = (ROOT / ".ci/run").read_text().splitlines()
+    assert [line for line in script if line.split(" ")[0] in ("ruff", "pyright")] == LINTERS
+
+
+def test_ci_is_bounded_and_read_only() -> None:
+    parsed = workflow()
+    assert parsed["permissions"] == {"contents": "read"}
+    assert parsed["concurrency"]["cancel-in-progress"] is True
+    for name, job in parsed["jobs"].items():
+        assert 0 < job["timeout-minutes"] <= 60, name
+        for step in job["steps"]:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "a/b@v1")), step
+            if "setup-python" in step.get("uses", ""):
+                assert step["with"]["cache"] == "pip"
+                assert (ROOT / step["with"]["cache-dependency-path"]).is_file()
+
+
+def test_hooks_use_the_tools_of_the_dev_extra() -> None:
+    extra = setup_cfg()["options.extras_require"]["dev"]
+    tools = re.findall(r"^([\w-]+)", extra, re.M)
+    assert "pre-commit" in tools
+    entries = [hook["entry"] for hook in hooks().values()]
+    assert [entry.split(" --")[0] for entry in entries] == ["ruff check", "ruff format", "pyright"]
+    for hook in hooks().values():
+        assert hook["language"] == "system"
+        assert hook["entry"].split()[0] in tools
+
+
+@pytest.mark.skipif(not shutil.which("ruff"), reason="ruff is of the dev extra")
+def test_ruff_hooks_mend_a_file(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "sample.py"
+    file.write_text("import os\nimport sys\nprint( sys.argv )\n")
+    for name in ("ruff-check", "ruff-format"):
+        command = [*shlex.split(hooks()[name]["entry"]), "--isolated", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+    assert file.read_text() == "import sys\n\nprint(sys.argv)\n"
+
+
+def test_wheel_contains_every_file_of_the_package() -> None:
+    package_data = setup_cfg()["options.package_data"]
+    packaged = {
+        path
+        for package, patterns in package_data.items()
+        for pattern in patterns.split()
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    files = {
+        path
+        for path in (ROOT / "hjepa_jax").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert ROOT / "hjepa_jax/py.typed" in files
+    assert files == packaged
