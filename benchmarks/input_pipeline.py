@@ -33,9 +33,10 @@ import numpy as np
 from PIL import Image
 
 from hjepa_jax.config import base_config
-from hjepa_jax.data import batches, folder
-from hjepa_jax.data.sources import ArraySource, ImageSource, decode
-from hjepa_jax.evaluation.runs import read_curves
+from hjepa_jax.data import batches
+from hjepa_jax.data.sources import folder
+from hjepa_jax.data.sources.base import ArraySource, ImageSource, decode
+from hjepa_jax.evaluation.compare.runs import read_curves
 
 PHOTO = (500, 375)
 

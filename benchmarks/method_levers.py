@@ -25,10 +25,10 @@ from convolutions import interleaved, relative_error
 from leapfrog import RESIDUAL_SCALE
 from startup import read_config
 
-from hjepa_jax.build import build_encoder
 from hjepa_jax.dynamics.hamiltonian import init_mlp, separable
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.models.predictor import PredictorSettings
+from hjepa_jax.training.method import build_encoder
 
 
 def report(

@@ -33,10 +33,10 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
     import jax
     import numpy as np
 
-    import hjepa_jax.command_line
+    import hjepa_jax.config.flags
     import hjepa_jax.train  # noqa: F401
-    from hjepa_jax import compilation_cache, sharding
-    from hjepa_jax.run import prepare
+    from hjepa_jax.runtime import compilation_cache, sharding
+    from hjepa_jax.training.prepare import prepare
 
     marks.append(time.perf_counter())
     compilation_cache.enable()
@@ -63,7 +63,7 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
 
 def read_config(file_and_variant: str) -> Any:
     """Returns the configuration of 'file.py' or 'file.py:variant'."""
-    from hjepa_jax.command_line import load_config
+    from hjepa_jax.config.flags import load_config
 
     return load_config(str(ROOT / file_and_variant))
 

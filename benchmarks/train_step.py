@@ -29,13 +29,13 @@ import numpy as np
 from startup import read_config
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
-from hjepa_jax import compilation_cache, sharding
 from hjepa_jax.kernels import build
 from hjepa_jax.kernels.build import Kernels, kernels
 from hjepa_jax.kernels.convolution import conv2d_plain
 from hjepa_jax.models import layers
-from hjepa_jax.run import Run, prepare
-from hjepa_jax.train_step import draw_randomness
+from hjepa_jax.runtime import compilation_cache, sharding
+from hjepa_jax.training.prepare import Run, prepare
+from hjepa_jax.training.step import draw_randomness
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ Variants, as `--config=configs/cifar100.py:NAME`:
 """
 
 from hjepa_jax.config import Config, base_config
-from hjepa_jax.variants import (
+from hjepa_jax.config.variants import (
     apply_variants,
     chain,
     ham_chain,

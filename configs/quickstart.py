@@ -7,7 +7,7 @@ README.md has the figures to expect.
 """
 
 from hjepa_jax.config import Config, base_config
-from hjepa_jax.variants import apply_variants, chain, identity_predictor, mlp_predictor
+from hjepa_jax.config.variants import apply_variants, chain, identity_predictor, mlp_predictor
 
 
 def hjepa(config: Config) -> None:

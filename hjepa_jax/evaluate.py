@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax import config_check, distributed, sharding
-from hjepa_jax.config import Config, steps_per_epoch, total_steps
+from hjepa_jax.config import Config, steps_per_epoch, total_steps, validation
 from hjepa_jax.data.pipeline import augmented_pairs
+from hjepa_jax.data.sources.cifar_superclasses import label_maps
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluation.about import Watched, about, about_images, watch
-from hjepa_jax.evaluation.coarse import label_maps
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import Encode
-from hjepa_jax.evaluation.flow import Flow, FlowPicture, flow_picture
-from hjepa_jax.evaluation.gallery import PictureInputs
 from hjepa_jax.evaluation.protocol import Evaluation, Sources
 from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
 from hjepa_jax.evaluation.ready import check_evaluation_ready
-from hjepa_jax.evaluation.report import painters, print_table, write_numbers, write_pictures
-from hjepa_jax.evaluation.report_folder import report_name
-from hjepa_jax.files import json_ready, local_path
-from hjepa_jax.run import Run, make_encode, prepare
-from hjepa_jax.saved_run import (
+from hjepa_jax.evaluation.report.about import Watched, about, about_images, watch
+from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
+from hjepa_jax.evaluation.report.folder import report_name
+from hjepa_jax.evaluation.report.gallery import PictureInputs
+from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
+from hjepa_jax.runtime import distributed, sharding
+from hjepa_jax.storage.files import json_ready, local_path
+from hjepa_jax.training.prepare import Run, make_encode, prepare
+from hjepa_jax.training.saved_run import (
     PARTS,
     check_choice,
     check_encoder,
@@ -38,7 +38,7 @@ from hjepa_jax.saved_run import (
     restore_parts,
     saved_config,
 )
-from hjepa_jax.train_step import Method
+from hjepa_jax.training.step import Method
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ def of_run(config: Config, saved: Config) -> Config:
     the seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
     """
     merged = saved.copy_and_resolve_references()
-    for name, value in config_check.flatten(config):
+    for name, value in validation.flatten(config):
         if _chosen_here(name):
-            config_check.set_field(merged, name, value)
+            validation.set_field(merged, name, value)
     if any(config.data[name] != saved.data[name] for name in ("name", "train_split")):
         merged.evaluation.online_holdout = None  # of images that are not those of the training
-    ignored = config_check.differences(saved, config, lambda name: not _chosen_here(name))
+    ignored = validation.differences(saved, config, lambda name: not _chosen_here(name))
     if ignored:
         _log.info("evaluated as the run was trained: %s", ", ".join(ignored))
     return merged
@@ -196,7 +196,7 @@ def check_before_training(config: Config, eval_dir: pathlib.Path, which: str = "
     Raises:
       UserError: one of its kinds, each with a sentence that says what to do.
     """
-    config_check.validate(config)
+    validation.validate(config)
     check_choice(which)
     if which == "best" and not config.checkpoint.keep_best:
         raise ConfigError(
@@ -225,7 +225,7 @@ def evaluate(
     Raises:
       UserError: one of its kinds, each with a sentence that says what to do.
     """
-    config_check.validate(config, training=False)
+    validation.validate(config, training=False)
     eval_dir, mesh = local_path(eval_dir, "--eval_dir"), sharding.data_mesh()
     check_choice(which)
     check_has_checkpoints(workdir)

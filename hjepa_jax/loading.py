@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax import sharding
 from hjepa_jax.config import Config
-from hjepa_jax.data.augment import eval_image
+from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_variant
-from hjepa_jax.files import local_path
-from hjepa_jax.run import Run, make_encode, prepare
-from hjepa_jax.saved_run import chosen_step, open_saved, restore_parts, saved_config
+from hjepa_jax.runtime import sharding
+from hjepa_jax.storage.files import local_path
+from hjepa_jax.training.prepare import Run, make_encode, prepare
+from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config
 
 
 class LoadedRun:

@@ -16,13 +16,13 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from hjepa_jax import compilation_cache, config_check, distributed, orbax_noise
-from hjepa_jax.command_line import define_config, parse_command_line
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, validation
+from hjepa_jax.config.flags import define_config, parse_command_line
 from hjepa_jax.data.workers import watched
 from hjepa_jax.errors import UserError
-from hjepa_jax.files import local_path
-from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
+from hjepa_jax.runtime import compilation_cache, distributed, orbax_noise
+from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
+from hjepa_jax.storage.files import local_path
 
 _CONFIG = define_config(None, "Configuration file, ':variant' after it; or a run's config.json.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     try:
-        config_check.validate(_CONFIG.value, training=_MODE.value != "eval")
+        validation.validate(_CONFIG.value, training=_MODE.value != "eval")
         workdir = local_path(str(_WORKDIR.value), "--workdir")
         eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
         with distributed.session(distributed.find_cluster(given, os.environ)):
@@ -86,7 +86,7 @@ def _work(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None
     same |= {"--workdir": str(workdir.absolute()), "--eval_dir": str(eval_dir.absolute())}
     distributed.check_same_config(config, same)
     if distributed.is_primary():
-        print(config_check.to_json(config))
+        print(validation.to_json(config))
     else:
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:

@@ -13,27 +13,27 @@ from typing import Any
 
 import jax
 
-from hjepa_jax import config_check, distributed, sharding
-from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.checkpoint_files import disk_full_is_a_sentence
-from hjepa_jax.config import Config, may_change_on_resume, steps_per_epoch, total_steps
+from hjepa_jax.config import Config, may_change_on_resume, steps_per_epoch, total_steps, validation
 from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
-from hjepa_jax.data.sources import ImageSource
+from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.workers.start import check_can_start
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluation.online import TrainingMonitor, check_online_labels
-from hjepa_jax.files import check_writable_folder, local_path
-from hjepa_jax.nonfinite import NonFiniteGuard
-from hjepa_jax.online_probe import logged_figures
-from hjepa_jax.run import Run, open_split, prepare
+from hjepa_jax.evaluation.monitor import TrainingMonitor, check_online_labels
+from hjepa_jax.runtime import distributed, sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.runtime.checkpoint_files import disk_full_is_a_sentence
 from hjepa_jax.runtime.devices import on_cpu
-from hjepa_jax.saved_run import check_finite, check_replaceable, config_in, initial_state
-from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
-from hjepa_jax.train_state import TrainState
-from hjepa_jax.train_step import loss_weights
-from hjepa_jax.workdir_lock import WorkdirLock
-from hjepa_jax.writers import LogClock, ProgressDisplay, create_writer
+from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
+from hjepa_jax.runtime.workdir_lock import WorkdirLock
+from hjepa_jax.runtime.writers import LogClock, ProgressDisplay, create_writer
+from hjepa_jax.storage.files import check_writable_folder, local_path
+from hjepa_jax.training.nonfinite import NonFiniteGuard
+from hjepa_jax.training.online_probe import logged_figures
+from hjepa_jax.training.prepare import Run, open_split, prepare
+from hjepa_jax.training.saved_run import check_finite, check_replaceable, config_in, initial_state
+from hjepa_jax.training.state import TrainState
+from hjepa_jax.training.step import loss_weights
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
     Raises:
       CheckpointError: if a field that changes the state or the batches differs.
     """
-    differing = config_check.differences(
+    differing = validation.differences(
         config_in(saved, folder),
         config,
         lambda name: not may_change_on_resume(name, config),
@@ -203,7 +203,7 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
       UserError: one of its kinds, each with a sentence that says what to do.
       RunStopped: a signal asked the run to end; it is saved.
     """
-    config_check.validate(config)
+    validation.validate(config)
     if config.data.num_workers:
         check_can_start()
     workdir = local_path(workdir, "--workdir")
@@ -251,7 +251,7 @@ def _train(
     state, skipped = restore_or_init(run, checkpointer, config, identity)
     primary = distributed.is_primary()
     if primary:
-        config_check.save(config, workdir)
+        validation.save(config, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
     weights = ", ".join(f"{name} {value:g}" for name, value in loss_weights(config).items())
@@ -408,7 +408,7 @@ def save(
     """Starts saving the state with its data position and configuration."""
     step = int(state.step)
     meta = {
-        "config": config_check.to_json(config),
+        "config": validation.to_json(config),
         "data": {"step": step, "skipped": list(skipped), **identity},
     }
     to.save(step, state, meta, metrics)

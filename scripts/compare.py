@@ -13,8 +13,8 @@ import sys
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.compare import compare
-from hjepa_jax.files import local_path
+from hjepa_jax.evaluation.compare.page import compare
+from hjepa_jax.storage.files import local_path
 
 _OUT = flags.DEFINE_string("out", "compare.html", "HTML file to write.")
 _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.")

@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 
 from hjepa_jax import load
 from hjepa_jax.errors import UserError
-from hjepa_jax.export_encoder import export_encoder
+from hjepa_jax.interop.export_encoder import export_encoder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write, .stablehlo or .onnx.", required=True)

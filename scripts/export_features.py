@@ -10,9 +10,10 @@ import sys
 from absl import app, flags
 from absl import logging as absl_logging
 
-from hjepa_jax import compilation_cache, load
+from hjepa_jax import load
 from hjepa_jax.errors import UserError
-from hjepa_jax.export import export_features
+from hjepa_jax.interop.export_features import export_features
+from hjepa_jax.runtime import compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write, .npz or .parquet.", required=True)

@@ -12,10 +12,10 @@ import sys
 
 from absl import app, flags
 
-from hjepa_jax import config_check
+from hjepa_jax.config import validation
 from hjepa_jax.errors import UserError
-from hjepa_jax.files import check_writable_folder, local_path
-from hjepa_jax.import_torch import load_torch, save_imported, translate
+from hjepa_jax.interop.torch_import import load_torch, save_imported, translate
+from hjepa_jax.storage.files import check_writable_folder, local_path
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pth file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "New folder to write.", required=True)
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         save_imported(imported, workdir)
     except UserError as error:
         sys.exit(f"import_torch_checkpoint: {error}")
-    print(config_check.to_json(imported.config))
+    print(validation.to_json(imported.config))
     for name in imported.ignored:
         print(f"left out: {name}")
     print(f"step {imported.step} written to {workdir}")

@@ -15,9 +15,9 @@ import jax
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.physics import compare_maps, showcase, summarise
-from hjepa_jax.evaluation.physics_pictures import save_all
-from hjepa_jax.files import check_writable_folder, local_path
+from hjepa_jax.evaluation.physics.figures import save_all
+from hjepa_jax.evaluation.physics.measure import compare_maps, showcase, summarise
+from hjepa_jax.storage.files import check_writable_folder, local_path
 
 _OUT = flags.DEFINE_string("out", "physics", "Folder for the pictures and figures.json.")
 _RUNS = flags.DEFINE_list("runs", [], "Workdirs: an HJEPA run, then those to compare it with.")
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         out = local_path(_OUT.value, "--out")
         check_writable_folder(out, "--out")
         if _RUNS.value:
-            from hjepa_jax.physics_runs import maps_of_runs
+            from hjepa_jax.tools.physics_runs import maps_of_runs
 
             maps, probe = maps_of_runs(
                 [local_path(path, "--runs") for path in _RUNS.value],

@@ -22,9 +22,10 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hjepa_jax.config import base_config
-from hjepa_jax.data import archives, shards, splits
-from hjepa_jax.data.sources import open_source
-from hjepa_jax.files import check_writable_folder, local_path
+from hjepa_jax.data.formats import archives
+from hjepa_jax.data.sources import shards, splits
+from hjepa_jax.data.sources.base import open_source
+from hjepa_jax.storage.files import check_writable_folder, local_path
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ import sys
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.files import check_writable_file, check_writable_folder, local_path
-from hjepa_jax.reproduce import METHODS, SCALES, gather, plan_runs, write_document
-from hjepa_jax.sweep import run_all
+from hjepa_jax.storage.files import check_writable_file, check_writable_folder, local_path
+from hjepa_jax.tools.reproduce import METHODS, SCALES, gather, plan_runs, write_document
+from hjepa_jax.tools.sweep import run_all
 
 _ROOT = flags.DEFINE_string("root", None, "Image folder with training and test images.")
 _OUT = flags.DEFINE_string("out", "runs/reproduce", "Folder of the runs.")

@@ -10,13 +10,13 @@ import sys
 from absl import flags
 from PIL import Image
 
-from hjepa_jax import config_check
-from hjepa_jax.command_line import define_config, run_program
+from hjepa_jax.config import validation
+from hjepa_jax.config.flags import define_config, run_program
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import train_batches
-from hjepa_jax.data.sources import open_source
+from hjepa_jax.data.sources.base import open_source
 from hjepa_jax.errors import UserError
-from hjepa_jax.files import check_writable_file, local_path
+from hjepa_jax.storage.files import check_writable_file, local_path
 
 _CONFIG = define_config(None, "Configuration file, with overrides.")
 _OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         if out.suffix.lower() != ".png":
             raise UserError(f"--out={out} must end in .png.")
         check_writable_file(out, "--out")
-        config_check.validate(config)
+        validation.validate(config)
         # The host makes the same views as the device.
         config.data.backend = "host"
         source = open_source(config.data, config.data.train_split)

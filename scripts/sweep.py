@@ -13,8 +13,8 @@ import sys
 from absl import app, flags
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.files import check_writable_folder, local_path
-from hjepa_jax.sweep import plan, run_all, write_results
+from hjepa_jax.storage.files import check_writable_folder, local_path
+from hjepa_jax.tools.sweep import plan, run_all, write_results
 
 _CONFIG = flags.DEFINE_string("config", None, "Configuration file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the sweep.", required=True)

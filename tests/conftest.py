@@ -48,3 +48,7 @@ _LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first."""
     items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+# Registered here, before any test module imports one of them.
+pytest.register_assert_rewrite("golden_checks")

@@ -11,7 +11,7 @@ import pytest
 import run_all as command
 import turns
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Lines that must be there, of hjepa_jax and of what it is measured beside.
 EXPECTED = {

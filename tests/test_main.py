@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
@@ -116,7 +116,7 @@ def test_unknown_variant_and_missing_config(tmp_path) -> None:
 
 
 def test_doctor_finds_a_healthy_installation() -> None:
-    done = run("--config=configs/quickstart.py:smoke", module="hjepa_jax.doctor")
+    done = run("--config=configs/quickstart.py:smoke", module="hjepa_jax.tools.doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "problem" not in done.stdout
     for word in (
@@ -133,7 +133,9 @@ def test_doctor_finds_a_healthy_installation() -> None:
 
 def test_doctor_names_the_problem_and_its_remedy() -> None:
     done = run(
-        "--config=configs/cifar100.py", "--config.data.root=/nowhere", module="hjepa_jax.doctor"
+        "--config=configs/cifar100.py",
+        "--config.data.root=/nowhere",
+        module="hjepa_jax.tools.doctor",
     )
     assert done.returncode == 1
     assert "problem  data: " in done.stdout
@@ -142,6 +144,6 @@ def test_doctor_names_the_problem_and_its_remedy() -> None:
 
 
 def test_hjepa_command_hands_over() -> None:
-    done = run("doctor", "--help", module="hjepa_jax.cli")
-    assert "hjepa_jax.doctor" in done.stdout + done.stderr
-    assert run("nonsense", module="hjepa_jax.cli").returncode == 2
+    done = run("doctor", "--help", module="hjepa_jax.tools.cli")
+    assert "hjepa_jax.tools.doctor" in done.stdout + done.stderr
+    assert run("nonsense", module="hjepa_jax.tools.cli").returncode == 2

@@ -4,35 +4,44 @@ import pathlib
 import re
 import shlex
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Program and script of a README command -> the file that runs it, and a text found there.
 RUN_BY = {
     "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
-    "srun": ("tests/test_distributed.py", "SLURM_PROCID"),
-    "--coordinator_address": ("tests/test_distributed.py", "--coordinator_address="),
+    "srun": ("tests/runtime/test_distributed.py", "SLURM_PROCID"),
+    "--coordinator_address": ("tests/runtime/test_distributed.py", "--coordinator_address="),
     "python -m pytest": (".ci/run", "<!-- test -->"),
-    "configs/cifar100.py": ("tests/test_train.py", "cifar100"),
-    "configs/imagenet100.py": ("tests/test_train.py", "imagenet100"),
-    "hjepa doctor": ("tests/test_main.py", "hjepa_jax.doctor"),
-    "scripts/show_views.py": ("tests/test_data_scripts.py", "scripts/show_views.py"),
-    "scripts/prepare_dataset.py": ("tests/test_shards.py", "scripts/prepare_dataset.py"),
-    "scripts/physics_showcase.py": ("tests/test_physics_showcase.py", "physics_showcase.py"),
-    "--runs=": ("tests/test_physics_runs.py", "maps_of_runs"),
+    "configs/cifar100.py": ("tests/training/test_train.py", "cifar100"),
+    "configs/imagenet100.py": ("tests/training/test_train.py", "imagenet100"),
+    "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
+    "scripts/show_views.py": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
+    "scripts/prepare_dataset.py": (
+        "tests/data/sources/test_shards.py",
+        "scripts/prepare_dataset.py",
+    ),
+    "scripts/physics_showcase.py": (
+        "tests/evaluation/physics/test_physics_showcase.py",
+        "physics_showcase.py",
+    ),
+    "--runs=": ("tests/evaluation/physics/test_physics_runs.py", "maps_of_runs"),
     "scripts/import_torch_checkpoint.py": (
-        "tests/test_import_torch.py",
+        "tests/interop/test_import_torch.py",
         "scripts/import_torch_checkpoint.py",
     ),
-    "scripts/export_features.py": ("tests/test_load.py", "scripts/export_features.py"),
-    "scripts/export_encoder.py": ("tests/test_export_encoder.py", "scripts/export_encoder.py"),
-    "scripts/reproduce.py": ("tests/test_reproduce.py", "scripts/reproduce.py"),
-    "scripts/sweep.py": ("tests/test_sweep.py", "scripts/sweep.py"),
-    "scripts/compare.py": ("tests/test_compare.py", "scripts/compare.py"),
-    "scripts/plan.py": ("tests/test_plan.py", "scripts/plan.py"),
-    "scripts/soak.py": ("tests/faults/test_kills.py", "scripts/soak.py"),
+    "scripts/export_features.py": ("tests/training/test_load.py", "scripts/export_features.py"),
+    "scripts/export_encoder.py": (
+        "tests/interop/test_export_encoder.py",
+        "scripts/export_encoder.py",
+    ),
+    "scripts/reproduce.py": ("tests/tools/test_reproduce.py", "scripts/reproduce.py"),
+    "scripts/sweep.py": ("tests/tools/test_sweep.py", "scripts/sweep.py"),
+    "scripts/compare.py": ("tests/evaluation/compare/test_compare.py", "scripts/compare.py"),
+    "scripts/step_cost.py": ("tests/tools/test_step_cost.py", "scripts/step_cost.py"),
+    "scripts/kill_test.py": ("tests/faults/test_kills.py", "scripts/kill_test.py"),
     "benchmarks/run_all.py": ("tests/test_benchmarks.py", "benchmarks/run_all.py"),
-    "hjepa_jax.tools.fuzz": ("tests/test_fuzz.py", "fuzz.main("),
-    "scripts/check_devices.py": ("tests/test_sharding.py", "scripts/check_devices.py"),
+    "hjepa_jax.tools.fuzz": ("tests/tools/test_fuzz.py", "harness.main("),
+    "scripts/layout_check.py": ("tests/runtime/test_sharding.py", "scripts/layout_check.py"),
 }
 
 

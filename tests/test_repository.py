@@ -12,7 +12,7 @@ import tomllib
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 LINTERS = ["ruff check", "ruff format --check", "pyright --warnings"]
 
 

@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.config import steps_per_epoch
-from hjepa_jax.data import augment, counter_random, resample, sources
+from hjepa_jax.data import counter_random
+from hjepa_jax.data.augmentation import host, resize
+from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack
 from hjepa_jax.data.counter_random import Purpose
 from hjepa_jax.data.decode import CorruptImageError, decode_image
-from hjepa_jax.data.parameters import PACKED, ViewParameters, pack
-from hjepa_jax.data.sources import ImageSource
+from hjepa_jax.data.sources import base
+from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import DataError
-from hjepa_jax.files import printable
+from hjepa_jax.storage.files import printable
 
 Batch = dict[str, npt.NDArray]
 
@@ -41,7 +43,7 @@ _OUR_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 class Loaded(NamedTuple):
     """A decoded image with its label, and its index in the source."""
 
-    image: resample.Decoded
+    image: resize.Decoded
     label: int
     index: int
 
@@ -128,7 +130,7 @@ class Loader:
         image = decode_image(
             record.encoded or b"", record.name, self._smallest, self._largest_view, record.ranges
         )
-        small = max(image.size) <= resample.SMALL_SIDE
+        small = max(image.size) <= resize.SMALL_SIDE
         return Loaded(np.asarray(image) if small else image, record.label, index)
 
     def load(self, index: int, corrupt: list[str]) -> Loaded:
@@ -161,7 +163,7 @@ class Loader:
         start, pixels, group = 0, 0, list[Loaded]()
         for position, index in enumerate(indices):
             group.append(self.load(int(index), corrupt))
-            height, width = resample.size_of(group[-1].image)
+            height, width = resize.size_of(group[-1].image)
             pixels += height * width
             if len(group) == _GROUP_IMAGES or pixels > _GROUP_PIXELS:
                 yield slice(start, position + 1), group
@@ -193,8 +195,8 @@ def _parameters(
     """Returns the image in `group` of each view, view-major, and the views' parameters."""
     count = len(group)
     source = np.tile(np.arange(count), len(kind.numbers))
-    sizes = np.array([resample.size_of(loaded.image) for loaded in group])[source]
-    drawn = augment.draw_parameters(
+    sizes = np.array([resize.size_of(loaded.image) for loaded in group])[source]
+    drawn = host.draw_parameters(
         data.augment,
         kind.scale,
         key=key,
@@ -232,7 +234,7 @@ class BatchMaker:
         """Returns the size of a batch, whose views are nearly all of it."""
         data = self._config.data
         kinds = _kinds(data, data.num_global_views, data.num_local_views)
-        shape = sources.fixed_shape(self._source) if data.backend == "device" else None
+        shape = base.fixed_shape(self._source) if data.backend == "device" else None
         if shape is not None:
             return self._local_size * math.prod(shape)
         return self._local_size * sum(3 * len(kind.numbers) * kind.size**2 for kind in kinds)
@@ -253,7 +255,7 @@ class BatchMaker:
         """
         data, count = self._config.data, len(indices)
         kinds = _kinds(data, num_global, num_local)
-        shape = sources.fixed_shape(self._source) if on_device else None
+        shape = base.fixed_shape(self._source) if on_device else None
         batch: Batch = {name: np.empty(count, np.int32) for name in ("label", "index")}
         if shape is not None:
             batch["images"] = np.empty((count, *shape), np.uint8)
@@ -276,9 +278,9 @@ class BatchMaker:
                 if on_device:
                     batch[f"{name}_parameters"][:, part] = pack(drawn).reshape(*layout, -1)
                     if shape is None:
-                        views = augment.crop(images, source, drawn, size)
+                        views = host.crop(images, source, drawn, size)
                         batch[f"{name}_views"][:, part] = views.reshape(*layout, size, size, 3)
                 else:
-                    views = augment.apply(images, source, drawn, size, data.augment)
+                    views = host.apply(images, source, drawn, size, data.augment)
                     batch[f"{name}_views"][:, part] = views.reshape(*layout, size, size, 3)
         return batch, corrupt

@@ -12,7 +12,7 @@ import re
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from hjepa_jax.data import pixels
+from hjepa_jax.data.formats import pixels
 from hjepa_jax.errors import DataError
 
 _log = logging.getLogger(__name__)

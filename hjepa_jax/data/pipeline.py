@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from absl import flags, logging
 
-from hjepa_jax.data import augment, batches, counter_random
+from hjepa_jax.data import batches, counter_random
+from hjepa_jax.data.augmentation import host
 from hjepa_jax.data.batches import Batch
 from hjepa_jax.data.counter_random import Purpose
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.prefetch import WaitTimer, device_prefetch
-from hjepa_jax.data.sources import ImageSource, subset
+from hjepa_jax.data.sources.base import ImageSource, subset
 from hjepa_jax.data.workers import blocks, start
 from hjepa_jax.data.workers.watched import StoppedWaiting, Watched, WorkerDied
 from hjepa_jax.errors import DataError
@@ -284,7 +285,7 @@ class _EvalBatchMaker:
                     raise
                 corrupt.append(str(error))
                 continue
-            images[row] = augment.eval_image(loaded.image, data.image_size, data.eval_resize)
+            images[row] = host.eval_image(loaded.image, data.image_size, data.eval_resize)
             label[row] = loaded.label
             mask[row] = True
         return {"image": images, "label": label, "mask": mask}, corrupt

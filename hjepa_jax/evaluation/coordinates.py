@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax import sharding
 from hjepa_jax.config import Config
 from hjepa_jax.evaluation.features import Encode
-from hjepa_jax.spectral_step import spectral_schedule, transform
+from hjepa_jax.runtime import sharding
+from hjepa_jax.training.hamsigreg import spectral_schedule, transform
 
 Compose = Callable[[Encode, Any, int], Encode]
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from hjepa_jax.errors import DataError
-from hjepa_jax.evaluation import diagnostics, extras, gallery, robustness, spectrum, validity
+from hjepa_jax.evaluation import diagnostics, extras, robustness, spectrum, validity
 from hjepa_jax.evaluation.classify import (
     GALLERY_NEIGHBOURS,
     Classification,
@@ -36,7 +36,8 @@ from hjepa_jax.evaluation.features import (
     extract_features,
     select_variant,
 )
-from hjepa_jax.evaluation.summary import PIXELS, differences, headline, notes_of
+from hjepa_jax.evaluation.report import gallery
+from hjepa_jax.evaluation.report.summary import PIXELS, differences, headline, notes_of
 
 __all__ = ["Evaluation", "Sources", "evaluate", "evaluate_encoders", "headline", "pixels"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax.data.sources import NO_LABEL
+from hjepa_jax.data.sources.base import NO_LABEL
 from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.intervals import wilson
 

@@ -18,8 +18,8 @@ from hjepa_jax.config.conditions import (
     has_warmup_of_residual,
     uses_generic_leapfrog,
 )
+from hjepa_jax.config.validation import flatten
 from hjepa_jax.config.values import problems_of, shown
-from hjepa_jax.config_check import flatten
 from hjepa_jax.errors import ConfigError
 
 Published = Mapping[str, Any]

@@ -16,8 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from hjepa_jax.data import plain_pickle
-from hjepa_jax.files import check_regular
+from hjepa_jax.data.formats import plain_pickle
+from hjepa_jax.storage.files import check_regular
 
 _MAX_FILE_BYTES = 1 << 40
 _MAX_MEMBERS = 1_000_000

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.compilation_cache import cache_folder, processor_tag
+from hjepa_jax.runtime.compilation_cache import cache_folder, processor_tag
 from hjepa_jax.runtime.devices import is_single_cpu
 
 _SWITCH = "HJEPA_JAX_NATIVE"

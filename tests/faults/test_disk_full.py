@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from hjepa_jax import checkpoint_files
-from hjepa_jax.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError, UserError
-from hjepa_jax.evaluation.runs import read_curves
+from hjepa_jax.evaluation.compare.runs import read_curves
+from hjepa_jax.runtime import checkpoint_files
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.train import train
-from hjepa_jax.writers import create_writer
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Saves a small state, then one that meets the limit; prints what is left, and the error.
 SAVE = """
 import pathlib, resource, sys
 import numpy as np
-from hjepa_jax.checkpoint import Checkpointer
+from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.errors import CheckpointError
 
 def state(size):

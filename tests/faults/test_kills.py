@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from hjepa_jax import checkpoint_files
 from hjepa_jax.errors import CheckpointError
-from hjepa_jax.workdir_lock import WorkdirLock
+from hjepa_jax.runtime import checkpoint_files
+from hjepa_jax.runtime.workdir_lock import WorkdirLock
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def holder_while_training(workdir: pathlib.Path, soak: subprocess.Popen) -> str:
@@ -29,7 +29,13 @@ def holder_while_training(workdir: pathlib.Path, soak: subprocess.Popen) -> str:
 def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) -> None:
     """Kill -9 in a save, SIGTERM, kill -9 between two saves."""
     out = tmp_path / "soak"
-    command = [sys.executable, "scripts/soak.py", "--kills=3", "--steps_per_kill=5", "--seed=0"]
+    command = [
+        sys.executable,
+        "scripts/kill_test.py",
+        "--kills=3",
+        "--steps_per_kill=5",
+        "--seed=0",
+    ]
     soak = subprocess.Popen(
         [*command, f"--out={out}"],
         cwd=ROOT,

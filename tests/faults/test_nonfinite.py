@@ -9,21 +9,22 @@ import optax
 import pytest
 from random_states import random_state
 
-import hjepa_jax.run
 import hjepa_jax.train
+import hjepa_jax.training.prepare
 from configs import quickstart
-from hjepa_jax import config_check, sharding
-from hjepa_jax.checkpoint import Checkpointer
-from hjepa_jax.checkpoint_arrays import not_finite
+from hjepa_jax.config import validation
 from hjepa_jax.data.batches import batch_indices
 from hjepa_jax.errors import CheckpointError, TrainingError
-from hjepa_jax.nonfinite import diagnosis
-from hjepa_jax.run import open_split, prepare
-from hjepa_jax.soak import differing_arrays, final_state
-from hjepa_jax.stop_request import RunStopped, StopRequest
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.runtime.checkpoint_arrays import not_finite
+from hjepa_jax.runtime.stop_request import RunStopped, StopRequest
+from hjepa_jax.runtime.writers import ProgressDisplay
+from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.train import data_identity, open_stream, save, train
-from hjepa_jax.train_state import make_optimizer
-from hjepa_jax.writers import ProgressDisplay
+from hjepa_jax.training.nonfinite import diagnosis
+from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.state import make_optimizer
 
 # Two in a row, then one more: the limit below is two in a row.
 BAD = (2, 3, 5)
@@ -150,7 +151,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
     def overflowing(*arguments):
         return optax.chain(make_optimizer(*arguments), optax.scale(np.inf))
 
-    monkeypatch.setattr(hjepa_jax.run, "make_optimizer", overflowing)
+    monkeypatch.setattr(hjepa_jax.training.prepare, "make_optimizer", overflowing)
     config = quickstart.get_config("smoke")
     config.train.on_nonfinite = "skip"
     config.checkpoint.every_steps = 1
@@ -167,7 +168,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
 def test_an_infinite_prediction_before_any_update_is_no_matter_of_the_learning_rate(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(config_check, "validate", lambda _: None)  # which foresees this case
+    monkeypatch.setattr(validation, "validate", lambda _: None)  # which foresees this case
     config = quickstart.get_config("smoke")
     config.dynamics.update(dt=100.0, steps=24)
     with pytest.raises(TrainingError, match=r"at step 0 .*the prediction by the flow") as failure:
@@ -225,7 +226,7 @@ def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) 
     checkpointer = Checkpointer(workdir / "checkpoints")
     save(config, data_identity(config, source), [], bad, checkpointer)
     checkpointer.close()
-    config_check.save(config, workdir)
+    validation.save(config, workdir)
     with pytest.raises(CheckpointError, match=r"are NaN or infinite \(params/encoder"):
         train(config, workdir)
     config.train.init_from = str(workdir)

@@ -8,14 +8,14 @@ import time
 
 import pytest
 from absl.testing import flagsaver
-from test_writers import read_events
 
 from configs import quickstart
 from hjepa_jax import main
 from hjepa_jax.errors import CheckpointError
-from hjepa_jax.stop_request import RunStopped, StoppedAtOnce, StopRequest
+from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
+from hjepa_jax.runtime.writers import ProgressDisplay
 from hjepa_jax.train import train
-from hjepa_jax.writers import ProgressDisplay
+from tests.runtime.test_writers import read_events
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -14,17 +14,18 @@ import time
 import numpy as np
 import pytest
 from image_files import data_config
-from test_pipeline import PARENT, array_source, running
 
 from configs import quickstart
-from hjepa_jax import doctor, main
+from hjepa_jax import main
 from hjepa_jax.data import batches, pipeline
-from hjepa_jax.data.sources import ArraySource
+from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.workers import blocks, watched
 from hjepa_jax.errors import DataError, TrainingError
-from hjepa_jax.stop_request import StopRequest
+from hjepa_jax.runtime.stop_request import StopRequest
+from hjepa_jax.tools import doctor
+from tests.data.test_pipeline import PARENT, array_source, running
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 GUARD = 60  # seconds after which a program hangs; each of these takes a few
 
@@ -41,8 +42,8 @@ QUIET = """
 import sys
 if __name__ == "__mp_main__":
     sys.exit(0)
-sys.path.insert(0, "tests")
-import test_pipeline
+sys.path[:0] = [".", "tests", "tests/support"]
+from tests.data import test_pipeline
 from hjepa_jax.data import pipeline
 next(pipeline.train_batches(test_pipeline.data_config(num_workers=2), test_pipeline.array_source()))
 """
@@ -233,7 +234,8 @@ def test_one_of_several_processes_waits_for_its_batch_but_not_for_ever(monkeypat
 STUCK = """
 import sys, time
 from configs import quickstart
-from hjepa_jax import doctor, main
+from hjepa_jax import main
+from hjepa_jax.tools import doctor
 from hjepa_jax.data import batches
 original = batches.BatchMaker.__call__
 def call(self, step):

@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from golden_checks.common import assert_close, golden_file, groups, load, subtree
-from hjepa_jax.config_check import validate
-from hjepa_jax.device_check import float64_method
+from hjepa_jax.config.validation import validate
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_names import encoder_entries, encoder_from_torch, predictor_from_torch
-from hjepa_jax.spectral_step import spectral_schedule
-from hjepa_jax.train_step import apply_gradient, loss_and_gradient
+from hjepa_jax.tools.layout_check import float64_method
+from hjepa_jax.training.hamsigreg import spectral_schedule
+from hjepa_jax.training.step import apply_gradient, loss_and_gradient
 
 FILE = load("train_steps.npz")
 GROUPS = [

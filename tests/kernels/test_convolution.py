@@ -130,7 +130,7 @@ def test_forward_mode_is_refused():
 ON_A_MESH = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from hjepa_jax import sharding
+from hjepa_jax.runtime import sharding
 from hjepa_jax.kernels import convolution
 assert jax.device_count() == 8
 convolution._MIN_GROUPED = convolution._MIN_NATIVE = 1

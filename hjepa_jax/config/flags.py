@@ -1,0 +1,252 @@
+"""The one parser of command lines: configuration files, overrides, and mistakes as one sentence.
+
+A program defines its flags, `--config` by `define_config`, and starts by `run_program`.
+"""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import Config, rows, sections, validation
+from hjepa_jax.config.fields import Row
+from hjepa_jax.config.values import TRUTH, coerce, parse, problems_of
+from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.storage.files import local_path
+
+# Flags that are defined here belong to the program that asks for them, whose --help lists them.
+flags.disclaim_key_flags()
+
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=\s]*)(?:[=\s](.*))?", re.DOTALL)
+
+
+def define_config(
+    default: str | None, meaning: str, *, values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder[Any]:
+    """Defines `--config`, whose value is the configuration, overrides included, once parsed."""
+    return flags.DEFINE_string("config", default, meaning, flag_values=values)
+
+
+def load_config(text: str) -> Config:
+    """Returns the configuration that `--config` names.
+
+    Args:
+      text: a Python file that defines `get_config`, ':variant' after it where it takes one; or the
+        `config.json` of a run.
+
+    Raises:
+      UserError: the file is missing, fails, or has no such variant.
+    """
+    name, colon, variant = text.partition(":")
+    if text.startswith("file:"):
+        name, colon, variant = text, "", ""
+    path = local_path(name, "--config")
+    if path.is_dir():
+        raise UserError(
+            f"--config={text}: {path} is a folder: give a configuration file, for example "
+            f"{path / 'config.json'} of a finished run."
+        )
+    if not path.is_file():
+        raise UserError(f"--config={text}: there is no file {path} in {pathlib.Path.cwd()}.")
+    if path.suffix != ".json":
+        return _run_file(path, variant)
+    if colon:
+        raise UserError(
+            f"--config={text}: a saved configuration has no variants: leave ':{variant}' out."
+        )
+    try:
+        return validation.read(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config={text} cannot be read: {first_line(error, 400)}") from error
+
+
+def _run_file(path: pathlib.Path, variant: str) -> Config:
+    """Returns what `get_config` of a Python file returns; its errors are sentences."""
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if not callable(get_config):
+            raise UserError(f"--config={path}: the file defines no function get_config.")
+        takes_variant = bool(inspect.signature(get_config).parameters)
+        if variant and not takes_variant:
+            raise UserError(f"--config={path}:{variant}: its get_config takes no variant.")
+        config = get_config(variant) if takes_variant else get_config()
+    except UserError:
+        raise
+    except Exception as error:  # Whatever a configuration file may raise.
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = inside[-1] if inside else getattr(error, "lineno", None)
+        place = "" if line is None else f", line {line}"
+        raise UserError(
+            f"--config={path}{place}: {type(error).__name__}: {first_line(error, 400)}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={path}: get_config returned a {type(config).__name__}: return what "
+            "hjepa_jax.config.base_config() gives, changed."
+        )
+    return config
+
+
+def field_of(path: str) -> Row:
+    """Returns the row of a field.
+
+    Raises:
+      UserError: if there is none; the sentence names the nearest one.
+    """
+    if path in sections():
+        example = next(name for name in rows() if name.startswith(f"{path}."))
+        raise UserError(
+            f"config.{path} is a section: set its fields, for example --config.{example}."
+        )
+    if sentence := validation.unknown_field(path):
+        raise UserError(sentence)
+    return rows()[path]
+
+
+def parse_override(path: str, text: str) -> Any:
+    """Returns what a text means as the value of a field.
+
+    Raises:
+      UserError: if there is no such field, or it cannot have this value.
+    """
+    row = field_of(path)
+    value = coerce(row, parse(row, text))
+    for sentence in problems_of(row, value):
+        raise UserError(sentence)
+    return value
+
+
+def _is_value(argument: str, kind: type) -> bool:
+    """Returns whether the argument after `--config.field` is its value."""
+    if kind is bool:
+        return argument.strip().lower() in (*TRUTH, "none", "null")
+    return not re.match(r"--?[A-Za-z]", argument)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Takes the overrides out of a command line.
+
+    They are `--config.section.field=value`, the value also as the next argument; for truth values
+    `--config.section.field` and `--noconfig.section.field` alone.
+
+    Returns:
+      (the other arguments, (dotted name, value) of each override in order).
+
+    Raises:
+      UserError: an override of a field that does not exist or cannot have the value.
+    """
+    kept, overrides, rest = [], [], collections.deque(argv)
+    while rest:
+        argument = rest.popleft()
+        match = _OVERRIDE.fullmatch(argument)
+        if argument == "--":
+            kept += [argument, *rest]
+            break
+        if match is None:
+            kept.append(argument)
+            continue
+        negated, path, text = match.groups()
+        row = field_of(path)
+        if negated or (text is None and row.kind is bool and row.length is None):
+            text = "false" if negated else "true"
+            if not negated and rest and _is_value(rest[0], bool):
+                text = rest.popleft()
+        elif text is None:
+            if not rest or not _is_value(rest[0], row.kind):
+                raise UserError(f"--config.{path} has no value: write --config.{path}=VALUE.")
+            text = rest.popleft()
+        if negated and row.kind is not bool:
+            raise UserError(f"--noconfig.{path}: config.{path} is not True or False.")
+        overrides.append((path, parse_override(path, text)))
+    return kept, overrides
+
+
+def _apply(config: Config, overrides: list[tuple[str, Any]], source: str) -> None:
+    """Sets the overrides in their order, so that the last one of a field holds."""
+    for path, value in overrides:
+        try:
+            validation.set_field(config, path, value)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"config.{path} cannot be set in --config={source}: {first_line(error)}"
+            ) from error
+
+
+def resolve(arguments: list[str]) -> Config:
+    """Returns the validated configuration of arguments that are meant for another process.
+
+    Args:
+      arguments: `--config=FILE` and overrides among others.
+
+    Raises:
+      UserError: if the other process would refuse them.
+    """
+    kept, overrides = split_overrides(arguments)
+    (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
+    config = load_config(source)
+    _apply(config, overrides, source)
+    validation.validate(config)
+    return config
+
+
+def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parses flags, and loads the configuration of `--config` with its overrides, in their order.
+
+    Returns:
+      The arguments that are no flags, the program's name first.
+
+    Raises:
+      UserError: with one sentence on what is wrong.
+    """
+    try:
+        expanded = [argv[0], *values.read_flags_from_files(argv[1:], force_gnu=False)]
+        kept, overrides = split_overrides(expanded)
+        rest = values(kept)
+    except (flags.Error, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(first_line(error, 400)) from error
+    flag: Any = values["config"] if "config" in list(values) else None
+    if flag is None or flag.value is None:
+        if overrides:
+            raise UserError(f"config.{overrides[0][0]} is set, but there is no --config.")
+        return rest
+    # Parsed a second time, as some tests do, the flag holds the configuration already.
+    config = load_config(flag.value) if isinstance(flag.value, str) else flag.value
+    _apply(config, overrides, str(flag.value))
+    flag.value = config
+    return rest
+
+
+def run_program(name: str, main: Callable[[list[str]], Any], *, needs_config: bool = False) -> None:
+    """Runs a program; what is wrong in its command line ends it with one sentence.
+
+    Args:
+      name: of the program, before the sentence.
+      main: takes the program's name in a list.
+      needs_config: whether `--config` must be given.
+    """
+
+    def parse_flags(argv: list[str]) -> list[str]:
+        try:
+            rest = parse_command_line(flags.FLAGS, argv)
+            if needs_config and flags.FLAGS["config"].value is None:
+                raise UserError("--config is needed, for example --config=configs/quickstart.py.")
+            if rest[1:]:
+                raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
+            return rest
+        except UserError as error:
+            sys.exit(f"{name}: {error}")
+
+    app.run(main, flags_parser=parse_flags)

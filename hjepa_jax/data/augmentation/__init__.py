@@ -1,0 +1,1 @@
+"""Random views of an image: their parameters, and their pixels on host or device."""

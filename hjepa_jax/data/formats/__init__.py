@@ -1,0 +1,1 @@
+"""File formats, read without executing what they hold."""

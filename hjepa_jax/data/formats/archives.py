@@ -1,0 +1,253 @@
+"""Tar archives, read as a stream within bounds, and unpacked without links.
+
+`tarfile` believes the length that a name's header claims and reads that much into memory, so the
+headers are followed here; it still parses their blocks.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import pathlib
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+from hjepa_jax.data.decode import MAX_ENCODED_BYTES
+from hjepa_jax.storage.files import check_regular, printable
+
+_BLOCK = 512
+_CHUNK = 1 << 20
+# Of a name; the longest path of Linux has 4096 bytes.
+_MAX_NAME_HEADER = 1 << 16
+_ARCHIVE_BYTES = 1 << 40
+# Unpacking images: they hardly shrink when packed; texts beside them do.
+_MEMBER_BYTES = MAX_ENCODED_BYTES
+_UNPACKED_BYTES = 1 << 30
+_UNPACKED_RATIO = 30
+_OPENERS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+_KINDS = {
+    tarfile.LNKTYPE: "a link",
+    tarfile.SYMTYPE: "a link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.DIRTYPE: "a folder",
+}
+FILE = "a file"
+FOLDER = "a folder"
+
+
+class ArchiveError(ValueError):
+    """An archive is damaged or exceeds a bound; the message is a part of a sentence."""
+
+
+class Member(NamedTuple):
+    """One entry of an archive.
+
+    Attributes:
+      name: as it stands there; may be absolute, or lead out of any folder.
+      kind: `FILE`, `FOLDER`, or in words what else it is.
+      size: bytes that it claims to have.
+    """
+
+    name: str
+    kind: str
+    size: int
+
+
+class Archive:
+    """A tar archive, plain or packed by gzip, bzip2 or xz, that is read once from its start."""
+
+    def __init__(self, stream: IO[bytes], limit: int, headers: int):
+        self._stream = stream
+        self._left = self._limit = limit
+        self._headers_left = headers
+        self._rest = 0
+
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes of the current member.
+
+        Raises:
+          ArchiveError: If the archive ends before.
+        """
+        size = min(size, self._rest)
+        self._rest -= size
+        return self._take(size)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yields the rest of the current member, piece by piece."""
+        while self._rest:
+            yield self.read(_CHUNK)
+
+    def members(self) -> Iterator[Member]:
+        """Yields the members; what of each is not read is skipped.
+
+        Raises:
+          ArchiveError: If the archive is damaged, or unpacks to more than its bound.
+        """
+        while (header := self._header()) is not None:
+            given: dict[str, str] = {}
+            while header.type in (
+                tarfile.XHDTYPE,
+                tarfile.SOLARIS_XHDTYPE,
+                tarfile.XGLTYPE,
+                tarfile.GNUTYPE_LONGNAME,
+                tarfile.GNUTYPE_LONGLINK,
+            ):
+                given |= self._extension(header)
+                header = self._header()
+                if header is None:
+                    raise ArchiveError("it ends after the header of a name")
+            size = self._size(header, given)
+            self._rest = size
+            yield Member(given.get("path", header.name), self._kind(header, given), size)
+            for _ in self.chunks():
+                pass
+            self._take(-size % _BLOCK)
+
+    def _take(self, size: int) -> bytes:
+        if size > self._left:
+            raise ArchiveError(f"it unpacks to more than {self._limit >> 20} MiB")
+        parts, wanted = [], size
+        while wanted:
+            part = self._stream.read(wanted)
+            if not part:
+                raise ArchiveError("it ends too early")
+            parts.append(part)
+            wanted -= len(part)
+        self._left -= size
+        return b"".join(parts)
+
+    def _header(self) -> tarfile.TarInfo | None:
+        """The next header; None at the end."""
+        self._headers_left -= 1
+        if self._headers_left < 0:
+            raise ArchiveError("it has too many members")
+        first = self._stream.read(1)
+        if not first:
+            return None
+        block = first + self._take(_BLOCK - 1)
+        if not any(block):
+            return None
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+
+    def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
+        """What the header of a name says of the member after it."""
+        if not 0 <= header.size <= _MAX_NAME_HEADER:
+            raise ArchiveError(f"the header of a name claims {header.size} bytes")
+        content = self._take(header.size)
+        self._take(-header.size % _BLOCK)
+        if header.type == tarfile.GNUTYPE_LONGNAME:
+            return {"path": content.split(b"\0")[0].decode("utf-8", "surrogateescape")}
+        if header.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+            return {}
+        return dict(_records(content))
+
+    @staticmethod
+    def _size(header: tarfile.TarInfo, given: dict[str, str]) -> int:
+        if header.type in _KINDS:
+            return 0
+        text = given.get("size", str(header.size))
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise ArchiveError(f"the member {printable(header.name)} claims {text[:40]!r} bytes")
+        return int(text)
+
+    @staticmethod
+    def _kind(header: tarfile.TarInfo, given: dict[str, str]) -> str:
+        plain = header.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+        if plain and not any(key.startswith("GNU.sparse") for key in given):
+            return FOLDER if header.name.endswith("/") else FILE
+        return _KINDS.get(header.type, "no plain file")
+
+
+def _records(content: bytes) -> Iterator[tuple[str, str]]:
+    """The records `LENGTH KEY=VALUE` of a pax header."""
+    while content.strip(b"\0"):
+        digits, _, _ = content.partition(b" ")
+        length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
+        key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
+        if not equals or content[length - 1 : length] != b"\n":
+            raise ArchiveError("the header of a name is damaged")
+        yield key.decode("utf-8", "replace"), value.decode("utf-8", "surrogateescape")
+        content = content[length:]
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
+    """Opens a tar archive for one pass over its members.
+
+    Args:
+      path: The archive; a regular file.
+      limit: Bytes that may be unpacked of it in all.
+      headers: Members that it may have, headers of names included.
+
+    Raises:
+      OSError: If it cannot be opened, or is no regular file.
+      ArchiveError: If it is damaged, or unpacks to more; in the block that reads it, too.
+    """
+    check_regular(path, _ARCHIVE_BYTES)
+    with path.open("rb") as file:
+        start = file.read(8)
+        file.seek(0)
+        opener = next((o for magic, o in _OPENERS.items() if start.startswith(magic)), None)
+        stream = file if opener is None else opener(file)
+        with contextlib.closing(stream):
+            try:
+                yield Archive(stream, limit, headers)
+            except tarfile.TarError as error:
+                raise ArchiveError(f"it is no tar archive, or damaged ({error})") from error
+            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+                raise ArchiveError(f"its compression is damaged ({error})") from error
+
+
+def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the files of a tar archive below a new, empty folder, and nothing anywhere else.
+
+    No link is ever made, so that none can be followed. An archive that unpacks to far more than
+    its own size, or a member larger than any image, ends it.
+
+    Args:
+      path: The archive.
+      folder: An empty folder.
+
+    Raises:
+      ValueError: If it is damaged, or holds links, devices, or names that leave the folder.
+      OSError: If it cannot be read, or its files cannot be written.
+    """
+    limit = _UNPACKED_BYTES + _UNPACKED_RATIO * check_regular(path, _ARCHIVE_BYTES).st_size
+    try:
+        with opened(path, limit, limit // _BLOCK) as archive:
+            for member in archive.members():
+                target = folder / _inside(member)
+                if member.kind == FOLDER:
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    file.writelines(archive.chunks())
+    except ArchiveError as error:
+        raise ValueError(f"Cannot unpack {printable(path)}: {error}.") from error
+
+
+def _inside(member: Member) -> pathlib.PurePosixPath:
+    """The path of a file or folder, which stays where it is unpacked."""
+    shown = printable(member.name[:200])
+    if member.kind not in (FILE, FOLDER):
+        raise ArchiveError(
+            f"{shown} is {member.kind}; only files and folders are unpacked (tar's options "
+            "--dereference and --hard-dereference store files in place of links)"
+        )
+    name = pathlib.PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or "\0" in member.name:
+        raise ArchiveError(f"{shown} leads out of the folder that it is unpacked to")
+    if member.size > _MEMBER_BYTES:
+        raise ArchiveError(f"{shown} has {member.size} bytes; at most {_MEMBER_BYTES} are unpacked")
+    return name

@@ -1,0 +1,392 @@
+"""Reading pickles of plain data with an interpreter of our own.
+
+`pickle.Unpickler` cannot be made safe by restricting its classes: one opcode of five bytes makes it
+allocate gigabytes, and NumPy's own rebuilding of an array interprets raw bytes as objects. Here
+only containers, numbers, text and bytes are built; an array stays a record of shape, type and bytes
+until all three are known to fit; work and memory are bounded by the size of the pickle.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.storage.files import printable
+
+# CIFAR-100 needs a quarter of a million opcodes, a checkpoint of torch some thousands.
+_MAX_OPCODES = 4_000_000
+_MAX_DEPTH = 64
+_LONG_TEXT = 1 << 20
+_KEYS = (str, bytes, int, float, bool, type(None))
+_INTEGERS = re.compile(r"[<>|=]?[iu][1248]")
+_ARRAY_MODULES = ("numpy.core", "numpy._core")
+
+
+class Name:
+    """A global that a pickle names; never looked up."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class ArrayType:
+    """The element type of an array as a pickle describes it: integers only."""
+
+    def __init__(self, code: Any, *_: Any):
+        code = code.decode("latin1") if isinstance(code, bytes) else code
+        if not isinstance(code, str) or not _INTEGERS.fullmatch(code):
+            raise ValueError("it holds an array of other things than integers")
+        self.dtype = np.dtype(code)
+
+    def build(self, state: Any) -> None:
+        """Takes the byte order; everything else follows from the code."""
+        order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
+        order = order.decode("latin1") if isinstance(order, bytes) else order
+        if order not in ("<", ">", "|", "="):
+            raise ValueError("it holds an array type that is damaged")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class Array:
+    """An array as a pickle describes it."""
+
+    def __init__(self, *_: Any):
+        self._parts: tuple[Any, Any, Any, Any] | None = None
+
+    def build(self, state: Any) -> None:
+        """Takes (version, shape, type, whether in Fortran order, bytes)."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise ValueError("it holds an array that is damaged")
+        self._parts = (state[1], state[2], state[3], state[4])
+
+    def array(self) -> npt.NDArray[Any]:
+        """Returns the array, read-only, if shape, type and bytes fit together.
+
+        Raises:
+          ValueError: If they do not.
+        """
+        shape, kind, fortran, content = self._parts or (None, None, None, None)
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) > 8
+            or not all(type(length) is int and 0 <= length < 2**40 for length in shape)
+            or not isinstance(kind, ArrayType)
+            or not isinstance(content, bytes)
+        ):
+            raise ValueError("it holds an array that is damaged")
+        if math.prod(shape) * kind.dtype.itemsize != len(content):
+            raise ValueError(
+                f"an array of shape {shape} and type {kind.dtype} has {len(content)} bytes"
+            )
+        values = np.frombuffer(content, kind.dtype)
+        return values.reshape(shape, order="F" if fortran in (True, "F", b"F") else "C")
+
+
+def _from_buffer(*arguments: Any) -> Array:
+    """What protocol 5 writes for an array."""
+    if len(arguments) != 4:
+        raise ValueError("it holds an array that is damaged")
+    content, kind, shape, order = arguments
+    array = Array()
+    array.build((1, shape, kind, order, content))
+    return array
+
+
+ARRAYS: dict[str, Callable[..., Any]] = {
+    "numpy.dtype": ArrayType,
+    **{f"{module}.multiarray._reconstruct": Array for module in _ARRAY_MODULES},
+    **{f"{module}.numeric._frombuffer": _from_buffer for module in _ARRAY_MODULES},
+}
+
+
+def load(
+    content: bytes,
+    calls: Mapping[str, Callable[..., Any]],
+    names: tuple[str, ...] = (),
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Returns the plain data of a pickle.
+
+    Args:
+      content: The pickle, of any protocol.
+      calls: Dotted name -> what is called in place of that global. If what it returns has a method
+        `build`, that takes the state that the pickle gives it.
+      names: Further globals that may be named, as `Name`.
+      persistent: Returns what a persistent reference stands for; None = there are none.
+
+    Raises:
+      ValueError: If it is damaged, asks for any other global, or for more work or memory than its
+        size justifies. The message is a part of a sentence.
+    """
+    machine = _Machine(content, calls, names, persistent)
+    try:
+        loaded = machine.run()
+    except (IndexError, KeyError, struct.error, OverflowError, TypeError) as error:
+        raise ValueError("it is no complete pickle") from error
+    _check_size(loaded)
+    return loaded
+
+
+def _check_size(loaded: Any) -> None:
+    """Refuses what is shared so often, or nested so deep, that nobody could walk through it."""
+    level = [loaded]
+    for _ in range(_MAX_DEPTH):
+        containers = [value for value in level if isinstance(value, (dict, list, tuple)) and value]
+        if not containers:
+            return
+        if sum(map(len, containers)) > _MAX_OPCODES:
+            raise ValueError("its containers hold each other too often")
+        level = [
+            value
+            for container in containers
+            for value in (container.values() if isinstance(container, dict) else container)
+        ]
+    raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+
+
+class _Machine:
+    """A stack machine for the opcodes that plain data needs."""
+
+    def __init__(self, content: bytes, calls: Any, names: Any, persistent: Any):
+        self._content = content
+        self._position = 0
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        # How Python 3 writes bytes, and none of them, for Python 2.
+        self._calls = {"_codecs.encode": self._encode, "__builtin__.bytes": lambda: b"", **calls}
+        self._names = names
+        self._persistent = persistent
+        self._encoded = 0
+
+    def run(self) -> Any:
+        """Returns the value that the pickle leaves."""
+        for _ in range(_MAX_OPCODES):
+            opcode = self._content[self._position]
+            self._position += 1
+            if opcode == 0x2E:  # STOP
+                return self._stack[-1]
+            step = _STEPS.get(opcode)
+            if step is None:
+                raise ValueError(f"it has the unknown opcode {bytes([opcode])!r}")
+            step(self)
+        raise ValueError(f"it has more than {_MAX_OPCODES} opcodes")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        end = self._position + count
+        if count < 0 or end > len(self._content):
+            raise ValueError("it ends too early")
+        part = self._content[self._position : end]
+        self._position = end
+        return part
+
+    def number(self, size: int, signed: bool = False) -> int:
+        """The next little-endian integer."""
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def line(self) -> bytes:
+        """The bytes up to the next end of line."""
+        end = self._content.find(b"\n", self._position)
+        if end < 0:
+            raise ValueError("it ends too early")
+        part = self.take(end - self._position)
+        self._position += 1
+        return part
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def pop(self) -> Any:
+        if self._marks and len(self._stack) <= self._marks[-1]:
+            raise IndexError
+        return self._stack.pop()
+
+    def top(self, kind: Any) -> Any:
+        """The value on top, which must be of a kind."""
+        value = self._stack[-1]
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    def since_mark(self) -> list[Any]:
+        """Takes the values above the last mark."""
+        mark = self._marks.pop()
+        values = self._stack[mark:]
+        del self._stack[mark:]
+        return values
+
+    def mark(self) -> None:
+        self._marks.append(len(self._stack))
+
+    def last(self, count: int) -> tuple[Any, ...]:
+        """Takes the last values."""
+        values = [self.pop() for _ in range(count)]
+        return tuple(reversed(values))
+
+    def put(self, number: int) -> None:
+        self._memo[number] = self._stack[-1]
+
+    def get(self, number: int) -> None:
+        self.push(self._memo[number])
+
+    def text(self, size: int) -> None:
+        """UTF-8; where it is long, only what can stand for bytes, which needs no more memory."""
+        part = self.take(size)
+        if size > _LONG_TEXT and re.search(rb"[\xc4-\xff]", part):
+            raise ValueError(f"it has a text of {size} bytes")
+        self.push(part.decode("utf-8", "surrogatepass"))
+
+    def quoted(self) -> None:
+        part = self.line().strip()
+        if len(part) < 2 or part[:1] != part[-1:] or part[:1] not in (b"'", b'"'):
+            raise ValueError("it has a text without quotes")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.push(codecs.escape_decode(part[1:-1])[0])
+
+    def integer(self) -> None:
+        part = self.line()
+        if len(part) > 40:
+            raise ValueError("it has a number of too many digits")
+        self.push({b"00": False, b"01": True}.get(part) if part in (b"00", b"01") else int(part))
+
+    def long_text(self) -> None:
+        part = self.line().removesuffix(b"L")
+        if len(part) > 40:
+            raise ValueError("it has a number of too many digits")
+        self.push(int(part))
+
+    def long(self, size: int) -> None:
+        if size > 16:
+            raise ValueError("it has a number of too many digits")
+        self.push(self.number(size, signed=True))
+
+    def append(self, values: list[Any]) -> None:
+        self.top(list).extend(values)
+
+    def set_items(self, values: list[Any]) -> None:
+        self.top(dict).update(_pairs(values))
+
+    def named(self, module: Any, name: Any) -> None:
+        """A global: what is called for it, or its name, or an error."""
+        full = f"{_word(module)}.{_word(name)}"
+        if full in self._calls or full in self._names:
+            return self.push(Name(full))
+        raise ValueError(f"it asks for {printable(full[:200])}, which is not allowed")
+
+    def call(self) -> None:
+        """Calls what stands for a global."""
+        function, arguments = self.last(2)
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise TypeError
+        if function.name not in self._calls:
+            raise ValueError(f"it calls {function.name}, which is not allowed")
+        self.push(self._calls[function.name](*arguments))
+
+    def build(self) -> None:
+        """Gives state to what was called for; attributes of plain containers are left out."""
+        state = self.pop()
+        value = self._stack[-1]
+        if isinstance(value, (Array, ArrayType)):
+            value.build(state)
+        elif not isinstance(value, dict):
+            raise TypeError
+
+    def reference(self) -> None:
+        if self._persistent is None:
+            raise ValueError("it refers to something outside it")
+        self.push(self._persistent(self.pop()))
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        """What Python 3 writes for bytes in old protocols; nothing but Latin-1 is allowed."""
+        if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+            raise ValueError("it holds bytes in another encoding than Latin-1")
+        self._encoded += len(text)
+        if self._encoded > len(self._content):
+            raise ValueError("it holds more bytes than its size justifies")
+        return text.encode("latin1")
+
+
+def _word(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    keys = values[::2]
+    if len(values) % 2 or not all(isinstance(key, _KEYS) for key in keys):
+        raise TypeError
+    # Larger integers could be chosen so that all of them hash alike.
+    if any(isinstance(key, int) and abs(key) >= 2**60 for key in keys):
+        raise TypeError
+    return dict(zip(keys, values[1::2], strict=True))
+
+
+_M = _Machine
+_STEPS: dict[int, Callable[[_Machine], None]] = {
+    ord(opcode): step
+    for opcode, step in {
+        "\x80": lambda m: m.take(1) and None,  # PROTO
+        "\x95": lambda m: m.take(8) and None,  # FRAME
+        "(": _M.mark,
+        "0": lambda m: m.pop() and None,
+        "1": lambda m: m.since_mark() and None,
+        "2": lambda m: m.push(m._stack[-1]),
+        "N": lambda m: m.push(None),
+        "\x88": lambda m: m.push(True),
+        "\x89": lambda m: m.push(False),
+        "I": _M.integer,
+        "L": _M.long_text,
+        "J": lambda m: m.push(m.number(4, signed=True)),
+        "K": lambda m: m.push(m.number(1)),
+        "M": lambda m: m.push(m.number(2)),
+        "\x8a": lambda m: m.long(m.number(1)),
+        "\x8b": lambda m: m.long(m.number(4)),
+        "F": lambda m: m.push(float(m.line()[:64])),
+        "G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
+        "S": _M.quoted,
+        "T": lambda m: m.push(m.take(m.number(4))),
+        "U": lambda m: m.push(m.take(m.number(1))),
+        "B": lambda m: m.push(m.take(m.number(4))),
+        "C": lambda m: m.push(m.take(m.number(1))),
+        "\x8e": lambda m: m.push(m.take(m.number(8))),  # BINBYTES8
+        "\x96": lambda m: m.push(m.take(m.number(8))),  # BYTEARRAY8
+        "V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
+        "X": lambda m: m.text(m.number(4)),
+        "\x8c": lambda m: m.text(m.number(1)),
+        "\x8d": lambda m: m.text(m.number(8)),
+        "]": lambda m: m.push([]),
+        "}": lambda m: m.push({}),
+        ")": lambda m: m.push(()),
+        "l": lambda m: m.push(m.since_mark()),
+        "d": lambda m: m.push(_pairs(m.since_mark())),
+        "t": lambda m: m.push(tuple(m.since_mark())),
+        "\x85": lambda m: m.push(m.last(1)),
+        "\x86": lambda m: m.push(m.last(2)),
+        "\x87": lambda m: m.push(m.last(3)),
+        "a": lambda m: m.append([m.pop()]),
+        "e": lambda m: m.append(m.since_mark()),
+        "s": lambda m: m.set_items(list(m.last(2))),
+        "u": lambda m: m.set_items(m.since_mark()),
+        "p": lambda m: m.put(int(m.line()[:20])),
+        "q": lambda m: m.put(m.number(1)),
+        "r": lambda m: m.put(m.number(4)),
+        "\x94": lambda m: m.put(len(m._memo)),  # MEMOIZE
+        "g": lambda m: m.get(int(m.line()[:20])),
+        "h": lambda m: m.get(m.number(1)),
+        "j": lambda m: m.get(m.number(4)),
+        "c": lambda m: m.named(m.line()[:200], m.line()[:200]),
+        "\x93": lambda m: m.named(*m.last(2)),  # STACK_GLOBAL
+        "R": _M.call,
+        "b": _M.build,
+        "Q": _M.reference,
+    }.items()
+}

@@ -1,0 +1,1 @@
+"""Image sources: where images and labels come from."""

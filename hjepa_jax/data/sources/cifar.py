@@ -1,0 +1,234 @@
+"""CIFAR-10 and CIFAR-100 from their Python archives, without general unpickling.
+
+A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.data.formats import archives, plain_pickle
+from hjepa_jax.data.sources import folder, splits
+from hjepa_jax.data.sources.base import NO_LABEL, ArraySource, ImageSource
+from hjepa_jax.storage import schema
+from hjepa_jax.storage.files import read_regular
+
+# Bounds of what is read: twice the largest file of each kind, since Python 3 may have pickled the
+# pixels again as text, and twice the larger archive.
+_MAX_META_BYTES = 1 << 20
+_MAX_ARCHIVE_BYTES = 400 * 2**20
+_MAX_MEMBERS = 10_000
+_PIXELS = 3072
+
+
+class _Archive(NamedTuple):
+    folder: str
+    url: str
+    md5: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    label_key: bytes
+    names_key: bytes
+    file_bytes: int
+
+    def limit(self, name: str) -> int:
+        """Bytes that a file of it may have."""
+        return _MAX_META_BYTES if name == self.meta else self.file_bytes
+
+
+_ARCHIVES = {
+    "cifar10": _Archive(
+        "cifar-10-batches-py",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        tuple(f"data_batch_{number}" for number in range(1, 6)),
+        ("test_batch",),
+        "batches.meta",
+        b"labels",
+        b"label_names",
+        64 * 2**20,
+    ),
+    "cifar100": _Archive(
+        "cifar-100-python",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        ("train",),
+        ("test",),
+        "meta",
+        b"fine_labels",
+        b"fine_label_names",
+        310 * 2**20,
+    ),
+}
+
+
+def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
+    """Loads the dictionary of one CIFAR file.
+
+    Raises:
+      ValueError: If it is damaged, is no dictionary, or asks for any class but NumPy arrays.
+    """
+    try:
+        loaded = plain_pickle.load(content, plain_pickle.ARRAYS, names=("numpy.ndarray",))
+        if not isinstance(loaded, dict):
+            raise ValueError("it holds no dictionary")
+        return {
+            key.encode("utf-8", "replace") if isinstance(key, str) else key: (
+                value.array() if isinstance(value, plain_pickle.Array) else value
+            )
+            for key, value in loaded.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"Cannot read {name} as a CIFAR file: {error}.") from error
+
+
+def _folder_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
+    """Yields the name and content of the files that are there."""
+    for name in names:
+        if (path / name).exists():
+            yield name, read_regular(path / name, archive.limit(name))
+
+
+def _archive_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
+    """Yields members by their last path component; nothing is ever written to disk."""
+    left = set(names)
+    with archives.opened(path, _MAX_ARCHIVE_BYTES, _MAX_MEMBERS) as opened:
+        for member in opened.members():
+            name = member.name.rpartition("/")[2]
+            if name not in left or member.kind != archives.FILE:
+                continue
+            if member.size > archive.limit(name):
+                raise archives.ArchiveError(
+                    f"{schema.readable(member.name)} is too large ({member.size} bytes)"
+                )
+            yield name, opened.read(member.size)
+            left.remove(name)
+            if not left:
+                return
+
+
+def _how_to_get(name: str, root: str | None) -> str:
+    archive = _ARCHIVES[name]
+    place = "data/" if root is None else str(root)
+    return (
+        f"download {archive.url} (md5 {archive.md5}), put it in {place}, and set data.root to the "
+        f"archive, or to the folder {archive.folder} unpacked from it"
+    )
+
+
+def _batch(
+    name: str, source: str, loaded: dict[bytes, Any]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Returns the rows uint8 [N, 3072] and labels int64 [N] of one file."""
+    key = _ARCHIVES[name].label_key
+    rows = loaded.get(b"data")
+    if (
+        not isinstance(rows, np.ndarray)
+        or rows.dtype != np.uint8
+        or rows.ndim != 2
+        or rows.shape[1] != _PIXELS
+    ):
+        raise ValueError(f"{source} is no {name} data: no uint8 array [N, {_PIXELS}] in it.")
+    if key not in loaded:
+        raise ValueError(f"{source} is no {name} data: it has no '{key.decode()}'.")
+    labels = loaded[key]
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    what = f"{source} ({key.decode()})"
+    schema.require(labels, schema.Items(schema.Whole(NO_LABEL, 2**31 - 1)), what)
+    if len(labels) != len(rows):
+        raise ValueError(f"{what} has {len(labels)} labels of {len(rows)} images.")
+    return rows, np.array(labels, np.int64)
+
+
+def _class_names(name: str, source: str, loaded: dict[bytes, Any]) -> list[str]:
+    """Returns the class names, as text whatever they are."""
+    key = _ARCHIVES[name].names_key
+    names = loaded.get(key)
+    what = f"{source} ({key.decode()})"
+    schema.require(names, schema.Items(schema.Anything(), least=1), what)
+    return [schema.readable(entry) for entry in names or ()]
+
+
+def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
+    archive = _ARCHIVES[name]
+    files = archive.train if split == "train" else archive.test
+    wanted = (*files, archive.meta)
+    read = _folder_files if path.is_dir() else _archive_files
+    batches, class_names = {}, None
+    try:
+        for key, content in read(path, archive, wanted):
+            source = f"{path}/{key}"
+            # Each file is taken apart before the next is read: their bytes are not needed together.
+            loaded = load_pickle(content, source)
+            if key == archive.meta:
+                class_names = _class_names(name, source, loaded)
+            else:
+                batches[key] = _batch(name, source, loaded)
+    except (archives.ArchiveError, OSError) as error:
+        kind = "" if path.is_dir() else "the archive "
+        raise ValueError(
+            f"Cannot read {kind}{path}: {str(error).rstrip('.')}. If its md5 is not {archive.md5}, "
+            f"{_how_to_get(name, None)}."
+        ) from error
+    absent = [key for key in files if key not in batches]
+    absent += [archive.meta] if class_names is None else []
+    if class_names is None or absent:
+        raise FileNotFoundError(
+            f"{path} lacks {', '.join(absent)} of {name}: {_how_to_get(name, None)}."
+        )
+    rows = np.concatenate([batches[key][0] for key in files])
+    labels = np.concatenate([batches[key][1] for key in files])
+    images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return ArraySource(f"{name}/{split}", images, labels, class_names)
+
+
+def open_cifar(
+    name: str,
+    root: str | None,
+    split: str,
+    cache_mb: float,
+    siblings: Sequence[str] = splits.SPLITS,
+) -> ImageSource:
+    """Opens CIFAR from `root`: its archive (.tar.gz, .tar), its unpacked folder, or images.
+
+    Args:
+      name: 'cifar10' or 'cifar100' (fine labels).
+      root: The archive, the unpacked folder, a folder that holds either, or an image folder.
+      split: 'train' or 'test'; other names only for image folders.
+      cache_mb: MiB of encoded images to keep in memory, for image folders.
+      siblings: Splits whose classes are numbered together, for image folders.
+
+    Raises:
+      FileNotFoundError: If the data is not there; the message says how to get it.
+      ValueError: If the data is damaged or not CIFAR.
+    """
+    archive = _ARCHIVES[name]
+    path = None if root is None else pathlib.Path(root).expanduser()
+    if path is None or not path.exists():
+        where = "data.root is not set" if path is None else f"data.root {path} does not exist"
+        raise FileNotFoundError(f"{name}: {where}; {_how_to_get(name, None)}.")
+    candidates = [path]
+    if path.is_dir():
+        archive_file = archive.url.rsplit("/", 1)[1]
+        candidates = [
+            path,
+            path / archive.folder,
+            path / archive_file,
+            path / archive_file.removesuffix(".gz"),
+        ]
+    for candidate in candidates:
+        if candidate.is_file() or (candidate / archive.meta).is_file():
+            if split not in ("train", "test"):
+                raise ValueError(f"{name} has the splits 'train' and 'test', not '{split}'.")
+            return _load(name, candidate, split)
+    inside = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    if any(splits.choose(part, inside, str(path)) for part in splits.SPLITS):
+        return folder.open_root(str(path), split, cache_mb, siblings)
+    raise FileNotFoundError(f"{name}: nothing to read in {path}; {_how_to_get(name, str(path))}.")

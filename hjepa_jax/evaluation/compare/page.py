@@ -1,0 +1,136 @@
+"""Comparison of runs as one self-contained HTML page: no network, no scripts.
+
+Runs that differ in their seed alone form a group; the first group is the baseline that the others
+are measured against.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.compare import sections as parts
+from hjepa_jax.evaluation.compare.charts import escape
+from hjepa_jax.evaluation.compare.runs import Group, RunResult, group_runs, load_result
+from hjepa_jax.evaluation.compare.style import STYLE
+from hjepa_jax.storage.files import check_writable_file, local_path, write_atomically
+
+# Settings that are free to differ, or have a sentence of their own.
+_TOLD = {"seed", "parity.reference_evaluation", "evaluation.headline_k", "evaluation.variant"}
+
+
+def _nested(run: RunResult, part: str) -> Mapping[str, Any]:
+    """Returns a part of what a report says of itself; {} where it does not, as older ones."""
+    found = run.metrics["info"].get(part)
+    return found if isinstance(found, Mapping) else {}
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """Returns sentences on what makes the runs hard to compare."""
+    runs = [run for group in groups for run in group.runs]
+    said = []
+    fields = {
+        "data": ("data sets", "unknown"),
+        "step": ("numbers of steps", "unknown"),
+        "coordinates": ("coordinates", "raw"),
+    }
+    for field, (what, default) in fields.items():
+        values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
+        if len(values) > 1:
+            said.append(f"These runs have different {what}: {', '.join(values)}.")
+    tested = {_nested(run, "test_images").get("fingerprint", "unknown") for run in runs}
+    if len(tested) > 1:
+        said.append("These runs were tested on different images.")
+    settings = [_nested(run, "settings") for run in runs]
+    names = sorted({name for one in settings if one for name in one} - _TOLD)
+    differing = [n for n in names if len({json.dumps(one.get(n)) for one in settings if one}) > 1]
+    if differing:
+        said.append(f"These runs were evaluated with different settings: {', '.join(differing)}.")
+    variants = sorted({run.metrics["encoders"]["trained"]["variant"] for run in runs})
+    if len(variants) > 1:
+        said.append(f"Different parts of the state were evaluated: {', '.join(variants)}.")
+    if len({run.metrics["headline_k"] for run in runs}) > 1:
+        said.append("The headline k of kNN differs between runs; each row is at its own.")
+    if len({bool(one.get("parity.reference_evaluation")) for one in settings}) > 1:
+        said.append("Some runs count votes and pairs as published (parity.reference_evaluation).")
+    if len({run.metrics.get("schema_version") for run in runs}) > 1:
+        said.append(
+            "These reports are of different versions, which count ties and top-5 of kNN, cosine "
+            "similarities and uniformity in different ways: evaluate the older ones again."
+        )
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run.metrics.get("notes", ()):
+            told.setdefault(str(note), []).append(run.name)
+    said += [f"{note} ({', '.join(names)})" for note, names in told.items()]
+    single = [group.name for group in groups if len(group.runs) < 2]
+    if single:
+        said.append(
+            f"One run only of {', '.join(single)}: differences from or to it have no interval, "
+            "and may be the luck of a seed."
+        )
+    elif len(groups) > 1 and min(len(group.runs) for group in groups) < 5:
+        said.append("With fewer than five seeds, bootstrap intervals are narrower than they claim.")
+    return said
+
+
+def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
+    """Returns the page as HTML."""
+    baseline = groups[0].name
+    sections = [
+        ("Figures", parts.summary_table(groups)),
+        ("Differences", parts.intervals(groups)),
+        ("Neighbours and spectra", parts.knn_and_spectra(groups)),
+        ("Training", parts.training_curves(groups)),
+        ("Position q, momentum p, and both", parts.variants_table(groups)),
+        ("Few images, coarser labels, changed images", parts.extra_table(groups)),
+        ("What differs in the configurations", parts.configuration_table(groups)),
+        ("Runs", parts.runs_table(groups)),
+        ("Pictures", parts.galleries(groups)),
+    ]
+    body = "".join(
+        f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text
+    )
+    count = sum(len(group.runs) for group in groups)
+    told = "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(groups))
+    note = (
+        f"{count} runs in {len(groups)} groups; runs of a group differ in their seed alone. "
+        "Values are means ± standard deviations over seeds, bands go from the lowest to the "
+        f"highest run. Small figures are differences from {baseline} with 95\u00a0% bootstrap "
+        "intervals over seeds, coloured where the interval leaves zero out."
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f'<h1>{escape(title)}</h1><p class="note">{escape(note)}</p>{told}{body}'
+        "</main></body></html>\n"
+    )
+
+
+def compare(
+    paths: Sequence[pathlib.Path], out: pathlib.Path, eval_dir: pathlib.Path
+) -> list[Group]:
+    """Reads runs, groups them and writes the page to `out`; see `load_result` for the paths.
+
+    Raises:
+      UserError: no runs, a run named twice, one without a report, or a place that cannot be
+        written to.
+    """
+    if not paths:
+        raise UserError("There is nothing to compare: name one or more runs.")
+    out = local_path(out, "--out")
+    check_writable_file(out, "--out")
+    resolved = [path.resolve() for path in paths]
+    repeated = sorted({str(p) for p, r in zip(paths, resolved) if resolved.count(r) > 1})
+    if repeated:
+        raise UserError(f"{', '.join(repeated)} is named more than once.")
+    groups = group_runs([load_result(path, eval_dir) for path in resolved])
+    try:
+        write_atomically(out, page(groups))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}.") from error
+    return groups

@@ -1,0 +1,381 @@
+"""Finished runs read from disk: metrics, configuration, curves, and groups of seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hjepa_jax.config import rows
+from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation.alarms import MEAN_CEILING
+from hjepa_jax.evaluation.report.folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.report.summary import headline, headline_intervals
+from hjepa_jax.storage.files import read_regular
+from hjepa_jax.storage.schema import (
+    Anything,
+    Fields,
+    Items,
+    Maybe,
+    Number,
+    Table,
+    Text,
+    Whole,
+    read_json,
+    require,
+)
+
+# Fields in which the runs of one group may differ: none of them changes what is learned.
+_FREE = ("seed", "checkpoint.", "log.", "evaluation.online_")
+_FREE += tuple(path for path, row in rows().items() if row.spec.own)
+_EVENTS_BYTES = 2**32
+# What a comparison reads of metrics.json; a figure that has no value is null (NaN in older ones).
+_FIGURE = Maybe(Number(finite=False))
+_INTERVAL = Maybe(Items(Number(), 2, 2))
+_KNN = Fields(
+    {"k_values": Items(Whole(1), 1), "top1": Items(_FIGURE, 1)},
+    {"top1_interval": Maybe(Items(_INTERVAL))},
+)
+_PROBE = Fields({"top1": _FIGURE, "top5": _FIGURE}, {f"top{k}_interval": _INTERVAL for k in (1, 5)})
+_CLASSIFIED = Fields({"knn": _KNN, "linear_probe": _PROBE})
+_PROBED = Fields({"linear_probe": Fields({"top1": _FIGURE})}, {"knn": _KNN})
+_ENCODER = Fields(
+    {
+        "variant": Text(),
+        "knn": _KNN,
+        "linear_probe": _PROBE,
+        "diagnostics": Fields(
+            {
+                "covariance_spectrum_topq": Fields(
+                    {
+                        "eigenvalues": Items(_FIGURE),
+                        "effective_rank": _FIGURE,
+                        "participation_ratio": _FIGURE,
+                    },
+                    {"rankme": _FIGURE, "mean_share": _FIGURE},
+                ),
+                "alignment_uniformity": Fields({"alignment": _FIGURE, "uniformity": _FIGURE}),
+            }
+        ),
+    },
+    {
+        "qp_variants": Table(_CLASSIFIED),
+        "few_shot": Table(Fields({"top1": _FIGURE})),
+        "coarse": Table(_PROBED),
+        "robustness": Table(_PROBED),
+    },
+)
+_EVALUATION = Fields(
+    {
+        "info": Fields(
+            {},
+            {
+                "step": Whole(),
+                "data": Text(),
+                "run": Text(),
+                "coordinates": Text(),
+                "settings": Table(Anything()),
+                "test_images": Fields({}, {"fingerprint": Text()}),
+            },
+        ),
+        "headline_k": Whole(1),
+        "encoders": Fields({"trained": _ENCODER}, {"random": _ENCODER, "pixels": _ENCODER}),
+    },
+    {"notes": Items(Text()), "schema_version": Whole()},
+)
+Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """One evaluated run.
+
+    Attributes:
+      name: of its folder.
+      report: folder of metrics.json and the pictures.
+      metrics: content of metrics.json.
+      config: flat configuration, dotted name -> value; {} where the workdir was not found.
+      curves: TensorBoard tag -> (steps, values); {} where there are no events.
+    """
+
+    name: str
+    report: pathlib.Path
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    curves: dict[str, Curve]
+
+    def figures(self, encoder: str = "trained") -> dict[str, float]:
+        """Returns the headline figures of one of its encoders."""
+        return headline(self.metrics["encoders"][encoder], self.metrics["headline_k"])
+
+    def intervals(self) -> dict[str, tuple[float, float] | None]:
+        """Returns the 95 % intervals over test images of the trained encoder's accuracies."""
+        return headline_intervals(self.metrics["encoders"]["trained"], self.metrics["headline_k"])
+
+    def is_one_point(self) -> bool:
+        """Returns whether the trained encoder's state is nearly one point."""
+        return self.figures()["mean_share"] > MEAN_CEILING
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: tuple[RunResult, ...]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _events(path: pathlib.Path) -> Iterator[Any]:
+    """Yields the events of a file (length, checksum, payload, checksum), up to a cut-off end."""
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    damaged = f"{path} is damaged, or no TensorBoard event file: delete or move it."
+    try:
+        data, position = read_regular(path, _EVENTS_BYTES), 0
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    while position + 12 <= len(data):
+        length, checksum = struct.unpack_from("<QI", data, position)
+        if masked_crc32c(data[position : position + 8]) != checksum:
+            raise UserError(damaged)
+        payload = data[position + 12 : position + 12 + length]
+        position += 12 + length + 4
+        if position > len(data):
+            return  # a run that is writing, or was killed while it did
+        event: Any = event_pb2.Event()  # type: ignore[attr-defined]
+        try:
+            event.ParseFromString(payload)
+        except DecodeError as error:
+            raise UserError(damaged) from error
+        yield event
+
+
+def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
+    """Returns the scalars of a workdir's event files: tag -> (ascending steps, values).
+
+    Where a resumed run logged a step again, the later file counts; what was logged behind the step
+    at which it went on is void, as for TensorBoard.
+
+    Raises:
+      UserError: a file that is no event file.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        for event in _events(path):
+            if event.session_log.status == event.session_log.START:
+                for points in found.values():
+                    for step in [step for step in points if step >= event.step]:
+                        del points[step]
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {
+        tag: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)]))
+        for tag, points in found.items()
+    }
+
+
+def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields all of an encoder's metrics that have a kNN."""
+    yield one
+    for part in ("qp_variants", "coarse", "robustness"):
+        yield from (found for found in one.get(part, {}).values() if "knn" in found)
+
+
+def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the metrics of a report, with NaN for figures that have no value.
+
+    Raises:
+      UserError: no evaluation of a trained run, or one that is damaged.
+    """
+    path = folder / METRICS
+    try:
+        metrics = require(read_metrics(folder), _EVALUATION, path)
+        for one in metrics["encoders"].values():
+            for classified in _classified(one):
+                ks, top1 = classified["knn"]["k_values"], classified["knn"]["top1"]
+                if len(ks) != len(top1) or ks != sorted(set(ks)):
+                    raise ValueError(
+                        f"{path} is damaged: a kNN has {len(top1)} figures for k={ks}."
+                    )
+        return {**metrics, "encoders": _with_nan(metrics["encoders"])}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no evaluation of a trained run: {first_line(error)}") from error
+
+
+def _with_nan(value: Any) -> Any:
+    """Returns metrics with NaN for the figures that have no value, which JSON holds as null."""
+    if isinstance(value, dict):
+        kept = {name: one for name, one in value.items() if name.endswith("_interval")}
+        return {name: _with_nan(one) for name, one in value.items()} | kept
+    if isinstance(value, list):
+        return [_with_nan(one) for one in value]
+    return math.nan if value is None else value
+
+
+def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
+    """Returns the report folder of a run: the one of most steps, the first made of several.
+
+    Reports on data that the run was not trained on or in other coordinates come last.
+    """
+    if (path / METRICS).is_file():
+        return path
+    places = [eval_dir, path.parent.parent / "eval"]
+    own = [folder for place in places for folder in find_reports(place, report_name(path))]
+    known = {folder: load_metrics(folder) for folder in own}
+    if not own:
+        raise UserError(
+            f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
+            "--mode=eval, or name the folder with --eval_dir."
+        )
+    special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, which are named by folder
+
+    def rank(folder: pathlib.Path) -> tuple[bool, int]:
+        info = known[folder]["info"]
+        return not any(name in info for name in special), info.get("step", 0)
+
+    return max(own, key=rank)
+
+
+def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
+    """Reads one run.
+
+    Args:
+      path: its workdir, whose report is looked for in `eval_dir` and in `../../eval` beside it
+        (where a sweep puts it); or a report folder itself, which has no curves.
+      eval_dir: folder of reports.
+
+    Raises:
+      UserError: no report, or files that cannot be read.
+    """
+    report = _find_report(path, eval_dir)
+    config: dict[str, Any] = {}
+    if os.path.lexists(path / "config.json"):
+        try:
+            config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}/config.json cannot be read: {error}") from error
+    return RunResult(path.name, report, load_metrics(report), config, read_curves(path))
+
+
+def group_runs(results: Sequence[RunResult]) -> list[Group]:
+    """Puts runs together that differ in their seed alone, in the order of their first run.
+
+    A run of unknown configuration is a group of its own. A group is named after its runs: what
+    comes before 'seed<n>', or the first one's name.
+    """
+    members: dict[str, list[RunResult]] = {}
+    for position, result in enumerate(results):
+        kept = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_FREE)]
+        key = json.dumps(kept) if kept else f"run {position}"
+        members.setdefault(key, []).append(result)
+    groups: list[Group] = []
+    for runs in members.values():
+        stems = {re.sub(r"[-_.]?seed-?\d+$", "", run.name) for run in runs}
+        name = stems.pop() if len(stems) == 1 and len(runs) > 1 else runs[0].name
+        taken = {group.name for group in groups}
+        unique = next(
+            n for n in (name, *(f"{name} ({i})" for i in range(2, 10**6))) if n not in taken
+        )
+        groups.append(Group(unique, tuple(runs)))
+    return groups
+
+
+def differing_fields(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Returns the configuration fields that differ between groups: name -> value in each."""
+    configs = [group.runs[0].config for group in groups]
+    names = sorted({name for config in configs for name in config if not name.startswith(_FREE)})
+    values = {name: [config.get(name) for config in configs] for name in names}
+    return {name: v for name, v in values.items() if any(one != v[0] for one in v)}
+
+
+def bootstrap_difference(
+    values: npt.ArrayLike,
+    baseline: npt.ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, tuple[float, float] | None]:
+    """Returns mean(values) - mean(baseline) and its percentile bootstrap interval over seeds.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: both groups are
+    resampled with replacement, each on its own. Below about five seeds the interval is too
+    narrow; with one seed in either group there is none.
+    """
+    ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    difference = float(ours.mean() - theirs.mean())
+    if min(len(ours), len(theirs)) < 2:
+        return difference, None
+    rng = np.random.default_rng(seed)
+    means = _resampled_means(ours, resamples, rng) - _resampled_means(theirs, resamples, rng)
+    return difference, _percentile_interval(means, confidence)
+
+
+def paired_interval(
+    differences: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Returns the percentile bootstrap interval of the mean of paired differences [n].
+
+    As `bootstrap_difference`, but the pairs are resampled. None for fewer than two pairs; with
+    three it is narrower than the confidence says.
+    """
+    sample = np.asarray(differences, np.float64)
+    if len(sample) < 2:
+        return None
+    means = _resampled_means(sample, resamples, np.random.default_rng(seed))
+    return _percentile_interval(means, confidence)
+
+
+def _resampled_means(
+    sample: npt.NDArray[np.float64], resamples: int, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    return sample[rng.integers(len(sample), size=(resamples, len(sample)))].mean(axis=1)
+
+
+def _percentile_interval(means: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def mean_curve(
+    curves: Sequence[Curve], max_points: int = 300
+) -> tuple[Curve, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] | None:
+    """Returns the mean over runs at their common steps, and the (lowest, highest) of the runs.
+
+    More than `max_points` steps are averaged in equal blocks. None without a common step.
+    """
+    if not curves:
+        return None
+    steps = curves[0][0]
+    for other, _ in curves[1:]:
+        steps = np.intersect1d(steps, other)
+    if not len(steps):
+        return None
+    values = np.stack([y[np.isin(x, steps)] for x, y in curves])
+    block = -(-len(steps) // max_points)
+    edges = np.arange(0, len(steps), block)
+    sizes = np.diff(np.append(edges, len(steps)))
+    values = np.add.reduceat(values, edges, axis=1) / sizes
+    middle = np.add.reduceat(steps, edges) / sizes
+    return (middle.astype(np.int64), values.mean(axis=0)), (values.min(axis=0), values.max(axis=0))

@@ -1,0 +1,221 @@
+"""What a training run tells about itself on the way: its views, alarms, and a periodic kNN."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from hjepa_jax.config import Config
+from hjepa_jax.data.contact_sheet import contact_sheet
+from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.base import ImageSource, subset
+from hjepa_jax.data.sources.holdout import labeled
+from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluation import validity
+from hjepa_jax.evaluation.alarms import collapse_alarms
+from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
+from hjepa_jax.evaluation.coordinates import coordinates_of
+from hjepa_jax.evaluation.features import extract_features, select_variant
+from hjepa_jax.evaluation.intervals import wilson
+from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
+from hjepa_jax.evaluation.ready import check_same_classes
+from hjepa_jax.runtime import sharding
+from hjepa_jax.training.prepare import Run, make_encode, open_split
+from hjepa_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+_SHEET_IMAGES = 12
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+class AlarmLog:
+    """Collapse alarms, each kind (a sentence without its numbers) told once."""
+
+    def __init__(self, targets: Mapping[str, float], objective: str | None = None):
+        """Takes the budget of the mean square of q and p, and the objective."""
+        self._targets, self._objective = targets, objective
+        self._told: set[str] = set()
+
+    def new(self, metrics: Mapping[str, float]) -> list[str]:
+        """Returns the alarms that were never there before."""
+        found = {
+            _NUMBER.sub("#", sentence): sentence
+            for sentence in collapse_alarms(
+                metrics, targets=self._targets, objective=self._objective
+            )
+        }
+        fresh = [sentence for kind, sentence in found.items() if kind not in self._told]
+        self._told |= found.keys()
+        return fresh
+
+
+def _shared(train: ImageSource, test: ImageSource) -> int:
+    """Returns how many test images are stored as training images as well."""
+
+    def digests(source: ImageSource) -> Iterator[bytes]:
+        for index in range(len(source)):
+            try:
+                record = source.record(index)
+            except (OSError, ValueError):
+                continue  # the evaluation itself will say so
+            if record.encoded is not None:
+                yield hashlib.blake2b(record.encoded, digest_size=12).digest()
+            elif record.image is not None:
+                yield validity.image_digest(record.image)
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(test))
+
+
+def check_online_labels(config: Config, train: ImageSource) -> None:
+    """Refuses an online probe whose accuracy would mean nothing; DataError."""
+    if not config.evaluation.online_probe:
+        return
+    sentence = validity.one_class(train.labels(), "training", train.class_names)
+    if sentence:
+        raise DataError(
+            f"config.evaluation.online_probe is True, but {sentence}: set it to False, or give "
+            f"labels of several classes ({train.description})."
+        )
+
+
+class OnlineKnn:
+    """kNN of the encoder under training, on at most `online_images` images of each set.
+
+    Tested are images of the test split, or those of `online_holdout`; of both sets those with a
+    label.
+    """
+
+    def __init__(self, config: Config, run: Run, train: ImageSource):
+        """Opens the images to test and checks that classes, labels and batches fit.
+
+        Raises:
+          ConfigError, DataError: if they do not, with a sentence on what to do.
+        """
+        settings = config.evaluation
+        sentence = sharding.divisibility_error(
+            settings.batch_size, run.mesh, "config.evaluation.batch_size"
+        )
+        if sentence:
+            raise ConfigError(sentence)
+        test = open_split(config, "test" if settings.online_holdout is None else "holdout")
+        check_same_classes(
+            train,
+            test,
+            "set config.evaluation.online_every_epochs=None, or give a test split of the same",
+        )
+        ranked = config.checkpoint.keep_best and config.checkpoint.best_metric
+        if ranked == "online/knn_top5" and train.num_classes <= TRIVIAL_TOP5:
+            raise ConfigError(
+                f"config.checkpoint.best_metric is {ranked!r}, but of {train.num_classes} classes "
+                "all are among the top five: set it to 'online/knn_top1'."
+            )
+        self._config, self._run = config, run
+        self._sources = _sets(settings, train, test)
+        self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
+        epoch = run.method.steps_per_epoch
+        self._in_coordinates = coordinates_of(config, epoch, run.mesh)
+        self.every_steps = max(1, round(settings.online_every_epochs * epoch))
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder.
+
+        Each with the bounds of its 95 % interval over test images, '_low' and '_high'. With five or
+        fewer classes there is no top 5.
+        """
+        config, settings = self._config, self._config.evaluation
+        raw = make_encode(self._run, state.params, state.batch_stats)
+        encode = self._in_coordinates(raw, state.spectral, int(state.step))
+        sets = []
+        for source in self._sources:
+            with eval_batches(config, source, settings.batch_size) as batches:
+                sets.append(extract_features(encode, batches))
+        train, test = (
+            s._replace(features=select_variant(s.features, settings.variant, config.model.split_qp))
+            for s in sets
+        )
+        num_classes = self._sources[0].num_classes
+        found = knn_accuracy(
+            *train,
+            *test,
+            ks=self._k,
+            num_classes=num_classes,
+            block=settings.knn_block,
+            reference=config.parity.reference_evaluation,
+            mesh=sharding.local_mesh(),
+        )
+        scores = {}
+        for name in ("top1", "top5") if num_classes > TRIVIAL_TOP5 else ("top1",):
+            share = found[name][0]
+            low, high = wilson(share, len(test.labels))
+            scores |= {
+                f"online/knn_{name}": share,
+                f"online/knn_{name}_low": low,
+                f"online/knn_{name}_high": high,
+            }
+        return scores
+
+
+def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSource]:
+    """Returns what the online kNN learns on and tests; DataError where that would mean nothing."""
+    try:
+        sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
+        learn, judge = sets
+        reason = validity.why_no_accuracy(
+            learn.labels(), judge.labels(), _shared(learn, judge), train.class_names
+        )
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        raise DataError(
+            f"config.evaluation.online_every_epochs is {settings.online_every_epochs}, but {reason}"
+            " Set it to None, or give other images."
+        )
+    return sets
+
+
+class TrainingMonitor:
+    """Watches a run: what it writes goes to the log and to TensorBoard, nothing to the state."""
+
+    def __init__(self, config: Config, run: Run, source: ImageSource, writer: Any):
+        """Prepares what `config.evaluation` asks for; errors as `OnlineKnn`."""
+        self._config, self._run, self._writer = config, run, writer
+        loss = config.loss
+        self._alarms = AlarmLog({"q": loss.q_target, "p": loss.p_target}, config.objective)
+        online = config.evaluation.online_every_epochs is not None
+        self._knn = OnlineKnn(config, run, source) if online else None
+
+    def show_views(self, step: int, batch: Mapping[str, jax.Array]) -> None:
+        """Writes a contact sheet of this process's first images, where the host makes the views."""
+        names = [name for name in ("global_views", "local_views") if name in batch]
+        if self._config.data.backend != "host" or not names:
+            return
+        views = {name: np.asarray(batch[name].addressable_shards[0].data) for name in names}
+        self._writer.write_images(step, {"views": contact_sheet(views, _SHEET_IMAGES)})
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs alarms when they come up for the first time."""
+        for sentence in self._alarms.new(metrics):
+            _log.warning("step %d: %s", step, sentence)
+
+    def is_due(self, step: int) -> bool:
+        """Returns whether `scores` is to be called after this step."""
+        if self._knn is None:
+            return False
+        return step % self._knn.every_steps == 0 or step == self._run.num_steps
+
+    def scores(self, step: int, state: TrainState) -> dict[str, float]:
+        """Runs the kNN and writes what it finds, which is also returned."""
+        assert self._knn is not None
+        scores = self._knn(state)
+        self._writer.write_scalars(step, scores)
+        figures = (scores[f"online/knn_top1{end}"] for end in ("", "_low", "_high"))
+        told = "step %d: kNN top-1 %.1f %% (95 %% interval %.1f to %.1f)"
+        _log.info(told, step, *(100 * figure for figure in figures))
+        return scores

@@ -1,0 +1,1 @@
+"""Measurements of phase-space maps and their figures."""

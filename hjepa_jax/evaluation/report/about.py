@@ -1,0 +1,130 @@
+"""What an evaluation is of: checkpoint, images, settings and versions, for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import hjepa_jax
+from hjepa_jax.config import Config, may_differ_between_processes, validation
+from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.evaluation import validity
+from hjepa_jax.evaluation.features import Batch
+from hjepa_jax.evaluation.ready import Sets
+from hjepa_jax.storage.files import printable
+
+# Fields of `data` and `evaluation` that change no figure, and those that are told elsewhere.
+_UNTOLD = ("evaluation.batch_size", "evaluation.knn_block", "evaluation.online_")
+_UNTOLD += ("data.batch_size", "data.name")
+_NAMES_SHOWN, _NAME_LENGTH = 20, 200
+
+
+class Watched:
+    """The images of a set, each call anew; remembers what was left out.
+
+    Attributes:
+      source: the images.
+      images: how many were evaluated; None until they have been read once to their end.
+      left_out: names of, and reasons for, those that could not be decoded.
+    """
+
+    def __init__(self, config: Config, source: ImageSource):
+        """Takes a configuration and one of its sets."""
+        self.source = source
+        self.images: int | None = None
+        self.left_out: tuple[str, ...] = ()
+        self._config = config
+
+    def __call__(self) -> Iterator[Batch]:
+        """Yields the batches, see `eval_batches`."""
+        count = 0
+        with eval_batches(self._config, self.source, self._config.evaluation.batch_size) as stream:
+            for batch in stream:
+                count += int(np.count_nonzero(batch["mask"]))
+                yield batch
+            self.images, self.left_out = count, stream.corrupt_images
+
+    def facts(self, split: str) -> dict[str, Any]:
+        """Returns what the report says of the set."""
+        unlabeled = int(np.count_nonzero(~validity.has_label(self.source.labels())))
+        names = [printable(name)[:_NAME_LENGTH] for name in self.left_out[:_NAMES_SHOWN]]
+        rest = len(self.left_out) - len(names)
+        return {
+            "split": split,
+            "description": self.source.description,
+            "listed": len(self.source),
+            "evaluated": self.images,
+            "left_out": len(self.left_out),
+            "corrupt": [*names, *([f"and {rest} more"] if rest else [])],
+            "unlabeled": unlabeled,
+            "fingerprint": self.source.fingerprint(),
+        }
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Returns the settings of an evaluation that its figures depend on, by dotted name."""
+    return {
+        name: value
+        for name, value in validation.flatten(config)
+        if name.startswith(("data.", "evaluation.", "parity.reference_evaluation", "seed"))
+        and not name.startswith(_UNTOLD)
+        and not may_differ_between_processes(name)
+    }
+
+
+def about(
+    config: Config, saved: Config, run: str, step: int, chosen: str, trained: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what is known before the images are read.
+
+    Args:
+      config: of the evaluation.
+      saved: the run's own.
+      run: its name.
+      step: of the checkpoint.
+      chosen: how it was chosen: 'latest', 'best' or a step.
+      trained: what the checkpoint says of its training data: `num_images`, `fingerprint`.
+    """
+    how = {
+        "latest": "the newest",
+        "best": f"the best by {saved.checkpoint.best_metric}, of those kept",
+    }
+    return {
+        "run": run,
+        "step": step,
+        "checkpoint": how.get(chosen, "as asked for"),
+        **({"best_by": saved.checkpoint.best_metric} if chosen == "best" else {}),
+        "objective": saved.objective,
+        "data": config.data.name,
+        "data_root": config.data.root,
+        **({"trained_on": saved.data.name} if config.data.name != saved.data.name else {}),
+        **(
+            {"coordinates": config.evaluation.coordinates}
+            if config.evaluation.coordinates != "raw"
+            else {}
+        ),
+        "training_data": {
+            name: trained[name] for name in ("num_images", "fingerprint") if name in trained
+        },
+        "version": hjepa_jax.__version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def about_images(config: Config, train: Watched, test: Watched) -> dict[str, Any]:
+    """Returns what is known of both sets when they have been read, and the settings."""
+    return {
+        "train_images": train.facts(config.data.train_split),
+        "test_images": test.facts(config.data.test_split),
+        "settings": settings_of(config),
+    }
+
+
+def watch(config: Config, sets: Sets) -> tuple[Watched, Watched]:
+    """Returns the training and the test images, watched."""
+    return Watched(config, sets.train), Watched(config, sets.test)

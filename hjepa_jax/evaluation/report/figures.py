@@ -1,0 +1,340 @@
+"""Pictures of an evaluation, drawn with matplotlib's object API (no global state, no display)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from hjepa_jax.data.sources.base import NO_LABEL
+from hjepa_jax.errors import first_line
+from hjepa_jax.evaluation.report.gallery import PictureInputs
+from hjepa_jax.evaluation.report.maps import principal_axes, tsne
+from hjepa_jax.evaluation.report.text import LEGEND_LETTERS, plot_text
+from hjepa_jax.evaluation.validity import has_label
+from hjepa_jax.storage.files import write_atomically
+
+# Okabe and Ito's colours, told apart under every common colour blindness.
+BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#8C6510",
+)
+_ENCODER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN)
+_ENCODER_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINE_STYLES = ("-", "--", "-.", ":", "-", "--")
+# Classes differ by colour and by marker, so the map can be read without colours too.
+CLASS_COLOURS = (
+    BLUE,
+    ORANGE,
+    GREEN,
+    PURPLE,
+    SKY,
+    "#E69F00",
+    "#000000",
+    BROWN,
+    "#882255",
+    "#7F7F7F",
+)
+_CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_MAX_MAP_CLASSES = 10
+_DPI = 150
+
+
+def save_figure(figure: Figure, path: pathlib.Path, **options: Any) -> None:
+    """Writes a figure as a PNG, whole or not at all; a link in its place is replaced."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **options)
+    write_atomically(path, content.getvalue())
+
+
+def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+    """Returns an empty figure of a size in inches."""
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_each(
+    folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure | bytes]], **options: Any
+) -> dict[str, str]:
+    """Draws every picture into a folder; one that fails costs itself alone.
+
+    Args:
+      folder: where they go.
+      drawn: file name -> function that draws it, or returns the file's content.
+      **options: of matplotlib's `savefig`.
+
+    Returns:
+      For each picture that is missing, what went wrong in one line.
+    """
+    failed: dict[str, str] = {}
+    for name, draw in drawn.items():
+        try:
+            picture = draw()
+            if isinstance(picture, bytes):
+                write_atomically(folder / name, picture)
+            else:
+                save_figure(picture, folder / name, **options)
+        except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
+            failed[name] = f"{type(error).__name__}: {first_line(error)}"
+            # One of an earlier time would pass for this one's.
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+    return failed
+
+
+def tidy(axes: Axes) -> None:
+    """Leaves two spines and a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line style of each encoder, in order; repeated beyond six."""
+    size = len(_ENCODER_COLOURS)
+    return {
+        name: {
+            "color": _ENCODER_COLOURS[i % size],
+            "marker": _ENCODER_MARKERS[i % size],
+            "linestyle": _LINE_STYLES[i % size],
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def label_spectra(axes: Axes) -> None:
+    """Titles and labels of covariance spectra, on logarithmic axes."""
+    axes.set_xlabel("rank of the eigenvalue")
+    axes.set_ylabel("eigenvalue / largest eigenvalue")
+    axes.set_title("Covariance spectrum of training features")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    tidy(axes)
+
+
+def label_knn(axes: Axes, ks: Iterable[int]) -> None:
+    """Titles, labels and ticks of kNN accuracies over k."""
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("neighbours k")
+    axes.set_ylabel("test top-1 accuracy")
+    axes.set_title("k-nearest-neighbour accuracy")
+    tidy(axes)
+
+
+def spectra(metrics: Mapping[str, Any]) -> Figure:
+    """Covariance eigenvalues against their rank, both logarithmic, each over its largest."""
+    figure = new_figure(6.4, 4.4)
+    axes = figure.add_subplot()
+    styles = styles_of(list(metrics["encoders"]))
+    for name, one in metrics["encoders"].items():
+        covariance = one["diagnostics"]["covariance_spectrum_topq"]
+        values = np.asarray(_values(covariance["eigenvalues"]))
+        style = {k: v for k, v in styles[name].items() if k != "marker"}
+        rank, rankme = _values([covariance["effective_rank"], covariance["rankme"]])
+        label = f"{plot_text(name)} (effective rank {rank:.1f}, RankMe {rankme:.1f})"
+        if values.size and values[0] > 0:
+            share = values[values > values[0] * 1e-12] / values[0]
+            axes.loglog(np.arange(1, len(share) + 1), share, linewidth=2, label=label, **style)
+    label_spectra(axes)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def _values(numbers: Iterable[float | None]) -> list[float]:
+    """Returns numbers of metrics.json; null, which has no value, is NaN, which is not drawn."""
+    return [math.nan if value is None else value for value in numbers]
+
+
+def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
+    """kNN top-1 accuracy over k with 95 % intervals, and the level of chance."""
+    figure = new_figure(6.4, 4.4)
+    axes = figure.add_subplot()
+    styles = styles_of(list(metrics["encoders"]))
+    ks: set[int] = set()
+    for name, one in metrics["encoders"].items():
+        found = one["knn"]
+        ks.update(found["k_values"])
+        accuracies, label = _values(found["top1"]), plot_text(name)
+        axes.plot(found["k_values"], accuracies, linewidth=2, label=label, **styles[name])
+        intervals = [low_high or (np.nan, np.nan) for low_high in found["top1_interval"]]
+        low, high = np.array(intervals, float).T
+        axes.fill_between(found["k_values"], low, high, color=styles[name]["color"], alpha=0.12)
+    if metrics["num_classes"]:
+        axes.axhline(1.0 / metrics["num_classes"], color="0.45", linewidth=1, linestyle=":")
+        axes.annotate(
+            "chance",
+            (1.0, 1.0 / metrics["num_classes"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color="0.35",
+        )
+    axes.set_ylim(bottom=0.0, top=1.0)
+    label_knn(axes, ks)
+    axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def cosine_histogram(inputs: PictureInputs) -> Figure:
+    """Distribution of cosine similarities of random pairs of test images."""
+    figure = new_figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    styles = styles_of(list(inputs.encoders))
+    lowest = min(float(one.cosine.min()) for one in inputs.encoders.values())
+    edges = np.linspace(min(lowest, 0.0), 1.0, 61).tolist()
+    for name, one in inputs.encoders.items():
+        colour = styles[name]["color"]
+        # A value may exceed 1 by rounding and would fall out of the last bin.
+        values = np.minimum(one.cosine, 1.0)
+        label = f"{plot_text(name)} (mean {values.mean():.2f})"
+        weights = np.full(len(values), 1.0 / len(values))
+        axes.hist(values, edges, weights=weights, color=colour, alpha=0.25)
+        axes.hist(
+            values,
+            edges,
+            weights=weights,
+            color=colour,
+            histtype="step",
+            linewidth=1.8,
+            linestyle=styles[name]["linestyle"],
+            label=label,
+        )
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("cosine similarity")
+    axes.set_ylabel("share of pairs")
+    axes.set_title("Random pairs of test images")
+    axes.legend(frameon=False, loc="best")
+    tidy(axes)
+    return figure
+
+
+def _draw_map(
+    axes: Axes,
+    plane: np.ndarray,
+    labels: np.ndarray,
+    shown: Sequence[int],
+    names: Mapping[int, str],
+) -> None:
+    """Draws points [M, 2], the classes `shown` in colours and shapes of their own."""
+    others = ~np.isin(labels, shown)
+    if others.any():
+        axes.scatter(*plane[others].T, s=6, color="0.85", linewidths=0, label="other classes")
+    for i, label in enumerate(shown):
+        axes.scatter(
+            *plane[labels == label].T,
+            s=13,
+            color=CLASS_COLOURS[i],
+            marker=_CLASS_MARKERS[i],
+            linewidths=0,
+            alpha=0.8,
+            label=names[label],
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def feature_map(inputs: PictureInputs) -> Figure:
+    """Test features on their first two principal axes, and below by t-SNE.
+
+    At most ten classes are coloured; images without a label are among the others.
+    """
+    count = len(inputs.encoders)
+    labels = next(iter(inputs.encoders.values())).labels
+    shown = np.unique(labels[has_label(labels)])[:_MAX_MAP_CLASSES].tolist()
+    names = {label: plot_text(inputs.class_names[label], LEGEND_LETTERS) for label in shown}
+    longest = max(map(len, names.values()), default=0)
+    # The legend must not take the room of the maps.
+    figure = new_figure(3.4 * count + max(1.2, 0.6 + 0.1 * longest), 6.8)
+    panels = figure.subplots(2, count, squeeze=False)
+    for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
+        found = principal_axes(one.features, 2)
+        _draw_map(above, found.project(one.features), one.labels, shown, names)
+        above.set_title(f"{plot_text(name)}: principal axes")
+        above.set_xlabel(f"first axis ({found.shares[0]:.0%} of variance)")
+        above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
+        _draw_map(below, tsne(one.features), one.labels, shown, names)
+        below.set_title(f"{plot_text(name)}: t-SNE")
+        below.set_xlabel("only neighbourhoods have a meaning")
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        markerscale=1.6,
+        title="class",
+    )
+    return figure
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """Returns the name of a label, that of -1 included."""
+    return "no label" if label == NO_LABEL else names[label]
+
+
+def short_name(name: str) -> str:
+    """Cuts a class name to what fits under a small image."""
+    return plot_text(name, 13)
+
+
+def _draw_row(axes: Axes, top: float, tiles: Sequence[tuple[np.ndarray, str, str | None]]) -> None:
+    """Draws images of side 1 side by side, each with its caption and the colour of its frame."""
+    for column, (image, caption, colour) in enumerate(tiles):
+        left = 1.1 * column
+        axes.imshow(image, extent=(left, left + 1, top + 1, top), interpolation="nearest")
+        frame = Rectangle((left, top), 1, 1, fill=False, linewidth=3 if colour else 1)
+        frame.set_edgecolor(colour or "0.3")
+        axes.add_patch(frame)
+        axes.text(left + 0.5, top + 1.05, caption, fontsize=8, ha="center", va="top")
+
+
+def neighbours(inputs: PictureInputs) -> Figure:
+    """Test images, and their nearest training images under each encoder.
+
+    A neighbour of the query's class has a green frame and a tick, another a red one and a cross,
+    so the picture can be read without colours.
+    """
+    names, classes = list(inputs.encoders), inputs.class_names
+    columns = 1 + inputs.encoders[names[0]].neighbours.shape[1]
+    width, height = 1.1 * columns, 1.35 * len(inputs.queries)
+    figure = new_figure(width, len(names) * (height + 0.6))
+    panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+        for row, query in enumerate(inputs.queries):
+            image, truth = inputs.test_images[int(query)]
+            tiles: list[tuple[np.ndarray, str, str | None]] = [
+                (image, short_name(class_name(classes, truth)), None)
+            ]
+            for index in inputs.encoders[name].neighbours[row]:
+                image, label = inputs.train_images[int(index)]
+                caption = short_name(class_name(classes, label))
+                if NO_LABEL in (label, truth):
+                    tiles.append((image, caption, None))
+                    continue
+                mark, colour = ("✓", GREEN) if label == truth else ("✗", ORANGE)
+                tiles.append((image, f"{mark} {caption}", colour))
+            _draw_row(axes, 1.35 * row, tiles)
+        axes.set_xlim(-0.05, width)
+        axes.set_ylim(height, -0.05)
+        axes.set_aspect("equal")
+        axes.axis("off")
+        title = f"{plot_text(name)}: test image, then its nearest training images"
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    return figure

@@ -1,0 +1,95 @@
+"""Trajectories of encoded images under a learned Hamiltonian flow, seen in planes of q and p."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hjepa_jax.evaluation.report.maps import principal_axes
+
+APPLICATIONS = 32
+
+
+class Flow(NamedTuple):
+    """A learned flow.
+
+    Attributes:
+      step: (states [..., 2d], direction +1 or -1) -> states after one application.
+      energy: states [..., 2d] -> [...].
+      duration: time of one application.
+    """
+
+    step: Callable[[Any, float], Any]
+    energy: Callable[[Any], Any]
+    duration: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfPicture:
+    """One half of the states (q or p) on the first two principal axes of many images' states.
+
+    Attributes:
+      trajectories: [T, Q, 2].
+      cloud: [M, 2], the images that the axes are of.
+      shares: [2], their shares of variance.
+    """
+
+    trajectories: np.ndarray
+    cloud: np.ndarray
+    shares: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowPicture:
+    """Trajectories of Q states from the past through time 0, the encoded images, to the future.
+
+    Attributes:
+      times: [T].
+      energies: [T, Q].
+      q, p: the halves of the states.
+    """
+
+    times: np.ndarray
+    energies: np.ndarray
+    q: HalfPicture
+    p: HalfPicture
+
+
+def trajectories(flow: Flow, states: np.ndarray, applications: int) -> np.ndarray:
+    """Returns states [2 * applications + 1, Q, 2d]: flowed backward, as given, flowed forward."""
+    halves: list[list[np.ndarray]] = []
+    for direction in (-1.0, 1.0):
+        half = [np.asarray(states)]
+        for _ in range(applications):
+            half.append(np.asarray(flow.step(half[-1], direction)))
+        halves.append(half)
+    return np.stack([*halves[0][:0:-1], *halves[1]])
+
+
+def _half(paths: np.ndarray, cloud: np.ndarray) -> HalfPicture:
+    plane = principal_axes(cloud, 2)
+    return HalfPicture(plane.project(paths), plane.project(cloud), plane.shares)
+
+
+def flow_picture(
+    flow: Flow, samples: np.ndarray, cloud: np.ndarray, applications: int = APPLICATIONS
+) -> FlowPicture:
+    """Follows states in both directions of time.
+
+    Args:
+      flow: the learned flow.
+      samples: states [Q, 2d] to follow.
+      cloud: states [M, 2d] of many images, whose principal axes the pictures have.
+      applications: of the flow, in each direction.
+    """
+    paths = trajectories(flow, samples, applications)
+    half = samples.shape[1] // 2
+    return FlowPicture(
+        times=flow.duration * np.arange(-applications, applications + 1),
+        energies=np.stack([np.asarray(flow.energy(states)) for states in paths]),
+        q=_half(paths[..., :half], cloud[:, :half]),
+        p=_half(paths[..., half:], cloud[:, half:]),
+    )

@@ -1,0 +1,319 @@
+"""An evaluation as a table on the terminal, and as a folder of JSON, Markdown and pictures."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation.report import figures
+from hjepa_jax.evaluation.report.flow import FlowPicture
+from hjepa_jax.evaluation.report.folder import METRICS, report_folder
+from hjepa_jax.evaluation.report.gallery import PictureInputs
+from hjepa_jax.evaluation.report.summary import headline, headline_intervals
+from hjepa_jax.evaluation.report.text import markdown_text
+from hjepa_jax.evaluation.report.trajectories import flow_figure
+from hjepa_jax.storage.files import json_text, printable, write_atomically
+
+_CAPTIONS = {
+    "spectrum.png": "Covariance spectrum of training features",
+    "knn.png": "kNN accuracy over the number of neighbours",
+    "cosine.png": "Cosine similarities of random pairs of test images",
+    "map.png": "Test features: principal axes and t-SNE",
+    "neighbours.png": "Test images and their nearest training images",
+    "flow.png": "States of test images under the learned Hamiltonian flow",
+}
+_ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
+_PERCENT = (*_ACCURACIES, "mean_share")
+# A figure that has no value, or would mean nothing.
+NOTHING = "–"
+Metrics = Mapping[str, Any]
+
+
+def _used_k(metrics: Metrics) -> tuple[int, int]:
+    """Returns the k of the headline column and the smallest k."""
+    ks = next(iter(metrics["encoders"].values()))["knn"]["k_values"]
+    return max((k for k in ks if k <= metrics["headline_k"]), default=ks[0]), ks[0]
+
+
+def _columns(metrics: Metrics) -> dict[str, str]:
+    """Returns the title of each column; figures of the same k are not shown twice."""
+    k, first = _used_k(metrics)
+    titles = {"knn": f"kNN@{k} %", "knn_first": f"kNN@{first} %"}
+    if k == first:
+        del titles["knn_first"]
+    return titles | {
+        "probe_top1": "probe top-1 %",
+        "probe_top5": "probe top-5 %",
+        "effective_rank": "eff. rank",
+        "participation_ratio": "particip. ratio",
+        "rankme": "RankMe",
+        "mean_share": "in mean %",
+        "alignment": "align.",
+        "uniformity": "unif.",
+    }
+
+
+def _cell(name: str, value: float | None, signed: bool = False) -> str:
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    sign = "+" if signed else ""
+    if name in _PERCENT:
+        return f"{100 * value:{sign}.1f}"
+    digits = 1 if name in ("effective_rank", "participation_ratio", "rankme") else 3
+    return f"{value:{sign}.{digits}f}"
+
+
+def _interval(low_high: Sequence[float] | None) -> str:
+    """Returns the interval of an accuracy in whole per cent, rounded outwards; '' for none."""
+    if not low_high:
+        return ""
+    low, high = (100 * bound for bound in low_high)
+    return f"{math.floor(low)}–{math.ceil(high)}"
+
+
+def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[str]]:
+    """Returns the table's rows, the encoder's name first; `pattern` joins accuracy and interval."""
+    k, rows = metrics["headline_k"], []
+    for name, one in metrics["encoders"].items():
+        figures, intervals = headline(one, k), headline_intervals(one, k)
+        cells = []
+        for column in columns:
+            cell, interval = _cell(column, figures[column]), _interval(intervals.get(column))
+            cells.append(pattern.format(cell, interval) if interval else cell)
+        rows.append([name, *cells])
+    difference = metrics["trained_minus_random"]
+    if difference:
+        cells = [_cell(c, difference.get(c), signed=True) for c in columns]
+        rows.append(["trained - random", *cells])
+    return rows
+
+
+def print_table(metrics: Metrics, console: Console | None = None) -> None:
+    """Prints one row for each encoder, and trained minus random (percentages in points).
+
+    Under each accuracy is its 95 % interval; below the table is what the figures do not say. The
+    participation ratio is in the report alone.
+    """
+    encoders = metrics["encoders"]
+    variants = {one["variant"] for one in encoders.values()}
+    shown = [*sorted(variants), *filter(None, [metrics["info"].get("coordinates")])]
+    title = f"Evaluation of frozen features ({', '.join(shown)})"
+    # Narrow enough for the usual 80 columns.
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("encoder", no_wrap=True)
+    columns = _columns(metrics)
+    del columns["participation_ratio"]
+    rows = _rows(metrics, columns, "{}\n{}")
+    for number, title in enumerate(columns.values(), 1):
+        lines = [line for row in rows for line in row[number].split("\n")]
+        table.add_column(title, justify="right", width=max(map(len, [*title.split(), *lines])))
+    for number, row in enumerate(rows, 1):
+        table.add_row(*row, end_section=number == len(encoders) < len(rows))
+    console = console or Console()
+    console.print(table)
+    for note in metrics.get("notes", ()):
+        console.print(f"- {printable(note)}", markup=False, highlight=False)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table, the first column to the left and the others to the right."""
+    cells = [[markdown_text(cell) for cell in line] for line in (header, *rows)]
+    lines = [cells[0], ["---", *["---:"] * (len(header) - 1)], *cells[1:]]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _percent(value: float | None, low_high: Sequence[float] | None = None) -> str:
+    """Returns an accuracy with its interval, such as '83.1 % (75–90)'."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    interval = _interval(low_high)
+    return f"{100 * value:.1f} %" + (f" ({interval})" if interval else "")
+
+
+def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
+    """Returns the 'top1' or 'top5' of a probe, or of kNN at a position of its k."""
+    value, interval = found[top], found.get(f"{top}_interval")
+    if position is not None:
+        value, interval = value[position], interval and interval[position]
+    return _percent(value, interval)
+
+
+def _variant_rows(metrics: Metrics) -> list[list[str]]:
+    """Returns kNN and probe rows of q, p and qp of every encoder that has them."""
+    k, _ = _used_k(metrics)
+    rows = []
+    for name, one in metrics["encoders"].items():
+        for variant, found in one.get("qp_variants", {}).items():
+            position = found["knn"]["k_values"].index(k)
+            linear = found["linear_probe"]
+            cells = [_accuracy(found["knn"], "top1", position)]
+            cells += [_accuracy(linear, top) for top in ("top1", "top5")]
+            rows.append([f"{name}: {variant}", *cells])
+    return rows
+
+
+def _extra_rows(metrics: Metrics) -> list[list[str]]:
+    """Returns probe top-1 (and kNN, where there is one) of the optional parts."""
+    rows = []
+    for name, one in metrics["encoders"].items():
+        for shots, found in one.get("few_shot", {}).items():
+            spread = f"{_percent(found['top1'])} ± {_percent(found['top1_std'])}"
+            rows.append([f"{name}: {shots} images per class", "", spread])
+        for kind in ("coarse", "robustness"):
+            for key, found in one.get(kind, {}).items():
+                ks = [k for k in found["knn"]["k_values"] if k <= metrics["headline_k"]]
+                accuracy = _accuracy(found["knn"], "top1", max(len(ks) - 1, 0))
+                linear = _accuracy(found["linear_probe"], "top1")
+                title = f"{name}: {key} labels" if kind == "coarse" else f"{name}: {key}"
+                rows.append([title, accuracy, linear])
+    return rows
+
+
+def _facts(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Yields what was evaluated, one line each, nested as it is."""
+    for key, value in values.items():
+        name = f"{indent}- {markdown_text(key)}:"
+        if isinstance(value, Mapping):
+            yield name
+            yield from _facts(value, f"{indent}  ")
+        elif isinstance(value, (list, tuple)):
+            yield f"{name} {', '.join(map(markdown_text, value)) or 'none'}"
+        else:
+            yield f"{name} {markdown_text(value)}"
+
+
+def markdown(
+    metrics: Metrics,
+    picture_names: Sequence[str] = (),
+    failed: Mapping[str, str] | None = None,
+) -> str:
+    """Returns the report as Markdown, with links to the pictures beside it.
+
+    Args:
+      metrics: of `evaluate`.
+      picture_names: the pictures' files.
+      failed: those of them that could not be drawn, and why.
+    """
+    lines = ["# Evaluation", ""]
+    nested = {k: v for k, v in metrics["info"].items() if isinstance(v, Mapping)}
+    lines += _facts({k: v for k, v in metrics["info"].items() if k not in nested})
+    count, largest = metrics["num_classes"], metrics.get("largest_class_share")
+    told = [f"chance {1 / count:.1%}"] if count else []
+    told += [f"one answer for all images {largest:.1%}"] if largest is not None else []
+    lines += [f"- classes: {count}" + (f" ({', '.join(told)})" if told else ""), ""]
+    lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
+    lines += [""] if metrics.get("notes") else []
+    columns = _columns(metrics)
+    table = _rows(metrics, columns, "{} ({})")
+    lines += markdown_table(["encoder", *columns.values()], table)
+    lines += [
+        "",
+        "Beside each accuracy is its 95 % interval (Wilson's) over test images. Differences of "
+        "percentages are in points. Effective rank and participation ratio are of the covariance "
+        "of training features and say nothing about features nearly at one point; RankMe is of "
+        "the features as they are, and 'in mean' the share of their energy that all images have "
+        "in common; alignment (lower: augmented views agree) and "
+        "uniformity (lower: features spread more evenly) are on the unit sphere.",
+    ]
+    variants = _variant_rows(metrics)
+    if variants:
+        k, _ = _used_k(metrics)
+        header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
+        lines += ["", "## Position q, momentum p, and both", ""]
+        lines += markdown_table(header, variants)
+    extra = _extra_rows(metrics)
+    if extra:
+        k, _ = _used_k(metrics)
+        lines += ["", "## Few images, coarser labels, changed images", ""]
+        lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
+    for name in picture_names:
+        title = _CAPTIONS[name]
+        shown = f"![{title}]({name})"
+        if failed and name in failed:
+            shown = f"This picture could not be drawn ({markdown_text(failed[name])})."
+        lines += ["", f"## {title}", "", shown]
+    lines += ["", "## What was evaluated", "", *_facts(nested)] if nested else []
+    return "\n".join(lines) + "\n"
+
+
+def painters(
+    metrics: Metrics,
+    inputs: Callable[[], PictureInputs],
+    flow: Callable[[PictureInputs], FlowPicture] | None = None,
+) -> dict[str, Callable[[], Figure]]:
+    """Returns for every picture, by file name, the function that draws it.
+
+    Args:
+      metrics: of `evaluate`.
+      inputs: returns what the pictures of images and features need.
+      flow: follows the gallery's states under the learned flow, where there is one.
+    """
+    drawn: dict[str, Callable[[], Figure]] = {
+        "spectrum.png": lambda: figures.spectra(metrics),
+        "knn.png": lambda: figures.knn_accuracy(metrics),
+        "cosine.png": lambda: figures.cosine_histogram(inputs()),
+        "map.png": lambda: figures.feature_map(inputs()),
+        "neighbours.png": lambda: figures.neighbours(inputs()),
+    }
+    if flow is not None:
+        drawn["flow.png"] = lambda: flow_figure(flow(inputs()), inputs())
+    return drawn
+
+
+def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
+    """Writes metrics.json and report.md, each whole or not at all; see `report_folder`.
+
+    Returns:
+      The folder written to.
+
+    Raises:
+      UserError: if it cannot be written to; the metrics are then in a file of the system's
+        temporary folder, which is named, or printed.
+    """
+    text = json_text(metrics)
+    try:
+        folder = report_folder(out_dir, metrics)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / METRICS, text)
+        write_atomically(folder / "report.md", markdown(metrics))
+        return folder
+    except OSError as error:
+        raise UserError(f"{out_dir} cannot be written: {error}. {_rescue(text)}") from error
+
+
+def _rescue(text: str) -> str:
+    """Puts metrics that have no other place where they can be found, and says where."""
+    try:
+        handle, path = tempfile.mkstemp(prefix="hjepa_jax-metrics-", suffix=".json")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        return f"The metrics are in {path} instead."
+    except OSError:
+        print(text)
+        return "The metrics are printed above."
+
+
+def write_pictures(
+    folder: pathlib.Path, metrics: Metrics, drawn: Mapping[str, Callable[[], Figure]]
+) -> dict[str, str]:
+    """Draws every picture into the folder of the numbers; one that fails costs itself alone.
+
+    Returns:
+      For each picture that is missing, what went wrong in one line; report.md says it too.
+    """
+    failed = figures.save_each(folder, drawn)
+    try:
+        write_atomically(folder / "report.md", markdown(metrics, tuple(drawn), failed))
+    except OSError as error:  # the one without pictures is there
+        failed["report.md"] = f"{type(error).__name__}: {first_line(error)}"
+    return failed

@@ -1,0 +1,142 @@
+"""The encoder of a run as one file that needs none of our code: StableHLO or ONNX.
+
+    encode = jax.export.deserialize(bytearray(open("encoder.stablehlo", "rb").read())).call
+    features = encode(images)    # uint8 [N, S, S, 3], any N -> float32 [N, D]
+
+ONNX files are made by jax2onnx (`pip install 'hjepa_jax[onnx]'`), checked with version 0.17 against
+onnxruntime. Its max-pooling ignores explicit padding, hence `max_pool_3x3_padded`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.config import validation
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.features import select_variant
+from hjepa_jax.interop.export_features import write_whole
+from hjepa_jax.loading import LoadedRun
+from hjepa_jax.models.pooling import max_pool_3x3_padded
+from hjepa_jax.storage.files import check_writable_file, local_path
+from hjepa_jax.training.prepare import frozen_encoder
+
+# What StableHLO is lowered for; an accelerator is not needed to do that.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def encoder_function(
+    run: LoadedRun, variant: str = "qp", *, portable: bool = False
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns images uint8 [N, S, S, 3] -> features float32 [N, D], the weights as constants.
+
+    Args:
+      run: of `hjepa_jax.load`.
+      variant: 'q', 'p' or 'qp'.
+      portable: float32 arithmetic and operations that all converters know; the features are the
+        same but for the rounding of a bfloat16 encoder.
+
+    Raises:
+      ConfigError: an unknown variant, or q or p of an encoder without them.
+    """
+    split = run.config.model.split_qp
+    select_variant(np.zeros((0, 2), np.float32), variant, split)
+    method = run.run.method
+    if portable:
+        encoder = method.modules.encoder.clone(dtype=jnp.float32, stem_pool=max_pool_3x3_padded)
+        method = dataclasses.replace(method, modules=method.modules._replace(encoder=encoder))
+    variables = jax.device_get(run.encoder_variables)
+
+    def encode(images: jax.Array) -> Any:
+        return select_variant(frozen_encoder(method, variables, images), variant, split)
+
+    return encode
+
+
+def _image_shape(run: LoadedRun, count: Any) -> tuple[Any, ...]:
+    size = run.config.data.image_size
+    return count, size, size, 3
+
+
+def to_stablehlo(run: LoadedRun, variant: str = "qp") -> bytes:
+    """Returns the serialised `jax.export.Exported` of the encoder for any number of images."""
+    (count,) = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct(_image_shape(run, count), jnp.uint8)
+    encode = jax.jit(encoder_function(run, variant))
+    return bytes(jax.export.export(encode, platforms=PLATFORMS)(images).serialize())
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageSpec:
+    """What jax2onnx wants to know of an input; a name in the shape is any number."""
+
+    shape: tuple[Any, ...]
+    dtype: Any = jnp.uint8
+
+
+def to_onnx(run: LoadedRun, variant: str = "qp") -> bytes:
+    """Returns the encoder as an ONNX model: input 'images', output 'features'.
+
+    Raises:
+      UserError: if jax2onnx is not installed.
+    """
+    try:
+        import jax2onnx  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise UserError(
+            "Writing ONNX files needs jax2onnx: pip install 'hjepa_jax[onnx]', or choose a file "
+            "name that ends in .stablehlo."
+        ) from error
+    model: Any = jax2onnx.to_onnx(
+        encoder_function(run, variant, portable=True),
+        [_ImageSpec(_image_shape(run, "n"))],
+        model_name="encoder",
+        input_names=["images"],
+        output_names=["features"],
+    )
+    return model.SerializeToString()
+
+
+FORMATS: dict[str, Callable[[LoadedRun, str], bytes]] = {
+    ".stablehlo": to_stablehlo,
+    ".onnx": to_onnx,
+}
+
+
+def export_encoder(
+    run: LoadedRun, out: str | os.PathLike[str], *, variant: str = "qp"
+) -> pathlib.Path:
+    """Writes the encoder, and beside it `<out>.json`: how to prepare images, and of which run.
+
+    Raises:
+      UserError: another file ending, a missing converter, a variant that the encoder does not
+        have, or a folder that cannot be written to.
+    """
+    path = local_path(out, "out")
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
+    check_writable_file(path, "out")
+    content = FORMATS[path.suffix](run, variant)
+    about = {
+        "image_size": run.config.data.image_size,
+        "resize_short_side": run.config.data.eval_resize or run.config.data.image_size,
+        "preparation": "RGB, short side resized, centre crop, uint8 [N, size, size, 3]",
+        "variant": variant,
+        "step": run.step,
+        "config": json.loads(validation.to_json(run.config)),
+    }
+    write_whole(path.with_name(f"{path.name}.json"), lambda file: file.write(_encoded(about)))
+    write_whole(path, lambda file: file.write(content))
+    return path
+
+
+def _encoded(about: dict[str, Any]) -> bytes:
+    return (json.dumps(about, indent=2) + "\n").encode()

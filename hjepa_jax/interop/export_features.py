@@ -1,0 +1,143 @@
+"""Features and labels of a split, as .npz or Parquet files for other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hjepa_jax.config import validation
+from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.features import Features, extract_features, select_variant
+from hjepa_jax.loading import LoadedRun
+from hjepa_jax.storage.files import check_writable_file, local_path
+from hjepa_jax.training.prepare import open_split
+
+FORMATS = (".npz", ".parquet")
+
+
+def split_features(
+    run: LoadedRun, split: str = "test", *, variant: str = "qp", root: str | None = None
+) -> tuple[Features, tuple[str, ...]]:
+    """Encodes a split of the data that the run was trained on.
+
+    Args:
+      run: of `hjepa_jax.load`.
+      split: 'train' or 'test', as config.data defines them.
+      variant: 'q', 'p' or 'qp'.
+      root: where the data lies now; None = where the run found it.
+
+    Returns:
+      Features float32 [N, D] with labels int32 [N] (-1 = none), in the order of the data, and the
+      class names.
+
+    Raises:
+      UserError: an unknown split or variant, or data that is missing.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"split is {split!r}: it is 'train' or 'test'.")
+    config = run.config.copy_and_resolve_references()
+    if root is not None:
+        config.data.root = root
+    select_variant(np.zeros((0, 2), np.float32), variant, config.model.split_qp)
+    source = open_split(config, split)
+    with eval_batches(config, source, run.batch_size) as batches:
+        found = extract_features(run.encode_batch, batches)
+    features = select_variant(found.features, variant, config.model.split_qp)
+    return found._replace(features=features), tuple(source.class_names)
+
+
+def _save_npz(file: Any, found: Features, about: dict[str, Any]) -> None:
+    np.savez_compressed(
+        file,
+        features=found.features,
+        labels=found.labels,
+        class_names=np.array(about["class_names"], dtype=str),
+        about=np.array(json.dumps(about)),
+    )
+
+
+def _save_parquet(file: Any, found: Features, about: dict[str, Any]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            "Writing Parquet files needs pyarrow: pip install 'hjepa_jax[parquet]', or choose a "
+            "file name that ends in .npz."
+        ) from error
+    rows = pyarrow.array(np.ascontiguousarray(found.features).ravel())
+    columns = {
+        "features": pyarrow.FixedSizeListArray.from_arrays(rows, found.features.shape[1]),
+        "label": pyarrow.array(found.labels),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata({"hjepa_jax": json.dumps(about)})
+    pyarrow.parquet.write_table(table, file)
+
+
+def save_features(
+    out: str | os.PathLike[str],
+    found: Features,
+    class_names: tuple[str, ...],
+    about: dict[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes features and labels, whole or not at all.
+
+    .npz: arrays `features` float32 [N, D], `labels` int32 [N] (-1 = none), `class_names`, and
+    `about` (JSON).
+    .parquet: columns `features` (lists of D floats) and `label`; the schema's metadata
+    `hjepa_jax` is the same JSON.
+
+    Raises:
+      UserError: another file ending, or a folder that cannot be written to.
+    """
+    path = local_path(out, "out")
+    writers: dict[str, Callable[..., None]] = dict(zip(FORMATS, (_save_npz, _save_parquet)))
+    if path.suffix not in writers:
+        raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
+    described = {**(about or {}), "class_names": list(class_names)}
+    write_whole(path, lambda file: writers[path.suffix](file, found, described))
+    return path
+
+
+def write_whole(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file by `write(file)`, whole or not at all; UserError if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            temporary = pathlib.Path(folder) / path.name
+            with temporary.open("wb") as file:
+                write(file)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}.") from error
+
+
+def export_features(
+    run: LoadedRun,
+    out: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    variant: str = "qp",
+    root: str | None = None,
+) -> Features:
+    """Encodes a split and writes it: see `split_features` and `save_features`."""
+    path = local_path(out, "out")
+    if path.suffix not in FORMATS:
+        raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which says how to write it.")
+    check_writable_file(path, "out")
+    found, names = split_features(run, split, variant=variant, root=root)
+    about = {
+        "split": split,
+        "variant": variant,
+        "step": run.step,
+        "config": json.loads(validation.to_json(run.config)),
+    }
+    save_features(path, found, names, about)
+    return found

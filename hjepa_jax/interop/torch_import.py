@@ -1,0 +1,234 @@
+"""A checkpoint of the published PyTorch code as a checkpoint and configuration of ours."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.config import Config, validation
+from hjepa_jax.errors import CheckpointError
+from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.torch_file import load_torch_file
+from hjepa_jax.interop.torch_names import (
+    encoder_from_torch,
+    listed,
+    predictor_from_torch,
+    projector_from_torch,
+    unwrapped,
+)
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.storage.schema import Anything, Maybe, Table, Whole, described, readable, require
+from hjepa_jax.training.prepare import prepare
+from hjepa_jax.training.state import TrainState
+
+_PARTS = ("encoder", "projector", "predictor", "regularizer")
+# Constants and counters that the published regularisers save beside the spectrum's parameters.
+_BUFFERS = frozenset(
+    [
+        "sqrt_diag",
+        "lam_rfft_base",
+        "lam_grid_base",
+        "sqrt_lam_rfft",
+        "bin_idx_2d",
+        "loglam0_2d",
+        "alpha",
+        "beta",
+        "global_step",
+        "t",
+        "phi",
+        "weights",
+    ]
+)
+_KEYS = {"config", "epoch", "global_step", *_PARTS, "optimizer", "scheduler"}
+
+
+class Imported(NamedTuple):
+    """A published checkpoint in our terms.
+
+    Attributes:
+      config: our configuration, with the parity flags of its script.
+      params, batch_stats: trees as in TrainState.
+      spectral: parameters of a learnable spectrum, {} where there is none.
+      step: the global step (0 where the checkpoint has none).
+      ignored: names of entries that have no influence.
+    """
+
+    config: Config
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    spectral: dict[str, np.ndarray]
+    step: int
+    ignored: list[str]
+
+
+def load_torch(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a torch file without torch, and without executing anything in it.
+
+    Raises:
+      CheckpointError: if the file is missing, damaged, or no checkpoint of the published code.
+    """
+    try:
+        loaded = load_torch_file(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from error
+    if not isinstance(loaded, Mapping) or not {"config", "encoder"} <= set(loaded):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of the published code: it needs 'config' and 'encoder'."
+        )
+    return dict(loaded)
+
+
+def translate(checkpoint: Mapping[str, Any]) -> Imported:
+    """Translates a loaded checkpoint.
+
+    Raises:
+      CheckpointError: naming missing and unknown entries of a part, or one that is no tensor or not
+        finite.
+    """
+    unknown = sorted(readable(key) for key in set(checkpoint) - _KEYS)
+    if unknown:
+        raise CheckpointError(f"the checkpoint has unknown entries: {listed(unknown)}.")
+    try:
+        step = _step(checkpoint.get("global_step"))
+        state = {part: _state(checkpoint, part) for part in _PARTS}
+        require(checkpoint["config"], Table(Anything()), "the checkpoint", "config")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    config = config_from_torch(checkpoint["config"])
+    try:
+        encoder, encoder_stats, ignored = encoder_from_torch(
+            state["encoder"], mode=config.model.mode, token_layer=config.model.token_layer
+        )
+        projector, projector_stats, more = projector_from_torch(state["projector"])
+        predictor, last = predictor_from_torch(state["predictor"])
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    spectral, rest = _spectrum(state["regularizer"], config.spectral.kind == "learnable")
+    params = {"encoder": encoder, "projector": projector, "predictor": predictor}
+    stats = {"encoder": encoder_stats, "projector": projector_stats}
+    _check_finite({**params, "running statistics": stats, "spectrum": spectral})
+    return Imported(
+        config,
+        {part: tree for part, tree in params.items() if tree},
+        {part: tree for part, tree in stats.items() if tree},
+        spectral,
+        step,
+        [*ignored, *more, *last, *rest],
+    )
+
+
+def _check_finite(trees: Any) -> None:
+    """Names the first weights that are not finite in float32."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(leaf, np.float32)).all()
+        if not finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(f"the checkpoint holds numbers that are not finite ({name}).")
+
+
+def _step(value: Any) -> int:
+    """The global step, 0 where there is none."""
+    if isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iu":
+        value = int(value)
+    return require(
+        0 if value is None else value, Whole(0, 2**31 - 1), "the checkpoint", "global_step"
+    )
+
+
+def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
+    """The state of a part: names and arrays; empty where there is none.
+
+    Raises:
+      ValueError: naming the entry that is something else.
+    """
+    state = require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part) or {}
+    for name, value in state.items():
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ValueError(
+                f"the entry '{name}' of the {part} is no tensor but {described(value)}."
+            )
+    return dict(unwrapped(state))
+
+
+def _spectrum(
+    state: Mapping[str, np.ndarray], learnable: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Splits a regulariser's state into the spectrum's parameters and names left out."""
+    wanted = {"learnable_h.raw_span", "learnable_h.raw_shape"} if learnable else set()
+    faults = {
+        "missing": sorted(wanted - set(state)),
+        "unknown": sorted(
+            name for name in state if name not in wanted and name.split(".")[-1] not in _BUFFERS
+        ),
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
+        raise CheckpointError(f"The torch state of the regularizer does not fit; {told}.")
+    spectrum = {name.split(".")[-1]: state[name] for name in sorted(wanted)}
+    return spectrum, sorted(set(state) - wanted)
+
+
+def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
+    """Writes `config.json` and a checkpoint that evaluation and analysis can open.
+
+    The optimiser starts afresh: the published checkpoints do not hold its state.
+
+    Raises:
+      CheckpointError: if the workdir already has checkpoints, or shapes do not fit.
+    """
+    config = imported.config
+    folder = workdir / "checkpoints"
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already: choose another --workdir.")
+    run = prepare(config, config.data.batch_size, sharding.data_mesh())
+    fresh = run.init()
+    _check_shapes(fresh.params, imported.params)
+    _check_shapes(fresh.batch_stats, imported.batch_stats)
+    if imported.spectral:
+        _check_shapes(fresh.spectral["params"], imported.spectral)
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+    spectral = fresh.spectral
+    if imported.spectral:
+        spectral = {**spectral, "params": cast(imported.spectral)}
+    state = fresh.replace(
+        step=jnp.asarray(imported.step, jnp.int32),
+        params=cast(imported.params),
+        batch_stats=cast(imported.batch_stats),
+        spectral=spectral,
+    )
+    checkpointer = Checkpointer(folder)
+    meta = {"config": validation.to_json(config), "data": {"step": imported.step}}
+    checkpointer.save(imported.step, state, meta)
+    checkpointer.close()
+    validation.save(config, workdir)
+    return state
+
+
+def _check_shapes(wanted: Any, found: Any) -> None:
+    """Names what the checkpoint lacks or has in another shape."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    here, there = shapes(wanted), shapes(found)
+    faults = [
+        f"{name} is {there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} here"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    if faults:
+        told = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise CheckpointError(f"the checkpoint does not fit its configuration: {told}.")

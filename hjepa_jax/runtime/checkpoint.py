@@ -1,0 +1,400 @@
+"""Checkpoints: state, data position and configuration, saved and restored with orbax."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from hjepa_jax.config.directions import best_direction, direction_problem
+from hjepa_jax.errors import CheckpointError, ConfigError, UserError, first_line
+from hjepa_jax.runtime import checkpoint_files, distributed
+from hjepa_jax.runtime.checkpoint_arrays import (
+    LiteralPath,
+    check_contents,
+    equal,
+    read_arrays,
+    smallest,
+)
+from hjepa_jax.runtime.checkpoint_files import DamagedError, UnreadableError
+from hjepa_jax.storage.files import check_holds_checkpoints
+from hjepa_jax.storage.schema import Fields, Items, Text, Whole
+
+_log = logging.getLogger(__name__)
+# What stands in the `meta` of a checkpoint; an imported one knows its step alone.
+_DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
+_DATA |= {"num_images": Whole(1), "batch_size": Whole(1)}
+META = Fields({"data": Fields({}, _DATA)}, {"config": Text()})
+
+
+def _metric(name: str, worst: float, metrics: Mapping[str, float]) -> float:
+    """Returns the metric that ranks a checkpoint; one without it ranks last."""
+    return metrics.get(name, worst)
+
+
+class _Saving(NamedTuple):
+    """A save under way: its step, its `meta`, and its smallest array within nested dicts."""
+
+    step: int
+    meta: dict[str, Any]
+    sample: Any
+
+
+class Checkpointer:
+    """Asynchronous, atomic, checksummed checkpoints of one run; the newest and the best are kept.
+
+    Each step holds `state` (the TrainState as arrays), `meta` (JSON: data position, config),
+    `checksums.json`, and with `keep_best` also `metrics` (JSON).
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "total",
+        best_mode: str | None = None,
+        read_only: bool = False,
+    ):
+        """Opens the checkpoint folder; unless `read_only`, creates and tidies it.
+
+        Args:
+          folder: where the checkpoints are.
+          keep_last: the newest so many are kept.
+          keep_best: beside them the best so many are kept, by `best_metric`.
+          best_metric: name in the metrics given to `save`.
+          best_mode: 'min' or 'max', what is best of a metric that has no direction of its own;
+            see `config.directions`.
+          read_only: only restore.
+
+        Raises:
+          ConfigError: `keep_best` by a metric of which neither says what is best.
+          CheckpointError: if the folder cannot be used.
+        """
+        # orbax accepts a relative path here and fails only when it saves.
+        self.folder = folder.absolute()
+        self._best_metric = best_metric
+        self._direction = best_direction(best_metric, best_mode)
+        self._saving: _Saving | None = None
+        self._read_back = False
+        self._failed = False
+        self._manager: ocp.CheckpointManager | None = None
+        check_holds_checkpoints(self.folder, "the folder of checkpoints")
+        if read_only:
+            return
+        if distributed.is_primary():
+            self._tidy()
+        distributed.wait_for_all("the checkpoints are tidied")
+        if keep_best and self._direction is None:
+            raise ConfigError(direction_problem(best_metric, best_mode))
+        self._manager = self._open(keep_last, keep_best)
+
+    def _open(self, keep_last: int, keep_best: int) -> ocp.CheckpointManager:
+        """Opens orbax's manager, which saves, and removes what need not be kept.
+
+        Raises:
+          CheckpointError: if it stumbles over what is in the folder.
+        """
+        worst = math.inf if self._direction == "min" else -math.inf
+        metric = functools.partial(_metric, self._best_metric, worst)
+        policies: list[Any] = [LatestN(keep_last)]
+        if keep_best:
+            policies.append(
+                BestN(
+                    get_metric_fn=metric,
+                    reverse=self._direction == "min",
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies),
+            # Without it orbax does not store the metrics.
+            best_fn=metric if keep_best else None,
+            best_mode=self._direction or "max",
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+        )
+        try:
+            return ocp.CheckpointManager(
+                LiteralPath(self.folder),
+                options=options,
+                item_names=("state", "meta"),
+                item_handlers={
+                    "state": ocp.PyTreeCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+            )
+        except Exception as error:  # it reads files of each step, which can fail in any layer
+            raise CheckpointError(
+                f"{self.folder} cannot be opened for checkpoints ({type(error).__name__}: "
+                f"{first_line(error)}): remove damaged steps, or choose another --workdir."
+            ) from error
+
+    def _tidy(self) -> None:
+        """Creates the folder and removes or renames what orbax would stumble over."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for sentence in checkpoint_files.tidy(self.folder):
+                _log.warning("%s", sentence)
+        except FileExistsError as error:
+            raise CheckpointError(
+                f"{self.folder} is no folder: remove or rename it, or choose another --workdir."
+            ) from error
+        except (OSError, UnreadableError) as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be made ready for checkpoints ({error}): mend it, or choose "
+                "another --workdir."
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the complete checkpoints and of the one that is being saved.
+
+        Raises:
+          CheckpointError: if the folder cannot be read.
+        """
+        if self._manager is not None:
+            return sorted(self._manager.all_steps())
+        try:
+            return checkpoint_files.steps(self.folder)
+        except UnreadableError as error:
+            raise CheckpointError(_try_again(error)) from error
+
+    def best_step(self) -> int:
+        """Returns the step whose `best_metric` is best, of those that are kept.
+
+        Raises:
+          CheckpointError: if no checkpoint was saved with this metric, or it cannot be read.
+          ConfigError: if it is not known which way the metric is better.
+        """
+        values, damaged = {}, []
+        for step in self.steps():
+            try:
+                metrics = checkpoint_files.read_metrics(self.folder / str(step)) or {}
+            except DamagedError as error:
+                damaged.append(f"step {step} ({error})")
+                _log.warning("%s: the metrics of %s are damaged", self.folder, damaged[-1])
+                continue
+            except UnreadableError as error:
+                raise CheckpointError(_try_again(error)) from error
+            if self._best_metric in metrics:
+                values[step] = metrics[self._best_metric]
+        if not values and damaged:
+            raise CheckpointError(
+                f"it is not known which checkpoint in {self.folder} is best, since their metrics "
+                f"are damaged: {'; '.join(damaged)}. Choose a step, or the latest."
+            )
+        if not values:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} was saved with the metric {self._best_metric!r}: "
+                "set config.checkpoint.best_metric to the one that the run was trained with, or "
+                "train with config.checkpoint.keep_best=1."
+            )
+        if self._direction is None:
+            raise ConfigError(direction_problem(self._best_metric, None))
+        return (min if self._direction == "min" else max)(values, key=lambda step: values[step])
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: dict[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts saving; the arrays are copied before this returns.
+
+        Args:
+          step: number of the checkpoint.
+          state: pytree of arrays.
+          meta: JSON beside it.
+          metrics: what `keep_best` ranks by; a NaN ranks last, as does a checkpoint without.
+
+        Raises:
+          CheckpointError: if the previous save failed or this one cannot start.
+        """
+        self.wait()
+        if self._manager is None:
+            raise CheckpointError(f"{self.folder} was opened for reading, not for saving.")
+        self._failed = False
+        self._saving = _Saving(step, meta, None if self._read_back else smallest(state))
+        kept = {n: float(v) for n, v in (metrics or {}).items() if n == self._best_metric}
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+                metrics={n: v for n, v in kept.items() if math.isfinite(v)},
+            )
+        except (OSError, ValueError) as error:
+            raise self._save_error(error) from error
+        if not saved:
+            raise CheckpointError(
+                f"orbax did not save step {step} in {self.folder}: a checkpoint of this or a later "
+                "step is already there; choose another --workdir."
+            )
+
+        if not self._read_back:
+            self.wait()  # A folder that holds nothing must show at once.
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: if it failed, or what was saved is not there; of the first save, also if
+            it cannot be read back.
+        """
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # orbax raises what its threads met, of any class
+            raise self._save_error(error) from error
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            if distributed.is_primary():
+                self._confirm(saving)
+
+    def _confirm(self, saving: _Saving) -> None:
+        """Checks that a save has left a checkpoint; reads the first one back."""
+        folder = self.folder / str(saving.step)
+        try:
+            if self._read_back:
+                checkpoint_files.read_manifest(folder)
+                return
+            checkpoint_files.verify(folder)
+            if checkpoint_files.read_meta(folder, Fields()) != json.loads(json.dumps(saving.meta)):
+                raise DamagedError("meta differs from what was saved")
+            found = read_arrays(folder, saving.sample)
+            if not jax.tree.all(jax.tree.map(equal, found, saving.sample)):
+                raise DamagedError("an array differs from what was saved")
+        except Exception as error:  # a missing file can fail in any layer below
+            raise CheckpointError(
+                f"the checkpoint of step {saving.step} was saved in {self.folder} but cannot be "
+                f"read back ({first_line(error) or type(error).__name__}): the run ends here, "
+                "before more work is lost. Choose another --workdir."
+            ) from error
+        self._read_back = True
+
+    def _intact(self) -> list[int] | str:
+        """Returns the steps that are there, or that this is not known."""
+        try:
+            return checkpoint_files.steps(self.folder)
+        except (CheckpointError, UnreadableError) as error:
+            return f"not known ({error})"
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Restores (state, meta) of `step`, or of the newest step that can be read.
+
+        Args:
+          abstract_state: the state as ShapeDtypeStructs with shardings; or a dict of some of its
+            fields, which alone are read; or a function that returns either from a step's `meta`.
+          step: the step wanted; None for the newest readable one. Newer ones, which are damaged,
+            are renamed to `<step>.damaged` unless the folder was opened read-only.
+
+        Raises:
+          CheckpointError: if there is none, all are damaged, the newest cannot be read now, or
+            what is in it differs from `abstract_state` (the parameter is named).
+        """
+        steps = self.steps() if step is None else [step]
+        if not steps:
+            raise CheckpointError(f"{self.folder} holds no complete checkpoint: train first.")
+        failures: dict[int, str] = {}
+        for candidate in reversed(steps):
+            folder = self.folder / str(candidate)
+            try:
+                checkpoint_files.verify(folder)
+                meta = checkpoint_files.read_meta(folder, META)
+                if (saved := meta["data"].get("step", candidate)) != candidate:
+                    raise DamagedError(f"it is the checkpoint of step {saved} under another name")
+                wanted = abstract_state(meta) if callable(abstract_state) else abstract_state
+                check_contents(folder, wanted)
+                restored = read_arrays(folder, wanted)
+            except UserError:
+                raise
+            except UnreadableError as error:
+                raise CheckpointError(_try_again(error)) from error
+            except Exception as error:  # a damaged file can fail in any layer below
+                reason = first_line(error)
+                cause = "" if isinstance(error, DamagedError) else f"{type(error).__name__}: "
+                failures[candidate] = f"step {candidate} ({cause}{reason})"
+                _log.warning("checkpoint %s of %s is unreadable", failures[candidate], self.folder)
+                continue
+            self._set_aside(list(failures))
+            return restored, meta
+        raise CheckpointError(
+            f"no checkpoint in {self.folder} can be read: {'; '.join(failures.values())}. Remove "
+            "the damaged step folders, or start again in another --workdir."
+        )
+
+    def close(self) -> None:
+        """Waits for the save under way and releases the folder.
+
+        Raises:
+          CheckpointError: if that save failed, and nobody was told so yet.
+        """
+        try:
+            if not self._failed:
+                self.wait()
+        finally:
+            if self._manager is not None:
+                # Orbax raises what its threads met again and again.
+                with contextlib.suppress(*((Exception,) if self._failed else ())):
+                    self._manager.close()
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Makes way for these damaged steps to be saved again."""
+        if not steps or self._manager is None:
+            return
+        for step in steps:
+            if distributed.is_primary():
+                target = checkpoint_files.set_aside(self.folder, self.folder / str(step))
+                _log.warning("the damaged checkpoint is now %s: delete it when you like", target)
+        distributed.wait_for_all("damaged checkpoints are set aside")
+        self._manager.reload()
+
+    def _write_manifest(self) -> None:
+        """Adds the checksums to the save under way; orbax calls it just before its rename."""
+        assert self._saving is not None
+        (folder,) = checkpoint_files.temporary_folders(self.folder, self._saving.step)
+        checkpoint_files.write_manifest(folder)
+
+    def _save_error(self, error: BaseException) -> CheckpointError:
+        """Removes what the failed save left, and says what is still there."""
+        reason = first_line(error)
+        what = f"{type(error).__name__}: {reason}"
+        if checkpoint_files.is_disk_full(error):
+            free = shutil.disk_usage(self.folder).free
+            what = f"the disk is full or a limit of file sizes is reached: {free} bytes are free"
+        left = "what it left was removed"
+        if distributed.is_primary():
+            try:
+                checkpoint_files.remove_incomplete(self.folder)
+            except OSError:
+                left = "what it left is removed at the next start"
+        step = self._saving.step if self._saving is not None else "?"
+        self._saving, self._failed = None, True
+        earlier = self._intact()
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be saved in {self.folder} ({what}); "
+            f"{left} and earlier checkpoints are intact: {earlier}. Free disk "
+            "space or mend the folder, then start the same command again."
+        )
+
+
+def _try_again(error: UnreadableError) -> str:
+    return (
+        f"{error}. Nothing says that the checkpoint is damaged: see to the device or network that "
+        "it lies on, then start the same command again."
+    )

@@ -1,0 +1,113 @@
+"""The arrays of a checkpoint, read and compared with what is wanted of them."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from hjepa_jax.errors import CheckpointError, first_line
+from hjepa_jax.runtime import checkpoint_files
+
+
+class LiteralPath(type(epath.Path())):
+    """A path whose own characters are no patterns: orbax finds its files by `path.glob`."""
+
+    def glob(self, pattern: str) -> Iterator[LiteralPath]:
+        for name in glob.glob(pattern, root_dir=self):
+            yield self / name
+
+
+def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
+    """Names the first array that is missing, left over or of another shape."""
+    saved = ocp.PyTreeCheckpointHandler().metadata(LiteralPath(folder / "state"))
+    tree = getattr(saved, "tree", saved)
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    wanted = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state)
+    }
+    only_parts = isinstance(abstract_state, dict)
+    place = f"checkpoint {folder}"
+    for name in wanted if only_parts else sorted(wanted.keys() | shapes.keys()):
+        there, here = shapes.get(name), wanted.get(name)
+        if there == here:
+            continue
+        problem = f"has shape {there} in {place} but {here} in this configuration"
+        if there is None:
+            problem = f"is missing in {place}, which another configuration wrote"
+        elif here is None:
+            problem = f"is in {place} but is no part of this configuration's state"
+        raise CheckpointError(
+            f"{name} {problem}: use the configuration of that run, or another --workdir."
+        )
+
+
+def read_arrays(folder: pathlib.Path, abstract_state: Any) -> Any:
+    """Returns the arrays of a checkpoint whose files are as they were written.
+
+    Raises:
+      UnreadableError: if a device or network fails, also when tried again.
+      Exception: whatever orbax raises of files that do not fit together.
+    """
+    arguments: Any = ocp.args.PyTreeRestore(
+        item=abstract_state,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+        # A field that was empty or not there yet has no arrays to read.
+        partial_restore=True,
+    )
+
+    def read(path: pathlib.Path) -> Any:
+        try:
+            return ocp.PyTreeCheckpointHandler().restore(LiteralPath(path), args=arguments)
+        except Exception as error:
+            if checkpoint_files.is_unreadable(error):
+                raise OSError(errno.EIO, first_line(error)) from error
+            raise
+
+    return checkpoint_files.read_patiently(folder / "state", read)
+
+
+def equal(one: Any, two: Any) -> bool:
+    return np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
+def smallest(state: Any) -> Any:
+    """Returns the smallest array of a state, copied, within dicts of its names."""
+    leaves = [
+        (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if np.size(leaf)
+    ]
+    path, leaf = min(leaves, key=lambda item: np.size(item[1]))
+    tree: Any = np.array(jax.device_get(leaf))
+    for name in reversed(jax.tree_util.keystr(path, simple=True, separator="/").split("/")):
+        tree = {name: tree}
+    return tree
+
+
+def not_finite(state: Any) -> list[str]:
+    """Returns the names of a state's arrays that hold a NaN or infinity.
+
+    Of several processes each looks at its share alone. On the host, which orbax copies the state
+    to anyway: in the train step the same check triples the time that XLA:CPU takes to compile it.
+    """
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and not all(
+            np.isfinite(np.asarray(shard.data)).all()
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        )
+    ]

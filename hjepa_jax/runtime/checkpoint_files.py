@@ -1,0 +1,374 @@
+"""The files of a checkpoint: their checksums, and what a failed or damaged save leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from hjepa_jax.errors import CheckpointError, TrainingError, UserError
+from hjepa_jax.storage import schema
+from hjepa_jax.storage.files import UnfitFileError, check_regular, printable, write_atomically
+from hjepa_jax.storage.schema import Fields, Maybe, Number, Table, Text, Whole
+
+_log = logging.getLogger(__name__)
+_Read = TypeVar("_Read")
+
+MANIFEST = "checksums.json"
+_DIGEST = Text(most=64)
+_MANIFEST_SCHEMA = Fields(
+    {
+        "format": Whole(1, 1),
+        "sha256": _DIGEST,
+        "checksums": Fields(
+            {
+                "files": Table(Fields({"bytes": Whole(0), "sha256": _DIGEST})),
+                "metadata": Maybe(_DIGEST),
+            }
+        ),
+    }
+)
+_METRICS = "metrics/"
+_TIME = Maybe(Whole(0, 2**62))
+_METADATA_SCHEMA = Fields(
+    {},
+    {
+        "commit_timestamp_nsecs": _TIME,
+        "init_timestamp_nsecs": _TIME,
+        "performance_metrics": Maybe(Table(Number())),
+    },
+)
+# What orbax adds to the metadata when the arrays are written.
+_WRITTEN_LAST = "item_handlers"
+_METADATA_SECONDS, _POLL_SECONDS = 10.0, 0.005
+_RETRY_SECONDS = (0.1, 0.5, 2.0)
+_METADATA = "_CHECKPOINT_METADATA"
+# orbax touches these between the manifest and its atomic rename.
+_WRITTEN_LATER = (MANIFEST, "commit_success.txt", _METADATA)
+# Fields of the step's metadata that orbax fills in at the rename.
+_FILLED_LATER = ("commit_timestamp_nsecs", "performance_metrics")
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FAILED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is not as it was written; the message names it."""
+
+
+class UnreadableError(Exception):
+    """A file cannot be read now, which says nothing of what is in it; the message names it."""
+
+
+def read_patiently(
+    path: pathlib.Path, read: Callable[[pathlib.Path], _Read], name: str | None = None
+) -> _Read:
+    """Returns `read(path)`, tried again a few times where a device or network may recover.
+
+    Args:
+      path: a file.
+      read: raises OSError if the file cannot be read.
+      name: of the file in messages; None = its last part.
+
+    Raises:
+      DamagedError: if there is no such file, or something else than a file in its place.
+      UnreadableError: if it still cannot be read.
+    """
+    for delay in (*_RETRY_SECONDS, None):
+        try:
+            return read(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DamagedError(f"{name or path.name} is missing") from error
+        except UnfitFileError as error:
+            raise DamagedError(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise DamagedError(f"{name or path.name} is a link to itself") from error
+            if delay is None:
+                reason = f"{path}: {error.strerror or error}"
+                raise UnreadableError(reason) from error
+            _log.warning("%s could not be read (%s): trying again", path, error)
+            time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _json(path: pathlib.Path, kind: Any) -> Any:
+    """Returns a JSON file's content, in which Infinity and NaN are allowed, as orbax writes it."""
+    try:
+        return read_patiently(path, lambda p: schema.read_json(p, kind, constants=True))
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _metadata_digest(folder: pathlib.Path) -> str:
+    """Returns the digest of the step's metadata without what orbax fills in later."""
+    content = _json(folder / _METADATA, _METADATA_SCHEMA)
+    kept = {name: value for name, value in content.items() if name not in _FILLED_LATER}
+    return _json_digest(kept)
+
+
+def _metadata_when_written(folder: pathlib.Path) -> str | None:
+    """Returns the digest of the metadata once orbax is done with it; None if that never comes.
+
+    Orbax writes it in a thread that nothing waits for before the rename: a digest taken too early
+    would make a good checkpoint look damaged.
+    """
+    for _ in range(round(_METADATA_SECONDS / _POLL_SECONDS)):
+        with contextlib.suppress(DamagedError):  # half written, or not there yet
+            if _json(folder / _METADATA, Fields()).get(_WRITTEN_LAST):
+                return _metadata_digest(folder)
+        time.sleep(_POLL_SECONDS)
+    _log.warning("%s of %s was never finished: it is not checked later", _METADATA, folder)
+    return None
+
+
+def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if str(path.relative_to(folder)) not in _WRITTEN_LATER]
+
+
+def write_manifest(folder: pathlib.Path) -> None:
+    """Writes size and SHA-256 of every file below `folder` to `checksums.json`, whole or not."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in _listed(folder)
+    }
+    metadata = _metadata_when_written(folder)
+    checksums = {"files": files, "metadata": metadata}
+    content = {"format": 1, "checksums": checksums, "sha256": _json_digest(checksums)}
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1))
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the checksums of a checkpoint: 'files' (name -> 'bytes', 'sha256') and 'metadata'.
+
+    Raises:
+      DamagedError: if `checksums.json` is missing, altered or no such list.
+      UnreadableError: if it cannot be read now.
+    """
+    content = _json(folder / MANIFEST, _MANIFEST_SCHEMA)
+    if content["sha256"] != _json_digest(content["checksums"]):
+        raise DamagedError(f"{MANIFEST} is altered: its own checksum differs")
+    return content["checksums"]
+
+
+def _check_files(folder: pathlib.Path, files: dict[str, Any]) -> None:
+    for name, expected in files.items():
+        size, path = expected["bytes"], folder / name
+        try:
+            found = read_patiently(path, lambda p: check_regular(p, 2**63), name).st_size
+            if found != size:
+                raise DamagedError(f"{name} has {found} bytes instead of {size}")
+            if read_patiently(path, _digest, name) != expected["sha256"]:
+                raise DamagedError(f"{name} is altered: its checksum differs")
+        except ValueError as error:  # a name that no file can have
+            raise DamagedError(f"{MANIFEST} names {name!r:.80}: {error}") from error
+
+
+def verify(folder: pathlib.Path) -> None:
+    """Checks every file of a checkpoint against its manifest, but for those of `metrics`.
+
+    A checkpoint without its manifest counts as damaged: every version has written one.
+
+    Raises:
+      DamagedError: if a file is missing, truncated or altered; the first one is named.
+      UnreadableError: if a file cannot be read now.
+    """
+    manifest = read_manifest(folder)
+    state = {n: file for n, file in manifest["files"].items() if not n.startswith(_METRICS)}
+    _check_files(folder, state)
+    _check_metadata(folder, manifest)
+
+
+def _check_metadata(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
+    if manifest["metadata"] not in (None, _metadata_digest(folder)):
+        raise DamagedError(f"{_METADATA} is altered: its checksum differs")
+
+
+def read_meta(folder: pathlib.Path, kind: Any) -> dict[str, Any]:
+    """Returns the JSON that was saved beside the arrays, of the structure `kind`.
+
+    Raises:
+      DamagedError: if it is missing or of another structure.
+      UnreadableError: if it cannot be read now.
+    """
+    return _json(folder / "meta" / "metadata", kind)
+
+
+def read_metrics(folder: pathlib.Path) -> dict[str, float] | None:
+    """Returns the metrics that a checkpoint is ranked by; None where it was saved without.
+
+    Raises:
+      DamagedError: if they are missing, altered or no numbers.
+      UnreadableError: if they cannot be read now.
+    """
+    files = read_manifest(folder)["files"]
+    ours = {name: file for name, file in files.items() if name.startswith(_METRICS)}
+    if not ours:
+        return None
+    _check_files(folder, ours)
+    return _json(folder / "metrics" / "metrics", Table(Number()))
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Returns the steps whose folders are complete, oldest first; all else there is ignored.
+
+    Raises:
+      CheckpointError: if the folder cannot be listed.
+      UnreadableError: if it is not known what an entry is.
+    """
+    return sorted(int(name) for name in _names(folder) if _is_step(folder / name))
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be listed: {error.strerror}.") from error
+
+
+def _is_step(path: pathlib.Path) -> bool:
+    if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name) is None:
+        return False
+    try:
+        return read_patiently(path, lambda p: stat.S_ISDIR(os.stat(p).st_mode))
+    except DamagedError:
+        return False
+
+
+def temporary_folders(folder: pathlib.Path, step: int | None = None) -> list[pathlib.Path]:
+    """Returns the folders of saves under way or broken off, of one step or of all."""
+    return sorted(folder.glob(f"{'*' if step is None else step}{_TEMPORARY}*"))
+
+
+def remove_incomplete(folder: pathlib.Path) -> list[str]:
+    """Removes what saves that were broken off left behind; returns the names."""
+    left = temporary_folders(folder)
+    for path in left:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    return [path.name for path in left]
+
+
+def tidy(folder: pathlib.Path) -> list[str]:
+    """Makes a folder of checkpoints ready for orbax, which stumbles over what others left in it.
+
+    Removes saves that were broken off; renames what has the name of a step and is no folder, and
+    metrics of a step that are damaged, so that its state stays usable and ranks last.
+
+    Returns:
+      A sentence for each thing done.
+
+    Raises:
+      OSError: if something cannot be removed or renamed.
+      UnreadableError: if metrics cannot be read now.
+    """
+    told = [
+        f"removed {folder}/{name}: its save was broken off" for name in remove_incomplete(folder)
+    ]
+    for name in _names(folder):
+        # What orbax takes for a step: any digits of Unicode, also before a line break.
+        if re.search(r"^(0|[1-9]\d*)$", name) and not _is_step(folder / name):
+            target = set_aside(folder, folder / name)
+            told.append(f"{folder}/{printable(name)} is no checkpoint: it is now {target.name}")
+    for step in steps(folder):
+        told += _tidy_step(folder, step)
+    return told
+
+
+def _tidy_step(folder: pathlib.Path, step: int) -> list[str]:
+    """Moves what is damaged of a step's metrics and metadata away, which orbax reads unchecked."""
+    place, told = folder / str(step), []
+    reason = None
+    try:
+        if read_metrics(place) is None:
+            reason = "it was saved without any"
+    except DamagedError as error:
+        reason = str(error)
+    if reason and os.path.lexists(place / "metrics"):
+        set_aside(folder, place / "metrics", f"{step}.metrics")
+        told.append(f"the metrics of checkpoint {place} are damaged ({reason}): it ranks last")
+    try:
+        _check_metadata(place, read_manifest(place))
+    except DamagedError as error:
+        if os.path.lexists(place / _METADATA):
+            set_aside(folder, place / _METADATA, f"{step}.metadata")
+            told.append(f"checkpoint {place} is damaged ({error})")
+    return told
+
+
+def set_aside(folder: pathlib.Path, path: pathlib.Path, name: str | None = None) -> pathlib.Path:
+    """Renames something to `<name>.damaged` in `folder`, or to the first such name that is free."""
+    stem = printable(path.name if name is None else name)[:100]
+    numbers = itertools.count(2)
+    target = folder / f"{stem}.damaged"
+    while os.path.lexists(target):
+        target = folder / f"{stem}.damaged-{next(numbers)}"
+    path.rename(target)
+    return target
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Returns whether an error, or one that caused it, says that no more bytes can be written."""
+    return _says(error, _FULL)
+
+
+def is_unreadable(error: BaseException | None) -> bool:
+    """Returns whether an error, or one that caused it, says that a device or network failed."""
+    return _says(error, _FAILED)
+
+
+def _says(error: BaseException | None, numbers: tuple[int, ...]) -> bool:
+    texts = [os.strerror(number).lower() for number in numbers]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in numbers:
+            return True
+        # TensorStore and some Python layers pass the system's message on as text.
+        if any(text in str(error).lower() for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def disk_full_is_a_sentence(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns a full disk, wherever it is met within this context, into a TrainingError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # writers in threads wrap what they met
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(workdir).free
+        raise TrainingError(
+            f"nothing more can be written to {workdir}: the disk is full or a limit of file sizes "
+            f"is reached ({free} bytes are free). Free disk space, then start the same command "
+            "again."
+        ) from error

@@ -1,0 +1,323 @@
+"""Several processes as one program: start-up through jax.distributed, agreement, a joint end.
+
+Every process runs the same command. What they are to each other comes from flags, from the
+environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or from SLURM or Open MPI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hjepa_jax.config import Config, may_differ_between_processes, validation
+from hjepa_jax.errors import ConfigError, UserError, first_line
+from hjepa_jax.runtime import rendezvous
+
+_log = logging.getLogger(__name__)
+
+# A process that gives no sign of life for so long is taken for dead, and the others end.
+HEARTBEAT_SECONDS = 30
+# Once all processes have met.
+_CONNECT_SECONDS = 60
+# At the end the others wait for the first process, which draws the pictures of the evaluation.
+_END_SECONDS = 1800
+# jax ends every process as soon as process 0 is gone: it leaves the others time to speak first.
+_LAST_WORDS_SECONDS = 3.0
+# How errors of jax read when another process has gone.
+_LOST_PEER = re.compile(
+    r"gloo|nccl|coordination|connection (closed|reset)|heartbeat", re.IGNORECASE
+)
+
+# Flag -> variable of the environment.
+_VARIABLES = {
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+_EXAMPLE = "--coordinator_address=HOST:PORT --num_processes=2 --process_id=0"
+
+
+class Cluster(NamedTuple):
+    """This process among the others.
+
+    Attributes:
+      coordinator_address: 'host:port' of process 0, where it listens.
+      num_processes: how many there are, 2 or more.
+      process_id: which one this is, from 0.
+      local_device_ids: GPUs of this machine that are this process's; None = all that it sees.
+    """
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+    local_device_ids: tuple[int, ...] | None = None
+
+
+def _whole_number(text: Any, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name} is {text!r}, which is not a whole number.") from None
+
+
+def _explicit(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what flags and JAX's variables say, which must not contradict each other."""
+    found: dict[str, Any] = {}
+    for name, variable in _VARIABLES.items():
+        flag, value = given.get(name), environ.get(variable)
+        if value is not None and name != "coordinator_address":
+            value = _whole_number(value, variable)
+        if flag is not None and value is not None and flag != value:
+            raise UserError(
+                f"--{name}={flag} contradicts {variable}={value} of the environment: "
+                "give one of the two."
+            )
+        chosen = value if flag is None else flag
+        if chosen is not None:
+            found[name] = chosen
+    return found
+
+
+def _first_host(nodes: str) -> str:
+    """Returns the first host of a SLURM node list such as 'gpu[001-004,007],login1'."""
+    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,]*))?", nodes)
+    if match is None:
+        raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host.")
+    return "".join(part or "" for part in match.groups())
+
+
+def _tasks_here(environ: Mapping[str, str]) -> int:
+    """Returns the tasks of the SLURM step on this node, from a list such as '4(x2),1'."""
+    counts: list[int] = []
+    for count, times in re.findall(
+        r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    ):
+        counts += [int(count)] * int(times or 1)
+    return counts[min(int(environ.get("SLURM_NODEID", 0)), len(counts) - 1)]
+
+
+def _slurm(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what SLURM says of a step of several tasks, and nothing otherwise."""
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    # In an interactive shell of an allocation, SLURM_NTASKS counts tasks that nobody started.
+    count = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
+    if count < 2 or any(name not in environ for name in needed):
+        return {}
+    # The ports above 61439 are for short-lived use; the job's number keeps jobs apart.
+    port = environ.get("JAX_COORDINATOR_PORT") or 61440 + int(environ["SLURM_JOB_ID"]) % 4096
+    return {
+        "coordinator_address": f"{_first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
+        "num_processes": count,
+        "process_id": int(environ["SLURM_PROCID"]),
+        "local": (int(environ["SLURM_LOCALID"]), _tasks_here(environ)),
+    }
+
+
+def _open_mpi(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what Open MPI's mpirun says, which is all but the coordinator's address."""
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) < 2:
+        return {}
+    names = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    return {
+        "num_processes": int(environ["OMPI_COMM_WORLD_SIZE"]),
+        "process_id": int(environ["OMPI_COMM_WORLD_RANK"]),
+        "local": tuple(int(environ[name]) for name in names),
+    }
+
+
+def _local_devices(local: tuple[int, int], environ: Mapping[str, str]) -> tuple[int, ...] | None:
+    """Returns the GPU of a task that shares its machine: one each, in the order of the tasks."""
+    number, tasks = local
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    bound = visible is not None and "," not in visible
+    if tasks == 1 or bound or "JAX_LOCAL_DEVICE_IDS" in environ:
+        return None
+    return (number,)
+
+
+def find_cluster(given: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster | None:
+    """Returns this process's place among several; None for a single process.
+
+    Args:
+      given: values of the flags 'coordinator_address', 'num_processes' and 'process_id', None
+        where one is not given.
+      environ: the environment.
+
+    Raises:
+      UserError: something is missing, contradictory or impossible.
+    """
+    explicit = _explicit(given, environ)
+    launched = _slurm(environ) or _open_mpi(environ)
+    values = {**launched, **explicit}
+    alone = values.get("num_processes") == 1 and values.get("process_id", 0) == 0
+    if not values or alone:
+        return None
+    missing = [name for name in _VARIABLES if name not in values]
+    if missing:
+        raise UserError(
+            f"{' and '.join(f'--{name}' for name in missing)} missing: several processes need all "
+            f"three flags ({_EXAMPLE}) or their variables ({', '.join(_VARIABLES.values())})."
+        )
+    address, count, number = (values[name] for name in _VARIABLES)
+    if not re.fullmatch(r"\S+:\d+", address):
+        raise UserError(
+            f"--coordinator_address is {address!r}: it is host:port of process 0, "
+            "for example node1:51234."
+        )
+    if not 0 <= number < count:
+        raise UserError(
+            f"--process_id is {number}, but with --num_processes={count} it must lie in "
+            f"0..{count - 1}."
+        )
+    # Who numbers the processes anew has not left SLURM's assignment of GPUs in force.
+    ours = "local" in launched and "process_id" not in explicit
+    return Cluster(
+        address, count, number, _local_devices(launched["local"], environ) if ours else None
+    )
+
+
+def start(cluster: Cluster) -> None:
+    """Joins the other processes; must come before any use of a device.
+
+    Raises:
+      UserError: the processes do not meet, or have different numbers of devices.
+    """
+    settings: Any = jax.config
+    if settings.jax_cpu_collectives_implementation is None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    who = f"process {cluster.process_id} of {cluster.num_processes}"
+    address = cluster.coordinator_address
+    rendezvous.meet(address, cluster.num_processes, cluster.process_id)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=cluster.num_processes,
+            process_id=cluster.process_id,
+            local_device_ids=cluster.local_device_ids,
+            cluster_detection_method="deactivate",
+            initialization_timeout=_CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_END_SECONDS,
+            coordinator_bind_address=rendezvous.bind_address(address),
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"{who} could not join the others at {address}: {_first_line(error)}."
+        ) from error
+    local, total = jax.local_device_count(), jax.device_count()
+    if local * cluster.num_processes != total:
+        raise UserError(
+            f"{who} has {local} of {total} devices: every process must have the same number."
+        )
+    _log.info("%s, %d of %d devices", who, local, total)
+
+
+def is_primary() -> bool:
+    """Returns whether this is process 0, which alone writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def check_same(values: Mapping[str, Any], remedy: str) -> None:
+    """Compares each value between the processes; all of them must call this.
+
+    Args:
+      values: name -> anything with a repr; the same names in every process.
+      remedy: what to do, the end of the sentence.
+
+    Raises:
+      UserError: a value differs, with its name and its value here.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = np.array([zlib.crc32(repr(v).encode()) for v in values.values()], np.uint32)
+    gathered = np.asarray(multihost_utils.process_allgather(digests))
+    same = (gathered == gathered[:1]).all(axis=0)
+    differing = [f"{name} ({values[name]!r:.200} here)" for name, s in zip(values, same) if not s]
+    if differing:
+        raise UserError(f"the processes differ in {', '.join(differing)}: {remedy}.")
+
+
+def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) -> None:
+    """Compares the configuration, and flags, between the processes; all must call this.
+
+    Raises:
+      ConfigError: they differ.
+    """
+    fields = {
+        f"config.{name}": value
+        for name, value in validation.flatten(config)
+        if not may_differ_between_processes(name)
+    }
+    try:
+        check_same({**fields, **(flags or {})}, "start all of them with the same command")
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process has come to this point, which `name` describes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def sum_over_processes(count: int) -> int:
+    """Returns the sum of every process's `count`; all of them must call this."""
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.array(count, np.int32))))
+
+
+def _first_line(error: BaseException) -> str:
+    return first_line(error, 300) or type(error).__name__
+
+
+def _describe(error: BaseException) -> str:
+    """Returns the sentence with which a process ends."""
+    if isinstance(error, Exception) and _LOST_PEER.search(str(error)):
+        return (
+            f"the work with the other processes broke off ({_first_line(error)}): one of them has "
+            "ended, see its output; then start all of them again, and the run goes on from its "
+            "newest checkpoint."
+        )
+    return str(error) if isinstance(error, UserError) else f"it ended by {error!r:.300}"
+
+
+@contextlib.contextmanager
+def session(cluster: Cluster | None) -> Iterator[None]:
+    """Runs its body as one of several processes, which end together; does nothing for None.
+
+    A process that fails ends at once, with a sentence on stderr and status 1, instead of waiting
+    for the others at jax's final barrier. They end when their next exchange with it fails, or at
+    the latest after HEARTBEAT_SECONDS, by jax.
+    """
+    if cluster is None:
+        yield
+        return
+    try:
+        start(cluster)
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise  # an orderly end, which all processes come to
+        if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
+            traceback.print_exception(error)
+        who = f"process {cluster.process_id} of {cluster.num_processes}"
+        print(f"hjepa_jax: {who}: {_describe(error)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if cluster.process_id == 0:
+            time.sleep(_LAST_WORDS_SECONDS)
+        # The interpreter's own end would wait for the others, who wait for this process.
+        os._exit(1)

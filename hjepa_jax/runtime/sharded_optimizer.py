@@ -1,0 +1,42 @@
+"""An optimiser each of whose devices keeps and updates its share of the moments (ZeRO stage 1).
+
+Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
+(arXiv 1910.02054).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from hjepa_jax.runtime.sharding import replicated, split_sharding
+
+
+def sharded_optimizer(
+    optimizer: optax.GradientTransformation, mesh: Mesh
+) -> optax.GradientTransformation:
+    """Returns `optimizer`, computed under `jit` on shares of gradients and parameters.
+
+    It takes and returns replicated arrays and has the same numbers but for rounding. Its state is
+    placed by `sharding.state_shardings`. XLA makes the communication: the gradients' sum, and the
+    updates gathered from all devices.
+    """
+
+    def everywhere(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+    def share(tree: Any) -> Any:
+        # First replicated: else XLA would split the backward pass along the parameters' axes.
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, split_sharding(mesh, x.shape)),
+            everywhere(tree),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        part, new_state = optimizer.update(share(updates), state, share(params))
+        return everywhere(part), new_state
+
+    return optax.GradientTransformation(optimizer.init, update)

@@ -1,0 +1,167 @@
+"""Stopping a run from outside: SIGTERM, SIGHUP or one SIGINT (Ctrl-C) asks it to save and end.
+
+One StopRequest spans all the work of a program, so that a signal in the last step of the training
+also stops the evaluation behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+
+from hjepa_jax.errors import TrainingError
+from hjepa_jax.runtime import distributed
+
+_log = logging.getLogger(__name__)
+# Of waiting for a batch after a stop was asked for, in a run of several processes.
+_PATIENCE_SECONDS = 30.0
+_INSIST_SECONDS, _INSIST_POLL_SECONDS = 1.0, 0.2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class RunStopped(Exception):
+    """A run ended early because it was asked to; the checkpoint of `step` holds all its work.
+
+    A run that had not opened its data yet has no step: None.
+    """
+
+    def __init__(self, step: int | None, num_steps: int = 0):
+        super().__init__(
+            "stopped as asked before the first step: the same command starts again."
+            if step is None
+            else f"stopped as asked after step {step} of {num_steps}: the same command goes on "
+            "from there."
+        )
+        self.step = step
+
+
+class StoppedAtOnce(BaseException):
+    """A signal ended work that keeps nothing for later; no `except Exception` may swallow it."""
+
+
+class StopRequest:
+    """Within its context, SIGTERM, SIGHUP and the first SIGINT set a flag; the next SIGINT raises.
+
+    Outside the main thread, where Python allows no handlers, nothing is caught. A SIGHUP that is
+    ignored from the start (nohup) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._at_once: str | None = None
+        self._insisting = threading.Lock()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            # None: not installed by Python, which then cannot put it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+        name = signal.Signals(number).name
+        if self._at_once is not None:
+            raise StoppedAtOnce(f"{name} stopped {self._at_once}")
+        # RuntimeError: the signal came while the stream itself was being written to.
+        with contextlib.suppress(OSError, RuntimeError):
+            _log.warning("%s: stopping after this step.", name)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked this process to stop."""
+        return self._asked
+
+    @contextlib.contextmanager
+    def at_once(self, what: str) -> Iterator[None]:
+        """Within it, a signal raises StoppedAtOnce: for work that leaves nothing half done.
+
+        It is raised again every second until the work has ended: Python swallows what is raised in
+        a destructor or a callback from C++, where the first one may have come.
+
+        Args:
+          what: the work, for the message: "SIGTERM stopped <what>".
+
+        Raises:
+          StoppedAtOnce: also on entering, if a signal came before.
+        """
+        if self._asked:
+            raise StoppedAtOnce(f"a signal stopped {what}")
+        self._at_once = what
+        if self._previous:
+            threading.Thread(target=self._insist, daemon=True, name="insist-on-stop").start()
+        try:
+            yield
+        finally:
+            self._at_once = None
+            with self._insisting:
+                pass  # no signal is under way any more
+
+    def _insist(self) -> None:
+        """Sends the main thread the signal again, as long as it works on."""
+        raised = 0.0
+        while self._at_once is not None:
+            time.sleep(_INSIST_POLL_SECONDS)
+            raised += _INSIST_POLL_SECONDS if self._asked else 0.0
+            with self._insisting:
+                if raised >= _INSIST_SECONDS and self._at_once is not None:
+                    raised = 0.0
+                    main = threading.main_thread().ident
+                    signal.pthread_kill(main or 0, signal.SIGTERM)
+
+    def agreed(self, together: bool) -> bool:
+        """Returns whether to stop now; the same answer in all processes of a run.
+
+        Args:
+          together: whether all processes are here to agree. A single process always is; several
+            ask each other, which costs a round trip, so they do it at log steps only.
+        """
+        if jax.process_count() == 1:
+            return self._asked
+        if not together:
+            return False
+        return distributed.sum_over_processes(int(self._asked)) > 0
+
+    def ends_wait(self, waited: float) -> bool:
+        """Returns whether to give up waiting for a batch, after `waited` seconds.
+
+        Of several processes none can end alone: the others wait for it in their step. Where no
+        batch comes for long, all of them end by an error.
+
+        Raises:
+          TrainingError: one of several processes waited too long.
+        """
+        if not self._asked:
+            return False
+        if jax.process_count() == 1:
+            return True
+        if waited > _PATIENCE_SECONDS:
+            raise TrainingError(
+                f"asked to stop, but no batch has come for {waited:.0f} s, without which this "
+                "process cannot take the step that the others wait for: start all of them again, "
+                "and the run goes on from its newest checkpoint."
+            )
+        return False

@@ -1,0 +1,160 @@
+"""One training run in a workdir at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import socket
+import stat
+from types import TracebackType
+
+from hjepa_jax.errors import CheckpointError
+from hjepa_jax.runtime import distributed
+from hjepa_jax.storage.files import kind_of, printable
+from hjepa_jax.storage.schema import Fields, Text, Whole, parse_json
+
+_log = logging.getLogger(__name__)
+_HOLDER = Fields({"pid": Whole(0), "host": Text(most=300)})
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+class WorkdirLock:
+    """Holds `lock` in a workdir; the kernel releases it when the process ends, however it ends.
+
+    The file stays: removing it would let two processes hold locks on two files of one name. Of a
+    run of several processes, process 0 alone takes it.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        """Takes the workdir, which is created on entry."""
+        self._path = workdir / "lock"
+        self._file: int | None = None
+        self._folder: tuple[int, int] | None = None
+
+    def __enter__(self) -> WorkdirLock:
+        """Takes the lock.
+
+        Raises:
+          CheckpointError: if another process holds it (process and host are named), or `lock` is
+            something else than a file of its own.
+        """
+        if not distributed.is_primary():
+            return self
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = _identity(os.stat(self._path.parent))
+            self._file = self._take()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._path} cannot be written ({error.strerror}): make {self._path.parent} a "
+                "folder that can be written to, or choose another --workdir."
+            ) from error
+        return self
+
+    def check(self) -> None:
+        """Makes sure that this process still holds the workdir that it took.
+
+        A lock file that was deleted is written again; in a workdir that was, nothing is.
+
+        Raises:
+          CheckpointError: if the workdir was deleted or replaced, or another process has taken it.
+        """
+        if self._file is None:
+            return
+        try:
+            folder = _identity(os.stat(self._path.parent))
+            if folder == self._folder and self._is_ours():
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            folder = None
+        except OSError as error:  # a failing disk or network has its own message, at the save
+            _log.warning("%s cannot be looked at (%s)", self._path, error)
+            return
+        if folder != self._folder:
+            raise CheckpointError(
+                f"{self._path.parent} was deleted, moved or replaced while this run was training "
+                "in it: the run ends, and writes nothing more there. If the folder was moved, move "
+                "it back; then start the same command again."
+            )
+        _log.warning("%s was deleted or replaced while this run holds it: taken again", self._path)
+        earlier, self._file = self._file, self._take()
+        os.close(earlier)
+
+    def _is_ours(self) -> bool:
+        assert self._file is not None
+        try:
+            there = os.stat(self._path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return _identity(there) == _identity(os.fstat(self._file))
+
+    def _take(self) -> int | None:
+        """Opens and locks the file; returns None where the file system knows no locks."""
+        if (kind := _other_than_own_file(self._path)) is not None:
+            raise CheckpointError(
+                f"{self._path} is {kind}, which is not overwritten: remove it, or choose another "
+                "--workdir."
+            )
+        # A link may have come since: writing through it would overwrite a file elsewhere.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(self._path, flags, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 1000).decode(errors="replace")
+            os.close(file)
+            raise CheckpointError(self._sentence(holder)) from None
+        except OSError as error:
+            os.close(file)
+            if error.errno not in _UNSUPPORTED:
+                raise
+            _log.warning(
+                "%s cannot be locked (%s): start no second run in this workdir.", self._path, error
+            )
+            return None
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        return file
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _sentence(self, holder: str) -> str:
+        try:
+            named = parse_json(holder, _HOLDER, self._path)
+            who = f"process {named['pid']} on {printable(named['host'])}"
+        except ValueError:
+            who = "another process"  # it has not written its name yet
+        return (
+            f"{who} is training in {self._path.parent}: wait for it or stop it, or choose another "
+            "--workdir."
+        )
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _other_than_own_file(path: pathlib.Path) -> str | None:
+    """Returns what is at a path unless it is nothing, or a file that has no other name."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        return "a symbolic link"
+    if not stat.S_ISREG(found.st_mode):
+        return kind_of(found.st_mode)
+    # What is written to a hard link stands in the other file too.
+    return "a hard link to another file" if found.st_nlink > 1 else None

@@ -1,0 +1,1 @@
+"""Regular files, atomic writes, and JSON of a declared structure."""

@@ -1,0 +1,295 @@
+"""Checked reading of JSON, and of anything else whose structure a file decides.
+
+What a file says is compared with a declared structure before anything uses it. Whatever does not
+fit is one sentence that names the file and the field:
+
+    SHARD = Fields({"file": Text(), "bytes": Whole(0)})
+    index = read_json(path, Fields({"shards": Items(SHARD)}))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from hjepa_jax.storage import files
+
+# More than any of our files needs; a small file can be nested deeper than Python can recurse.
+MAX_JSON_BYTES = 16 * 2**20
+MAX_DEPTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """An integer, `low` to `high` inclusive; no boolean."""
+
+    low: int = -(2**63)
+    high: int = 2**63 - 1
+
+    def __str__(self) -> str:
+        if self.high == Whole.high:
+            return f"a whole number of at least {self.low}"
+        return f"a whole number from {self.low} to {self.high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number, not a boolean; an infinity or NaN only where `finite` is false."""
+
+    finite: bool = True
+
+    def __str__(self) -> str:
+        return "a finite number" if self.finite else "a number"
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """True or false."""
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Text that UTF-8 can hold, of at most `most` characters; one of `choices` if given."""
+
+    most: int = 2**20
+    choices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.choices)}" if self.choices else "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A list of `least` to `most` values of one kind."""
+
+    kind: Any
+    least: int = 0
+    most: int = 2**31
+
+    def __str__(self) -> str:
+        if self.least:
+            return f"a list of at least {self.least}"
+        return "a list"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A mapping from text to values of one kind."""
+
+    kind: Any
+
+    def __str__(self) -> str:
+        return "a mapping"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """A mapping with these keys; others may stand beside them and are not looked at."""
+
+    required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optional: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "a mapping"
+
+
+@dataclasses.dataclass(frozen=True)
+class Maybe:
+    """A value of the kind, or null."""
+
+    kind: Any
+
+    def __str__(self) -> str:
+        return f"{self.kind}, or null"
+
+
+@dataclasses.dataclass(frozen=True)
+class Anything:
+    """Any value."""
+
+    def __str__(self) -> str:
+        return "anything"
+
+
+def described(value: Any) -> str:
+    """Returns in a few words what a value is, for messages, however large or deep it is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        # Python refuses to print an integer of thousands of digits.
+        huge = isinstance(value, int) and abs(value) > 10**30
+        return "a number of more than 30 digits" if huge else str(value)
+    if isinstance(value, str):
+        short = value[:40] + ("..." if len(value) > 40 else "")
+        return f"the text {readable(short)!r}"
+    for kind, words in ((Mapping, "mapping"), ((list, tuple), "list"), (bytes, "byte string")):
+        if isinstance(value, kind):
+            return f"a {words} of length {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def readable(value: Any) -> str:
+    """Returns a name as text that can be printed and written, whatever its type and bytes are."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
+    text = value if isinstance(value, str) else described(value)
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value itself is of a kind; what it contains is not looked at."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    match kind:
+        case Anything():
+            return True
+        case Whole():
+            return whole and kind.low <= value <= kind.high
+        case Number():
+            number = whole or isinstance(value, float)
+            return number and (not kind.finite or (abs(value) < 2**1023 and math.isfinite(value)))
+        case Truth():
+            return isinstance(value, bool)
+        case Text():
+            return (
+                isinstance(value, str)
+                and len(value) <= kind.most
+                and readable(value) == value
+                and (not kind.choices or value in kind.choices)
+            )
+        case Items():
+            return isinstance(value, (list, tuple)) and kind.least <= len(value) <= kind.most
+        case Table() | Fields():
+            return isinstance(value, Mapping)
+    raise TypeError(f"{kind!r} is no kind of value")
+
+
+def require(value: Any, kind: Any, source: Any, field: str = "") -> Any:
+    """Returns a value if it is of the declared structure.
+
+    Args:
+      value: what a file holds, as JSON gives it.
+      kind: `Whole`, `Number`, `Truth`, `Text`, `Items`, `Table`, `Fields`, `Maybe` or `Anything`.
+      source: name of the file, for messages.
+      field: where the value stands in the file, such as `splits.train.shards[0]`; '' = all of it.
+
+    Raises:
+      ValueError: naming the file, the field, what it must be and what it is.
+    """
+    declared = kind
+    if isinstance(kind, Maybe):
+        if value is None:
+            return value
+        kind = kind.kind
+    if not _fits(value, kind):
+        place = f"the field '{readable(field)}'" if field else "its content"
+        raise ValueError(
+            f"{source} is damaged: {place} must be {declared}, not {described(value)}."
+        )
+    prefix = f"{field}." if field else ""
+    match kind:
+        case Items():
+            for number, item in enumerate(value):
+                require(item, kind.kind, source, f"{field}[{number}]")
+        case Table():
+            for key, item in value.items():
+                require(key, Text(), source, f"{prefix}{readable(key)[:40]}")
+                require(item, kind.kind, source, f"{prefix}{readable(key)[:40]}")
+        case Fields():
+            for key in kind.required:
+                if key not in value:
+                    raise ValueError(f"{source} is damaged: the field '{prefix}{key}' is missing.")
+            for key, inner in {**kind.required, **kind.optional}.items():
+                if key in value:
+                    require(value[key], inner, source, f"{prefix}{key}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field '{readable(twice)[:40]}' stands twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list)) and inner
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def parse_json(
+    text: bytes | str, kind: Any, source: Any, *, field: str = "", constants: bool = False
+) -> Any:
+    """Returns the content of a JSON text of the declared structure.
+
+    Args:
+      text: the JSON; bytes must be UTF-8.
+      kind: declared structure, see `require`.
+      source: name of the file, for messages.
+      field: where the text stands in the file; '' = it is all of it.
+      constants: whether NaN and Infinity are allowed.
+
+    Raises:
+      ValueError: naming the file and the field.
+    """
+    try:
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"it has {len(text)} bytes, more than {MAX_JSON_BYTES}")
+        content = json.loads(
+            text.decode() if isinstance(text, bytes) else text,
+            object_pairs_hook=_unique,
+            parse_constant=None if constants else _no_constant,
+        )
+        if isinstance(content, (dict, list)):
+            _check_depth(content)
+    except RecursionError:
+        reason = f"it is nested more than {MAX_DEPTH} deep"
+    except UnicodeDecodeError:
+        reason = "it is not text in UTF-8"
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return require(content, kind, source, field)
+    place = f" (field '{field}')" if field else ""
+    raise ValueError(f"{source}{place} is damaged: it cannot be read as JSON: {reason}.")
+
+
+def read_json(
+    path: pathlib.Path, kind: Any, *, most: int = MAX_JSON_BYTES, constants: bool = False
+) -> Any:
+    """Returns the content of a JSON file of the declared structure.
+
+    Args:
+      path: the file; only a regular one of at most `most` bytes is read.
+      kind: declared structure, see `require`.
+      most: bytes that it may have.
+      constants: whether NaN and Infinity are allowed.
+
+    Raises:
+      OSError: if it cannot be read, is no regular file or is too large.
+      ValueError: if it is no JSON or of another structure.
+    """
+    return parse_json(files.read_regular(path, most), kind, path, constants=constants)

@@ -1,0 +1,255 @@
+"""`hjepa doctor`: checks versions, devices, data, disk, and dry-runs a configuration.
+
+    python -m hjepa_jax.tools.doctor --config=configs/cifar100.py [--workdir=runs/x]
+
+Every line says 'ok' or 'problem' and how to mend it. The exit status is 1 if there is a problem.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from absl import app, flags
+from absl import logging as absl_logging
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from hjepa_jax.config import Config, validation
+from hjepa_jax.config.flags import define_config, parse_command_line
+from hjepa_jax.errors import UserError
+from hjepa_jax.runtime import compilation_cache
+from hjepa_jax.storage.files import check_writable_folder, local_path
+
+_FLAGS = flags.FlagValues()
+_CONFIG = define_config(None, "Configuration to check and dry-run.", values=_FLAGS)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs", "Folder whose disk is checked.", flag_values=_FLAGS
+)
+
+# Combinations that were seen to fail: (package, specifier that fails, why and what to do).
+KNOWN_BAD = (
+    ("numpy", "<2.1", "older than the wheels of jax accept; pip install -U numpy"),
+    ("protobuf", "<4.21", "TensorBoard events cannot be written; pip install -U protobuf"),
+    ("orbax-checkpoint", "<0.12", "has no AnyPreservationPolicy; pip install -U orbax-checkpoint"),
+)
+
+
+class Finding(NamedTuple):
+    """One line of the report; `remedy` is None where all is well."""
+
+    subject: str
+    fact: str
+    remedy: str | None = None
+
+
+def check_versions() -> Iterator[Finding]:
+    """Compares the installed packages with what this project requires."""
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    for line in importlib.metadata.requires("hjepa_jax") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(requirement.name, "not installed", f"pip install '{requirement}'")
+            continue
+        fits = requirement.specifier.contains(Version(version), prereleases=True)
+        remedy = None if fits else f"outside the tested range: pip install '{requirement}'"
+        yield Finding(requirement.name, version, remedy)
+    for name, specifier, why in KNOWN_BAD:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if Requirement(f"x{specifier}").specifier.contains(Version(version)):
+            yield Finding(name, version, why)
+
+
+def check_devices() -> Iterator[Finding]:
+    """Lists the devices and tells of a GPU that jax does not use."""
+    import jax
+
+    devices = jax.devices()
+    yield Finding("devices", f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})")
+    if shutil.which("nvidia-smi") and jax.default_backend() == "cpu":
+        yield Finding(
+            "gpu",
+            "an NVIDIA driver is here, but jax runs on the CPU",
+            "install the CUDA extra: pip install 'hjepa_jax[cuda]'",
+        )
+
+
+def check_kernels() -> Iterator[Finding]:
+    """What computes convolutions where there is one CPU device alone."""
+    from hjepa_jax.kernels.build import kernels
+    from hjepa_jax.runtime.devices import is_single_cpu
+
+    if is_single_cpu():
+        found = kernels()
+        fact = found.description if found else f"XLA's, slower: {found.description}"
+        yield Finding("cpu kernels", fact)
+
+
+def check_tensorflow() -> Iterator[Finding]:
+    """TensorFlow is not needed; where it is installed, clu imports it, which takes its time."""
+    found = importlib.util.find_spec("tensorflow") is not None
+    yield Finding(
+        "tensorflow",
+        "present (not needed: it slows the start)" if found else "absent, as it should be",
+    )
+
+
+def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
+    """Free space where checkpoints will be written, and whether they can be."""
+    check_writable_folder(workdir, "--workdir", checkpoints=True, keep=False)
+    folder = workdir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    low = free < 2
+    yield Finding(
+        "disk",
+        f"{free:.1f} GiB free at {folder}",
+        "less than 2 GiB: checkpoints may not fit; choose another --workdir" if low else None,
+    )
+
+
+def check_cache() -> Iterator[Finding]:
+    """Where compiled programs are kept; without such a place they are compiled at every start."""
+    folder = compilation_cache.enable()
+    fact = "none, as there is no home folder that can be written to: compilation at every start"
+    remedy = "; set XDG_CACHE_HOME to a folder that stays, to keep what is compiled"
+    yield Finding("cache", fact + remedy if folder is None else str(folder))
+
+
+def check_shared_memory(config: Config) -> Iterator[Finding]:
+    """Whether the batches of worker processes fit into shared memory."""
+    from hjepa_jax.data.pipeline import shared_memory_needed
+    from hjepa_jax.data.workers import blocks
+    from hjepa_jax.training.prepare import open_split
+
+    if not config.data.num_workers:
+        return
+    blocks.remove_leftovers()
+    needed, free = shared_memory_needed(config, open_split(config, "train")), blocks.free_bytes()
+    room = "unknown" if free is None else blocks.mib(free)
+    fact = f"{room} free, {blocks.mib(needed)} needed by data.num_workers"
+    yield Finding("shared memory", fact, blocks.shortage(needed))
+
+
+def check_data(config: Config) -> Iterator[Finding]:
+    """Opens both splits, and decodes one image of each."""
+    from hjepa_jax.data.sources.base import decode
+    from hjepa_jax.training.prepare import open_split
+
+    for split in ("train", "test"):
+        source = open_split(config, split)
+        image = decode(source.record(0))
+        yield Finding(
+            f"data {split}",
+            f"{source.description}: {len(source)} images, {source.num_classes} classes, first "
+            f"{image.shape[1]}x{image.shape[0]}, checksum {source.fingerprint()[:16]}",
+        )
+
+
+def check_dry_run(config: Config) -> Iterator[Finding]:
+    """Takes two real steps of the configuration, in a temporary folder."""
+    from hjepa_jax.train import train
+
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.max_steps = 2
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        state = train(config, pathlib.Path(folder))
+    seconds = time.perf_counter() - start
+    yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, compilation included")
+
+
+def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
+    """Runs every check; one that fails becomes a finding with its error as the remedy."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("versions", check_versions),
+        ("devices", check_devices),
+        ("cpu kernels", check_kernels),
+        ("tensorflow", check_tensorflow),
+        ("disk", lambda: check_disk(workdir)),
+        ("cache", check_cache),
+    ]
+    if config is not None:
+
+        def check_config() -> Iterator[Finding]:
+            validation.validate(config)
+            yield Finding("config", "every field is known, used and consistent")
+
+        checks.append(("config", check_config))
+        checks.append(("data", lambda: check_data(config)))
+        checks.append(("shared memory", lambda: check_shared_memory(config)))
+        checks.append(("dry run", lambda: check_dry_run(config)))
+    for name, check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # the doctor reports whatever is broken and goes on
+            text = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            yield Finding(name, "failed", text)
+
+
+def report(found: Iterator[Finding], stream: Any = None) -> bool:
+    """Prints the findings as they come; returns whether all is well."""
+    stream = stream or sys.stdout
+    healthy = True
+    for finding in found:
+        healthy &= finding.remedy is None
+        mark = "ok     " if finding.remedy is None else "problem"
+        tail = "" if finding.remedy is None else f" -> {finding.remedy}"
+        print(f"{mark}  {finding.subject}: {finding.fact}{tail}", file=stream, flush=True)
+    return healthy
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the doctor's own flags; an error is one sentence."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        print(_FLAGS.get_help())
+        sys.exit(0)
+    try:
+        # absl's own flags (logging) live in the global set.
+        flags.FLAGS(argv[:1])
+        return parse_command_line(_FLAGS, argv)
+    except UserError as error:
+        sys.exit(f"hjepa doctor: {error}")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the report and exits with 1 if there is a problem."""
+    del argv
+    # The dry run's checkpoint would tell its story between the findings.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    compilation_cache.enable()
+    try:
+        workdir = local_path(_WORKDIR.value, "--workdir")
+    except UserError as error:
+        sys.exit(f"hjepa doctor: {error}")
+    if not report(findings(_CONFIG.value, workdir)):
+        sys.exit(1)
+
+
+def run() -> None:
+    """Entry point of `python -m hjepa_jax.tools.doctor`."""
+    app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

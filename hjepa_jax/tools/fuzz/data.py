@@ -1,0 +1,396 @@
+"""Target `data`: damaged data sets of every kind, opened, listed and decoded.
+
+An attempt is right if what it reads is consistent, and every image that its format protects, or
+whose file was not touched, is what was stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pathlib
+import pickle
+import random
+import struct
+import tarfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hjepa_jax.config import base_config
+from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data.formats import archives
+from hjepa_jax.data.sources import shards
+from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.folder import open_folder
+from hjepa_jax.errors import UserError
+from hjepa_jax.tools.fuzz import samples
+from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
+from hjepa_jax.tools.fuzz.samples import Sample
+from hjepa_jax.training.prepare import open_split
+
+_MOST_IMAGES = 16
+
+
+def _config(sample: Sample, folder: pathlib.Path, skip: bool) -> Any:
+    config = base_config()
+    config.data.update(
+        name=sample.name,
+        root=str(folder / sample.root),
+        batch_size=4,
+        image_size=16,
+        num_threads=1,
+        prefetch_batches=1,
+        cache_mb=0,
+        on_corrupt="skip" if skip else "error",
+    )
+    return config
+
+
+def _check_listing(source: ImageSource) -> None:
+    """What a source says of itself is consistent, and can be printed and written."""
+    labels = source.labels()
+    assert len(source) > 0, "no images"
+    assert labels.dtype == np.int32, f"labels of type {labels.dtype}"
+    assert labels.shape == (len(source),), f"{labels.shape} labels of {len(source)} images"
+    assert source.num_classes == len(source.class_names), "num_classes"
+    assert all(-1 <= label < source.num_classes for label in labels.tolist()), "a label of no class"
+    for text in (*source.class_names, source.description, source.fingerprint()):
+        assert isinstance(text, str), f"{text!r} is no text"
+        text.encode()
+
+
+def _read(config: Any, split: str, intact: set[bytes] | None) -> None:
+    """Opens and reads a split as evaluation and training do; compares what must be intact."""
+    source = open_split(config, split)
+    _check_listing(source)
+    loader = batches.Loader(config, source, full_size=True)
+    for index in range(min(len(source), _MOST_IMAGES)):
+        loaded = loader.load(index, [])
+        image = np.asarray(loaded.image)
+        assert image.dtype == np.uint8, image.dtype
+        assert image.ndim == 3, image.shape
+        if intact is not None:
+            assert image.tobytes() in intact, f"image {index} has changed"
+    if len(source) > _MOST_IMAGES:
+        return
+    with contextlib.closing(pipeline.eval_batches(config, source, 4)) as stream:
+        seen = sum(int(batch["mask"].sum()) for batch in stream)
+    assert seen <= len(source), f"{seen} of {len(source)} images"
+
+
+def _make_attempt(sample: Sample, folder: pathlib.Path, skip: bool, checked: bool) -> Any:
+    def attempt() -> None:
+        config = _config(sample, folder, skip)
+        refusal = None
+        counts = samples.COUNTS.items()
+        stored = (samples.pixels(split, n) for split, count in counts for n in range(count))
+        intact = {image.tobytes() for image in stored} if checked else None
+        for split in samples.COUNTS:
+            try:
+                _read(config, split, intact)
+            except UserError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
+
+    return attempt
+
+
+def _write_damaged(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, bool | None]:
+    """Damages one file of a sample; returns what was done, and whether pixels must be intact."""
+    files = dict(sample.files)
+    name = rng.choice(sorted(files))
+    if rng.random() < 0.15:
+        samples.write(files, folder)
+        return f"{name}: {damage_place(rng, folder / name)}", sample.checked
+    if name.endswith(".json"):
+        about, files[name] = damage_json(rng, files[name])
+    else:
+        about, files[name] = damage_bytes(rng, files[name])
+        if rng.random() < 0.1 and len(files) > 1:
+            other = rng.choice(sorted(files))
+            about, files[name] = f"is {other}", files[other]
+    samples.write(files, folder)
+    return f"{name}: {about}", sample.checked
+
+
+def _cifar_values(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, bool | None]:
+    """A CIFAR file that holds other values, pickled in another way, or claims other sizes."""
+    values: dict[str, Any] = dict(samples.cifar_values(sample.name))
+    name = rng.choice(sorted(values))
+    value = dict(values[name])
+    key = rng.choice(sorted(value))
+    kind = rng.choice(("value", "entry", "type", "shape", "whole", "text keys", "bomb", "size"))
+    if kind == "value":
+        value[key] = odd_value(rng)
+    elif kind == "entry" and isinstance(value[key], list):
+        value[key] = [*value[key][:-1], odd_value(rng)]
+    elif kind == "type" and isinstance(value[key], np.ndarray):
+        value[key] = value[key].astype(rng.choice(("i1", "u2", "f4", "c8", "?", "U3", "O", "S2")))
+    elif kind == "shape" and isinstance(value[key], np.ndarray):
+        shape = rng.choice(((-1,), (3, 32, 96), (1, -1), (9, 1024), (0, 3072), (3072, -1)))
+        value[key] = value[key].reshape(shape) if 0 not in shape else np.zeros(shape, np.uint8)
+    content = _pickled(value, rng.choice((0, 1, 2, 3, 4, 5)))
+    if kind == "whole":
+        content = _pickled(odd_value(rng), 4)
+    elif kind == "text keys":
+        content = pickle.dumps({k.decode(): v for k, v in value.items()})
+    elif kind == "bomb":
+        content = rng.choice(_PICKLE_BOMBS)
+    elif kind == "size":
+        old = rng.choice((b"u1", b"uint8", b"K\x03", b"M\x00\x0c", struct.pack("<I", 9216)))
+        new = rng.choice((b"O8", b"V8", b"K\xff", b"J\xff\xff\xff\xff", b"\xff\xff\xff\x7f"))
+        content = pickle.dumps(value, protocol=2).replace(old, new)
+    files = {file: pickle.dumps(inner, protocol=2) for file, inner in values.items()}
+    files[name] = content
+    _write_cifar(sample, files, folder)
+    return f"{name} {key!r}: {kind}", None
+
+
+def _pickled(value: Any, protocol: int) -> bytes:
+    with contextlib.suppress(RecursionError):
+        return pickle.dumps(value, protocol=protocol)
+    return b"]" * 900 + b"a" * 899 + b"."
+
+
+_PICKLE_BOMBS = (
+    b"]r\xff\xff\xff\x7f.",
+    b"\x8e\xff\xff\xff\xff\x0f\0\0\0.",
+    b"\x8b\xff\xff\xff\x7f.",
+    b"(" * 1_000_000 + b"t" * 1_000_000 + b".",
+    b"]" + b"q\x00]h\x00ah\x00a" * 1000 + b".",
+    b"}" + b"(" * 200_000 + b"t" * 200_000 + b"K\x01s.",
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x08tcnumpy\n"
+    b"dtype\n(U\x02O8K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U@"
+    + b"\x41" * 64
+    + b"tb.",
+    b"cos\nsystem\n(S'exit 3'\ntR.",
+)
+
+
+def _write_cifar(sample: Sample, files: dict[str, bytes], folder: pathlib.Path) -> None:
+    if sample.root.endswith((".gz", ".tar")):
+        mode = "w:gz" if sample.root.endswith(".gz") else "w"
+        files = {sample.root: samples.tar_file(files, mode)}
+    else:
+        files = {f"{sample.root}/{name}": content for name, content in files.items()}
+    samples.write(files, folder)
+
+
+def _tar_headers(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, bool | None]:
+    """An archive with a header that lies, before or in place of a member."""
+    (name,) = sample.files
+    content = sample.files[name]
+    plain = bytearray(gzip.decompress(content) if name.endswith(".gz") else content)
+    kind = rng.choice((b"x", b"g", b"L", b"K", b"S", b"0", b"1", b"2", b"5", b"6", b"Z"))
+    member = tarfile.TarInfo(rng.choice(("x", "data_batch_1", "../../batches.meta", "/meta")))
+    member.type, member.linkname = kind, "/dev/zero"
+    member.size = rng.choice((0, 1, 511, 2**20, 2**30, 2**33, 2**50))
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    if rng.random() < 0.3:
+        record = rng.choice((b"20 size=99999999999\n", b"11 path=\xff\n", b"99 x=1\n", b"7 a=b"))
+        member.size = len(record)
+        header = member.tobuf(tarfile.GNU_FORMAT) + record.ljust(512, b"\0")
+    place = 512 * rng.randrange(len(plain) // 512) if rng.random() < 0.5 else 0
+    plain[place : place + rng.choice((0, 512))] = header
+    about = f"a header of type {kind!r} that claims {member.size} bytes at {place}"
+    if rng.random() < 0.2:
+        plain = bytearray(header) + bytes(rng.choice((1 << 16, 1 << 28)))
+        about = f"{about}, then zeros"
+    data = gzip.compress(bytes(plain), 1) if name.endswith(".gz") else bytes(plain)
+    samples.write({name: data}, folder)
+    return about, None
+
+
+def _parquet_values(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, bool | None]:
+    """A Parquet file with other types, values or metadata, or one that unpacks to gigabytes."""
+    import pyarrow
+
+    table = samples.parquet_table("train")
+    count = table.num_rows
+    kind = rng.choice(("labels", "label types", "images", "metadata", "bomb", "no rows", "names"))
+    about = kind
+    if kind == "labels":
+        labels = rng.choice(([0, None] * count, [-1, 5] * count, [2**40] * count, [None] * count))
+        table = table.set_column(1, "label", pyarrow.array(labels[:count], pyarrow.int64()))
+    elif kind == "label types":
+        value = rng.choice((0.5, float("nan"), "a", "\ud83d", b"\xff", True, [1], {"a": 1}, None))
+        about = f"labels {value!r}"
+        with contextlib.suppress(UnicodeEncodeError):
+            table = table.set_column(1, "label", pyarrow.array([value] * count))
+    elif kind == "images":
+        value = rng.choice(
+            (None, b"", "text", 3, [b"x"], {"path": "/dev/zero"}, {"bytes": None, "path": "../x"})
+        )
+        about = f"images {value!r}"
+        table = table.set_column(0, "image", pyarrow.array([value] * count))
+    elif kind == "metadata":
+        text = dict(table.schema.metadata)[b"huggingface"]
+        about, text = damage_json(rng, text)
+        table = table.replace_schema_metadata({"huggingface": text})
+    elif kind == "bomb":
+        value = bytes(rng.choice((1 << 20, 1 << 26)))
+        indices = pyarrow.array([0] * 30, pyarrow.int32())
+        repeated = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array([value]))
+        table = pyarrow.table({"image": repeated, "label": [0] * 30})
+    elif kind == "no rows":
+        table = table.slice(0, 0)
+    else:
+        table = table.rename_columns(["image", rng.choice(("", "image", "labels", "x\0"))])
+    files = dict(sample.files)
+    compression = "zstd" if kind == "bomb" else rng.choice(("snappy", "none", "gzip"))
+    files["data/train-00000-of-00001.parquet"] = samples.parquet_file(
+        table, compression=compression, store_schema=rng.random() < 0.5
+    )
+    samples.write(files, folder)
+    return about, None
+
+
+def _labels_file(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, bool | None]:
+    """Labels of shards with another shape, type or number."""
+    files = dict(sample.files)
+    shape = rng.choice(("(100000000000,)", "(9,)", "(9, 1)", "()", "(-1,)", "(" * 200, "(0,)"))
+    kind = rng.choice(("<i4", "|O", "<f8", "<U9", "|u1", ">i8", "<M8[s]"))
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    start = b"\x93NUMPY" + rng.choice((b"\1\0", b"\2\0", b"\3\0", b"\x09\0"))
+    files["train.labels.npy"] = start + struct.pack("<H", len(header)) + header + rng.randbytes(36)
+    samples.write(files, folder)
+    return f"labels {kind} {shape[:20]}", sample.checked
+
+
+def _odd_names(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tuple[str, bool | None]:
+    """Folders and files whose names are no text, very long or meant for something else."""
+    samples.write(sample.files, folder)
+    names = (b"\xff\xfe", b"a\nb", b"$_$", b"<b>", b" ", b"x" * 250, b"a[0:5]", "ä".encode(), b".x")
+    name = rng.choice(names)
+    path = folder / rng.choice(sorted(sample.files))
+    moved = path if rng.random() < 0.5 else path.parent
+    about = f"{moved.relative_to(folder)} is called {name!r}"
+    target = os.fsencode(moved.parent) + b"/" + name
+    if moved == path:
+        target += os.fsencode(path.suffix) if len(name) < 200 else b""
+    os.rename(moved, target)
+    return about, sample.checked
+
+
+def _exif(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tuple[str, bool | None]:
+    """A JPEG file whose EXIF is damaged; its pixels are not."""
+    files = dict(sample.files)
+    name = rng.choice([name for name in sorted(files) if name.endswith(".jpeg")])
+    content = files[name]
+    start = content.index(b"Exif\0\0") + 6
+    length = struct.unpack(">H", content[start - 8 : start - 6])[0] - 8
+    _, part = damage_bytes(rng, content[start : start + length])
+    part = part[:length].ljust(length, b"\0")
+    files[name] = content[:start] + part + content[start + length :]
+    samples.write(files, folder)
+    return f"EXIF of {name}", None
+
+
+def _prepare_archive(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, Callable[[], None]]:
+    """An archive of images for `scripts/prepare_dataset.py`; nothing is written outside."""
+    plain = bytearray(samples.tar_file(sample.files, "w"))
+    about = "intact"
+    for _ in range(rng.randrange(3)):
+        member = tarfile.TarInfo(rng.choice(("l", "l/x", "../x", "/tmp/hjepa_jax_fuzz", "train/l")))
+        member.type = rng.choice((b"0", b"1", b"2", b"3", b"5", b"6", b"x", b"L"))
+        member.linkname = rng.choice(("..", "/", "l", "../outside", "train"))
+        place = 512 * rng.randrange(4)
+        plain[place:place] = member.tobuf(tarfile.GNU_FORMAT)
+        about = f"{member.name} of type {member.type!r} to {member.linkname}"
+    data = bytes(plain)
+    if rng.random() < 0.3:
+        about, data = damage_bytes(rng, data)
+    if rng.random() < 0.5:
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode="wb") as packed:
+            packed.write(data)
+        data = buffer.getvalue()
+    (folder / "x.tar").write_bytes(data)
+    (folder / "outside").write_bytes(b"secret")
+
+    def attempt() -> None:
+        out = folder / "out"
+        out.mkdir()
+        try:
+            archives.unpack(folder / "x.tar", out)
+        except (ValueError, OSError) as error:
+            # The script ends with this sentence.
+            raise UserError(str(error)) from error
+        finally:
+            assert {path.name for path in folder.iterdir()} == {"x.tar", "outside", "out"}
+            assert (folder / "outside").read_bytes() == b"secret"
+            assert not any(path.is_symlink() for path in out.rglob("*")), "a link"
+
+    return f"archive: {about}", attempt
+
+
+def _prepare_again(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
+    """A preparation of shards that goes on in a folder whose files are damaged or left over."""
+    images, done = samples.sample("folder"), samples.sample("shards")
+    samples.write(images.files, folder / "images")
+    notes = json.loads(done.files["dataset.json"])["splits"]["train"]
+    left = {name: content for name, content in done.files.items() if rng.random() < 0.8}
+    for note in notes["shards"]:
+        name = note["file"].replace(".array_record", ".json")
+        left[name] = json.dumps({**note, "content": notes["content"]}).encode()
+    name = rng.choice(sorted(left))
+    about, left[name] = (damage_json if name.endswith("json") else damage_bytes)(rng, left[name])
+    samples.write(left, folder / "out")
+    if rng.random() < 0.2:
+        about = damage_place(rng, folder / "out" / name)
+
+    def attempt() -> None:
+        try:
+            for split in samples.COUNTS:
+                source = open_folder(folder / "images", split)
+                shards.write_shards(source, split, folder / "out", images_per_shard=4)
+        except (ValueError, OSError) as error:
+            # The script ends with this sentence.
+            raise UserError(str(error)) from error
+        _make_attempt(done, folder / "out", skip=False, checked=True)()
+
+    return f"preparing again, {name}: {about}", attempt
+
+
+_SPECIAL: dict[str, tuple[Any, ...]] = {
+    "folder": (_odd_names,),
+    "various images": (_odd_names, _exif, _exif),
+    "shards": (_labels_file,),
+    "parquet": (_parquet_values, _parquet_values),
+    "cifar10": (_cifar_values, _cifar_values),
+    "cifar10.tar.gz": (_cifar_values, _tar_headers),
+    "cifar100.tar": (_cifar_values, _tar_headers),
+}
+
+
+def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
+    """Makes a damaged data set of some kind below `folder`; see fuzz_worker.py."""
+    kind = rng.choice((*samples.KINDS, "archive", "preparation"))
+    if kind == "preparation":
+        return _prepare_again(rng, folder)
+    if kind == "archive":
+        return _prepare_archive(rng, samples.sample("folder"), folder)
+    sample = samples.sample(kind)
+    damage = rng.choice((_write_damaged, _write_damaged, *_SPECIAL.get(kind, ())))
+    about, checked = damage(rng, sample, folder)
+    skip = rng.random() < 0.5
+    about = f"{kind}, {'skip' if skip else 'error'}, {about}"
+    return ascii(about), _make_attempt(sample, folder, skip, bool(checked))

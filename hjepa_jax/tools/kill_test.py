@@ -1,0 +1,259 @@
+"""Endurance test: a run that is killed again and again must end as one that was left alone.
+
+Each life of the run ends in one of four ways: kill -9 at any time from its start on, between two
+checkpoints, or in the middle of a save; or SIGTERM, which must save and end with status 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hjepa_jax.errors import TrainingError
+from hjepa_jax.runtime import checkpoint_files, sharding
+from hjepa_jax.storage.files import open_log
+from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.saved_run import open_saved, saved_config
+from hjepa_jax.training.state import TrainState
+
+MOMENTS = ("save", "term", "step", "start")
+_POLL_SECONDS = 0.001
+_LIFE_SECONDS = 600.0
+
+
+def command(workdir: pathlib.Path, overrides: Sequence[str]) -> list[str]:
+    """Returns the command of one life of the run."""
+    main = [sys.executable, "-m", "hjepa_jax.main", "--mode=train"]
+    return [*main, f"--workdir={workdir}", *overrides]
+
+
+def final_state(workdir: pathlib.Path) -> TrainState:
+    """Returns the newest checkpoint's state as numpy arrays."""
+    config = saved_config(workdir)
+    source = open_split(config, "train")
+    run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
+    return jax.device_get(open_saved(config, workdir).restore(run.abstract_state)[0])
+
+
+def differing_arrays(one: Any, two: Any) -> list[str]:
+    """Returns the names of the arrays that are not equal bit for bit."""
+    other = dict(jax.tree_util.tree_leaves_with_path(two))
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(one)
+        if np.asarray(leaf).tobytes() != np.asarray(other[path]).tobytes()
+    ]
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints, oldest first."""
+    return checkpoint_files.steps(workdir / "checkpoints")
+
+
+def saving_step(workdir: pathlib.Path) -> int:
+    """Returns the step of the save under way; -1 if there is none."""
+    folders = checkpoint_files.temporary_folders(workdir / "checkpoints")
+    steps = [re.match(r"\d+", folder.name) for folder in folders]
+    return max((int(found.group()) for found in steps if found), default=-1)
+
+
+@dataclasses.dataclass
+class Soak:
+    """What was done to the run, and what came of it."""
+
+    kills: dict[str, int]
+    lives: int = 0
+    runs: int = 0
+    torn_saves: int = 0
+    slowest_stop: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """All lives ended from outside."""
+        return sum(self.kills.values())
+
+    def summary(self) -> str:
+        """Returns the figures in a line or two."""
+        ways = ", ".join(f"{name} {count}" for name, count in self.kills.items())
+        return (
+            f"{self.total} kills ({ways}) in {self.lives} lives of {self.runs} runs; "
+            f"{self.torn_saves} saves cut off in the middle; slowest stop on SIGTERM "
+            f"{self.slowest_stop:.1f} s; every final state equal bit for bit."
+        )
+
+
+class _Life:
+    """One process of the run, and the ways to end it."""
+
+    def __init__(self, workdir: pathlib.Path, overrides: Sequence[str], log: pathlib.Path):
+        self.workdir = workdir
+        self._log = log
+        # A kill must reach this process alone, and a Ctrl-C at the terminal none of them.
+        with open_log(log) as file:
+            self.process = subprocess.Popen(
+                command(workdir, overrides),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.deadline = time.monotonic() + _LIFE_SECONDS
+
+    def __enter__(self) -> _Life:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Returns whether the condition came true while the process lived."""
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > self.deadline:
+                raise TrainingError(f"the run in {self.workdir} hangs: see its log.")
+            time.sleep(_POLL_SECONDS)
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """Ends the process with SIGKILL."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def kill_in_save(self, after: int) -> bool:
+        """Kills while a save of a step above `after` is written; False if the run ended first."""
+        while self.wait_for(lambda: saving_step(self.workdir) > after):
+            self.process.send_signal(signal.SIGSTOP)
+            if saving_step(self.workdir) > after:
+                self.kill()
+                return True
+            self.process.send_signal(signal.SIGCONT)
+        return False
+
+    def stop(self) -> float:
+        """Ends the process with SIGTERM; returns how long that took."""
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.require_success()
+        return time.monotonic() - start
+
+    def require_success(self) -> None:
+        """Waits for the end; raises TrainingError unless its status is 0."""
+        status = self.process.wait(_LIFE_SECONDS)
+        if status != 0:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            last = lines[-1] if lines else "no output"
+            raise TrainingError(f"the run in {self.workdir} ended with status {status} ({last}).")
+
+
+def _end_life(life: _Life, moment: str, stride: int, startup: float, rng: random.Random) -> bool:
+    """Waits for the moment, then ends the life; False if the run ended by itself before."""
+    steps = checkpoint_steps(life.workdir)
+    after = (steps[-1] if steps else 0) + rng.randrange(stride)
+    if moment == "start":
+        end = time.monotonic() + rng.uniform(0.0, startup)
+        reached = life.wait_for(lambda: time.monotonic() > end)
+    elif moment == "save":
+        return life.kill_in_save(after)
+    else:
+        reached = life.wait_for(lambda: max(checkpoint_steps(life.workdir), default=-1) > after)
+        time.sleep(rng.uniform(0.0, 0.1))
+    if not reached or life.process.poll() is not None:
+        return False
+    if moment != "term":
+        life.kill()
+    return True
+
+
+def _one_run(
+    workdir: pathlib.Path,
+    live: Callable[[pathlib.Path], _Life],
+    done: Soak,
+    kills: int,
+    end_life: Callable[[_Life, str], bool],
+    tell: Callable[[str], None],
+) -> None:
+    """Starts and ends a run until `kills` are done, then lets it finish."""
+    moments = list(done.kills)
+    while done.total < kills:
+        moment = moments[done.total % len(moments)]
+        with live(workdir) as life:
+            if not end_life(life, moment):
+                life.require_success()
+                return
+            if moment == "term":
+                done.slowest_stop = max(done.slowest_stop, life.stop())
+        done.kills[moment] += 1
+        torn = saving_step(workdir)
+        done.torn_saves += torn >= 0
+        note = f", step {torn} half saved" if torn >= 0 else ""
+        tell(f"kill {done.total}/{kills} ({moment}): checkpoints {checkpoint_steps(workdir)}{note}")
+    with live(workdir) as life:
+        life.require_success()
+
+
+def soak(
+    out: pathlib.Path,
+    *,
+    kills: int,
+    seed: int,
+    overrides: Sequence[str],
+    moments: Sequence[str] = MOMENTS,
+    tell: Callable[[str], None] = print,
+) -> Soak:
+    """Runs once undisturbed, then again and again with kills, and compares the final states.
+
+    Args:
+      out: an empty or new folder for the runs and their logs.
+      kills: lives to end from outside; a run that ends before is compared, and another begun.
+      seed: of the moments.
+      overrides: arguments of `hjepa_jax.main`, its --config among them.
+      moments: the ways to end a life, in turn.
+      tell: receives a line for each life.
+
+    Raises:
+      TrainingError: if a run fails, hangs, or ends in another state; the arrays are named.
+    """
+    rng = random.Random(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    whole, done = out / "whole", Soak(dict.fromkeys(moments, 0))
+
+    def live(workdir: pathlib.Path) -> _Life:
+        done.lives += 1
+        # The number of threads must not matter either.
+        threads = f"--config.data.num_threads={1 + done.lives % 3}"
+        return _Life(workdir, [*overrides, threads], out / "log.txt")
+
+    with live(whole) as undisturbed:
+        begun = time.monotonic()
+        undisturbed.wait_for(lambda: bool(checkpoint_steps(whole)))
+        startup = time.monotonic() - begun
+        undisturbed.require_success()
+    expected = final_state(whole)
+    stride = max(2, int(expected.step) // (kills + 1))
+
+    def end_life(life: _Life, moment: str) -> bool:
+        return _end_life(life, moment, stride, startup, rng)
+
+    while done.total < kills:
+        done.runs += 1
+        workdir = out / f"killed-{done.runs}"
+        _one_run(workdir, live, done, kills, end_life, tell)
+        differing = differing_arrays(expected, final_state(workdir))
+        if differing:
+            raise TrainingError(
+                f"the run in {workdir} ended otherwise than the one in {whole}: "
+                f"{', '.join(differing)} differ."
+            )
+    return done

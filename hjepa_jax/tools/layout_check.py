@@ -1,0 +1,109 @@
+"""Loss and gradient of one step on several device layouts, compared in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.config import Config, view_sizes
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.runtime import sharding
+from hjepa_jax.training.hamsigreg import init_spectral
+from hjepa_jax.training.method import build_modules
+from hjepa_jax.training.prepare import UNOPTIMISED
+from hjepa_jax.training.state import TrainState, init_state, learning_rates, make_optimizer
+from hjepa_jax.training.step import Method, apply_gradient, loss_and_gradient
+
+
+def _random_batch(config: Config) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(config.seed)
+    count = config.data.batch_size
+    return {
+        name: rng.integers(0, 256, (views, count, size, size, 3), dtype=np.uint8)
+        for name, (views, size) in view_sizes(config).items()
+    }
+
+
+def _float64(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def float64_method(config: Config, *, total: int, per_epoch: int) -> tuple[Method, TrainState]:
+    """Returns the method of a configuration and its initial state, all in float64.
+
+    Needs `jax_enable_x64`.
+    """
+    modules = build_modules(config, dtype=jnp.float64)
+    rates = learning_rates(config, total_steps=total, steps_per_epoch=per_epoch)
+    method = Method(config, modules, make_optimizer(config, rates), rates, per_epoch)
+    spectral = init_spectral(config)
+    init = jax.jit(functools.partial(init_state, config, modules, method.optimizer, spectral, None))
+    key = jax.random.key(config.seed)
+    compiled = init.lower(key).compile(compiler_options=UNOPTIMISED)
+    return method, _float64(compiled(key))
+
+
+def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], devices: int) -> Any:
+    """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params'} of a step on a mesh."""
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    everywhere = sharding.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def both(state: TrainState, batch: Any) -> dict[str, Any]:
+        step = loss_and_gradient(method, state, batch)
+        new_state, _ = apply_gradient(method, state, step)
+        return {
+            "loss": step.total,
+            "metrics": step.metrics,
+            "statistics": step.batch_stats,
+            "gradient": step.gradient,
+            "params": new_state.params,
+            "spectral": new_state.spectral,
+        }
+
+    arguments = (jax.device_put(state, everywhere), sharding.put_batch(mesh, batch))
+    # One step does not repay the optimisation of its code.
+    compiled = both.lower(*arguments).compile(compiler_options=UNOPTIMISED)
+    return jax.device_get(compiled(*arguments))
+
+
+def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Returns, per number of devices, the relative difference from the first layout of each leaf.
+
+    Differences of gradients are relative to the largest gradient of all leaves, since a leaf whose
+    gradient is zero but for rounding has no scale of its own.
+
+    Raises:
+      ConfigError: config.model.batch_norm is 'local'.
+    """
+    if config.model.batch_norm == "local":
+        raise ConfigError(
+            "config.model.batch_norm is 'local', with which a step depends on the number of "
+            "devices: compare layouts with config.model.batch_norm='global'."
+        )
+    method, state = float64_method(config, total=10, per_epoch=2)
+    batch = _random_batch(config)
+    results = {count: one_step(method, state, batch, count) for count in counts}
+    first = results[counts[0]]
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first["gradient"]))
+
+    def relative(path: Any, ours: Any, reference: Any) -> float:
+        scale = largest if path[0].key == "gradient" else float(np.abs(reference).max())
+        return float(np.abs(np.asarray(ours) - reference).max()) / max(scale, 1e-30)
+
+    return {
+        count: {
+            jax.tree_util.keystr(path, simple=True, separator="/"): value
+            for path, value in jax.tree_util.tree_leaves_with_path(
+                jax.tree_util.tree_map_with_path(relative, result, first)
+            )
+        }
+        for count, result in results.items()
+    }

@@ -1,0 +1,61 @@
+"""The diagnostics of `evaluation.physics` on trained predictors instead of a textbook system."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.physics.measure import PhaseMap, Probe, predictor_maps, probe_of_states
+from hjepa_jax.loading import LoadedRun, load_run
+from hjepa_jax.training.prepare import open_split
+
+
+def encoded_states(run: LoadedRun, num: int) -> np.ndarray:
+    """Returns the states [num, 2d] of the first test images of a run's own data."""
+    source = open_split(run.config, "test")
+    images: list[np.ndarray] = []
+    with eval_batches(run.config, source, min(num, len(source))) as batches:
+        for batch in batches:
+            images.append(batch["image"][batch["mask"]])
+            if sum(map(len, images)) >= num:
+                break
+    return run.encode(np.concatenate(images)[:num])
+
+
+def maps_of_runs(
+    workdirs: Sequence[pathlib.Path], *, num_states: int = 256, applications: int = 32
+) -> tuple[dict[str, PhaseMap], Probe]:
+    """Returns the predictors of runs as maps, and a probe around the first run's encoded states.
+
+    Args:
+      workdirs: an HJEPA run first, then those it is compared with, such as its matched MLP.
+      num_states: test images encoded.
+      applications: how often the maps are applied in a rollout.
+
+    Raises:
+      UserError: fewer than one run, a run without a predictor, or states of different widths.
+    """
+    runs = {path.name: load_run(path) for path in workdirs}
+    if len(runs) < len(workdirs) or not runs:
+        raise UserError(f"the runs need names of their own, got {[p.name for p in workdirs]}.")
+    for name, run in runs.items():
+        if run.predictor[0] is None:
+            raise UserError(
+                f"the run {name} has no predictor: give runs of config.objective='hjepa'."
+            )
+    first = next(iter(runs.values()))
+    states = encoded_states(first, num_states)
+    for name, run in runs.items():
+        width = run.encode(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
+        if width != states.shape[1]:
+            raise UserError(
+                f"the states of {name} have width {width}, those of the first run "
+                f"{states.shape[1]}: compare runs of one encoder."
+            )
+    maps = predictor_maps({name: run.predictor for name, run in runs.items()}, first.residual_scale)
+    return maps, probe_of_states(jnp.asarray(states), applications=applications)

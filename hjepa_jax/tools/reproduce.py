@@ -1,0 +1,265 @@
+"""The comparison that the software exists for: methods x seeds on one data set, as a document.
+
+The runs are a sweep (`hjepa_jax.tools.sweep`), so that they are resumable; this module plans them,
+gathers their evaluations, and writes the document and its pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.compare.runs import Curve, paired_interval, read_curves
+from hjepa_jax.evaluation.report.figures import save_each
+from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.evaluation.report.tables import NOTHING, markdown_table
+from hjepa_jax.storage.files import write_atomically
+from hjepa_jax.tools.reproduce_figures import painters
+from hjepa_jax.tools.sweep import SweepRun, mean_and_deviation, metrics_of, plan
+
+_log = logging.getLogger(__name__)
+CONFIG = "configs/cifar100.py"
+METHODS = ("hjepa", "sigreg", "mlp", "identity")
+TITLES = {
+    "hjepa": "HJEPA",
+    "sigreg": "SIGReg (LeJEPA)",
+    "mlp": "matched MLP predictor",
+    "identity": "identity predictor",
+    "random": "random initialisation",
+    "pixels": "raw pixels",
+}
+# Figures of the table: name in `headline` -> (title, factor, digits).
+FIGURES = {
+    "knn": ("kNN@20 %", 100, 2),
+    "knn_first": ("kNN@1 %", 100, 2),
+    "probe_top1": ("probe top-1 %", 100, 2),
+    "probe_top5": ("probe top-5 %", 100, 2),
+    "effective_rank": ("effective rank", 1, 1),
+    "participation_ratio": ("participation ratio", 1, 1),
+    "rankme": ("RankMe", 1, 1),
+    "mean_share": ("energy in mean %", 100, 1),
+}
+_PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+# The recipe of configs/cifar100.py in full, and scaled to hours on a CPU. The small one keeps the
+# shape of its schedules (warm-ups over a third of training, eight rows a dimension of the floor)
+# with batches of 128, since ten epochs of 512 would be 190 steps.
+SCALES: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "small": (
+        "model.width=16",
+        "model.compute_dtype=float32",
+        "data.max_train_images=10000",
+        "data.batch_size=128",
+        "train.epochs=10",
+        "train.lr=1e-3",
+        "train.warmup_epochs=3.3",
+    ),
+}
+_SMALL_BY_METHOD = {
+    "hjepa": ("loss.logdet_dim=32", "dynamics.residual_scale_warmup_epochs=3.3"),
+    "mlp": ("loss.logdet_dim=32",),
+    "identity": ("loss.logdet_dim=32",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The finished runs of the comparison.
+
+    Attributes:
+      metrics: method -> seed -> content of metrics.json.
+      curves: method -> seed -> TensorBoard tag -> (steps, values).
+    """
+
+    metrics: dict[str, dict[int, dict[str, Any]]]
+    curves: dict[str, dict[int, dict[str, Curve]]]
+
+
+def plan_runs(
+    out: pathlib.Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    scale: str,
+    overrides: Sequence[str],
+) -> dict[tuple[str, int], SweepRun]:
+    """Returns the run of each (method, seed), seed by seed, so that any prefix is balanced.
+
+    Raises:
+      UserError: a method or scale that does not exist.
+    """
+    for name, options in ((scale, SCALES), *((method, METHODS) for method in methods)):
+        if name not in options:
+            raise UserError(f"{name!r} is none of {', '.join(options)}.")
+    runs = {}
+    for seed in seeds:
+        for method in methods:
+            own = _SMALL_BY_METHOD.get(method, ()) if scale == "small" else ()
+            common = (*SCALES[scale], *own, "evaluation.pixel_baseline=True", *overrides)
+            (run,) = plan(CONFIG, out, variants=(method,), seeds=(seed,), common=common)
+            runs[method, seed] = run
+    return runs
+
+
+def gather(runs: Mapping[tuple[str, int], SweepRun], out: pathlib.Path) -> Result:
+    """Reads the evaluations and curves of the finished runs."""
+    found = Result({}, {})
+    for (method, seed), run in runs.items():
+        metrics = metrics_of(run, out)
+        if metrics is not None:
+            found.metrics.setdefault(method, {})[seed] = metrics
+            curves = read_curves(out / "runs" / run.name)
+            found.curves.setdefault(method, {})[seed] = curves
+    return found
+
+
+def figures(result: Result) -> dict[str, dict[int, dict[str, float]]]:
+    """Returns row -> seed -> headline figures: the methods, then 'random' and 'pixels'.
+
+    Both references are taken from the first method's runs: they depend on the seed alone.
+    """
+    rows = {
+        method: {s: headline(m["encoders"]["trained"], m["headline_k"]) for s, m in by.items()}
+        for method, by in result.metrics.items()
+    }
+    for name in ("random", "pixels"):
+        first = next(iter(result.metrics.values()))
+        rows[name] = {
+            s: headline(m["encoders"][name], m["headline_k"])
+            for s, m in first.items()
+            if name in m["encoders"]
+        }
+    return {name: by_seed for name, by_seed in rows.items() if by_seed}
+
+
+def results_table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Returns mean ± standard deviation (n - 1) over the seeds of every figure, in Markdown."""
+    lines = []
+    for name, by_seed in rows.items():
+        cells = []
+        for figure, (_, factor, digits) in FIGURES.items():
+            values = np.array([found[figure] for found in by_seed.values()])
+            std = values.std(ddof=1) if len(values) > 1 else None
+            cells.append(mean_and_deviation(values.mean(), std, factor, digits))
+        lines.append([TITLES[name], str(len(by_seed)), *cells])
+    return "\n".join(
+        markdown_table(["", "seeds", *(title for title, _, _ in FIGURES.values())], lines)
+    )
+
+
+def differences_table(
+    rows: Mapping[str, Mapping[int, Mapping[str, float]]], of: str = "hjepa"
+) -> str:
+    """Returns the paired differences of `of` minus every other row, with 95 % intervals."""
+    lines = []
+    for name, by_seed in rows.items():
+        shared = sorted(by_seed.keys() & rows.get(of, {}).keys())
+        if name == of or not shared:
+            continue
+        cells = []
+        for figure in ("knn", "knn_first", "probe_top1", "probe_top5"):
+            values = [100 * (rows[of][s][figure] - by_seed[s][figure]) for s in shared]
+            if not np.all(np.isfinite(values)):
+                cells.append(NOTHING)
+                continue
+            interval = paired_interval(values)
+            text = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+            cells.append(f"{np.mean(values):+.2f}{text}")
+        lines.append([f"{TITLES[of]} − {TITLES[name]}", str(len(shared)), *cells])
+    titles = ("kNN@20", "kNN@1", "probe top-1", "probe top-5")
+    return "\n".join(markdown_table(["difference in points", "pairs", *titles], lines))
+
+
+def variants_table(result: Result) -> str:
+    """Returns kNN@20 and probe of q, p and [q | p], means over seeds, in Markdown."""
+    lines = []
+    for method, by_seed in result.metrics.items():
+        for encoder in ("trained", "random"):
+            every = [m["encoders"].get(encoder, {}) for m in by_seed.values()]
+            found = [one.get("qp_variants") for one in every]
+            if not all(found):
+                continue
+            k = next(iter(by_seed.values()))["headline_k"]
+            cells = []
+            for variant in ("q", "p", "qp"):
+                ones = [one[variant] for one in found]
+                position = ones[0]["knn"]["k_values"].index(k)
+                columns = (
+                    [one["knn"]["top1"][position] for one in ones],
+                    [one["linear_probe"]["top1"] for one in ones],
+                )
+                means = [float(np.mean(np.array(column, float))) for column in columns]
+                cells += [mean_and_deviation(mean, None, 100, 2) for mean in means]
+            lines.append([f"{TITLES[method]}, {encoder}", *cells])
+    header = [f"{part} {what} %" for part in ("q", "p", "q and p") for what in ("kNN", "probe")]
+    return "\n".join(markdown_table(["", *header], lines))
+
+
+def machine() -> str:
+    """Returns processor, accelerator and versions in one line."""
+    import jax
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            processor = f"{len(names)} x {names[0].partition(':')[2].strip()}"
+    devices = jax.devices()
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in _PACKAGES)
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    return f"{processor}; {kind}; Python {platform.python_version()}, {versions}"
+
+
+def document(result: Result, *, command: str, notes: str, planned: int, images: str) -> str:
+    """Returns the document in Markdown.
+
+    Args:
+      result: the finished runs.
+      command: what made it.
+      notes: Markdown that follows the tables, such as what was tried and what it means.
+      planned: number of runs planned.
+      images: folder of the pictures, relative to the document.
+    """
+    rows = figures(result)
+    done = sum(len(by_seed) for by_seed in result.metrics.values())
+    seeds = sorted({seed for by_seed in result.metrics.values() for seed in by_seed})
+    sections = [
+        "# Results",
+        f"{done} of {planned} runs finished; seeds {', '.join(map(str, seeds))}. Mean ± standard "
+        "deviation over the seeds; the features are those of the frozen encoder (q for the "
+        "predictor methods, the whole state for SIGReg, as in the published protocol).",
+        results_table(rows),
+        "Paired by seed, with 95 % percentile bootstrap intervals over the pairs:",
+        differences_table(rows),
+        "Parts of the state (kNN@20 and linear probe):",
+        variants_table(result),
+        *(f"![{name}]({images}/{name}.png)" for name in ("knn", "spectra", "curves")),
+        notes.strip(),
+        f"## How it was made\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
+    """Writes the document and the pictures beside it.
+
+    Raises:
+      UserError: if no run is finished.
+    """
+    if not result.metrics:
+        raise UserError("no run is finished: there is nothing to report yet.")
+    images = report.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    write_atomically(report, document(result, images=images.name, **parts))
+    drawn = painters(result.metrics, result.curves, TITLES)
+    for name, reason in save_each(images, drawn).items():
+        _log.warning("%s could not be drawn (%s); the document is written.", images / name, reason)

@@ -1,0 +1,117 @@
+"""Pictures of a comparison of methods over seeds: kNN sweep, spectra and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hjepa_jax.evaluation.compare.runs import Curve, mean_curve
+from hjepa_jax.evaluation.report.figures import (
+    label_knn,
+    label_spectra,
+    new_figure,
+    styles_of,
+    tidy,
+)
+
+Metrics = Mapping[str, Mapping[int, Mapping[str, Any]]]
+Curves = Mapping[str, Mapping[int, Mapping[str, Curve]]]
+# Logged terms drawn against the step: tag -> title; methods that lack one are left out of it.
+_CURVES = {
+    "total": "total loss",
+    "pred": "prediction loss",
+    "grad_norm": "gradient norm before clipping",
+    "q_pr": "participation ratio of q / k",
+    "q_std_min": "smallest std of q",
+    "V_var": "variance of the potential",
+}
+
+
+def _encoders(metrics: Metrics) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns row -> the encoder metrics of its seeds: methods, then the references."""
+    rows = {
+        method: [one["encoders"]["trained"] for one in by_seed.values()]
+        for method, by_seed in metrics.items()
+    }
+    first = next(iter(metrics.values())).values()
+    for name in ("random", "pixels"):
+        found = [one["encoders"][name] for one in first if name in one["encoders"]]
+        rows |= {name: found} if found else {}
+    return rows
+
+
+def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
+    """kNN top-1 accuracy over k: mean, and the range over seeds."""
+    figure = new_figure(7.0, 4.6)
+    axes = figure.add_subplot()
+    rows = _encoders(metrics)
+    styles = styles_of(list(rows))
+    ks: set[int] = set()
+    for name, ones in rows.items():
+        values = np.array([one["knn"]["top1"] for one in ones], float)  # None becomes NaN
+        used = ones[0]["knn"]["k_values"]
+        ks.update(used)
+        axes.plot(used, values.mean(axis=0), linewidth=2, label=titles[name], **styles[name])
+        colour = styles[name]["color"]
+        axes.fill_between(used, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15)
+    label_knn(axes, ks)
+    axes.set_title("k-nearest-neighbour accuracy (bands: range over seeds)")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def spectra(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
+    """Covariance eigenvalues over the largest against their rank, mean of logarithms over seeds."""
+    figure = new_figure(7.0, 4.6)
+    axes = figure.add_subplot()
+    rows = _encoders(metrics)
+    styles = styles_of(list(rows))
+    for name, ones in rows.items():
+        spectrum = [one["diagnostics"]["covariance_spectrum_topq"]["eigenvalues"] for one in ones]
+        values = np.array(spectrum)
+        shares = np.maximum(values / values[:, :1], 1e-12)
+        mean = np.exp(np.log(shares).mean(axis=0))
+        style = {k: v for k, v in styles[name].items() if k != "marker"}
+        axes.loglog(np.arange(1, len(mean) + 1), mean, linewidth=2, label=titles[name], **style)
+    label_spectra(axes)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
+    """Logged terms against the step, mean and range over seeds, one panel a term."""
+    figure = new_figure(10.0, 5.6)
+    panels = figure.subplots(2, 3)
+    styles = styles_of(list(curves))
+    for axes, (tag, title) in zip(panels.ravel(), _CURVES.items()):
+        for method, by_seed in curves.items():
+            found = mean_curve([one[tag] for one in by_seed.values() if tag in one])
+            if found is None:
+                continue
+            (steps, values), (low, high) = found
+            style = {k: v for k, v in styles[method].items() if k != "marker"}
+            axes.plot(steps, values, linewidth=1.5, label=titles[method], **style)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.15)
+        axes.set_title(title, fontsize=10)
+        if tag in ("grad_norm", "V_var"):
+            axes.set_yscale("log")
+        tidy(axes)
+    for axes in panels[-1]:
+        axes.set_xlabel("step")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def painters(
+    metrics: Metrics, curves: Curves, titles: Mapping[str, str]
+) -> dict[str, Callable[[], Figure]]:
+    """Returns what draws each picture, by file name; at least one run must be there."""
+    return {
+        "knn.png": lambda: knn_sweep(metrics, titles),
+        "spectra.png": lambda: spectra(metrics, titles),
+        "curves.png": lambda: training_curves(curves, titles),
+    }

@@ -1,0 +1,260 @@
+"""What a training step costs, from the compiled program alone: no data and no accelerator needed.
+
+The program is compiled for the CPU with as many devices as asked for. Operations are those of any
+back end; bytes and memory are those of XLA's CPU compiler, which fuses less than an accelerator's
+and widens bfloat16 to float32, so that an accelerator is likely to need less. Augmentation on the
+device is not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hjepa_jax.config import Config, validation, view_sizes
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.models.matching import count_parameters
+from hjepa_jax.runtime import sharding
+from hjepa_jax.training.prepare import prepare
+
+
+class Cost(NamedTuple):
+    """What one step takes of each device.
+
+    flops: floating-point operations. bytes: read and written by all operations. state, temporary:
+    bytes of parameters, moments and batch, and of what is computed between. peak: of all memory.
+    reduced: bytes that a device sends for gradients, and for updates where moments are split.
+    """
+
+    flops: float
+    bytes: float
+    state: int
+    temporary: int
+    peak: int
+    reduced: float
+
+
+class Hardware(NamedTuple):
+    """One device: operations/s at its peak, bytes/s of its memory and to the other devices."""
+
+    flops: float
+    memory: float
+    interconnect: float
+
+
+def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the views of a batch as shapes, split over the mesh."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (views, config.data.batch_size, size, size, 3),
+            jnp.uint8,
+            sharding=sharding.batch_sharding(mesh, name),
+        )
+        for name, (views, size) in view_sizes(config).items()
+    }
+
+
+def changed(config: Config, **fields: Any) -> Config:
+    """Returns a copy with fields set, 'section__name' as in model__remat='blocks'."""
+    copy = validation.from_json(validation.to_json(config))
+    for path, value in fields.items():
+        section, _, name = path.partition("__")
+        copy[section][name] = value
+    return copy
+
+
+def step_cost(config: Config, mesh: Any) -> Cost:
+    """Compiles the step of a configuration for `mesh` and returns its cost for each device.
+
+    Raises:
+      ConfigError: if the batch does not split over the devices and micro-batches.
+    """
+    # The optimisation of machine code changes neither operations nor buffers.
+    run = prepare(changed(config, train__fast_compile=True), config.data.batch_size, mesh)
+    compiled = run.step.lower(run.abstract_state, abstract_batch(config, mesh)).compile()
+    analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    devices = mesh.devices.size
+    # A ring sends every byte but a device's own once to sum it, and once more to hand it on.
+    passes = 3 if config.train.shard_optimizer else 2
+    gradient = 4 * count_parameters(run.abstract_state.params)
+    return Cost(
+        analysis["flops"],
+        analysis["bytes accessed"],
+        arguments,
+        temporary,
+        arguments + kept + temporary,
+        passes * gradient * (devices - 1) / devices,
+    )
+
+
+def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str, float]:
+    """Returns the seconds of a step: the larger of compute and memory, then the communication.
+
+    Args:
+      cost: of one device.
+      hardware: of one device.
+      efficiency: the share of the peak that computation reaches, of 1.
+    """
+    compute = cost.flops / (hardware.flops * efficiency)
+    memory, sent = cost.bytes / hardware.memory, cost.reduced / hardware.interconnect
+    return {
+        "compute": compute,
+        "memory": memory,
+        "communication": sent,
+        "step": max(compute, memory) + sent,
+    }
+
+
+def options(config: Config, devices: int) -> dict[str, Config]:
+    """Returns the configuration as it is and with each memory option that it can still turn on."""
+    found = {"as configured": config}
+    if config.model.remat == "none":
+        found["model.remat=blocks"] = changed(config, model__remat="blocks")
+    count = 2 * config.train.accumulation
+    if config.data.batch_size % (devices * count) == 0:
+        found[f"train.accumulation={count}"] = changed(config, train__accumulation=count)
+    if devices > 1 and not config.train.shard_optimizer:
+        found["train.shard_optimizer=True"] = changed(config, train__shard_optimizer=True)
+    return found
+
+
+def _valid_taps(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Returns (output side, pairs of output and kernel position that fall on the image) of an axis.
+
+    Padding is no work: XLA does not count it.
+    """
+    padding = (kernel - 1) // 2
+    out = (side + 2 * padding - kernel) // stride + 1
+    pairs = sum(
+        0 <= position * stride + tap - padding < side
+        for position in range(out)
+        for tap in range(kernel)
+    )
+    return out, pairs
+
+
+def encoder_flops(config: Config, images: int, size: int) -> float:
+    """Returns the operations of the encoder's convolutions and head in one step without options.
+
+    Two for each multiply-add, forward and in both gradients, of which the stem needs one.
+
+    Args:
+      config: gives the encoder.
+      images: views that go through it.
+      size: their side in pixels.
+    """
+    model, total = config.model, 0.0
+
+    def conv(side: int, kernel: int, stride: int, channels: int, features: int) -> tuple[int, int]:
+        out, pairs = _valid_taps(side, kernel, stride)
+        return out, 2 * images * pairs**2 * channels * features
+
+    imagenet = model.stem == "imagenet"
+    side, flops = conv(size, 7 if imagenet else 3, 2 if imagenet else 1, 3, model.width)
+    total += 2 * flops
+    if imagenet:
+        side = (side + 1) // 2
+    channels = model.width
+    stages = 4 if model.mode == "global" else int(model.token_layer.removeprefix("layer"))
+    for stage in range(stages):
+        features = model.width * 2**stage
+        for block in range(model.stage_blocks[stage]):
+            stride = 2 if stage > 0 and block == 0 else 1
+            out, first = conv(side, 3, stride, channels, features)
+            total += 3 * (first + conv(out, 3, 1, features, features)[1])
+            if stride != 1 or channels != features:
+                total += 3 * conv(side, 1, stride, channels, features)[1]
+            side, channels = out, features
+    if model.mode == "global":
+        return total + 3 * 2 * images * channels * model.embed_dim
+    side = side if model.token_hw is None else model.token_hw
+    return total + 3 * conv(side, 1, 1, channels, model.token_dim)[1]
+
+
+def step_encoder_flops(config: Config) -> float:
+    """Returns `encoder_flops` of all views of a batch."""
+    return sum(
+        encoder_flops(config, config.data.batch_size * views, size)
+        for views, size in view_sizes(config).values()
+    )
+
+
+def _median_seconds(run: Callable[[], Any], repeats: int = 5) -> float:
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure_machine(size: int = 1024, megabytes: int = 128) -> tuple[float, float]:
+    """Measures this machine: operations/s of a float32 matrix product, bytes/s of a copy.
+
+    Args:
+      size: of the square matrices.
+      megabytes: of the block that is copied (2**20 bytes each).
+    """
+    matrix = jnp.ones((size, size), jnp.float32)
+    block = jnp.ones((megabytes * 2**18,), jnp.float32)
+    product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
+    flops = 2 * size**3 / _median_seconds(lambda: product(matrix))
+    return flops, 2 * block.nbytes / _median_seconds(lambda: copy(block))
+
+
+def check_positive(values: dict[str, float | None]) -> None:
+    """Raises ConfigError if a flag that is given is not above 0."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} is {value}: it must be above 0.")
+
+
+def report(config: Config, devices: int, hardware: Hardware, efficiency: float) -> str:
+    """Returns the plan as text: the cost, the estimate, and a table of the memory options.
+
+    Raises:
+      ConfigError: if the batch does not split over the devices.
+    """
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    rows, first = [], None
+    for name, variant in options(config, devices).items():
+        cost = step_cost(variant, mesh)
+        seconds = step_seconds(cost, hardware, efficiency)
+        first = first or (cost, seconds)
+        rows.append(
+            f"| {name} | {cost.flops / 1e9:.3g} | {cost.bytes / 1e9:.3g} | "
+            f"{cost.state / 2**20:.4g} | {cost.temporary / 2**20:.4g} | {cost.peak / 2**20:.4g} | "
+            f"{cost.peak / first[0].peak - 1:+.0%} | {cost.reduced / 1e6:.3g} | "
+            f"{config.data.batch_size / seconds['step']:.0f} |"
+        )
+    assert first is not None
+    cost, seconds = first
+    bound = "compute" if seconds["compute"] >= seconds["memory"] else "memory"
+    analytic = step_encoder_flops(config) / devices
+    return "\n".join(
+        [
+            f"{devices} device(s), {config.data.batch_size} images a step, of each device:",
+            f"  {hardware.flops * efficiency / 1e12:.3g} TFLOP/s sustained, "
+            f"{hardware.memory / 1e9:.3g} GB/s memory, "
+            f"{hardware.interconnect / 1e9:.3g} GB/s between devices",
+            f"  {cost.flops / 1e9:.3g} GFLOP a step, {analytic / 1e9:.3g} of them in the encoder's "
+            "convolutions and head (by formula, nothing computed twice)",
+            f"  compute {seconds['compute']:.3g} s, memory {seconds['memory']:.3g} s, "
+            f"communication {seconds['communication']:.3g} s: bound by {bound}",
+            f"expected: {config.data.batch_size / seconds['step']:.0f} images/s, "
+            f"{seconds['step']:.3g} s a step",
+            "",
+            "| each device | GFLOP | GB moved | state MiB | temporary MiB | peak MiB | saving "
+            "| MB sent | images/s |",
+            f"|---|{'---:|' * 8}",
+            *rows,
+        ]
+    )

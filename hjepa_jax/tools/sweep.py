@@ -1,0 +1,260 @@
+"""Sweeps: variants x settings x seeds, each run a process of its own, resumable.
+
+A sweep's folder holds `runs/<name>` (workdirs), `eval/<name>` (reports), `logs/<name>.txt`, the
+commands in `commands.json`, and the results in `results.json` and `results.md`. A run is finished
+when its report's `metrics.json` is there; an interrupted one goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from hjepa_jax.config.flags import resolve
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.compare.runs import load_metrics
+from hjepa_jax.evaluation.report.folder import METRICS, find_reports, report_name
+from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.evaluation.report.tables import NOTHING, markdown_table
+from hjepa_jax.storage.files import json_text, open_log, write_atomically
+from hjepa_jax.storage.schema import Items, Table, Text, read_json
+
+# What each run is a process of.
+MAIN = (sys.executable, "-m", "hjepa_jax.main")
+# Columns of the table: figure of `headline` -> (title, factor, digits).
+COLUMNS = {
+    "knn": ("kNN %", 100, 2),
+    "probe_top1": ("probe top-1 %", 100, 2),
+    "probe_top5": ("probe top-5 %", 100, 2),
+    "effective_rank": ("eff. rank", 1, 1),
+    "participation_ratio": ("particip. ratio", 1, 1),
+    "rankme": ("RankMe", 1, 1),
+    "mean_share": ("in mean %", 100, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+      name: unique, and the name of its folders.
+      group: name without the seed; runs of a group differ in their seed alone.
+      arguments: of `python -m hjepa_jax.main`.
+    """
+
+    name: str
+    group: str
+    arguments: tuple[str, ...]
+
+
+def _slug(text: str) -> str:
+    """Returns a setting as part of a file name: 'train.lr=1e-3' -> 'train.lr=1e-3'."""
+    return re.sub(r"[^\w.=+-]+", "_", text).strip("_")
+
+
+def _override(text: str) -> str:
+    """Returns 'train.lr=1e-3' as '--config.train.lr=1e-3'."""
+    name, equals, value = text.removeprefix("--").removeprefix("config.").partition("=")
+    if not (name and equals):
+        raise UserError(f"{text!r} is no override: write 'section.field=value'.")
+    return f"--config.{name}={value}"
+
+
+def plan(
+    config: str,
+    out: pathlib.Path,
+    *,
+    variants: Sequence[str] = ("",),
+    settings: Sequence[str] = ("",),
+    seeds: Sequence[int],
+    common: Sequence[str] = (),
+) -> list[SweepRun]:
+    """Returns the runs of a sweep: every variant under every setting with every seed.
+
+    Args:
+      config: configuration file, perhaps ':variant' after it if there are no `variants`.
+      out: the sweep's folder.
+      variants: names that go after the file's ':'; '' = its default.
+      settings: overrides 'section.field=value', several separated by spaces; '' = none.
+      seeds: values of config.seed.
+      common: overrides for every run.
+
+    Raises:
+      UserError: repeated names, an override that is none, or a configuration that is not valid.
+    """
+    if ":" in config and any(variants):
+        raise UserError(f"--config={config} names a variant: leave it out, or give no variants.")
+    runs = []
+    stem = pathlib.Path(config.partition(":")[0]).stem
+    given = config.partition(":")[2]
+    for variant, setting, seed in itertools.product(variants, settings, seeds):
+        parts = [variant or given or stem, *map(_slug, setting.split())]
+        group = "-".join(parts)
+        name = f"{group}-seed{seed}"
+        overrides = (*common, *setting.split(), f"seed={seed}")
+        arguments = (
+            f"--config={config}{f':{variant}' if variant else ''}",
+            f"--workdir={out / 'runs' / name}",
+            f"--eval_dir={out / 'eval'}",
+            *map(_override, overrides),
+        )
+        resolve(list(arguments))
+        runs.append(SweepRun(name, group, arguments))
+    names = [run.name for run in runs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"The sweep has runs twice: {', '.join(repeated)}. Name each once.")
+    return runs
+
+
+def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
+    """Records the runs' commands; refuses a folder where a run of that name had another one.
+
+    Raises:
+      UserError: naming the run and what differs.
+    """
+    path = out / "commands.json"
+    known: dict[str, list[str]] = {}
+    if os.path.lexists(path):
+        try:
+            known = read_json(path, Table(Items(Text())))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): choose another --out.") from error
+    for run in runs:
+        before = known.get(run.name, list(run.arguments))
+        differing = sorted(set(before) ^ set(run.arguments))
+        if differing:
+            raise UserError(
+                f"{out} holds a run {run.name} of another command (differing: "
+                f"{' '.join(differing)}): choose another --out."
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    known |= {run.name: list(run.arguments) for run in runs}
+    write_atomically(path, json.dumps(known, indent=2) + "\n")
+
+
+def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the metrics of a finished run; None for one that is not."""
+    for folder in find_reports(out / "eval", report_name(pathlib.Path(run.name))):
+        try:
+            return load_metrics(folder)
+        except UserError as error:
+            raise UserError(
+                f"{folder / METRICS} cannot be read ({error}): delete it and start again."
+            ) from error
+    return None
+
+
+def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> str | None:
+    """Runs one process to its end; returns what went wrong in one line, or None."""
+    log = out / "logs" / f"{run.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open_log(log) as file:
+        done = subprocess.run(
+            [*command, *run.arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode == 0:
+        return None
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'no output'} (exit status {done.returncode}, {log})"
+
+
+def run_all(
+    runs: Sequence[SweepRun],
+    out: pathlib.Path,
+    tell: Callable[[str], None] = print,
+    command: Sequence[str] = MAIN,
+) -> dict[str, str]:
+    """Runs what is not finished, one after another; a failure does not stop the others.
+
+    Returns:
+      For each failed run what went wrong.
+    """
+    check_commands(runs, out)
+    failed: dict[str, str] = {}
+    for number, run in enumerate(runs, 1):
+        label = f"[{number}/{len(runs)}] {run.name}"
+        if metrics_of(run, out) is not None:
+            tell(f"{label}: finished before")
+            continue
+        tell(f"{label}: runs, log in {out / 'logs' / run.name}.txt")
+        error = execute(run, out, command)
+        if error is None and metrics_of(run, out) is None:
+            error = f"it ended without {out / 'eval' / run.name}/metrics.json"
+        if error:
+            failed[run.name] = error
+            tell(f"{label}: failed: {error}")
+    return failed
+
+
+def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
+    """Gathers the finished runs: for each group its runs, and mean and std (n - 1) of figures."""
+    groups: dict[str, Any] = {}
+    for run in runs:
+        metrics = metrics_of(run, out)
+        if metrics is None:
+            continue
+        figures = headline(metrics["encoders"]["trained"], metrics["headline_k"])
+        group = groups.setdefault(run.group, {"k": metrics["headline_k"], "runs": {}})
+        group["runs"][run.name] = figures
+    for group in groups.values():
+        values = {name: [f[name] for f in group["runs"].values()] for name in COLUMNS}
+        group["mean"] = {name: float(np.mean(v)) for name, v in values.items()}
+        # One run has no spread: None, not 0, which would claim that it has none.
+        group["std"] = {
+            name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in values.items()
+        }
+    return {"schema_version": 1, "planned": [run.name for run in runs], "groups": groups}
+
+
+def mean_and_deviation(mean: float, std: float | None, factor: float, digits: int) -> str:
+    """Returns 'mean ± std', both times `factor`; the mean alone where one run has no spread."""
+    if not math.isfinite(mean):
+        return NOTHING  # of a figure without a value in one of the runs
+    spread = "" if std is None else f" ± {factor * std:.{digits}f}"
+    return f"{factor * mean:.{digits}f}{spread}"
+
+
+def _cells(group: dict[str, Any]) -> Iterator[str]:
+    for name, (_, factor, digits) in COLUMNS.items():
+        yield mean_and_deviation(group["mean"][name], group["std"][name], factor, digits)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Returns the table of `results`: mean ± standard deviation over seeds."""
+    header = ["runs", "n", *(title for title, _, _ in COLUMNS.values())]
+    rows = [
+        [name, str(len(group["runs"])), *_cells(group)] for name, group in found["groups"].items()
+    ]
+    done = sum(len(group["runs"]) for group in found["groups"].values())
+    text = "\n".join(markdown_table(header, rows))
+    ks = sorted({group["k"] for group in found["groups"].values()})
+    note = (
+        f"{done} of {len(found['planned'])} runs finished. Mean ± standard deviation over the n "
+        f"seeds; kNN at k = {', '.join(map(str, ks))}."
+    )
+    return f"# Sweep\n\n{text}\n\n{note}\n"
+
+
+def write_results(runs: Sequence[SweepRun], out: pathlib.Path) -> str:
+    """Writes `results.json` and `results.md`; returns the latter's text."""
+    found = results(runs, out)
+    text = markdown(found)
+    write_atomically(out / "results.json", json_text(found))
+    write_atomically(out / "results.md", text)
+    return text

@@ -1,0 +1,117 @@
+"""The gradient of a loss of a whole batch, with the memory of a part of it.
+
+Losses that couple the images of a batch (covariances, floors, SIGReg) are no mean over
+micro-batches, so adding up the gradients of their losses would train another objective. Instead
+the states of all images are computed first, without gradient; loss and gradient with respect to
+the states are those of the whole batch; then each micro-batch is encoded again and pulls its share
+of that gradient back to the parameters. Source: gradient caching, Gao et al., "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983).
+
+All of it is exact but batch normalisation, which sees one micro-batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hjepa_jax.runtime.devices import on_cpu
+from hjepa_jax.runtime.ordering import with_dependency
+from hjepa_jax.runtime.sharding import VIEW_MAJOR
+
+# (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)
+Encode = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+# (params, states [V, B, D]) -> (loss, whatever else)
+LossOfStates = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+
+
+class CachedGradient(NamedTuple):
+    """Loss and gradient of a batch, its new batch statistics, the loss's extras, its states."""
+
+    total: jax.Array
+    gradient: Any
+    batch_stats: Any
+    extras: Any
+    z: jax.Array
+
+
+def cut(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
+    """Cuts each entry [B, ...] or [V, B, ...] into micro-batches [count, ...], images b = B/count.
+
+    Micro-batch i has the images i, i + count, i + 2*count, ...: whatever the number of devices
+    that B is split over, each finds its part of every micro-batch in its part of the batch, and
+    the micro-batches are the same.
+    """
+
+    def split(name: str, array: jax.Array) -> jax.Array:
+        axis = 1 if name in VIEW_MAJOR else 0
+        shape = array.shape
+        parts = array.reshape(*shape[:axis], shape[axis] // count, count, *shape[axis + 1 :])
+        return jnp.moveaxis(parts, axis + 1, 0)
+
+    return {name: split(name, array) for name, array in batch.items()}
+
+
+def join_states(parts: jax.Array) -> jax.Array:
+    """Puts states [count, V, b, D] of `cut` micro-batches into the batch's order, [V, B, D]."""
+    count, views, images, width = parts.shape
+    return jnp.moveaxis(parts, 0, 2).reshape(views, images * count, width)
+
+
+def cut_states(z: jax.Array, count: int) -> jax.Array:
+    """Cuts states [V, B, D] into [count, V, b, D], the inverse of `join_states`."""
+    return cut({"global_views": z}, count)["global_views"]
+
+
+def in_turn(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan`, on the CPU unrolled: XLA's CPU convolutions are 30 to 60 times slower in it.
+
+    The turns of the unrolled loop wait for one another, as those of a scan do.
+    """
+    if not on_cpu():
+        return jax.lax.scan(body, carry, xs)
+    results = []
+    for turn in range(jax.tree.leaves(xs)[0].shape[0]):
+        x = jax.tree.map(lambda array, i=turn: array[i], xs)
+        if results:
+            x = with_dependency(x, (carry, results[-1]))
+        carry, result = body(carry, x)
+        results.append(result)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+
+
+def cached_gradient(
+    encode: Encode, loss: LossOfStates, params: Any, batch_stats: Any, micro_batches: Any
+) -> CachedGradient:
+    """Returns loss and gradient of a whole batch, encoding one micro-batch at a time.
+
+    Args:
+      encode: the encoder in training mode; called twice for each micro-batch.
+      loss: the loss of the states of the whole batch; its own gradient with respect to the
+        parameters (a predictor's) is counted.
+      params: the parameters of both.
+      batch_stats: running statistics, from which every micro-batch starts; the new ones are the
+        mean over micro-batches, one update with the batch's mean.
+      micro_batches: as `cut` makes them, with states in that order.
+    """
+
+    def forward(carry: None, part: Any) -> tuple[None, Any]:
+        return carry, encode(params, batch_stats, part)
+
+    _, (parts, stats) = in_turn(forward, None, micro_batches)
+    z = join_states(parts)
+    (total, extras), (gradient, to_z) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, z)
+
+    def backward(carry: Any, part: Any) -> tuple[Any, None]:
+        micro_batch, cotangent = part
+        _, pull_back = jax.vjp(lambda p: encode(p, batch_stats, micro_batch)[0], params)
+        return jax.tree.map(jnp.add, carry, pull_back(cotangent)[0]), None
+
+    # Else the compiler would take this second encoding for the first and keep all activations.
+    again = with_dependency(micro_batches, to_z)
+    gradient, _ = in_turn(backward, gradient, (again, cut_states(to_z, parts.shape[0])))
+    mean_stats = jax.tree.map(lambda each: jnp.mean(each, axis=0), stats)
+    return CachedGradient(total, gradient, mean_stats, extras, z)

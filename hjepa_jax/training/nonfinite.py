@@ -1,0 +1,249 @@
+"""A loss or gradient that is NaN or infinite: what made it so, and skipping the batch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import operator
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hjepa_jax.config import Config
+from hjepa_jax.errors import TrainingError
+from hjepa_jax.runtime import distributed, sharding
+from hjepa_jax.runtime.checkpoint_arrays import not_finite
+from hjepa_jax.storage.files import write_atomically
+from hjepa_jax.training.prepare import Run, compiler_options
+from hjepa_jax.training.state import TrainState
+from hjepa_jax.training.step import loss_and_gradient
+
+_log = logging.getLogger(__name__)
+REPORT = "failure.json"
+_LARGEST = 20
+
+
+def roll_back(state: TrainState) -> TrainState:
+    """Returns the state as it was before the step that failed.
+
+    Such a step leaves all else as it was, and so do the steps after it.
+    """
+    none = jax.device_put(np.asarray(-1, np.int32), state.failed_step.sharding)
+    return state.replace(step=state.failed_step, failed_step=none)
+
+
+def _number(value: Any) -> float | str:
+    """Returns a float, or the name of one that JSON does not have."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _named_norms(gradient: Any) -> dict[str, jax.Array]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.linalg.norm(leaf.ravel())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+    }
+
+
+def _worst_first(norms: dict[str, float]) -> list[str]:
+    """Sorts names: those not finite, then the largest."""
+    return sorted(norms, key=lambda n: (math.isfinite(norms[n]), -np.nan_to_num(norms[n])))
+
+
+def failure_report(config: Config, run: Run, state: TrainState, batch: Any) -> dict[str, Any]:
+    """Recomputes the loss and gradient that failed, and says what they are made of.
+
+    Args:
+      config: the run's configuration.
+      run: the prepared run.
+      state: the state before the failed step.
+      batch: the placed batch.
+
+    Returns:
+      JSON: 'images' (source indices of the batch), 'loss_terms', 'gradient_norms' (of the
+      parameters, those not finite first, then the largest), 'reproduced' (whether it is not finite
+      this time too).
+    """
+
+    @functools.partial(
+        jax.jit,
+        out_shardings=sharding.replicated(run.mesh),
+        compiler_options=compiler_options(config),
+    )
+    def measure(state: TrainState, batch: Any) -> Any:
+        loss = loss_and_gradient(run.method, state, batch)
+        return {**loss.metrics, "total": loss.total}, _named_norms(loss.gradient), batch["index"]
+
+    terms, norms, index = jax.device_get(measure(state, batch))
+    norms = {name: float(value) for name, value in norms.items()}
+    return {
+        "images": [int(number) for number in index],
+        "loss_terms": {name: _number(value) for name, value in terms.items()},
+        "gradient_norms": {n: _number(norms[n]) for n in _worst_first(norms)[:_LARGEST]},
+        "reproduced": not all(map(math.isfinite, [float(terms["total"]), *norms.values()])),
+    }
+
+
+_OPTIMISER = ("lr", "predictor_lr", "weight_decay", "b1", "b2", "adam_eps")
+_FLOW = ("dt", "steps", "base_coeff", "residual_scale")
+# Terms of the loss and the fields that they are computed with.
+_TERM_FIELDS = {
+    "sigreg": ("sigreg.weight", "sigreg.loss_form"),
+    "spec": ("spectral.regulariser_weight",),
+    "budget": ("loss.q_target", "loss.p_target"),
+    "var": ("loss.std_eps", "loss.q_std_floor", "loss.p_std_floor"),
+    "logdet": ("loss.logdet_eps", "loss.logdet_dim"),
+    "mean": ("loss.mean_weight",),
+}
+_STATISTICS = ("q2", "p2", "z2", "z_mean2")
+
+
+def _named(config: Config, names: Iterable[str]) -> str:
+    """Returns the fields with their values, for a sentence."""
+    return ", ".join(f"config.{name} ({operator.attrgetter(name)(config)!r})" for name in names)
+
+
+def _flow_fields(config: Config) -> tuple[str, ...]:
+    moves = config.objective == "hjepa" and config.dynamics.predictor == "hamiltonian"
+    return tuple(f"dynamics.{name}" for name in _FLOW) if moves else ()
+
+
+def diagnosis(config: Config, report: Mapping[str, Any], *, updated: bool) -> tuple[str, str]:
+    """Returns (what is not finite, what to look at) of a failure.
+
+    Args:
+      config: the run's configuration.
+      report: with 'not_finite', 'loss_terms' and 'gradient_norms'.
+      updated: whether the parameters have been updated before; if not, it is no matter of how.
+    """
+    if report["not_finite"]:
+        where = f"{report['not_finite'][0]} is not finite, although the loss and gradient were"
+        return where, _named(config, (f"train.{name}" for name in _OPTIMISER))
+    bad = [name for name, value in report["loss_terms"].items() if isinstance(value, str)]
+    rates = ("train.lr", "train.predictor_lr") if config.train.predictor_lr else ("train.lr",)
+    learning = (*rates, "train.grad_clip") if updated else ()
+    flow = _flow_fields(config)
+    if any(name in bad for name in _STATISTICS):
+        what, fields = "the encoder's output is not finite", ("data.mean", "data.std")
+    elif "pred" in bad and flow:
+        what, fields = "the prediction by the flow is not finite", flow
+    elif terms := [name for name in bad if name in _TERM_FIELDS or name == "pred"]:
+        what = f"the loss term {terms[0]} is not finite"
+        fields = _TERM_FIELDS.get(terms[0], ("data.mean", "data.std"))
+    elif bad:
+        what, fields = f"the loss is not finite, but its terms are ({bad[0]})", ()
+    else:
+        norms = report["gradient_norms"]
+        name = next((n for n, value in norms.items() if isinstance(value, str)), "all of it")
+        what = f"the gradient is not finite ({name})"
+        fields = flow if name.startswith("predictor") else ("data.mean", "data.std")
+    return what, _named(config, (*learning, *fields) or ("train.lr",))
+
+
+class NonFiniteGuard:
+    """Decides what follows a loss that is not finite: stop, or skip the batch.
+
+    Attributes:
+      skipped: the batches skipped so far in the whole run, by number. The batch of step i (from 0)
+        has the number i + len(skipped).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        workdir: pathlib.Path,
+        load_batch: Callable[[int], Any],
+        skipped: list[int],
+    ):
+        """Takes what a report needs; `load_batch` maps a number to its placed batch."""
+        self._config, self._run, self._workdir = config, run, workdir
+        self._load_batch = load_batch
+        self.skipped = skipped
+        self._failed_step, self._in_a_row = -1, 0
+
+    def after_failure(self, state: TrainState, saved: list[int]) -> TrainState:
+        """Writes `failure.json`; returns the state to go on from behind the batch.
+
+        Args:
+          state: the state of a run whose `failed_step` is set; donated.
+          saved: the steps of the run's checkpoints, for the message.
+
+        Raises:
+          TrainingError: if config.train.on_nonfinite is 'stop', or too many batches in a row fail.
+        """
+        good = roll_back(state)
+        step = int(good.step)
+        number = step + len(self.skipped)
+        settings = self._config.train
+        skip = settings.on_nonfinite == "skip"
+        self.check_state(good, saved)
+        advice = self._write_report(good, step, number, saved)
+        what = f"the loss or its gradient was NaN or infinite at step {step}"
+        if not skip:
+            other = ", or go on with config.train.on_nonfinite='skip'" if step else ""
+            raise TrainingError(f"{what} ({self._told(saved)}): {advice}{other}.")
+        self._in_a_row = self._in_a_row + 1 if step == self._failed_step else 1
+        self._failed_step = step
+        if self._in_a_row > settings.max_skips_in_a_row:
+            raise TrainingError(
+                f"{what} for the {self._in_a_row} batches up to number {number} "
+                f"({self._told(saved)}), more than config.train.max_skips_in_a_row: it is not the "
+                f"data. {advice[0].upper()}{advice[1:]}."
+            )
+        _log.warning("%s: batch %d is skipped (%s).", what, number, self._workdir / REPORT)
+        self.skipped.append(number)
+        return good
+
+    def check_state(self, state: TrainState, saved: list[int]) -> None:
+        """Makes sure that a state is worth saving; all processes must call it.
+
+        Raises:
+          TrainingError: if a parameter, moment or statistic is NaN or infinite.
+        """
+        names = not_finite(state)
+        if not distributed.sum_over_processes(len(names)):
+            return
+        step = int(state.step)
+        report = {"not_finite": names[:_LARGEST] or ["an array of another process"]}
+        what, fields = diagnosis(self._config, report, updated=True)
+        self._write({"step": step, "action": "stop", "checkpoints": saved, **report})
+        raise TrainingError(
+            f"after step {step} {what}, so that it is not saved ({self._told(saved)}): change one "
+            f"of {fields}."
+        )
+
+    def _told(self, saved: list[int]) -> str:
+        intact = f"the checkpoint of step {saved[-1]} is intact" if saved else "none was saved yet"
+        return f"{self._workdir / 'checkpoints'}; {intact}; details in {self._workdir / REPORT}"
+
+    def _write_report(self, state: TrainState, step: int, number: int, saved: list[int]) -> str:
+        """Writes what was found; returns what to do about it."""
+        found = failure_report(self._config, self._run, state, self._load_batch(number))
+        updated = step > 0
+        what, fields = diagnosis(self._config, {"not_finite": [], **found}, updated=updated)
+        why = "" if updated else "nothing was updated yet, so that it is not the learning rate; "
+        advice = f"{why}{what}: see to {fields}"
+        self._write(
+            {
+                "step": step,
+                "batch": number,
+                "epoch": number // self._run.method.steps_per_epoch,
+                "action": self._config.train.on_nonfinite,
+                "skipped_before": list(self.skipped),
+                "checkpoints": saved,
+                "advice": advice,
+                **found,
+            }
+        )
+        return advice
+
+    def _write(self, report: dict[str, Any]) -> None:
+        if distributed.is_primary():
+            write_atomically(self._workdir / REPORT, json.dumps(report, indent=2) + "\n")

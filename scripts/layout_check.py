@@ -1,0 +1,54 @@
+"""Checks that loss and gradient do not depend on the number of devices.
+
+    python scripts/layout_check.py --config=configs/cifar100.py:smoke [--devices=1,2,4,8]
+
+Takes one step of the configuration in each layout, on forced CPU devices unless GPUs are there,
+and prints the largest relative difference from one device. Exit status 1 if it exceeds
+--tolerance.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import jax
+from absl import flags
+
+from hjepa_jax.config.flags import define_config, run_program
+
+_CONFIG = define_config("configs/cifar100.py:smoke", "Configuration file.")
+_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to compare.")
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-9, "Largest relative difference, in float64.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the comparison."""
+    del argv
+    if not _DEVICES.value or not all(re.fullmatch(r"[1-9]\d{0,3}", n) for n in _DEVICES.value):
+        given = ",".join(_DEVICES.value)
+        sys.exit(f"check_devices: --devices={given}: they are whole numbers from 1 to 9999.")
+    counts = [int(text) for text in _DEVICES.value]
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    from hjepa_jax.config import validation
+    from hjepa_jax.errors import UserError
+    from hjepa_jax.tools.layout_check import compare_layouts
+
+    try:
+        validation.validate(_CONFIG.value)
+        compared = compare_layouts(_CONFIG.value, counts)
+    except UserError as error:
+        sys.exit(f"check_devices: {error}")
+    worst = 0.0
+    for count, differences in compared.items():
+        name, value = max(differences.items(), key=lambda item: item[1])
+        worst = max(worst, value)
+        print(f"{count} devices: largest relative difference {value:.1e} in {name}")
+    if worst > _TOLERANCE.value:
+        sys.exit(f"check_devices: {worst:.1e} exceeds {_TOLERANCE.value:.1e}")
+    print(f"{len(counts)} layouts agree to {worst:.1e}")
+
+
+if __name__ == "__main__":
+    run_program("check_devices", main)

@@ -1,0 +1,216 @@
+"""The parser of command lines: files, overrides in every clear form, and mistakes as sentences."""
+
+import json
+import sys
+
+import pytest
+from absl import flags
+
+from hjepa_jax.config import base_config, validation
+from hjepa_jax.config.flags import (
+    define_config,
+    load_config,
+    parse_command_line,
+    resolve,
+    split_overrides,
+)
+from hjepa_jax.errors import UserError
+from hjepa_jax.tools import sweep
+
+QUICKSTART = "--config=configs/quickstart.py:smoke"
+
+
+def parse(*arguments: str):
+    """Returns the configuration of a command line."""
+    values = flags.FlagValues()
+    config = define_config(None, "Configuration.", values=values)
+    flags.DEFINE_string("flagfile", "", "Further flags.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder.", flag_values=values)
+    assert parse_command_line(values, ["program", *arguments]) == ["program"]
+    return config.value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "expected"),
+    [
+        (["--config.train.max_steps=None", "--config.train.max_steps=1"], "train.max_steps", 1),
+        (["--config.train.max_steps=1", "--config.train.max_steps=None"], "train.max_steps", None),
+        (["--config.train.grad_clip", "None"], "train.grad_clip", None),
+        (["-config.train.grad_clip", "2"], "train.grad_clip", 2.0),
+        (["--config.data.max_train_images=1e3"], "data.max_train_images", 1000),
+        (["--config.train.epochs=2.0"], "train.epochs", 2),
+        (["--config.train.weight_decay", "1e-3"], "train.weight_decay", 1e-3),
+        (["--config.loss.q_logdet_floor", "-2"], "loss.q_logdet_floor", -2.0),
+        (["--config.evaluation.qp_variants=no"], "evaluation.qp_variants", False),
+        (["--config.evaluation.qp_variants=off"], "evaluation.qp_variants", False),
+        (["--config.evaluation.qp_variants", "False"], "evaluation.qp_variants", False),
+        (["--config.evaluation.pixel_baseline=on"], "evaluation.pixel_baseline", True),
+        (["--config.evaluation.pixel_baseline=Yes"], "evaluation.pixel_baseline", True),
+        (["--config.evaluation.pixel_baseline", "--workdir=x"], "evaluation.pixel_baseline", True),
+        (["--noconfig.evaluation.qp_variants"], "evaluation.qp_variants", False),
+        (["--config.data.global_scale=(0.3,1)"], "data.global_scale", (0.3, 1.0)),
+        (["--config.data.global_scale=[0.3, 1]"], "data.global_scale", (0.3, 1.0)),
+        (["--config.data.global_scale", "0.3,1"], "data.global_scale", (0.3, 1.0)),
+        (["--config.evaluation.few_shot=5"], "evaluation.few_shot", (5,)),
+        (["--config.evaluation.few_shot=()"], "evaluation.few_shot", ()),
+        (
+            ["--config.evaluation.robustness=('grey','blur')"],
+            "evaluation.robustness",
+            ("grey", "blur"),
+        ),
+        (["--config.data.train_split=a=b"], "data.train_split", "a=b"),
+    ],
+)
+def test_overrides_mean_what_they_say(arguments, path, expected) -> None:
+    found = dict(validation.flatten(parse(QUICKSTART, *arguments)))[path]
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_a_flagfile_is_part_of_the_command_line(tmp_path) -> None:
+    file = tmp_path / "flags"
+    file.write_text(
+        f"{QUICKSTART}\n# a comment\n--config.train.grad_clip=None\n"
+        "--config.train.max_steps 1e1\n--config.seed=3\n"
+    )
+    config = parse(f"--flagfile={file}", "--config.seed=4")
+    assert (config.train.grad_clip, config.train.max_steps, config.seed) == (None, 10, 4)
+    with pytest.raises(UserError, match=r"nowhere"):
+        parse("--flagfile=/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.train.learning_rate=1"], "config.train.learning_rate .*config.train.lr"),
+        (["--config.train.epochs=1.5"], "config.train.epochs is '1.5': .*whole number.*max_steps"),
+        (["--config.train.lr=much"], "config.train.lr is 'much': it must be a number"),
+        (["--config.train.lr=nan"], "config.train.lr is nan: it must be finite"),
+        (["--config.train.lr=None"], "config.train.lr may not be None"),
+        (["--config.train.lr"], "config.train.lr has no value"),
+        (["--config.train.lr", "--workdir=x"], "config.train.lr has no value"),
+        (["--config.train=3"], "config.train is a section"),
+        (["--config.data.global_scale=0.3"], "global_scale is .*two numbers"),
+        (["--config.data.global_scale=(0.3,None)"], "global_scale is .*two numbers"),
+        (["--config.evaluation.qp_variants=perhaps"], "qp_variants is 'perhaps': .*True or False"),
+        (["--noconfig.train.lr"], "not True or False"),
+        (["--workdr=x"], "workdr"),
+        (["--config.seed=2000000000000000000000"], "config.seed .*4294967295 or less"),
+    ],
+)
+def test_mistakes_are_sentences(arguments, words) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        parse(QUICKSTART, *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_configuration_is_a_flag_of_the_program_that_defines_it() -> None:
+    values = flags.FlagValues()
+    define_config(None, "Configuration.", values=values)
+    assert [flag.name for flag in values.get_flags_for_module(sys.modules[__name__])] == ["config"]
+
+
+def test_commands_for_other_processes_are_checked_before_these_start(tmp_path) -> None:
+    config = resolve([QUICKSTART, f"--workdir={tmp_path}", "--config.seed=3", "--config.seed=4"])
+    assert config.seed == 4
+    for argument, words in (
+        ("--config.train.epocs=3", "did you mean config.train.epochs"),
+        ("--config.sigreg.weight=3", "no effect"),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolve([QUICKSTART, argument])
+        setting = argument.removeprefix("--config.")
+        with pytest.raises(UserError, match=words):
+            sweep.plan("configs/quickstart.py", tmp_path, settings=(setting,), seeds=(0,))
+    with pytest.raises(UserError, match="did you mean ':sigreg'"):
+        sweep.plan("configs/quickstart.py", tmp_path, variants=("sigrge",), seeds=(0,))
+
+
+def test_arguments_behind_a_double_dash_are_no_overrides() -> None:
+    arguments = ["program", "--", "--config.seed=1"]
+    assert split_overrides(arguments) == (arguments, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept", "overrides"),
+    [
+        (
+            ["--config.model.split_qp", "--workdir=w", "--mode=eval"],
+            ["--workdir=w", "--mode=eval"],
+            1,
+        ),
+        (["--config.model.split_qp", "--config.train.lr=0.1", "rest"], ["rest"], 2),
+        (["--noconfig.model.split_qp", "--workdir=w"], ["--workdir=w"], 1),
+        (["--config.model.split_qp", "no", "--workdir=w"], ["--workdir=w"], 1),
+        (["--config.train.lr", "0.1", "--workdir=w"], ["--workdir=w"], 1),
+        (["--config.model.split_qp"], [], 1),
+    ],
+)
+def test_nothing_behind_an_override_is_lost(arguments, kept, overrides) -> None:
+    """What followed a truth value without a value was."""
+    found, set_fields = split_overrides(arguments)
+    assert found == kept
+    assert len(set_fields) == overrides
+
+
+def test_an_override_needs_a_configuration() -> None:
+    with pytest.raises(UserError, match=r"config\.seed is set, but there is no --config"):
+        parse("--config.seed=1")
+
+
+def test_a_saved_configuration_is_read_and_checked(tmp_path) -> None:
+    saved = load_config("configs/cifar100.py:ham_chain-smoke")
+    validation.save(saved, tmp_path)
+    file = tmp_path / "config.json"
+    assert load_config(str(file)) == saved
+    assert parse(f"--config={file}", "--config.seed=9").seed == 9
+    with pytest.raises(UserError, match=r"config\.json.* is a folder|is a folder.*config\.json"):
+        load_config(str(tmp_path))
+    with pytest.raises(UserError, match="no variants"):
+        load_config(f"{file}:smoke")
+    values = json.loads(file.read_text())
+    for damaged, words in (
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"train": 3}', "config.train is 3, but it is a section"),
+        ('{"train": {"lrr": 3}}', "config.train.lrr is not a field"),
+        ('{"train": {"lr": "much"}}', "config.train.lr is 'much'"),
+        ('{"train": {"epochs": 1.5}}', "config.train.epochs is 1.5: .*whole number"),
+        ('{"data": {"mean": [0.5, null, 0.5]}}', "config.data.mean is .*None.*: it must be 3"),
+        ('{"data": {"mean": 0.5}}', "config.data.mean is 0.5: it must be 3"),
+    ):
+        file.write_text(damaged)
+        with pytest.raises(UserError, match=words):
+            load_config(str(file))
+    assert validation.from_json(json.dumps(values)) == saved
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("", "defines no function get_config"),
+        ("x = (", "line 1.*SyntaxError"),
+        ("\n1 / 0", "line 2: ZeroDivisionError"),
+        ("import nonsense_that_is_not_there", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return 3", "returned a int"),
+        ("def get_config():\n    raise KeyError('x')", "line 2: KeyError"),
+    ],
+)
+def test_a_configuration_file_that_fails_is_one_sentence(code, words, tmp_path) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(code)
+    with pytest.raises(UserError, match=words) as caught:
+        load_config(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_variants(tmp_path) -> None:
+    with pytest.raises(UserError, match="did you mean ':sigreg'"):
+        load_config("configs/quickstart.py:sigrge")
+    file = tmp_path / "plain.py"
+    file.write_text("from hjepa_jax.config import base_config as get_config\n")
+    assert load_config(str(file)) == base_config()
+    with pytest.raises(UserError, match="takes no variant"):
+        load_config(f"{file}:smoke")
+    with pytest.raises(UserError, match="there is no file"):
+        load_config(f"{tmp_path}/absent.py:smoke")

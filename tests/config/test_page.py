@@ -1,0 +1,59 @@
+"""The page of all fields: up to date, complete, and printed by the command line."""
+
+import pathlib
+import sys
+
+import pytest
+
+from hjepa_jax.config import rows, sections
+from hjepa_jax.config.page import page
+from hjepa_jax.errors import UserError
+from hjepa_jax.tools import cli
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_the_page_in_the_docs_is_the_one_that_is_generated() -> None:
+    saved = (ROOT / "docs/configuration.md").read_text()
+    assert saved == page(), "run: hjepa config > docs/configuration.md"
+
+
+def test_every_field_stands_in_the_table_of_its_section() -> None:
+    section, found = "", []
+    for line in page().splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ").replace("Top level", "")
+        elif line.startswith("| `"):
+            found.append(f"{section}.{line.split('`')[1]}".removeprefix("."))
+            # A bar that is not escaped would add a column.
+            assert line.replace("\\|", "").count("|") == 6, line
+    assert sorted(found) == sorted(rows())
+
+
+@pytest.mark.parametrize("section", sorted(sections()))
+def test_a_section_is_a_part_of_the_page(section) -> None:
+    part = page(section)
+    assert part.startswith(f"## {section}\n")
+    assert part in page()
+
+
+def test_a_field_is_told_with_type_bounds_condition_and_policies() -> None:
+    lines = {line.split("`")[1]: line for line in page("data").splitlines() if line[:3] == "| `"}
+    assert lines["max_test_images"].startswith(
+        "| `max_test_images` | `int \\| None` | `None` | > 0 |"
+    )
+    assert lines["local_size"].endswith("To use it, set config.data.num_local_views above 0. |")
+    assert "Resume: may change. Each process may have its own value." in lines["num_workers"]
+    assert "Resume" not in lines["batch_size"]
+    assert "| `'host'`, `'device'` |" in lines["backend"]
+
+
+def test_the_command_prints_a_section_or_a_sentence(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["hjepa", "config", "data.augment"])
+    cli.main()
+    assert capsys.readouterr().out == page("data.augment")
+    monkeypatch.setattr(sys, "argv", ["hjepa", "config", "dynamic"])
+    with pytest.raises(SystemExit, match="did you mean 'dynamics'"):
+        cli.main()
+    with pytest.raises(UserError):
+        page("")

@@ -1,0 +1,152 @@
+"""Configuration: validation sentences, JSON round trip, and that every field is used."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+from configs import cifar100, imagenet100, quickstart
+from hjepa_jax.config import base_config, rows, total_steps, validation
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.evaluation import robustness
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ALL = [
+    (module, variant)
+    for module in (cifar100, imagenet100, quickstart)
+    for variant in ("", "smoke", *module.METHODS, *(f"{name}-smoke" for name in module.METHODS))
+]
+
+
+@pytest.mark.parametrize(("module", "variant"), ALL)
+def test_every_config_is_valid_and_survives_json(module, variant) -> None:
+    config = module.get_config(variant)
+    validation.validate(config)
+    assert validation.from_json(validation.to_json(config)) == config
+
+
+def test_default_variant_is_hjepa() -> None:
+    assert cifar100.get_config() == cifar100.get_config("hjepa")
+    assert imagenet100.get_config() == imagenet100.get_config("hjepa")
+
+
+def test_published_recipes() -> None:
+    """The values of the published tables that a later edit must not move."""
+    cifar, imagenet = cifar100.get_config(), imagenet100.get_config()
+    assert (cifar.data.batch_size, cifar.train.epochs) == (512, 30)
+    assert (imagenet.data.batch_size, imagenet.train.epochs) == (256, 45)
+    assert (cifar.loss.match, cifar.loss.p_weight, imagenet.loss.match) == ("q", 0.2, "qp")
+    assert (cifar.train.predictor_lr, imagenet.train.predictor_lr) == (None, 5e-5)
+    assert (cifar.loss.q_pr_floor, cifar.loss.p_pr_floor) == (0.12, 0.16)
+    assert (imagenet.loss.q_pr_floor, imagenet.loss.q_eigmax_ceiling) == (0.25, 0.10)
+    assert cifar100.get_config("sigreg").train.grad_clip is None
+    assert imagenet100.get_config("sigreg").model.split_qp
+    assert not cifar100.get_config("sigreg").model.split_qp
+
+
+def test_names_of_corruptions_are_the_known_ones() -> None:
+    assert set(rows()["evaluation.robustness"].spec.choices) == set(robustness.CORRUPTIONS)
+
+
+def _changed(**fields):
+    config = base_config()
+    for path, value in fields.items():
+        section, _, name = path.rpartition("__")
+        target = config
+        for part in section.split("__") if section else []:
+            target = target[part]
+        target[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"objective": "hjpea"}, ["config.objective", "'hjepa'"]),
+        ({"train__epocs": 3}, ["config.train.epocs", "config.train.epochs"]),
+        ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'sigreg'"]),
+        ({"model__split_qp": False, "evaluation__variant": "qp"}, ["split_qp", "[q | p]"]),
+        ({"model__projector": "mlp"}, ["config.model.projector", "identity"]),
+        ({"model__token_dim": 7}, ["config.model.token_dim", "even"]),
+        ({"data__num_global_views": 1}, ["num_global_views", "2 or more"]),
+        ({"data__batch_size": 0}, ["config.data.batch_size", "above 0"]),
+        ({"data__global_scale": (0.5, 0.1)}, ["config.data.global_scale", "low"]),
+        ({"data__augment__grey_probability": 1.5}, ["grey_probability", "between 0 and 1"]),
+        ({"dynamics__learn_dt": True}, ["learn_dt", "collapses"]),
+        ({"loss__pairing": "local_to_global"}, ["num_local_views"]),
+        ({"evaluation__headline_k": 7}, ["headline_k", "knn_k"]),
+        ({"evaluation__robustness": ("gray",)}, ["evaluation.robustness", "'gray'", "'grey'"]),
+        ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
+        ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
+        ({"model__stage_blocks": (2, 2, 2)}, ["stage_blocks is (2, 2, 2)", "four stages"]),
+        ({"model__stage_blocks": (2, 2, 0, 2)}, ["stage_blocks", "above 0"]),
+        ({"data__local_size": 16}, ["local_size", "no effect"]),
+        ({"checkpoint__best_mode": "max"}, ["best_mode", "no effect", "keep_best"]),
+        ({"train__max_skips_in_a_row": 2}, ["max_skips_in_a_row", "no effect", "'skip'"]),
+        (
+            {"checkpoint__keep_best": 1, "checkpoint__best_metric": "online/knn_top1"},
+            ["best_metric", "online_every_epochs"],
+        ),
+        (
+            {"checkpoint__keep_best": 1, "checkpoint__best_metric": "online/knn"},
+            ["best_metric", "online/knn_top1 or online/knn_top5"],
+        ),
+        ({"train__accumulation": 3}, ["config.train.accumulation", "divide", "batch_size=512"]),
+        ({"model__remat": "block"}, ["config.model.remat", "'blocks'"]),
+        (
+            {
+                "data__num_local_views": 2,
+                "data__local_size": 16,
+                "loss__pairing": "local_to_global",
+            },
+            ["local_size", "token_hw"],
+        ),
+    ],
+)
+def test_problems_are_one_clear_sentence(fields, words) -> None:
+    config = _changed(**fields)
+    with pytest.raises(ConfigError) as caught:
+        validation.validate(config)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1, lines
+    for word in words:
+        assert word in lines[0]
+
+
+def test_unknown_variant_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="':sigreg'"):
+        cifar100.get_config("sigrge")
+    with pytest.raises(ConfigError, match="names 2 methods"):
+        cifar100.get_config("hjepa-sigreg")
+
+
+def test_steps_of_a_run() -> None:
+    config = cifar100.get_config()
+    assert total_steps(config, 50_000) == 30 * 97
+    config.train.max_steps = 5
+    assert total_steps(config, 50_000) == 5
+
+
+def test_optional_fields_take_none_and_keep_their_type() -> None:
+    config = base_config()
+    config.train.grad_clip = None
+    config.train.grad_clip = 2.0
+    with pytest.raises(TypeError):
+        config.train.grad_clip = "much"
+
+
+def test_every_field_is_documented_and_used() -> None:
+    code = "\n".join(
+        path.read_text()
+        for path in (ROOT / "hjepa_jax").rglob("*.py")
+        if path.parent.name != "config"
+        and path.name not in ("config_check.py", "variants.py", "torch_config.py")
+    )
+    names = {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)}
+    # Settings dataclasses take fields by name from their section.
+    names |= set(re.findall(r"^\s+(\w+): ", code, re.MULTILINE))
+    for path, row in rows().items():
+        leaf = path.split(".")[-1]
+        assert leaf in names or f'"{leaf}"' in code, f"config.{path} is read nowhere"
+        assert row.spec.meaning.endswith("."), path

@@ -1,0 +1,62 @@
+"""The device back end makes the host's views from the same parameters."""
+
+import numpy as np
+import pytest
+from image_files import data_config, photo, write_folder
+
+from hjepa_jax.data import pipeline
+from hjepa_jax.data.augmentation.device import augment_batch
+from hjepa_jax.data.sources.base import ArraySource, ImageSource, subset
+from hjepa_jax.data.sources.folder import open_root
+
+
+def both(source: ImageSource, **fields):
+    batches = {}
+    for backend in ("host", "device"):
+        config = data_config(backend=backend, **fields)
+        with pipeline.train_batches(config, source, start_step=1, num_steps=1) as stream:
+            batches[backend] = next(stream)
+    return batches["host"], batches["device"], augment_batch(batches["device"], config.data)
+
+
+def check(host, device, made) -> None:
+    assert set(made) == set(host)
+    assert all(made[name].dtype == host[name].dtype for name in host)
+    for name in ("label", "index"):
+        np.testing.assert_array_equal(made[name], host[name])
+    for name in set(host) - {"label", "index"}:
+        assert made[name].shape == host[name].shape
+        error = np.abs(np.asarray(made[name]).astype(int) - host[name])
+        # Rounding alone, but for single pixels at the solarisation threshold.
+        assert error.mean() < 0.3
+        assert (error > 2).mean() < 1e-3
+
+
+def test_images_of_one_shape_are_cropped_on_the_device() -> None:
+    images = np.stack([photo(seed, 32, 36) for seed in range(40)])
+    source = subset(ArraySource("test", images, np.arange(40) % 4, list("abcd")), 35, 0)
+    host, device, made = both(source, num_local_views=2, local_size=20)
+    assert device["images"].shape == (16, 32, 36, 3)
+    assert "global_views" not in device
+    check(host, device, made)
+
+
+@pytest.mark.parametrize("kernel", [3, 9])
+def test_files_are_cropped_on_the_host(tmp_path, kernel) -> None:
+    write_folder(tmp_path, {"train": {"a": 18, "b": 14}}, 50, 70)
+    config = data_config()
+    augmentation = config.data.augment
+    augmentation.blur_kernel = kernel
+    source = open_root(str(tmp_path), "train", 0)
+    host, device, made = both(source, image_size=40, augment=augmentation)
+    assert "images" not in device
+    check(host, device, made)
+
+
+def test_host_batches_pass_through() -> None:
+    source = ArraySource("test", np.stack([photo(i, 32, 32) for i in range(16)]), [0] * 16, ["a"])
+    config = data_config()
+    with pipeline.train_batches(config, source, num_steps=1) as stream:
+        host = next(stream)
+    same = augment_batch(host, config.data)
+    assert all(same[name] is host[name] for name in host)

@@ -1,0 +1,525 @@
+"""The comparison page: reading runs, statistics, charts, and the page in a browser."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.compare import charts, runs
+from hjepa_jax.evaluation.compare.page import compare, page, warnings
+from hjepa_jax.runtime.writers import create_writer
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+def encoder_metrics(knn: float, probe: float, rng: np.random.Generator) -> dict:
+    """Returns what an evaluation finds, at the given accuracies."""
+    classified = {
+        "knn": {"k_values": [1, 5, 20], "top1": [knn - 0.1, knn - 0.05, knn], "top5": [1.0] * 3},
+        "linear_probe": {"top1": probe, "top5": 0.9},
+    }
+    eigenvalues = np.sort(rng.exponential(size=12) ** 3)[::-1].tolist()
+    return {
+        "variant": "q",
+        **classified,
+        "qp_variants": {"q": classified, "p": classified},
+        "diagnostics": {
+            "covariance_spectrum_topq": {
+                "eigenvalues": [*eigenvalues, 0.0],
+                "effective_rank": 7.0,
+                "participation_ratio": 3.0,
+            },
+            "alignment_uniformity": {"alignment": 0.5, "uniformity": -2.0},
+        },
+    }
+
+
+def write_run(
+    folder: pathlib.Path, name: str, *, seed: int, knn: float, lr: float = 1e-3, step: int = 60
+) -> pathlib.Path:
+    """Writes the workdir `folder/runs/name` and the report `folder/eval/name`."""
+    workdir, report = folder / "runs" / name, folder / "eval" / name
+    workdir.mkdir(parents=True)
+    report.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    config = {"seed": seed, "train": {"lr": lr, "epochs": 3}, "data": {"root": f"/disk{seed}"}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    metrics = {
+        "schema_version": 1,
+        "info": {"run": name, "step": step, "data": "digits", "device": "cpu"},
+        "num_classes": 10,
+        "headline_k": 20,
+        "encoders": {
+            "trained": encoder_metrics(knn, knn / 2, rng),
+            "random": encoder_metrics(0.3, 0.2, rng),
+        },
+    }
+    (report / "metrics.json").write_text(json.dumps(metrics))
+    Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(
+        report / "neighbours.png"
+    )
+    writer = create_writer(workdir)
+    for at in range(0, step + 1, 10):
+        writer.write_scalars(at, {"total": 2.0 - at / 100 + seed / 10, "lr": lr})
+    writer.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory) -> list[pathlib.Path]:
+    """Three seeds of a method, and three of a better one."""
+    folder = tmp_path_factory.mktemp("compare")
+    plain = [
+        write_run(folder, f"plain-seed{s}", seed=s, knn=knn)
+        for s, knn in enumerate((0.50, 0.52, 0.57))
+    ]
+    better = [
+        write_run(folder, f"better-seed{s}", seed=s, knn=knn, lr=2e-3)
+        for s, knn in enumerate((0.70, 0.71, 0.75))
+    ]
+    return plain + better
+
+
+def load(workdirs):
+    return runs.group_runs([runs.load_result(path, pathlib.Path("none")) for path in workdirs])
+
+
+def test_seeds_are_grouped_and_what_differs_is_named(workdirs) -> None:
+    groups = load(workdirs)
+    assert [group.name for group in groups] == ["plain", "better"]
+    assert [len(group.runs) for group in groups] == [3, 3]
+    assert runs.differing_fields(groups) == {"train.lr": [1e-3, 2e-3]}
+    mixed = load([workdirs[3], *workdirs[:2]])
+    assert [group.name for group in mixed] == ["better-seed0", "plain"]
+    reports = [path.parent.parent / "eval" / path.name for path in workdirs[:2]]
+    alone = load(reports)
+    assert [group.name for group in alone] == ["plain-seed0", "plain-seed1"]
+    assert alone[0].runs[0].curves == {}
+
+
+def test_groups_of_one_name_are_told_apart(tmp_path) -> None:
+    paths = [
+        write_run(tmp_path / place, f"x-seed{seed}", seed=seed, knn=0.5, lr=lr)
+        for place, lr in (("a", 0.1), ("b", 0.2))
+        for seed in (0, 1)
+    ]
+    assert [group.name for group in load(paths)] == ["x", "x (2)"]
+
+
+def test_newest_report_of_a_run_is_taken(tmp_path) -> None:
+    workdir = write_run(tmp_path, "x", seed=0, knn=0.5, step=60)
+    eval_dir = tmp_path / "elsewhere"
+    for name, run, step in (
+        ("x", "x", 10),
+        ("x-2", "x", 20),
+        ("x-3", "other", 90),
+        ("x-y", "x", 99),
+        ("x-step95-digits-0123abcd", "other", 95),
+    ):
+        (eval_dir / name).mkdir(parents=True)
+        metrics = json.loads((tmp_path / "eval/x/metrics.json").read_text())
+        metrics["info"].update(run=run, step=step)
+        (eval_dir / name / "metrics.json").write_text(json.dumps(metrics))
+    assert runs.load_result(workdir, eval_dir).report == tmp_path / "eval/x"
+    shutil.rmtree(tmp_path / "eval")
+    assert runs.load_result(workdir, eval_dir).report == eval_dir / "x-2"
+    # Of two reports of one step, the run's first one; of a later step, that.
+    for step in (20, 30):
+        folder = eval_dir / f"x-step{step}-digits-0123abcd"
+        folder.mkdir()
+        metrics["info"].update(run="x", step=step)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        expected = eval_dir / "x-2" if step == 20 else folder
+        assert runs.load_result(workdir, eval_dir).report == expected
+
+
+def test_curves_of_resumed_and_cut_off_files(tmp_path) -> None:
+    for start in (0, 2):
+        writer = create_writer(tmp_path)
+        for step in range(start, 5):
+            writer.write_scalars(step, {"total": start * 100.0 + step})
+        writer.close()
+        files = sorted(tmp_path.glob("events*"))
+        files[-1].rename(tmp_path / f"events.out.tfevents.{start}")
+    steps, values = runs.read_curves(tmp_path)["total"]
+    assert steps.tolist() == [0, 1, 2, 3, 4]
+    assert values.tolist() == [0, 1, 202, 203, 204]
+    last = tmp_path / "events.out.tfevents.2"
+    last.write_bytes(last.read_bytes()[:-3])
+    assert runs.read_curves(tmp_path)["total"][1].tolist() == [0, 1, 202, 203, 4]
+    last.write_text("this is no event file at all")
+    with pytest.raises(UserError, match=r"tfevents\.2 is damaged, or no TensorBoard event file"):
+        runs.read_curves(tmp_path)
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(1.0, 0.5, 9), rng.normal(0.0, 1.0, 7)
+    difference, interval = runs.bootstrap_difference(ours, theirs)
+    assert difference == pytest.approx(ours.mean() - theirs.mean())
+    reference = scipy.stats.bootstrap(
+        (ours, theirs),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert interval == pytest.approx((reference.low, reference.high), abs=0.03)
+    turned = runs.bootstrap_difference(theirs, ours)[1]
+    assert turned == pytest.approx((-interval[1], -interval[0]), abs=0.03)
+
+
+def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    hits = 0
+    for trial in range(200):
+        ours, theirs = rng.normal(0.3, 1.0, 30), rng.normal(0.0, 1.0, 30)
+        _, interval = runs.bootstrap_difference(ours, theirs, resamples=1000, seed=trial)
+        hits += interval[0] <= 0.3 <= interval[1]
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert runs.bootstrap_difference([0.7], [0.5, 0.6]) == (pytest.approx(0.15), None)
+    assert runs.bootstrap_difference([0.5, 0.5], [0.5, 0.5]) == (0.0, (0.0, 0.0))
+
+
+def test_mean_curve_is_at_common_steps_and_in_blocks() -> None:
+    one = (np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 3.0, 4.0]))
+    two = (np.array([2, 3, 4, 5]), np.array([4.0, 5.0, 6.0, 9.0]))
+    (steps, mean), (low, high) = runs.mean_curve([one, two])
+    assert steps.tolist() == [2, 3, 4]
+    assert mean.tolist() == [3, 4, 5]
+    assert (low.tolist(), high.tolist()) == ([2, 3, 4], [4, 5, 6])
+    (steps, mean), _ = runs.mean_curve([one], max_points=2)
+    assert (steps.tolist(), mean.tolist()) == ([1, 3], [1.5, 3.5])
+    assert runs.mean_curve([one, (np.array([9]), np.array([1.0]))]) is None
+    assert runs.mean_curve([]) is None
+
+
+def shapes(svg: str) -> tuple[ElementTree.Element, list[ElementTree.Element]]:
+    root = ElementTree.fromstring(svg)
+    return root, list(root.iter())
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_points_lie_where_the_axes_say(log) -> None:
+    x, y = [1.0, 10.0, 100.0], [2.0, 0.02, 0.2]
+    svg = charts.line_chart(
+        [charts.Series("a<b", x, y, 0, y, [2 * v for v in y])],
+        charts.Axes("x & y", log_x=log, log_y=log, x_ticks=x),
+    )
+    _, elements = shapes(svg)
+    circles = [e for e in elements if e.tag == "circle"]
+    assert len(circles) == 3
+    assert circles[0].find("title").text == "a<b: 2 at 1"
+    # Ticks of x carry their values: each point stands above its own.
+    ticks = {e.text: float(e.get("x")) for e in elements if e.tag == "text" and e.get("x")}
+    for circle, at in zip(circles, ("1", "10", "100"), strict=True):
+        assert float(circle.get("cx")) == pytest.approx(ticks[at], abs=0.11)
+    # Heights are linear in y (or its logarithm), larger further up.
+    heights = [float(circle.get("cy")) for circle in circles]
+    values = np.log10(y) if log else np.array(y)
+    expected = (values[1] - values[2]) / (values[1] - values[0])
+    assert (heights[1] - heights[2]) / (heights[1] - heights[0]) == pytest.approx(
+        expected, abs=2e-3
+    )
+    assert heights[0] < heights[2] < heights[1]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([3.0], [0.7]), ([1.0, 2.0], [5.0, 5.0]), ([1.0, 2.0, 3.0], [0.0, np.nan, 1e-7])],
+)
+def test_odd_data_stays_inside_the_frame(log, x, y) -> None:
+    svg = charts.line_chart([charts.Series("s", x, y, 8)], charts.Axes("x", log_y=log))
+    root, elements = shapes(svg)
+    _, _, width, height = map(float, root.get("viewBox").split())
+    drawn = [e for e in elements if e.tag == "circle"]
+    assert drawn
+    for circle in drawn:
+        assert 0 < float(circle.get("cx")) < width
+        assert 0 < float(circle.get("cy")) < height
+    assert "nan" not in svg
+
+
+def test_nothing_to_draw_is_an_empty_text() -> None:
+    assert charts.line_chart([], charts.Axes("x")) == ""
+    assert (
+        charts.line_chart([charts.Series("s", [1.0], [-1.0], 0)], charts.Axes("x", log_y=True))
+        == ""
+    )
+    assert charts.interval_chart([], "x") == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-3, 12, [0, 5, 10]), (0.031, 0.049, None)],
+)
+def test_ticks_are_round_numbers_inside(low, high, expected) -> None:
+    ticks = charts.nice_ticks(low, high)
+    assert expected is None or ticks == pytest.approx(expected)
+    assert 3 <= len(ticks) <= 8
+    assert low - 1e-9 <= ticks[0] < ticks[-1] <= high + 1e-9
+    steps = np.diff(ticks)
+    assert np.allclose(steps, steps[0])
+
+
+def test_numbers_are_short() -> None:
+    values = (0, 1200, 0.25, 1e-4, 1.2e-4, -0.5, 123456.0)
+    expected = ["0", "1200", "0.25", "10⁻⁴", "1.2·10⁻⁴", "−0.5", "1.2·10⁵"]
+    assert [charts.number(value) for value in values] == expected
+
+
+class Balanced(html.parser.HTMLParser):
+    """Fails on tags that are not closed in order, and gathers texts and attributes."""
+
+    VOID = ("meta", "img", "br", "wbr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.texts.append(data)
+
+
+def test_page_is_whole_and_needs_no_network(workdirs) -> None:
+    text = page(load(workdirs))
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert not parser.tags & {"script", "link", "iframe", "object"}
+    assert parser.links
+    assert all(link.startswith("data:image/png;base64,") for link in parser.links)
+    assert "http" not in text
+    assert "url(" not in text
+    shown = " ".join(parser.texts)
+    for words in ("kNN@20 %", "53.00", "72.00", "± 3.61", "+19.00", "train.lr", "random encoder"):
+        assert words in shown, words
+    for heading in ("Figures", "Differences", "Neighbours and spectra", "Training", "Pictures"):
+        assert f"<h2>{heading}</h2>" in text
+    # The lowest of the better group is above the highest of the other: no doubt in the interval.
+    assert 'class="difference better">+19.00<br>[+1' in text
+    assert 'class="difference worse"' not in text
+    assert "fewer than five seeds" in shown
+    turned = page(load(workdirs[3:] + workdirs[:3]))
+    assert 'class="difference worse">−19.00<br>[−2' in turned
+
+
+def test_optional_parts_are_tabulated_where_they_were_measured(tmp_path) -> None:
+    paths = [write_run(tmp_path, f"x-seed{s}", seed=s, knn=0.5) for s in (0, 1)]
+    paths.append(write_run(tmp_path, "y", seed=0, knn=0.5, lr=0.2))
+    for position, path in enumerate(paths):
+        file = tmp_path / "eval" / path.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        probe = {"linear_probe": {"top1": 0.25 + position / 100}}
+        metrics["encoders"]["trained"]["coarse"] = {"superclass": probe}
+        if position == 2:
+            metrics["encoders"]["trained"]["few_shot"] = {"5": {"top1": 0.125}}
+        file.write_text(json.dumps(metrics))
+    text = page(load(paths))
+    assert "superclass labels</th><td>25.50 <small>± 0.71</small></td><td>27.00</td>" in text
+    assert "5 images per class</th><td></td><td>12.50</td>" in text
+
+
+def test_single_runs_are_compared_without_intervals(workdirs) -> None:
+    text = page(load([workdirs[0], workdirs[3]]))
+    assert "+20.00</div>" in text
+    assert "One run only of plain-seed0, better-seed0" in text
+    alone = page(load(workdirs[:1]))
+    assert "<h2>Differences</h2>" not in alone
+    assert "<h2>What differs in the configurations</h2>" not in alone
+
+
+def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tmp_path) -> None:
+    workdir = write_run(tmp_path, "x", seed=0, knn=0.5)
+    report = tmp_path / "eval" / "x"
+    for name in ("map.png", "flow.png"):
+        shutil.copy(report / "neighbours.png", report / name)
+    text = page(load([workdir]))
+    assert text.count("data:image/png;base64,") == 3
+    assert text.count('<figure class="wide">') == 1
+    (caption,) = re.findall('<figure class="wide"><figcaption>(.*?)</figcaption>', text)
+    assert caption.endswith("x: States of test images under the learned Hamiltonian flow")
+    assert "principal axes and t-SNE" in text
+
+
+def test_figures_without_a_value_are_no_traceback(tmp_path) -> None:
+    workdirs = [write_run(tmp_path, f"{n}-seed0", seed=0, knn=0.5, lr=lr) for n, lr in NAMED_RATES]
+    path = tmp_path / "eval" / "b-seed0" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    one = metrics["encoders"]["trained"]
+    one["knn"]["top1"] = [None] * 3
+    one["linear_probe"] = {"top1": None, "top5": None}
+    one["diagnostics"]["covariance_spectrum_topq"]["eigenvalues"][0] = None
+    path.write_text(json.dumps(metrics))
+    parser = Balanced()
+    parser.feed(page(load(workdirs)))
+    assert parser.open == []
+    assert "nan" not in parser.texts
+
+
+def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
+    paths = [
+        write_run(tmp_path, f"{n}-seed{seed}", seed=seed, knn=0.5, lr=lr)
+        for n, lr in NAMED_RATES
+        for seed in range(2)
+    ]
+    for path in paths:
+        file = tmp_path / "eval" / path.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        one = metrics["encoders"]["trained"]
+        one["knn"]["top1_interval"] = [[0.1, 0.2], [0.3, 0.4], [0.451, 0.549]]
+        one["linear_probe"]["top1_interval"] = None
+        share = 0.999 if path.name.startswith("b") else 0.5
+        rank = 31.5 if path.name.startswith("b") else 24.25
+        found = one["diagnostics"]["covariance_spectrum_topq"]
+        found |= {"rankme": 3.25 if share > 0.9 else 33.5, "mean_share": share}
+        found |= {"effective_rank": rank}
+        metrics |= {"schema_version": 2, "notes": ["A note of <both>."]}
+        file.write_text(json.dumps(metrics))
+    text = page(load(paths))
+    parser = Balanced()
+    parser.feed(text)
+    shown = " ".join(parser.texts)
+    assert "[45.1, 54.9]" in shown
+    assert "RankMe" in shown
+    assert "energy in mean %" in shown
+    assert "99.9" in shown
+    # Of one point the effective rank is no gain, while RankMe says what is lost.
+    assert "31.5" in shown
+    assert "+7.2" not in shown
+    assert "−30.2" in shown
+    assert "A note of <both>. (a-seed0, a-seed1, b-seed0, b-seed1)" in shown
+    assert "different versions" not in shown
+    assert "as published" not in shown
+    file = tmp_path / "eval" / "a-seed0" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["info"]["settings"] = {"parity.reference_evaluation": True}
+    file.write_text(json.dumps(metrics))
+    assert "count votes and pairs as published" in page(load(paths))
+    old = write_run(tmp_path, "old", seed=0, knn=0.5)
+    assert "These reports are of different versions" in page(load([*paths, old]))
+
+
+def test_accuracies_that_mean_nothing_in_several_seeds(tmp_path) -> None:
+    paths = [
+        write_run(tmp_path, f"{n}-seed{seed}", seed=seed, knn=0.5, lr=lr)
+        for n, lr in NAMED_RATES
+        for seed in range(3)
+    ]
+    for path in paths[3:]:
+        file = tmp_path / "eval" / path.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        one = metrics["encoders"]["trained"]
+        one["knn"] |= {"top1": [None] * 3, "top1_interval": [None] * 3}
+        one["linear_probe"] = {"top1": None, "top1_interval": None, "top5": None}
+        file.write_text(json.dumps(metrics))
+    parser = Balanced()
+    parser.feed(page(load(paths)))
+    assert parser.open == []
+    assert "nan" not in " ".join(parser.texts)
+
+
+NAMED_RATES = (("a", 0.1), ("b", 0.2))
+
+
+@pytest.mark.parametrize("name", ["a <b>&amp; 'c'", "<img src=x onerror=alert(1)>", '"><script>'])
+def test_names_cannot_break_the_page(name, tmp_path) -> None:
+    text = page(load([write_run(tmp_path, name, seed=0, knn=0.5)]))
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert name in parser.texts
+
+
+def test_what_is_wrong_is_a_sentence(workdirs, tmp_path) -> None:
+    out, none = tmp_path / "page.html", pathlib.Path("none")
+    with pytest.raises(UserError, match="name one or more runs"):
+        compare([], out, none)
+    with pytest.raises(UserError, match="named more than once"):
+        compare([workdirs[0], workdirs[0] / ".." / workdirs[0].name], out, none)
+    with pytest.raises(UserError, match=r"has no evaluation in .*--mode=eval"):
+        compare([tmp_path / "nothing"], out, none)
+    (tmp_path / "metrics.json").write_text('{"encoders": {}}')
+    with pytest.raises(UserError, match=r"metrics\.json is no evaluation of a trained run"):
+        compare([tmp_path], out, none)
+    with pytest.raises(UserError, match="cannot be written"):
+        compare(workdirs[:1], tmp_path / "metrics.json" / "x.html", none)
+    assert not out.exists()
+
+
+def test_script_writes_a_page_that_a_browser_shows(workdirs, tmp_path) -> None:
+    out = tmp_path / "new" / "page.html"
+    command = [sys.executable, "scripts/compare.py", *map(str, workdirs), f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "better: better-seed0, better-seed1, better-seed2" in done.stdout
+    assert out.read_text() == page(load(workdirs))
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next((name for name in names if shutil.which(name)), None)
+    if browser is None:
+        pytest.skip("no headless browser here: the page was written, but not looked at")
+    picture = tmp_path / "page.png"
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync")
+    flags += ("--disable-background-networking", "--disable-component-update", "--hide-scrollbars")
+    flags += (f"--user-data-dir={tmp_path}/browser", "--window-size=1280,2400")
+    subprocess.run(
+        [browser, *flags, f"--screenshot={picture}", out.as_uri()],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    assert pixels.shape == (2400, 1280, 3)
+    # Both groups' colours are drawn, as lines and not as a handful of pixels.
+    for style in (0, 1):
+        ink = [int(charts.colour(style)[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - ink).sum(axis=-1) < 12).sum() > 700
+    # Nothing sticks out to the right of the page's column.
+    assert (pixels[:, -12:] == pixels[0, 0]).all()
+
+
+def test_other_images_and_settings_are_warned_of(tmp_path) -> None:
+    workdirs = [write_run(tmp_path, f"{n}-seed0", seed=0, knn=0.5, lr=lr) for n, lr in NAMED_RATES]
+    told = []
+    for images, epochs in (("x", 50), ("x", 5), ("y", 50)):
+        path = tmp_path / "eval" / "b-seed0" / "metrics.json"
+        for name, one, two in (("a-seed0", "x", 50), ("b-seed0", images, epochs)):
+            path = tmp_path / "eval" / name / "metrics.json"
+            metrics = json.loads(path.read_text())
+            metrics["info"]["test_images"] = {"fingerprint": one}
+            metrics["info"]["settings"] = {"evaluation.probe_epochs": two, "seed": len(name)}
+            path.write_text(json.dumps(metrics))
+        told.append(" ".join(warnings(load(workdirs))))
+    assert "images" not in told[0]
+    assert "settings" not in told[0]
+    assert "different settings: evaluation.probe_epochs." in told[1]
+    assert "tested on different images" in told[2]

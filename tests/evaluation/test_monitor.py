@@ -1,0 +1,201 @@
+"""What training tells on the way: views, alarms and kNN; and CIFAR-100's superclasses."""
+
+import io
+import logging
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from random_states import random_state
+
+from configs import quickstart
+from hjepa_jax.config import validation
+from hjepa_jax.data.contact_sheet import contact_sheet
+from hjepa_jax.data.pipeline import eval_batches, train_batches
+from hjepa_jax.data.sources import cifar_superclasses
+from hjepa_jax.data.sources.base import ArraySource
+from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluate import evaluation_sources
+from hjepa_jax.evaluation import monitor
+from hjepa_jax.evaluation.features import extract_features
+from hjepa_jax.evaluation.knn import knn_accuracy
+from hjepa_jax.evaluation.ready import Sets
+from hjepa_jax.evaluation.report.about import watch
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.train import train
+from hjepa_jax.training.prepare import make_encode, open_split, prepare
+from tests.runtime.test_writers import _events
+
+
+def online_config():
+    """The smoke run with kNN after each of two steps."""
+    config = quickstart.get_config("smoke")
+    config.evaluation.update(online_every_epochs=0.25, online_images=40)
+    return config
+
+
+def prepare_without_step(*arguments):
+    """A prepared run whose step is a random state, at no compilation, and figures of collapse."""
+    run = prepare(*arguments)
+
+    def step(state, batch):
+        del batch
+        number = int(state.step) + 1
+        metrics = {"total": 1.0, "failed_step": -1, "q_pr": 0.01 / number, "p_pr": 0.5}
+        return jax.device_put(random_state(run, number)), metrics
+
+    return run._replace(step=step, init=lambda: random_state(run, 0))
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run's workdir, its log and its events."""
+    folder = tmp_path_factory.mktemp("online")
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("hjepa_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+            train(online_config(), folder)
+    finally:
+        logger.removeHandler(handler)
+    values = [(e.step, v) for e in _events(folder) for v in e.summary.value]
+    return folder, lines, values
+
+
+def test_knn_is_logged_when_due_and_right(watched) -> None:
+    folder, lines, values = watched
+    top1 = {step: v.simple_value for step, v in values if v.tag == "online/knn_top1"}
+    assert sorted(top1) == [1, 2]
+    assert {step for step, v in values if v.tag == "online/knn_top5"} == {1, 2}
+    assert any(line.startswith("step 2: kNN top-1") for line in lines)
+
+    config = online_config()
+    train_set, test_set = open_split(config, "train"), open_split(config, "test")
+    run = prepare(config, len(train_set), sharding.data_mesh())
+    state, _ = Checkpointer(folder / "checkpoints", read_only=True).restore(run.abstract_state)
+    encode = make_encode(run, state.params, state.batch_stats)
+    fewer = monitor.subset(train_set, 40, config.evaluation.seed)
+    sets = [extract_features(encode, eval_batches(config, s, 32)) for s in (fewer, test_set)]
+    (q, labels), (test_q, test_labels) = ((x[:, : x.shape[1] // 2], y) for x, y in sets)
+    assert len(q) == 40
+    expected = knn_accuracy(q, labels, test_q, test_labels, ks=(20,), num_classes=10)["top1"][0]
+    assert top1[2] == pytest.approx(expected, abs=1e-6)
+
+
+def test_first_views_are_in_tensorboard(watched) -> None:
+    _, _, values = watched
+    (picture,) = [(step, v.image) for step, v in values if v.tag == "views"]
+    config = online_config()
+    with train_batches(config, open_split(config, "train"), num_steps=1) as stream:
+        expected = contact_sheet(next(stream), 12)
+    assert picture[0] == 1
+    assert (picture[1].height, picture[1].width) == expected.shape[:2]
+    decoded = np.asarray(Image.open(io.BytesIO(picture[1].encoded_image_string)))
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_alarm_is_told_once_in_plain_words(watched) -> None:
+    _, lines, values = watched
+    assert {step for step, v in values if v.tag == "q_pr"} == {1, 2}
+    told = [line for line in lines if "varies in few directions" in line]
+    assert told == [
+        "step 1: The position q varies in few directions (participation ratio 0.010 of the "
+        "possible, alarm below 0.03): raise loss.logdet_weight or loss.q_logdet_floor."
+    ]
+
+
+def test_kinds_of_alarms_are_told_apart() -> None:
+    log = monitor.AlarmLog({"q": 1.0, "p": 1.0})
+    assert log.new({"q_pr": 0.5}) == []
+    assert len(log.new({"q_pr": 0.012})) == 1
+    assert log.new({"q_pr": 0.0000013}) == []
+    assert len(log.new({"q_pr": 0.011, "p_pr": 0.01})) == 1
+    assert len(log.new({"q2": 100.0})) == 1
+    assert len(log.new({"q2": 0.0001})) == 1
+    assert log.new({"q2": 2e-7, "p_pr": 1e-9}) == []
+
+
+def _make(config):
+    source = open_split(config, "train")
+    run = prepare(config, len(source), sharding.data_mesh())
+    return monitor.OnlineKnn(config, run, source)
+
+
+def test_what_does_not_fit_is_a_sentence() -> None:
+    config = online_config()
+    assert _make(config).every_steps == 1
+    config.evaluation.online_every_epochs = 3.0
+    assert _make(config).every_steps == 12
+    config.evaluation.online_every_epochs = 0.001
+    assert _make(config).every_steps == 1
+    source = open_split(config, "train")
+    run = prepare(config, len(source), sharding.data_mesh())
+
+    class OtherClasses:
+        class_names = ("a", "b")
+        description = "other: 2 classes"
+
+    with pytest.raises(DataError, match=r"other: 2 classes.*online_every_epochs=None"):
+        monitor.OnlineKnn(config, run, OtherClasses())
+
+
+def test_online_fields_are_checked() -> None:
+    config = quickstart.get_config("smoke")
+    config.evaluation.online_images = 7
+    with pytest.raises(ConfigError, match="online_images is set to 7 but has no effect"):
+        validation.validate(config)
+    config.evaluation.online_every_epochs = 0.0
+    with pytest.raises(ConfigError, match=r"online_every_epochs is 0\.0: it must be above 0"):
+        validation.validate(config)
+
+
+# The coarse label of each fine label, 0 to 99, in the order of the data set's files.
+_COARSE_OF_FINE = (
+    "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 "
+    "11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 "
+    "16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
+)
+
+
+def test_superclasses_are_the_data_sets_own() -> None:
+    members = cifar_superclasses.CIFAR100_SUPERCLASSES.values()
+    fine = sorted(name for five in members for name in five)
+    assert len(set(fine)) == 100
+    assert all(list(five) == sorted(five) for five in members)
+    assert list(cifar_superclasses.CIFAR100_SUPERCLASSES) == sorted(
+        cifar_superclasses.CIFAR100_SUPERCLASSES
+    )
+    # The files number the fine classes in alphabetical order.
+    found = cifar_superclasses.label_maps("cifar100", fine)["superclass"]
+    assert found.tolist() == [int(text) for text in _COARSE_OF_FINE.split()]
+    turned = cifar_superclasses.label_maps("cifar100", fine[::-1])["superclass"]
+    assert turned.tolist() == found.tolist()[::-1]
+
+
+def test_evaluation_of_cifar100_uses_them() -> None:
+    fine = sorted(
+        name for five in cifar_superclasses.CIFAR100_SUPERCLASSES.values() for name in five
+    )
+    images = np.zeros((100, 32, 32, 3), np.uint8)
+    source = ArraySource("cifar100", images, np.arange(100), fine)
+    config = quickstart.get_config()
+    config.data.name = "cifar100"
+    sets = watch(config, Sets(source, source))
+    (mapping,) = evaluation_sources(config, *sets).label_maps.values()
+    assert mapping[fine.index("maple_tree")] == 17
+    config.data.name = "digits"
+    assert evaluation_sources(config, *sets).label_maps == {}
+
+
+def test_other_data_has_no_superclasses(caplog) -> None:
+    assert cifar_superclasses.label_maps("digits", ("0", "1")) == {}
+    assert not caplog.records
+    assert cifar_superclasses.label_maps("cifar100", ("0", "1")) == {}
+    assert "not those of CIFAR-100" in caplog.text

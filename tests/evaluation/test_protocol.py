@@ -1,0 +1,330 @@
+"""The protocol end to end on small real images, and its parts against direct calls."""
+
+import functools
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from hjepa_jax.config import base_config
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.evaluation import alarms, extras, intervals, knn, probe, protocol, robustness
+from hjepa_jax.evaluation.features import Features
+from hjepa_jax.evaluation.report import gallery
+
+_ORDER = np.random.default_rng(1).permutation(192)
+_WEIGHTS = np.random.default_rng(0).normal(size=(64, 192)).astype(np.float32)
+
+
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    data = load_digits()
+    images = (data.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    return images, data.target.astype(np.int32)
+
+
+def _batches(start: int, stop: int, size: int = 64):
+    images, labels = digits()
+    for first in range(start, stop, size):
+        rows = np.arange(first, first + size)
+        yield {
+            "image": images[np.minimum(rows, stop - 1)],
+            "label": labels[np.minimum(rows, stop - 1)],
+            "mask": rows < stop,
+        }
+
+
+def _pairs() -> tuple[np.ndarray, np.ndarray]:
+    images = digits()[0][:40]
+    return images, np.roll(images, 1, axis=2)
+
+
+def sources(**changes) -> protocol.Sources:
+    given = {
+        "train_batches": lambda: _batches(0, 300),
+        "test_batches": lambda: _batches(300, 400),
+        "augmented_pairs": _pairs,
+        "num_classes": 10,
+    }
+    return protocol.Sources(**(given | changes))
+
+
+def trained(images) -> np.ndarray:
+    """Pixels in another order; as wide as the pixel baseline, so that compilations are shared."""
+    return np.asarray(images).reshape(len(images), -1).astype(np.float32)[:, _ORDER]
+
+
+def random(images) -> np.ndarray:
+    return np.tanh(np.asarray(images)[..., 0].reshape(len(images), -1) / 2550 @ _WEIGHTS)
+
+
+def settings(**changes):
+    config = base_config().evaluation
+    config.update({"probe_epochs": 3, "knn_k": (1, 5, 400), "batch_size": 64} | changes)
+    return config
+
+
+@functools.cache
+def full_evaluation() -> protocol.Evaluation:
+    """Everything switched on, once for all tests here and of the report."""
+    config = settings(
+        variant="qp",
+        pixel_baseline=True,
+        few_shot=(2,),
+        few_shot_trials=2,
+        robustness=("grey", "shift"),
+        spectrum_top=12,
+    )
+    parity = {"parity": np.arange(10) % 2}
+    return protocol.evaluate(
+        {"trained": trained, "random": random},
+        sources(label_maps=parity),
+        config,
+        split_qp=True,
+        info={"step": 7},
+    )
+
+
+def test_metrics_have_the_documented_fields_and_are_json() -> None:
+    metrics = full_evaluation().metrics
+    assert metrics["schema_version"] == protocol.SCHEMA_VERSION
+    assert metrics["info"] == {"step": 7}
+    assert list(metrics["encoders"]) == ["trained", "random", "pixels"]
+    one = metrics["encoders"]["trained"]
+    assert one["variant"] == "qp"
+    assert one["feature_dim"] == 192
+    assert one["knn"]["k_values"] == [1, 5, 20]
+    accuracies = {"top1", "top1_interval", "top5", "top5_interval"}
+    assert set(one["knn"]) == {"k_values", *accuracies}
+    assert set(one["linear_probe"]) == {*accuracies, "lr", "train_loss"}
+    assert metrics["num_test_images"] == 100
+    for found in (
+        one["linear_probe"],
+        one["few_shot"]["2"],
+        one["qp_variants"]["q"]["linear_probe"],
+    ):
+        assert found["top1_interval"] == intervals.wilson(found["top1"], 100)
+    measured = one["diagnostics"]
+    assert set(measured) == {
+        "covariance_spectrum_topq",
+        "cosine_similarity",
+        "feature_norms",
+        "alignment_uniformity",
+        "cka_q_p",
+    }
+    assert len(measured["covariance_spectrum_topq"]["eigenvalues"]) == 12
+    assert set(one["qp_variants"]) == {"q", "p", "qp"}
+    assert set(one["coarse"]) == {"parity"}
+    assert set(one["robustness"]) == {"grey", "shift"}
+    assert one["few_shot"]["2"]["trials"] == 2
+    pixels = metrics["encoders"]["pixels"]
+    assert pixels["variant"] == "qp"
+    assert "qp_variants" not in pixels
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_figures_are_those_of_direct_calls() -> None:
+    one = full_evaluation().metrics["encoders"]["trained"]
+    images, labels = digits()
+    z = trained(images)
+    direct = knn.knn_accuracy(
+        z[:300], labels[:300], z[300:400], labels[300:400], ks=(1, 5, 20), num_classes=10
+    )
+    assert one["knn"] == direct
+    for name, part in (("q", z[:, :96]), ("p", z[:, 96:])):
+        train, test = (part[:300], labels[:300]), (part[300:400], labels[300:400])
+        expected = probe.linear_probe(train, test, 10, probe.ProbeSettings(epochs=3))
+        assert one["qp_variants"][name]["linear_probe"]["top1"] == expected.top1
+    assert one["qp_variants"]["qp"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
+    norms = np.linalg.norm(z[300:400], axis=1)
+    assert one["diagnostics"]["feature_norms"]["p50"] == pytest.approx(np.median(norms))
+    # Digits are grey already, so greying them changes nothing.
+    assert one["robustness"]["grey"]["knn"]["top1"][0] == one["knn"]["top1"][2]
+    assert one["robustness"]["grey"]["linear_probe"]["top1"] == one["linear_probe"]["top1"]
+    assert one["robustness"]["shift"]["knn"]["top1"][0] < one["knn"]["top1"][2]
+    # Of two classes both are among the top five.
+    assert one["coarse"]["parity"]["knn"]["top5"] == [None] * 3
+    assert one["coarse"]["parity"]["linear_probe"]["top5"] is None
+    assert one["coarse"]["parity"]["linear_probe"]["top1"] > 0.5
+
+
+def test_the_chosen_variant_is_the_one_evaluated() -> None:
+    config = settings(variant="q", qp_variants=False)
+    metrics = protocol.evaluate_encoders({"only": trained}, sources(), config, split_qp=True)
+    one, every = metrics["encoders"]["only"], full_evaluation().metrics["encoders"]["trained"]
+    assert one["variant"] == "q"
+    assert one["feature_dim"] == 96
+    assert one["knn"] == every["qp_variants"]["q"]["knn"]
+    assert one["linear_probe"] == every["qp_variants"]["q"]["linear_probe"]
+    assert one["diagnostics"]["cka_q_p"] == every["diagnostics"]["cka_q_p"]
+    assert one["diagnostics"]["feature_norms"] != every["diagnostics"]["feature_norms"]
+    assert "qp_variants" not in one
+
+
+def test_differences_are_trained_minus_random() -> None:
+    metrics = full_evaluation().metrics
+    first, second = (protocol.headline(metrics["encoders"][n], 20) for n in ("trained", "random"))
+    for name, value in metrics["trained_minus_random"].items():
+        assert value == first[name] - second[name]
+    assert first["knn"] == metrics["encoders"]["trained"]["knn"]["top1"][2]
+    assert first["knn_first"] == metrics["encoders"]["trained"]["knn"]["top1"][0]
+
+
+def test_pictures_get_the_images_their_indices_name() -> None:
+    inputs = full_evaluation().pictures
+    images, labels = digits()
+    for query in inputs.queries.tolist():
+        image, label = inputs.test_images[query]
+        np.testing.assert_array_equal(image, images[300 + query])
+        assert label == labels[300 + query]
+    for one in inputs.encoders.values():
+        for index in one.neighbours.ravel().tolist():
+            np.testing.assert_array_equal(inputs.train_images[index][0], images[index])
+    assert len({inputs.test_images[q][1] for q in inputs.queries.tolist()}) == gallery.NUM_QUERIES
+
+
+def test_without_split_the_whole_state_is_evaluated() -> None:
+    metrics = protocol.evaluate_encoders({"only": random}, sources(), settings(), split_qp=False)
+    one = metrics["encoders"]["only"]
+    assert one["variant"] == "qp"
+    assert one["feature_dim"] == 192
+    assert "qp_variants" not in one
+    assert "cka_q_p" not in one["diagnostics"]
+    assert metrics["trained_minus_random"] == {}
+
+
+def test_what_cannot_be_evaluated_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no encoder to evaluate"):
+        protocol.evaluate({}, sources(), settings(), split_qp=False)
+    with pytest.raises(ValueError, match="labels go from 0 to 9, but with 5 classes"):
+        protocol.evaluate({"x": random}, sources(num_classes=5), settings(), split_qp=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"few_shot": (5, 10_000)}, "few_shot asks for 10000 training images of each class"),
+        ({"robustness": ("fog",)}, "'fog'; it knows grey"),
+        ({"probe_lr": -1.0}, "learning rates must be positive"),
+    ],
+)
+def test_bad_settings_stop_the_evaluation_before_it_works(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "classify", lambda *_: pytest.fail("worked"))
+    with pytest.raises(ConfigError, match=words):
+        protocol.evaluate({"x": random}, sources(), settings(**changes), split_qp=False)
+
+
+def test_few_shot_draws_are_balanced_and_seeded() -> None:
+    labels = digits()[1][:300]
+    rows = extras.few_shot_rows(labels, 3, 10, (0, 1))
+    assert np.bincount(labels[rows]).tolist() == [3] * 10
+    assert len(set(rows.tolist())) == 30
+    np.testing.assert_array_equal(rows, extras.few_shot_rows(labels, 3, 10, (0, 1)))
+    assert set(rows.tolist()) != set(extras.few_shot_rows(labels, 3, 10, (0, 2)).tolist())
+    with pytest.raises(ValueError, match="class 0 has only 0"):
+        extras.few_shot_rows(np.array([1, 1]), 1, 2, (0, 0))
+
+
+def test_few_shot_probe_learns_more_from_more_images() -> None:
+    images, labels = digits()
+    z = trained(images)
+    train, test = Features(z[:300], labels[:300]), Features(z[300:400], labels[300:400])
+    config = settings(few_shot_trials=3)
+    two, ten = (extras.few_shot_probe(train, test, 10, n, config) for n in (2, 10))
+    assert 0.2 < two["top1"] < ten["top1"]
+    assert two["top1_std"] > 0
+
+
+def test_pixels_are_block_means() -> None:
+    images = np.random.default_rng(1).integers(256, size=(2, 64, 64, 3)).astype(np.uint8)
+    found = protocol.pixels(images).reshape(2, 32, 32, 3)
+    np.testing.assert_allclose(found[1, 3, 5], images[1, 6:8, 10:12].mean((0, 1)) / 255, rtol=1e-5)
+    assert protocol.pixels(images[:, :8, :8]).shape == (2, 192)
+    assert protocol.pixels(np.zeros((1, 224, 224, 3), np.uint8)).shape == (1, 3072)
+
+
+@pytest.mark.parametrize("name", list(robustness.CORRUPTIONS))
+def test_changes_are_seeded_and_keep_shape_and_labels(name: str) -> None:
+    images = np.random.default_rng(2).integers(256, size=(5, 16, 16, 3)).astype(np.uint8)
+    batch = {"image": images, "label": np.arange(5), "mask": np.ones(5, bool)}
+    (first,), (again,) = (list(robustness.corrupt_batches([batch], name, 3)) for _ in range(2))
+    np.testing.assert_array_equal(first["image"], again["image"])
+    np.testing.assert_array_equal(first["label"], batch["label"])
+    assert first["image"].shape == images.shape
+    assert first["image"].dtype == np.uint8
+    assert np.any(first["image"] != images)
+    assert np.abs(first["image"].astype(int) - images.astype(int)).max() <= 255
+
+
+def test_an_unknown_change_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'fog'; it knows grey, noise"):
+        list(robustness.corrupt_batches([{"image": np.zeros((1, 8, 8, 3))}], "fog", 0))
+
+
+def test_collecting_images_closes_the_stream_and_skips_padding() -> None:
+    closed = []
+
+    def stream():
+        try:
+            for start in (0, 3, 6):
+                ids = np.arange(start, start + 3)
+                image = ids[:, None, None, None] * np.ones((1, 2, 2, 3))
+                yield {"image": image, "label": ids, "mask": np.array([True, False, True])}
+        finally:
+            closed.append(True)
+
+    # Positions 0, 1, 2 are images 0, 2 and 3.
+    found = gallery.collect_images(stream(), [2, 1])
+    assert {k: label for k, (_, label) in found.items()} == {1: 2, 2: 3}
+    assert closed == [True]
+
+
+def test_alarms_are_silent_when_all_is_well() -> None:
+    well = {"q_pr": 0.3, "p_pr": 0.3, "q_std_min": 0.2, "p_std_min": 0.2, "q2": 1.1, "p2": 0.9}
+    assert alarms.collapse_alarms(well) == []
+    assert alarms.collapse_alarms({"total": 3.0, "lr": 0.1}) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("q_pr", 0.01, "position q varies in few directions"),
+        ("p_pr", 0.01, "momentum p varies in few directions"),
+        ("p_std_min", 1e-4, "dimension of the momentum p hardly varies"),
+        ("z_std_min", 1e-4, "raise sigreg.weight"),
+        ("q2", 0.1, "0.1, more than 4 times below its budget 1"),
+        ("p2", 9.0, "9, more than 4 times above its budget 1"),
+        ("total", float("nan"), "Not finite: total. Training has diverged"),
+        ("q2", float("inf"), "Not finite: q2"),
+    ],
+)
+def test_each_alarm_says_what_is_wrong(field: str, value: float, words: str) -> None:
+    (alarm,) = alarms.collapse_alarms({"q_pr": 0.5, "p2": 1.0, field: value})
+    assert words in alarm
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({"pred": 6e8, "q2": 1.0, "p2": 1.0}, True),
+        ({"pred": 5.0, "q2": 1e-4, "p2": 0.3e-3}, True),  # the state is small, not the error
+        ({"pred": 900.0, "q2": 0.5, "p2": 1.0}, False),
+        ({"pred": 6e8, "q2": 1.0, "p2": 3e6}, False),  # the state itself has run away
+        ({"pred": 6e8}, False),
+        ({"pred": math.inf, "q2": 1.0, "p2": 1.0}, False),  # not finite, which is said already
+    ],
+)
+def test_a_prediction_error_out_of_proportion_is_an_alarm(metrics, told) -> None:
+    found = [a for a in alarms.collapse_alarms(metrics) if a.startswith("The prediction error is")]
+    assert len(found) == told
+    assert all("dynamics.dt" in sentence and "base_coeff" in sentence for sentence in found)
+
+
+def test_alarms_follow_the_given_budget() -> None:
+    assert alarms.collapse_alarms({"q2": 9.0}, targets={"q": 9.0, "p": 1.0}) == []
+    assert len(alarms.collapse_alarms({"q2": 1.0}, targets={"q": 9.0, "p": 1.0})) == 1

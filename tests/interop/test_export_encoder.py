@@ -1,0 +1,95 @@
+"""The encoder as a file: read back without the run, it gives the run's features."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from random_states import save_initial_run
+
+import hjepa_jax
+from configs import imagenet100, quickstart
+from hjepa_jax.errors import ConfigError, UserError
+from hjepa_jax.interop.export_encoder import encoder_function, export_encoder
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _loaded(config, folder: pathlib.Path):
+    save_initial_run(config, folder)
+    return hjepa_jax.load(folder, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A run with the ImageNet stem and pooled tokens, which computes in bfloat16."""
+    config = imagenet100.get_config("smoke")
+    config.model.compute_dtype = "bfloat16"
+    return _loaded(config, tmp_path_factory.mktemp("imagenet"))
+
+
+def _images(run, count: int) -> np.ndarray:
+    shape = (count, run.config.data.image_size, run.config.data.image_size, 3)
+    return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _assert_equal(found, expected) -> None:
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.std(expected) > 0.1
+
+
+def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -> None:
+    run = _loaded(quickstart.get_config("smoke"), tmp_path / "run")
+    out = tmp_path / "new" / "encoder.stablehlo"
+    command = [sys.executable, "scripts/export_encoder.py", f"--workdir={tmp_path}/run"]
+    done = subprocess.run(
+        [*command, f"--out={out}", "--variant=p"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "uint8 images [N, 16, 16, 3]" in done.stdout
+    exported = jax.export.deserialize(bytearray(out.read_bytes()))
+    assert set(exported.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+    for count in (1, 5):
+        images = _images(run, count)
+        _assert_equal(np.asarray(exported.call(images)), run.encode_variant(images, "p"))
+    about = json.loads((out.parent / "encoder.stablehlo.json").read_text())
+    assert (about["image_size"], about["variant"], about["step"]) == (16, "p", 0)
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.json"]
+
+
+def test_imagenet_stem_and_bfloat16(imagenet, tmp_path) -> None:
+    export_encoder(imagenet, tmp_path / "e.stablehlo")
+    exported = jax.export.deserialize(bytearray((tmp_path / "e.stablehlo").read_bytes()))
+    images = _images(imagenet, 3)
+    found, expected = np.asarray(exported.call(images)), imagenet.encode(images)
+    # Two compilations of bfloat16 arithmetic round differently.
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+    # What ONNX is made of computes the same in float32.
+    portable = jax.jit(encoder_function(imagenet, portable=True))(images)
+    assert np.abs(portable - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_onnx(imagenet, tmp_path) -> None:
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    export_encoder(imagenet, tmp_path / "e.onnx", variant="q")
+    session = runtime.InferenceSession(tmp_path / "e.onnx")
+    encode = jax.jit(encoder_function(imagenet, "q", portable=True))
+    for count in (1, 5):
+        images = _images(imagenet, count)
+        (found,) = session.run(["features"], {"images": images})
+        _assert_equal(found, encode(images))
+
+
+def test_what_cannot_be_written_is_a_sentence(imagenet, tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match=r"e\.pb must end in \.stablehlo or \.onnx"):
+        export_encoder(imagenet, tmp_path / "e.pb")
+    with pytest.raises(ConfigError, match="'z'"):
+        export_encoder(imagenet, tmp_path / "e.stablehlo", variant="z")
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"needs jax2onnx: pip install 'hjepa_jax\[onnx\]'"):
+        export_encoder(imagenet, tmp_path / "e.onnx")

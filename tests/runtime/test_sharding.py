@@ -1,0 +1,62 @@
+"""The mesh, the placement of batches, and equality of steps on 1, 2 and 8 devices."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from hjepa_jax.runtime import sharding
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_put_batch_shards_images_not_views() -> None:
+    mesh = sharding.data_mesh()
+    batch = {
+        "global_views": np.zeros((2, 8, 4, 4, 3), np.uint8),
+        "label": np.arange(8, dtype=np.int32),
+    }
+    placed = sharding.put_batch(mesh, batch)
+    assert placed["global_views"].sharding.spec == PartitionSpec(None, sharding.DATA_AXIS)
+    assert placed["label"].sharding.spec == PartitionSpec(sharding.DATA_AXIS)
+    np.testing.assert_array_equal(placed["label"], batch["label"])
+
+
+def test_uneven_batch_is_one_clear_sentence() -> None:
+    class Eight:
+        devices = np.zeros(8)
+
+    sentence = sharding.divisibility_error(12, Eight(), "config.data.batch_size")
+    assert sentence is not None
+    for word in ("config.data.batch_size is 12", "8 devices", "8 or 16"):
+        assert word in sentence
+    assert sharding.divisibility_error(16, Eight(), "x") is None
+    sentence = sharding.divisibility_error(16, Eight(), "x", accumulation=4)
+    assert sentence is not None
+    assert "8 devices times config.train.accumulation=4: set it to a multiple of 32" in sentence
+
+
+@pytest.mark.parametrize("variant", ["hjepa-smoke", "sigreg-smoke"])
+def test_loss_gradient_and_update_equal_on_1_2_8_devices(variant) -> None:
+    """The user's own check, in a process of its own since devices are forced at start-up."""
+    command = [
+        sys.executable,
+        "scripts/layout_check.py",
+        f"--config=configs/cifar100.py:{variant}",
+        "--devices=1,2,8",
+        "--tolerance=1e-9",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 layouts agree" in done.stdout

@@ -1,0 +1,110 @@
+"""Run by test_scaling.py in a process with eight devices: split moments, micro-batches, layouts."""
+
+import pathlib
+import sys
+import tempfile
+import warnings
+
+import jax
+import numpy as np
+
+from configs import cifar100
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.training.prepare import Run, prepare
+
+STEPS = 2
+
+
+def prepared(devices: int, **train):
+    config = cifar100.get_config("sigreg-smoke")
+    config.model.remat = "blocks"
+    config.train.update(accumulation=2, max_steps=STEPS, **train)
+    return prepare(config, 64, sharding.data_mesh(jax.devices()[:devices]))
+
+
+def batches(run: Run):
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        views = rng.integers(0, 256, (2, 16, 16, 16, 3), dtype=np.uint8)
+        yield sharding.put_batch(run.mesh, {"global_views": views})
+
+
+def trained(run: Run):
+    """Returns the state after two steps and the program, each state's buffers given away."""
+    state, compiled = run.init(), None
+    for batch in batches(run):
+        if compiled is None:
+            compiled = run.step.lower(state, batch).compile()
+        before, (state, metrics) = state, compiled(state, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), "not donated"
+        assert np.isfinite(float(metrics["total"]))
+    assert compiled is not None
+    return state, compiled.as_text()
+
+
+def moments(state):
+    return [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+
+
+def bytes_on(device, arrays) -> int:
+    return sum(s.data.nbytes for a in arrays for s in a.addressable_shards if s.device == device)
+
+
+def assert_same(one, two, tolerance: float) -> None:
+    """Compares the trees, each leaf relative to its largest entry."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True)
+    for (path, a), b in pairs:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=str(path))
+
+
+def check_checkpoints(states, runs) -> None:
+    """What any layout saved, any other restores to the bit, placed as it wants it."""
+    for saver, state in states.items():
+        with tempfile.TemporaryDirectory() as folder:
+            checkpointer = Checkpointer(pathlib.Path(folder))
+            checkpointer.save(STEPS, state, {"data": {}})
+            checkpointer.wait()
+            for name, run in runs.items():
+                restored, _ = checkpointer.restore(run.abstract_state)
+                for a, b, wanted in zip(
+                    *map(jax.tree.leaves, (restored, state, run.abstract_state)), strict=True
+                ):
+                    assert a.sharding == wanted.sharding, (saver, name)
+                    assert np.array_equal(a, b, equal_nan=True), (saver, name)
+            checkpointer.close()
+
+
+def main() -> None:
+    assert jax.device_count() == 8
+    split, whole = prepared(8, shard_optimizer=True), prepared(1)
+    states, texts = {}, {}
+    for name, run in (("split", split), ("whole", whole)):
+        states[name], texts[name] = trained(run)
+    assert_same(states["split"].params, states["whole"].params, 1e-4)
+    assert_same(states["split"].batch_stats, states["whole"].batch_stats, 1e-5)
+    assert_same(moments(states["split"]), moments(states["whole"]), 1e-3)
+
+    total = bytes_on(jax.devices()[0], moments(states["whole"]))
+    for device in jax.devices():
+        share = bytes_on(device, moments(states["split"])) / total
+        # An array of one entry, and those that eight does not divide, stay whole.
+        assert 0.124 < share < 0.13, share
+    for leaf in jax.tree.leaves(states["split"].params):
+        assert leaf.sharding.is_fully_replicated
+    # The updates are gathered, one of each parameter; images and states never are.
+    gathered = texts["split"].count(" all-gather(") + texts["split"].count(" all-gather-start(")
+    assert 0 < gathered <= len(jax.tree.leaves(states["split"].params)), gathered
+    assert "all-to-all" not in texts["split"]
+
+    check_checkpoints(
+        states, {"split": split, "two": prepared(2, shard_optimizer=True), "whole": whole}
+    )
+    print("eight devices agree")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    sys.exit(main())

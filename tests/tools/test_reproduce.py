@@ -1,0 +1,155 @@
+"""The comparison of methods: its plan, tables and pictures, and the script on smoke-sized runs."""
+
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.compare.runs import paired_interval
+from hjepa_jax.tools.reproduce import (
+    METHODS,
+    SCALES,
+    Result,
+    differences_table,
+    plan_runs,
+    results_table,
+    variants_table,
+    write_document,
+)
+from hjepa_jax.tools.reproduce_figures import knn_sweep
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FIGURES = (
+    *("knn", "knn_first", "probe_top1", "probe_top5"),
+    *("effective_rank", "participation_ratio", "rankme", "mean_share"),
+)
+
+
+def _row(knn: float) -> dict[str, float]:
+    return {name: knn for name in FIGURES}
+
+
+def test_every_method_gets_the_same_recipe_but_for_its_own_schedules(tmp_path) -> None:
+    runs = plan_runs(
+        tmp_path, methods=METHODS, seeds=(0, 1), scale="small", overrides=("log.every_steps=7",)
+    )
+    # Seed by seed, so that whatever is finished is balanced.
+    assert list(runs)[:5] == [(m, 0) for m in METHODS] + [("hjepa", 1)]
+    recipes = {}
+    for (method, seed), run in runs.items():
+        own = ("--config=", "--workdir", "--config.seed", "--config.dynamics.residual")
+        own += ("--config.loss.logdet_dim",)
+        recipes[method, seed] = {a for a in run.arguments if not a.startswith(own)}
+        assert f"--config.seed={seed}" in run.arguments
+        assert "--config.log.every_steps=7" in run.arguments
+        assert {f"--config.{o}" for o in SCALES["small"]} <= recipes[method, seed]
+    assert all(recipe == recipes["hjepa", 0] for recipe in recipes.values())
+    with pytest.raises(UserError, match="'sigrge' is none of hjepa, sigreg"):
+        plan_runs(tmp_path, methods=["sigrge"], seeds=(0,), scale="small", overrides=())
+
+
+def test_paired_interval_is_that_of_the_mean_difference() -> None:
+    rng = np.random.default_rng(1)
+    sample = rng.normal(2.0, 1.0, 400)
+    found = paired_interval(sample)
+    assert found is not None
+    half = 1.96 * sample.std() / 20
+    np.testing.assert_allclose(found, [sample.mean() - half, sample.mean() + half], atol=0.02)
+    assert paired_interval([1.0]) is None
+    assert paired_interval([3.0, 3.0]) == (3.0, 3.0)
+
+
+def test_tables_pair_by_seed_and_give_mean_and_deviation() -> None:
+    rows = {
+        "hjepa": {0: _row(0.50), 1: _row(0.60)},
+        "sigreg": {1: _row(0.55), 0: _row(0.40), 2: _row(0.9)},
+        "random": {0: _row(0.1)},
+    }
+    table = results_table(rows)
+    assert "| HJEPA | 2 | 55.00 ± 7.07 |" in table
+    assert "| random initialisation | 1 | 10.00 |" in table
+    differences = differences_table(rows)
+    # Seeds 0 and 1 are shared: differences of 10 and 5 points.
+    assert "| HJEPA − SIGReg (LeJEPA) | 2 | +7.50 [+5.00, +10.00] |" in differences
+    assert "| HJEPA − random initialisation | 1 | +40.00 |" in differences
+
+
+def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path) -> None:
+    rows = {"hjepa": {0: _row(0.5), 1: _row(math.nan)}, "sigreg": {0: _row(0.4), 1: _row(0.4)}}
+    assert "| HJEPA | 2 | – |" in results_table(rows)
+    assert "| HJEPA − SIGReg (LeJEPA) | 2 | – |" in differences_table(rows)
+    found = {"knn": {"k_values": [20], "top1": [None]}, "linear_probe": {"top1": None}}
+    known = {"knn": {"k_values": [20], "top1": [0.25]}, "linear_probe": {"top1": 0.5}}
+    parts = {"q": known, "p": known, "qp": found}
+    metrics = {"headline_k": 20, "encoders": {"trained": {**found, "qp_variants": parts}}}
+    result = Result({"hjepa": {0: metrics}}, {})
+    assert "| HJEPA, trained | 25.00 | 50.00 | 25.00 | 50.00 | – | – |" in variants_table(result)
+    knn_sweep({"hjepa": {0: metrics}}, {"hjepa": "HJEPA"}).savefig(tmp_path / "knn.png")
+
+
+def test_nothing_finished_is_said(tmp_path) -> None:
+    with pytest.raises(UserError, match="nothing to report"):
+        write_document(Result({}, {}), tmp_path / "R.md", command="", notes="", planned=4)
+
+
+def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
+    overrides = [
+        "data.name=digits",
+        "data.image_size=16",
+        "data.batch_size=16",
+        "data.max_train_images=64",
+        "data.max_test_images=32",
+        "model.width=8",
+        "model.token_layer=layer2",
+        "model.token_dim=8",
+        "train.max_steps=2",
+        "train.epochs=1",
+        "train.warmup_epochs=0.5",
+        "train.fast_compile=True",
+        "evaluation.batch_size=32",
+        "evaluation.probe_epochs=1",
+        "log.every_steps=1",
+    ]
+    command = [
+        sys.executable,
+        "scripts/reproduce.py",
+        f"--out={tmp_path}/runs",
+        f"--report={tmp_path}/RESULTS.md",
+        "--scale=small",
+        "--methods=sigreg",
+        "--seeds=3",
+        *(f"--override={text}" for text in overrides),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    for expected in ("runs, log in", "finished before"):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count(expected) == 1
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "1 of 1 runs finished; seeds 3" in text
+    for row in ("SIGReg (LeJEPA)", "random initialisation", "raw pixels"):
+        assert re.search(rf"^\| {re.escape(row)} \| 1 \| \d", text, re.MULTILINE), row
+    assert str(tmp_path) not in text
+    assert "jaxlib" in text
+    for name in ("knn", "spectra", "curves"):
+        assert (tmp_path / f"images/{name}.png").stat().st_size > 10_000
+
+
+def test_a_failing_picture_does_not_cost_the_document(tmp_path, monkeypatch, caplog) -> None:
+    def fail(*_):
+        raise RuntimeError("no ink")
+
+    for name in ("knn_sweep", "spectra", "training_curves"):
+        monkeypatch.setattr(f"hjepa_jax.tools.reproduce_figures.{name}", fail)
+    monkeypatch.setattr("hjepa_jax.tools.reproduce.document", lambda *_, **__: "the tables")
+    found = Result({"hjepa": {0: {}}}, {"hjepa": {0: {}}})
+    write_document(found, tmp_path / "R.md", command="", notes="", planned=1)
+    assert (tmp_path / "R.md").read_text() == "the tables"
+    for name in ("knn", "spectra", "curves"):
+        assert f"{name}.png could not be drawn (RuntimeError: no ink)" in caplog.text

@@ -1,0 +1,118 @@
+"""Micro-batches: the gradient of the whole batch's loss, to 1e-10 where nothing else couples."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import cifar100
+from hjepa_jax.runtime import ordering
+from hjepa_jax.tools.layout_check import float64_method
+from hjepa_jax.training import accumulation
+from hjepa_jax.training.accumulation import cached_gradient, cut, cut_states, join_states
+from hjepa_jax.training.prepare import UNOPTIMISED
+from hjepa_jax.training.step import draw_randomness, loss_and_gradient, objective
+
+MICRO_BATCHES = 4
+
+
+def assert_close(got: Any, expected: Any, tolerance: float) -> None:
+    """Compares trees, relative to the largest entry of the whole tree."""
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=str(path))
+
+
+def test_cut_takes_every_nth_image_and_states_come_back_in_order() -> None:
+    views = np.arange(2 * 12 * 3).reshape(2, 12, 3)
+    batch = {"global_views": jnp.asarray(views), "label": jnp.arange(12)}
+    parts = cut(batch, 4)
+    for i in range(4):
+        np.testing.assert_array_equal(parts["global_views"][i], views[:, i::4])
+        np.testing.assert_array_equal(parts["label"][i], np.arange(12)[i::4])
+    np.testing.assert_array_equal(join_states(parts["global_views"]), views)
+    np.testing.assert_array_equal(cut_states(jnp.asarray(views), 4), parts["global_views"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "scanned"), [("hjepa-smoke", True), ("ham_learnable-smoke", False)]
+)
+def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
+    variant, scanned, monkeypatch
+) -> None:
+    """The losses of a configuration on a dense encoder; the loop unrolled, and as a scan."""
+    monkeypatch.setattr(accumulation, "on_cpu", lambda: not scanned)
+    monkeypatch.setattr(ordering, "on_cpu", lambda: not scanned)
+    with jax.enable_x64(True):
+        config = cifar100.get_config(variant)
+        method, state = float64_method(config, total=4, per_epoch=2)
+        width = method.modules.encoder.output_dim(config.data.image_size)
+        rng = np.random.default_rng(0)
+        batch = {"global_views": jnp.asarray(rng.normal(size=(2, config.data.batch_size, 5)))}
+        params = state.params | {"encoder": {"kernel": jnp.asarray(rng.normal(size=(5, width)))}}
+        # The schedules start from zero: a later step counts every term.
+        step = jnp.asarray(3)
+
+        def encode(params: Any, stats: Any, part: Any) -> tuple[jax.Array, Any]:
+            return jnp.tanh(part["global_views"] @ params["encoder"]["kernel"]), stats
+
+        def loss(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
+            key = jax.random.wrap_key_data(state.rng)
+            rows = z.shape[0] * z.shape[1]
+            drawn = draw_randomness(method, key, step, dim=width, num_rows=rows, dtype=z.dtype)
+            return objective(method, params, state.spectral, z, drawn, step)
+
+        @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
+        def both(params: Any) -> tuple[Any, Any]:
+            parts = cut(batch, MICRO_BATCHES)
+            cached = cached_gradient(encode, loss, params, {"mean": jnp.ones(3)}, parts)
+            whole = jax.value_and_grad(lambda p: loss(p, encode(p, {}, batch)[0]), has_aux=True)
+            return cached, whole(params)
+
+        cached, ((total, metrics), gradient) = both(params)
+        assert_close(cached.total, total, 1e-12)
+        assert_close(cached.extras, metrics, 1e-12)
+        assert_close(cached.gradient, gradient, 1e-10)
+        np.testing.assert_array_equal(cached.batch_stats["mean"], np.ones(3))
+        assert min(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient["encoder"])) > 1e-6
+
+
+def test_a_step_on_copies_equals_the_whole_batch_and_needs_less_memory() -> None:
+    """The whole step, batch norm included: micro-batches that are copies have its statistics."""
+    with jax.enable_x64(True):
+        config = cifar100.get_config("identity-smoke")
+        config.model.width = 4
+        compiled, count = {}, 2
+        size, images = config.data.image_size, config.data.batch_size // count
+        rng = np.random.default_rng(0)
+        few = rng.integers(0, 256, (2, images, size, size, 3), dtype=np.uint8)
+        copies = {"global_views": jnp.asarray(few.repeat(count, axis=1))}
+        method, state = float64_method(config, total=4, per_epoch=2)
+        for accumulate in (1, count):
+            config.train.accumulation = accumulate
+            step = jax.jit(functools.partial(loss_and_gradient, method))
+            compiled[accumulate] = step.lower(state, copies).compile(compiler_options=UNOPTIMISED)
+        whole, parts = (compiled[i](state, copies) for i in (1, count))
+        assert_close(parts.total, whole.total, 1e-12)
+        assert_close(parts.metrics, whole.metrics, 1e-10)
+        assert_close(parts.gradient, whole.gradient, 1e-10)
+        assert_close(parts.z, whole.z, 1e-10)
+        means = [
+            {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(s.batch_stats)}
+            for s in (parts, whole)
+        ]
+        for path, leaf in means[0].items():
+            # The unbiased variances of 2n and n values differ: by 1/n at the most here.
+            tolerance = 1e-10 if path[-1].key == "mean" else 1e-2
+            np.testing.assert_allclose(leaf, means[1][path], rtol=tolerance, atol=tolerance)
+        # Different images: batch norm is over a micro-batch, the documented difference.
+        other = {"global_views": copies["global_views"].at[:, 0].set(0)}
+        totals = [float(compiled[i](state, other).total) for i in (1, count)]
+        assert 1e-9 < abs(totals[0] - totals[1]) < 0.5 * abs(totals[0])
+        memory = {i: c.memory_analysis().temp_size_in_bytes for i, c in compiled.items()}
+        assert memory[count] < 0.7 * memory[1], memory

@@ -1,0 +1,337 @@
+"""Which checkpoint is best: the metric's own direction, and on which images it is chosen."""
+
+import io
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from image_files import write_folder
+from PIL import Image
+from random_states import random_state
+
+from configs import quickstart
+from hjepa_jax import load
+from hjepa_jax.config import validation
+from hjepa_jax.config.directions import DIRECTIONS, best_direction, direction_problem
+from hjepa_jax.data.sources.base import ArraySource
+from hjepa_jax.data.sources.holdout import hold_out, labeled
+from hjepa_jax.errors import CheckpointError, ConfigError, DataError
+from hjepa_jax.evaluate import _notes, evaluate, restore
+from hjepa_jax.evaluation import monitor
+from hjepa_jax.interop.export_features import split_features
+from hjepa_jax.runtime import sharding
+from hjepa_jax.train import train
+from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.saved_run import chosen_step, open_saved, saved_config
+from hjepa_jax.training.step import train_step
+from tests.evaluation.test_monitor import online_config, prepare_without_step
+from tests.runtime.test_writers import _events
+
+
+@pytest.mark.parametrize("variant", ["smoke", "sigreg-smoke"])
+def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> None:
+    config = quickstart.get_config(variant)
+    config.evaluation.online_probe = True
+    run = prepare(config, 64, sharding.data_mesh(), num_classes=10)
+    size, count = config.data.image_size, config.data.batch_size
+    batch = {
+        "global_views": jax.ShapeDtypeStruct((2, count, size, size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((count,), np.int32),
+    }
+    _, metrics = jax.eval_shape(
+        lambda state, batch: train_step(run.method, state, batch), run.abstract_state, batch
+    )
+    losses = {"total", "pred", "online/probe_loss"} & metrics.keys()
+    assert losses == {"total", "pred", "online/probe_loss"}
+    for name in metrics:
+        problem = direction_problem(name, None)
+        assert (problem is None) == (name in DIRECTIONS)
+        if problem:
+            assert "set config.checkpoint.best_mode to 'min' or 'max'" in problem
+            assert best_direction(name, "max") == "max"
+    for name in losses:
+        assert best_direction(name, None) == "min"
+    assert best_direction("online/probe_top1", None) == "max"
+    # What is neither a loss nor an accuracy has no direction of its own.
+    assert not {"grad_norm", "lr", "z2", "q2", "q_pr", "V_var", "alpha"} & DIRECTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "words"),
+    [
+        ("online/knn_top1", "min", "better when it is large, so that the worst would be kept"),
+        ("online/probe_top1", "min", "better when it is large"),
+        ("total", "max", "better when it is small"),
+        ("grad_norm", None, "set config.checkpoint.best_mode to 'min' or 'max'"),
+        ("totl", None, "did you mean 'total'"),
+    ],
+)
+def test_a_contradiction_is_refused_before_the_run(metric, mode, words) -> None:
+    config = online_config()
+    config.evaluation.online_probe = True
+    config.checkpoint.update(keep_best=1, best_metric=metric, best_mode=mode)
+    with pytest.raises(ConfigError, match=words) as caught:
+        validation.validate(config)
+    assert len(str(caught.value).splitlines()) == 1
+    config.checkpoint.best_mode = DIRECTIONS.get(metric, "max")
+    validation.validate(config)
+    config.evaluation.online_probe = False
+    if metric == "online/probe_top1":
+        with pytest.raises(ConfigError, match="there is no online probe"):
+            validation.validate(config)
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    """A run of two steps whose kNN falls from 0.9 to 0.1; the best and the last are kept."""
+    workdir = tmp_path_factory.mktemp("best") / "run"
+    config = online_config()
+    config.checkpoint.update(every_steps=1, keep_last=1, keep_best=1, best_metric="online/knn_top1")
+
+    def score(self, state):
+        share = {1: 0.9, 2: 0.1}[int(state.step)]
+        return {f"online/knn_{n}": share for n in ("top1", "top5", "top1_low", "top1_high")}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+        patch.setattr(monitor.OnlineKnn, "__call__", score)
+        train(config, workdir)
+    return config, workdir
+
+
+def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
+    config, workdir = ranked
+    checkpointer = open_saved(saved_config(workdir), workdir)
+    assert checkpointer.steps() == [1, 2]
+    assert chosen_step(checkpointer, "best") == 1
+    checkpointer.close()
+    assert [load(workdir, step=step).step for step in ("best", None, 2)] == [1, 2, 2]
+    with pytest.raises(CheckpointError, match="'latest', 'best' or a step"):
+        load(workdir, step="bset")
+    run = prepare(config, 64, sharding.data_mesh())
+    assert restore(config, run, workdir, "best").step == 1
+    # The run's own choice counts, not that of the command line.
+    other = quickstart.get_config("smoke")
+    assert other.checkpoint.best_metric == "total"
+    assert restore(other, run, workdir, "best").step == 1
+    assert restore(other, run, workdir).step == 2
+
+
+def test_a_choice_on_the_reported_images_is_said(ranked, tmp_path, capsys) -> None:
+    config, workdir = ranked
+    config = config.copy_and_resolve_references()
+    config.evaluation.update(probe_epochs=1, random_baseline=False, qp_variants=False)
+    metrics = evaluate(config, workdir, tmp_path, "best")
+    words = "chosen by online/knn_top1 on images of the test split that is reported here"
+    assert words in metrics["notes"][0]
+    assert metrics["info"]["best_by"] == "online/knn_top1"
+    assert words in (tmp_path / "run" / "report.md").read_text()
+    assert words in " ".join(capsys.readouterr().out.split())
+    # Neither the newest, nor another test set, nor a hold-out, nor a loss flatters.
+    saved = config.copy_and_resolve_references()
+    assert _notes(config, saved, "best")
+    assert not _notes(config, saved, "latest")
+    config.data.test_split = "other"
+    assert not _notes(config, saved, "best")
+    # Data are known by what they list, not by how their path is written.
+    config = saved.copy_and_resolve_references()
+    config.data.root = "moved"
+    assert _notes(config, saved, "best", same_listing=True)
+    assert not _notes(config, saved, "best")
+    config = saved.copy_and_resolve_references()
+    saved.evaluation.online_holdout = 20
+    assert not _notes(config, saved, "best")
+    saved.evaluation.online_holdout = None
+    saved.checkpoint.best_metric = "total"
+    assert not _notes(config, saved, "best")
+
+
+@pytest.mark.parametrize(("root", "told"), [("data", True), ("moved", True), ("other", False)])
+def test_a_choice_on_the_reported_images_is_said_of_moved_data(
+    root, told, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counts = {name: 25 for name in "abcdef"}
+    write_folder(tmp_path / "data", {"train": counts, "test": counts})
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    write_folder(tmp_path / "other", {"train": {**counts, "a": 26}, "test": counts})
+    config = online_config()
+    config.data.update(name="folder", root="data")
+    config.checkpoint.update(every_steps=1, keep_best=1, best_metric="online/knn_top1")
+    config.evaluation.update(probe_epochs=1, random_baseline=False, qp_variants=False)
+    monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+    monkeypatch.setattr("hjepa_jax.evaluate._report", lambda *_: None)
+    train(config, tmp_path / "run")
+    config.data.root = str(tmp_path / root)
+    metrics = evaluate(config, tmp_path / "run", tmp_path / "eval", "best")
+    assert any("chosen by online/knn_top1" in note for note in metrics["notes"]) == told
+
+
+def _source(labels) -> ArraySource:
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 4, 4, 3), np.uint8
+    )
+    return ArraySource("x", images, labels, ("a", "b", "c"))
+
+
+def test_a_hold_out_is_stratified_seeded_and_disjoint() -> None:
+    labels = np.array([0] * 30 + [1] * 15 + [2] * 5 + [-1] * 10)
+    source = _source(labels)
+    rest, held = hold_out(source, 10, seed=3)
+    assert np.bincount(held.labels()).tolist() == [6, 3, 1]
+    ids = [int(s.record(i).image[0, 0, 0]) for s in (rest, held) for i in range(len(s))]
+    assert sorted(ids) == list(range(60))
+    assert np.count_nonzero(rest.labels() == -1) == 10
+    assert hold_out(source, 10, seed=3)[1].fingerprint() == held.fingerprint()
+    assert hold_out(source, 10, seed=4)[1].fingerprint() != held.fingerprint()
+    assert rest.fingerprint() != source.fingerprint()
+    for wrong in (0, 50, 60):
+        with pytest.raises(ValueError, match="cannot be held out"):
+            hold_out(source, wrong, seed=3)
+    assert len(labeled(source)) == 50
+    assert labeled(held) is held
+    with pytest.raises(ValueError, match="No image of"):
+        labeled(_source(-np.ones(4, int)))
+
+
+def test_held_out_images_are_tested_and_not_trained_on(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+    config = online_config()
+    config.evaluation.update(online_holdout=16, knn_k=(1, 5), headline_k=5)
+    whole = config.copy_and_resolve_references()
+    whole.evaluation.online_holdout = None
+    every, rest, held = (
+        open_split(whole, "train"),
+        open_split(config, "train"),
+        open_split(config, "holdout"),
+    )
+    assert (len(every), len(rest), len(held)) == (64, 48, 16)
+    assert open_split(config, "test").fingerprint() == open_split(whole, "test").fingerprint()
+    run = prepare(config, len(rest), sharding.data_mesh())
+    tested = monitor.OnlineKnn(config, run, rest)
+    assert [len(s) for s in tested._sources] == [40, 16]
+    images = [{s.record(i).image.tobytes() for i in range(len(s))} for s in (rest, held)]
+    assert not images[0] & images[1]
+    scores = tested(random_state(run, 0))
+    low, top, high = (scores[f"online/knn_top1{end}"] for end in ("_low", "", "_high"))
+    assert 0 <= low <= top <= high <= 1
+    assert high - low > 0.2
+    train(config, tmp_path)
+    # A resume on other images is refused, and names the field.
+    with pytest.raises(CheckpointError, match=r"evaluation.online_holdout \(16 there, None here"):
+        train(whole, tmp_path)
+
+
+def _online_with(labels, monkeypatch, test_labels=None, classes=10, **ranking):
+    """An online kNN on 40 noise images with these labels."""
+    config = online_config()
+    config.evaluation.update(knn_k=(1, 5), headline_k=5)
+    config.checkpoint.update(ranking)
+    rng = np.random.default_rng(0)
+    names = tuple(f"class {i}" for i in range(classes))
+    sets = [
+        ArraySource("noise", rng.integers(256, size=(40, 16, 16, 3), dtype=np.uint8), y, names)
+        for y in (labels, labels if test_labels is None else test_labels)
+    ]
+    monkeypatch.setattr(monitor, "open_split", lambda *_: sets[1])
+    run = prepare(config, 40, sharding.data_mesh())
+    return monitor.OnlineKnn(config, run, sets[0]), run
+
+
+def test_online_knn_leaves_out_images_without_label(monkeypatch) -> None:
+    labels = np.arange(40) % 10
+    labels[::4] = -1
+    found, run = _online_with(labels, monkeypatch)
+    assert [len(source) for source in found._sources] == [30, 30]
+    assert all(source.labels().min() >= 0 for source in found._sources)
+    scores = found(random_state(run, 0))
+    # A share of the 30 that are tested.
+    assert 30 * scores["online/knn_top1"] == pytest.approx(round(30 * scores["online/knn_top1"]))
+    # With five classes or fewer all are among the top five.
+    few, run = _online_with(np.arange(40) % 5, monkeypatch, classes=5)
+    assert "online/knn_top5" not in few(random_state(run, 0))
+    ranking = {"keep_best": 1, "best_metric": "online/knn_top5"}
+    _online_with(np.arange(40) % 6, monkeypatch, classes=6, **ranking)
+    with pytest.raises(ConfigError, match="of 5 classes all are among the top five"):
+        _online_with(np.arange(40) % 5, monkeypatch, classes=5, **ranking)
+
+
+@pytest.mark.parametrize(
+    ("labels", "test_labels", "words"),
+    [
+        (np.full(40, 3), None, r"training images are of one class \(class 3\)"),
+        (np.arange(40) % 10, np.full(40, 7), "test images are of one class"),
+        (np.full(40, -1), None, "No image of noise.*has a label"),
+    ],
+)
+def test_online_accuracy_of_no_meaning_is_refused(labels, test_labels, words, monkeypatch) -> None:
+    with pytest.raises(DataError, match=words):
+        _online_with(labels, monkeypatch, test_labels)
+
+
+def test_online_test_of_the_training_images_is_refused() -> None:
+    config = online_config()
+    config.data.test_split = "train"
+    source = open_split(config, "train")
+    run = prepare(config, len(source), sharding.data_mesh())
+    with pytest.raises(DataError, match="test images are training images as well"):
+        monitor.OnlineKnn(config, run, open_split(config, "test"))
+
+
+def test_an_online_probe_of_one_class_is_refused() -> None:
+    config = online_config()
+    config.evaluation.online_probe = True
+    monitor.check_online_labels(config, _source([0, 1, 2]))
+    for labels, words in (([1, 1, -1], "of one class"), ([-1, -1, -1], "no training image has")):
+        with pytest.raises(DataError, match=words):
+            monitor.check_online_labels(config, _source(labels))
+        config.evaluation.online_probe = False
+        monitor.check_online_labels(config, _source(labels))
+        config.evaluation.online_probe = True
+
+
+def _parquet(path, images, labels) -> None:
+    """Writes images and labels (None = no label) as a Parquet file."""
+    pyarrow, parquet = (pytest.importorskip(f"pyarrow{end}") for end in ("", ".parquet"))
+    stored = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        stored.append(buffer.getvalue())
+    table = pyarrow.table({"image": stored, "label": pyarrow.array(labels, pyarrow.int64())})
+    parquet.write_table(table, path)
+
+
+def test_missing_labels_from_the_file_to_the_report(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
+    config = online_config()
+    config.evaluation.update(knn_k=(1, 5), headline_k=5, probe_epochs=1, qp_variants=False)
+    config.evaluation.update(random_baseline=False, few_shot=(1,), few_shot_trials=1)
+    digits, data = open_split(config, "train"), tmp_path / "data"
+    data.mkdir()
+    images = [digits.record(i).image for i in range(64)]
+    labels = [None if i % 3 == 0 else int(digits.labels()[i]) for i in range(64)]
+    _parquet(data / "train.parquet", images[:48], labels[:48])
+    _parquet(data / "test.parquet", images[48:], labels[48:])
+    config.data.update(name="folder", root=str(data), max_train_images=None)
+    source = open_split(config, "train")
+    assert np.count_nonzero(source.labels() == -1) == 16
+    assert "nan" not in source.class_names
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    logged = {v.tag: v.simple_value for e in _events(workdir) for v in e.summary.value}
+    tested = sum(label is not None for label in labels[48:])
+    share = tested * logged["online/knn_top1"]
+    assert share == pytest.approx(round(share), abs=1e-4)
+    metrics = evaluate(config, workdir, tmp_path / "eval")
+    assert metrics["num_test_images"] == tested
+    assert metrics["num_classes"] == 10
+    one = metrics["encoders"]["trained"]
+    share = tested * one["linear_probe"]["top1"]
+    assert share == pytest.approx(round(share), abs=1e-4)
+    assert one["diagnostics"]["covariance_spectrum_topq"]["num_samples"] == 48
+    assert any("16 of the 48 training images have no label" in note for note in metrics["notes"])
+    found, names = split_features(load(workdir), "test")
+    assert found.labels.tolist() == [-1 if label is None else label for label in labels[48:]]
+    assert len(names) == 10

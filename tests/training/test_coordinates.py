@@ -1,0 +1,165 @@
+"""Evaluation in the coordinates H^{1/2} z, and of data that the run was not trained on."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from image_files import write_folder
+from PIL import Image
+from random_states import random_state, save_initial_run
+
+import hjepa_jax
+from configs import cifar100, quickstart
+from hjepa_jax.config import validation
+from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.evaluate import evaluate, restore
+from hjepa_jax.evaluation.monitor import OnlineKnn
+from hjepa_jax.objectives.spectral_learnable import learnable_spectrum
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.training.method import spectral_settings
+from hjepa_jax.training.prepare import make_encode, open_split, prepare
+from hjepa_jax.training.saved_run import check_encoder, saved_config
+from tests.training.test_load import ROOT, save_run
+
+
+def _images(count: int, size: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def _dense_transform(spectrum: np.ndarray, z: np.ndarray, channels: int) -> np.ndarray:
+    """H^{1/2} z on the token grid by a dense Fourier matrix, in float64."""
+    h, w = spectrum.shape
+    rows, columns = (np.fft.fft(np.eye(n)) / np.sqrt(n) for n in (h, w))
+    grid = z.reshape(len(z), h, w, channels).astype(np.float64)
+    modes = np.einsum("yh,xw,nhwc->nyxc", rows, columns, grid)
+    modes *= np.sqrt(spectrum)[None, :, :, None]
+    back = np.einsum("yh,xw,nyxc->nhwc", rows.conj(), columns.conj(), modes)
+    return back.real.reshape(z.shape)
+
+
+def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> None:
+    config = cifar100.get_config("ham_learnable-smoke")
+    config.spectral.update(
+        span_max=3.0, identity_epochs=1.0, base_ramp_epochs=5.0, learnable_ramp_epochs=2.0
+    )
+    save_run(config, tmp_path, (8,))
+    run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+    raw = restore(config, run, tmp_path).encoders["trained"](_images(3))
+    config.evaluation.coordinates = "sqrt_h"
+    # Another data set has other epochs; the spectrum's ramps count in those of the training.
+    elsewhere = prepare(config, 16, sharding.data_mesh())
+    encoders, step, flow, _ = restore(config, elsewhere, tmp_path)
+    assert flow is None
+    # The eighth step of four an epoch is the second epoch: identity ended with the first.
+    alpha, beta = 1.0, (2 - 1) / 5.0
+    state = random_state(run, 8)
+    learnable = spectral_settings(config).learnable
+    spectrum = np.asarray(
+        learnable_spectrum(state.spectral["params"], learnable, alpha, beta).spectrum
+    )
+    assert step == 8
+    assert np.ptp(spectrum) > 0.5
+    expected = _dense_transform(spectrum, np.asarray(raw), config.model.token_dim)
+    found = encoders["trained"](_images(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(found - raw).max() > 0.05 * np.abs(raw).max()
+    fresh = run.init()
+    random = np.asarray(make_encode(run, fresh.params, fresh.batch_stats)(_images(3)))
+    expected = _dense_transform(spectrum, random, config.model.token_dim)
+    np.testing.assert_allclose(encoders["random"](_images(3)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
+    config = cifar100.get_config("ham_diag-smoke")
+    config.evaluation.update(online_every_epochs=1.0, coordinates="sqrt_h")
+    source = open_split(config, "train")
+    run = prepare(config, len(source), sharding.data_mesh())
+    state = jax.device_put(random_state(run, 4))
+    seen = []
+
+    def capture(features, *_, **__):
+        seen.append(features)
+        return {"top1": [0.5], "top5": [0.75]}
+
+    monkeypatch.setattr("hjepa_jax.evaluation.monitor.knn_accuracy", capture)
+    assert OnlineKnn(config, run, source)(state)["online/knn_top1"] == 0.5
+    with eval_batches(config, source, 32) as batches:
+        raw = make_encode(run, state.params, state.batch_stats)(next(batches)["image"])
+    values = np.linspace(1, 2, raw.shape[1])
+    root = np.sqrt(values / np.exp(np.log(values).mean()))
+    np.testing.assert_allclose(seen[0][:32], raw * root, rtol=1e-4, atol=1e-5)
+
+
+def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
+    for config in (quickstart.get_config("smoke"), quickstart.get_config("sigreg-smoke")):
+        config.evaluation.coordinates = "sqrt_h"
+        with pytest.raises(ConfigError, match=r"coordinates is set to 'sqrt_h' but has no effect"):
+            validation.validate(config)
+    config = cifar100.get_config("ham_diag-smoke")
+    config.evaluation.coordinates = "sqrt_h"
+    validation.validate(config)
+    save_run(config, tmp_path, (2,))
+    other = cifar100.get_config("ham_chain-smoke")
+    check_encoder(other, saved_config(tmp_path), tmp_path)
+    other.evaluation.coordinates = "sqrt_h"
+    with pytest.raises(CheckpointError, match=r"spectral.kind \('diag' there, 'chain_grid' here\)"):
+        evaluate(other, tmp_path, tmp_path / "eval")
+    config.model.projector = "mlp"
+    with pytest.raises(ConfigError, match="H acts on the output of the projector 'mlp'"):
+        validation.validate(config)
+
+
+def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:
+    config = cifar100.get_config("ham_diag-smoke")
+    run = prepare(config, 64, sharding.data_mesh())
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(3, jax.device_put(random_state(run, 3)), {"data": {"step": 3}})
+    checkpointer.close()
+    assert restore(config, run, tmp_path).step == 3
+    config.evaluation.coordinates = "sqrt_h"
+    with pytest.raises(CheckpointError, match=r"was imported .*coordinates='raw'"):
+        restore(config, run, tmp_path)
+
+
+def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:
+    """The command line of the README: fewer images than a batch, other classes and sizes."""
+    save_initial_run(quickstart.get_config("smoke"), tmp_path / "digits")
+    counts = {"train": {"cat": 5, "dog": 6}, "val": {"cat": 2, "dog": 3}}
+    root = write_folder(tmp_path / "images", counts)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hjepa_jax.main",
+            "--mode=eval",
+            "--config=configs/quickstart.py:smoke",
+            f"--workdir={tmp_path}/digits",
+            f"--eval_dir={tmp_path}/eval",
+            "--config.data.name=folder",
+            f"--config.data.root={root}",
+            "--config.data.test_split=val",
+            "--config.evaluation.qp_variants=False",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "eval/digits/metrics.json").read_text())
+    assert (metrics["num_classes"], metrics["info"]["data"]) == (2, "folder")
+    assert metrics["info"]["trained_on"] == "digits"
+    assert metrics["encoders"]["trained"]["knn"]["k_values"] == [1, 5]
+    # What was measured are the run's features of the folder's test images.
+    paths = sorted((root / "val").glob("*/*.jpg"))
+    loaded = hjepa_jax.load(tmp_path / "digits")
+    q = loaded.encode_variant([np.asarray(Image.open(path)) for path in paths], "q")
+    norms = np.linalg.norm(q, axis=1)
+    found = metrics["encoders"]["trained"]["diagnostics"]["feature_norms"]
+    assert found["min"] == pytest.approx(norms.min(), rel=1e-5)
+    assert found["max"] == pytest.approx(norms.max(), rel=1e-5)
+    assert norms.max() > norms.min() * 1.01

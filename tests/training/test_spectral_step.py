@@ -1,0 +1,115 @@
+"""The learnable spectrum's own update: when it moves, which way, and by how much."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import cifar100
+from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
+from hjepa_jax.training.hamsigreg import (
+    init_spectral,
+    spectral_schedule,
+    transform,
+    update_spectral,
+)
+from hjepa_jax.training.method import settings_from
+
+
+def _config(**fields):
+    config = cifar100.get_config("ham_learnable-smoke")
+    config.spectral.update(
+        {"span_max": 2.0, "init_loglambda_span": 1.0, "update_interval": 1, "lr": 0.05, **fields}
+    )
+    return config
+
+
+def _material(config):
+    """Returns states with a spatial structure, and what an update needs beside them."""
+    side, channels = 8, config.model.token_dim
+    rng = np.random.default_rng(0)
+    smooth = rng.normal(size=(2, 16, 1, 1, channels)) + 0.2 * rng.normal(
+        size=(2, 16, side, side, channels)
+    )
+    z = jnp.asarray(smooth.reshape(2, 16, -1), jnp.float32)
+    slices = random_slices(jax.random.key(1), z.shape[-1], 32)
+    drawn = {"spectral_slices": slices, "alpha": jnp.float32(1), "beta": jnp.float32(1)}
+    return z, drawn
+
+
+def _updater(config, *, weight=1.0, per_epoch=4):
+    """Returns the compiled update (spectral, step) -> spectral."""
+    z, drawn = _material(config)
+
+    @jax.jit
+    def update(spectral, step):
+        return update_spectral(
+            config, spectral, z, drawn, step=step, weight=weight, steps_per_epoch=per_epoch
+        )
+
+    return update
+
+
+def _valuer(config):
+    """Returns the compiled SIGReg of the transformed states, as a function of the spectrum."""
+    z, drawn = _material(config)
+    settings = settings_from(SIGRegSettings, config.sigreg)
+
+    @jax.jit
+    def value(params):
+        moved = transform(config, params, z, drawn["alpha"], drawn["beta"])
+        return sigreg(moved, drawn["spectral_slices"], settings)
+
+    return value
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_max_raises_sigreg_and_min_lowers_it(mode, sign) -> None:
+    config = _config(update_mode=mode, regulariser_weight=0.0)
+    spectral = init_spectral(config)
+    value = _valuer(config)
+    before = value(spectral["params"])
+    update = _updater(config)
+    for step in range(5):
+        spectral = update(spectral, step)
+    assert sign * (value(spectral["params"]) - before) > 0
+
+
+def test_it_moves_every_interval_and_never_once_frozen() -> None:
+    config = _config(update_interval=3, freeze_after_epochs=2.0)
+    spectral, moved = init_spectral(config), []
+    update = _updater(config, per_epoch=4)
+    for step in range(12):
+        new = update(spectral, step)
+        moved.append(not np.array_equal(new["params"]["raw_span"], spectral["params"]["raw_span"]))
+        spectral = new
+    # Steps 3 and 6, counted from 1; step 9 lies in the third epoch.
+    assert [step + 1 for step, value in enumerate(moved) if value] == [3, 6]
+
+
+def test_clipping_bounds_and_scaling_scales_the_gradient() -> None:
+    def first_moment(**fields):
+        config = _config(**fields)
+        adam = jax.tree.leaves(
+            _updater(config)(init_spectral(config), 0)["opt_state"],
+            is_leaf=lambda node: hasattr(node, "mu"),
+        )
+        (state,) = [node for node in adam if hasattr(node, "mu")]
+        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(state.mu)]
+        return float(np.linalg.norm(np.concatenate(leaves))) / 0.1  # mu = (1 - b1) g after one step
+
+    plain = first_moment(grad_clip=None)
+    assert plain > 1e-3
+    np.testing.assert_allclose(first_moment(grad_clip=None, grad_scale=0.5), plain / 2, rtol=1e-4)
+    np.testing.assert_allclose(first_moment(grad_clip=plain / 10), plain / 10, rtol=1e-3)
+
+
+def test_schedule_is_identity_first_then_fades_in() -> None:
+    config = _config(identity_epochs=1.0, base_ramp_epochs=2.0, learnable_ramp_epochs=4.0)
+    values = [spectral_schedule(config, jnp.asarray(step), 10) for step in (0, 9, 10, 20, 30, 50)]
+    np.testing.assert_allclose([float(alpha) for alpha, _ in values], [0.25, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_allclose([float(beta) for _, beta in values], [0, 0, 0.5, 1, 1, 1])
+
+
+def test_no_spectrum_no_state() -> None:
+    assert init_spectral(cifar100.get_config("sigreg-smoke")) == {}

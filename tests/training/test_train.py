@@ -1,0 +1,227 @@
+"""Training end to end: every configuration runs, and what cannot go on says so."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cifar100, imagenet100, quickstart
+from hjepa_jax.config.variants import smoke
+from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.tools.kill_test import final_state
+from hjepa_jax.train import (
+    train,
+    warn_of_cut_schedules,
+    warn_of_slow_arithmetic,
+    warn_of_small_batches,
+)
+from hjepa_jax.training.prepare import open_split, prepare
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LOGGED = {"total", "pred", "lr", "grad_norm"}
+HJEPA_LOGGED = LOGGED | set(
+    [
+        "budget",
+        "var",
+        "logdet",
+        "mean",
+        "q_pr",
+        "p_pr",
+        "q_logdet",
+        "p_logdet",
+        "q_eigmax",
+        "p_eigmax",
+        "q_std_min",
+        "p_std_min",
+        "q2",
+        "p2",
+        "z_mean2",
+        "V_var",
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [(m, name) for m in (cifar100, imagenet100, quickstart) for name in m.METHODS],
+)
+def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
+    config = module.get_config(f"{method}-smoke")
+    mesh = sharding.data_mesh()
+    run = prepare(config, len(open_split(config, "train")), mesh)
+    rng = np.random.default_rng(0)
+    size = config.data.image_size
+    views = rng.integers(0, 256, (2, config.data.batch_size, size, size, 3), dtype=np.uint8)
+    batch = sharding.put_batch(mesh, {"global_views": views})
+    state = run.init()
+    # Copies: a view of a buffer on the CPU would keep the step from reusing it.
+    before = jax.tree.map(np.array, state.params)
+    for step in range(2):
+        given, (state, metrics) = state, run.step(state, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given)), "buffers not reused"
+        values = {name: float(value) for name, value in metrics.items()}
+        assert all(np.isfinite(list(values.values()))), values
+        assert int(state.step) == step + 1
+    expected = HJEPA_LOGGED if config.objective == "hjepa" else LOGGED | {"sigreg"}
+    if config.dynamics.predictor != "hamiltonian":
+        expected = expected - {"V_var"}
+    assert expected <= values.keys()
+    after = jax.device_get(state.params)
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+    still = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, value in jax.tree_util.tree_leaves_with_path(moved)
+        if not value
+    ]
+    # The potential's last bias has no gradient, so it is neither moved nor decayed.
+    potential = config.objective == "hjepa" and config.dynamics.predictor == "hamiltonian"
+    assert still == (["predictor/potential/layer2/bias"] if potential else [])
+
+
+OPTIONS = {
+    "local crops of their own size to global ones, blocks recomputed": (
+        "hjepa",
+        {
+            "data.num_local_views": 2,
+            "data.local_size": 8,
+            "model.token_hw": 2,
+            "loss.pairing": "local_to_global",
+            "loss.match": "qp",
+            "model.remat": "blocks",
+        },
+    ),
+    "learnable Hamiltonian by implicit midpoint, device augmentation, micro-batches": (
+        "hjepa",
+        {
+            "dynamics.hamiltonian": "learnable",
+            "dynamics.integrator": "implicit_midpoint",
+            "loss.energy_weight": 0.1,
+            "data.backend": "device",
+            "train.accumulation": 2,
+        },
+    ),
+    "global mode, Yoshida with damping": (
+        "hjepa",
+        {
+            "model.mode": "global",
+            "model.embed_dim": 32,
+            "model.token_layer": "layer3",
+            "model.token_dim": 32,
+            "dynamics.integrator": "yoshida4",
+            "dynamics.damping": 0.1,
+        },
+    ),
+    "convex flattened SIGReg of an MLP projection": (
+        "sigreg",
+        {
+            "sigreg.loss_form": "convex",
+            "sigreg.statistics": "flattened",
+            "sigreg.subsample": 12,
+            "sigreg.clip_value": 0.01,
+            "sigreg.weight_warmup_epochs": 0.5,
+            "model.projector": "mlp",
+            "model.projector_hidden": 16,
+            "model.projector_dim": 24,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_method_train_through_the_pipeline(name, tmp_path) -> None:
+    method, fields = OPTIONS[name]
+    config = cifar100.get_config(f"{method}-smoke")
+    for path, value in fields.items():
+        section, _, leaf = path.rpartition(".")
+        config[section][leaf] = value
+    config.checkpoint.update(every_steps=1, keep_last=2)
+    state = train(config, tmp_path)
+    assert int(state.step) == 2
+    assert int(state.failed_step) == -1
+    earlier = Checkpointer(tmp_path / "checkpoints", read_only=True).restore(state, step=1)[0]
+    old, new = (s.params["encoder"]["stem_conv"]["kernel"] for s in (earlier, state))
+    assert np.isfinite(new).all()
+    assert not np.array_equal(old, new)
+
+
+def test_another_configuration_in_the_workdir_is_refused(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    train(config, tmp_path)
+    config.train.lr = 0.123
+    with pytest.raises(CheckpointError, match=r"config.train.lr \(0.002 there, 0.123 here\)"):
+        train(config, tmp_path)
+    config.train.lr = quickstart.get_config("smoke").train.lr
+    config.log.every_steps = 7
+    assert int(train(config, tmp_path).step) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    config.train.update(max_steps=12, epochs=3, warmup_epochs=0.0, lr=1e18, grad_clip=None)
+    config.checkpoint.every_steps = 1
+    with pytest.raises(TrainingError, match=r"NaN or infinite at step \d+ .*train.lr"):
+        train(config, tmp_path)
+    report = json.loads((tmp_path / "failure.json").read_text())
+    assert report["action"] == "stop"
+    assert len(set(report["images"])) == config.data.batch_size
+    state = final_state(tmp_path)
+    # The step that failed is the one that would have followed the newest checkpoint.
+    assert report["step"] == report["batch"] == int(state.step)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+    assert int(state.failed_step) == -1
+
+
+def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    config.data.batch_size = 128
+    with pytest.raises(ConfigError, match="only 64 images: set it to 64 or less"):
+        train(config, tmp_path)
+
+
+def test_too_few_rows_for_the_logdet_floor_are_warned_of(caplog) -> None:
+    config = cifar100.get_config()
+    warn_of_small_batches(config)
+    assert not caplog.records
+    config.data.batch_size = 64
+    warn_of_small_batches(config)
+    assert "only 128 rows" in caplog.text
+    assert "set it to 32 or less" in caplog.text
+
+
+def test_a_run_that_max_steps_ends_within_its_warmup_is_warned_of(caplog) -> None:
+    config = cifar100.get_config()
+    warn_of_cut_schedules(config, 50_000)
+    config.train.max_steps = 2
+    warn_of_cut_schedules(config, 50_000)
+    config.train.max_steps = 11 * 97
+    warn_of_cut_schedules(config, 50_000)
+    assert not caplog.records
+    config.train.max_steps = 970
+    warn_of_cut_schedules(config, 50_000)
+    assert "after 10 epochs" in caplog.text
+    for name in ("train.warmup_epochs=10", "dynamics.residual_scale_warmup_epochs=10"):
+        assert f"config.{name}" in caplog.text
+
+
+def test_bfloat16_on_a_cpu_is_warned_of(caplog, monkeypatch) -> None:
+    config = cifar100.get_config()
+    warn_of_slow_arithmetic(config)
+    assert "--config.model.compute_dtype=float32" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    warn_of_slow_arithmetic(config)
+    monkeypatch.undo()
+    config.model.compute_dtype = "float32"
+    warn_of_slow_arithmetic(config)
+    assert not caplog.records
+
+
+def test_smoke_keeps_the_method() -> None:
+    config = cifar100.get_config("sigreg")
+    smoke(config)
+    assert config.objective == "sigreg"
+    assert config.sigreg == cifar100.get_config("sigreg").sigreg
