@@ -1,1 +1,1 @@
-"""Kernels in C++ for the CPU, compiled on first use; without a compiler, XLA's take their place."""
+"""C++ kernels for the CPU, compiled on first use; XLA's operations are the fallback."""

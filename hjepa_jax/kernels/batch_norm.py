@@ -1,22 +1,23 @@
-"""The one place where batches are normalised by their own statistics.
+"""Batch normalization in training: the choice of implementation, the native kernels and XLA's form.
 
-On a lone CPU device large arrays go to the native kernels, which read each array from memory once
-for the statistics and once for the result; everywhere else this is plain jax.numpy.
+Own code because this is the hot path: on one CPU device up to twice as fast as XLA
+(benchmarks/RESULTS.md), since each array is read from memory once for the statistics and once for
+the result. Everywhere else this is plain jax.numpy.
 """
 
 from __future__ import annotations
-
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.kernels.build import call, use_native
+from hjepa_jax.kernels.build import call_native, use_native
 
 # Below this many values a call costs more than it saves.
 _MIN_VALUES = 2**18
+
+# x, y, mean, variance, scale, and x again if there is a residual.
+_Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 def normalize_batch(
@@ -29,20 +30,23 @@ def normalize_batch(
     epsilon: float = 1e-5,
     groups: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises x [N, ..., C] over all axes but the last; adds `residual`; rectifies if `relu`.
+    """Normalizes x over all axes but the last, adds `residual`, then applies a ReLU if `relu`.
+
+    The native form (large float32 arrays on a single CPU device) supports reverse mode only, first
+    order.
 
     Args:
-      x: float32 or float64.
+      x: [N, ..., C], float32 or float64.
       scale: [C].
       bias: [C].
       residual: None, or like x.
-      relu: whether max(., 0) comes last.
+      relu: whether a ReLU comes last.
       epsilon: added to the variance.
-      groups: equal runs of rows with statistics of their own; must divide N.
+      groups: number of equal runs of rows, each normalized by its own statistics; must divide N.
 
     Returns:
-      (y like x, means, biased variances), the latter [groups, C] and outside the gradient. The
-      native form (large float32 arrays on a single CPU device) has reverse mode only, once.
+      (y like x, means [groups, C], biased variances [groups, C]). No gradient flows through the
+      means and variances.
     """
     if groups == 1 and use_native(x.size, _MIN_VALUES, x, scale):
         y, mean, var = batch_norm_native(x, scale, bias, residual, relu, epsilon)
@@ -59,14 +63,10 @@ def normalize_batch(
 
 
 def finish(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """Returns y, plus `residual` where there is one, rectified if `relu`."""
+    """Returns y plus `residual`, if there is one, with a ReLU if `relu`."""
     if residual is not None:
         y = y + residual
     return jax.nn.relu(y) if relu else y
-
-
-def _call(name: str, results: list[Any], relu: bool, epsilon: float) -> Any:
-    return functools.partial(call(name, results), epsilon=np.float32(epsilon), relu=relu)
 
 
 def batch_norm_native(
@@ -77,42 +77,67 @@ def batch_norm_native(
     relu: bool,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises x [..., C] over all axes but the last, adds `residual`, rectifies if `relu`.
+    """`normalize_batch` of one group by the native kernels: float32 on one CPU device.
 
-    All float32, on one CPU device; scale and bias [C], residual None or like x. Reverse mode only,
-    once. The native kernels must be available (`hjepa_jax.kernels.build.kernels()`).
+    The kernels must be available (`build.kernels()`). Reverse mode only, first order.
 
     Returns:
-      (y like x, mean [C], biased variance [C]). Mean and variance are outside the gradient.
+      (y like x, mean [C], biased variance [C]). No gradient flows through the mean and variance.
     """
     return _batch_norm(x, scale, bias, residual, relu, epsilon)
 
 
-def _value(x, scale, bias, residual, relu, epsilon):
+def _value(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    relu: bool,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     moment = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
     results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), moment, moment]
     added = jnp.zeros(0, jnp.float32) if residual is None else residual
-    return tuple(_call("batch_norm", results, relu, epsilon)(x, scale, bias, added))
+    y, mean, variance = call_native(
+        "batch_norm", (x, scale, bias, added), results, epsilon=np.float32(epsilon), relu=relu
+    )
+    return y, mean, variance
 
 
-def _forward(x, scale, bias, residual, relu, epsilon):
+def _forward(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    relu: bool,
+    epsilon: float,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Saved]:
     y, mean, variance = _value(x, scale, bias, residual, relu, epsilon)
-    # The gradient needs no residual, only whether there is one.
+    # The gradient does not need the residual, only whether there is one.
     like_residual = None if residual is None else x
     return (y, mean, variance), (x, y, mean, variance, scale, like_residual)
 
 
-def _backward(relu, epsilon, residuals, cotangents):
-    x, y, mean, variance, scale, like_residual = residuals
+def _backward(
+    relu: bool,
+    epsilon: float,
+    saved: _Saved,
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    x, y, mean, variance, scale, like_residual = saved
     has_residual = like_residual is not None
     like_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     like_scale = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
     to_residual = like_x if has_residual else jax.ShapeDtypeStruct((0,), jnp.float32)
-    results = [like_x, like_scale, like_scale, to_residual]
-    handler = _call("batch_norm_gradient", results, relu, epsilon)
-    bar_x, bar_scale, bar_bias, bar_residual = handler(x, y, cotangents[0], mean, variance, scale)
+    bar_x, bar_scale, bar_bias, bar_residual = call_native(
+        "batch_norm_gradient",
+        (x, y, cotangents[0], mean, variance, scale),
+        [like_x, like_scale, like_scale, to_residual],
+        epsilon=np.float32(epsilon),
+        relu=relu,
+    )
     return bar_x, bar_scale, bar_bias, bar_residual if has_residual else None
 
 
-_batch_norm: Any = jax.custom_vjp(_value, nondiff_argnums=(4, 5))
+_batch_norm = jax.custom_vjp(_value, nondiff_argnums=(4, 5))
 _batch_norm.defvjp(_forward, _backward)

@@ -1,8 +1,11 @@
 """Compiles the C++ kernels for this machine's processor, once, and registers them with XLA.
 
-The library is kept in the cache folder under the digest of all that it depends on. Where it cannot
-be made (no compiler, or `HJEPA_JAX_NATIVE=off`), `kernels` says why and warns once, and the callers
-compute with XLA's own operations: the same to float32 rounding, in up to twice the time.
+Own code because the kernels are the hot path on CPUs: with XLA's operations a training step takes
+2.8 to 6.3 times as long (benchmarks/RESULTS.md).
+
+The library is kept in the cache folder, named by the digest of everything it depends on. If it
+cannot be built (no compiler, or `HJEPA_JAX_NATIVE=off`), `kernels` warns once and says why, and the
+callers use XLA's own operations, which agree to float32 rounding.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hjepa_jax.runtime.compilation_cache import cache_folder, processor_tag
 from hjepa_jax.runtime.devices import is_single_cpu
@@ -48,33 +52,33 @@ _log = logging.getLogger("hjepa_jax")
 
 
 class Kernels(NamedTuple):
-    """What became of the native kernels.
+    """The native kernels of this process, or why there are none.
 
     Attributes:
-      suffix: of the handlers' registered names, '' where there are none: it changes with their
+      suffix: ends the registered name of every handler; '' if there are none. It changes with the
         source, so that a cached executable never calls another version.
-      description: where they come from, or why there are none; a clause without a full stop.
+      description: which compiler built them, or why there are none; a clause without a period.
     """
 
     suffix: str
     description: str
 
     def __bool__(self) -> bool:
-        """Whether they can be called."""
+        """Returns whether the kernels can be called."""
         return bool(self.suffix)
 
 
 class _Unavailable(Exception):
-    """Why the kernels cannot be had."""
+    """The kernels cannot be built or loaded; the message says why."""
 
 
 class _SwitchedOff(_Unavailable):
-    """Because the user does not want them."""
+    """The user switched the kernels off."""
 
 
 @functools.cache
 def kernels() -> Kernels:
-    """Returns the native kernels of this process, compiled and registered at the first call."""
+    """Returns the kernels of this process; the first call compiles and registers them."""
     library = None
     try:
         library, suffix, compiler = _library()
@@ -83,15 +87,15 @@ def kernels() -> Kernels:
         return Kernels("", str(error))
     except (_Unavailable, OSError) as error:
         _log.warning(
-            "No native CPU kernels, so that XLA's slower ones are used: %s. Mend that, or set "
-            "%s=off to be told no more.",
+            "No native CPU kernels, so XLA's slower operations are used: %s. Fix this, or set "
+            "%s=off to silence this warning.",
             error,
             _SWITCH,
         )
         return Kernels("", str(error))
     finally:
         if library is not None and library.parent.name.startswith(_TEMPORARY):
-            shutil.rmtree(library.parent, ignore_errors=True)  # once loaded, it is in memory
+            shutil.rmtree(library.parent, ignore_errors=True)  # a loaded library stays in memory
     for name in _HANDLERS:
         handler = jax.ffi.pycapsule(getattr(loaded, name))
         jax.ffi.register_ffi_target(name + suffix, handler, platform="cpu")
@@ -99,29 +103,54 @@ def kernels() -> Kernels:
 
 
 def use_native(work: float, least: float, *arrays: jax.Array) -> bool:
-    """Returns whether the native kernels compute what is traced now.
+    """Returns whether the computation being traced should use the native kernels.
 
-    They do for float32 arrays, `work` of at least `least` (compiling and calling them must pay)
-    and a single CPU device, where they can be had; they are compiled only if all else holds.
+    The kernels are compiled only if all other conditions hold.
+
+    Args:
+      work: the size of the computation, in any unit.
+      least: the work from which on compiling and calling the kernels pays off.
+      *arrays: the operands, which must be float32.
+
+    Returns:
+      True on a single CPU device with kernels, for float32 arrays and enough work.
     """
-    single = all(array.dtype == jnp.float32 for array in arrays)
-    return single and work >= least and is_single_cpu() and bool(kernels())
+    is_float32 = all(array.dtype == jnp.float32 for array in arrays)
+    return is_float32 and work >= least and is_single_cpu() and bool(kernels())
 
 
-def call(name: str, results: Any) -> Callable[..., Any]:
-    """Returns the call of handler `hjepa_<name>` with the given results (`jax.ffi.ffi_call`).
+def call_native(
+    name: str,
+    operands: Sequence[jax.Array],
+    results: Sequence[jax.ShapeDtypeStruct],
+    **attributes: np.generic | bool,
+) -> Sequence[jax.Array]:
+    """Calls the handler `hjepa_<name>`; the kernels must be available.
 
-    The kernels must be available.
+    Args:
+      name: the handler's name without prefix and suffix.
+      operands: the handler's arguments, in order.
+      results: the shapes and dtypes of its results, in order.
+      **attributes: the handler's attributes, of exactly the dtypes that it declares.
+
+    Returns:
+      The results.
     """
-    return jax.ffi.ffi_call(f"hjepa_{name}{kernels().suffix}", results, vmap_method="sequential")
+    target = f"hjepa_{name}{kernels().suffix}"
+    handler = jax.ffi.ffi_call(target, results, vmap_method="sequential")
+    # A sequence of result types gives a sequence of results.
+    return cast("Sequence[jax.Array]", handler(*operands, **attributes))
 
 
 def _library() -> tuple[pathlib.Path, str, str]:
-    """Returns (the library, the suffix of its handlers, the compiler's name); compiles if needed.
+    """Compiles the library unless it is cached.
+
+    Returns:
+      (the library's path, the suffix of its handlers, the compiler's version line).
 
     Raises:
-      _Unavailable: switched off, no compiler, or it fails.
-      OSError: if the cache folder cannot be written.
+      _Unavailable: if the kernels are switched off, there is no compiler, or it fails.
+      OSError: if the cache folder is not writable.
     """
     if os.environ.get(_SWITCH, "").lower() in ("off", "0", "false"):
         raise _SwitchedOff(f"switched off by {_SWITCH}")
@@ -136,7 +165,7 @@ def _library() -> tuple[pathlib.Path, str, str]:
     parts = [version, processor_tag(), *_FLAGS, *(path.read_text() for path in files)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
     kept = cache_folder()
-    # Without a cache it is compiled at every start.
+    # Without a cache folder every process compiles.
     folder = pathlib.Path(tempfile.mkdtemp(prefix=_TEMPORARY)) if kept is None else kept / "native"
     library = folder / f"{digest}.so"
     if not _is_intact(library):
@@ -149,7 +178,7 @@ def _checksum(library: pathlib.Path) -> pathlib.Path:
 
 
 def _is_intact(library: pathlib.Path) -> bool:
-    """Whether a library is what was compiled: one that is cut off would end the process."""
+    """Returns whether the library is undamaged; loading a truncated one would kill the process."""
     try:
         expected = _checksum(library).read_text()
         return hashlib.sha256(library.read_bytes()).hexdigest() == expected
@@ -158,7 +187,7 @@ def _is_intact(library: pathlib.Path) -> bool:
 
 
 def _compile(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None:
-    """Compiles the sources to `library`, which appears whole or not at all."""
+    """Compiles the sources to `library`, which appears complete or not at all."""
     _log.info("compiling the CPU kernels, once for this machine")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -174,16 +203,16 @@ def _compile(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None
         _run([compiler, "-shared", *map(str, sorted(objects.values())), "-o", str(output)])
         checksum = _checksum(output)
         checksum.write_text(hashlib.sha256(output.read_bytes()).hexdigest())
-        # Another process may have been as quick: the compiler makes the same of the same.
+        # Another process may have finished at the same time; its output is identical.
         os.replace(output, library)
         os.replace(checksum, _checksum(library))
 
 
 def _run(command: list[str]) -> str:
-    """Runs a command and returns its output.
+    """Runs a command and returns its standard output.
 
     Raises:
-      _Unavailable: if it fails; with its first line of error.
+      _Unavailable: if it fails; the message has its first error line.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS)

@@ -1,18 +1,17 @@
-"""The one place that chooses how SIGReg's means of cosines and sines are computed.
+"""The empirical characteristic function of SIGReg: the choice of implementation and the kernel.
 
-On a lone CPU device large arrays go to the native kernel, which reads the projections once;
-everywhere else this is the plain form of `hjepa_jax.objectives.sigreg`.
+Own code because this is the hot path: on one CPU device SIGReg with its gradient takes 1.36 times
+as long in XLA (benchmarks/RESULTS.md). Everywhere else this is
+`hjepa_jax.objectives.sigreg.trigonometric_means`.
 """
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.kernels.build import call, use_native
+from hjepa_jax.kernels.build import call_native, use_native
 from hjepa_jax.objectives.sigreg import trigonometric_means
 
 # Below this many values a call costs more than it saves.
@@ -22,9 +21,16 @@ _MIN_VALUES = 2**12
 def characteristic_means(
     y: jax.Array, start: float, step: float, count: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The `means` argument of `sigreg`: float32 [..., N, K] to two arrays [count, ..., K].
+    """Returns the means of cos(t y) and sin(t y) over rows; the `means` argument of `sigreg`.
 
-    float64 and what is not on a single CPU device take the plain form.
+    Args:
+      y: projections [..., N, K]; float64 always takes XLA's form.
+      start: the first frequency t.
+      step: the distance between frequencies.
+      count: the number of frequencies.
+
+    Returns:
+      Two arrays [count, ..., K].
     """
     if use_native(y.size, _MIN_VALUES, y):
         return means_native(y, start, step, count)
@@ -34,21 +40,19 @@ def characteristic_means(
 def means_native(
     y: jax.Array, start: float, step: float, count: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the means of cos(t y) and sin(t y) over axis -2, t = start + step * 0..count-1.
+    """`characteristic_means` by the native kernel: float32 on one CPU device.
 
-    For float32 [..., N, K] on one CPU device. The native kernels must be available
-    (`hjepa_jax.kernels.build.kernels()`). Not differentiable.
-
-    Returns:
-      Two arrays float32 [count, ..., K].
+    The kernels must be available (`build.kernels()`). Not differentiable: `sigreg` defines its own
+    gradient.
     """
     views = y.reshape(-1, *y.shape[-2:])
     result = jax.ShapeDtypeStruct((count, views.shape[0], y.shape[-1]), jnp.float32)
-    handler = functools.partial(
-        call("characteristic_function", [result, result]),
+    cosines, sines = call_native(
+        "characteristic_function",
+        [views],
+        [result, result],
         start=np.float32(start),
         step=np.float32(step),
     )
-    cosines, sines = handler(views)
     shape = (count, *y.shape[:-2], y.shape[-1])
     return cosines.reshape(shape), sines.reshape(shape)

@@ -1,10 +1,13 @@
-"""The one place where convolutions are computed.
+"""2-D convolution: the choice of implementation, the native kernels and the fallbacks.
 
-On accelerators, and for small work, this is `lax.conv_general_dilated` and nothing else. On a lone
-CPU device float32 goes to the native kernels. Where these cannot be had, and for other dtypes, the
-kernel's gradient is summed there over small groups of images, each one product of its unfolded
-patches in the cache: XLA's CPU code computes it on a transposed copy of the whole batch (1.3 to 20
-times slower).
+Own code because this is the hot path: on one CPU device up to 7.5 times as fast as XLA
+(benchmarks/RESULTS.md).
+
+Accelerators, meshes and small work use `lax.conv_general_dilated`. On a single CPU device float32
+goes to the native kernels. Without them, and for other dtypes, only the kernel gradient is
+replaced: XLA's CPU code computes it on a transposed copy of the whole batch, 1.3 to 20 times slower
+than the same sum over small groups of images, each one matrix product of unfolded patches that fit
+the cache.
 """
 
 from __future__ import annotations
@@ -16,25 +19,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.kernels.build import call, use_native
+from hjepa_jax.kernels.build import call_native, use_native
 from hjepa_jax.runtime.devices import is_single_cpu
 
-# Below these many operations the plain convolution and gradient are as quick.
+# Below these operation counts the plain convolution and its gradient are as fast.
 _MIN_NATIVE = 1e7
 _MIN_GROUPED = 5e7
-# The patches of a group should fit a core's share of the last level of the cache.
+# The patches of a group should fit one core's share of the last-level cache.
 _PATCH_BYTES = 5 * 2**19
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """Convolves x [N,H,W,C] with kernel [kh,kw,C,F] (cross-correlation), padded symmetrically.
+    """Convolves images with a kernel (cross-correlation), padded symmetrically with zeros.
 
-    Returns [N,H',W',F] with H' = floor((H + 2*padding - kh)/stride) + 1, in the dtype of both.
-
-    The implementation is chosen when traced. For large work on a single CPU device it is
+    The implementation is chosen at trace time. For large work on a single CPU device it is
     `conv2d_native` or `conv2d_grouped_gradient`, which have no forward-mode differentiation
     (`jax.jvp` raises TypeError) and no second derivatives; everywhere else it is `conv2d_plain`,
     which has both.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [kh, kw, C, F], of the same dtype as x.
+      stride: along both axes.
+      padding: zeros on each side of both axes.
+
+    Returns:
+      [N, H', W', F] with H' = floor((H + 2 * padding - kh) / stride) + 1, and W' likewise.
     """
     if not isinstance(x.shape[0], int):
         return conv2d_plain(x, kernel, stride, padding)  # exported for any number of images
@@ -45,7 +55,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     operations = 2 * math.prod(output_shape) * taps
     if stride in (1, 2) and use_native(operations, _MIN_NATIVE, x, kernel):
         return conv2d_native(x, kernel, stride, padding)
-    # On a mesh this would gather the devices' shares of the batch.
+    # On a mesh, grouping would gather the shards of the batch.
     if operations >= _MIN_GROUPED and is_single_cpu():
         group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
         return conv2d_grouped_gradient(x, kernel, stride, padding, group)
@@ -53,7 +63,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
 
 
 def conv2d_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """`conv2d` as XLA does it by itself."""
+    """`conv2d` by XLA's own convolution; differentiable in both modes, any number of times."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -63,24 +73,29 @@ def conv2d_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> 
     )
 
 
-def _call(
-    name: str, shape: tuple[int, ...], operands: tuple[jax.Array, ...], stride: int, padding: int
-) -> jax.Array:
-    """Calls a handler on float32 operands; the result has the given shape."""
-    handler = call(f"convolution{name}", jax.ShapeDtypeStruct(shape, jnp.float32))
-    return handler(*operands, stride=np.int64(stride), padding=np.int64(padding))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """Convolves x [N,H,W,C] with kernel [kh,kw,C,F], both float32; stride 1 or 2.
+    """`conv2d` by the native kernels: float32 on one CPU device, stride 1 or 2.
 
-    The kernels must be available (`hjepa_jax.kernels.build.kernels()`), and the arrays lie on
-    one CPU device. Reverse mode only, once.
+    The kernels must be available (`build.kernels()`). Reverse mode only, first order.
     """
     rows, columns = ((x.shape[1 + i] + 2 * padding - kernel.shape[i]) // stride + 1 for i in (0, 1))
     shape = (x.shape[0], rows, columns, kernel.shape[3])
-    return _call("", shape, (x, kernel), stride, padding)
+    return _call("convolution", (x, kernel), shape, stride, padding)
+
+
+def _call(
+    name: str, operands: tuple[jax.Array, ...], shape: tuple[int, ...], stride: int, padding: int
+) -> jax.Array:
+    """Calls a convolution handler, whose float32 result has the given shape."""
+    (result,) = call_native(
+        name,
+        operands,
+        [jax.ShapeDtypeStruct(shape, jnp.float32)],
+        stride=np.int64(stride),
+        padding=np.int64(padding),
+    )
+    return result
 
 
 def _native_forward(
@@ -93,35 +108,14 @@ def _native_backward(
     stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    bar_x = _call("_input_gradient", x.shape, (cotangent, kernel), stride, padding)
-    bar_kernel = _call("_kernel_gradient", kernel.shape, (x, cotangent), stride, padding)
+    name = "convolution_input_gradient"
+    bar_x = _call(name, (cotangent, kernel), x.shape, stride, padding)
+    name = "convolution_kernel_gradient"
+    bar_kernel = _call(name, (x, cotangent), kernel.shape, stride, padding)
     return bar_x, bar_kernel
 
 
 conv2d_native.defvjp(_native_forward, _native_backward)
-
-
-def _group_size(images: int, patch_bytes: int) -> int:
-    """Returns the largest divisor of `images` whose patches fit `_PATCH_BYTES`; 1 at least."""
-    fitting = max(1, min(images, _PATCH_BYTES // patch_bytes))
-    return next(size for size in range(fitting, 0, -1) if images % size == 0)
-
-
-def unfold(x: jax.Array, size: tuple[int, ...], stride: int, padding: int) -> jax.Array:
-    """Unfolds x [N,H,W,C] into the patches [N*H'*W', kh*kw*C] that a convolution multiplies.
-
-    `size` is (kh, kw); stride, padding and H', W' are those of `conv2d`.
-    """
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows, columns = ((padded.shape[1 + i] - size[i]) // stride + 1 for i in (0, 1))
-    taps = [
-        padded[
-            :, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride
-        ]
-        for i in range(size[0])
-        for j in range(size[1])
-    ]
-    return jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * x.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -132,7 +126,7 @@ def conv2d_grouped_gradient(
 
     `group` must divide the number of images. The groups are scanned, each a matrix product: inside
     `lax.scan` XLA's CPU convolutions are 30 to 60 times slower, products are not. Half-precision
-    groups are multiplied and summed in float32. Reverse mode only, once.
+    groups are multiplied and summed in float32. Reverse mode only, first order.
     """
     del group
     return conv2d_plain(x, kernel, stride, padding)
@@ -160,7 +154,7 @@ def _grouped_backward(
     def add(total: jax.Array, parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         part, bar = (array.astype(wide) for array in parts)
         patches = unfold(part, kernel.shape[:2], stride, padding)
-        # Transposed, which XLA multiplies up to twice as fast as patches^T bar.
+        # Transposed: XLA multiplies it up to twice as fast as patches^T bar.
         over_rows = (((0,), (0,)), ((), ()))
         product = jax.lax.dot_general(
             bar.reshape(-1, features), patches, over_rows, precision=jax.lax.Precision.HIGHEST
@@ -175,3 +169,33 @@ def _grouped_backward(
 
 
 conv2d_grouped_gradient.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _group_size(images: int, patch_bytes: int) -> int:
+    """Returns the largest divisor of `images` whose patches fit `_PATCH_BYTES`, at least 1."""
+    fitting = max(1, min(images, _PATCH_BYTES // patch_bytes))
+    return next(size for size in range(fitting, 0, -1) if images % size == 0)
+
+
+def unfold(x: jax.Array, size: tuple[int, ...], stride: int, padding: int) -> jax.Array:
+    """Unfolds images into the patches that a convolution multiplies.
+
+    Args:
+      x: [N, H, W, C].
+      size: (kh, kw).
+      stride: as in `conv2d`.
+      padding: as in `conv2d`.
+
+    Returns:
+      [N * H' * W', kh * kw * C], with H' and W' as in `conv2d`.
+    """
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = ((padded.shape[1 + i] - size[i]) // stride + 1 for i in (0, 1))
+    taps = [
+        padded[
+            :, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride
+        ]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    return jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * x.shape[-1])

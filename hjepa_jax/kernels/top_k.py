@@ -1,4 +1,8 @@
-"""The largest values of rows by the native CPU kernel (csrc/top_k.cc)."""
+"""Running top-k of rows that arrive in blocks: the choice of implementation, and both forms.
+
+Own code because this is the hot path of kNN: on one CPU device the search takes 11 s, with XLA's
+`top_k` 14 s (benchmarks/RESULTS.md).
+"""
 
 from __future__ import annotations
 
@@ -6,48 +10,46 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hjepa_jax.kernels.build import call, use_native
+from hjepa_jax.kernels.build import call_native, use_native
 
-# Below this many values it is not worth compiling the kernels for.
+# Below this many values it is not worth compiling the kernels.
 _MIN_VALUES = 2**18
 
 
 def merge_top_k(
-    best: tuple[jax.Array, jax.Array], similarity: jax.Array, indices: jax.Array
+    best: tuple[jax.Array, jax.Array], x: jax.Array, columns: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Merges similarities [T, B] to the training rows `indices` [B] into the k best [T, k].
+    """Merges a block of columns into the k largest values of every row. Not differentiable.
 
-    Of equals the earlier is preferred: what was found before, then the lower training index.
+    Args:
+      best: values [N, k] in descending order and their indices int32 [N, k]; -inf and -1 where
+        there are none yet.
+      x: [N, M], of the dtype of the values.
+      columns: int32 [M], the indices of the block's columns, ascending and above those in `best`;
+        -1 on padding, which comes last and is ignored.
+
+    Returns:
+      The merged `best`. Of equal values the lower index comes first; -inf keeps the index -1.
     """
-    if use_native(similarity.size, _MIN_VALUES, similarity):
-        return merge_top_k_native(best, similarity, indices)
+    if use_native(x.size, _MIN_VALUES, x):
+        return merge_top_k_native(best, x, columns)
     k = best[0].shape[1]
-    similarity = jnp.where(indices >= 0, similarity, -jnp.inf)
-    # The block is cut to its own best first, so that only 2k candidates are copied and merged.
-    new, position = lax.top_k(similarity, min(k, len(indices)))
+    x = jnp.where(columns >= 0, x, -jnp.inf)
+    # The block is first reduced to its own top k, so that at most 2k candidates are merged.
+    new, position = lax.top_k(x, min(k, len(columns)))
     values, chosen = lax.top_k(jnp.concatenate([best[0], new], axis=1), k)
-    candidates = jnp.concatenate([best[1], indices[position]], axis=1)
+    candidates = jnp.concatenate([best[1], columns[position]], axis=1)
     return values, jnp.take_along_axis(candidates, chosen, axis=1)
 
 
 def merge_top_k_native(
     best: tuple[jax.Array, jax.Array], x: jax.Array, columns: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Merges the columns of a block into the k largest values of every row, on one CPU device.
+    """`merge_top_k` by the native kernel: float32 on one CPU device.
 
-    The native kernels must be available (`hjepa_jax.kernels.build.kernels()`). Not differentiable.
-
-    Args:
-      best: values float32 [N, k] in falling order and their indices int32 [N, k]; -inf and -1
-        where there are none yet.
-      x: float32 [N, M].
-      columns: int32 [M], the indices of the block's columns, rising and above those of `best`;
-        -1 on padding, which comes last and is left out.
-
-    Returns:
-      The merged `best`; of equal values the lower index comes first, where there is one.
+    The kernels must be available (`build.kernels()`).
     """
     shape = best[0].shape
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)]
-    values, indices = call("merge_top_k", results)(*best, x, columns)
+    values, indices = call_native("merge_top_k", (*best, x, columns), results)
     return values, indices

@@ -1,1 +1,1 @@
-"""The process and its devices: where computations run, and in which order."""
+"""Devices, processes and the order of computations."""

@@ -1,4 +1,4 @@
-"""Where what is traced now will run, for the choice between implementations."""
+"""Which devices the computation being traced will run on; decides between implementations."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import jax
 
 
 def on_cpu() -> bool:
-    """Returns whether computations traced now are for the CPU."""
+    """Returns whether computations traced now will run on the CPU."""
     return jax.default_backend() == "cpu"
 
 
 def is_single_cpu() -> bool:
-    """Returns whether they are for a single CPU device, so that no array is split over devices."""
+    """Returns whether they will run on a single CPU device, where no array is sharded."""
     return on_cpu() and jax.device_count() == 1
