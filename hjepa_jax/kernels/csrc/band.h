@@ -1,9 +1,9 @@
-// Unfolding of images into the layout that the tiles of a convolution read.
+// Packing of images into the layout that the tiles of a convolution read.
 //
-// A band holds the input rows of some output rows, padded with zeros, as [row][block][column][16]:
-// channels in blocks of kBlock, so that the distance between pixels is known when compiling.
-#ifndef HJEPA_NATIVE_BAND_H_
-#define HJEPA_NATIVE_BAND_H_
+// A band holds the input rows of some output rows, padded with zeros, as [row][block][column][16].
+// Channels come in blocks of kBlock, so that the distance between pixels is known at compile time.
+#ifndef HJEPA_KERNELS_BAND_H_
+#define HJEPA_KERNELS_BAND_H_
 
 #include "common.h"
 
@@ -14,7 +14,7 @@ struct Shape {
   int64_t images, in_h, in_w, channels, features, taps_h, taps_w, out_h, out_w;
   int64_t stride, pad_h, pad_w;
 
-  // Few channels would leave most of a block empty: then each patch is one pixel of all its taps.
+  // Few channels would leave most of a block empty: then each patch becomes one pixel of all taps.
   bool unfolded() const { return channels < kBlock && taps_h * taps_w > 1; }
   int64_t band_taps_h() const { return unfolded() ? 1 : taps_h; }
   int64_t band_taps_w() const { return unfolded() ? 1 : taps_w; }
@@ -25,11 +25,11 @@ struct Shape {
   int64_t row_floats() const { return blocks() * columns() * kBlock; }
   int64_t band_rows(int64_t rows) const { return (rows - 1) * band_stride() + band_taps_h(); }
   int64_t band_floats(int64_t rows) const { return band_rows(rows) * row_floats(); }
-  // Steps of kBlock channels in one output value.
+  // Number of steps of kBlock channels behind one output value.
   int64_t depth() const { return band_taps_h() * blocks() * band_taps_w(); }
 };
 
-// How a convolution is cut into tasks: some whole images, or some rows of one.
+// How a convolution is split into tasks: several whole images, or several rows of one image.
 struct Tasks {
   int64_t rows, images, bands, groups;
 
@@ -56,12 +56,12 @@ inline void ZeroPixel(int64_t blocks, float* to, int64_t step) {
   for (int64_t b = 0; b < blocks; ++b, to += step) std::memset(to, 0, kBlock * sizeof(float));
 }
 
-// Copies `floats` floats, and what follows them up to whole vectors.
+// Copies `floats` floats, rounded up to whole vectors.
 inline void CopyVectors(const float* from, int64_t floats, float* to) {
   for (int64_t k = 0; k < floats; k += kLanes) Store(to + k, Load(from + k));
 }
 
-// Copies what the output rows [row, row + rows) of an image read to [row][column][channel], with
+// Copies the input of output rows [row, row + rows) of an image to [row][column][channel], with
 // zeros around the image.
 inline void CopyPadded(const Shape& s, const float* image, int64_t row, int64_t rows,
                        int64_t columns, float* to) {
@@ -77,14 +77,14 @@ inline void CopyPadded(const Shape& s, const float* image, int64_t row, int64_t 
   }
 }
 
-// Writes each patch of all taps and channels as one pixel. A row of a patch is a run of the image.
+// Writes each patch of all taps and channels as one pixel. Patch rows are contiguous in the image.
 inline void PackUnfolded(const Shape& s, const float* image, int64_t row, int64_t rows,
                          float* band) {
   static thread_local Arena padded_arena, patch_arena;
   const int64_t columns = (s.out_w - 1) * s.stride + s.taps_w, row_floats = columns * s.channels;
   const int64_t step = s.columns() * kBlock, run = s.taps_w * s.channels;
   const int64_t all = ((rows - 1) * s.stride + s.taps_h) * row_floats;
-  // Runs are copied in whole vectors, each over the excess of the one before.
+  // Runs are copied in whole vectors; each overwrites the excess of the previous one.
   float* padded = padded_arena.Get(all + kLanes);
   float* patch = patch_arena.Get(s.blocks() * kBlock + kLanes + kBlock);
   std::memset(padded + all, 0, kLanes * sizeof(float));
@@ -100,7 +100,7 @@ inline void PackUnfolded(const Shape& s, const float* image, int64_t row, int64_
   }
 }
 
-// Packs what the output rows [row, row + rows) of an image [in_h, in_w, channels] read.
+// Packs the input of output rows [row, row + rows) of an image [in_h, in_w, channels].
 inline void PackBand(const Shape& s, const float* image, int64_t row, int64_t rows, float* band) {
   if (s.unfolded()) return PackUnfolded(s, image, row, rows, band);
   const int64_t columns = s.columns(), step = columns * kBlock;
@@ -118,4 +118,4 @@ inline void PackBand(const Shape& s, const float* image, int64_t row, int64_t ro
 
 }  // namespace hjepa
 
-#endif  // HJEPA_NATIVE_BAND_H_
+#endif  // HJEPA_KERNELS_BAND_H_

@@ -1,6 +1,8 @@
-// Batch normalisation of [rows, channels] with what follows it in a residual block: the sum with
-// the block's input, and the rectifier. Each array is read from memory once for the statistics and
+// Batch normalization of [rows, channels], fused with what follows it in a residual block: the sum
+// with the block's input, and the ReLU. Each array is read from memory once for the statistics and
 // once for the result.
+//
+// Own code because this is the hot path: faster than XLA on CPUs (benchmarks/RESULTS.md).
 
 #include <cmath>
 #include <vector>
@@ -12,7 +14,7 @@ namespace hjepa {
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<ffi::Buffer<ffi::F32>>;
 
-constexpr int64_t kChunkFloats = 32 * 1024;  // 128 KiB: read twice, from memory once
+constexpr int64_t kChunkFloats = 32 * 1024;  // 128 KiB: read twice, but only once from memory
 
 struct Rows {
   int64_t count, channels, chunk;
@@ -25,8 +27,8 @@ struct Rows {
   int64_t at(int64_t i) const { return i * chunk * channels; }
 };
 
-// Calls f(first channel, V) with V = 4, 2 or 1 vectors of kLanes channels, a constant to f; then
-// f(channel, 0) for each channel that fills no vector.
+// Calls f(first channel, V) with V = 4, 2 or 1 vectors of kLanes channels, V being a compile-time
+// constant; then f(channel, 0) for each remaining channel.
 template <typename F>
 inline void ForChannels(int64_t channels, const F& f) {
   int64_t c = 0;
@@ -36,7 +38,7 @@ inline void ForChannels(int64_t channels, const F& f) {
   for (; c < channels; ++c) f(c, std::integral_constant<int, 0>());
 }
 
-// A value for each of the V * kLanes channels of a group, or (V = 0) of its one channel.
+// One value for each of the V * kLanes channels of a group, or for its single channel if V = 0.
 template <int V>
 struct Group {
   static constexpr int kSize = V;
@@ -66,7 +68,7 @@ inline T Positive(T value, T where) {
   return where > 0 ? value : T{};
 }
 
-// Sum and sum of squared deviations from their mean of each channel of a chunk of x.
+// Mean, and sum of squared deviations from it, of each channel of a chunk of x.
 static void ChunkMoments(const Rows& rows, int64_t chunk, const float* x, float* mean, float* m2) {
   const int64_t n = rows.size(chunk), step = rows.channels;
   ForChannels(rows.channels, [&](int64_t c, auto vectors) {
@@ -90,7 +92,7 @@ static void ChunkMoments(const Rows& rows, int64_t chunk, const float* x, float*
   });
 }
 
-// Mean and biased variance of each channel: chunks in parallel, joined in their order (Chan,
+// Mean and biased variance of each channel: chunks in parallel, merged in a fixed order (Chan,
 // Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances").
 static void Moments(ffi::ThreadPool& pool, const Rows& rows, const float* x, float* mean,
                     float* variance) {
@@ -116,7 +118,7 @@ static void Moments(ffi::ThreadPool& pool, const Rows& rows, const float* x, flo
   }
 }
 
-// y = x * factor + shift [+ residual], rectified or not, of one chunk.
+// y = x * factor + shift [+ residual], with or without ReLU, for one chunk.
 template <bool kRelu, bool kResidual>
 void Apply(const Rows& rows, int64_t chunk, const float* x, const float* residual,
            const float* factor, const float* shift, float* y) {
@@ -158,7 +160,7 @@ static ffi::Error BatchNorm(ffi::ThreadPool pool, Array x, Array scale, Array bi
   return ffi::Error::Success();
 }
 
-// Sums over a chunk of g and of g * (x - mean), where g is the cotangent behind the rectifier.
+// Sums over a chunk of g and of g * (x - mean), where g is the cotangent at the ReLU's input.
 template <bool kRelu>
 void ChunkSums(const Rows& rows, int64_t chunk, const float* x, const float* y, const float* bar,
                const float* mean, float* sum, float* product) {
@@ -184,7 +186,7 @@ void ChunkSums(const Rows& rows, int64_t chunk, const float* x, const float* y, 
   });
 }
 
-// bar_x = factor * g - slope * (x - mean) - offset, and g itself to the residual, of one chunk.
+// bar_x = factor * g - slope * (x - mean) - offset, and bar_residual = g, for one chunk.
 template <bool kRelu, bool kResidual>
 void ApplyGradient(const Rows& rows, int64_t chunk, const float* x, const float* y,
                    const float* bar, const float* mean, const float* factor, const float* slope,

@@ -1,9 +1,12 @@
 // The empirical characteristic function at equally spaced frequencies: for every column of y
 // [views, rows, columns] the means over rows of cos(t y) and sin(t y), t = start + step * j.
 //
-// Each value is read once; its cosine and sine are computed once and turned by angle addition, in
-// registers. Sums of kRun rows are added up in double precision, so that rounding does not grow
-// with the number of rows; their order does not depend on the number of threads.
+// Each value is read once; its cosine and sine are computed once and then rotated by angle
+// addition, in registers. Sums of kRun rows are accumulated in double precision, so that rounding
+// errors do not grow with the number of rows; the order of summation does not depend on the number
+// of threads.
+//
+// Own code because this is the hot path: faster than XLA on CPUs (benchmarks/RESULTS.md).
 
 #include <cmath>
 #include <vector>
@@ -15,12 +18,12 @@ namespace hjepa {
 using Projections = ffi::Buffer<ffi::F32, 3>;
 using Means = ffi::Result<Projections>;
 
-constexpr int kTogether = 4;  // rows whose angles are turned side by side
+constexpr int kTogether = 4;  // rows whose angles are rotated side by side
 constexpr int64_t kRun = 64;
 
 typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
-// Beyond this the reduction below loses digits.
+// Larger angles lose digits in the range reduction below.
 constexpr float kLargest = 8192.0f;
 
 struct CosSin {
@@ -29,7 +32,7 @@ struct CosSin {
 
 inline Vec Select(IntVec where, Vec yes, Vec no) { return where ? yes : no; }
 
-// Angles too large for the reduction, infinite or not a number, one by one.
+// Angles that are too large for the reduction, infinite or NaN, one by one.
 static void __attribute__((noinline)) SlowPhase(const Vec& angle, CosSin* phase) {
   for (int i = 0; i < kLanes; ++i) {
     phase->cosine[i] = std::cos(angle[i]);
@@ -37,7 +40,7 @@ static void __attribute__((noinline)) SlowPhase(const Vec& angle, CosSin* phase)
   }
 }
 
-// Whether any angle is beyond kLargest or not a number.
+// Whether any angle is beyond kLargest in magnitude or NaN.
 inline bool AnyLarge(const Vec* values, float factor) {
   IntVec large{};
   for (int r = 0; r < kTogether; ++r) {
@@ -49,9 +52,9 @@ inline bool AnyLarge(const Vec* values, float factor) {
   return any != 0;
 }
 
-// cos and sin, to about one unit in the last place. The angle is reduced to [-pi/4, pi/4] by a
-// multiple of pi/2 in three parts (Cody and Waite), whose products are exact even without fused
-// multiplication; there the Taylor series suffice.
+// Cosine and sine, to about one unit in the last place. The angle is reduced to [-pi/4, pi/4] by
+// subtracting a multiple of pi/2 in three parts (Cody and Waite) whose products are exact even
+// without fused multiply-add; on that interval Taylor series suffice.
 inline CosSin PhaseOf(Vec angle) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = angle * 0.636619772f + kRound;
@@ -89,7 +92,7 @@ struct Frequencies {
   int64_t count;
 };
 
-// Adds to sums [count, 2, kLanes] those of the first `rows` of kTogether values of kLanes columns.
+// Adds the cosines and sines of the first `rows` of kTogether rows to sums [count, 2, kLanes].
 inline void AddRows(const Frequencies& f, const Vec* values, int64_t rows, float* sums) {
   CosSin phases[kTogether], turns[kTogether];
   PhasesOf(values, f.step, turns);
@@ -97,7 +100,7 @@ inline void AddRows(const Frequencies& f, const Vec* values, int64_t rows, float
   if (f.start != f.step) PhasesOf(values, f.start, phases);
   Vec cosine[kTogether], sine[kTogether];
   for (int r = 0; r < kTogether; ++r) {
-    // A phase of zero stays so through all turns.
+    // A phase vector of zero stays zero under every rotation.
     const float counted = r < rows;
     cosine[r] = phases[r].cosine * counted, sine[r] = phases[r].sine * counted;
   }
@@ -112,7 +115,7 @@ inline void AddRows(const Frequencies& f, const Vec* values, int64_t rows, float
   }
 }
 
-// Totals [count, 2, kLanes] over the rows of the `width` columns at y.
+// totals [count, 2, kLanes] = sums over the rows of the `width` columns at y.
 static void SumColumns(const Frequencies& f, const float* y, int64_t rows, int64_t columns,
                        int64_t width, float* sums, double* totals) {
   const int64_t size = f.count * 2 * kLanes;

@@ -1,6 +1,6 @@
-// Vectors, work sharing and scratch memory of the native kernels.
-#ifndef HJEPA_NATIVE_COMMON_H_
-#define HJEPA_NATIVE_COMMON_H_
+// Vectors, parallel loops and scratch memory of the native kernels.
+#ifndef HJEPA_KERNELS_COMMON_H_
+#define HJEPA_KERNELS_COMMON_H_
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +20,7 @@ namespace hjepa {
 
 namespace ffi = xla::ffi;
 
-// Registers decide the shape of a tile: kPixels x kVectors accumulators must stay in them.
+// The register file sets the tile shape: kPixels x kVectors accumulators must fit in it.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kPixels = 14, kRows = 8;
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -46,10 +46,10 @@ inline void Store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls f(i) for every i in [0, n), in any order, on the threads of `pool` and this one.
+// Calls f(i) for every i in [0, n), in any order, on the calling thread and those of `pool`.
 //
-// No thread waits for work that has not begun: this one takes whatever is left itself, so that a
-// pool whose threads are all busy (or all waiting here) cannot deadlock.
+// No thread waits for work that has not started: the caller processes whatever is left, so a pool
+// whose threads are all busy (or all waiting here) cannot deadlock.
 template <typename F>
 void ParallelFor(ffi::ThreadPool& pool, int64_t n, const F& f) {
   struct Shared {
@@ -69,9 +69,9 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t n, const F& f) {
   while (shared->done.load() < n) std::this_thread::yield();
 }
 
-// Asks for huge pages below a result. XLA maps the memory of temporaries anew for every step, and
-// each page costs a fault when it is first written: a sixth of a step's processor time with 4 KiB.
-// Only a hint, so that neighbours on the first and the last huge page do not matter.
+// Requests huge pages for a result. XLA maps the memory of temporaries afresh in every step, and
+// each page faults when first written: a sixth of the CPU time of a step with 4 KiB pages. This is
+// only a hint, so other data on the first and the last huge page does not matter.
 inline void AskForHugePages(float* data, int64_t floats) {
 #ifdef __linux__
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
@@ -84,7 +84,7 @@ inline void AskForHugePages(float* data, int64_t floats) {
 #endif
 }
 
-// Memory that a thread keeps between calls, aligned to cache lines. One for each purpose.
+// Scratch memory, aligned to cache lines, that a thread keeps between calls. One per use.
 class Arena {
  public:
   float* Get(int64_t floats) {
@@ -106,4 +106,4 @@ class Arena {
 
 }  // namespace hjepa
 
-#endif  // HJEPA_NATIVE_COMMON_H_
+#endif  // HJEPA_KERNELS_COMMON_H_

@@ -1,10 +1,12 @@
 // Convolutions of images on the CPU, as handlers of XLA's foreign function interface.
 //
-// Arrays are float32: images [N, H, W, C], kernels [kh, kw, C, F]. Direct convolution: a band of
-// rows of an image is copied once into the cache, and tiles of pixels x features are accumulated
-// in registers over all taps and channels. Source of the scheme: Georganas et al., "Anatomy of
-// High-Performance Deep Learning Convolutions on SIMD Architectures" (arXiv 1808.05567). The 3x3
-// convolutions at stride 1, which are most of a ResNet's work, take fewer multiplications (winograd.h).
+// Own code because this is the hot path: faster than XLA on CPUs (benchmarks/RESULTS.md).
+//
+// Arrays are float32: images [N, H, W, C], kernels [kh, kw, C, F]. Direct convolution copies a band
+// of image rows into the cache once and accumulates tiles of pixels x features in registers over
+// all taps and channels. Source of the scheme: Georganas et al., "Anatomy of High-Performance Deep
+// Learning Convolutions on SIMD Architectures" (arXiv 1808.05567). 3x3 convolutions at stride 1,
+// most of the work of a ResNet, need fewer multiplications (winograd.h).
 
 #include "winograd.h"
 
@@ -19,7 +21,7 @@ static Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> kernel
           padding, padding};
 }
 
-// out = correlation of x with the kernel whose entries are at(i, j, c, f), by the best way for it.
+// out = correlation of x with the kernel whose entries are at(i, j, c, f), by the faster method.
 template <typename At>
 void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* x, const Output& out,
               const At& at) {
@@ -51,7 +53,7 @@ static ffi::Error Forward(ffi::ThreadPool pool, Array4 x, Array4 kernel, Result4
   return ffi::Error::Success();
 }
 
-// Pixels m*stride + phase of the input, along one axis, read these taps of the kernel.
+// The kernel taps that contribute to input pixels m*stride + phase, along one axis.
 struct Phase {
   int64_t first, taps, padding, size;
 
@@ -63,7 +65,7 @@ struct Phase {
   }
 };
 
-// The transposed convolution, one stride-1 correlation for each of the stride^2 phases of pixels.
+// The transposed convolution: one stride-1 correlation for each of the stride^2 pixel phases.
 static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel, Result4 x,
                                 int64_t stride, int64_t padding) {
   const auto in = x->dimensions(), out = bar.dimensions(), k = kernel.dimensions();
@@ -87,7 +89,7 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
     float* first = x->typed_data() + (phase / stride) * row + (phase % stride) * channels;
     const Output to{first, in[1] * row, stride * row, stride * channels};
     Convolve(pool, s, bar.typed_data(), to, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
-      // In an unfolded band the channel holds the taps as well.
+      // In an unfolded band the channel index includes the taps.
       const int64_t index = (i * s.band_taps_w() + j) * s.band_channels() + c;
       const int64_t tap = index / features;
       const int64_t tap_v = v.first + stride * (v.taps - 1 - tap / h.taps);

@@ -1,6 +1,6 @@
-// Correlation of images with a kernel: a convolution's forward pass and its input gradient.
-#ifndef HJEPA_NATIVE_CORRELATE_H_
-#define HJEPA_NATIVE_CORRELATE_H_
+// Correlation of images with a kernel: the forward pass of a convolution and its input gradient.
+#ifndef HJEPA_KERNELS_CORRELATE_H_
+#define HJEPA_KERNELS_CORRELATE_H_
 
 #include <array>
 #include <utility>
@@ -9,15 +9,15 @@
 
 namespace hjepa {
 
-constexpr int64_t kBandFloats = 96 * 1024;  // 384 KiB, of a second-level cache of 512 or more
+constexpr int64_t kBandFloats = 96 * 1024;  // 384 KiB, of an L2 cache of at least 512
 
-// Features [panel * kPanel, ...) of a kernel: vectors that a panel needs, 1 or 2.
+// Number of vectors, 1 or 2, that hold the features [panel * kPanel, ...) of a panel.
 inline int PanelVectors(int64_t features, int64_t panel) {
   return features - panel * kPanel > kLanes ? kVectors : 1;
 }
 
 // Packs a kernel as [panel][tap row][block][tap column][16][kPanel], padded with zeros.
-// at(i, j, c, f) gives its entry in the band's taps and channels; panels go in parallel.
+// at(i, j, c, f) is its entry in the band's taps and channels; panels are packed in parallel.
 template <typename At>
 void PackKernel(ffi::ThreadPool& pool, const Shape& s, float* packed, const At& at) {
   ParallelFor(pool, CeilDiv(s.features, kPanel), [&](int64_t panel) {
@@ -36,15 +36,15 @@ void PackKernel(ffi::ThreadPool& pool, const Shape& s, float* packed, const At& 
 }
 
 struct TileArguments {
-  const float* band;     // at the first pixel's first tap
+  const float* band;     // first tap of the first pixel
   const float* kernel;   // a packed panel
-  float* out;            // at the first pixel's first feature of the panel
+  float* out;            // first feature of the panel at the first pixel
   int64_t taps_h, blocks, taps_w, row_floats, block_floats;
   int64_t out_pixel;     // floats between two pixels of the output
-  int64_t valid;         // features of the panel that exist
+  int64_t valid;         // features in the panel, without padding
 };
 
-// P neighbouring pixels of one row x V vectors of features.
+// P adjacent pixels of one row x V vectors of features.
 template <int P, int V, int S>
 void Tile(const TileArguments& a) {
   Vec sum[P][V] = {};
@@ -84,7 +84,7 @@ constexpr std::array<TileFunction, kPixels> TileTable(std::integer_sequence<int,
   return {Tile<P + 1, V, S>...};
 }
 
-// The tile of `pixels` in 1..kPixels; strides are 1 or 2.
+// Returns the tile for 1 <= pixels <= kPixels, 1 or 2 vectors and stride 1 or 2.
 inline TileFunction ChooseTile(int64_t pixels, int vectors, int64_t stride) {
   constexpr auto sizes = std::make_integer_sequence<int, kPixels>();
   static constexpr std::array<TileFunction, kPixels> tables[2][2] = {
@@ -93,13 +93,13 @@ inline TileFunction ChooseTile(int64_t pixels, int vectors, int64_t stride) {
   return tables[vectors - 1][stride - 1][pixels - 1];
 }
 
-// Where a correlation writes: pixel (n, i, j) starts at data + n*image + i*row + j*pixel.
+// Output of a correlation: pixel (n, i, j) starts at data + n*image + i*row + j*pixel.
 struct Output {
   float* data;
   int64_t image, row, pixel;
 };
 
-// A row of `width` pixels for one panel of features, cut into tiles of nearly equal size.
+// A row of `width` pixels for one panel of features, split into tiles of nearly equal size.
 inline void CorrelateRow(int64_t width, int64_t stride, TileArguments a, int vectors) {
   const int64_t tiles = CeilDiv(width, kPixels);
   for (int64_t t = 0, column = 0; t < tiles; ++t) {
@@ -144,4 +144,4 @@ inline void Correlate(ffi::ThreadPool& pool, const Shape& s, const float* x, con
 
 }  // namespace hjepa
 
-#endif  // HJEPA_NATIVE_CORRELATE_H_
+#endif  // HJEPA_KERNELS_CORRELATE_H_

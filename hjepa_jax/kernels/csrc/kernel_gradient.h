@@ -1,21 +1,21 @@
 // The gradient of a convolution with respect to its kernel.
-#ifndef HJEPA_NATIVE_KERNEL_GRADIENT_H_
-#define HJEPA_NATIVE_KERNEL_GRADIENT_H_
+#ifndef HJEPA_KERNELS_KERNEL_GRADIENT_H_
+#define HJEPA_KERNELS_KERNEL_GRADIENT_H_
 
 #include "correlate.h"
 
 namespace hjepa {
 
-// Images are summed in a fixed number of parts, whatever the number of threads: the same sums in
-// the same order. Few parts for large kernels, since each has one of its own.
+// Images are summed in a number of parts that does not depend on the number of threads, so the
+// order of summation is fixed. Large kernels get few parts, since each part stores a whole kernel.
 inline int64_t Parts(const Shape& s) {
   const int64_t floats = s.depth() * kBlock * CeilDiv(s.features, kPanel) * kPanel;
   return std::clamp<int64_t>((int64_t{1} << 20) / floats, 4, 32);
 }
 
-// Calls f(part, first panel, end panel, sum) in parallel for all parts and panels, to add to `sum`,
-// the part's zeroed [panels, panel_size]; the parts lie one after another in `sums`. Panels are told
-// apart only where threads would be idle without it: that packs the images once for each group.
+// Calls f(part, first panel, end panel, sum) in parallel for all parts and panels; f adds to `sum`,
+// the part's zeroed [panels, panel_size]. The parts are contiguous in `sums`. Panels are split into
+// groups only if threads would otherwise be idle, because each group packs the images again.
 template <typename F>
 void SumParts(ffi::ThreadPool& pool, int64_t parts, int64_t panels, int64_t panel_size, float* sums,
               const F& f) {
@@ -31,14 +31,14 @@ void SumParts(ffi::ThreadPool& pool, int64_t parts, int64_t panels, int64_t pane
 }
 
 struct GradientArguments {
-  const float* band;  // at the first pixel of a tap and its first channel
+  const float* band;  // first channel of the first pixel of a tap
   const float* bar;   // cotangents of a panel, [pixel][V * kLanes]
-  float* sum;         // [kRows][V * kLanes], added to
+  float* sum;         // [kRows][V * kLanes], accumulated into
   int64_t images, rows, columns;
-  int64_t band_image, band_row;  // floats between the pixels of two images, two output rows
+  int64_t band_image, band_row;  // floats between two images, and between two output rows
 };
 
-// kRows channels of a tap x V vectors of features, summed over all pixels of some images.
+// kRows channels of a tap x V vectors of features, summed over all pixels of several images.
 template <int V, int S>
 void GradientTile(const GradientArguments& a) {
   Vec sum[kRows][V];
@@ -70,7 +70,7 @@ inline void ChooseGradientTile(const GradientArguments& a, int vectors, int64_t 
   table[vectors - 1][stride - 1](a);
 }
 
-// Copies the cotangents of a panel of features of `pixels` pixels to [pixel][width].
+// Copies the cotangents of `pixels` pixels for one panel of features to [pixel][width].
 inline void PackBar(const float* bar, int64_t features, int64_t first, int64_t width,
                     int64_t pixels, float* to) {
   const int64_t valid = std::min(width, features - first);
@@ -81,7 +81,7 @@ inline void PackBar(const float* bar, int64_t features, int64_t first, int64_t w
 }
 
 // Adds the products of the images [first, last) to the panels [first_panel, end_panel) of `sum`,
-// packed like a kernel.
+// which is packed like a kernel.
 inline void AddImages(const Shape& s, const Tasks& tasks, const float* x, const float* bar,
                       int64_t first, int64_t last, int64_t first_panel, int64_t end_panel,
                       float* sum) {
@@ -152,4 +152,4 @@ inline void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x
 
 }  // namespace hjepa
 
-#endif  // HJEPA_NATIVE_KERNEL_GRADIENT_H_
+#endif  // HJEPA_KERNELS_KERNEL_GRADIENT_H_

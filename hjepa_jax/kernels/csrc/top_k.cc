@@ -1,7 +1,9 @@
 // Merges the columns of a block into the k largest values of every row so far.
 //
+// Own code because this is the hot path: faster than XLA on CPUs (benchmarks/RESULTS.md).
+//
 // A row is read once. Values above the k-th largest so far are collected, and the collection is cut
-// to its k best whenever it is full, so that nearly all values cost one comparison.
+// to its k largest whenever it is full, so that nearly all values cost one comparison.
 
 #include <functional>
 #include <limits>
@@ -15,19 +17,19 @@ using Matrix = ffi::Buffer<ffi::F32, 2>;
 using Indices = ffi::Buffer<ffi::S32, 2>;
 using Columns = ffi::Buffer<ffi::S32, 1>;
 
-constexpr int64_t kRun = 64;  // values compared before any of them is looked at
+constexpr int64_t kRun = 64;  // values compared to the threshold at once
 
-// Bits of a float to an integer that orders like it, and back.
+// Maps the bits of a float to an integer that orders like the float, and back.
 inline int32_t Ordered(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
 
-// An integer that orders like the float; NaN is above infinity.
+// Returns an integer that orders like the float; NaN is above infinity.
 inline int32_t Key(float value) {
   int32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return std::max(Ordered(bits), std::numeric_limits<int32_t>::min() + 1);
 }
 
-// Larger for larger keys, then for lower indices.
+// Orders by key; of equal keys the lower index is the larger candidate.
 inline uint64_t Candidate(int32_t key, int64_t index) {
   const uint32_t high = static_cast<uint32_t>(key) ^ 0x80000000u;
   return uint64_t{high} << 32 | static_cast<uint32_t>(~index);
@@ -44,8 +46,8 @@ inline int32_t KeyOf(uint64_t candidate) {
   return static_cast<int32_t>(static_cast<uint32_t>(candidate >> 32) ^ 0x80000000u);
 }
 
-// Merges a row [count], whose columns have these indices, into the k best candidates in `found`;
-// these are in order afterwards.
+// Merges a row [count], whose columns have the given indices, into the k best candidates in
+// `found`, which are sorted afterward.
 static void MergeRow(const float* row, const int32_t* indices, int64_t count, size_t k,
                      std::vector<uint64_t>& found) {
   const size_t capacity = 2 * k + 1024;
@@ -53,7 +55,7 @@ static void MergeRow(const float* row, const int32_t* indices, int64_t count, si
   const auto cut = [&] {
     std::nth_element(found.begin(), found.begin() + k - 1, found.end(), std::greater<>());
     found.resize(k);
-    // What comes later loses to an equal value.
+    // A later value loses to an equal one, so only larger values qualify.
     threshold = KeyOf(found[k - 1]);
   };
   for (int64_t start = 0; start < count; start += kRun) {

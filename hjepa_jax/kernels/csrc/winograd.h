@@ -1,11 +1,12 @@
-// Convolutions of 3x3 taps at stride 1 with 2.25 times fewer multiplications: Winograd's minimal
-// filtering F(2x2, 3x3), forward and for both gradients. Source: Lavin & Gray, "Fast Algorithms for
+// 3x3 convolutions at stride 1 with 2.25 times fewer multiplications: Winograd's minimal filtering
+// F(2x2, 3x3), for the forward pass and both gradients. Source: Lavin & Gray, "Fast Algorithms for
 // Convolutional Neural Networks" (arXiv 1509.09308), equations 8 to 12.
 //
-// Each tile of 2x2 outputs reads 4x4 inputs. Transformed, they are 16 independent products of
-// [tiles, channels] and [channels, features] in the layout that Tile and GradientTile read.
-#ifndef HJEPA_NATIVE_WINOGRAD_H_
-#define HJEPA_NATIVE_WINOGRAD_H_
+// Each tile of 2x2 outputs reads 4x4 inputs. After the transform these are 16 independent matrix
+// products of [tiles, channels] and [channels, features], in the layout that Tile and GradientTile
+// read.
+#ifndef HJEPA_KERNELS_WINOGRAD_H_
+#define HJEPA_KERNELS_WINOGRAD_H_
 
 #include "kernel_gradient.h"
 
@@ -13,26 +14,26 @@ namespace hjepa {
 
 constexpr int kPositions = 16;
 
-// Whether a convolution is computed here: whole blocks of channels, whole vectors of features.
+// Whether Winograd applies; it needs whole blocks of channels and whole vectors of features.
 inline bool IsWinograd(const Shape& s) {
   return s.taps_h == 3 && s.taps_w == 3 && s.stride == 1 && s.channels % kBlock == 0 &&
          s.features % kLanes == 0 && s.pad_h <= 2 && s.pad_w <= 2;
 }
 
-// The same convolution as products: 16 positions in the place of the taps.
+// The same convolution as matrix products: 16 positions take the place of the taps.
 inline Shape AsProducts(Shape s) {
   s.taps_h = kPositions, s.taps_w = 1;
   return s;
 }
 
-// The tiles of 2x2 outputs of all images, in rows.
+// The 2x2 output tiles of all images, in row-major order.
 struct Tiles {
   int64_t down, across, all;
 
   explicit Tiles(const Shape& s)
       : down(CeilDiv(s.out_h, 2)), across(CeilDiv(s.out_w, 2)), all(s.images * down * across) {}
 
-  // Calls f(t, image, first output row, first output column) for the tiles first + t, t < count.
+  // Calls f(t, image, first output row, first output column) for tiles first + t, 0 <= t < count.
   template <typename F>
   void For(int64_t first, int64_t count, const F& f) const {
     int64_t n = first / (down * across), row = first / across % down, column = first % across;
@@ -52,7 +53,7 @@ inline void TransformInput(Vec* d, int step) {
   d[0] = d0 - d2, d[step] = d1 + d2, d[2 * step] = d2 - d1, d[3 * step] = d1 - d3;
 }
 
-// Transforms what `count` tiles read of x into [position][block][tile][16].
+// Transforms the input of `count` tiles into [position][block][tile][16].
 inline void PackTiles(const Shape& s, const Tiles& tiles, const float* x, int64_t first,
                       int64_t count, float* to) {
   static thread_local Arena arena;
@@ -78,7 +79,7 @@ inline void PackTiles(const Shape& s, const Tiles& tiles, const float* x, int64_
   });
 }
 
-// Packs G g G^T of a kernel as [panel][position][block][16][kPanel]. at(i, j, c, f) gives its entry.
+// Packs G g G^T of a kernel as [panel][position][block][16][kPanel]. at(i, j, c, f) is its entry.
 template <typename At>
 void PackWinogradKernel(ffi::ThreadPool& pool, const Shape& s, float* packed, const At& at) {
   const int64_t panel_size = kPositions * s.channels * kPanel;
@@ -108,7 +109,7 @@ void PackWinogradKernel(ffi::ThreadPool& pool, const Shape& s, float* packed, co
   });
 }
 
-// A^T m A of a tile, m given at 16 positions `step` floats apart, into its outputs.
+// Writes the outputs A^T m A of a tile; the 16 positions of m are `step` floats apart.
 template <int V>
 void StoreTile(const Shape& s, const float* m, int64_t step, const Output& out, int64_t n,
                int64_t row, int64_t column, int64_t feature) {
@@ -128,7 +129,7 @@ void StoreTile(const Shape& s, const float* m, int64_t step, const Output& out, 
   }
 }
 
-// out = correlation of x with a kernel that PackWinogradKernel has packed.
+// out = correlation of x with a kernel packed by PackWinogradKernel.
 inline void WinogradCorrelate(ffi::ThreadPool& pool, const Shape& s, const float* x,
                               const float* packed, const Output& out) {
   const Tiles tiles(s);
@@ -158,7 +159,7 @@ inline void WinogradCorrelate(ffi::ThreadPool& pool, const Shape& s, const float
   });
 }
 
-// Transforms the cotangents of a panel of `count` tiles, A bar A^T, into [position][tile][width].
+// Transforms the cotangents A bar A^T of `count` tiles of a panel into [position][tile][width].
 template <int V>
 void PackBarTiles(const Shape& s, const Tiles& tiles, const float* bar, int64_t first,
                   int64_t count, int64_t feature, float* to) {
@@ -186,12 +187,12 @@ void PackBarTiles(const Shape& s, const Tiles& tiles, const float* bar, int64_t 
 }
 
 // Adds the products of the tiles [first, last) to the panels [first_panel, end_panel) of `sum`,
-// packed like a kernel.
+// which is packed like a kernel.
 inline void AddTiles(const Shape& s, const Tiles& tiles, const float* x, const float* bar,
                      int64_t first, int64_t last, int64_t first_panel, int64_t end_panel,
                      float* sum) {
   static thread_local Arena input_arena, bar_arena;
-  // Large kernels are read and written once for each group of tiles: not for too few.
+  // `sum` is read and written once for each group of tiles, so groups must not be too small.
   const int64_t each = std::max<int64_t>(kBandFloats / (kPositions * s.channels), 64);
   for (; first < last; first += each) {
     const int64_t count = std::min(each, last - first);
@@ -215,7 +216,7 @@ inline void AddTiles(const Shape& s, const Tiles& tiles, const float* x, const f
   }
 }
 
-// G^T v G of one channel and panel, v given at 16 positions: its 9 taps of `width` features.
+// Writes G^T v G, the 9 taps of `width` features of one channel; v holds the 16 positions.
 inline void StoreTaps(const Shape& s, const float (*v)[kPanel], int64_t width, int64_t channel,
                       int64_t feature, float* out) {
   for (int64_t f = 0; f < width; ++f) {
@@ -256,7 +257,8 @@ inline void WinogradKernelGradient(ffi::ThreadPool& pool, const Shape& s, const 
       float total[kPositions][kPanel] = {};
       for (int64_t part = 0; part < parts; ++part)
         for (int i = 0; i < kPositions; ++i) {
-          const float* from = sums + part * size + panel * panel_size + (i * s.channels + c) * width;
+          const float* from =
+              sums + part * size + panel * panel_size + (i * s.channels + c) * width;
           for (int64_t f = 0; f < width; ++f) total[i][f] += from[f];
         }
       StoreTaps(s, total, width, c, panel * kPanel, out);
@@ -266,4 +268,4 @@ inline void WinogradKernelGradient(ffi::ThreadPool& pool, const Shape& s, const 
 
 }  // namespace hjepa
 
-#endif  // HJEPA_NATIVE_WINOGRAD_H_
+#endif  // HJEPA_KERNELS_WINOGRAD_H_
