@@ -1,4 +1,4 @@
-"""Every command of the README is run by CI or by a test."""
+"""Every command of README.md and CONTRIBUTING.md is run by CI or by a test."""
 
 import pathlib
 import re
@@ -6,12 +6,19 @@ import shlex
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Program and script of a README command -> the file that runs it, and a text found there.
+# Program and script of a command -> the file that runs it, and a text found there.
 RUN_BY = {
     "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
     "srun": ("tests/runtime/test_distributed.py", "SLURM_PROCID"),
     "--coordinator_address": ("tests/runtime/test_distributed.py", "--coordinator_address="),
     "python -m pytest": (".ci/run", "<!-- test -->"),
+    "tests/test_repository.py": (".ci/run", "python -m pytest -n 0 tests/test_repository.py"),
+    "pip install -e '.[dev]'": (".ci/run", "pip install -q -e '.[dev]'"),
+    ".ci/run": (".github/workflows/ci.yml", "run: .ci/run"),
+    "ruff check && ruff format": (".ci/run", "\nruff check\nruff format"),
+    "pyright": (".ci/run", "\npyright --warnings\n"),
+    "pre-commit install": ("tests/test_repository.py", '"pre-commit", "install"'),
+    "pre-commit run": ("tests/test_repository.py", '"pre-commit", "run", "--all-files"'),
     "configs/cifar100.py": ("tests/training/test_train.py", "cifar100"),
     "configs/imagenet100.py": ("tests/training/test_train.py", "imagenet100"),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
@@ -46,8 +53,9 @@ RUN_BY = {
 
 
 def commands() -> list[str]:
-    """Returns the lines of the README's bash blocks."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Returns the lines of the bash blocks of README.md and CONTRIBUTING.md."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -55,7 +63,7 @@ def test_every_command_is_run_somewhere() -> None:
     assert len(commands()) >= 6
     for command in commands():
         runners = [where for key, where in RUN_BY.items() if key in command]
-        assert runners, f"nothing runs the README's command {command!r}"
+        assert runners, f"nothing runs the documented command {command!r}"
         for file, text in runners:
             assert text in (ROOT / file).read_text(), f"{file} no longer runs {command!r}"
 

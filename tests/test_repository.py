@@ -111,6 +111,34 @@ def test_ruff_hooks_mend_a_file(tmp_path: pathlib.Path) -> None:
     assert file.read_text() == "import sys\n\nprint(sys.argv)\n"
 
 
+@pytest.mark.skipif(not shutil.which("pre-commit"), reason="pre-commit is of the dev extra")
+def test_installed_hooks_stop_a_commit_that_fails_them(tmp_path: pathlib.Path) -> None:
+    # Without git's own variables, which would name this repository if a hook started the tests.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    for name in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{name}_NAME": "name", f"GIT_{name}_EMAIL": "name@example.com"}
+    environment["PRE_COMMIT_HOME"] = str(tmp_path / "pre-commit")
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+
+    work = tmp_path / "work"
+    work.mkdir()
+    shutil.copy(ROOT / ".pre-commit-config.yaml", work)
+    assert run("git", "init", "-q").returncode == 0
+    assert run("pre-commit", "install").returncode == 0
+    (work / "sample.py").write_text("import os\n")
+    assert run("git", "add", ".").returncode == 0
+    refused = run("git", "commit", "-qm", "unused import")
+    assert refused.returncode == 1
+    assert re.search(r"^ruff check\.+Failed$", refused.stderr, re.M), refused.stderr
+    (work / "sample.py").write_text('"""Nothing to mend."""\n')
+    assert run("git", "add", ".").returncode == 0
+    passed = run("pre-commit", "run", "--all-files")
+    assert passed.returncode == 0, passed.stdout
+    assert passed.stdout.count("Passed") == len(hooks())
+
+
 def test_wheel_contains_every_file_of_the_package() -> None:
     package_data = setup_cfg()["options.package_data"]
     packaged = {
