@@ -1,4 +1,7 @@
-"""One training run in a workdir at a time."""
+"""One training run in a workdir at a time.
+
+Not `filelock`, whose timeout names no holder, and which locks hard links and misses a deleted file.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 With `data.backend='device'` the host draws the parameters and sends them with the images: whole
 images where all have one shape (the device crops them too), else crops already resized. Views agree
 with the host's up to rounding.
+
+Not `jax.image.scale_and_translate`, which blends pixels from outside the crop into its border.
 """
 
 from __future__ import annotations
