@@ -262,7 +262,7 @@ def _train(
     load = functools.partial(load_batch, config, run, source)
     guard = NonFiniteGuard(config, run, workdir, load, skipped)
     writer = create_writer(workdir, active=primary, purge_step=first + 1)
-    display = ProgressDisplay(run.num_steps, first, config.data.batch_size, quiet=not primary)
+    display = ProgressDisplay(run.num_steps, first, quiet=not primary)
     try:
         monitor = TrainingMonitor(config, run, source, writer)
         session = _Session(

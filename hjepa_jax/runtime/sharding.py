@@ -68,11 +68,6 @@ def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
     return NamedSharding(mesh, spec)
 
 
-def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """Returns the sharding of each entry of a batch."""
-    return {name: batch_sharding(mesh, name) for name in batch}
-
-
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Places this process's part of a batch on the mesh as global arrays."""
     return {

@@ -117,7 +117,7 @@ class _EventFile:
 
 
 class TensorboardXWriter:
-    """The part of clu's SummaryWriter interface that we use; tensorboardX encodes the events.
+    """The part of clu's SummaryWriter interface that is used; tensorboardX encodes the events.
 
     Events are encoded and written in a thread, in order. Whatever becomes of the disk, no call
     fails or waits for long: what does not fit, or comes while nothing is written, is dropped.
@@ -175,44 +175,6 @@ class TensorboardXWriter:
             layout = "NHWC" if array.ndim == 4 else "HWC"
             self._add(step, functools.partial(summary.image, name, array, dataformats=layout))
 
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for name, value in texts.items():
-            self._add(step, functools.partial(summary.text, name, value))
-
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, Any],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        for name, value in arrays.items():
-            bins: Any = (num_buckets or {}).get(name, 30)
-            self._add(step, functools.partial(summary.histogram, name, np.array(value), bins))
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        for part in summary.hparams(dict(hparams), {}):
-            self._add(0, functools.partial(_same, part))
-
-    def _unsupported(self, what: str) -> None:
-        raise NotImplementedError(
-            f"{what} need TensorFlow, which is not installed: use scalars, images, texts or "
-            "histograms."
-        )
-
-    def write_summaries(
-        self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        self._unsupported("raw summaries")
-
-    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        self._unsupported("audio summaries")
-
-    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        self._unsupported("video summaries")
-
-    def write_pointcloud(self, step: int, point_clouds: Any, **_: Any) -> None:
-        self._unsupported("point clouds")
-
     def flush(self) -> None:
         """Waits until all is written, for a limited time."""
         tasks = self._queue
@@ -239,10 +201,6 @@ class TensorboardXWriter:
         missing = self._overflow + self._events.dropped
         if missing:
             _log.warning("%s lacks %d values.", self._events.path, missing)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def import_metric_writers() -> types.ModuleType:
@@ -297,12 +255,10 @@ class _Lasting(Console):
 class ProgressDisplay:
     """A bar with loss, images/s and time left on a terminal; the same as plain lines elsewhere."""
 
-    def __init__(
-        self, total_steps: int, first_step: int, batch_size: int, *, quiet: bool = False
-    ) -> None:
+    def __init__(self, total_steps: int, first_step: int, *, quiet: bool = False) -> None:
         """Shows steps `first_step` to `total_steps`; nothing if `quiet`."""
         self._console = Console(quiet=True) if quiet else _Lasting(stderr=True)
-        self._total, self._first, self._batch = total_steps, first_step, batch_size
+        self._total = total_steps
         self._start: float | None = None
         self._started_at = first_step
         self._bar: Progress | None = None
