@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from hjepa_jax.dynamics import hamiltonian as hm
 from hjepa_jax.dynamics.integrators import INTEGRATORS, flow_dtype, integrate
 from hjepa_jax.dynamics.reversible import integrate_reversible
-from hjepa_jax.models.matching import MLPShape, hamiltonian_sizes, match_mlp
+from hjepa_jax.models.parameter_matching import MLPShape, hamiltonian_sizes, match_mlp
 
 PREDICTORS = ("hamiltonian", "mlp", "identity")
 HAMILTONIANS = ("separable", "learnable", "quadratic")

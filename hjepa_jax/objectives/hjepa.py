@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.objectives.floors import (
+from hjepa_jax.objectives.regularizers import (
     LogdetStatistics,
     at_least_float32,
     budget,

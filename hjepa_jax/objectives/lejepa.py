@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.objectives.floors import at_least_float32, mean_penalty, pooled_variance
+from hjepa_jax.objectives.regularizers import at_least_float32, mean_penalty, pooled_variance
 from hjepa_jax.objectives.sigreg import Means, SIGRegSettings, sigreg, trigonometric_means
 
 LOSS_FORMS = ("additive", "convex")

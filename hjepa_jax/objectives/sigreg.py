@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.objectives.floors import at_least_float32
+from hjepa_jax.objectives.regularizers import at_least_float32
 
 WEIGHT_TYPES = ("gaussian", "uniform")
 STATISTICS = ("per_view", "flattened")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from hjepa_jax.config import Config, validation, view_sizes
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.models.matching import count_parameters
+from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import prepare
 

@@ -15,9 +15,8 @@ import optax
 
 from hjepa_jax.config import Config
 from hjepa_jax.kernels.characteristic_function import characteristic_means
-from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
-from hjepa_jax.objectives.spectral import apply_spectral
-from hjepa_jax.objectives.spectral_learnable import (
+from hjepa_jax.objectives.hamsigreg import apply_spectral
+from hjepa_jax.objectives.hamsigreg_spectrum import (
     alpha_schedule,
     beta_schedule,
     init_learnable,
@@ -27,6 +26,7 @@ from hjepa_jax.objectives.spectral_learnable import (
     spectral_regulariser,
     update_loss,
 )
+from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 from hjepa_jax.training.method import settings_from, spectral_settings
 from hjepa_jax.training.state import clip_by_global_norm
 

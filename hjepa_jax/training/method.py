@@ -12,8 +12,8 @@ from hjepa_jax.config import Config
 from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 from hjepa_jax.models.projector import Projector
 from hjepa_jax.models.resnet import ResNet
-from hjepa_jax.objectives.spectral import GRID_KINDS, SpectralSettings
-from hjepa_jax.objectives.spectral_learnable import LearnableSettings
+from hjepa_jax.objectives.hamsigreg import GRID_KINDS, SpectralSettings
+from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 
 
 class Modules(NamedTuple):

@@ -14,9 +14,9 @@ import optax
 from hjepa_jax.config import Config
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.kernels.characteristic_function import characteristic_means
-from hjepa_jax.objectives.floors import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
 from hjepa_jax.objectives.lejepa import effective_weights, sigreg_objective
+from hjepa_jax.objectives.regularizers import orthonormal_projection, projection_rank
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
 from hjepa_jax.training.accumulation import cached_gradient, cut
 from hjepa_jax.training.hamsigreg import (

@@ -14,10 +14,10 @@ from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.probe import ProbeSettings
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.models.predictor import PredictorSettings
+from hjepa_jax.objectives.hamsigreg import SpectralSettings
+from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 from hjepa_jax.objectives.hjepa import HJEPASettings
 from hjepa_jax.objectives.sigreg import SIGRegSettings
-from hjepa_jax.objectives.spectral import SpectralSettings
-from hjepa_jax.objectives.spectral_learnable import LearnableSettings
 
 ROWS = rows().values()
 NUMBERS = [row for row in ROWS if row.kind in (int, float)]

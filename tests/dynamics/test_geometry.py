@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hjepa_jax.dynamics import geometry, systems
-from hjepa_jax.dynamics.baselines import explicit_euler_step, repeat, runge_kutta4_step
 from hjepa_jax.dynamics.hamiltonian import energy_of_state, join_state
 from hjepa_jax.dynamics.integrators import integrate
+from hjepa_jax.dynamics.non_symplectic import explicit_euler_step, repeat, runge_kutta4_step
 
 
 @pytest.fixture(autouse=True)

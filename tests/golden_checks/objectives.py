@@ -14,7 +14,7 @@ from finite_differences import quick_jit
 from golden_checks.common import assert_close, groups, load, subtree
 from hjepa_jax.dynamics.hamiltonian import Hamiltonian, energy_of_state, separable
 from hjepa_jax.dynamics.integrators import integrate
-from hjepa_jax.objectives import floors
+from hjepa_jax.objectives import regularizers
 from hjepa_jax.objectives.hjepa import HJEPASettings, prediction_loss
 from hjepa_jax.objectives.lejepa import lejepa_prediction
 from hjepa_jax.objectives.sigreg import (
@@ -131,26 +131,26 @@ def test_golden_objectives_prediction(case: str) -> None:
 def test_golden_objectives_budget(case: str) -> None:
     group = subtree(LOSSES, f"budget/{case}/")
     targets = group["q_target"].item(), group["p_target"].item()
-    check_both(group, lambda z, _: floors.budget(z, *targets), "z")
+    check_both(group, lambda z, _: regularizers.budget(z, *targets), "z")
 
 
 @pytest.mark.parametrize("case", cases(LOSSES, "varfloor/"))
 def test_golden_objectives_variance_floor(case: str) -> None:
     group = subtree(LOSSES, f"varfloor/{case}/")
     arguments = group["std_floor"].item(), group["eps"].item()
-    check_both(group, lambda x, _: floors.variance_floor(x, *arguments), "x")
+    check_both(group, lambda x, _: regularizers.variance_floor(x, *arguments), "x")
 
 
 @pytest.mark.parametrize("case", cases(LOSSES, "logdet/"))
 def test_golden_objectives_logdet_floor(case: str) -> None:
     group = subtree(LOSSES, f"logdet/{case}/")
     samples, dim = group["x"].shape
-    rank = floors.projection_rank(group["proj_dim"].item(), dim, samples)
+    rank = regularizers.projection_rank(group["proj_dim"].item(), dim, samples)
     assert rank == group["k"].item() == group["R"].shape[1]
 
-    def function(x: jax.Array, dtype: Any) -> tuple[jax.Array, floors.LogdetStatistics]:
+    def function(x: jax.Array, dtype: Any) -> tuple[jax.Array, regularizers.LogdetStatistics]:
         has_pr, has_eig = flag(group["has_pr_norm_floor"]), flag(group["has_eigmax_frac_ceiling"])
-        return floors.logdet_floor(
+        return regularizers.logdet_floor(
             x,
             jnp.asarray(group["R"], dtype),
             logdet_floor=group["logdet_floor"].item(),
@@ -184,7 +184,7 @@ def test_golden_objectives_logdet_floor(case: str) -> None:
 def test_golden_objectives_mean_penalty() -> None:
     with jax.enable_x64(True):
         z = jnp.asarray(LOSSES["mean/z"], jnp.float64)
-        value, grad = jax.value_and_grad(floors.mean_penalty)(z)
+        value, grad = jax.value_and_grad(regularizers.mean_penalty)(z)
         assert_close(value, LOSSES["mean/loss"], FLOAT64, "loss")
         assert_close(grad, LOSSES["mean/grad"], FLOAT64, "grad")
 

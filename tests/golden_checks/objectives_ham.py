@@ -14,8 +14,8 @@ from finite_differences import quick_jit
 
 from golden_checks.common import assert_close, groups, load, subtree
 from golden_checks.objectives import FLOAT32, FLOAT64, cases, flag
-from hjepa_jax.objectives import spectral
-from hjepa_jax.objectives import spectral_learnable as learnable
+from hjepa_jax.objectives import hamsigreg
+from hjepa_jax.objectives import hamsigreg_spectrum as learnable
 from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 
 HAM, TRAIN = load("hamsigreg.npz"), load("train_steps.npz")
@@ -72,9 +72,9 @@ def apply_and_pull(z: jax.Array, root: jax.Array, cot: jax.Array, kind: str, lay
 
     def transform(z: jax.Array, root: jax.Array) -> jax.Array:
         if kind == "chain":
-            return spectral.apply_chain(z, root)
+            return hamsigreg.apply_chain(z, root)
         if kind == "grid":
-            return spectral.apply_grid(z, root, layout[0], channels_first=layout[1])
+            return hamsigreg.apply_grid(z, root, layout[0], channels_first=layout[1])
         return z * root
 
     out, pull = jax.vjp(transform, z, root)
@@ -193,7 +193,7 @@ def test_golden_objectives_ham_learnable_from_settings(case: str) -> None:
     assert_close(buffers.log_base, group["loglam0_2d"], 1e-6, "loglam0_2d")
     initial = learnable.init_learnable(settings)
     assert_close(initial["raw_span"], group["init_raw_span"], 1e-6, "init_raw_span")
-    whole = spectral.SpectralSettings(
+    whole = hamsigreg.SpectralSettings(
         "learnable",
         h=settings.h,
         w=settings.w,
@@ -202,7 +202,7 @@ def test_golden_objectives_ham_learnable_from_settings(case: str) -> None:
         learnable=settings,
     )
     params = {name: group[name] for name in ("raw_span", "raw_shape")}
-    compiled = quick_jit(spectral.apply_spectral, static_argnums=0)
+    compiled = quick_jit(hamsigreg.apply_spectral, static_argnums=0)
     out = compiled(whole, params, group["z"], group["alpha"].item(), group["beta"].item())
     if not ties:
         assert_close(out, group["transform"], FLOAT32, "transform")
@@ -212,32 +212,32 @@ def test_golden_objectives_ham_learnable_from_settings(case: str) -> None:
 def test_golden_objectives_ham_fixed_spectrum(case: str) -> None:
     group = subtree(HAM, f"{case}/")
     if "sqrt_diag" in group:
-        ours, theirs = spectral.diag_sqrt(group["z"].shape[-1]), group["sqrt_diag"]
-        settings = spectral.SpectralSettings("diag")
+        ours, theirs = hamsigreg.diag_sqrt(group["z"].shape[-1]), group["sqrt_diag"]
+        settings = hamsigreg.SpectralSettings("diag")
     elif "normalize_trace" in group:
         kappa, eps = group["kappa"].item(), group["eps"].item()
         gauge = "trace" if flag(group["normalize_trace"]) else "logdet"
         if "lam_rfft_base" in group:
             theirs = group["lam_rfft_base"]
-            ours = spectral.chain_spectrum_1d(group["d"].item(), kappa, eps, gauge)
-            settings = spectral.SpectralSettings("chain", kappa=kappa, eps=eps, gauge=gauge)
+            ours = hamsigreg.chain_spectrum_1d(group["d"].item(), kappa, eps, gauge)
+            settings = hamsigreg.SpectralSettings("chain", kappa=kappa, eps=eps, gauge=gauge)
         else:
             h, w, token = (group[n].item() for n in ("h", "w", "d_f"))
             theirs = group["lam_grid_base"]
-            ours = spectral.chain_spectrum_grid(h, w, kappa, eps, gauge)
-            settings = spectral.SpectralSettings(
+            ours = hamsigreg.chain_spectrum_grid(h, w, kappa, eps, gauge)
+            settings = hamsigreg.SpectralSettings(
                 "chain_grid", kappa=kappa, eps=eps, gauge=gauge, h=h, w=w, token_dim=token
             )
     else:
         ours, theirs = np.ones(()), np.ones(())
-        settings = spectral.SpectralSettings()
+        settings = hamsigreg.SpectralSettings()
     assert_close(ours, theirs, 1e-6, "base spectrum")
     beta = group["beta"].item() if "beta" in group else 1.0
     for name in ("sqrt_lam_rfft", "sqrt_lam_grid"):
         if name in group:
             root = np.sqrt(1 - beta + beta * ours)
             assert_close(root, group[name], 1e-6, name)
-    compiled = quick_jit(spectral.apply_spectral, static_argnums=0)
+    compiled = quick_jit(hamsigreg.apply_spectral, static_argnums=0)
     out = compiled(settings, None, group["z"], 1.0, beta)
     assert_close(out, group["transform"], FLOAT32, "transform")
 
@@ -270,7 +270,7 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
 
         def transform(params: Any, x: jax.Array) -> jax.Array:
             root = jnp.sqrt(learnable.increment_spectrum(params, settings, buffers).spectrum)
-            return spectral.apply_grid(x.reshape(len(x), -1), root, x.shape[-1]).reshape(x.shape)
+            return hamsigreg.apply_grid(x.reshape(len(x), -1), root, x.shape[-1]).reshape(x.shape)
 
         @quick_jit
         def everything(params: Any, x: jax.Array, cot: jax.Array) -> Any:
@@ -334,14 +334,14 @@ def test_golden_objectives_ham_first_step(case: str) -> None:
     fields = {k: grid[k].item() for k in grid if not k.endswith("_code") and k != "d_f"}
     fields |= {"base": BASES[grid["base_code"].item()], "gauge": GAUGES[grid["gauge_code"].item()]}
     settings = learnable.LearnableSettings(**fields)
-    whole = spectral.SpectralSettings(
+    whole = hamsigreg.SpectralSettings(
         "learnable", h=settings.h, w=settings.w, token_dim=grid["d_f"].item(), learnable=settings
     )
     params = {n: jnp.asarray(root[f"init/learnable_h.{n}"]) for n in ("raw_span", "raw_shape")}
     alpha, beta = ham_schedule(root, 1)
     views = root["x"].shape[1]
     z = jnp.asarray(root["z_step0"]).reshape(views, -1, root["z_step0"].shape[-1])
-    out = spectral.apply_spectral(whole, params, z, alpha, beta)
+    out = hamsigreg.apply_spectral(whole, params, z, alpha, beta)
     sigreg_settings = SIGRegSettings(
         num_slices=hp["regularizer.num_slices"].item(),
         t_max=hp["regularizer.t_max"].item(),

@@ -9,7 +9,7 @@ import pytest
 
 from hjepa_jax.dynamics import hamiltonian as hm
 from hjepa_jax.dynamics.integrators import integrate
-from hjepa_jax.models.matching import (
+from hjepa_jax.models.parameter_matching import (
     MLPShape,
     count_parameters,
     hamiltonian_sizes,

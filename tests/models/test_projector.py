@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hjepa_jax.models.matching import count_parameters
+from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.projector import Projector
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hjepa_jax.kernels.convolution import conv2d
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
-from hjepa_jax.models.matching import count_parameters
+from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3
 from hjepa_jax.models.resnet import ResNet, flatten_tokens
 

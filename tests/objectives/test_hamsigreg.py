@@ -13,15 +13,15 @@ from finite_differences import assert_gradient, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hjepa_jax.objectives import spectral_learnable as learnable
-from hjepa_jax.objectives.spectral import (
+from hjepa_jax.objectives import hamsigreg_spectrum as learnable
+from hjepa_jax.objectives.hamsigreg import (
     SpectralSettings,
     apply_spectral,
     chain_spectrum_1d,
     chain_spectrum_grid,
     diag_sqrt,
 )
-from hjepa_jax.objectives.spectral_learnable import LearnableSettings
+from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 
 H, W, TOKEN = 4, 6, 2
 DIM = H * W * TOKEN

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from finite_differences import assert_gradient, quick_jit
 
-from hjepa_jax.objectives import floors
+from hjepa_jax.objectives import regularizers
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective, prediction_loss, view_pairs
 
 IMAGES, HALF = 9, 3
@@ -184,19 +184,19 @@ def test_objective_is_the_weighted_sum_of_its_parts(rank_p: int) -> None:
     drawn = projections(rank_p)
     total, metrics = quick_jit(lambda z: hjepa_objective(z, flow, None, drawn, ACTIVE, 2))(z)
 
-    def separately(z: jax.Array) -> tuple[dict[str, jax.Array], floors.LogdetStatistics]:
+    def separately(z: jax.Array) -> tuple[dict[str, jax.Array], regularizers.LogdetStatistics]:
         q, p = z[..., :HALF], z[..., HALF:]
         parts = {
             "pred": prediction_loss(flow, None, z, ACTIVE, num_global_views=2),
-            "budget": floors.budget(z, 0.5, 2.0),
-            "var_q": floors.variance_floor(q, 2.0, 1e-4),
-            "var_p": floors.variance_floor(p, 1.5, 1e-4),
-            "mean": floors.mean_penalty(z),
+            "budget": regularizers.budget(z, 0.5, 2.0),
+            "var_q": regularizers.variance_floor(q, 2.0, 1e-4),
+            "var_p": regularizers.variance_floor(p, 1.5, 1e-4),
+            "mean": regularizers.mean_penalty(z),
         }
-        parts["logdet_q"], statistics = floors.logdet_floor(
+        parts["logdet_q"], statistics = regularizers.logdet_floor(
             q, drawn["q"], logdet_floor=1.0, eps=1e-4, pr_floor=1.0, eigmax_ceiling=0.2
         )
-        parts["logdet_p"], _ = floors.logdet_floor(
+        parts["logdet_p"], _ = regularizers.logdet_floor(
             p, drawn["p"], logdet_floor=0.5, eps=1e-4, eigmax_ceiling=0.1
         )
         return parts, statistics

@@ -12,7 +12,7 @@ from finite_differences import assert_gradient, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hjepa_jax.objectives import floors
+from hjepa_jax.objectives import regularizers
 
 VIEWS, IMAGES, DIM = 2, 12, 6
 
@@ -40,10 +40,10 @@ def numpy_logdet(
 def test_budget_matches_numpy_and_differences() -> None:
     with jax.enable_x64(True):
         z = sample(width=2 * DIM)
-        loss = quick_jit(lambda z: floors.budget(z, 0.7, 1.4))(jnp.asarray(z))
+        loss = quick_jit(lambda z: regularizers.budget(z, 0.7, 1.4))(jnp.asarray(z))
         expected = ((z[..., :DIM] ** 2).mean() - 0.7) ** 2 + ((z[..., DIM:] ** 2).mean() - 1.4) ** 2
         np.testing.assert_allclose(loss, expected, rtol=1e-12)
-        assert_gradient(lambda z: floors.budget(z, 0.7, 1.4), z)
+        assert_gradient(lambda z: regularizers.budget(z, 0.7, 1.4), z)
 
 
 def test_variance_floor_matches_numpy_and_differences() -> None:
@@ -51,17 +51,17 @@ def test_variance_floor_matches_numpy_and_differences() -> None:
         x = sample() * np.linspace(0.1, 1.5, DIM) + 3.0
         std = np.sqrt(x.reshape(-1, DIM).var(0) + 1e-4)
         expected = (np.maximum(0, 0.9 - std) ** 2).mean()
-        np.testing.assert_allclose(floors.variance_floor(jnp.asarray(x), 0.9, 1e-4), expected)
+        np.testing.assert_allclose(regularizers.variance_floor(jnp.asarray(x), 0.9, 1e-4), expected)
         assert 0 < (std < 0.9).sum() < DIM
-        assert_gradient(lambda x: floors.variance_floor(x, 0.9, 1e-4), x)
+        assert_gradient(lambda x: regularizers.variance_floor(x, 0.9, 1e-4), x)
 
 
 def test_mean_penalty_matches_numpy_and_differences() -> None:
     with jax.enable_x64(True):
         z = sample() + np.arange(DIM)
         expected = (z.reshape(-1, DIM).mean(0) ** 2).mean()
-        np.testing.assert_allclose(floors.mean_penalty(jnp.asarray(z)), expected)
-        assert_gradient(floors.mean_penalty, z)
+        np.testing.assert_allclose(regularizers.mean_penalty(jnp.asarray(z)), expected)
+        assert_gradient(regularizers.mean_penalty, z)
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 0.99, 0.1), (1.0, 0.0, 2.0), (-9.0, 0.99, 0.1)])
@@ -70,8 +70,8 @@ def test_logdet_floor_matches_numpy_and_differences(bounds: tuple[float, float, 
         x = sample() * np.linspace(0.3, 1.5, DIM) + 2.0
         projection = np.linalg.qr(np.random.default_rng(1).standard_normal((DIM, 4)))[0]
 
-        def loss(x: jax.Array) -> tuple[jax.Array, floors.LogdetStatistics]:
-            return floors.logdet_floor(
+        def loss(x: jax.Array) -> tuple[jax.Array, regularizers.LogdetStatistics]:
+            return regularizers.logdet_floor(
                 x,
                 jnp.asarray(projection),
                 logdet_floor=bounds[0],
@@ -92,7 +92,7 @@ def test_logdet_weights_and_absent_terms() -> None:
     x, projection = jnp.asarray(sample(), jnp.float32), jnp.eye(DIM)[:, :3]
 
     def loss(**terms: float) -> float:
-        function = functools.partial(floors.logdet_floor, logdet_floor=9, eps=1e-4, **terms)
+        function = functools.partial(regularizers.logdet_floor, logdet_floor=9, eps=1e-4, **terms)
         return float(quick_jit(function)(x, projection)[0])
 
     bare, pr, eig = loss(), loss(pr_floor=2.0), loss(eigmax_ceiling=0.0)
@@ -106,10 +106,10 @@ def test_logdet_weights_and_absent_terms() -> None:
 @jax.value_and_grad
 def satisfied(x: jax.Array) -> jax.Array:
     """Floors far below any sample of the test."""
-    penalty, _ = floors.logdet_floor(
+    penalty, _ = regularizers.logdet_floor(
         x, jnp.eye(DIM)[:, :3], logdet_floor=-8.0, eps=1e-4, pr_floor=0.05, eigmax_ceiling=0.999
     )
-    return penalty + floors.variance_floor(x, 0.01, 1e-4)
+    return penalty + regularizers.variance_floor(x, 0.01, 1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -124,10 +124,10 @@ def test_satisfied_floors_have_exactly_zero_gradient(seed: int, scale: float) ->
 @jax.value_and_grad
 def all_active(x: jax.Array) -> jax.Array:
     """Floors that every sample of the test violates."""
-    penalty, _ = floors.logdet_floor(
+    penalty, _ = regularizers.logdet_floor(
         x, jnp.eye(DIM), logdet_floor=2.0, eps=1e-4, pr_floor=2.0, eigmax_ceiling=0.0
     )
-    return penalty + floors.variance_floor(x, 9.0, 1e-4) + floors.mean_penalty(x)
+    return penalty + regularizers.variance_floor(x, 9.0, 1e-4) + regularizers.mean_penalty(x)
 
 
 def repeated_eigenvalues() -> np.ndarray:
@@ -157,7 +157,7 @@ def test_largest_eigenvalue_gradient_is_that_of_eigh_where_it_is_simple() -> Non
     with jax.enable_x64(True):
         root = np.random.default_rng(3).standard_normal((5, 5))
         matrix = jnp.asarray(root @ root.T + 0.1 * np.eye(5))
-        ours = jax.grad(lambda c: floors.logdet_statistics(c).eigmax_frac)
+        ours = jax.grad(lambda c: regularizers.logdet_statistics(c).eigmax_frac)
         share = quick_jit(ours)(matrix)
         direct = quick_jit(jax.grad(lambda c: jnp.linalg.eigvalsh(c)[-1] / jnp.trace(c)))(matrix)
         np.testing.assert_allclose(share, direct, atol=1e-9)
@@ -167,7 +167,7 @@ def test_descent_on_the_log_det_floor_recovers_a_collapsed_direction() -> None:
     x = jnp.asarray(sample(), jnp.float32).at[..., 0].multiply(1e-3)
 
     def loss(x: jax.Array) -> jax.Array:
-        return floors.logdet_floor(x, jnp.eye(DIM), logdet_floor=-0.5, eps=1e-4)[0]
+        return regularizers.logdet_floor(x, jnp.eye(DIM), logdet_floor=-0.5, eps=1e-4)[0]
 
     step = quick_jit(lambda x: x - 0.5 * jax.grad(loss)(x))
     before = float(jnp.std(x[..., 0]))
@@ -180,10 +180,10 @@ def test_descent_on_the_log_det_floor_recovers_a_collapsed_direction() -> None:
 @quick_jit
 def all_losses(x: jax.Array) -> list[jax.Array]:
     return [
-        floors.budget(x, 1.0, 2.0),
-        floors.variance_floor(x, 2.0, 1e-4),
-        floors.mean_penalty(x),
-        floors.logdet_floor(x, jnp.eye(DIM), logdet_floor=1.0, eps=1e-4)[0],
+        regularizers.budget(x, 1.0, 2.0),
+        regularizers.variance_floor(x, 2.0, 1e-4),
+        regularizers.mean_penalty(x),
+        regularizers.logdet_floor(x, jnp.eye(DIM), logdet_floor=1.0, eps=1e-4)[0],
     ]
 
 
@@ -202,7 +202,7 @@ def test_bfloat16_is_computed_in_float32() -> None:
 
 
 def test_projection_is_orthonormal_and_haar() -> None:
-    draw = jax.jit(jax.vmap(lambda key: floors.orthonormal_projection(key, 4, 2)))
+    draw = jax.jit(jax.vmap(lambda key: regularizers.orthonormal_projection(key, 4, 2)))
     draws = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     gram = np.einsum("ndi,ndj->nij", draws, draws)
     np.testing.assert_allclose(gram, np.broadcast_to(np.eye(2), gram.shape), atol=1e-5)
@@ -216,26 +216,26 @@ def test_projection_is_orthonormal_and_haar() -> None:
 def test_large_projections_are_the_signed_q_factor(dim: int, rank: int) -> None:
     """By Cholesky (the first two) or by QR, the same draw has the same Q factor."""
     key = jax.random.key(3)
-    drawn = floors.orthonormal_projection(key, dim, rank)
+    drawn = regularizers.orthonormal_projection(key, dim, rank)
     q, r = np.linalg.qr(np.asarray(jax.random.normal(key, (dim, rank)), np.float64))
     np.testing.assert_allclose(drawn, q * np.sign(np.diagonal(r)), rtol=0, atol=1e-6)
     np.testing.assert_allclose(drawn.T @ drawn, np.eye(rank), rtol=0, atol=2e-6)
-    traced = str(jax.make_jaxpr(lambda: floors.orthonormal_projection(key, dim, rank))())
+    traced = str(jax.make_jaxpr(lambda: regularizers.orthonormal_projection(key, dim, rank))())
     assert ("cholesky" in traced) == (dim in (256, 700))
 
 
 def test_projection_rank() -> None:
-    assert floors.projection_rank(128, 1024, 1024) == 128
-    assert floors.projection_rank(128, 64, 1024) == 64
-    assert floors.projection_rank(128, 1024, 16) == 15
+    assert regularizers.projection_rank(128, 1024, 1024) == 128
+    assert regularizers.projection_rank(128, 64, 1024) == 64
+    assert regularizers.projection_rank(128, 1024, 16) == 15
 
 
 def test_errors_name_the_cause() -> None:
     with pytest.raises(ValueError, match="at least 2 samples"):
-        floors.projection_rank(8, 8, 1)
+        regularizers.projection_rank(8, 8, 1)
     with pytest.raises(ValueError, match="rank must lie"):
-        floors.orthonormal_projection(jax.random.key(0), 4, 5)
+        regularizers.orthonormal_projection(jax.random.key(0), 4, 5)
     with pytest.raises(ValueError, match="first axis must be x's last"):
-        floors.projected_covariance(jnp.zeros((8, 4)), jnp.zeros((5, 2)), 1e-4)
+        regularizers.projected_covariance(jnp.zeros((8, 4)), jnp.zeros((5, 2)), 1e-4)
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
-        floors.projected_covariance(jnp.zeros((1, 4)), jnp.eye(4), 1e-4)
+        regularizers.projected_covariance(jnp.zeros((1, 4)), jnp.eye(4), 1e-4)

@@ -18,7 +18,7 @@ from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import evaluate, restore
 from hjepa_jax.evaluation.monitor import OnlineKnn
-from hjepa_jax.objectives.spectral_learnable import learnable_spectrum
+from hjepa_jax.objectives.hamsigreg_spectrum import learnable_spectrum
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.method import spectral_settings

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.dynamics import geometry, systems
-from hjepa_jax.dynamics.baselines import explicit_euler_step, repeat, runge_kutta4_step
 from hjepa_jax.dynamics.hamiltonian import energy_of_state, join_state, split_state
 from hjepa_jax.dynamics.integrators import integrate
+from hjepa_jax.dynamics.non_symplectic import explicit_euler_step, repeat, runge_kutta4_step
 from hjepa_jax.models.predictor import Scalar
 
 Flow = Callable[[jax.Array], jax.Array]

@@ -2,7 +2,7 @@
 
 Kinds: 'identity'; 'diag' (a fixed diagonal); 'chain' (periodic Laplacian along the flat state);
 'chain_grid' (periodic Laplacian on the token grid); 'learnable' (radial envelope on the token
-grid, see `spectral_learnable.py`). SIGReg of the transformed state asks for covariance H^{-1}.
+grid, see `hamsigreg_spectrum.py`). SIGReg of the transformed state asks for covariance H^{-1}.
 
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
 """
@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.objectives.floors import at_least_float32
-from hjepa_jax.objectives.spectral_learnable import (
+from hjepa_jax.objectives.hamsigreg_spectrum import (
     GAUGES,
     LearnableSettings,
     SpectralBuffers,
     learnable_spectrum,
 )
+from hjepa_jax.objectives.regularizers import at_least_float32
 
 KINDS = ("identity", "diag", "chain", "chain_grid", "learnable")
 GRID_KINDS = ("chain_grid", "learnable")

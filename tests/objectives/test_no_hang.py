@@ -16,7 +16,7 @@ import os
 
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 import jax, jax.numpy as jnp
-from hjepa_jax.objectives.floors import logdet_statistics
+from hjepa_jax.objectives.regularizers import logdet_statistics
 
 a = jax.random.normal(jax.random.key(0), (2, 128, 128))
 covariance = a @ a.swapaxes(-1, -2) / 128 + jnp.eye(128)
