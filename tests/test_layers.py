@@ -16,7 +16,6 @@ ROOMS = (
     "runtime",
     "dynamics",
     "objectives",
-    "native",
     "kernels",
     "models",
     "data",

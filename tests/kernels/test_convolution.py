@@ -1,4 +1,4 @@
-"""Convolution: the CPU's gradient against that of lax.conv_general_dilated, and who gets it."""
+"""Convolution: the grouped and the native form against XLA's, and when each is chosen."""
 
 import functools
 import os
@@ -8,12 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import kernel_arrays
 import numpy as np
 import pytest
 
 from hjepa_jax.kernels import build, convolution
 from hjepa_jax.kernels.build import Kernels
-from hjepa_jax.kernels.convolution import conv2d, conv2d_grouped_gradient, conv2d_plain
+from hjepa_jax.kernels.convolution import (
+    conv2d,
+    conv2d_grouped_gradient,
+    conv2d_native,
+    conv2d_plain,
+)
 
 # (kernel side, stride, padding) of every convolution of the encoder.
 KINDS = [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (7, 2, 3)]
@@ -67,7 +73,7 @@ def test_equal_to_plain(kind, side, dtype, tolerance):
 
 
 def test_bfloat16_sums_in_float32():
-    """The kernel's gradient is that of the float32 convolution, rounded once."""
+    """The kernel gradient is that of the float32 convolution, rounded once."""
     x, kernel = draw(6, 6, 4, 4, 3, jnp.bfloat16)
     got, plain = grouped_and_plain(x, kernel, 1, 1)
     assert_same(got[:2], plain[:2], 1e-2)
@@ -96,9 +102,9 @@ def is_grouped(x, kernel):
     return "scan[" in str(jax.make_jaxpr(loss)(kernel))
 
 
-@pytest.mark.skipif(jax.device_count() > 1, reason="grouping is for a lone device")
+@pytest.mark.skipif(jax.device_count() > 1, reason="grouping is for a single device")
 def test_chosen_by_size_and_device(monkeypatch):
-    """Without native kernels a lone CPU groups large work; not small work, or any on a mesh."""
+    """Without native kernels a single CPU groups large work; never small work, or on a mesh."""
     monkeypatch.setattr(build, "kernels", lambda: Kernels("", "none here"))
     x, kernel = draw(9, 8, 3, 4, 3, jnp.float32)
     assert not is_grouped(x, kernel)
@@ -110,7 +116,7 @@ def test_chosen_by_size_and_device(monkeypatch):
 
 def test_groups_divide_the_images_and_fit_the_cache(monkeypatch):
     monkeypatch.setattr(convolution, "_PATCH_BYTES", 1000)
-    assert convolution._group_size(128, 100) == 8  # of 10 that fit, the divisor
+    assert convolution._group_size(128, 100) == 8  # the largest divisor up to 10
     assert convolution._group_size(6, 100) == 6
     assert convolution._group_size(128, 5000) == 1
     assert convolution._group_size(7, 200) == 1
@@ -120,7 +126,7 @@ def test_groups_divide_the_images_and_fit_the_cache(monkeypatch):
 
 
 def test_forward_mode_is_refused():
-    """The documented limit, in JAX's own words; the plain form has no such limit."""
+    """The documented limit, in the words of JAX; the plain form has no such limit."""
     x, kernel = draw(5, 4, 3, 4, 1, jnp.float32)
     jax.jvp(lambda k: conv2d_plain(x, k, 1, 0), (kernel,), (kernel,))
     with pytest.raises(TypeError, match="forward-mode"):
@@ -149,9 +155,52 @@ for got in (compiled(split), jax.jit(gradient(grouped))(split)):
 
 
 def test_on_a_mesh_of_eight():
-    """The choice on a mesh gathers no images; the grouped form would be right there too."""
+    """On a mesh no images are gathered; the grouped form would be correct there too."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", ON_A_MESH], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+# images, height, width, channels, features, kernel side, stride, padding
+SHAPES = {
+    "stem": (3, 8, 9, 3, 16, 3, 1, 1),
+    "large stem": (2, 13, 12, 3, 8, 7, 2, 3),
+    "block": (2, 16, 16, 64, 64, 3, 1, 1),
+    "block of many images": (24, 16, 16, 16, 32, 3, 1, 1),
+    "wide block": (3, 4, 4, 256, 144, 3, 1, 1),
+    "odd block": (3, 9, 7, 32, 48, 3, 1, 1),
+    "block without padding": (2, 7, 8, 16, 16, 3, 1, 0),
+    "block with more padding": (2, 5, 6, 32, 16, 3, 1, 2),
+    "block of one row": (2, 1, 5, 16, 16, 3, 1, 1),
+    "downsampling": (3, 8, 8, 16, 32, 3, 2, 1),
+    "odd downsampling": (2, 9, 7, 16, 24, 3, 2, 1),
+    "shortcut": (4, 8, 8, 16, 32, 1, 2, 0),
+    "odd channels and features": (2, 7, 8, 33, 65, 3, 1, 1),
+    "many bands of an image": (1, 40, 40, 130, 5, 3, 1, 1),
+    "no padding": (2, 6, 7, 4, 9, 2, 2, 0),
+    "one pixel": (5, 1, 1, 20, 40, 1, 1, 0),
+    "unused rows": (2, 8, 8, 17, 3, 3, 2, 0),
+    "one image row": (40, 3, 20, 16, 16, 3, 1, 0),
+}
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("name", SHAPES)
+def test_convolution_and_its_gradients_are_those_of_float64(name) -> None:
+    images, height, width, channels, features, side, stride, padding = SHAPES[name]
+    x = kernel_arrays.draw(1, images, height, width, channels)
+    kernel = kernel_arrays.draw(2, side, side, channels, features)
+    native = functools.partial(conv2d_native, stride=stride, padding=padding)
+    plain = functools.partial(conv2d_plain, stride=stride, padding=padding)
+    out, pullback = jax.vjp(native, jnp.asarray(x), jnp.asarray(kernel))
+    bar = kernel_arrays.draw(3, *out.shape)
+    got = (out, *pullback(jnp.asarray(bar)))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(array, jnp.float64) for array in (x, kernel, bar)]
+        exact, pullback = jax.vjp(plain, *wide[:2])
+        expected = (exact, *pullback(wide[2]))
+    for part, a, b in zip(("value", "input gradient", "kernel gradient"), got, expected):
+        assert (a.dtype, a.shape) == (jnp.float32, b.shape), part
+        kernel_arrays.assert_close(a, b, 2e-6, part)

@@ -1,0 +1,69 @@
+"""Batch normalization by the native kernels, against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_arrays import assert_close, draw
+
+from hjepa_jax.kernels.batch_norm import batch_norm_native, normalize_batch
+
+pytestmark = pytest.mark.usefixtures("native_kernels")
+EPSILON = 1e-5
+
+
+def numpy_batch_norm(x, scale, bias, residual, bar, relu):
+    """Value, moments and gradients in float64, as in Ioffe and Szegedy (arXiv 1502.03167)."""
+    x, scale, bias, bar = (np.asarray(a, np.float64) for a in (x, scale, bias, bar))
+    axes = tuple(range(x.ndim - 1))
+    count = x.size / x.shape[-1]
+    mean, var = x.mean(axes), x.var(axes)
+    normal = (x - mean) / np.sqrt(var + EPSILON)
+    y = normal * scale + bias + (0 if residual is None else residual)
+    if relu:
+        bar = np.where(y > 0, bar, 0)
+        y = np.maximum(y, 0)
+    to_bias, to_scale = bar.sum(axes), (bar * normal).sum(axes)
+    inner = bar - to_bias / count - normal * to_scale / count
+    gradients = [scale / np.sqrt(var + EPSILON) * inner, to_scale, to_bias]
+    return (y, mean, var), gradients if residual is None else [*gradients, bar]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(4, 5, 5, 3), (7, 3, 3, 70), (513, 33), (9, 32, 32, 16)])
+def test_batch_norm_and_its_gradients_are_those_of_float64(shape, added, relu) -> None:
+    """A mean of ten standard deviations, partial vectors of channels, several chunks."""
+    x = draw(1, *shape) + 10
+    scale, bias, bar = draw(2, shape[-1]), draw(3, shape[-1]), draw(4, *shape)
+    residual = draw(5, *shape) if added else None
+    arguments = [jnp.asarray(a) for a in (x, scale, bias, residual) if a is not None]
+
+    def native(x, scale, bias, residual=None):
+        y, *moments = batch_norm_native(x, scale, bias, residual, relu, EPSILON)
+        return y, moments
+
+    y, pullback, moments = jax.vjp(native, *arguments, has_aux=True)
+    values, gradients = numpy_batch_norm(x, scale, bias, residual, bar, relu)
+    for got, expected in zip((y, *moments), values):
+        assert_close(got, expected, 1e-5)
+    # Where the ReLU's input is zero up to rounding, either side is correct.
+    doubtful = (values[0] == 0) != (np.asarray(y) == 0)
+    assert doubtful.sum() <= 2
+    got = pullback(jnp.asarray(bar * ~doubtful))
+    _, gradients = numpy_batch_norm(x, scale, bias, residual, bar * ~doubtful, relu)
+    for a, b in zip(got, gradients, strict=True):
+        assert_close(a, b, 2e-5)
+
+
+def test_moments_are_outside_the_gradient() -> None:
+    x, ones = jnp.asarray(draw(1, 6, 4)), jnp.ones(4)
+
+    def moments(x):
+        return sum(jnp.sum(m) for m in batch_norm_native(x, ones, ones, None, False, EPSILON)[1:])
+
+    def plain(x):
+        return sum(jnp.sum(m) for m in normalize_batch(x, ones, ones)[1:])
+
+    assert not jnp.any(jax.grad(moments)(x))
+    assert not jnp.any(jax.grad(plain)(x))
