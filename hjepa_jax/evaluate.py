@@ -17,8 +17,7 @@ from hjepa_jax.data.sources.cifar_superclasses import label_maps
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import Encode
-from hjepa_jax.evaluation.protocol import Evaluation, Sources
-from hjepa_jax.evaluation.protocol import evaluate as evaluate_encoders
+from hjepa_jax.evaluation.protocol import Evaluation, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
 from hjepa_jax.evaluation.report.about import Watched, about, about_images, watch
 from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
@@ -240,7 +239,7 @@ def evaluate(
     name = report_name(workdir)
     # Of many files a fingerprint takes seconds.
     same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")
-    evaluation = evaluate_encoders(
+    evaluation = run_protocol(
         found.encoders,
         evaluation_sources(config, train, test),
         config.evaluation,

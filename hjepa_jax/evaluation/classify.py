@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_variant, variants_of
-from hjepa_jax.evaluation.intervals import wilson
+from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
 GALLERY_NEIGHBOURS = 8
 # Of so many classes all are among the top five.
 TRIVIAL_TOP5 = 5
+# A few images make few steps in an epoch; the probe gets at least this many in all.
+_FEW_SHOT_STEPS = 500
 
 
 class Classification(NamedTuple):
@@ -185,5 +190,83 @@ def qp_variants(
             continue
         part = [s._replace(features=select_variant(s.features, name, True)) for s in (train, test)]
         found = classify(part[0], part[1], num_classes, config, mesh, **options)
+        result[name] = found.metrics
+    return result
+
+
+def check_few_shot(labels: npt.NDArray[np.integer], per_class: int, num_classes: int) -> None:
+    """Raises a ConfigError when a class has fewer than `per_class` training images."""
+    values = np.asarray(labels)
+    known = knn.check_labels(values[validity.has_label(values)], num_classes, "training")
+    counts = np.bincount(known, minlength=num_classes)
+    if not 1 <= per_class <= counts.min():
+        raise ConfigError(
+            f"config.evaluation.few_shot asks for {per_class} training images of each class, but "
+            f"class {counts.argmin()} has only {counts.min()}; leave {per_class} out."
+        )
+
+
+def few_shot_rows(
+    labels: npt.NDArray[np.integer], per_class: int, num_classes: int, seed: tuple[int, int]
+) -> np.ndarray:
+    """Draws `per_class` rows of each class; ConfigError when a class has fewer."""
+    check_few_shot(labels, per_class, num_classes)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = [order[labels[order] == c][:per_class] for c in range(num_classes)]
+    return np.concatenate(by_class)
+
+
+def few_shot_probe(
+    train: Features, test: Features, num_classes: int, per_class: int, config: Any
+) -> Metrics:
+    """Probes that learn from `per_class` images of each class, over several draws of these.
+
+    The settings are the probe's, at the first learning rate, with epochs for 500 steps.
+
+    Returns:
+      Mean and standard deviation (n - 1; 0 for one draw) of 'top1' and 'top5' over draws, with the
+      mean's 95 % interval over test images.
+    """
+    train, _ = labeled(train, "training", num_classes)
+    test, _ = labeled(test, "test", num_classes)
+    settings = probe_settings(config)
+    steps = -(-per_class * num_classes // settings.batch_size)
+    settings = dataclasses.replace(
+        settings, lr=settings.lr[:1], epochs=-(-_FEW_SHOT_STEPS // steps)
+    )
+    scores = []
+    for trial in range(config.few_shot_trials):
+        rows = few_shot_rows(train.labels, per_class, num_classes, (config.seed, trial))
+        few = (train.features[rows], train.labels[rows])
+        result = probe.linear_probe(few, test, num_classes, settings)
+        scores.append((result.top1, result.top5))
+    mean = np.mean(scores, axis=0)
+    std = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.zeros(2)
+    metrics = probe_metrics(float(mean[0]), float(mean[1]), num_classes, len(test.labels))
+    spread = {"top1_std": float(std[0]), "top5_std": float(std[1])}
+    return without_trivial_top5(metrics | spread, num_classes) | {"trials": len(scores)}
+
+
+def coarse_metrics(
+    train: Features,
+    test: Features,
+    label_maps: Mapping[str, npt.NDArray[np.integer]],
+    config: Any,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Metrics:
+    """kNN and probe on coarser labels; each map holds the coarse class of each class.
+
+    `options` are those of `classify`.
+    """
+    result: Metrics = {}
+    for name, mapping in label_maps.items():
+        coarse = np.asarray(mapping, np.int32)
+        num_classes = int(coarse.max()) + 1
+        sets = [
+            s._replace(labels=np.where(validity.has_label(s.labels), coarse[s.labels], s.labels))
+            for s in (train, test)
+        ]
+        found = classify(sets[0], sets[1], num_classes, config, mesh, **options)
         result[name] = found.metrics
     return result

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hjepa_jax.errors import ConfigError, DataError
-from hjepa_jax.evaluation.intervals import wilson
+from hjepa_jax.evaluation.validity import wilson
 from hjepa_jax.kernels.top_k import merge_top_k
 
 _LOG = logging.getLogger(__name__)

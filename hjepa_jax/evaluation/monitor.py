@@ -18,13 +18,13 @@ from hjepa_jax.data.sources.base import ImageSource, subset
 from hjepa_jax.data.sources.holdout import labeled
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
-from hjepa_jax.evaluation.alarms import collapse_alarms
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
 from hjepa_jax.evaluation.coordinates import coordinates_of
+from hjepa_jax.evaluation.diagnostics import collapse_alarms
 from hjepa_jax.evaluation.features import extract_features, select_variant
-from hjepa_jax.evaluation.intervals import wilson
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.evaluation.ready import check_same_classes
+from hjepa_jax.evaluation.validity import wilson
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import Run, make_encode, open_split
 from hjepa_jax.training.state import TrainState

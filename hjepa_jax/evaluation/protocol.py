@@ -19,12 +19,15 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from hjepa_jax.errors import DataError
-from hjepa_jax.evaluation import diagnostics, extras, robustness, spectrum, validity
+from hjepa_jax.evaluation import diagnostics, robustness, spectrum, validity
 from hjepa_jax.evaluation.classify import (
     GALLERY_NEIGHBOURS,
     Classification,
     Metrics,
+    check_few_shot,
     classify,
+    coarse_metrics,
+    few_shot_probe,
     probe_settings,
     qp_variants,
 )
@@ -37,9 +40,7 @@ from hjepa_jax.evaluation.features import (
     select_variant,
 )
 from hjepa_jax.evaluation.report import gallery
-from hjepa_jax.evaluation.report.summary import PIXELS, differences, headline, notes_of
-
-__all__ = ["Evaluation", "Sources", "evaluate", "evaluate_encoders", "headline", "pixels"]
+from hjepa_jax.evaluation.report.summary import PIXELS, differences, notes_of
 
 # 2: intervals, notes, figures that are None; kNN and pairs counted anew.
 SCHEMA_VERSION = 2
@@ -72,7 +73,7 @@ class Evaluation:
     """Metrics, ready for JSON, and the inputs of the pictures.
 
     Attributes:
-      metrics: see `evaluate`.
+      metrics: see `run_protocol`.
       make_pictures: reads the images that the pictures show.
     """
 
@@ -96,7 +97,7 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
 
 
 class _Setting(NamedTuple):
-    """What all encoders of an evaluation are evaluated on and with; see `evaluate`."""
+    """What all encoders of an evaluation are evaluated on and with; see `run_protocol`."""
 
     sources: Sources
     pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
@@ -131,7 +132,7 @@ def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
     select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
     train = extract_features(encode, witness.watch("train", sources.train_batches()))
     for shots in config.few_shot:
-        extras.check_few_shot(train.labels, shots, sources.num_classes)
+        check_few_shot(train.labels, shots, sources.num_classes)
     test = extract_features(encode, witness.watch("test", sources.test_batches()))
     if min(len(train.labels), len(test.labels)) < 2:
         raise DataError(
@@ -150,16 +151,16 @@ def _optional_parts(
     metrics: Metrics = {}
     if config.few_shot and found.params is not None:
         metrics["few_shot"] = {
-            str(n): extras.few_shot_probe(data.train, data.test, sources.num_classes, n, config)
+            str(n): few_shot_probe(data.train, data.test, sources.num_classes, n, config)
             for n in config.few_shot
         }
     if sources.label_maps:
         options = setting.classification() | {"names": ()}
-        metrics["coarse"] = extras.coarse_metrics(
+        metrics["coarse"] = coarse_metrics(
             data.train, data.test, sources.label_maps, config, mesh, **options
         )
     if config.robustness and found.params is not None:
-        metrics["robustness"] = extras.robustness_metrics(
+        metrics["robustness"] = robustness.robustness_metrics(
             encode,
             data.select,
             sources.test_batches,
@@ -231,7 +232,7 @@ def _picture_inputs(
     )
 
 
-def evaluate(
+def run_protocol(
     encoders: Mapping[str, Encode],
     sources: Sources,
     config: Any,
@@ -299,19 +300,3 @@ def evaluate(
         # Later: the numbers are done, and must not be lost to data that cannot be read again.
         make_pictures=lambda: _picture_inputs(sources, pictures, queries),
     )
-
-
-def evaluate_encoders(
-    encoders: Mapping[str, Encode],
-    sources: Sources,
-    config: Any,
-    *,
-    split_qp: bool,
-    mesh: Mesh | None = None,
-    info: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Metrics:
-    """Returns the metrics of `evaluate` alone; `options` are its `notes` and `reference`."""
-    return evaluate(
-        encoders, sources, config, split_qp=split_qp, mesh=mesh, info=info, **options
-    ).metrics

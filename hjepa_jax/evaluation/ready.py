@@ -11,8 +11,7 @@ from hjepa_jax.config import Config
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
-from hjepa_jax.evaluation.classify import probe_settings
-from hjepa_jax.evaluation.extras import check_few_shot
+from hjepa_jax.evaluation.classify import check_few_shot, probe_settings
 from hjepa_jax.evaluation.knn import usable_ks
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import check_writable_folder

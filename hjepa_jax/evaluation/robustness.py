@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import Mesh
 
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.evaluation.features import Batch
+from hjepa_jax.evaluation import knn, probe
+from hjepa_jax.evaluation.classify import (
+    Classification,
+    Metrics,
+    labeled,
+    probe_metrics,
+    without_trivial_top5,
+)
+from hjepa_jax.evaluation.features import Batch, Encode, Features, extract_features
 
 Images = npt.NDArray[np.uint8]
 # Grey of ITU-R BT.601.
@@ -95,3 +105,55 @@ def corrupt_batches(batches: Iterable[Batch], name: str, seed: int) -> Iterator[
     for number, batch in enumerate(batches):
         rng = np.random.default_rng((seed, number))
         yield {**batch, "image": corrupt(batch["image"], name, rng)}
+
+
+def robustness_metrics(
+    encode: Encode,
+    select: Callable[[np.ndarray], np.ndarray],
+    test_batches: Callable[[], Iterable[Batch]],
+    train: Features,
+    clean: Classification,
+    config: Any,
+    mesh: Mesh | None = None,
+    *,
+    reference: bool = False,
+) -> Metrics:
+    """Tests what learned on clean images on changed test images.
+
+    Args:
+      encode: the encoder.
+      select: takes the evaluated variant of its features.
+      test_batches: the test set.
+      train: features (of that variant) and labels of clean training images.
+      clean: what `classify` returned for them, with accuracies.
+      config: `config.evaluation`; `robustness` names the changes.
+      mesh: see `nearest_neighbours`.
+      reference: see `classify`.
+
+    Returns:
+      For each change, `knn` at headline_k (or the largest k there is) and `linear_probe`.
+    """
+    assert clean.params is not None
+    num_classes = clean.params.bias.shape[0]
+    learn, _ = labeled(train, "training", num_classes)
+    result: Metrics = {}
+    for name in config.robustness:
+        changed = corrupt_batches(test_batches(), name, config.seed)
+        found = extract_features(encode, changed)
+        judge, _ = labeled(found._replace(features=select(found.features)), "test", num_classes)
+        accuracy = knn.knn_accuracy(
+            *learn,
+            *judge,
+            ks=(min(config.headline_k, len(learn.labels)),),
+            num_classes=num_classes,
+            block=config.knn_block,
+            reference=reference,
+            mesh=mesh,
+        )
+        top1, top5 = probe.probe_accuracy(clean.params, *judge)
+        count = len(judge.labels)
+        result[name] = {
+            "knn": without_trivial_top5(accuracy, num_classes),
+            "linear_probe": probe_metrics(float(top1), float(top5), num_classes, count),
+        }
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy.typing as npt
 
 from hjepa_jax.data.sources.base import NO_LABEL
 from hjepa_jax.evaluation.features import Batch
-from hjepa_jax.evaluation.intervals import wilson
 
 # Rows of pixels that tell one image from another; all of a large image would take long to digest.
 _ROWS = 64
+# Two-sided 95 % quantile of the normal distribution.
+_Z = 1.959963984540054
 # Half the widest interval of an accuracy, in points, from which on it is worth a sentence.
 _WIDE_POINTS = 5.0
 
@@ -92,6 +94,29 @@ def why_no_accuracy(
             "say that an image is similar to itself; give a test split of other images."
         )
     return None
+
+
+def wilson(share: float, count: int) -> list[float]:
+    """Returns the 95 % interval [low, high] of a share of successes, by Wilson's score.
+
+    It says how far the accuracy of `count` test images may be from that of their population. Unlike
+    the normal approximation it is never empty at 0 and 1 and never leaves [0, 1].
+
+    Args:
+      share: successes over `count`, in [0, 1].
+      count: trials, at least 1.
+
+    Raises:
+      ValueError: a share outside [0, 1], or no trial.
+    """
+    if count < 1 or not 0 <= share <= 1:
+        raise ValueError(f"An interval needs a share in [0, 1] of trials, not {share} of {count}.")
+    square = _Z * _Z / count
+    centre = (share + square / 2) / (1 + square)
+    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    low = 0.0 if share == 0 else max(centre - half, 0.0)
+    high = 1.0 if share == 1 else min(centre + half, 1.0)
+    return [low, high]
 
 
 def largest_share(labels: npt.ArrayLike) -> float | None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from hjepa_jax.evaluation import intervals, knn
+from hjepa_jax.evaluation import knn, validity
 
 
 def _reference_neighbours(train, test, k):
@@ -195,7 +195,7 @@ def test_votes_counted_in_parts_are_those_counted_at_once(monkeypatch) -> None:
     ("share", "count"), [(0.0, 1), (1.0, 5), (0.5, 36), (18 / 36, 36), (0.9, 10), (0.123, 1000)]
 )
 def test_intervals_are_wilsons(share: float, count: int) -> None:
-    low, high = intervals.wilson(share, count)
+    low, high = validity.wilson(share, count)
     # Where the distance is 1.96 standard errors of the bound itself, which is its definition.
     for bound in (low, high):
         error = np.sqrt(bound * (1 - bound) / count)
@@ -210,12 +210,12 @@ def test_an_accuracy_has_the_interval_of_its_test_images() -> None:
     labels, truth = rng.integers(3, size=60), rng.integers(3, size=36)
     found = knn.knn_accuracy(train, labels, test, truth, ks=(1, 5), num_classes=3)
     for name in ("top1", "top5"):
-        expected = [intervals.wilson(share, 36) for share in found[name]]
+        expected = [validity.wilson(share, 36) for share in found[name]]
         assert found[f"{name}_interval"] == expected
-    low, high = intervals.wilson(0.5, 36)
+    low, high = validity.wilson(0.5, 36)
     assert 0.30 < high - low < 0.32
     with pytest.raises(ValueError, match="of 0"):
-        intervals.wilson(0.5, 0)
+        validity.wilson(0.5, 0)
 
 
 def test_all_k_in_one_pass_equal_each_k_alone() -> None:

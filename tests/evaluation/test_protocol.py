@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits
 
 from hjepa_jax.config import base_config
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.evaluation import alarms, extras, intervals, knn, probe, protocol, robustness
+from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import gallery
+from hjepa_jax.evaluation.report.summary import headline
 
 _ORDER = np.random.default_rng(1).permutation(192)
 _WEIGHTS = np.random.default_rng(0).normal(size=(64, 192)).astype(np.float32)
@@ -79,7 +80,7 @@ def full_evaluation() -> protocol.Evaluation:
         spectrum_top=12,
     )
     parity = {"parity": np.arange(10) % 2}
-    return protocol.evaluate(
+    return protocol.run_protocol(
         {"trained": trained, "random": random},
         sources(label_maps=parity),
         config,
@@ -106,7 +107,7 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
         one["few_shot"]["2"],
         one["qp_variants"]["q"]["linear_probe"],
     ):
-        assert found["top1_interval"] == intervals.wilson(found["top1"], 100)
+        assert found["top1_interval"] == validity.wilson(found["top1"], 100)
     measured = one["diagnostics"]
     assert set(measured) == {
         "covariance_spectrum_topq",
@@ -153,7 +154,7 @@ def test_figures_are_those_of_direct_calls() -> None:
 
 def test_the_chosen_variant_is_the_one_evaluated() -> None:
     config = settings(variant="q", qp_variants=False)
-    metrics = protocol.evaluate_encoders({"only": trained}, sources(), config, split_qp=True)
+    metrics = protocol.run_protocol({"only": trained}, sources(), config, split_qp=True).metrics
     one, every = metrics["encoders"]["only"], full_evaluation().metrics["encoders"]["trained"]
     assert one["variant"] == "q"
     assert one["feature_dim"] == 96
@@ -166,7 +167,7 @@ def test_the_chosen_variant_is_the_one_evaluated() -> None:
 
 def test_differences_are_trained_minus_random() -> None:
     metrics = full_evaluation().metrics
-    first, second = (protocol.headline(metrics["encoders"][n], 20) for n in ("trained", "random"))
+    first, second = (headline(metrics["encoders"][n], 20) for n in ("trained", "random"))
     for name, value in metrics["trained_minus_random"].items():
         assert value == first[name] - second[name]
     assert first["knn"] == metrics["encoders"]["trained"]["knn"]["top1"][2]
@@ -187,7 +188,7 @@ def test_pictures_get_the_images_their_indices_name() -> None:
 
 
 def test_without_split_the_whole_state_is_evaluated() -> None:
-    metrics = protocol.evaluate_encoders({"only": random}, sources(), settings(), split_qp=False)
+    metrics = protocol.run_protocol({"only": random}, sources(), settings(), split_qp=False).metrics
     one = metrics["encoders"]["only"]
     assert one["variant"] == "qp"
     assert one["feature_dim"] == 192
@@ -198,9 +199,9 @@ def test_without_split_the_whole_state_is_evaluated() -> None:
 
 def test_what_cannot_be_evaluated_is_an_error() -> None:
     with pytest.raises(ValueError, match="no encoder to evaluate"):
-        protocol.evaluate({}, sources(), settings(), split_qp=False)
+        protocol.run_protocol({}, sources(), settings(), split_qp=False)
     with pytest.raises(ValueError, match="labels go from 0 to 9, but with 5 classes"):
-        protocol.evaluate({"x": random}, sources(num_classes=5), settings(), split_qp=False)
+        protocol.run_protocol({"x": random}, sources(num_classes=5), settings(), split_qp=False)
 
 
 @pytest.mark.parametrize(
@@ -216,18 +217,18 @@ def test_bad_settings_stop_the_evaluation_before_it_works(
 ) -> None:
     monkeypatch.setattr(protocol, "classify", lambda *_: pytest.fail("worked"))
     with pytest.raises(ConfigError, match=words):
-        protocol.evaluate({"x": random}, sources(), settings(**changes), split_qp=False)
+        protocol.run_protocol({"x": random}, sources(), settings(**changes), split_qp=False)
 
 
 def test_few_shot_draws_are_balanced_and_seeded() -> None:
     labels = digits()[1][:300]
-    rows = extras.few_shot_rows(labels, 3, 10, (0, 1))
+    rows = classify.few_shot_rows(labels, 3, 10, (0, 1))
     assert np.bincount(labels[rows]).tolist() == [3] * 10
     assert len(set(rows.tolist())) == 30
-    np.testing.assert_array_equal(rows, extras.few_shot_rows(labels, 3, 10, (0, 1)))
-    assert set(rows.tolist()) != set(extras.few_shot_rows(labels, 3, 10, (0, 2)).tolist())
+    np.testing.assert_array_equal(rows, classify.few_shot_rows(labels, 3, 10, (0, 1)))
+    assert set(rows.tolist()) != set(classify.few_shot_rows(labels, 3, 10, (0, 2)).tolist())
     with pytest.raises(ValueError, match="class 0 has only 0"):
-        extras.few_shot_rows(np.array([1, 1]), 1, 2, (0, 0))
+        classify.few_shot_rows(np.array([1, 1]), 1, 2, (0, 0))
 
 
 def test_few_shot_probe_learns_more_from_more_images() -> None:
@@ -235,7 +236,7 @@ def test_few_shot_probe_learns_more_from_more_images() -> None:
     z = trained(images)
     train, test = Features(z[:300], labels[:300]), Features(z[300:400], labels[300:400])
     config = settings(few_shot_trials=3)
-    two, ten = (extras.few_shot_probe(train, test, 10, n, config) for n in (2, 10))
+    two, ten = (classify.few_shot_probe(train, test, 10, n, config) for n in (2, 10))
     assert 0.2 < two["top1"] < ten["top1"]
     assert two["top1_std"] > 0
 
@@ -286,8 +287,8 @@ def test_collecting_images_closes_the_stream_and_skips_padding() -> None:
 
 def test_alarms_are_silent_when_all_is_well() -> None:
     well = {"q_pr": 0.3, "p_pr": 0.3, "q_std_min": 0.2, "p_std_min": 0.2, "q2": 1.1, "p2": 0.9}
-    assert alarms.collapse_alarms(well) == []
-    assert alarms.collapse_alarms({"total": 3.0, "lr": 0.1}) == []
+    assert diagnostics.collapse_alarms(well) == []
+    assert diagnostics.collapse_alarms({"total": 3.0, "lr": 0.1}) == []
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ def test_alarms_are_silent_when_all_is_well() -> None:
     ],
 )
 def test_each_alarm_says_what_is_wrong(field: str, value: float, words: str) -> None:
-    (alarm,) = alarms.collapse_alarms({"q_pr": 0.5, "p2": 1.0, field: value})
+    (alarm,) = diagnostics.collapse_alarms({"q_pr": 0.5, "p2": 1.0, field: value})
     assert words in alarm
 
 
@@ -320,11 +321,13 @@ def test_each_alarm_says_what_is_wrong(field: str, value: float, words: str) -> 
     ],
 )
 def test_a_prediction_error_out_of_proportion_is_an_alarm(metrics, told) -> None:
-    found = [a for a in alarms.collapse_alarms(metrics) if a.startswith("The prediction error is")]
+    found = [
+        a for a in diagnostics.collapse_alarms(metrics) if a.startswith("The prediction error is")
+    ]
     assert len(found) == told
     assert all("dynamics.dt" in sentence and "base_coeff" in sentence for sentence in found)
 
 
 def test_alarms_follow_the_given_budget() -> None:
-    assert alarms.collapse_alarms({"q2": 9.0}, targets={"q": 9.0, "p": 1.0}) == []
-    assert len(alarms.collapse_alarms({"q2": 1.0}, targets={"q": 9.0, "p": 1.0})) == 1
+    assert diagnostics.collapse_alarms({"q2": 9.0}, targets={"q": 9.0, "p": 1.0}) == []
+    assert len(diagnostics.collapse_alarms({"q2": 1.0}, targets={"q": 9.0, "p": 1.0})) == 1

@@ -12,17 +12,20 @@ from rich.console import Console
 
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import (
-    alarms,
     diagnostics,
-    extras,
-    intervals,
     knn,
     probe,
     protocol,
     spectrum,
     validity,
 )
-from hjepa_jax.evaluation.classify import classify, labeled
+from hjepa_jax.evaluation.classify import (
+    classify,
+    coarse_metrics,
+    few_shot_probe,
+    few_shot_rows,
+    labeled,
+)
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import figures, summary, tables
 from tests.evaluation.test_protocol import _pairs, digits, settings, sources, trained
@@ -49,7 +52,7 @@ def evaluated(train, test, encoders=None, **changes):
         class_names=tuple(f"class {i}" for i in range(10)),
     )
     config = settings(variant="qp", knn_k=(1, 20), probe_epochs=2, **changes)
-    return protocol.evaluate(encoders or {"trained": trained}, found, config, split_qp=False)
+    return protocol.run_protocol(encoders or {"trained": trained}, found, config, split_qp=False)
 
 
 def printed(metrics) -> str:
@@ -100,7 +103,7 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
         num_classes=0,
     )
     config = settings(variant="qp", robustness=("grey",))
-    evaluation = protocol.evaluate({"trained": trained}, found, config, split_qp=True)
+    evaluation = protocol.run_protocol({"trained": trained}, found, config, split_qp=True)
     assert evaluation.metrics["num_test_images"] == 0
     assert "no training image has a label" in evaluation.metrics["notes"][0]
     folder = write_report(tmp_path / "run", evaluation.metrics, evaluation.pictures)
@@ -215,12 +218,12 @@ def test_rows_without_label_neither_learn_nor_are_tested() -> None:
     np.testing.assert_array_equal(found.neighbours, 2 * expected.neighbours + 1)
     np.testing.assert_array_equal(found.tested, np.arange(1, 80, 2))
     config.few_shot_trials = 2
-    few = [extras.few_shot_probe(*sets, 4, 3, config) for sets in (mixed, (train, test))]
+    few = [few_shot_probe(*sets, 4, 3, config) for sets in (mixed, (train, test))]
     assert few[0]["top1"] == pytest.approx(few[1]["top1"], abs=0.2)
-    rows = extras.few_shot_rows(mixed[0].labels, 3, 4, (0, 0))
+    rows = few_shot_rows(mixed[0].labels, 3, 4, (0, 0))
     assert mixed[0].labels[rows].min() >= 0
     coarse = {"half": np.array([0, 0, 1, 1])}
-    two, one = (extras.coarse_metrics(*sets, coarse, config) for sets in (mixed, (train, test)))
+    two, one = (coarse_metrics(*sets, coarse, config) for sets in (mixed, (train, test)))
     assert two == one
     # What has labels throughout is not copied: it may be half of the machine's memory.
     assert labeled(train, "training", 4)[0].features is train.features
@@ -296,7 +299,7 @@ def test_alarms_advise_fields_of_the_objective(objective, fields, halves) -> Non
     targets = dict.fromkeys("zqp", 1.0)
     _, every = diagnostics.state_alarms(point, halves, settings(), targets, objective)
     logged = {"z_mean2": 8.99, "q2": 9.0, "p2": 9.0, "q_pr": 0.01, "p_std_min": 0.0}
-    every += alarms.collapse_alarms(logged, objective=objective)
+    every += diagnostics.collapse_alarms(logged, objective=objective)
     assert len(every) >= 6
     assert all(re.search(rf": raise {fields}\.", sentence) for sentence in every)
 
@@ -324,10 +327,10 @@ def test_projected_participation_is_the_trainings() -> None:
 def test_training_is_alarmed_by_one_point_too() -> None:
     # Means over dimensions of the squared mean and of the square, as both objectives log them.
     for logged in ({"z_mean2": 0.999, "z2": 1.0}, {"z_mean2": 0.999, "q2": 0.8, "p2": 1.2}):
-        (sentence,) = alarms.collapse_alarms(logged)
+        (sentence,) = diagnostics.collapse_alarms(logged)
         assert "state z is nearly one point: 99.90 %" in sentence
-    assert alarms.collapse_alarms({"z_mean2": 0.9, "q2": 0.8, "p2": 1.2}) == []
-    assert alarms.collapse_alarms({"z_mean2": 0.999}) == []
+    assert diagnostics.collapse_alarms({"z_mean2": 0.9, "q2": 0.8, "p2": 1.2}) == []
+    assert diagnostics.collapse_alarms({"z_mean2": 0.999}) == []
 
 
 def test_a_collapse_is_no_gain_in_rank() -> None:
@@ -372,7 +375,9 @@ def test_published_counting_is_an_option_of_the_whole_evaluation() -> None:
         test_batches=lambda: batches(OTHERS, labels[OTHERS]),
     )
     ours, published = (
-        protocol.evaluate_encoders({"trained": trained}, found, config, split_qp=False, reference=r)
+        protocol.run_protocol(
+            {"trained": trained}, found, config, split_qp=False, reference=r
+        ).metrics
         for r in (False, True)
     )
     one, other = (m["encoders"]["trained"] for m in (ours, published))
@@ -411,7 +416,7 @@ def test_old_metrics_without_intervals_can_still_be_read() -> None:
     assert np.isnan(summary.headline(old, 20)["mean_share"])
     low, high = summary.headline_intervals(metrics["encoders"]["trained"], 20)["probe_top1"]
     share = metrics["encoders"]["trained"]["linear_probe"]["top1"]
-    assert [low, high] == intervals.wilson(share, 60)
+    assert [low, high] == validity.wilson(share, 60)
 
 
 def test_probe_answers_are_its_largest_logits() -> None:

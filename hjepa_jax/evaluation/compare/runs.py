@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError, first_line
-from hjepa_jax.evaluation.alarms import MEAN_CEILING
+from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 from hjepa_jax.evaluation.report.folder import METRICS, find_reports, read_metrics, report_name
 from hjepa_jax.evaluation.report.summary import headline, headline_intervals
 from hjepa_jax.storage.files import read_regular

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.evaluation import validity
-from hjepa_jax.evaluation.alarms import MEAN_CEILING
+from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 
 Metrics = Mapping[str, Any]
 # Encoders that nothing trained: advice on training is not for them.
