@@ -1,5 +1,6 @@
 """CI, pre-commit hooks, packaging and tool settings agree with each other."""
 
+import ast
 import configparser
 import os
 import pathlib
@@ -7,12 +8,23 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 
 import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Modules whose distribution has another name, and distributions that others import for us.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "google": "protobuf",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+}
+IMPORTED_BY_OTHERS = {"flatbuffers", "importlib-resources"}
 LINTERS = ["ruff check", "ruff format --check", "pyright --warnings"]
 
 
@@ -154,3 +166,48 @@ def test_wheel_contains_every_file_of_the_package() -> None:
     }
     assert ROOT / "hjepa_jax/py.typed" in files
     assert files == packaged
+
+
+def distributions(requirements: str) -> set[str]:
+    """Returns the normalized names in a list of requirements."""
+    return {name.replace("_", "-") for name in re.findall(r"^([\w-]+)", requirements, re.M)}
+
+
+def third_party_imports(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
+    """Yields the distribution of each import of a file, and whether its absence is handled."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try)
+        and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type is not None)
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in {name.split(".")[0] for name in names} - {"hjepa_jax"}:
+            if name not in sys.stdlib_module_names:
+                yield DISTRIBUTIONS.get(name, name.replace("_", "-")), node in guarded
+
+
+def test_every_import_is_declared_and_every_requirement_imported() -> None:
+    """An import of an extra's distribution must handle its absence."""
+    parsed = setup_cfg()
+    required = distributions(parsed["options"]["install_requires"])
+    optional = {
+        name
+        for extra, requirements in parsed["options.extras_require"].items()
+        if extra not in ("test", "dev", "bench")
+        for name in distributions(requirements)
+    }
+    imported = set()
+    for path in sorted((ROOT / "hjepa_jax").rglob("*.py")):
+        for name, guarded in third_party_imports(path):
+            imported.add(name)
+            assert name in required or (guarded and name in optional), f"{path} imports {name}"
+    assert required - imported == IMPORTED_BY_OTHERS

@@ -24,6 +24,7 @@ import numpy as np
 from hjepa_jax.config import base_config
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.formats import archives
+from hjepa_jax.data.formats.parquet_tables import pyarrow_module
 from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.folder import open_folder
@@ -217,8 +218,7 @@ def _parquet_values(
     rng: random.Random, sample: Sample, folder: pathlib.Path
 ) -> tuple[str, bool | None]:
     """A Parquet file with other types, values or metadata, or one that unpacks to gigabytes."""
-    import pyarrow
-
+    pyarrow = pyarrow_module()
     table = samples.parquet_table("train")
     count = table.num_rows
     kind = rng.choice(("labels", "label types", "images", "metadata", "bomb", "no rows", "names"))

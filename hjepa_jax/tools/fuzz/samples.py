@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hjepa_jax.data.formats.parquet_tables import pyarrow_module
 from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.folder import open_folder
 
@@ -100,8 +101,7 @@ def _shards() -> Sample:
 
 def parquet_table(split: str, kind: str = "struct") -> Any:
     """Returns a table of images and labels, as the Hugging Face hub stores them."""
-    import pyarrow
-
+    pyarrow = pyarrow_module()
     values: Any = images(split)
     if kind == "struct":
         values = [{"bytes": value, "path": f"{i}.png"} for i, value in enumerate(values)]
@@ -114,9 +114,7 @@ def parquet_table(split: str, kind: str = "struct") -> Any:
 
 def parquet_file(table: Any, **options: Any) -> bytes:
     """Returns the bytes of a Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow = pyarrow_module()
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, row_group_size=4, **options)
     return sink.getvalue().to_pybytes()
