@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,75 @@ Metrics = dict[str, Any]
 _ALARM_DIM = 128
 _NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 # More energy than this in the mean: less than 1 % tells one image from another. Encoders at random
-# initialisation have 90 to 95 %.
+# initialization have 90 to 95 %.
 MEAN_CEILING = 0.99
 # Prediction errors of a flow that moves states at all sensibly are below the state's square.
-PREDICTION_CEILING = 1000.0
+_PREDICTION_CEILING = 1000.0
+# Shares of the largest possible participation ratio, and standard deviations, below these, and mean
+# squares further than this factor from their budget, raise an alarm.
+_RATIO_FLOOR = 0.03
+_DEVIATION_FLOOR = 0.02
+_BUDGET_FACTOR = 4.0
+
+
+class AlarmKind(enum.Enum):
+    """What can be wrong with a state; the value is the sentence, the advice follows it."""
+
+    NOT_FINITE = (
+        "Not finite: {subject}. Training has diverged; failure.json in the workdir of a run that "
+        "stopped says what came first and which fields to look at"
+    )
+    PREDICTION_ERROR = (
+        "The prediction error is {value:.4g} where the mean square of the state is {scale:.4g} "
+        "(alarm above {limit:g} times that)"
+    )
+    ONE_POINT = (
+        "The {subject} is nearly one point: {value:.2f} % of its energy lies in the mean over "
+        "images (alarm above {limit:g} %)"
+    )
+    FEW_DIRECTIONS = (
+        "The {subject} varies in few directions (participation ratio {value:.3f} of the possible, "
+        "alarm below {limit:g})"
+    )
+    FLAT_DIMENSION = (
+        "A dimension of the {subject} hardly varies (standard deviation {value:.4f}, alarm below "
+        "{limit:g})"
+    )
+    BELOW_BUDGET = (
+        "The mean square of the {subject} is {value:.4g}, more than {limit:g} times below its "
+        "budget {scale:g}"
+    )
+    ABOVE_BUDGET = (
+        "The mean square of the {subject} is {value:.4g}, more than {limit:g} times above its "
+        "budget {scale:g}"
+    )
+
+
+class Alarm(NamedTuple):
+    """One alarm.
+
+    Attributes:
+      kind: what is wrong.
+      subject: what it is about: a part of the state, or the figures that are not finite.
+      value: the figure that raised it.
+      limit: what the figure is held against.
+      scale: what the limit is relative to.
+      advice: what to do, the end of the sentence; None where there is nothing to advise.
+    """
+
+    kind: AlarmKind
+    subject: str = "state"
+    value: float = math.nan
+    limit: float = math.nan
+    scale: float = math.nan
+    advice: str | None = None
+
+    def sentence(self, *, advice: bool = True) -> str:
+        """Returns the alarm as a sentence, which ends with the advice unless told otherwise."""
+        text = self.kind.value.format(
+            subject=self.subject, value=self.value, limit=self.limit, scale=self.scale
+        )
+        return f"{text}: {self.advice}." if advice and self.advice else f"{text}."
 
 
 class Diagnostics(NamedTuple):
@@ -56,49 +122,61 @@ def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
     return None if mean2 is None or not square else mean2 / square
 
 
-def mean_alarm(
-    part: str, share: float, ceiling: float = MEAN_CEILING, remedy: str | None = None
-) -> str | None:
-    """Returns the sentence on a part ('q', 'p' or 'z') that is nearly one point; None if not."""
-    if not share > ceiling:
-        return None
-    return (
-        f"The {_NAMES[part]} is nearly one point: {100 * share:.2f} % of its energy lies in the "
-        f"mean over images (alarm above {100 * ceiling:g} %){f': {remedy}' if remedy else ''}."
-    )
-
-
-def prediction_alarm(
-    metrics: Mapping[str, float], ceiling: float = PREDICTION_CEILING
-) -> str | None:
-    """Returns the sentence on a prediction error out of all proportion to the state; None if not.
+def _prediction_alarm(metrics: Mapping[str, float]) -> Alarm | None:
+    """Returns the alarm on a prediction error out of all proportion to the state; None if not.
 
     A prediction of zero errs by the mean square of the state. Only where q and p are logged.
     """
     error, squares = metrics.get("pred"), [metrics.get("q2"), metrics.get("p2")]
-    known = [square for square in squares if square is not None]
-    scale = max(known, default=math.nan)
-    if error is None or not math.isfinite(error) or not error > ceiling * max(scale, 1e-12):
+    scale = max((square for square in squares if square is not None), default=math.nan)
+    if error is None or not math.isfinite(error):
         return None
-    return (
-        f"The prediction error is {error:.4g} where the mean square of the state is {scale:.4g} "
-        f"(alarm above {ceiling:g} times that): the flow throws the states far out; lower "
-        "dynamics.dt, dynamics.steps, dynamics.base_coeff, dynamics.residual_scale or "
-        "loss.energy_weight."
+    if not error > _PREDICTION_CEILING * max(scale, 1e-12):
+        return None
+    advice = (
+        "the flow throws the states far out; lower dynamics.dt, dynamics.steps, "
+        "dynamics.base_coeff, dynamics.residual_scale or loss.energy_weight"
     )
+    return Alarm(
+        AlarmKind.PREDICTION_ERROR,
+        value=error,
+        limit=_PREDICTION_CEILING,
+        scale=scale,
+        advice=advice,
+    )
+
+
+def _part_alarms(
+    metrics: Mapping[str, float], part: str, target: float, objective: str | None
+) -> Iterator[Alarm]:
+    """Yields the alarms of one part of the state, the gravest first."""
+    name = _NAMES[part]
+    share, square = mean_share_of(metrics, part), metrics.get(f"{part}2")
+    ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
+    if share is not None and share > MEAN_CEILING:
+        advice = _advice(part, "mean", objective)
+        percent = (100 * share, 100 * MEAN_CEILING)
+        yield Alarm(AlarmKind.ONE_POINT, name, *percent, advice=advice)
+    if ratio is not None and ratio < _RATIO_FLOOR:
+        advice = _advice(part, "logdet", objective)
+        yield Alarm(AlarmKind.FEW_DIRECTIONS, name, ratio, _RATIO_FLOOR, advice=advice)
+    if deviation is not None and deviation < _DEVIATION_FLOOR:
+        advice = _advice(part, "var", objective)
+        yield Alarm(AlarmKind.FLAT_DIMENSION, name, deviation, _DEVIATION_FLOOR, advice=advice)
+    if square is None or not math.isfinite(square):
+        return
+    if not target / _BUDGET_FACTOR <= square <= target * _BUDGET_FACTOR:
+        kind = AlarmKind.BELOW_BUDGET if square < target else AlarmKind.ABOVE_BUDGET
+        yield Alarm(kind, name, square, _BUDGET_FACTOR, target, _advice(part, "budget", objective))
 
 
 def collapse_alarms(
     metrics: Mapping[str, float],
     *,
-    pr_floor: float = 0.03,
-    std_floor: float = 0.02,
-    mean_ceiling: float = MEAN_CEILING,
     targets: Mapping[str, float] | None = None,
-    budget_factor: float = 4.0,
     objective: str | None = None,
-) -> list[str]:
-    """Says in sentences what is wrong with the state of one training step.
+) -> list[Alarm]:
+    """Returns what is wrong with the state of one training step.
 
     Only fields that are present are judged, so logs of either objective can be passed.
 
@@ -107,50 +185,18 @@ def collapse_alarms(
         `q_std_min` (smallest standard deviation of a dimension), `q2` (mean square) and
         `q_mean2` (mean of the squared mean) or `q_mean_share`; and `pred`, the prediction error.
         Of all others only that they are finite is judged.
-      pr_floor: a normalised participation ratio below this is an alarm.
-      std_floor: a smallest standard deviation below this is one.
-      mean_ceiling: a share of the energy in the mean above this is one.
       targets: budget of the mean square of 'q' and 'p'; None = 1 for both.
-      budget_factor: a mean square more than this times above or below its target is one.
       objective: 'hjepa' or 'sigreg', whose fields are advised; None = 'sigreg' for z alone.
 
     Returns:
-      One sentence for each alarm, the gravest first; an empty list when all is well.
+      The alarms, the gravest first; an empty list when all is well.
     """
     broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-    alarms = []
-    if broken:
-        alarms.append(
-            f"Not finite: {', '.join(broken)}. Training has diverged; failure.json in the workdir "
-            "of a run that stopped says what came first and which fields to look at."
-        )
-    if sentence := prediction_alarm(metrics):
-        alarms.append(sentence)
-    for part, name in _NAMES.items():
-        ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
-        square, target = metrics.get(f"{part}2"), (targets or {}).get(part, 1.0)
-        share = mean_share_of(metrics, part)
-        remedy = _advice(part, "mean", objective)
-        if share is not None and (sentence := mean_alarm(part, share, mean_ceiling, remedy)):
-            alarms.append(sentence)
-        if ratio is not None and ratio < pr_floor:
-            alarms.append(
-                f"The {name} varies in few directions (participation ratio {ratio:.3f} of the "
-                f"possible, alarm below {pr_floor:g}): {_advice(part, 'logdet', objective)}."
-            )
-        if deviation is not None and deviation < std_floor:
-            alarms.append(
-                f"A dimension of the {name} hardly varies (standard deviation {deviation:.4f}, "
-                f"alarm below {std_floor:g}): {_advice(part, 'var', objective)}."
-            )
-        if square is None or not math.isfinite(square):
-            continue
-        if not target / budget_factor <= square <= target * budget_factor:
-            side = "below" if square < target else "above"
-            alarms.append(
-                f"The mean square of the {name} is {square:.4g}, more than {budget_factor:g} "
-                f"times {side} its budget {target:g}: {_advice(part, 'budget', objective)}."
-            )
+    alarms = [Alarm(AlarmKind.NOT_FINITE, ", ".join(broken))] if broken else []
+    if (alarm := _prediction_alarm(metrics)) is not None:
+        alarms.append(alarm)
+    for part in _NAMES:
+        alarms += _part_alarms(metrics, part, (targets or {}).get(part, 1.0), objective)
     return alarms
 
 
@@ -160,7 +206,7 @@ def state_alarms(
     config: Any,
     targets: Mapping[str, float] | None = None,
     objective: str | None = None,
-) -> tuple[list[str], list[str]]:
+) -> list[Alarm]:
     """Judges states [N, D] as training's alarms do, each half of [q | p] or the whole z.
 
     Args:
@@ -171,7 +217,7 @@ def state_alarms(
       objective: of the training, see `collapse_alarms`.
 
     Returns:
-      The sentences of a state that is nearly one point, without advice, and those of all alarms.
+      The alarms, the gravest first.
     """
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
     figures: dict[str, float] = {}
@@ -184,10 +230,7 @@ def state_alarms(
         }
         if targets is not None and part in targets:
             figures[f"{part}2"] = float(np.mean(np.square(x, dtype=np.float64)))
-    every = collapse_alarms(figures, targets=targets, objective=objective)
-    shares = {part: figures.get(f"{part}_mean_share", 0.0) for part in ("q", "p", "z")}
-    points = [s for part, share in shares.items() if (s := mean_alarm(part, share))]
-    return points, every
+    return collapse_alarms(figures, targets=targets, objective=objective)
 
 
 def diagnose(

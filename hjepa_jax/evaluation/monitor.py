@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
 from hjepa_jax.evaluation.coordinates import coordinates_of
-from hjepa_jax.evaluation.diagnostics import collapse_alarms
+from hjepa_jax.evaluation.diagnostics import Alarm, AlarmKind, collapse_alarms
 from hjepa_jax.evaluation.features import extract_features, select_variant
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.evaluation.ready import check_same_classes
@@ -31,27 +30,21 @@ from hjepa_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 _SHEET_IMAGES = 12
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 class AlarmLog:
-    """Collapse alarms, each kind (a sentence without its numbers) told once."""
+    """Collapse alarms, each kind reported once for each part of the state."""
 
     def __init__(self, targets: Mapping[str, float], objective: str | None = None):
         """Takes the budget of the mean square of q and p, and the objective."""
         self._targets, self._objective = targets, objective
-        self._told: set[str] = set()
+        self._told: set[tuple[AlarmKind, str]] = set()
 
-    def new(self, metrics: Mapping[str, float]) -> list[str]:
+    def new(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """Returns the alarms that were never there before."""
-        found = {
-            _NUMBER.sub("#", sentence): sentence
-            for sentence in collapse_alarms(
-                metrics, targets=self._targets, objective=self._objective
-            )
-        }
-        fresh = [sentence for kind, sentence in found.items() if kind not in self._told]
-        self._told |= found.keys()
+        found = collapse_alarms(metrics, targets=self._targets, objective=self._objective)
+        fresh = [alarm for alarm in found if (alarm.kind, alarm.subject) not in self._told]
+        self._told |= {(alarm.kind, alarm.subject) for alarm in fresh}
         return fresh
 
 
@@ -201,8 +194,8 @@ class TrainingMonitor:
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs alarms when they come up for the first time."""
-        for sentence in self._alarms.new(metrics):
-            _log.warning("step %d: %s", step, sentence)
+        for alarm in self._alarms.new(metrics):
+            _log.warning("step %d: %s", step, alarm.sentence())
 
     def is_due(self, step: int) -> bool:
         """Returns whether `scores` is to be called after this step."""

@@ -31,6 +31,7 @@ from hjepa_jax.evaluation.classify import (
     probe_settings,
     qp_variants,
 )
+from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import (
     Batch,
     Encode,
@@ -189,12 +190,16 @@ def _evaluate_encoder(
         config,
         reference=setting.reference,
     )
-    points, every = diagnostics.state_alarms(
+    alarms = diagnostics.state_alarms(
         data.train_states.features, split_qp, config, setting.targets, setting.objective
     )
     metrics: Metrics = {"variant": data.variant, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
-    metrics |= {"notes": found.notes, "collapse": points, "alarms": every}
+    metrics["notes"] = found.notes
+    metrics["collapse"] = [
+        a.sentence(advice=False) for a in alarms if a.kind is AlarmKind.ONE_POINT
+    ]
+    metrics["alarms"] = [alarm.sentence() for alarm in alarms]
     if split_qp:
         described.metrics["cka_q_p"] = diagnostics.cka_q_p(data.train_states.features, config)
     if split_qp and config.qp_variants:

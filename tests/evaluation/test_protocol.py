@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 from hjepa_jax.config import base_config
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
+from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import headline
@@ -292,21 +294,32 @@ def test_alarms_are_silent_when_all_is_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "kind", "words"),
     [
-        ("q_pr", 0.01, "position q varies in few directions"),
-        ("p_pr", 0.01, "momentum p varies in few directions"),
-        ("p_std_min", 1e-4, "dimension of the momentum p hardly varies"),
-        ("z_std_min", 1e-4, "raise sigreg.weight"),
-        ("q2", 0.1, "0.1, more than 4 times below its budget 1"),
-        ("p2", 9.0, "9, more than 4 times above its budget 1"),
-        ("total", float("nan"), "Not finite: total. Training has diverged"),
-        ("q2", float("inf"), "Not finite: q2"),
+        ("q_pr", 0.01, AlarmKind.FEW_DIRECTIONS, "position q varies in few directions"),
+        ("p_pr", 0.01, AlarmKind.FEW_DIRECTIONS, "momentum p varies in few directions"),
+        ("p_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "of the momentum p hardly varies"),
+        ("z_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "raise sigreg.weight"),
+        ("q2", 0.1, AlarmKind.BELOW_BUDGET, "0.1, more than 4 times below its budget 1"),
+        ("p2", 9.0, AlarmKind.ABOVE_BUDGET, "9, more than 4 times above its budget 1"),
+        ("total", math.nan, AlarmKind.NOT_FINITE, "Not finite: total. Training has diverged"),
+        ("q2", math.inf, AlarmKind.NOT_FINITE, "Not finite: q2"),
+        ("p_mean_share", 0.995, AlarmKind.ONE_POINT, "momentum p is nearly one point: 99.50 %"),
+        ("pred", 1e6, AlarmKind.PREDICTION_ERROR, "1e+06 where the mean square of the state is 1"),
     ],
 )
-def test_each_alarm_says_what_is_wrong(field: str, value: float, words: str) -> None:
+def test_each_alarm_says_what_is_wrong(field, value, kind, words) -> None:
     (alarm,) = diagnostics.collapse_alarms({"q_pr": 0.5, "p2": 1.0, field: value})
-    assert words in alarm
+    assert alarm.kind is kind
+    assert words in alarm.sentence()
+
+
+def test_every_kind_of_alarm_is_raised_and_has_its_own_sentence() -> None:
+    bad = {"total": math.nan, "pred": 1e9, "q2": 9.0, "p2": 0.1}
+    bad |= {"q_pr": 0.0, "q_std_min": 0.0, "q_mean_share": 1.0}
+    found = diagnostics.collapse_alarms(bad)
+    assert {alarm.kind for alarm in found} == set(AlarmKind)
+    assert not any(re.search(r"nan|[{}]", alarm.sentence()) for alarm in found)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +335,9 @@ def test_each_alarm_says_what_is_wrong(field: str, value: float, words: str) -> 
 )
 def test_a_prediction_error_out_of_proportion_is_an_alarm(metrics, told) -> None:
     found = [
-        a for a in diagnostics.collapse_alarms(metrics) if a.startswith("The prediction error is")
+        a.sentence()
+        for a in diagnostics.collapse_alarms(metrics)
+        if a.kind is AlarmKind.PREDICTION_ERROR
     ]
     assert len(found) == told
     assert all("dynamics.dt" in sentence and "base_coeff" in sentence for sentence in found)

@@ -26,6 +26,7 @@ from hjepa_jax.evaluation.classify import (
     few_shot_rows,
     labeled,
 )
+from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import figures, summary, tables
 from tests.evaluation.test_protocol import _pairs, digits, settings, sources, trained
@@ -269,27 +270,29 @@ def test_one_point_plus_noise_is_called_collapsed() -> None:
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = np.sum(unit[first] * unit[second], axis=1)
     assert found.mean_share == pytest.approx(cosines.mean(), abs=1e-3)
-    points, every = diagnostics.state_alarms(x, False, settings())
-    assert len(points) == 1
-    assert "state z is nearly one point: 99.91 %" in points[0]
-    assert points[0].endswith("(alarm above 99 %).")
-    assert every[0] == f"{points[0][:-1]}: raise sigreg.weight."
+    alarm = diagnostics.state_alarms(x, False, settings())[0]
+    assert alarm.kind is AlarmKind.ONE_POINT
+    sentence = alarm.sentence(advice=False)
+    assert "state z is nearly one point: 99.91 %" in sentence
+    assert sentence.endswith("(alarm above 99 %).")
+    assert alarm.sentence() == f"{sentence[:-1]}: raise sigreg.weight."
     healthy = np.random.default_rng(1).normal(size=(200, 32))
-    assert diagnostics.state_alarms(healthy, False, settings()) == ([], [])
+    assert diagnostics.state_alarms(healthy, False, settings()) == []
     # Of [q | p] the half that has collapsed is named.
     half = np.concatenate([healthy, x], axis=1)
-    points, _ = diagnostics.state_alarms(half, True, settings())
-    assert [point[:18] for point in points] == ["The momentum p is "]
+    found = diagnostics.state_alarms(half, True, settings())
+    points = [alarm.subject for alarm in found if alarm.kind is AlarmKind.ONE_POINT]
+    assert points == ["momentum p"]
 
 
 def test_the_budget_is_judged_where_training_had_one() -> None:
     x = 10 * np.random.default_rng(1).normal(size=(200, 32))
-    assert diagnostics.state_alarms(x, False, settings())[1] == []
-    (alarm,) = diagnostics.state_alarms(x, False, settings(), {"z": 1.0})[1]
-    assert "more than 4 times above its budget 1" in alarm
-    assert diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 110.0})[1] == []
-    (alarm,) = diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 1.0})[1]
-    assert "mean square of the momentum p" in alarm
+    assert diagnostics.state_alarms(x, False, settings()) == []
+    (alarm,) = diagnostics.state_alarms(x, False, settings(), {"z": 1.0})
+    assert "more than 4 times above its budget 1" in alarm.sentence()
+    assert diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 110.0}) == []
+    (alarm,) = diagnostics.state_alarms(x, True, settings(), {"q": 90.0, "p": 1.0})
+    assert "mean square of the momentum p" in alarm.sentence()
 
 
 @pytest.mark.parametrize("halves", [False, True])
@@ -297,11 +300,11 @@ def test_the_budget_is_judged_where_training_had_one() -> None:
 def test_alarms_advise_fields_of_the_objective(objective, fields, halves) -> None:
     point = 9 + 1e-3 * np.random.default_rng(1).normal(size=(200, 32))
     targets = dict.fromkeys("zqp", 1.0)
-    _, every = diagnostics.state_alarms(point, halves, settings(), targets, objective)
+    every = diagnostics.state_alarms(point, halves, settings(), targets, objective)
     logged = {"z_mean2": 8.99, "q2": 9.0, "p2": 9.0, "q_pr": 0.01, "p_std_min": 0.0}
     every += diagnostics.collapse_alarms(logged, objective=objective)
     assert len(every) >= 6
-    assert all(re.search(rf": raise {fields}\.", sentence) for sentence in every)
+    assert all(re.search(rf": raise {fields}\.", alarm.sentence()) for alarm in every)
 
 
 @pytest.mark.parametrize("values", [np.zeros((5, 3)), np.ones((5, 3)), [[1.0, 0.0], [-1.0, 0.0]]])
@@ -327,8 +330,8 @@ def test_projected_participation_is_the_trainings() -> None:
 def test_training_is_alarmed_by_one_point_too() -> None:
     # Means over dimensions of the squared mean and of the square, as both objectives log them.
     for logged in ({"z_mean2": 0.999, "z2": 1.0}, {"z_mean2": 0.999, "q2": 0.8, "p2": 1.2}):
-        (sentence,) = diagnostics.collapse_alarms(logged)
-        assert "state z is nearly one point: 99.90 %" in sentence
+        (alarm,) = diagnostics.collapse_alarms(logged)
+        assert "state z is nearly one point: 99.90 %" in alarm.sentence()
     assert diagnostics.collapse_alarms({"z_mean2": 0.9, "q2": 0.8, "p2": 1.2}) == []
     assert diagnostics.collapse_alarms({"z_mean2": 0.999}) == []
 
