@@ -72,7 +72,7 @@ def encoder_passes(args: argparse.Namespace) -> None:
 
 
 def forces(args: argparse.Namespace) -> None:
-    """steps + 1 evaluations of the force, or 2 steps."""
+    """Steps + 1 evaluations of the force, or 2 steps."""
     settings, dim = PredictorSettings(), 1024
     keys = jax.random.split(jax.random.key(0))
     layers = init_mlp(keys[0], (dim, *[settings.hidden_dim] * settings.depth, 1))

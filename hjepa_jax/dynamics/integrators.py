@@ -95,7 +95,7 @@ def _reference_leapfrog(hamiltonian: Hamiltonian, h: jax.Array) -> Scheme:
 
 
 def _symplectic_euler(hamiltonian: Hamiltonian, h: jax.Array) -> Scheme:
-    """p at the old q, then q at the new p."""
+    """Kicks p at the old q, then drifts q with the new p."""
 
     def step(state: State) -> State:
         q, p, cache = state

@@ -16,12 +16,12 @@ def vector_field(hamiltonian: Hamiltonian, z: jax.Array) -> jax.Array:
 
 
 def explicit_euler_step(hamiltonian: Hamiltonian, z: jax.Array, dt: Scalar) -> jax.Array:
-    """z + dt f(z): order 1; energy and volume grow."""
+    """Returns z + dt f(z): order 1; energy and volume grow."""
     return z + dt * vector_field(hamiltonian, z)
 
 
 def runge_kutta4_step(hamiltonian: Hamiltonian, z: jax.Array, dt: Scalar) -> jax.Array:
-    """The classical Runge-Kutta method: order 4; energy and volume drift slowly."""
+    """Takes a step of the classical Runge-Kutta method, of order 4; energy and volume drift."""
     k1 = vector_field(hamiltonian, z)
     k2 = vector_field(hamiltonian, z + 0.5 * dt * k1)
     k3 = vector_field(hamiltonian, z + 0.5 * dt * k2)

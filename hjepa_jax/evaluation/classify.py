@@ -119,7 +119,8 @@ def classify(
     """Tests kNN and a linear probe that learn on `train`.
 
     Args:
-      train, test: features and labels of both sets; rows labeled -1 neither learn nor are tested.
+      train: features and labels to learn from; rows labeled -1 are left out.
+      test: features and labels to be tested on; rows labeled -1 are left out.
       num_classes: labels lie in 0..num_classes-1.
       config: `config.evaluation`.
       mesh: see `nearest_neighbours`.
@@ -179,9 +180,9 @@ def qp_variants(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
-    """kNN and probe of q, p and qp; `done` = (variant, its metrics) is not computed again.
+    """Tests kNN and probe on q, p and qp.
 
-    `options` are those of `classify`.
+    `done` = (variant, its metrics) is not computed again; `options` are those of `classify`.
     """
     result: Metrics = {}
     for name in variants_of(split_qp=True):
@@ -255,7 +256,7 @@ def coarse_metrics(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
-    """kNN and probe on coarser labels; each map holds the coarse class of each class.
+    """Tests kNN and probe on coarser labels; each map holds the coarse class of each class.
 
     `options` are those of `classify`.
     """

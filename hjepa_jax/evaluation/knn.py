@@ -294,10 +294,16 @@ def knn_accuracy(
     A k above the number of training rows is left out with a logged sentence (`usable_ks`).
 
     Args:
-      train, test: features [N, D] and [M, D].
-      train_labels, test_labels: int [N] and [M] in 0..num_classes-1.
-      ks, num_classes, reference: see `vote`.
-      block, test_block, mesh: see `nearest_neighbours`.
+      train: training features [N, D].
+      train_labels: int [N] in 0..num_classes-1.
+      test: test features [M, D].
+      test_labels: int [M] in 0..num_classes-1.
+      ks: see `vote`.
+      num_classes: see `vote`.
+      block: see `nearest_neighbours`.
+      test_block: see `nearest_neighbours`.
+      reference: see `vote`.
+      mesh: see `nearest_neighbours`.
 
     Raises:
       ValueError: shapes or labels that do not fit, or no usable k.

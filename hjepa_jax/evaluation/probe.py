@@ -266,7 +266,8 @@ def linear_probe(
     """Trains a linear probe on frozen features and tests it.
 
     Args:
-      train, test: features [N, D] and labels int [N] of each set (a `Features` will do).
+      train: features [N, D] and labels int [N], such as a `Features`.
+      test: features [M, D] and labels int [M].
       num_classes: labels lie in 0..num_classes-1.
       settings: None = the published protocol.
       params: initial parameters; None = drawn from the seed.

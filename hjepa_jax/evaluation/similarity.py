@@ -96,8 +96,10 @@ def alignment_uniformity(
     """Alignment and uniformity on the unit sphere (Wang and Isola, ICML 2020).
 
     Args:
-      views1, views2: features [N, D] of two augmentations of the same N images.
-      first, second: row numbers int [P] of the pairs of the uniformity, within `views1`.
+      views1: features [N, D] of one augmentation of N images.
+      views2: features [N, D] of another augmentation of the same images.
+      first: int [P], rows of `views1`: the first of each pair for the uniformity.
+      second: int [P], rows of `views1`: the second of each pair.
       t: its exponent.
 
     Returns:

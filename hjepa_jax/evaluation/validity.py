@@ -79,7 +79,8 @@ def why_no_accuracy(
     """Says why an accuracy on these sets would say nothing about the features; None where it does.
 
     Args:
-      train_labels, test_labels: int [N] and [M]; -1 = no label.
+      train_labels: int [N]; -1 = no label.
+      test_labels: int [M]; -1 = no label.
       shared: labeled test images that are training images too.
       names: of the classes.
     """

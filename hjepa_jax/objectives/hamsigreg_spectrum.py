@@ -96,7 +96,7 @@ def _frequencies(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _linspace32(first: np.float32, last: np.float32, count: int) -> np.ndarray:
-    """linspace in float32 arithmetic from both ends: ties at bin edges depend on the rounding."""
+    """Returns a float32 linspace from both ends: ties at bin edges depend on its rounding."""
     step = np.float32(last - first) / np.float32(count - 1)
     index = np.arange(count, dtype=np.float32)
     from_end = np.float32(last) - step * (np.float32(count - 1) - index)

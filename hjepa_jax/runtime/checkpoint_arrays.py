@@ -22,6 +22,7 @@ class LiteralPath(type(epath.Path())):
     """A path whose own characters are no patterns: orbax finds its files by `path.glob`."""
 
     def glob(self, pattern: str) -> Iterator[LiteralPath]:
+        """Yields the matches of a pattern below this folder, whose own name is taken literally."""
         for name in glob.glob(pattern, root_dir=self):
             yield self / name
 
@@ -80,6 +81,7 @@ def read_arrays(folder: pathlib.Path, abstract_state: Any) -> Any:
 
 
 def equal(one: Any, two: Any) -> bool:
+    """Returns whether two arrays hold the same bytes, NaNs and signs of zero included."""
     return np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 

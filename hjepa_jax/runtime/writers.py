@@ -165,11 +165,13 @@ class TensorboardXWriter:
             self._overflow += 1
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Queues numbers or arrays of one element, by tag."""
         for name, value in scalars.items():
             number = float(np.asarray(value))
             self._add(step, functools.partial(summary.scalar, name, number))
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Queues images [H, W, C] or [N, H, W, C], uint8 or floats in 0..1, by tag."""
         for name, value in images.items():
             array = np.asarray(value)
             layout = "NHWC" if array.ndim == 4 else "HWC"

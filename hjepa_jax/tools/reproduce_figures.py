@@ -44,7 +44,7 @@ def _encoders(metrics: Metrics) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
-    """kNN top-1 accuracy over k: mean, and the range over seeds."""
+    """Draws kNN top-1 accuracy over k: mean, and the range over seeds."""
     figure = new_figure(7.0, 4.6)
     axes = figure.add_subplot()
     rows = _encoders(metrics)

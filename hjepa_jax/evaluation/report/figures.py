@@ -163,7 +163,7 @@ def _values(numbers: Iterable[float | None]) -> list[float]:
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
-    """kNN top-1 accuracy over k with 95 % intervals, and the level of chance."""
+    """Draws kNN top-1 accuracy over k with 95 % intervals, and the level of chance."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     styles = styles_of(list(metrics["encoders"]))

@@ -94,7 +94,8 @@ def notes_of(
 
     Args:
       encoders: metrics by name.
-      train_labels, test_labels: of the evaluated sets, -1 = no label.
+      train_labels: int [N] of the training set, -1 = no label.
+      test_labels: int [M] of the test set, -1 = no label.
       shared: labeled test images that are training images too.
       given: sentences that come first.
     """
