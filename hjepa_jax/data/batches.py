@@ -1,7 +1,7 @@
-"""Making one batch: which images, decoding them, and their augmented views.
+"""Makes one batch: choosing images, decoding them, and augmenting their views.
 
-A batch is a function of (seed, step) and of the source alone. `pipeline` runs this in threads and
-worker processes.
+A batch depends on (seed, step) and the source alone. `pipeline` runs this in threads and worker
+processes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Loaded(NamedTuple):
 
 
 def _sentence(error: OSError) -> str:
-    """Returns what an error of the file system says, for people."""
+    """Returns the readable message of a file system error."""
     if error.filename is None or error.strerror is None:
         # The advice follows, with what else may be done.
         return f"{str(error).rstrip('.').removesuffix('; remove or replace it')}."
@@ -57,7 +57,16 @@ def _sentence(error: OSError) -> str:
 
 
 def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
-    """Raises ValueError if no stream of batches can be made of this source."""
+    """Checks that a stream of batches can be made from a source.
+
+    Args:
+      config: the whole configuration; `data` is used.
+      source: the training images.
+      process_count: number of processes that share a batch.
+
+    Raises:
+      ValueError: if batch size, source and processes do not fit together, or a setting is unknown.
+    """
     batch_size = config.data.batch_size
     if batch_size <= 0 or batch_size % process_count:
         raise ValueError(
@@ -85,9 +94,18 @@ def _epoch_order(seed: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
 def batch_indices(
     seed: int, step: int, length: int, batch_size: int
 ) -> tuple[int, npt.NDArray[np.int64]]:
-    """Returns the epoch of a step, and the source indices of its global batch.
+    """Returns the epoch of a step and the source indices of its global batch.
 
     Every epoch has its own permutation of the source; its last partial batch is dropped.
+
+    Args:
+      seed: the run's seed.
+      step: training step, from 0 on.
+      length: number of images in the source.
+      batch_size: images per step over all processes.
+
+    Returns:
+      The epoch, and int64 [batch_size] indices below `length`.
     """
     epoch, within = divmod(step, steps_per_epoch(length, batch_size))
     order = _epoch_order(seed, epoch, length)
@@ -95,7 +113,7 @@ def batch_indices(
 
 
 class Loader:
-    """Decodes images of a source, replacing corrupt ones if the configuration says so."""
+    """Decodes images of a source and, if `data.on_corrupt` is 'skip', replaces corrupt ones."""
 
     def __init__(self, config: Any, source: ImageSource, full_size: bool = False):
         """Makes a loader; `full_size` forbids decoding large JPEGs at a reduced size."""
@@ -116,8 +134,8 @@ class Loader:
         """Returns image `index`.
 
         Raises:
-          CorruptImageError: If it cannot be read or decoded.
-          DataError: If this process lacks memory or file handles to read it.
+          CorruptImageError: if it cannot be read or decoded.
+          DataError: if this process lacks the memory or file handles to read it.
         """
         try:
             record = self._source.record(index)
@@ -136,8 +154,17 @@ class Loader:
     def load(self, index: int, corrupt: list[str]) -> Loaded:
         """Returns image `index`, or its replacement if it is corrupt and may be skipped.
 
-        The replacement is a function of the seed and the index. Messages about the corrupt images
-        met on the way are appended to `corrupt`.
+        Args:
+          index: the image's index in the source.
+          corrupt: receives a message for each corrupt image found on the way.
+
+        Returns:
+          The image. A replacement depends on the seed and `index` alone.
+
+        Raises:
+          CorruptImageError: if the image is corrupt and may not be skipped, or if too many
+            replacements are corrupt too.
+          DataError: if this process lacks the memory or file handles to read it.
         """
         tried = index
         for attempt in range(_REPLACEMENT_TRIES):
@@ -159,7 +186,15 @@ class Loader:
     def groups(
         self, indices: Sequence[int] | npt.NDArray[np.int64], corrupt: list[str]
     ) -> Iterator[tuple[slice, list[Loaded]]]:
-        """Yields runs of decoded images that together stay within a bound on memory."""
+        """Decodes images in groups that are bounded in number and pixels.
+
+        Args:
+          indices: indices into the source.
+          corrupt: receives a message for each corrupt image; see `load`.
+
+        Yields:
+          The positions in `indices` that a group covers, and its images.
+        """
         start, pixels, group = 0, 0, list[Loaded]()
         for position, index in enumerate(indices):
             group.append(self.load(int(index), corrupt))
@@ -173,7 +208,7 @@ class Loader:
 
 
 class _Kind(NamedTuple):
-    """Global or local views: their numbers, side in pixels and range of crop area."""
+    """The global or the local views: their numbers, side in pixels and range of crop area."""
 
     name: str
     numbers: npt.NDArray[np.int64]
@@ -192,7 +227,7 @@ def _kinds(data: Any, num_global: int, num_local: int) -> list[_Kind]:
 def _parameters(
     data: Any, key: int, group: Sequence[Loaded], kind: _Kind
 ) -> tuple[npt.NDArray[np.int64], ViewParameters]:
-    """Returns the image in `group` of each view, view-major, and the views' parameters."""
+    """Returns each view's position in `group` (view-major) and the drawn parameters."""
     count = len(group)
     source = np.tile(np.arange(count), len(kind.numbers))
     sizes = np.array([resize.size_of(loaded.image) for loaded in group])[source]
@@ -209,7 +244,7 @@ def _parameters(
 
 
 class BatchMaker:
-    """Maps a step to this process's share of its batch; picklable, for worker processes."""
+    """Maps a step to this process's share of its batch; can be pickled for worker processes."""
 
     def __init__(self, config: Any, source: ImageSource, process_index: int, process_count: int):
         self._config = config
@@ -231,7 +266,7 @@ class BatchMaker:
         return self.make(key, indices, data.num_global_views, data.num_local_views, on_device)
 
     def batch_bytes(self) -> int:
-        """Returns the size of a batch, whose views are nearly all of it."""
+        """Returns the bytes of the views (or whole images) of this process's share of a batch."""
         data = self._config.data
         kinds = _kinds(data, data.num_global_views, data.num_local_views)
         shape = base.fixed_shape(self._source) if data.backend == "device" else None
@@ -247,11 +282,25 @@ class BatchMaker:
         num_local: int,
         on_device: bool = False,
     ) -> tuple[Batch, list[str]]:
-        """Makes the views of the images at `indices` with the random stream `key`.
+        """Makes the views of chosen images.
 
-        With `on_device`, makes what `device_augment.augment_batch` needs instead: whole 'images'
-        where all have one shape, else crops as views; and 'global_parameters',
-        'local_parameters', float32 [V, B, F].
+        Args:
+          key: random stream of the augmentation, from `counter_random.stream_key`.
+          indices: int64 [B], indices into the source.
+          num_global: number of global views Vg.
+          num_local: number of local views Vl.
+          on_device: leave the augmentation to `device.augment_batch`.
+
+        Returns:
+          The batch: 'label' and 'index' int32 [B], 'global_views' uint8 [Vg, B, S, S, 3] and, with
+          local views, 'local_views' uint8 [Vl, B, s, s, 3]. With `on_device` the views are only
+          cropped, or are replaced by 'images' uint8 [B, H, W, 3] where all images have one shape,
+          and '<global or local>_parameters' float32 [V, B, F] are added. Beside it, a message for
+          each corrupt image that was replaced.
+
+        Raises:
+          CorruptImageError: if an image is corrupt and may not be skipped.
+          DataError: if this process lacks the memory or file handles to read an image.
         """
         data, count = self._config.data, len(indices)
         kinds = _kinds(data, num_global, num_local)

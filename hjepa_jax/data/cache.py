@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 
 class ByteCache:
-    """Keeps the first bytes read, up to a budget, for as long as it lives.
+    """Keeps the first entries read, up to a budget.
 
-    Nothing is ever evicted: training reads every image once an epoch in random order, for which
-    replacing entries gives no more hits and costs more work. A pickled cache arrives empty, so that
-    worker processes do not receive its content.
+    Nothing is evicted: training reads every image once per epoch in random order, so replacing
+    entries would cost work without more hits. A cache unpickles empty, so that its content is not
+    sent to worker processes.
     """
 
     def __init__(self, megabytes: float):
-        """Makes a cache of at most this many MiB; 0 keeps nothing."""
+        """Creates a cache of at most `megabytes` MiB; 0 keeps nothing."""
         self._megabytes = megabytes
         self._free = int(megabytes * 2**20)
         self._entries: dict[int, bytes] = {}
@@ -25,7 +25,7 @@ class ByteCache:
         return ByteCache, (self._megabytes,)
 
     def get(self, key: int, read: Callable[[], bytes]) -> bytes:
-        """Returns the bytes of a key, from memory or from `read()`."""
+        """Returns the bytes stored under a key, or calls `read` for them."""
         entry = self._entries.get(key)
         if entry is not None:
             return entry

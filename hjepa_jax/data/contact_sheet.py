@@ -1,4 +1,4 @@
-"""Contact sheets: the views of a batch as one picture, to see what the network sees."""
+"""Contact sheets: the views of a batch as one image, showing what the network sees."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _scaled(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 def contact_sheet(
     batch: Mapping[str, npt.NDArray], max_images: int = 16, side: int | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Returns a picture with one row per image and one column per view.
+    """Returns an image with one row per source image and one column per view.
 
     Args:
       batch: A batch of `train_batches` ('global_views', perhaps 'local_views'), or of
         `eval_batches` ('image').
-      max_images: Rows at most.
-      side: Side of each tile in pixels; by default that of the first view, but at least 64.
+      max_images: Maximum number of rows.
+      side: Side of each tile in pixels; None = that of the first view, but at least 64.
 
     Returns:
       uint8 [height, width, 3].

@@ -1,9 +1,10 @@
-"""Counter-based random numbers: every draw is a function of its coordinates alone.
+"""Counter-based random numbers: every draw depends on its coordinates alone.
 
-A draw is a hash of (seed, purpose, epoch, index, view, slot), so that it depends neither on the
-order in which images are loaded nor on the number of threads, workers and processes. The mixing
+A draw is a hash of (seed, purpose, epoch, index, view, slot), independent of the order in which
+images are loaded and of the number of threads, workers and processes. It is our own code because
+NumPy's generators cannot be indexed by arrays of coordinates. The mixing
 function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014), vectorised over arrays of counters.
+OOPSLA 2014), vectorized over arrays of counters.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Purpose(enum.IntEnum):
 
 
 def _mix_int(value: int) -> int:
-    """Returns SplitMix64's finaliser of a Python integer, modulo 2**64."""
+    """Applies SplitMix64's finalizer to a Python integer, modulo 2**64."""
     value = (value + _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * _MULTIPLIER_1) & _MASK
     value = ((value ^ (value >> 27)) * _MULTIPLIER_2) & _MASK
@@ -41,7 +42,7 @@ def _mix_int(value: int) -> int:
 
 
 def mix(values: UInt64Array) -> UInt64Array:
-    """Returns SplitMix64's finaliser of each element, a uint64 array of the same shape."""
+    """Returns SplitMix64's finalizer of each element, uint64 of the same shape."""
     mixed = values + np.uint64(_GOLDEN)
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(_MULTIPLIER_1)

@@ -1,4 +1,4 @@
-"""Encoded image bytes to RGB pixels, with bounds on what a file may cost."""
+"""Decodes image files to RGB pixels, with bounds on the memory a file may take."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CorruptImageError(DataError):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Returns the formats that are read, by Pillow's names."""
+    """Returns the image formats that are read, by Pillow's names."""
     for module in _FORMATS.values():
         # Older versions have no AVIF.
         with contextlib.suppress(ImportError):
@@ -63,14 +63,18 @@ def formats() -> tuple[str, ...]:
 
 @functools.cache
 def extensions() -> tuple[str, ...]:
-    """Returns the file extensions of these formats, in lower case and sorted."""
+    """Returns the file extensions of `formats()`, lower case and sorted."""
     # Pillow opens an MPO, which cameras make, as a JPEG.
     known = (*formats(), "MPO")
     return tuple(sorted(e for e, name in Image.registered_extensions().items() if name in known))
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """Reads the header, within the bounds on size and format."""
+    """Opens an image without decoding it.
+
+    Raises:
+      ValueError: if it is empty or exceeds the bounds on bytes or pixels.
+    """
     if not encoded:
         raise ValueError("it is empty: no bytes are stored")
     if len(encoded) > MAX_ENCODED_BYTES:
@@ -85,7 +89,7 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation, 1 to 8; 1, which is upright, where the EXIF is not readable."""
+    """Returns the EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is unreadable."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG)
     # Pixels are good whatever the metadata; parsing it raises almost anything.
@@ -95,7 +99,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _load(image: Image.Image) -> tuple[Image.Image, int]:
-    """Decodes the pixels; returns the image, as they are stored, and the orientation."""
+    """Decodes the pixels and returns the image as stored, with its EXIF orientation."""
     if image.format != "TIFF":
         image.load()
         # A PNG may have its EXIF behind the pixels.
@@ -120,11 +124,17 @@ def _deep_values(encoded: bytes, image: Image.Image, raw: str) -> np.ndarray:
 
 
 def sample_limits(encoded: bytes) -> pixels.Limits | None:
-    """Returns the smallest and largest value of an image of more than 8 bits a channel.
+    """Returns the smallest and largest value of an image with more than 8 bits per channel.
+
+    Args:
+      encoded: the file's bytes.
 
     Returns:
-      None for an image of at most 8 bits (of which the header alone is read), and for bytes that
-      are no readable image.
+      The limits. None for at most 8 bits (only the header is read then) and for bytes that are no
+      readable image.
+
+    Raises:
+      MemoryError: if there is not enough memory to decode it.
     """
     try:
         image = _open(encoded)
@@ -184,7 +194,7 @@ def _deep_to_rgb(
 
 
 def _reduce(image: Image.Image, smallest_crop: float, largest_view: int) -> None:
-    """Makes a JPEG decode at 1/2, 1/4 or 1/8 of its size where that is enough."""
+    """Sets a JPEG to decode at 1/2, 1/4 or 1/8 of its size if that suffices."""
     short = min(image.size)
     reduction = min(
         (image.width * image.height) ** 0.5 / smallest_crop,
@@ -198,7 +208,7 @@ def _reduce(image: Image.Image, smallest_crop: float, largest_view: int) -> None
 
 
 def _reason(error: Exception) -> str:
-    """Returns why an image cannot be read, the same for the same file."""
+    """Returns why an image cannot be read, without memory addresses, which differ between runs."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is no intact image of a known format ({', '.join(formats())})"
     text = _ADDRESS.sub("the file", str(error)).rstrip(".")
@@ -212,23 +222,23 @@ def decode_image(
     largest_view: int = 1,
     ranges: pixels.Ranges | None = None,
 ) -> Image.Image:
-    """Decodes one image of a format that Pillow reads; of several frames or pages the first.
+    """Decodes an image file of any format that Pillow reads; the first of several frames or pages.
 
     Args:
       encoded: The file's bytes.
       name: The file's name, for messages.
       smallest_crop: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as the
         geometric mean of its sides stays at least this many pixels.
-      largest_view: Nor does its short side then become less than this many pixels.
-      ranges: Which values of more than 8 bits become 0 and 255; None, or None for this kind of
-        pixels: 0 .. 65535 of integers, 0 .. 1 (or 0 .. 255, if there are larger ones) of floats.
+      largest_view: Lower bound on the short side, in pixels, when decoding at a reduced size.
+      ranges: Values of more than 8 bits that map to 0 and 255. Where None, integers use 0..65535
+        and floats 0..1 (0..255 if there are values above 1).
 
     Returns:
-      A loaded image in mode RGB, upright according to its EXIF orientation. Unreadable EXIF means
-      that it is upright.
+      A loaded image in mode RGB, rotated upright by its EXIF orientation if that is readable.
 
     Raises:
       CorruptImageError: If it cannot be decoded, or exceeds the bounds.
+      MemoryError: If there is not enough memory to decode it.
     """
     try:
         image = _open(encoded)

@@ -1,7 +1,7 @@
 """The input pipeline: streams of training and evaluation batches.
 
-The position in the training stream is the step: a run continues by asking for the batches from its
-step on, with any number of threads, worker processes and hosts.
+The position in the training stream is the step: a resumed run asks for batches from its step on,
+with any number of threads, worker processes and hosts.
 """
 
 from __future__ import annotations
@@ -43,19 +43,18 @@ _PAIRS_AT_ONCE = 64
 
 
 class BatchStream(Iterator[Batch]):
-    """An iterator over batches that can be closed, and counts corrupt images.
+    """A closable iterator over batches that counts corrupt images.
 
     Attributes:
-      corrupt_count: Corrupt images replaced in, or masked out of, the batches handed out so far.
+      corrupt_count: Number of corrupt images replaced in, or masked out of, the batches so far.
     """
 
     def __init__(self, iterator: Watched, on_close: Sequence[Callable[[], None]] = ()):
         """Wraps an iterator over (batch, messages about corrupt images).
 
         Args:
-          iterator: closed together with the stream. Its batches may lie in shared memory, from
-            which they are copied.
-          on_close: called after that, in this order.
+          iterator: closed together with the stream. Batches in shared memory are copied out of it.
+          on_close: called in order after the iterator is closed.
         """
         self._iterator = iterator
         self._on_close = on_close
@@ -97,11 +96,11 @@ class BatchStream(Iterator[Batch]):
 
     @property
     def corrupt_images(self) -> tuple[str, ...]:
-        """What was said of each corrupt image so far, once each, in alphabetical order."""
+        """One message per corrupt image so far, sorted."""
         return tuple(sorted(self._reported))
 
     def _death(self, exit_code: int | None) -> str:
-        """Returns the sentence about a worker that is gone."""
+        """Returns the error message about a worker that died."""
         if not self._begun and (exit_code or 0) >= 0:
             return start.start_failure(exit_code)
         return (
@@ -135,7 +134,7 @@ Stop = Callable[[float], bool]
 def _stream(
     make: Any, first: int, last: int, data: Any, num_threads: int, stop: Stop | None = None
 ) -> BatchStream:
-    """Returns the stream of make(first), ..., make(last - 1), made ahead in order, in threads."""
+    """Returns the stream of make(first), ..., make(last - 1), computed ahead by threads."""
     _check_settings(data)
     ahead = max(data.prefetch_batches, num_threads)
     return BatchStream(Watched(iter(_dataset(make, first, last, num_threads, ahead)), 0, stop))
@@ -163,7 +162,7 @@ def _in_flight(data: Any) -> int:
 
 
 def shared_memory_needed(config: Any, source: ImageSource, process_count: int = 1) -> int:
-    """Returns the bytes of shared memory that worker processes may fill; 0 without any."""
+    """Returns the bytes of shared memory that worker processes may fill; 0 without workers."""
     if not config.data.num_workers:
         return 0
     make = batches.BatchMaker(config, source, 0, process_count)
@@ -173,10 +172,10 @@ def shared_memory_needed(config: Any, source: ImageSource, process_count: int = 
 def _worker_stream(
     make: batches.BatchMaker, first: int, last: int, data: Any, stop: Stop | None
 ) -> BatchStream:
-    """Returns the stream of `_stream`, made in worker processes.
+    """Returns the same stream as `_stream`, computed in worker processes.
 
     Raises:
-      DataError: the workers cannot be started, or have no room to hand over their batches.
+      DataError: if workers cannot be started or shared memory is too small for their batches.
     """
     _check_settings(data)
     start.check_can_start()
@@ -221,8 +220,8 @@ def train_batches(
 ) -> BatchStream:
     """Returns the stream of this process's training batches from a step on.
 
-    The content of a batch is a function of config.seed, the step and the source: the number of
-    threads, workers and processes and the step at which the stream begins do not matter.
+    A batch depends on config.seed, the step and the source alone, not on the number of threads,
+    workers and processes or on the step at which the stream starts.
 
     Args:
       config: The whole configuration; `seed` and `data` are used.
@@ -231,21 +230,21 @@ def train_batches(
       process_index: Number of this process, which gets rows [p b, (p + 1) b) of each batch.
       process_count: Number of processes P; b = batch_size / P.
       num_steps: Length of the stream; None = endless.
-      stop: Called with the seconds that the stream has waited for a batch; where it returns True,
-        the stream ends.
+      stop: Called with the seconds spent waiting for the current batch; returning True ends the
+        stream.
 
     Returns:
       An iterator, also a context manager, of dictionaries with
         'global_views': uint8 [Vg, b, image_size, image_size, 3],
         'local_views': uint8 [Vl, b, local_size, local_size, 3], absent without local views,
         'label', 'index': int32 [b].
-      With data.backend='device', what `device_augment.augment_batch` makes these from.
+      With data.backend='device', the input of `device.augment_batch`, which makes these views.
 
     Raises:
       ValueError: If batch size, source and processes do not fit together.
       CorruptImageError: While iterating, if an image is corrupt and data.on_corrupt is 'error'.
-      DataError: If worker processes cannot be started here; while iterating, if an image cannot be
-        read or a worker process died.
+      DataError: If worker processes cannot be started; while iterating, if an image cannot be
+        read or a worker process dies.
     """
     batches.check_stream(config, source, process_count)
     if not 0 <= process_index < process_count or start_step < 0:
@@ -261,7 +260,7 @@ def train_batches(
 
 
 class _EvalBatchMaker:
-    """Maps the number of an evaluation batch to the batch."""
+    """Maps the index of an evaluation batch to the batch."""
 
     def __init__(self, config: Any, source: ImageSource, batch_size: int):
         self._data = config.data
@@ -297,14 +296,14 @@ def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStre
     Args:
       config: The whole configuration; `data` is used.
       source: Images.
-      batch_size: Images per batch; the last batch is filled up with zeros, so that compiled
-        functions see one shape.
+      batch_size: Images per batch; the last batch is padded with zeros, so that compiled functions
+        see one shape.
 
     Returns:
       An iterator, also a context manager, of dictionaries with
         'image': uint8 [batch_size, image_size, image_size, 3],
         'label': int32 [batch_size],
-        'mask': bool [batch_size], False for filling and for corrupt images that are skipped.
+        'mask': bool [batch_size], False for padding and for skipped corrupt images.
 
     Raises:
       ValueError: If the batch size is not positive.
@@ -327,7 +326,7 @@ def augmented_pairs(
       config: The whole configuration; `data` is used.
       source: Images.
       num: Number of images; all of the source's if it has fewer.
-      seed: Seed of the choice and of the augmentation.
+      seed: Seed of the subset and of the augmentation.
 
     Returns:
       Two arrays uint8 [num, image_size, image_size, 3].

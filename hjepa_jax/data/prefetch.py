@@ -1,4 +1,4 @@
-"""Copying batches to the devices ahead of their use, and measuring the wait for data."""
+"""Copies batches to the devices ahead of their use, and measures the wait for data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def device_prefetch(
     Args:
       iterator: Host batches.
       put: Places a batch on the devices, for instance `jax.device_put` with shardings.
-      size: Elements in flight; 0 places each element when it is asked for.
+      size: Elements in flight; 0 places each element on request.
+
+    Returns:
+      An iterator over the placed elements.
 
     Raises:
       ValueError: If `size` is negative.
@@ -43,14 +46,14 @@ def _prefetched(
 
 
 class WaitTimer:
-    """Measures how long the consumer of an iterator waited for it."""
+    """Measures how long the consumer of an iterator waits for elements."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._waited = 0.0
 
     def measure(self, iterator: Iterable[Element]) -> Iterator[Element]:
-        """Passes the elements on; the time until each arrives counts as waiting."""
+        """Yields the elements of an iterator, adding the time until each arrives to the total."""
         iterator = iter(iterator)
         while True:
             start = self._clock()
@@ -63,6 +66,6 @@ class WaitTimer:
             yield element
 
     def take(self) -> float:
-        """Returns the seconds waited since the last call, and starts from zero again."""
+        """Returns the seconds waited since the last call and resets the total."""
         waited, self._waited = self._waited, 0.0
         return waited

@@ -1,7 +1,7 @@
-"""Colour operations, greyscale, blur and solarisation on the host.
+"""Color operations, grayscale, blur and solarization on the host.
 
-All functions work in place on float32 planes [3, N, H, W] of red, green and blue in [0, 255]: the
-batch axis inside the channel axis makes every operation a pass over long contiguous rows.
+All functions work in place on float32 planes [3, N, H, W] of red, green and blue in [0, 255]: with
+the channel axis first, every operation is a pass over long contiguous rows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _per_view(values: npt.NDArray) -> Float32Array:
 
 
 def luma(planes: Float32Array) -> Float32Array:
-    """Returns the grey values [N, H, W] of planes [3, N, H, W]."""
+    """Returns the gray values [N, H, W] of planes [3, N, H, W]."""
     grey = planes[0] * np.float32(LUMA[0])
     grey += planes[1] * np.float32(LUMA[1])
     grey += planes[2] * np.float32(LUMA[2])
@@ -52,7 +52,7 @@ def adjust_brightness(planes: Float32Array, factor: Float32Array) -> None:
 
 
 def adjust_contrast(planes: Float32Array, factor: Float32Array) -> None:
-    """Moves each view away from (factor > 1) or towards its mean grey value."""
+    """Moves each view away from (factor > 1) or toward its mean gray value."""
     count = planes.shape[1]
     mean = luma(planes).reshape(count, -1).mean(axis=1)
     planes *= _per_view(factor)
@@ -61,7 +61,7 @@ def adjust_contrast(planes: Float32Array, factor: Float32Array) -> None:
 
 
 def adjust_saturation(planes: Float32Array, factor: Float32Array) -> None:
-    """Moves each pixel away from (factor > 1) or towards its grey value."""
+    """Moves each pixel away from (factor > 1) or toward its gray value."""
     grey = luma(planes)
     grey *= _per_view(np.float32(1.0) - factor)
     planes *= _per_view(factor)
@@ -70,12 +70,12 @@ def adjust_saturation(planes: Float32Array, factor: Float32Array) -> None:
 
 
 def adjust_hue(planes: Float32Array, shift: Float32Array) -> None:
-    """Turns the hue of each view by `shift` [N], a fraction of the colour circle."""
+    """Rotates the hue of each view by `shift` [N], a fraction of the color circle."""
     red, green, blue = planes
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     scale = np.float32(1.0) / np.maximum(chroma, np.float32(1e-6))
-    # Position on the colour hexagon, in [-1, 5]: red at 0, green at 2, blue at 4.
+    # Position on the color hexagon, in [-1, 5]: red at 0, green at 2, blue at 4.
     hexagon = np.where(
         value == red,
         (green - blue) * scale,
@@ -102,7 +102,7 @@ _OPERATIONS = {
 
 
 def colour_jitter(planes: Float32Array, parameters: ViewParameters) -> None:
-    """Applies the four colour operations to each view in its own order."""
+    """Applies the four color operations to each view in its own order."""
     for position in range(4):
         for operation, (adjust, name) in _OPERATIONS.items():
             amount = getattr(parameters, name)
@@ -118,13 +118,13 @@ def colour_jitter(planes: Float32Array, parameters: ViewParameters) -> None:
 
 
 def to_grey(planes: Float32Array, chosen: npt.NDArray[np.bool_]) -> None:
-    """Replaces the chosen views [N] by their grey values."""
+    """Replaces the chosen views (bool [N]) by their gray values."""
     if chosen.any():
         planes[:, chosen] = luma(planes[:, chosen])
 
 
 def blur_taps(sigma: Float32Array, kernel: int) -> Float32Array:
-    """Returns the normalised Gaussian taps [N, kernel] for each positive sigma [N]."""
+    """Returns the normalized Gaussian taps [N, kernel] for each positive sigma [N]."""
     offset = np.arange(kernel, dtype=np.float64) - (kernel - 1) / 2
     taps = np.exp(-0.5 * (offset / sigma.astype(np.float64)[:, None]) ** 2)
     return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -155,7 +155,7 @@ def gaussian_blur(planes: Float32Array, sigma: Float32Array, kernel: int) -> Non
 
     Args:
       planes: float32 [3, N, H, W].
-      sigma: float32 [N], in pixels; 0 leaves a view as it is.
+      sigma: float32 [N], in pixels; 0 leaves a view unchanged.
       kernel: Odd number of taps, at most 2 min(H, W) - 1.
     """
     # Views are blurred in groups of equal reach, a function of each view's own sigma alone.
@@ -169,7 +169,7 @@ def gaussian_blur(planes: Float32Array, sigma: Float32Array, kernel: int) -> Non
 
 
 def to_uint8(planes: Float32Array, solarise: npt.NDArray[np.bool_], threshold: int) -> npt.NDArray:
-    """Returns uint8 [N, H, W, 3], rounded, the chosen views [N] solarised."""
+    """Returns rounded uint8 [N, H, W, 3]; views chosen by bool [N] are solarized at `threshold`."""
     np.rint(planes, out=planes)
     _clip(planes)
     values = planes.astype(np.uint8)

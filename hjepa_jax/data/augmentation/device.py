@@ -1,7 +1,7 @@
-"""The augmentation on the device: the same operations as on the host, from the same parameters.
+"""Augmentation on the device: the same operations as on the host, with the same parameters.
 
 With `data.backend='device'` the host draws the parameters and sends them with the images: whole
-images where all have one shape (the device crops them too), else crops already resized. Views agree
+images if all have one shape (the device crops them too), else crops already resized. Views agree
 with the host's up to rounding.
 
 Not `jax.image.scale_and_translate`, which blends pixels from outside the crop into its border.
@@ -51,7 +51,7 @@ def _luma(planes: jax.Array) -> jax.Array:
 
 
 def _turn_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turns the hue by a fraction of the colour circle; see `photometric.adjust_hue`."""
+    """Rotates the hue by a fraction of the color circle; see `color.adjust_hue`."""
     red, green, blue = planes
     value = planes.max(axis=0)
     chroma = value - planes.min(axis=0)
@@ -68,7 +68,7 @@ def _turn_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def _jitter(planes: jax.Array, p: Mapping[str, jax.Array]) -> jax.Array:
-    """Applies the colour operations in the order drawn."""
+    """Applies the color operations in the drawn order."""
     amounts = jnp.stack([p["brightness"], p["contrast"], p["saturation"], jnp.float32(1.0)])
     original = planes
     for position in range(4):
@@ -87,7 +87,7 @@ def _jitter(planes: jax.Array, p: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _blur(planes: jax.Array, sigma: jax.Array, kernel: int) -> jax.Array:
-    """Returns planes [3, H, W] blurred with reflected borders; as they are for sigma 0."""
+    """Returns planes [3, H, W] blurred with reflected borders; unchanged for sigma 0."""
     reach = kernel // 2
     offsets = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
     taps = jnp.exp(-0.5 * (offsets / jnp.where(sigma > 0, sigma, 1.0)) ** 2)
@@ -135,7 +135,7 @@ def augment_on_device(
       threshold: Solarisation threshold.
 
     Returns:
-      uint8 [V, B, size, size, 3]. B may be sharded: nothing mixes images.
+      uint8 [V, B, size, size, 3]. B may be sharded, since images do not mix.
     """
     crop = images.ndim == 4
     one = functools.partial(_one_view, size=size, crop=crop, kernel=kernel, threshold=threshold)
@@ -143,13 +143,14 @@ def augment_on_device(
 
 
 def augment_batch(batch: Mapping[str, Any], data: Any) -> dict[str, Any]:
-    """Returns a batch of `data.backend='device'` with its views made, as the host makes them.
-
-    A batch without parameters, of the host back end, is returned as it is.
+    """Makes the views of a batch that was prepared with `data.backend='device'`.
 
     Args:
       batch: A batch of `train_batches`, on the host or on the devices; may be traced.
       data: `config.data`.
+
+    Returns:
+      The batch with views as the host makes them; unchanged if the host made them already.
     """
     made = {
         name: value

@@ -1,7 +1,7 @@
-"""The augmentation on the host: images and drawn parameters to uint8 views.
+"""Augmentation on the host: makes uint8 views from images and drawn parameters.
 
-Order and distributions: random resized crop, horizontal flip, colour jitter, greyscale, Gaussian
-blur, solarisation. Parameters are drawn first (`draw_parameters`), then applied (`apply`).
+In order: random resized crop, horizontal flip, color jitter, grayscale, Gaussian blur and
+solarization. Parameters are drawn first (`draw_parameters`), then applied (`apply`).
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def crop(
     parameters: ViewParameters,
     size: int,
 ) -> npt.NDArray[np.uint8]:
-    """Makes N crops, resized and mirrored but otherwise as they are; arguments as `apply`."""
+    """Returns N crops uint8 [N, size, size, 3], only resized and mirrored; arguments as `apply`."""
     planes = resize.crop_resize_flip(images, source, parameters, size)
     return color.to_uint8(planes, np.zeros(len(source), bool), 0)
 
 
 def eval_image(image: resize.Decoded, size: int, resize: int | None) -> npt.NDArray[np.uint8]:
-    """Returns the evaluation view uint8 [size, size, 3]: resized short side, centre crop.
+    """Returns the evaluation view uint8 [size, size, 3]: resized short side, center crop.
 
     Args:
       image: Decoded RGB image.

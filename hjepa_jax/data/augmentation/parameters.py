@@ -1,8 +1,8 @@
-"""Random parameters of the augmentation, drawn apart from the pixels they act on.
+"""Random parameters of the augmentation, drawn separately from the pixels they act on.
 
 The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter,
-RandomGrayscale, GaussianBlur and RandomSolarize. Both back ends (`augment.apply` on the host,
-`device_augment.augment_on_device`) take the same parameters.
+RandomGrayscale, GaussianBlur and RandomSolarize. Both backends (`host.apply` and
+`device.augment_on_device`) take the same parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hjepa_jax.data import counter_random
 
-# The colour operations, as numbered in ViewParameters.order.
+# The color operations, as numbered in ViewParameters.order.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
 
@@ -33,11 +33,11 @@ class ViewParameters(NamedTuple):
     Attributes:
       top, left, height, width: int32 [N], the crop in pixels of the image.
       flip: bool [N], mirror the crop left to right.
-      jitter: bool [N], apply the colour operations.
-      order: int8 [N, 4], the colour operations in the order of their application.
+      jitter: bool [N], apply the color operations.
+      order: int8 [N, 4], the color operations in order of application.
       brightness, contrast, saturation: float32 [N], factors; 1 changes nothing.
-      hue: float32 [N], shift as a fraction of the colour circle.
-      grey: bool [N], remove the colour.
+      hue: float32 [N], shift as a fraction of the color circle.
+      grey: bool [N], convert to grayscale.
       sigma: float32 [N], standard deviation of the blur in pixels; 0 for no blur.
       solarise: bool [N], invert the values at and above the threshold.
     """
@@ -71,14 +71,14 @@ PACKED = (
 
 
 def pack(parameters: ViewParameters) -> npt.NDArray[np.float32]:
-    """Returns the parameters of N views as one array float32 [N, len(PACKED)], exactly."""
+    """Packs the parameters of N views into float32 [N, len(PACKED)], which holds them exactly."""
     columns: dict[str, npt.NDArray] = parameters._asdict()
     columns.update({f"order_{i}": parameters.order[:, i] for i in range(4)})
     return np.stack([columns[name].astype(np.float32) for name in PACKED], axis=-1)
 
 
 def unpack(packed: Any) -> dict[str, Any]:
-    """Returns the columns of packed parameters [..., len(PACKED)] by name; any array type."""
+    """Returns the columns of packed parameters [..., len(PACKED)], of any array type, by name."""
     return {name: packed[..., column] for column, name in enumerate(PACKED)}
 
 
@@ -103,7 +103,7 @@ def _draw_crops(
     def chosen(values: npt.NDArray) -> npt.NDArray:
         return np.take_along_axis(values, first, axis=0)[0]
 
-    # No try fits: the largest centred crop within the bounds on the aspect, of a pixel at least.
+    # No try fits: the largest centered crop within the aspect bounds, of at least one pixel.
     shape = widths / heights
     central_width = np.where(shape > aspect[1], np.rint(heights * aspect[1]), widths)
     central_height = np.where(shape < aspect[0], np.rint(widths / aspect[0]), heights)
@@ -130,15 +130,15 @@ def draw_parameters(
 
     Args:
       augment: `config.data.augment`.
-      scale: Range of the crop's area over the image's area.
+      scale: Range of the crop's area as a fraction of the image's.
       key: `counter_random.stream_key` of the seed and epoch.
       index: Integer [N], the image's index in its source.
-      view: Integer [N] or scalar, the number of the view of that image.
+      view: Integer [N] or scalar, the view's number among those of its image.
       height: Integer [N] or scalar, height of the image in pixels.
       width: Integer [N] or scalar, width of the image in pixels.
 
     Returns:
-      The parameters, a function of `key`, and of each view's own index, view and size.
+      The parameters, which depend on `key` and on each view's own index, number and size.
     """
     index = np.asarray(index, np.int64)
     slots = np.arange(_NUM_SLOTS)[:, None]

@@ -1,7 +1,7 @@
-"""Crop, flip and resize on the host: bilinear with antialiasing, as Pillow resizes a crop.
+"""Crops, flips and resizes on the host: bilinear with antialiasing, as Pillow resizes a crop.
 
-Small images of one shape are resized together as batched matrix products, which also mirror them
-at no cost; larger images go through Pillow one by one, which exploits that the filter is narrow.
+Small images of one shape are resized together by batched matrix products, which also mirror them at
+no cost; larger images go through Pillow one by one, which exploits the narrow filter.
 """
 
 from __future__ import annotations
@@ -41,8 +41,15 @@ def filter_matrices(
 ) -> Float32Array:
     """Returns the matrices [N, out_size, in_size] that crop and resize one axis.
 
-    The filter is a triangle whose support grows with the reduction (antialiasing) and that sees
-    nothing outside the crop [start, start + length); `reverse` mirrors the result.
+    The filter is a triangle whose support grows with the reduction (antialiasing), cut off at the
+    crop.
+
+    Args:
+      start: int32 [N], first pixel of each crop.
+      length: int32 [N], pixels of each crop.
+      reverse: bool [N], whether to mirror the result.
+      in_size: pixels of the image along this axis.
+      out_size: pixels of the result.
     """
     step = (length.astype(np.float32) / np.float32(out_size))[:, None]
     support = np.maximum(step, np.float32(1.0))
