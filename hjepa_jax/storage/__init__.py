@@ -1,1 +1,1 @@
-"""Regular files, atomic writes, and JSON of a declared structure."""
+"""Bounded reads of regular files, atomic writes, and JSON with a declared structure."""

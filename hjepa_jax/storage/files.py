@@ -1,4 +1,4 @@
-"""Paths as people write them; reading regular files within bounds; writing whole or not at all."""
+"""User-given paths, bounded reads of regular files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _PROBE_BYTES = 4096
 
 
 class UnfitFileError(OSError):
-    """A path leads to no regular file, or to more bytes than allowed; the message is a sentence."""
+    """A path is not a regular file, or exceeds the size limit; the message is a sentence."""
 
 
 def kind_of(mode: int) -> str:
-    """Returns in words what a path is that is no regular file, from its mode."""
+    """Describes what a path is that is not a regular file, from its `st_mode`."""
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
@@ -57,18 +57,18 @@ def _too_large(path: str | os.PathLike[str], size: str, limit: int) -> UnfitFile
 
 
 def check_regular(path: str | os.PathLike[str], limit: int) -> os.stat_result:
-    """Checks a file that a library will open by its name.
+    """Checks a file that a library will open by name.
 
     Args:
       path: the file; links are followed.
-      limit: the most bytes that it may have.
+      limit: maximum size in bytes.
 
     Returns:
-      Its status.
+      Its `os.stat` result.
 
     Raises:
-      UnfitFileError: if it is no regular file (a folder, pipe, socket, device), or is larger.
-      OSError: if it does not exist or cannot be looked at.
+      UnfitFileError: if it is not a regular file (folder, pipe, socket, device) or is larger.
+      OSError: if it does not exist or is not accessible.
     """
     found = os.stat(path)
     _check(path, found, limit)
@@ -76,17 +76,17 @@ def check_regular(path: str | os.PathLike[str], limit: int) -> os.stat_result:
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Reads a whole file that others provide; never waits for a pipe or reads without end.
+    """Reads a whole untrusted file, without blocking on pipes or reading endlessly.
 
     Args:
       path: the file; links are followed.
-      limit: the most bytes that it may have.
+      limit: maximum size in bytes.
 
     Returns:
       Its content.
 
     Raises:
-      UnfitFileError: if it is no regular file (a folder, pipe, socket, device), or is larger.
+      UnfitFileError: if it is not a regular file (folder, pipe, socket, device) or is larger.
       OSError: if it does not exist or cannot be read.
     """
     check_regular(path, limit)
@@ -109,20 +109,21 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """Returns a file name for people: what is not UTF-8 or a control character is escaped."""
+    """Returns a file name for display, with control characters and invalid UTF-8 escaped."""
     text = os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def local_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
-    """Returns a path as people write it, with `~` expanded and 'file://' taken off.
+    """Parses a path given by the user, expanding `~` and removing 'file://'.
 
     Args:
-      text: a path, or a 'file://' address of this machine.
-      what: where it was given, for messages, such as '--workdir'.
+      text: a path, or a 'file://' URL of this machine.
+      what: the option it came from, for messages, such as '--workdir'.
 
     Raises:
-      UserError: an empty path, a remote address, or characters that no path here can hold.
+      UserError: if it is empty, a remote URL, has control characters or invalid UTF-8, or if the
+        home folder is unknown.
     """
     given = os.fspath(text)
     if not given.strip():
@@ -149,7 +150,11 @@ def local_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
 
 
 def _without_scheme(address: str, what: str) -> str:
-    """Returns the path of a 'file:' address."""
+    """Returns the path of a 'file:' URL.
+
+    Raises:
+      UserError: if it names another machine or a relative path.
+    """
     rest = address[len("file:") :]
     host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest[1:])
     if not slash or host not in ("", "localhost"):
@@ -163,13 +168,13 @@ def _without_scheme(address: str, what: str) -> str:
 def check_writable_folder(
     folder: pathlib.Path, what: str, *, checkpoints: bool = False, keep: bool = True
 ) -> None:
-    """Creates a folder and tries to write into it, before hours of work depend on it.
+    """Creates a folder and writes a test file to it, before hours of work depend on it.
 
     Args:
-      folder: of `local_path`.
-      what: where it was given, for messages, such as '--workdir'.
+      folder: from `local_path`.
+      what: the option it came from, for messages, such as '--workdir'.
       checkpoints: whether orbax will write there, which loses files below some names.
-      keep: whether folders that were created stay.
+      keep: whether to keep folders that had to be created.
 
     Raises:
       UserError: if nothing can be written there.
@@ -193,10 +198,10 @@ def check_writable_folder(
 
 
 def check_holds_checkpoints(folder: pathlib.Path, what: str) -> None:
-    """Refuses a path below which checkpoints would be written and not found again.
+    """Refuses a path below which orbax could not find its own checkpoints again.
 
     Raises:
-      UserError: naming what is in the path.
+      UserError: naming the offending part of the path.
     """
     place = str(folder.absolute())
     if lost := _LOST_BY_ORBAX.search(place):
@@ -207,7 +212,7 @@ def check_holds_checkpoints(folder: pathlib.Path, what: str) -> None:
 
 
 def check_writable_file(path: pathlib.Path, what: str) -> None:
-    """Checks that a file can be written, without touching one that is there.
+    """Checks that a file can be written, without touching an existing one.
 
     Raises:
       UserError: if it cannot.
@@ -228,7 +233,7 @@ def _try_writing(folder: pathlib.Path) -> None:
 
 
 def _cause(place: pathlib.Path, error: OSError) -> str:
-    """Says what stands in the way of a folder."""
+    """Explains why a folder cannot be written to."""
     for path in reversed((place, *place.parents)):
         if os.path.lexists(path) and not os.path.isdir(path):
             kind = "a link to what is not there" if path.is_symlink() else "a file"
@@ -238,10 +243,10 @@ def _cause(place: pathlib.Path, error: OSError) -> str:
 
 
 def open_log(path: pathlib.Path) -> BinaryIO:
-    """Opens a file of ours to append to it; what stands there otherwise is left as it is.
+    """Opens a log file for appending, creating it if needed.
 
     Raises:
-      UserError: if it is a link, pipe, folder or device, or cannot be written.
+      UserError: if the path is a link, pipe, folder or device, or cannot be written.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -260,12 +265,12 @@ def open_log(path: pathlib.Path) -> BinaryIO:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a crash, never meets half of it; text as UTF-8.
+    """Writes a file so that neither a reader nor a crash sees half of it; text as UTF-8.
 
-    A link in its place is replaced, and what it leads to stays as it is.
+    A link at the path is replaced; its target is not touched.
 
     Raises:
-      UnfitFileError: if a folder is in its place.
+      UnfitFileError: if the path is a folder.
       OSError: if it cannot be written.
     """
     if path.is_dir() and not path.is_symlink():
@@ -283,10 +288,10 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def json_ready(value: Any) -> Any:
-    """Returns a value as strict JSON can hold it, arrays and tuples as lists.
+    """Converts a value to what strict JSON can hold, arrays and tuples to lists.
 
-    A number that is NaN or infinite becomes None; a dictionary then says under 'not_finite' which
-    numbers these were: {'a.b.0': 'nan'}.
+    NaN and infinity become None; a dictionary then lists them by path under 'not_finite', such as
+    {'a.b.0': 'nan'}.
     """
     lost: dict[str, str] = {}
     ready = _json_ready(value, "", lost)
@@ -307,7 +312,7 @@ def _json_ready(value: Any, path: str, lost: dict[str, str]) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """Returns a value as indented, strict JSON: see `json_ready`."""
+    """Returns a value as indented, strict JSON; see `json_ready`."""
     return json.dumps(json_ready(value), indent=2, allow_nan=False) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""Checked reading of JSON, and of anything else whose structure a file decides.
+"""Checked reading of JSON and of other data whose structure a file decides.
 
-What a file says is compared with a declared structure before anything uses it. Whatever does not
-fit is one sentence that names the file and the field:
+Content is compared with a declared structure before it is used. A mismatch is one sentence that
+names the file and the field:
 
     SHARD = Fields({"file": Text(), "bytes": Whole(0)})
     index = read_json(path, Fields({"shards": Items(SHARD)}))
@@ -25,7 +25,7 @@ MAX_DEPTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """An integer, `low` to `high` inclusive; no boolean."""
+    """An integer from `low` to `high` inclusive, not a boolean."""
 
     low: int = -(2**63)
     high: int = 2**63 - 1
@@ -38,7 +38,7 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number, not a boolean; an infinity or NaN only where `finite` is false."""
+    """A number, not a boolean; infinity and NaN only if `finite` is False."""
 
     finite: bool = True
 
@@ -56,7 +56,7 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Text that UTF-8 can hold, of at most `most` characters; one of `choices` if given."""
+    """Text that UTF-8 can encode, of at most `most` characters; one of `choices` if given."""
 
     most: int = 2**20
     choices: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A mapping with these keys; others may stand beside them and are not looked at."""
+    """A mapping with these keys; other keys are ignored."""
 
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -119,7 +119,7 @@ class Anything:
 
 
 def described(value: Any) -> str:
-    """Returns in a few words what a value is, for messages, however large or deep it is."""
+    """Describes a value briefly for messages, however large or deep it is."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -138,7 +138,7 @@ def described(value: Any) -> str:
 
 
 def readable(value: Any) -> str:
-    """Returns a name as text that can be printed and written, whatever its type and bytes are."""
+    """Returns a name of any type as printable text."""
     if isinstance(value, bytes):
         value = value.decode(errors="backslashreplace")
     text = value if isinstance(value, str) else described(value)
@@ -146,7 +146,7 @@ def readable(value: Any) -> str:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value itself is of a kind; what it contains is not looked at."""
+    """Returns whether a value itself is of a kind, ignoring what it contains."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     match kind:
         case Anything():
@@ -173,16 +173,17 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def require(value: Any, kind: Any, source: Any, field: str = "") -> Any:
-    """Returns a value if it is of the declared structure.
+    """Returns a value unchanged if it has the declared structure.
 
     Args:
-      value: what a file holds, as JSON gives it.
+      value: content of a file, as parsed from JSON.
       kind: `Whole`, `Number`, `Truth`, `Text`, `Items`, `Table`, `Fields`, `Maybe` or `Anything`.
       source: name of the file, for messages.
-      field: where the value stands in the file, such as `splits.train.shards[0]`; '' = all of it.
+      field: location of the value in the file, such as `splits.train.shards[0]`; '' = the root.
 
     Raises:
-      ValueError: naming the file, the field, what it must be and what it is.
+      ValueError: naming the file, the field, what is required and what was found.
+      TypeError: if `kind` is none of the above.
     """
     declared = kind
     if isinstance(kind, Maybe):
@@ -243,17 +244,17 @@ def _check_depth(value: Any) -> None:
 def parse_json(
     text: bytes | str, kind: Any, source: Any, *, field: str = "", constants: bool = False
 ) -> Any:
-    """Returns the content of a JSON text of the declared structure.
+    """Parses JSON text with a declared structure.
 
     Args:
       text: the JSON; bytes must be UTF-8.
       kind: declared structure, see `require`.
       source: name of the file, for messages.
-      field: where the text stands in the file; '' = it is all of it.
+      field: location of the text in the file; '' = the root.
       constants: whether NaN and Infinity are allowed.
 
     Raises:
-      ValueError: naming the file and the field.
+      ValueError: if it is not JSON or has another structure; names the file and the field.
     """
     try:
         if len(text) > MAX_JSON_BYTES:
@@ -280,16 +281,16 @@ def parse_json(
 def read_json(
     path: pathlib.Path, kind: Any, *, most: int = MAX_JSON_BYTES, constants: bool = False
 ) -> Any:
-    """Returns the content of a JSON file of the declared structure.
+    """Reads a JSON file with a declared structure.
 
     Args:
       path: the file; only a regular one of at most `most` bytes is read.
       kind: declared structure, see `require`.
-      most: bytes that it may have.
+      most: maximum size in bytes.
       constants: whether NaN and Infinity are allowed.
 
     Raises:
-      OSError: if it cannot be read, is no regular file or is too large.
-      ValueError: if it is no JSON or of another structure.
+      OSError: if it cannot be read, is not a regular file or is too large.
+      ValueError: if it is not JSON or has another structure.
     """
     return parse_json(files.read_regular(path, most), kind, path, constants=constants)

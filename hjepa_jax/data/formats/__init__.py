@@ -1,1 +1,1 @@
-"""File formats, read without executing what they hold."""
+"""File formats, read without executing any code they contain."""

@@ -1,7 +1,7 @@
-"""Tar archives, read as a stream within bounds, and unpacked without links.
+"""Tar archives, read as a bounded stream and unpacked without links.
 
-`tarfile` believes the length that a name's header claims and reads that much into memory, so the
-headers are followed here; it still parses their blocks.
+`tarfile` trusts the length claimed by an extended header and reads that much into memory, so this
+module walks the headers itself; `tarfile` still parses their blocks.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ FOLDER = "a folder"
 
 
 class ArchiveError(ValueError):
-    """An archive is damaged or exceeds a bound; the message is a part of a sentence."""
+    """An archive is damaged or exceeds a bound; the message completes a sentence."""
 
 
 class Member(NamedTuple):
     """One entry of an archive.
 
     Attributes:
-      name: as it stands there; may be absolute, or lead out of any folder.
-      kind: `FILE`, `FOLDER`, or in words what else it is.
-      size: bytes that it claims to have.
+      name: as stored; may be absolute or lead out of the folder.
+      kind: `FILE`, `FOLDER`, or a description of anything else.
+      size: claimed size in bytes.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A tar archive, plain or packed by gzip, bzip2 or xz, that is read once from its start."""
+    """A tar archive, plain or compressed by gzip, bzip2 or xz, that is read once, front to back."""
 
     def __init__(self, stream: IO[bytes], limit: int, headers: int):
         self._stream = stream
@@ -73,22 +73,22 @@ class Archive:
         self._rest = 0
 
     def read(self, size: int) -> bytes:
-        """Returns the next bytes of the current member.
+        """Returns up to `size` further bytes of the current member; b'' at its end.
 
         Raises:
-          ArchiveError: If the archive ends before.
+          ArchiveError: If the archive is truncated or unpacks to more than its bound.
         """
         size = min(size, self._rest)
         self._rest -= size
         return self._take(size)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yields the rest of the current member, piece by piece."""
+        """Yields the rest of the current member in chunks of at most 1 MiB; errors as `read`."""
         while self._rest:
             yield self.read(_CHUNK)
 
     def members(self) -> Iterator[Member]:
-        """Yields the members; what of each is not read is skipped.
+        """Yields the members; unread bytes of each are skipped.
 
         Raises:
           ArchiveError: If the archive is damaged, or unpacks to more than its bound.
@@ -127,7 +127,7 @@ class Archive:
         return b"".join(parts)
 
     def _header(self) -> tarfile.TarInfo | None:
-        """The next header; None at the end."""
+        """Returns the next header; None at the end."""
         self._headers_left -= 1
         if self._headers_left < 0:
             raise ArchiveError("it has too many members")
@@ -140,7 +140,7 @@ class Archive:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
 
     def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
-        """What the header of a name says of the member after it."""
+        """Returns the attributes that an extended header gives the next member."""
         if not 0 <= header.size <= _MAX_NAME_HEADER:
             raise ArchiveError(f"the header of a name claims {header.size} bytes")
         content = self._take(header.size)
@@ -169,7 +169,7 @@ class Archive:
 
 
 def _records(content: bytes) -> Iterator[tuple[str, str]]:
-    """The records `LENGTH KEY=VALUE` of a pax header."""
+    """Yields the (key, value) records `LENGTH KEY=VALUE` of a pax header."""
     while content.strip(b"\0"):
         digits, _, _ = content.partition(b" ")
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
@@ -186,12 +186,15 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
 
     Args:
       path: The archive; a regular file.
-      limit: Bytes that may be unpacked of it in all.
-      headers: Members that it may have, headers of names included.
+      limit: Maximum number of bytes to unpack in total.
+      headers: Maximum number of headers, extended ones included.
+
+    Yields:
+      The archive.
 
     Raises:
-      OSError: If it cannot be opened, or is no regular file.
-      ArchiveError: If it is damaged, or unpacks to more; in the block that reads it, too.
+      OSError: If it cannot be opened or is not a regular file.
+      ArchiveError: If it is damaged or exceeds a bound, also while it is read inside the block.
     """
     check_regular(path, _ARCHIVE_BYTES)
     with path.open("rb") as file:
@@ -209,17 +212,18 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
 
 
 def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the files of a tar archive below a new, empty folder, and nothing anywhere else.
+    """Writes the files of a tar archive below a new, empty folder, and nothing elsewhere.
 
-    No link is ever made, so that none can be followed. An archive that unpacks to far more than
-    its own size, or a member larger than any image, ends it.
+    No links are created, so none can be followed. Archives that unpack to far more than their own
+    size and members larger than any image are refused.
 
     Args:
       path: The archive.
       folder: An empty folder.
 
     Raises:
-      ValueError: If it is damaged, or holds links, devices, or names that leave the folder.
+      ValueError: If it is damaged or too large, or holds links, devices, or names that leave the
+        folder.
       OSError: If it cannot be read, or its files cannot be written.
     """
     limit = _UNPACKED_BYTES + _UNPACKED_RATIO * check_regular(path, _ARCHIVE_BYTES).st_size
@@ -238,7 +242,7 @@ def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _inside(member: Member) -> pathlib.PurePosixPath:
-    """The path of a file or folder, which stays where it is unpacked."""
+    """Returns the relative path of a member, checked to stay inside the target folder."""
     shown = printable(member.name[:200])
     if member.kind not in (FILE, FOLDER):
         raise ArchiveError(

@@ -1,8 +1,8 @@
-"""ArrayRecord files, opened with what they claim checked.
+"""Opens ArrayRecord files after checking the sizes they claim.
 
-`array_record` verifies a hash of every chunk, but unpacks whatever a chunk claims to hold: a file
-of 100 kB may hold a record of gigabytes. In small files all chunks are therefore looked at before;
-in large ones that would cost a read for every record.
+`array_record` verifies a hash of every chunk but unpacks whatever a chunk claims to hold: a file of
+100 kB may contain a record of gigabytes. All chunks of small files are therefore checked when they
+are opened; in large files that would cost one read per record.
 """
 
 from __future__ import annotations
@@ -28,11 +28,19 @@ _CHUNK = struct.Struct("<8xQ8xQQ")
 
 
 def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
-    """Opens one file, which must have as many records as its metadata says.
+    """Opens one file.
+
+    Args:
+      path: The file.
+      count: Number of records that the data set's index says it has.
+
+    Returns:
+      A source of the stored records as bytes, by index.
 
     Raises:
-      OSError: If it is missing or no regular file.
-      ValueError: If it has not, is damaged where that is told, or unpacks to absurd sizes.
+      OSError: If it is missing or not a regular file.
+      ValueError: If it is visibly damaged, has another number of records, or claims records larger
+        than any image.
     """
     try:
         if check_regular(path, MAX_SHARD_BYTES).st_size <= _LOOKED_AT_BYTES:
@@ -53,11 +61,11 @@ def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
 
 
 class _DamagedError(ValueError):
-    """The chunks of a file do not follow each other, or claim too much."""
+    """The chunks of a file do not join up, or claim too many bytes."""
 
 
 def _after(position: int, size: int) -> int:
-    """Returns the position `size` bytes later, headers of blocks not counted."""
+    """Returns the position after `size` more bytes, not counting block headers."""
     within = position % _BLOCK
     # Bytes of the block from here on, all that come before its end taken as read.
     done = max(0, within - _BLOCK_HEADER)
@@ -67,7 +75,11 @@ def _after(position: int, size: int) -> int:
 
 
 def _check_chunks(content: bytes) -> None:
-    """Follows the chunks of a file from its start to its end, and checks what they claim."""
+    """Walks the chunks of a file from start to end and checks their claimed sizes.
+
+    Raises:
+      _DamagedError: If they do not join up or claim too many bytes.
+    """
     position = 0
     while position < len(content):
         begin = max(position, position - position % _BLOCK + _BLOCK_HEADER)

@@ -1,4 +1,4 @@
-"""Labels of Parquet files, by the names of their classes; null, NaN, '' and -1 are no label."""
+"""Labels of Parquet files, by class name; null, NaN, '' and -1 mean no label."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class FoundLabels(NamedTuple):
     """The labels of one split.
 
     Attributes:
-      names: name of each different label; None for one that means no label.
-      indices: int64 [N], the label of each row in `names`; -1 for none.
-      declared: the classes that the files themselves list, in order; None if they do not.
+      names: class name of each distinct label; None for one that means no label.
+      indices: int64 [N], each row's index into `names`; -1 for no label.
+      declared: the classes listed by the files' metadata, in order; None if there is no list.
     """
 
     names: tuple[str | None, ...]
@@ -39,19 +39,19 @@ class FoundLabels(NamedTuple):
     declared: tuple[str, ...] | None
 
     def classes(self) -> tuple[str, ...]:
-        """Returns the classes of the split in their order."""
+        """Returns the classes of the split: those declared, in order, then any others found."""
         found = tuple(name for name in self.names if name is not None)
         return found if self.declared is None else tuple(dict.fromkeys((*self.declared, *found)))
 
     def numbers(self, class_names: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Returns the labels int32 [N] by the numbers of a data set's classes; -1 for none."""
+        """Returns the labels int32 [N] as indices into `class_names`; -1 for no label."""
         number = {name: position for position, name in enumerate(class_names)}
         table = [NO_LABEL if name is None else number[name] for name in self.names]
         return np.array([*table, NO_LABEL], np.int32)[self.indices]
 
 
 def _declared(path: pathlib.Path, metadata: Any, column: str) -> tuple[str, ...] | None:
-    """Returns the class names that the Hugging Face metadata gives, if it does."""
+    """Returns the class names in the Hugging Face metadata; None if there are none."""
     text = (metadata or {}).get(b"huggingface")
     if text is None:
         return None
@@ -68,7 +68,7 @@ def _declared(path: pathlib.Path, metadata: Any, column: str) -> tuple[str, ...]
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns names of which each is there once: ImageNet has two classes called 'crane'."""
+    """Makes class names distinct: ImageNet has two classes called 'crane'."""
     distinct: dict[str, None] = {}
     for number, name in enumerate(names):
         while name in distinct:
@@ -78,7 +78,7 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a label as None (for no label), a whole number, or text."""
+    """Returns a label as None (no label), an integer, a float or a string."""
     if value is None or value == "" or value == b"":
         return None
     if isinstance(value, bytes):
@@ -99,7 +99,7 @@ def _sorted(values: set[Any]) -> list[Any]:
 
 
 def _name(value: Any, declared: tuple[str, ...] | None, where: str) -> str:
-    """Returns the class of a label: the entry of the declared names that a number points to."""
+    """Returns the class name of a label, looked up among the declared names if it is a number."""
     if declared is None or isinstance(value, str):
         return str(value)
     if not isinstance(value, int) or not 0 <= value < len(declared):
@@ -111,11 +111,11 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
     """Reads the labels of a split.
 
     Args:
-      files: its files.
-      usual: classes that another split of the data set declares, for files that declare none.
+      files: the split's files.
+      usual: classes declared by another split of the data set, for files that declare none.
 
     Returns:
-      The labels; without a label column there are none, of which a warning tells.
+      The labels; -1 throughout, with a warning, where there is no label column.
 
     Raises:
       DataError: If a file is damaged, or a label is outside the declared classes.

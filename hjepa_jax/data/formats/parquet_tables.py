@@ -1,4 +1,4 @@
-"""One column of Parquet files, found by its usual names."""
+"""Reads one column of Parquet files, found by its usual names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _BATCH_ROWS = 1024
 
 
 def pyarrow_module() -> Any:
-    """Returns pyarrow; ImportError with a sentence if it is not installed."""
+    """Imports pyarrow.
+
+    Raises:
+      ImportError: If it is not installed; the message says how to install it.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -34,10 +38,15 @@ def pyarrow_module() -> Any:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Any]:
-    """Opens a Parquet file; what pyarrow raises in the block is a DataError that names the file.
+    """Opens a Parquet file.
+
+    Errors of pyarrow inside the block become a DataError that names the file.
+
+    Yields:
+      The `pyarrow.parquet.ParquetFile`.
 
     Raises:
-      DataError: If it is damaged, no regular file, or claims more rows than it has bytes.
+      DataError: If it is damaged, not a regular file, or claims more rows than it has bytes.
     """
     pyarrow = pyarrow_module()
     try:
@@ -62,10 +71,10 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
 
 
 def find_column(path: pathlib.Path, candidates: Sequence[str]) -> tuple[str | None, Any]:
-    """Returns the first of the candidates that a file has (None if none), and its schema.
+    """Returns the first candidate that is a column of a file (else None), and the file's schema.
 
     Raises:
-      DataError: If the file is damaged.
+      DataError: If the file is damaged or has that column twice.
     """
     with opened(path) as file:
         schema = file.schema_arrow
@@ -76,15 +85,19 @@ def find_column(path: pathlib.Path, candidates: Sequence[str]) -> tuple[str | No
 
 
 def num_rows(path: pathlib.Path) -> int:
-    """Returns the number of rows; DataError if the file is damaged."""
+    """Returns the number of rows.
+
+    Raises:
+      DataError: If the file is damaged.
+    """
     with opened(path) as file:
         return file.metadata.num_rows
 
 
 def read_column(path: pathlib.Path, column: str) -> Any:
-    """Returns the table of one column of a file, decoded step by step within bounds.
+    """Returns one column of a file as a table, decoded in bounded steps.
 
-    A value that many rows share is stored once, so that a small file may decode to any size.
+    A value shared by many rows is stored once, so a small file may decode to any size.
 
     Raises:
       DataError: If the file is damaged, or decodes to far more than its size.
@@ -113,7 +126,7 @@ def read_column(path: pathlib.Path, column: str) -> Any:
 
 
 def _claimed_bytes(group: Any, column: str) -> int:
-    """Bytes that the pages of a column of a row group unpack to, as the metadata says."""
+    """Returns the unpacked bytes of a column in a row group, as claimed by the metadata."""
     parts = [group.column(number) for number in range(group.num_columns)]
     return sum(
         part.total_uncompressed_size
@@ -123,7 +136,7 @@ def _claimed_bytes(group: Any, column: str) -> int:
 
 
 def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> list[Any]:
-    """Returns the image column of each file, as tables of one column 'image'.
+    """Returns the image column of each file, as a table with the single column 'image'.
 
     Raises:
       DataError: If a file is damaged, or has no column of images.
@@ -159,7 +172,7 @@ def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> lis
 
 
 def concatenate(tables: Sequence[Any]) -> Any:
-    """Returns the tables as one.
+    """Concatenates tables.
 
     Raises:
       DataError: If their types differ.

@@ -1,9 +1,9 @@
-"""Images of any mode as 8-bit RGB, and how pixels of more than 8 bits are scaled to it.
+"""Converts images of any mode to 8-bit RGB, scaling pixels of more than 8 bits.
 
-An 8-bit image keeps its values. Deeper pixels (16-bit grayscale or RGB, 32-bit integers, floats)
-often use a part of their type alone: 12-bit data in 16-bit files, or floats from 0 to 1. What
-becomes 0 and 255 must be the same for all images of a data set, so it is decided once, from a
-sample of the training images, when the data set is opened (`sources.open_source`).
+8-bit images keep their values. Deeper pixels (16-bit grayscale or RGB, 32-bit integers, floats)
+often use only part of their type: 12-bit data in 16-bit files, or floats from 0 to 1. The values
+that map to 0 and 255 must be the same for all images of a data set, so they are chosen once, from a
+sample of the training images, when the data set is opened (`open_source`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GRAY_ALPHA = "LA;16B"
 
 
 class Limits(NamedTuple):
-    """Smallest and largest finite value of deep pixels; `real` for floats."""
+    """Smallest and largest finite value of deep pixels; `real` is True for floats."""
 
     real: bool
     low: float
@@ -41,11 +41,11 @@ class Limits(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """Which values become 0 and 255, over a data set; None for a kind that it was not seen to have.
+    """The values that map to 0 and 255 in a data set; None for a kind not found in its sample.
 
     Attributes:
-      integer: (low, high) of integers of more than 8 bits.
-      real: (low, high) of floats.
+      integer: (low, high) for integers of more than 8 bits.
+      real: (low, high) for floats.
     """
 
     integer: tuple[float, float] | None = None
@@ -53,7 +53,7 @@ class Ranges(NamedTuple):
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Returns the mode in which an image that is not loaded yet is stored; '' if unknown."""
+    """Returns the raw mode of an image that is not loaded yet; '' if unknown."""
     tiles: Any = getattr(image, "tile", None)
     arguments: Any = tiles[0].args if tiles else ""
     if isinstance(arguments, tuple) and arguments:
@@ -62,7 +62,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def is_deep(image: Image.Image, raw: str) -> bool:
-    """Returns whether an image stored in a raw mode has more than 8 bits a channel."""
+    """Returns whether an image, not loaded yet, has more than 8 bits per channel."""
     return (
         image.mode in ("I", "F")
         or image.mode.startswith("I;16")
@@ -72,10 +72,14 @@ def is_deep(image: Image.Image, raw: str) -> bool:
 
 
 def read_low_bytes(image: Image.Image, raw: str) -> bool:
-    """Makes an image of 16-bit channels, not loaded yet, read their low bytes.
+    """Sets an image, not loaded yet, to read the low bytes of its 16-bit channels.
+
+    Args:
+      image: modified in place.
+      raw: its raw mode.
 
     Returns:
-      Whether it has such channels; 16-bit gray with alpha then becomes its four bytes.
+      Whether it has 16-bit channels. 16-bit gray with alpha is then read as its four bytes.
     """
     low = "RGBA" if raw == _GRAY_ALPHA else _LOW_BYTE.get(raw)
     if low is None:
@@ -89,15 +93,15 @@ def read_low_bytes(image: Image.Image, raw: str) -> bool:
 
 
 def deep_values(image: Image.Image, raw: str, low_bytes: Image.Image | None) -> npt.NDArray:
-    """Returns the values int32 or float32 of a loaded deep image.
+    """Returns the values of a deep image.
 
     Args:
-      image: loaded.
-      raw: the raw mode that it was stored in.
-      low_bytes: the same image after `read_low_bytes`, loaded; None where that returned False.
+      image: the loaded image.
+      raw: its raw mode.
+      low_bytes: the same image, loaded after `read_low_bytes`; None if that returned False.
 
     Returns:
-      [H, W], or [H, W, 3] of RGB, or [H, W, 4] of CMYK; alpha is dropped.
+      int32 or float32: [H, W], [H, W, 3] for RGB, or [H, W, 4] for CMYK. Alpha is dropped.
     """
     if low_bytes is None:
         values = np.asarray(image)
@@ -110,7 +114,7 @@ def deep_values(image: Image.Image, raw: str, low_bytes: Image.Image | None) -> 
 
 
 def limits(values: npt.NDArray) -> Limits | None:
-    """Returns the limits of an image's values; None if none is finite."""
+    """Returns the limits of an image's finite values; None if there are none."""
     real = values.dtype.kind == "f"
     if real:
         values = values[np.isfinite(values)]
@@ -137,11 +141,17 @@ def _real_range(low: float, high: float) -> tuple[float, float]:
 
 
 def choose_ranges(sampled: Sequence[Limits]) -> Ranges | None:
-    """Returns the ranges of a data set, from the limits of a sample; None for an empty sample.
+    """Chooses the ranges of a data set from the limits of sampled images.
 
-    Integers without a negative value use 1, 2, 4, 8, 10, 12, 14, 16 or more bits, whatever holds
-    them all. Floats are 0 .. 1, -1 .. 1 (if there are negative ones), or as integers. Other
-    negative values, and floats that are all below 1/16, make the range that of the sample.
+    Non-negative integers use the smallest of 1, 2, 4, 8, 10, 12, 14, 16 or more bits that holds all
+    of them. Floats use 0..1, -1..1 if some are negative, or an integer range if some are larger.
+    Other negative values, and floats that are all below 1/16, use the sample's own range.
+
+    Args:
+      sampled: limits of the sampled deep images.
+
+    Returns:
+      The ranges; None for an empty sample.
     """
     found: dict[bool, tuple[float, float]] = {}
     for real in {one.real for one in sampled}:
@@ -152,7 +162,7 @@ def choose_ranges(sampled: Sequence[Limits]) -> Ranges | None:
 
 
 def scale(values: npt.NDArray, bounds: tuple[float, float]) -> npt.NDArray[np.uint8]:
-    """Returns values scaled so that `bounds` become 0 and 255; what lies outside saturates."""
+    """Scales values so that `bounds` map to 0 and 255; values outside saturate, NaN becomes 0."""
     low, high = bounds
     bits = int(high).bit_length()
     if values.dtype.kind != "f" and low == 0 and high == 2**bits - 1 and bits >= 8:
@@ -165,7 +175,7 @@ def scale(values: npt.NDArray, bounds: tuple[float, float]) -> npt.NDArray[np.ui
 
 
 def image_of(values: npt.NDArray[np.uint8]) -> Image.Image:
-    """Returns scaled values, of the shapes of `deep_values`, in mode RGB."""
+    """Returns an RGB image of scaled values in one of the shapes of `deep_values`."""
     if values.ndim == 3 and values.shape[2] == 4:
         size = values.shape[1], values.shape[0]
         return Image.frombytes("CMYK", size, values.tobytes()).convert("RGB")
@@ -173,7 +183,7 @@ def image_of(values: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image of at most 8 bits a channel in mode RGB; alpha is dropped."""
+    """Converts an image of at most 8 bits per channel to RGB; alpha is dropped."""
     if image.mode == "RGB":
         return image
     if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):

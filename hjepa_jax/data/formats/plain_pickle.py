@@ -1,9 +1,9 @@
-"""Reading pickles of plain data with an interpreter of our own.
+"""Reads pickles of plain data with its own interpreter.
 
-`pickle.Unpickler` cannot be made safe by restricting its classes: one opcode of five bytes makes it
-allocate gigabytes, and NumPy's own rebuilding of an array interprets raw bytes as objects. Here
-only containers, numbers, text and bytes are built; an array stays a record of shape, type and bytes
-until all three are known to fit; work and memory are bounded by the size of the pickle.
+`pickle.Unpickler` cannot be made safe by restricting classes: a five-byte opcode can allocate
+gigabytes, and NumPy's array reconstruction interprets raw bytes as objects. This interpreter builds
+only containers, numbers, strings and bytes; an array stays a record of shape, type and bytes until
+all three are known to match; work and memory are bounded by the size of the pickle.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _ARRAY_MODULES = ("numpy.core", "numpy._core")
 
 
 class Name:
-    """A global that a pickle names; never looked up."""
+    """A global named by a pickle; never imported."""
 
     def __init__(self, name: str):
         self.name = name
 
 
 class ArrayType:
-    """The element type of an array as a pickle describes it: integers only."""
+    """An array's element type as described by a pickle; integers only."""
 
     def __init__(self, code: Any, *_: Any):
         code = code.decode("latin1") if isinstance(code, bytes) else code
@@ -47,7 +47,11 @@ class ArrayType:
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        """Takes the byte order; everything else follows from the code."""
+        """Sets the byte order from the pickled state; the type code determines the rest.
+
+        Raises:
+          ValueError: If the state is malformed.
+        """
         order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
         order = order.decode("latin1") if isinstance(order, bytes) else order
         if order not in ("<", ">", "|", "="):
@@ -56,22 +60,26 @@ class ArrayType:
 
 
 class Array:
-    """An array as a pickle describes it."""
+    """An array as described by a pickle."""
 
     def __init__(self, *_: Any):
         self._parts: tuple[Any, Any, Any, Any] | None = None
 
     def build(self, state: Any) -> None:
-        """Takes (version, shape, type, whether in Fortran order, bytes)."""
+        """Sets the pickled state (version, shape, type, Fortran order, bytes).
+
+        Raises:
+          ValueError: If the state is malformed.
+        """
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("it holds an array that is damaged")
         self._parts = (state[1], state[2], state[3], state[4])
 
     def array(self) -> npt.NDArray[Any]:
-        """Returns the array, read-only, if shape, type and bytes fit together.
+        """Returns the array, read-only.
 
         Raises:
-          ValueError: If they do not.
+          ValueError: If shape, type and number of bytes do not match.
         """
         shape, kind, fortran, content = self._parts or (None, None, None, None)
         if (
@@ -91,7 +99,7 @@ class Array:
 
 
 def _from_buffer(*arguments: Any) -> Array:
-    """What protocol 5 writes for an array."""
+    """Builds an array from the arguments that pickle protocol 5 stores."""
     if len(arguments) != 4:
         raise ValueError("it holds an array that is damaged")
     content, kind, shape, order = arguments
@@ -117,14 +125,14 @@ def load(
 
     Args:
       content: The pickle, of any protocol.
-      calls: Dotted name -> what is called in place of that global. If what it returns has a method
-        `build`, that takes the state that the pickle gives it.
-      names: Further globals that may be named, as `Name`.
-      persistent: Returns what a persistent reference stands for; None = there are none.
+      calls: Replacements called for globals, by dotted name. Pickled state is passed to the `build`
+        method of an `Array` or `ArrayType` that they return.
+      names: Further globals that may be mentioned; each becomes a `Name`.
+      persistent: Resolves persistent references; None refuses them.
 
     Raises:
-      ValueError: If it is damaged, asks for any other global, or for more work or memory than its
-        size justifies. The message is a part of a sentence.
+      ValueError: If it is damaged, names any other global, or needs more work or memory than its
+        size justifies. The message completes a sentence.
     """
     machine = _Machine(content, calls, names, persistent)
     try:
@@ -136,7 +144,11 @@ def load(
 
 
 def _check_size(loaded: Any) -> None:
-    """Refuses what is shared so often, or nested so deep, that nobody could walk through it."""
+    """Refuses data shared so often or nested so deeply that walking it would not end.
+
+    Raises:
+      ValueError: If a bound is exceeded.
+    """
     level = [loaded]
     for _ in range(_MAX_DEPTH):
         containers = [value for value in level if isinstance(value, (dict, list, tuple)) and value]
@@ -153,7 +165,7 @@ def _check_size(loaded: Any) -> None:
 
 
 class _Machine:
-    """A stack machine for the opcodes that plain data needs."""
+    """A stack machine for the opcodes of plain data; its errors are those that `load` catches."""
 
     def __init__(self, content: bytes, calls: Any, names: Any, persistent: Any):
         self._content = content
@@ -168,7 +180,7 @@ class _Machine:
         self._encoded = 0
 
     def run(self) -> Any:
-        """Returns the value that the pickle leaves."""
+        """Returns the pickled value."""
         for _ in range(_MAX_OPCODES):
             opcode = self._content[self._position]
             self._position += 1
@@ -181,7 +193,7 @@ class _Machine:
         raise ValueError(f"it has more than {_MAX_OPCODES} opcodes")
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Consumes the next `count` bytes."""
         end = self._position + count
         if count < 0 or end > len(self._content):
             raise ValueError("it ends too early")
@@ -190,11 +202,11 @@ class _Machine:
         return part
 
     def number(self, size: int, signed: bool = False) -> int:
-        """The next little-endian integer."""
+        """Consumes a little-endian integer of `size` bytes."""
         return int.from_bytes(self.take(size), "little", signed=signed)
 
     def line(self) -> bytes:
-        """The bytes up to the next end of line."""
+        """Consumes the bytes up to the next newline."""
         end = self._content.find(b"\n", self._position)
         if end < 0:
             raise ValueError("it ends too early")
@@ -211,14 +223,14 @@ class _Machine:
         return self._stack.pop()
 
     def top(self, kind: Any) -> Any:
-        """The value on top, which must be of a kind."""
+        """Returns the value on top of the stack, which must be an instance of `kind`."""
         value = self._stack[-1]
         if not isinstance(value, kind):
             raise TypeError
         return value
 
     def since_mark(self) -> list[Any]:
-        """Takes the values above the last mark."""
+        """Pops the values above the last mark."""
         mark = self._marks.pop()
         values = self._stack[mark:]
         del self._stack[mark:]
@@ -228,7 +240,7 @@ class _Machine:
         self._marks.append(len(self._stack))
 
     def last(self, count: int) -> tuple[Any, ...]:
-        """Takes the last values."""
+        """Pops the last `count` values."""
         values = [self.pop() for _ in range(count)]
         return tuple(reversed(values))
 
@@ -239,7 +251,7 @@ class _Machine:
         self.push(self._memo[number])
 
     def text(self, size: int) -> None:
-        """UTF-8; where it is long, only what can stand for bytes, which needs no more memory."""
+        """Pushes UTF-8 text; long text must be Latin-1, which needs no more memory than bytes."""
         part = self.take(size)
         if size > _LONG_TEXT and re.search(rb"[\xc4-\xff]", part):
             raise ValueError(f"it has a text of {size} bytes")
@@ -277,14 +289,14 @@ class _Machine:
         self.top(dict).update(_pairs(values))
 
     def named(self, module: Any, name: Any) -> None:
-        """A global: what is called for it, or its name, or an error."""
+        """Pushes the name of an allowed global."""
         full = f"{_word(module)}.{_word(name)}"
         if full in self._calls or full in self._names:
             return self.push(Name(full))
         raise ValueError(f"it asks for {printable(full[:200])}, which is not allowed")
 
     def call(self) -> None:
-        """Calls what stands for a global."""
+        """Calls the replacement of a global."""
         function, arguments = self.last(2)
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise TypeError
@@ -293,7 +305,7 @@ class _Machine:
         self.push(self._calls[function.name](*arguments))
 
     def build(self) -> None:
-        """Gives state to what was called for; attributes of plain containers are left out."""
+        """Passes state to an array or its type; attributes of dictionaries are dropped."""
         state = self.pop()
         value = self._stack[-1]
         if isinstance(value, (Array, ArrayType)):
@@ -307,7 +319,7 @@ class _Machine:
         self.push(self._persistent(self.pop()))
 
     def _encode(self, text: Any, encoding: Any) -> bytes:
-        """What Python 3 writes for bytes in old protocols; nothing but Latin-1 is allowed."""
+        """Decodes bytes as Python 3 stores them in old protocols; only Latin-1 is allowed."""
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
             raise ValueError("it holds bytes in another encoding than Latin-1")
         self._encoded += len(text)

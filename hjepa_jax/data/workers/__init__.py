@@ -1,1 +1,1 @@
-"""Worker processes of the input pipeline: their start, their shared memory, their end."""
+"""Worker processes of the input pipeline: start-up, shared memory and shutdown."""

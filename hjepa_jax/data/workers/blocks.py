@@ -1,7 +1,7 @@
-"""Batches in shared memory: blocks with names of ours, so that none outlives its run.
+"""Batches in shared memory, in named blocks, so that no block outlives its run.
 
-A block's name tells the process that will read it. What a killed run leaves behind is removed by
-its workers, or where they were killed too, by the next run on the machine.
+A block's name identifies the process that will read it. Blocks of a killed run are removed by its
+workers or, if those were killed too, by the next run on the machine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _started(pid: int) -> str:
 
 
 def _machine() -> str:
-    """Returns the number of the namespace that process numbers count in."""
+    """Returns the id of this process's PID namespace."""
     try:
         return str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
@@ -50,20 +50,20 @@ def _machine() -> str:
 
 
 def _run() -> str:
-    """Returns the beginning of all names of this process."""
+    """Returns the prefix of all names used by this process."""
     pid = os.getpid()
     return f"{_NAME}-{_machine()}-{pid}-{_started(pid)}"
 
 
 def new_prefix() -> str:
-    """Returns the beginning of the names of a new stream's blocks."""
+    """Returns the name prefix for the blocks of a new stream."""
     return f"{_run()}-{next(_streams)}-"
 
 
 def name_semaphores() -> None:
-    """Gives the semaphores of this process's queues names like its blocks, where they are files.
+    """Names the semaphores of this process's queues like its blocks, where they are files.
 
-    Python removes them at the end, but not where the process and its helpers are killed.
+    Python removes them at exit, but not if the process and its helpers are killed.
     """
     configuration = getattr(multiprocessing.current_process(), "_config", None)
     if FOLDER.is_dir() and isinstance(configuration, dict) and "semprefix" in configuration:
@@ -79,13 +79,13 @@ def remove(prefix: str) -> None:
     for path in _files(prefix):
         with contextlib.suppress(OSError):
             path.unlink()
-        # Whether or not its maker came to register it: Python would complain of what is missing.
+        # Registered first, since its creator may not have come to that and Python would complain.
         for note in (resource_tracker.register, resource_tracker.unregister):
             note(f"/{path.name}", "shared_memory")
 
 
 def remove_leftovers() -> int:
-    """Removes what runs of this machine that have ended left behind; returns how many files."""
+    """Removes the blocks and semaphores of ended runs on this machine; returns their number."""
     removed = 0
     beginning = f"{_NAME}-{_machine()}-"
     for path in (*_files(beginning), *_files(f"sem.{beginning}")):
@@ -99,7 +99,7 @@ def remove_leftovers() -> int:
 
 
 def free_bytes() -> int | None:
-    """Returns the room for shared memory; None where the system does not tell."""
+    """Returns the free bytes of shared memory; None if unknown."""
     try:
         found = os.statvfs(FOLDER)
     except OSError:
@@ -108,20 +108,21 @@ def free_bytes() -> int | None:
 
 
 def in_flight(num_workers: int, per_worker: int) -> int:
-    """Returns how many batches may lie in shared memory at once.
+    """Returns the maximum number of batches in shared memory at once.
 
-    Each worker fills its queue and makes one more; grain's reader of the queue holds as many again.
+    Each worker fills its queue of `per_worker` batches and makes one more; grain's reader of the
+    queue holds as many again.
     """
     return num_workers * 2 * (per_worker + 1)
 
 
 def mib(size: int) -> str:
-    """Returns a number of bytes in MiB, in words."""
+    """Formats a number of bytes in MiB."""
     return f"{size / 2**20:.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:.0f} MiB"
 
 
 def unusable(error: OSError) -> str:
-    """Returns the sentence about shared memory in which not even semaphores can be made."""
+    """Returns the error message for shared memory that cannot even hold semaphores."""
     return (
         f"Worker processes cannot be set up ({error}): {REMEDY}, and see that {FOLDER} exists and "
         "can be written to."
@@ -129,7 +130,7 @@ def unusable(error: OSError) -> str:
 
 
 def shortage(needed: int) -> str | None:
-    """Returns a sentence if shared memory has no room for `needed` bytes."""
+    """Returns an error message if shared memory has less than `needed` bytes free, else None."""
     free = free_bytes()
     if free is None or free >= needed:
         return None
@@ -140,7 +141,7 @@ def shortage(needed: int) -> str | None:
 
 
 def _new_block(name: str, size: int) -> shared_memory.SharedMemory:
-    """Makes a block whose memory is there: a block on a full file system kills who writes to it."""
+    """Creates a block and allocates its memory; without that, writing to a full system is fatal."""
     if not FOLDER.is_dir():
         return shared_memory.SharedMemory(create=True, size=size)
     path = FOLDER / name
@@ -158,10 +159,10 @@ def _new_block(name: str, size: int) -> shared_memory.SharedMemory:
 
 
 class Share:
-    """Moves a worker's batches into shared memory; picklable."""
+    """Moves a worker's batches into shared memory; can be pickled."""
 
     def __init__(self, prefix: str):
-        """Names the blocks by `prefix`."""
+        """Takes the name prefix of the blocks, from `new_prefix`."""
         self._prefix = prefix
 
     def __call__(
@@ -195,9 +196,9 @@ class Share:
 
 
 def taken_out(values: Any) -> npt.NDArray:
-    """Returns a copy in ordinary memory, and frees the shared block at once.
+    """Copies an array to ordinary memory and frees its shared block at once.
 
-    Grain frees it in a background thread that may come too late at the end of the program.
+    Grain frees blocks in a background thread, which may not run before the program exits.
     """
     copied = np.array(values)
     block = getattr(values, "shm", None)

@@ -1,4 +1,4 @@
-"""Starting worker processes: what must hold before, and how they get their work."""
+"""Starts worker processes: preconditions, and how they receive their work."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _GUARD = "put its call under `if __name__ == '__main__':`, or set data.num_worke
 def check_can_start() -> None:
     """Checks that worker processes can be started from here.
 
-    They import the main program again, as `__mp_main__`. A program without a guard then calls this
-    function in the worker, which ends with a sentence; the parent sees it end.
+    Workers import the main program again, as `__mp_main__`. Without a main guard that import calls
+    this function inside the worker, which then exits with a message; the parent notices.
 
     Raises:
-      DataError: the main program cannot be imported: it came from standard input.
-      SystemExit: this is a worker in the middle of that import.
+      DataError: if the main program cannot be imported because it came from standard input.
+      SystemExit: in a worker that is importing the main program.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(
@@ -50,7 +50,7 @@ def check_can_start() -> None:
 
 
 def start_failure(exit_code: int | None) -> str:
-    """Returns the sentence about a worker that ended before its first batch."""
+    """Returns the error message for a worker that exited before its first batch."""
     return (
         f"A worker process of the input pipeline ended while it started ({ending(exit_code)}). "
         f"Workers import the main program again: if that is a script of yours, {_GUARD}."
@@ -58,22 +58,22 @@ def start_failure(exit_code: int | None) -> str:
 
 
 def ending(exit_code: int | None) -> str:
-    """Returns how a process ended, in words."""
+    """Describes how a process ended, from its exit code."""
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return "exit code unknown" if exit_code is None else f"exit code {exit_code}"
 
 
 class Handover:
-    """A callable that worker processes read from an unnamed file at their first call.
+    """A callable that worker processes load from an unnamed file at their first call.
 
-    Sent along with the process itself, more than a pipe holds (64 KiB: a data set in memory) would
-    block the parent for ever if the worker ends before it reads it, since the parent keeps the
-    pipe's other end open.
+    Sending it through the start-up pipe could block the parent forever: if it exceeds the pipe's 64
+    KiB (a data set in memory does) and the worker exits before reading it, the write never ends,
+    since the parent holds the other end open.
     """
 
     def __init__(self, function: Callable[..., Any]):
-        """Writes the function to the file."""
+        """Writes a function, pickled by cloudpickle, to the file."""
         self._file: Any = None
         path = ""
         if hasattr(os, "memfd_create"):
@@ -88,7 +88,7 @@ class Handover:
         self.function = functools.partial(_call, path)
 
     def close(self) -> None:
-        """Removes the file, which the workers must have read by then."""
+        """Removes the file; workers must have loaded it before."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -109,14 +109,14 @@ def _call(path: str, *arguments: Any) -> Any:
 
 
 def begin_worker(worker_index: int, worker_count: int) -> None:
-    """Makes a worker process end soon after its parent is gone, and take along what it left.
+    """Makes a worker exit soon after its parent, removing the blocks the parent left.
 
-    A stop is the parent's to handle: Ctrl-C and job schedulers signal the workers as well, without
-    which the parent could not finish its step.
+    Workers ignore stop signals, which Ctrl-C and job schedulers send to them too: the parent needs
+    them to finish its step.
 
     Args:
-      worker_index: unused; grain gives it.
-      worker_count: unused; grain gives it.
+      worker_index: passed by grain; unused.
+      worker_count: passed by grain; unused.
     """
     del worker_index, worker_count
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""Waiting for batches without ever being stuck: the wait is watched, and closing has a limit."""
+"""Waits for batches without getting stuck: the wait is monitored, and closing has a time limit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StoppedWaiting(Exception):
 
 
 class WorkerDied(Exception):
-    """A worker process is gone, with its exit code."""
+    """A worker process died; `exit_code` is None if unknown."""
 
     def __init__(self, exit_code: int | None):
         super().__init__(exit_code)
@@ -39,16 +39,16 @@ class WorkerDied(Exception):
 
 
 def _started() -> list[Any]:
-    """Returns this process's children, with those that have ended already if Python tells them.
+    """Returns this process's children, including ended ones where Python keeps them.
 
-    `active_children` forgets a child that ended before anybody looked.
+    `active_children` drops children that have ended.
     """
     known = getattr(multiprocessing.process, "_children", None)
     return multiprocessing.active_children() if known is None else list(known)
 
 
 class _Workers:
-    """The worker processes of one iterator, as they appear."""
+    """The worker processes of one iterator, collected as they start."""
 
     _lock = threading.Lock()
     _claimed: ClassVar[set[Any]] = set()
@@ -58,7 +58,7 @@ class _Workers:
         self._mine: set[Any] = set()
 
     def look(self) -> None:
-        """Takes note of workers that have started; they belong to whoever waits for some."""
+        """Claims newly started workers, up to the number this iterator expects."""
         with self._lock:
             for process in _started():
                 if len(self._mine) >= self._count:
@@ -68,7 +68,7 @@ class _Workers:
                     self._mine.add(process)
 
     def unseen(self) -> bool:
-        """Whether some were never seen: they start together, at the first element."""
+        """Returns whether some workers were never seen; all start together at the first element."""
         return len(self._mine) < self._count
 
     def dead(self, all_of_them: bool) -> Any:
@@ -82,7 +82,7 @@ class _Workers:
             process.kill()
 
     def own_up(self) -> None:
-        """Lets those that ended without an error fail, or grain would wait for them for ever."""
+        """Marks workers that exited with status 0 as failed; grain would wait for them forever."""
         for process in self._mine:
             ended: Any = getattr(process, "_popen", None)
             if process.exitcode == 0 and hasattr(ended, "returncode"):
@@ -95,10 +95,10 @@ class _Workers:
 
 
 class Watched(Iterator[Any]):
-    """An iterator whose elements are asked for in a thread, while the caller watches the wait.
+    """An iterator that fetches elements in a thread while the caller monitors the wait.
 
-    The main thread then runs Python's signal handlers at any time, and nothing that the iterator
-    waits for can keep the program from ending.
+    The main thread can thus run Python's signal handlers at any time, and nothing that the iterator
+    waits for can keep the program from exiting.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class Watched(Iterator[Any]):
         length: int = 0,
         ahead: int = 0,
     ):
-        """Watches a grain iterator, which is closed together with this one.
+        """Wraps a grain iterator, which is closed together with this one.
 
         Args:
-          iterator: of grain.
-          num_workers: how many worker processes it starts; 0 = it works in threads.
-          stop: called with the seconds waited for an element; returns whether to give up.
-          length: of the iterator with workers.
-          ahead: how many elements the workers make ahead at most, all of them together.
+          iterator: the grain iterator.
+          num_workers: number of worker processes it starts; 0 = threads only.
+          stop: called with the seconds waited for the current element; returns whether to give up.
+          length: number of elements; needed with workers.
+          ahead: maximum number of elements that all workers together make ahead.
         """
         self._iterator: Any = iterator
         self._stop = stop
@@ -144,7 +144,11 @@ class Watched(Iterator[Any]):
         self._asked.put(work)
 
     def _answer(self, seconds: float) -> Any:
-        """Returns the answer; raises queue.Empty if there is none in time."""
+        """Returns the answer.
+
+        Raises:
+          queue.Empty: if there is none within `seconds`.
+        """
         element, error = self._answers.get(timeout=seconds)
         self._busy = False
         if error is not None:
@@ -156,8 +160,8 @@ class Watched(Iterator[Any]):
         """Returns the next element.
 
         Raises:
-          StoppedWaiting: `stop` said so, or a worker died when it would have.
-          WorkerDied: the workers ended, though grain finds nothing wrong with their exit codes.
+          StoppedWaiting: `stop` returned True.
+          WorkerDied: workers ended, although grain accepts their exit codes.
         """
         self._ask(self._iterator.__next__)
         begun = time.monotonic()
@@ -181,7 +185,7 @@ class Watched(Iterator[Any]):
                     raise self._death(dead)
 
     def _death(self, worker: Any) -> WorkerDied:
-        """Returns the error about a dead worker, once grain's threads have noticed it too."""
+        """Returns the error for a dead worker, after giving grain's threads time to notice it."""
         death = WorkerDied(worker.exitcode)
         self._workers.own_up()
         with contextlib.suppress(Exception):
@@ -189,7 +193,7 @@ class Watched(Iterator[Any]):
         return death
 
     def close(self) -> None:
-        """Ends threads and workers, by force where they do not end by themselves."""
+        """Stops threads and workers, killing workers that do not stop in time."""
         self._workers.look()
         if self._busy:
             # The thread is still waiting, for workers that then cannot give it anything more.
@@ -217,12 +221,12 @@ class Watched(Iterator[Any]):
 
 
 def any_stuck() -> bool:
-    """Whether a thread waits for data that may never come: the interpreter would wait for it."""
+    """Returns whether a thread still waits for data and so keeps the interpreter from exiting."""
     return any(thread.is_alive() for thread in _stuck)
 
 
 def flush_output() -> None:
-    """Flushes what was printed, as far as there is anyone to read it."""
+    """Flushes standard output and error, ignoring closed pipes."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
