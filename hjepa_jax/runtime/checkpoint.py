@@ -1,4 +1,4 @@
-"""Checkpoints: state, data position and configuration, saved and restored with orbax."""
+"""Checkpoints of state, data position and configuration, saved and restored with orbax."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Saving(NamedTuple):
 
 
 class Checkpointer:
-    """Asynchronous, atomic, checksummed checkpoints of one run; the newest and the best are kept.
+    """Asynchronous, atomic, checksummed checkpoints of one run, keeping the newest and the best.
 
     Each step holds `state` (the TrainState as arrays), `meta` (JSON: data position, config),
     `checksums.json`, and with `keep_best` also `metrics` (JSON).
@@ -70,16 +70,15 @@ class Checkpointer:
         """Opens the checkpoint folder; unless `read_only`, creates and tidies it.
 
         Args:
-          folder: where the checkpoints are.
-          keep_last: the newest so many are kept.
-          keep_best: beside them the best so many are kept, by `best_metric`.
-          best_metric: name in the metrics given to `save`.
-          best_mode: 'min' or 'max', what is best of a metric that has no direction of its own;
-            see `config.directions`.
-          read_only: only restore.
+          folder: folder of the checkpoints.
+          keep_last: number of newest checkpoints to keep.
+          keep_best: number of best checkpoints by `best_metric` to keep beside them.
+          best_metric: name of one of the metrics passed to `save`.
+          best_mode: 'min' or 'max' for a metric without a known direction; see `config.directions`.
+          read_only: allow restoring only.
 
         Raises:
-          ConfigError: `keep_best` by a metric of which neither says what is best.
+          ConfigError: if `keep_best` is set and the metric's direction is unknown.
           CheckpointError: if the folder cannot be used.
         """
         # orbax accepts a relative path here and fails only when it saves.
@@ -101,10 +100,10 @@ class Checkpointer:
         self._manager = self._open(keep_last, keep_best)
 
     def _open(self, keep_last: int, keep_best: int) -> ocp.CheckpointManager:
-        """Opens orbax's manager, which saves, and removes what need not be kept.
+        """Opens orbax's manager, which saves checkpoints and removes those not to be kept.
 
         Raises:
-          CheckpointError: if it stumbles over what is in the folder.
+          CheckpointError: if it fails on the content of the folder.
         """
         worst = math.inf if self._direction == "min" else -math.inf
         metric = functools.partial(_metric, self._best_metric, worst)
@@ -142,7 +141,7 @@ class Checkpointer:
             ) from error
 
     def _tidy(self) -> None:
-        """Creates the folder and removes or renames what orbax would stumble over."""
+        """Creates the folder and removes or renames entries that orbax would fail on."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for sentence in checkpoint_files.tidy(self.folder):
@@ -158,7 +157,7 @@ class Checkpointer:
             ) from error
 
     def steps(self) -> list[int]:
-        """Returns the steps of the complete checkpoints and of the one that is being saved.
+        """Returns the steps of all complete checkpoints and of the one being saved, oldest first.
 
         Raises:
           CheckpointError: if the folder cannot be read.
@@ -171,11 +170,11 @@ class Checkpointer:
             raise CheckpointError(_try_again(error)) from error
 
     def best_step(self) -> int:
-        """Returns the step whose `best_metric` is best, of those that are kept.
+        """Returns the kept step with the best `best_metric`.
 
         Raises:
           CheckpointError: if no checkpoint was saved with this metric, or it cannot be read.
-          ConfigError: if it is not known which way the metric is better.
+          ConfigError: if the metric's direction is unknown.
         """
         values, damaged = {}, []
         for step in self.steps():
@@ -211,13 +210,13 @@ class Checkpointer:
         meta: dict[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts saving; the arrays are copied before this returns.
+        """Starts saving in the background; the arrays are copied before this returns.
 
         Args:
           step: number of the checkpoint.
           state: pytree of arrays.
-          meta: JSON beside it.
-          metrics: what `keep_best` ranks by; a NaN ranks last, as does a checkpoint without.
+          meta: JSON stored beside the state.
+          metrics: metrics for `keep_best`; a NaN or missing metric ranks last.
 
         Raises:
           CheckpointError: if the previous save failed or this one cannot start.
@@ -248,11 +247,11 @@ class Checkpointer:
             self.wait()  # A folder that holds nothing must show at once.
 
     def wait(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save in progress.
 
         Raises:
-          CheckpointError: if it failed, or what was saved is not there; of the first save, also if
-            it cannot be read back.
+          CheckpointError: if it failed or left no checkpoint or, for the first save, if that cannot
+            be read back.
         """
         if self._manager is None:
             return
@@ -267,7 +266,11 @@ class Checkpointer:
                 self._confirm(saving)
 
     def _confirm(self, saving: _Saving) -> None:
-        """Checks that a save has left a checkpoint; reads the first one back."""
+        """Checks that a save left a checkpoint, and reads back the first one.
+
+        Raises:
+          CheckpointError: if it did not, or cannot be read back.
+        """
         folder = self.folder / str(saving.step)
         try:
             if self._read_back:
@@ -288,24 +291,27 @@ class Checkpointer:
         self._read_back = True
 
     def _intact(self) -> list[int] | str:
-        """Returns the steps that are there, or that this is not known."""
+        """Returns the steps on disk, or why they are unknown."""
         try:
             return checkpoint_files.steps(self.folder)
         except (CheckpointError, UnreadableError) as error:
             return f"not known ({error})"
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Restores (state, meta) of `step`, or of the newest step that can be read.
+        """Restores a step, or the newest intact one.
 
         Args:
-          abstract_state: the state as ShapeDtypeStructs with shardings; or a dict of some of its
-            fields, which alone are read; or a function that returns either from a step's `meta`.
-          step: the step wanted; None for the newest readable one. Newer ones, which are damaged,
-            are renamed to `<step>.damaged` unless the folder was opened read-only.
+          abstract_state: the state as ShapeDtypeStructs with shardings; or a dict of the fields to
+            read; or a function that returns either from a step's `meta`.
+          step: the step; None = the newest intact one. Damaged newer ones are renamed to
+            `<step>.damaged` unless the folder was opened read-only.
+
+        Returns:
+          The restored state, or dict of its fields, and `meta`.
 
         Raises:
-          CheckpointError: if there is none, all are damaged, the newest cannot be read now, or
-            what is in it differs from `abstract_state` (the parameter is named).
+          CheckpointError: if there is no checkpoint, all are damaged, the newest is temporarily
+            unreadable, or its content differs from `abstract_state` (names the parameter).
         """
         steps = self.steps() if step is None else [step]
         if not steps:
@@ -339,10 +345,10 @@ class Checkpointer:
         )
 
     def close(self) -> None:
-        """Waits for the save under way and releases the folder.
+        """Waits for the save in progress and releases the folder.
 
         Raises:
-          CheckpointError: if that save failed, and nobody was told so yet.
+          CheckpointError: if that save failed and this was not raised before.
         """
         try:
             if not self._failed:

@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint, read and compared with what is wanted of them."""
+"""Reads the arrays of a checkpoint and compares them with the expected ones."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ from hjepa_jax.runtime import checkpoint_files
 
 
 class LiteralPath(type(epath.Path())):
-    """A path whose own characters are no patterns: orbax finds its files by `path.glob`."""
+    """A path whose `glob` takes its own name literally: orbax finds files by `path.glob`."""
 
     def glob(self, pattern: str) -> Iterator[LiteralPath]:
-        """Yields the matches of a pattern below this folder, whose own name is taken literally."""
+        """Yields the matches of a pattern below this folder."""
         for name in glob.glob(pattern, root_dir=self):
             yield self / name
 
 
 def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
-    """Names the first array that is missing, left over or of another shape."""
+    """Compares the names and shapes of the saved arrays with the expected ones.
+
+    Args:
+      folder: a step's folder.
+      abstract_state: arrays or shapes; a dict checks only its own fields.
+
+    Raises:
+      CheckpointError: naming the first array that is missing, unexpected or of another shape.
+    """
     saved = ocp.PyTreeCheckpointHandler().metadata(LiteralPath(folder / "state"))
     tree = getattr(saved, "tree", saved)
     shapes = {
@@ -56,11 +64,18 @@ def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
 
 
 def read_arrays(folder: pathlib.Path, abstract_state: Any) -> Any:
-    """Returns the arrays of a checkpoint whose files are as they were written.
+    """Reads the arrays of a checkpoint whose files were verified.
+
+    Args:
+      folder: a step's folder.
+      abstract_state: ShapeDtypeStructs with shardings of the arrays to read.
+
+    Returns:
+      The arrays, in the structure of `abstract_state`.
 
     Raises:
-      UnreadableError: if a device or network fails, also when tried again.
-      Exception: whatever orbax raises of files that do not fit together.
+      UnreadableError: if a device or network keeps failing.
+      Exception: whatever orbax raises for inconsistent files.
     """
     arguments: Any = ocp.args.PyTreeRestore(
         item=abstract_state,
@@ -86,7 +101,7 @@ def equal(one: Any, two: Any) -> bool:
 
 
 def smallest(state: Any) -> Any:
-    """Returns the smallest array of a state, copied, within dicts of its names."""
+    """Returns a copy of the smallest non-empty array of a state, nested in dicts by its path."""
     leaves = [
         (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if np.size(leaf)
     ]
@@ -98,10 +113,10 @@ def smallest(state: Any) -> Any:
 
 
 def not_finite(state: Any) -> list[str]:
-    """Returns the names of a state's arrays that hold a NaN or infinity.
+    """Returns the names of a state's arrays that contain NaN or infinity.
 
-    Of several processes each looks at its share alone. On the host, which orbax copies the state
-    to anyway: in the train step the same check triples the time that XLA:CPU takes to compile it.
+    Each process checks its own shards. This runs on the host, where orbax copies the state anyway:
+    in the train step the check would triple XLA:CPU's compile time.
     """
     return [
         jax.tree_util.keystr(path, simple=True, separator="/")

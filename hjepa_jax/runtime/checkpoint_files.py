@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their checksums, and what a failed or damaged save leaves behind."""
+"""The files of a checkpoint: checksums, and cleaning up after failed or damaged saves."""
 
 from __future__ import annotations
 
@@ -64,26 +64,29 @@ _FAILED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class DamagedError(Exception):
-    """A file of a checkpoint is not as it was written; the message names it."""
+    """A file of a checkpoint differs from what was written; the message names it."""
 
 
 class UnreadableError(Exception):
-    """A file cannot be read now, which says nothing of what is in it; the message names it."""
+    """A file is temporarily unreadable, whatever its content; the message names it."""
 
 
 def read_patiently(
     path: pathlib.Path, read: Callable[[pathlib.Path], _Read], name: str | None = None
 ) -> _Read:
-    """Returns `read(path)`, tried again a few times where a device or network may recover.
+    """Returns `read(path)`, retrying a few times if a device or network may recover.
 
     Args:
-      path: a file.
-      read: raises OSError if the file cannot be read.
-      name: of the file in messages; None = its last part.
+      path: the file.
+      read: the reader; raises OSError if the file cannot be read.
+      name: the file's name in messages; None = its last path component.
+
+    Returns:
+      The result of `read`.
 
     Raises:
-      DamagedError: if there is no such file, or something else than a file in its place.
-      UnreadableError: if it still cannot be read.
+      DamagedError: if the file is missing or not a regular file.
+      UnreadableError: if it is still unreadable after the last attempt.
     """
     for delay in (*_RETRY_SECONDS, None):
         try:
@@ -104,7 +107,7 @@ def read_patiently(
 
 
 def _json(path: pathlib.Path, kind: Any) -> Any:
-    """Returns a JSON file's content, in which Infinity and NaN are allowed, as orbax writes it."""
+    """Reads a JSON file, allowing Infinity and NaN, which orbax writes."""
     try:
         return read_patiently(path, lambda p: schema.read_json(p, kind, constants=True))
     except ValueError as error:
@@ -121,7 +124,7 @@ def _json_digest(content: Any) -> str:
 
 
 def _metadata_digest(folder: pathlib.Path) -> str:
-    """Returns the digest of the step's metadata without what orbax fills in later."""
+    """Returns the digest of the step's metadata, excluding fields that orbax fills in later."""
     content = _json(folder / _METADATA, _METADATA_SCHEMA)
     kept = {name: value for name, value in content.items() if name not in _FILLED_LATER}
     return _json_digest(kept)
@@ -148,7 +151,7 @@ def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def write_manifest(folder: pathlib.Path) -> None:
-    """Writes size and SHA-256 of every file below `folder` to `checksums.json`, whole or not."""
+    """Atomically writes size and SHA-256 of every file below `folder` to `checksums.json`."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in _listed(folder)
@@ -163,8 +166,8 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the checksums of a checkpoint: 'files' (name -> 'bytes', 'sha256') and 'metadata'.
 
     Raises:
-      DamagedError: if `checksums.json` is missing, altered or no such list.
-      UnreadableError: if it cannot be read now.
+      DamagedError: if `checksums.json` is missing, altered or malformed.
+      UnreadableError: if it is temporarily unreadable.
     """
     content = _json(folder / MANIFEST, _MANIFEST_SCHEMA)
     if content["sha256"] != _json_digest(content["checksums"]):
@@ -186,13 +189,13 @@ def _check_files(folder: pathlib.Path, files: dict[str, Any]) -> None:
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Checks every file of a checkpoint against its manifest, but for those of `metrics`.
+    """Checks every file of a checkpoint, except those of `metrics`, against its manifest.
 
-    A checkpoint without its manifest counts as damaged: every version has written one.
+    A checkpoint without a manifest counts as damaged, since every version has written one.
 
     Raises:
-      DamagedError: if a file is missing, truncated or altered; the first one is named.
-      UnreadableError: if a file cannot be read now.
+      DamagedError: naming the first file that is missing, truncated or altered.
+      UnreadableError: if a file is temporarily unreadable.
     """
     manifest = read_manifest(folder)
     state = {n: file for n, file in manifest["files"].items() if not n.startswith(_METRICS)}
@@ -206,21 +209,21 @@ def _check_metadata(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
 
 
 def read_meta(folder: pathlib.Path, kind: Any) -> dict[str, Any]:
-    """Returns the JSON that was saved beside the arrays, of the structure `kind`.
+    """Returns the JSON saved beside the arrays, checked to have the structure `kind`.
 
     Raises:
-      DamagedError: if it is missing or of another structure.
-      UnreadableError: if it cannot be read now.
+      DamagedError: if it is missing or has another structure.
+      UnreadableError: if it is temporarily unreadable.
     """
     return _json(folder / "meta" / "metadata", kind)
 
 
 def read_metrics(folder: pathlib.Path) -> dict[str, float] | None:
-    """Returns the metrics that a checkpoint is ranked by; None where it was saved without.
+    """Returns the metrics a checkpoint is ranked by; None if it was saved without metrics.
 
     Raises:
-      DamagedError: if they are missing, altered or no numbers.
-      UnreadableError: if they cannot be read now.
+      DamagedError: if they are missing, altered or not numbers.
+      UnreadableError: if they are temporarily unreadable.
     """
     files = read_manifest(folder)["files"]
     ours = {name: file for name, file in files.items() if name.startswith(_METRICS)}
@@ -231,11 +234,11 @@ def read_metrics(folder: pathlib.Path) -> dict[str, float] | None:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """Returns the steps whose folders are complete, oldest first; all else there is ignored.
+    """Returns the steps with complete folders, oldest first, ignoring everything else.
 
     Raises:
       CheckpointError: if the folder cannot be listed.
-      UnreadableError: if it is not known what an entry is.
+      UnreadableError: if an entry is temporarily inaccessible.
     """
     return sorted(int(name) for name in _names(folder) if _is_step(folder / name))
 
@@ -259,12 +262,12 @@ def _is_step(path: pathlib.Path) -> bool:
 
 
 def temporary_folders(folder: pathlib.Path, step: int | None = None) -> list[pathlib.Path]:
-    """Returns the folders of saves under way or broken off, of one step or of all."""
+    """Returns the folders of unfinished saves, of one step or (None) of all."""
     return sorted(folder.glob(f"{'*' if step is None else step}{_TEMPORARY}*"))
 
 
 def remove_incomplete(folder: pathlib.Path) -> list[str]:
-    """Removes what saves that were broken off left behind; returns the names."""
+    """Removes the folders of interrupted saves and returns their names."""
     left = temporary_folders(folder)
     for path in left:
         if path.is_symlink() or not path.is_dir():
@@ -275,17 +278,17 @@ def remove_incomplete(folder: pathlib.Path) -> list[str]:
 
 
 def tidy(folder: pathlib.Path) -> list[str]:
-    """Makes a folder of checkpoints ready for orbax, which stumbles over what others left in it.
+    """Prepares a folder of checkpoints for orbax, which fails on stray entries.
 
-    Removes saves that were broken off; renames what has the name of a step and is no folder, and
-    metrics of a step that are damaged, so that its state stays usable and ranks last.
+    Removes interrupted saves. Renames entries that are named like a step but are not a folder, and
+    damaged metrics of a step, whose state stays usable and ranks last.
 
     Returns:
-      A sentence for each thing done.
+      One sentence per change.
 
     Raises:
-      OSError: if something cannot be removed or renamed.
-      UnreadableError: if metrics cannot be read now.
+      OSError: if an entry cannot be removed or renamed.
+      UnreadableError: if metrics are temporarily unreadable.
     """
     told = [
         f"removed {folder}/{name}: its save was broken off" for name in remove_incomplete(folder)
@@ -301,7 +304,7 @@ def tidy(folder: pathlib.Path) -> list[str]:
 
 
 def _tidy_step(folder: pathlib.Path, step: int) -> list[str]:
-    """Moves what is damaged of a step's metrics and metadata away, which orbax reads unchecked."""
+    """Sets aside damaged metrics and metadata of a step, which orbax reads unchecked."""
     place, told = folder / str(step), []
     reason = None
     try:
@@ -322,7 +325,7 @@ def _tidy_step(folder: pathlib.Path, step: int) -> list[str]:
 
 
 def set_aside(folder: pathlib.Path, path: pathlib.Path, name: str | None = None) -> pathlib.Path:
-    """Renames something to `<name>.damaged` in `folder`, or to the first such name that is free."""
+    """Renames an entry to the first free `<name>.damaged[-N]` in `folder`; returns the new path."""
     stem = printable(path.name if name is None else name)[:100]
     numbers = itertools.count(2)
     target = folder / f"{stem}.damaged"
@@ -333,12 +336,12 @@ def set_aside(folder: pathlib.Path, path: pathlib.Path, name: str | None = None)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Returns whether an error, or one that caused it, says that no more bytes can be written."""
+    """Returns whether an error or one of its causes says that the disk or a quota is full."""
     return _says(error, _FULL)
 
 
 def is_unreadable(error: BaseException | None) -> bool:
-    """Returns whether an error, or one that caused it, says that a device or network failed."""
+    """Returns whether an error or one of its causes says that a device or network failed."""
     return _says(error, _FAILED)
 
 

@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a second start does not compile again."""
+"""The persistent compilation cache, which saves compiling again at the next start."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import jax
 
 
 def processor_tag() -> str:
-    """Returns a short name of this processor's kind, jaxlib's version included.
+    """Returns a short tag of this processor's model and jaxlib's version.
 
-    Code compiled for one processor can fail on another, and home folders are shared between
-    machines.
+    Code compiled for one processor can fail on another, and machines may share home folders.
     """
     parts = [platform.machine(), platform.processor(), importlib.metadata.version("jaxlib")]
     cpuinfo = pathlib.Path("/proc/cpuinfo")
@@ -27,10 +26,10 @@ def processor_tag() -> str:
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Returns the folder of all that is kept between runs: `$XDG_CACHE_HOME/hjepa_jax`.
+    """Returns the folder of everything kept between runs, `$XDG_CACHE_HOME/hjepa_jax`.
 
-    None where nothing can be kept: without a home folder, which a user number that no account
-    belongs to (as in containers) does not have, or where it cannot be written to.
+    None if there is no home folder (a user id without an account, as in containers) or it is not
+    writable.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
@@ -43,9 +42,9 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def enable() -> pathlib.Path | None:
-    """Turns the cache on and returns its folder, or None where there can be none.
+    """Turns on the cache and returns its folder; None if there is nowhere to keep it.
 
-    The folder is jax's own setting (JAX_COMPILATION_CACHE_DIR) where one is given, else
+    The folder is jax's own setting (JAX_COMPILATION_CACHE_DIR) if given, else
     `$XDG_CACHE_HOME/hjepa_jax` (`~/.cache/hjepa_jax`).
     """
     settings: Any = jax.config

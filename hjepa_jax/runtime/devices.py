@@ -1,4 +1,4 @@
-"""Which devices the computation being traced will run on; decides between implementations."""
+"""The devices that the computation being traced will run on, to choose implementations."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def on_cpu() -> bool:
 
 
 def is_single_cpu() -> bool:
-    """Returns whether they will run on a single CPU device, where no array is sharded."""
+    """Returns whether computations traced now will run on a single CPU device, unsharded."""
     return on_cpu() and jax.device_count() == 1

@@ -1,7 +1,7 @@
-"""Several processes as one program: start-up through jax.distributed, agreement, a joint end.
+"""Several processes as one program: start-up through jax.distributed, agreement, joint shutdown.
 
-Every process runs the same command. What they are to each other comes from flags, from the
-environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or from SLURM or Open MPI.
+Every process runs the same command. Their number and roles come from flags, from the environment
+(JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or from SLURM or Open MPI.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Cluster(NamedTuple):
     """This process among the others.
 
     Attributes:
-      coordinator_address: 'host:port' of process 0, where it listens.
-      num_processes: how many there are, 2 or more.
-      process_id: which one this is, from 0.
-      local_device_ids: GPUs of this machine that are this process's; None = all that it sees.
+      coordinator_address: 'host:port' where process 0 listens.
+      num_processes: number of processes, at least 2.
+      process_id: number of this process, from 0.
+      local_device_ids: this process's GPUs on its machine; None = all visible ones.
     """
 
     coordinator_address: str
@@ -73,7 +73,7 @@ def _whole_number(text: Any, name: str) -> int:
 
 
 def _explicit(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what flags and JAX's variables say, which must not contradict each other."""
+    """Returns the values of flags and JAX's variables, which must not contradict each other."""
     found: dict[str, Any] = {}
     for name, variable in _VARIABLES.items():
         flag, value = given.get(name), environ.get(variable)
@@ -148,15 +148,15 @@ def _local_devices(local: tuple[int, int], environ: Mapping[str, str]) -> tuple[
 
 
 def find_cluster(given: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster | None:
-    """Returns this process's place among several; None for a single process.
+    """Determines this process's role among several; None for a single process.
 
     Args:
-      given: values of the flags 'coordinator_address', 'num_processes' and 'process_id', None
-        where one is not given.
-      environ: the environment.
+      given: values of the flags 'coordinator_address', 'num_processes' and 'process_id'; None for
+        those not given.
+      environ: the environment variables.
 
     Raises:
-      UserError: something is missing, contradictory or impossible.
+      UserError: if something is missing, contradictory or impossible.
     """
     explicit = _explicit(given, environ)
     launched = _slurm(environ) or _open_mpi(environ)
@@ -192,7 +192,7 @@ def start(cluster: Cluster) -> None:
     """Joins the other processes; must come before any use of a device.
 
     Raises:
-      UserError: the processes do not meet, or have different numbers of devices.
+      UserError: if the processes do not meet or have different numbers of devices.
     """
     settings: Any = jax.config
     if settings.jax_cpu_collectives_implementation is None:
@@ -225,7 +225,7 @@ def start(cluster: Cluster) -> None:
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, which alone writes and speaks for all."""
+    """Returns whether this is process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 
@@ -233,11 +233,11 @@ def check_same(values: Mapping[str, Any], remedy: str) -> None:
     """Compares each value between the processes; all of them must call this.
 
     Args:
-      values: name -> anything with a repr; the same names in every process.
-      remedy: what to do, the end of the sentence.
+      values: anything with a repr, by name; the same names in every process.
+      remedy: what to do, which ends the error message.
 
     Raises:
-      UserError: a value differs, with its name and its value here.
+      UserError: naming a value that differs, and its value here.
     """
     if jax.process_count() == 1:
         return
@@ -250,10 +250,10 @@ def check_same(values: Mapping[str, Any], remedy: str) -> None:
 
 
 def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) -> None:
-    """Compares the configuration, and flags, between the processes; all must call this.
+    """Compares the configuration and flags between the processes; all of them must call this.
 
     Raises:
-      ConfigError: they differ.
+      ConfigError: if they differ.
     """
     fields = {
         f"config.{name}": value
@@ -267,7 +267,7 @@ def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) ->
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process has come to this point, which `name` describes."""
+    """Waits until every process has reached this point, described by `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -296,11 +296,11 @@ def _describe(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def session(cluster: Cluster | None) -> Iterator[None]:
-    """Runs its body as one of several processes, which end together; does nothing for None.
+    """Runs its body as one of several processes that end together; does nothing for None.
 
-    A process that fails ends at once, with a sentence on stderr and status 1, instead of waiting
-    for the others at jax's final barrier. They end when their next exchange with it fails, or at
-    the latest after HEARTBEAT_SECONDS, by jax.
+    A process that fails exits at once with a message on stderr and status 1, instead of waiting for
+    the others at jax's final barrier. The others exit when their next exchange with it fails, or
+    after HEARTBEAT_SECONDS at the latest, by jax.
     """
     if cluster is None:
         yield

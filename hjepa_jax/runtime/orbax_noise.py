@@ -1,6 +1,6 @@
-"""Keeps quiet what orbax prints of a failing save, which `checkpoint` reports as one sentence.
+"""Silences what orbax prints about a failing save, which `checkpoint` reports as one sentence.
 
-On a full disk it prints a traceback for each array, and Python one for each coroutine left over.
+On a full disk orbax prints a traceback per array, and Python one per abandoned coroutine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The processes of a run meet before jax starts: what is wrong then is a sentence, in time.
+"""The processes of a run meet before jax starts, so that problems are reported early and clearly.
 
-jax's own start would wait for minutes, and end in an abort, where the address is wrong, the port is
-taken or a process is missing. Here process 0 listens at the address first, each of the others says
-who it is, and once all are there, or one is wrong, process 0 tells everyone.
+jax's own start-up waits for minutes and then aborts if the address is wrong, the port is taken or a
+process is missing. Here process 0 listens at the address first, the others announce themselves, and
+once all have arrived, or one is wrong, process 0 tells everyone.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ADDRESS = "--coordinator_address must be host:port of process 0"
 
 
 def patience() -> float:
-    """Returns the seconds that processes wait for each other, which a variable may lengthen.
+    """Returns the seconds that processes wait for each other; HJEPA_JAX_CONNECT_SECONDS sets them.
 
     Raises:
-      UserError: HJEPA_JAX_CONNECT_SECONDS is no positive number.
+      UserError: if that variable is not a positive number.
     """
     text = os.environ.get(_VARIABLE)
     try:
@@ -55,9 +55,9 @@ def _parts(address: str) -> tuple[str, int]:
 
 
 def bind_address(address: str) -> str | None:
-    """Returns where process 0 listens: exactly there for an IP address or 'localhost'.
+    """Returns the address process 0 listens on, for an IP address or 'localhost'.
 
-    None = at all of its addresses: a host's name may mean another one of them on each machine.
+    None means all of its addresses: a host name may resolve differently on each machine.
     """
     host, _ = _parts(address)
     try:
@@ -264,15 +264,15 @@ def _join(address: str, count: int, number: int) -> None:
 
 
 def meet(address: str, count: int, number: int) -> None:
-    """Returns when all processes of the run are there.
+    """Waits until all processes of the run have arrived.
 
     Args:
       address: 'host:port' of process 0.
-      count: of processes.
-      number: of this one, from 0.
+      count: number of processes.
+      number: number of this process, from 0.
 
     Raises:
-      UserError: within `patience` seconds, what is wrong; every process that came gets to know.
+      UserError: within `patience` seconds, if one is missing or wrong; in every process that came.
     """
     if number == 0:
         _host(address, count)

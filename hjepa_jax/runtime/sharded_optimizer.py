@@ -1,4 +1,4 @@
-"""An optimiser each of whose devices keeps and updates its share of the moments (ZeRO stage 1).
+"""An optimizer whose moments are sharded: each device keeps and updates its part (ZeRO stage 1).
 
 Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
 (arXiv 1910.02054).
@@ -18,11 +18,11 @@ from hjepa_jax.runtime.sharding import replicated, split_sharding
 def sharded_optimizer(
     optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> optax.GradientTransformation:
-    """Returns `optimizer`, computed under `jit` on shares of gradients and parameters.
+    """Returns `optimizer`, computed under `jit` on shards of gradients and parameters.
 
-    It takes and returns replicated arrays and has the same numbers but for rounding. Its state is
-    placed by `sharding.state_shardings`. XLA makes the communication: the gradients' sum, and the
-    updates gathered from all devices.
+    It takes and returns replicated arrays, with the same values up to rounding. Its state is placed
+    by `sharding.state_shardings`. XLA inserts the communication: the sum of the gradients, and the
+    gathering of the updates.
     """
 
     def everywhere(tree: Any) -> Any:

@@ -1,7 +1,7 @@
 """The device mesh and the placement of state and batches on it.
 
-Data parallelism: batches are split over the axis `data`, the state is replicated, but for the
-optimiser's moments where they are to be split too (ZeRO stage 1, Rajbhandari et al., arXiv
+Data parallelism: batches are sharded over the axis `data` and the state is replicated, except the
+optimizer's moments if they are to be sharded too (ZeRO stage 1, Rajbhandari et al., arXiv
 1910.02054). Under `jit` every mean over a batch-sharded array is global, so no loss needs an axis
 name.
 """
@@ -35,18 +35,18 @@ def local_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that every device holds whole."""
+    """Returns the sharding that replicates arrays on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_axis(parts: int, shape: Sequence[int]) -> int | None:
-    """Returns the largest axis of `shape` that divides into `parts`; None if there is none."""
+    """Returns the longest axis of `shape` that is divisible by `parts`; None if there is none."""
     fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
     return max(fitting, key=lambda axis: shape[axis], default=None)
 
 
 def split_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """Returns the sharding over `split_axis`; replicated where no axis divides over the mesh."""
+    """Returns the sharding along `split_axis`; replicated if there is no such axis."""
     axis = split_axis(mesh.devices.size, shape)
     if axis is None:
         return replicated(mesh)
@@ -69,7 +69,7 @@ def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Places this process's part of a batch on the mesh as global arrays."""
+    """Returns a batch as global arrays on the mesh, from this process's part of it."""
     return {
         name: jax.make_array_from_process_local_data(batch_sharding(mesh, name), array)
         for name, array in batch.items()
@@ -77,7 +77,7 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
 
 
 def put_whole(mesh: Mesh, name: str, array: np.ndarray) -> jax.Array:
-    """Places a batch entry that every process holds whole, each device taking its share."""
+    """Returns a batch entry as a global array, from the whole array that every process holds."""
     sharding = batch_sharding(mesh, name)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -85,13 +85,13 @@ def put_whole(mesh: Mesh, name: str, array: np.ndarray) -> jax.Array:
 def divisibility_error(
     batch_size: int, mesh: Mesh, field: str, *, accumulation: int = 1
 ) -> str | None:
-    """Returns a sentence if no device gets an equal part of each of its micro-batches, else None.
+    """Returns an error message unless micro-batches divide evenly over the devices, else None.
 
     Args:
-      batch_size: the images of a batch.
+      batch_size: images in a batch.
       mesh: the devices.
-      field: the name of `batch_size` in the sentence.
-      accumulation: micro-batches that a batch is cut into.
+      field: name of `batch_size` in the message.
+      accumulation: micro-batches per batch.
     """
     parts = mesh.devices.size * accumulation
     where = f"{mesh.devices.size} devices"

@@ -1,7 +1,7 @@
-"""Stopping a run from outside: SIGTERM, SIGHUP or one SIGINT (Ctrl-C) asks it to save and end.
+"""Stopping a run from outside: SIGTERM, SIGHUP or one SIGINT (Ctrl-C) asks it to save and exit.
 
-One StopRequest spans all the work of a program, so that a signal in the last step of the training
-also stops the evaluation behind it.
+One StopRequest spans all the work of a program, so that a signal during the last training step also
+stops the evaluation after it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class RunStopped(Exception):
-    """A run ended early because it was asked to; the checkpoint of `step` holds all its work.
+    """A run was stopped by request; the checkpoint of `step` holds all its work.
 
-    A run that had not opened its data yet has no step: None.
+    `step` is None for a run that had not opened its data yet.
     """
 
     def __init__(self, step: int | None, num_steps: int = 0):
@@ -44,14 +44,14 @@ class RunStopped(Exception):
 
 
 class StoppedAtOnce(BaseException):
-    """A signal ended work that keeps nothing for later; no `except Exception` may swallow it."""
+    """A signal ended work that saves nothing; no `except Exception` may swallow it."""
 
 
 class StopRequest:
-    """Within its context, SIGTERM, SIGHUP and the first SIGINT set a flag; the next SIGINT raises.
+    """A context in which SIGTERM, SIGHUP and the first SIGINT set a flag; the next SIGINT raises.
 
-    Outside the main thread, where Python allows no handlers, nothing is caught. A SIGHUP that is
-    ignored from the start (nohup) stays ignored.
+    Outside the main thread, where Python allows no signal handlers, it does nothing. A SIGHUP that
+    was ignored at the start (nohup) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -92,21 +92,21 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has asked this process to stop."""
+        """Returns whether a signal has asked this process to stop."""
         return self._asked
 
     @contextlib.contextmanager
     def at_once(self, what: str) -> Iterator[None]:
-        """Within it, a signal raises StoppedAtOnce: for work that leaves nothing half done.
+        """A context in which a signal raises StoppedAtOnce, for work that leaves nothing half done.
 
-        It is raised again every second until the work has ended: Python swallows what is raised in
-        a destructor or a callback from C++, where the first one may have come.
+        It is raised again every second until the work ends, since Python swallows exceptions raised
+        in a destructor or a callback from C++.
 
         Args:
-          what: the work, for the message: "SIGTERM stopped <what>".
+          what: the work, for the message "SIGTERM stopped <what>".
 
         Raises:
-          StoppedAtOnce: also on entering, if a signal came before.
+          StoppedAtOnce: if a signal arrives, or arrived before entering.
         """
         if self._asked:
             raise StoppedAtOnce(f"a signal stopped {what}")
@@ -133,11 +133,11 @@ class StopRequest:
                     signal.pthread_kill(main or 0, signal.SIGTERM)
 
     def agreed(self, together: bool) -> bool:
-        """Returns whether to stop now; the same answer in all processes of a run.
+        """Returns whether to stop now, with the same answer in all processes of a run.
 
         Args:
-          together: whether all processes are here to agree. A single process always is; several
-            ask each other, which costs a round trip, so they do it at log steps only.
+          together: whether all processes make this call and can agree. That costs a round trip, so
+            several processes do it at log steps only; a single one needs no agreement.
         """
         if jax.process_count() == 1:
             return self._asked
@@ -148,11 +148,11 @@ class StopRequest:
     def ends_wait(self, waited: float) -> bool:
         """Returns whether to give up waiting for a batch, after `waited` seconds.
 
-        Of several processes none can end alone: the others wait for it in their step. Where no
-        batch comes for long, all of them end by an error.
+        With several processes none can stop alone, since the others wait for it in their step; if
+        no batch arrives for long, all of them fail.
 
         Raises:
-          TrainingError: one of several processes waited too long.
+          TrainingError: if one of several processes waited too long.
         """
         if not self._asked:
             return False

@@ -1,4 +1,4 @@
-"""One training run in a workdir at a time.
+"""Allows one training run per workdir at a time.
 
 Not `filelock`, whose timeout names no holder, and which locks hard links and misses a deleted file.
 """
@@ -26,14 +26,14 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class WorkdirLock:
-    """Holds `lock` in a workdir; the kernel releases it when the process ends, however it ends.
+    """Locks the file `lock` in a workdir; the kernel releases it however the process ends.
 
-    The file stays: removing it would let two processes hold locks on two files of one name. Of a
-    run of several processes, process 0 alone takes it.
+    The file stays: removing it would let two processes lock two files of the same name. Of several
+    processes of a run, only process 0 takes the lock.
     """
 
     def __init__(self, workdir: pathlib.Path):
-        """Takes the workdir, which is created on entry."""
+        """Sets the workdir, which is created when the context is entered."""
         self._path = workdir / "lock"
         self._file: int | None = None
         self._folder: tuple[int, int] | None = None
@@ -59,12 +59,12 @@ class WorkdirLock:
         return self
 
     def check(self) -> None:
-        """Makes sure that this process still holds the workdir that it took.
+        """Checks that this process still holds its workdir.
 
-        A lock file that was deleted is written again; in a workdir that was, nothing is.
+        A deleted lock file is written again; in a deleted workdir nothing is written.
 
         Raises:
-          CheckpointError: if the workdir was deleted or replaced, or another process has taken it.
+          CheckpointError: if the workdir was deleted or replaced, or another process took it.
         """
         if self._file is None:
             return
@@ -96,7 +96,12 @@ class WorkdirLock:
         return _identity(there) == _identity(os.fstat(self._file))
 
     def _take(self) -> int | None:
-        """Opens and locks the file; returns None where the file system knows no locks."""
+        """Opens and locks the file; returns None if the file system does not support locks.
+
+        Raises:
+          CheckpointError: if another process holds the lock or the path is not a plain file.
+          OSError: if the file cannot be opened.
+        """
         if (kind := _other_than_own_file(self._path)) is not None:
             raise CheckpointError(
                 f"{self._path} is {kind}, which is not overwritten: remove it, or choose another "
@@ -150,7 +155,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _other_than_own_file(path: pathlib.Path) -> str | None:
-    """Returns what is at a path unless it is nothing, or a file that has no other name."""
+    """Describes what is at a path, unless it is free or a file without other names."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Metric writers (clu) and the progress display.
 
-`clu.metric_writers` imports TensorFlow through one module, `summary_writer`. Where TensorFlow is
-absent, a module of that name whose SummaryWriter writes with tensorboardX takes its place.
+`clu.metric_writers` imports TensorFlow through one module, `summary_writer`. Without TensorFlow,
+that module is replaced by one whose SummaryWriter uses tensorboardX.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _EventFile:
         """Creates the file.
 
         Raises:
-          OSError: it cannot be created or not be written to.
+          OSError: if it cannot be created or written to.
         """
         folder.mkdir(parents=True, exist_ok=True)
         # Without the process and a number, two writers of one second would share a file.
@@ -92,7 +92,7 @@ class _EventFile:
         self._good += len(record)
 
     def write(self, event: Any) -> None:
-        """Appends an event, or drops it with a warning for the first of several in a row."""
+        """Appends an event, or drops it, warning about the first of several in a row."""
         try:
             self._append(event)
         except OSError as error:
@@ -119,20 +119,20 @@ class _EventFile:
 class TensorboardXWriter:
     """The part of clu's SummaryWriter interface that is used; tensorboardX encodes the events.
 
-    Events are encoded and written in a thread, in order. Whatever becomes of the disk, no call
-    fails or waits for long: what does not fit, or comes while nothing is written, is dropped.
+    Events are encoded and written by a thread, in order. Calls neither fail nor block for long if
+    the disk does: events that do not fit, or arrive while the disk hangs, are dropped.
     """
 
     def __init__(self, logdir: str, purge_step: int | None = None) -> None:
         """Creates an event file.
 
         Args:
-          logdir: its folder.
-          purge_step: values of this step and later ones in earlier files of the folder are void,
-            since a resumed run writes them again.
+          logdir: folder of the file.
+          purge_step: voids the values of this and later steps in earlier files of the folder,
+            which a resumed run writes again.
 
         Raises:
-          OSError: the file cannot be created.
+          OSError: if the file cannot be created.
         """
         self._events = _EventFile(pathlib.Path(logdir), purge_step)
         self._queue: queue.Queue[Any] = queue.Queue(_QUEUE_EVENTS)
@@ -178,13 +178,13 @@ class TensorboardXWriter:
             self._add(step, functools.partial(summary.image, name, array, dataformats=layout))
 
     def flush(self) -> None:
-        """Waits until all is written, for a limited time."""
+        """Waits, for a limited time, until all events are written."""
         tasks = self._queue
         with tasks.all_tasks_done:
             tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, _CLOSE_SECONDS)
 
     def close(self) -> None:
-        """Writes what is left, for a limited time, and says what is missing; never raises."""
+        """Writes remaining events for a limited time and logs how many are lost; never raises."""
         if self._closed:
             return
         self._closed = True
@@ -206,7 +206,7 @@ class TensorboardXWriter:
 
 
 def import_metric_writers() -> types.ModuleType:
-    """Imports `clu.metric_writers`, with tensorboardX behind it where TensorFlow is absent."""
+    """Imports and returns `clu.metric_writers`, backed by tensorboardX without TensorFlow."""
     name = "clu.metric_writers.summary_writer"
     if name not in sys.modules and importlib.util.find_spec("tensorflow") is None:
         module = types.ModuleType(name)
@@ -223,14 +223,14 @@ def create_writer(
     """Returns an asynchronous clu MetricWriter that writes TensorBoard events to the workdir.
 
     Args:
-      workdir: the folder of the event file.
-      active: whether it writes anything: of several processes, one does.
-      purge_step: of a run that begins or goes on at this step: what was logged of it and of later
-        steps before is void.
+      workdir: folder of the event file.
+      active: whether to write anything; only one of several processes does.
+      purge_step: the step at which the run starts or resumes; values logged before for this and
+        later steps become void.
 
     Raises:
-      TrainingError: the file cannot be created.
-      OSError: the disk is full.
+      TrainingError: if the file cannot be created.
+      OSError: if the disk is full.
     """
     metric_writers = import_metric_writers()
     if not active:
@@ -255,10 +255,10 @@ class _Lasting(Console):
 
 
 class ProgressDisplay:
-    """A bar with loss, images/s and time left on a terminal; the same as plain lines elsewhere."""
+    """A progress bar with loss, images/s and time left; plain lines where there is no terminal."""
 
     def __init__(self, total_steps: int, first_step: int, *, quiet: bool = False) -> None:
-        """Shows steps `first_step` to `total_steps`; nothing if `quiet`."""
+        """Shows the progress from `first_step` to `total_steps`; nothing if `quiet`."""
         self._console = Console(quiet=True) if quiet else _Lasting(stderr=True)
         self._total = total_steps
         self._start: float | None = None
@@ -282,7 +282,7 @@ class ProgressDisplay:
                 self._bar.start()
 
     def step(self, step: int) -> None:
-        """Counts a finished step; the first one, which compiles, is left out of the rates."""
+        """Counts a finished step; rates exclude the first one, which compiles."""
         with self._terminal():
             self._step(step)
 
@@ -318,7 +318,7 @@ class ProgressDisplay:
         )
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Stops the display."""
         with self._terminal():
             if self._bar is not None:
                 self._bar.stop()
@@ -337,7 +337,7 @@ class ProgressDisplay:
 
 
 class LogClock:
-    """Measures the time of the steps since the last log."""
+    """Measures steps and seconds since the last log."""
 
     def __init__(self, step: int):
         """Starts at `step`."""
@@ -345,13 +345,13 @@ class LogClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time of its context out."""
+        """A context whose time is not counted."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
 
     def restart(self, step: int) -> tuple[int, float]:
-        """Returns the steps and seconds since the last log."""
+        """Returns the steps and seconds since the last log, and starts over at `step`."""
         now = time.perf_counter()
         steps, seconds = step - self._step, now - self._since
         self._since, self._step = now, step
