@@ -1,1 +1,1 @@
-"""Translation of parameters from and to other frameworks."""
+"""Import of published PyTorch checkpoints; export of features and encoders."""

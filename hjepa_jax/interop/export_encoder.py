@@ -1,4 +1,4 @@
-"""The encoder of a run as one file that needs none of our code: StableHLO or ONNX.
+"""Exports the encoder of a run as one file that does not need this package: StableHLO or ONNX.
 
     encode = jax.export.deserialize(bytearray(open("encoder.stablehlo", "rb").read())).call
     features = encode(images)    # uint8 [N, S, S, 3], any N -> float32 [N, D]
@@ -36,13 +36,13 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def encoder_function(
     run: LoadedRun, variant: str = "qp", *, portable: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns images uint8 [N, S, S, 3] -> features float32 [N, D], the weights as constants.
+    """Returns images uint8 [N, S, S, 3] -> features float32 [N, D], with constant weights.
 
     Args:
       run: of `hjepa_jax.load`.
       variant: 'q', 'p' or 'qp'.
-      portable: float32 arithmetic and operations that all converters know; the features are the
-        same but for the rounding of a bfloat16 encoder.
+      portable: use float32 arithmetic and operations known to all converters; the features differ
+        only by the rounding of a bfloat16 encoder.
 
     Raises:
       ConfigError: an unknown variant, or q or p of an encoder without them.
@@ -67,7 +67,7 @@ def _image_shape(run: LoadedRun, count: Any) -> tuple[Any, ...]:
 
 
 def to_stablehlo(run: LoadedRun, variant: str = "qp") -> bytes:
-    """Returns the serialised `jax.export.Exported` of the encoder for any number of images."""
+    """Returns the serialized `jax.export.Exported` of the encoder for any number of images."""
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct(_image_shape(run, count), jnp.uint8)
     encode = jax.jit(encoder_function(run, variant))
@@ -114,11 +114,14 @@ FORMATS: dict[str, Callable[[LoadedRun, str], bytes]] = {
 def export_encoder(
     run: LoadedRun, out: str | os.PathLike[str], *, variant: str = "qp"
 ) -> pathlib.Path:
-    """Writes the encoder, and beside it `<out>.json`: how to prepare images, and of which run.
+    """Writes the encoder and `<out>.json`, which says how to prepare images and names the run.
+
+    Returns:
+      The path of the encoder.
 
     Raises:
-      UserError: another file ending, a missing converter, a variant that the encoder does not
-        have, or a folder that cannot be written to.
+      UserError: for another file extension, a missing converter, a part of the state that the
+        encoder does not have, or an unwritable folder.
     """
     path = local_path(out, "out")
     if path.suffix not in FORMATS:

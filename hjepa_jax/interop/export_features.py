@@ -1,4 +1,4 @@
-"""Features and labels of a split, as .npz or Parquet files for other tools."""
+"""Exports features and labels of a split as .npz or Parquet files for other tools."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def split_features(
       run: of `hjepa_jax.load`.
       split: 'train' or 'test', as config.data defines them.
       variant: 'q', 'p' or 'qp'.
-      root: where the data lies now; None = where the run found it.
+      root: current location of the data; None = where the run found it.
 
     Returns:
       Features float32 [N, D] with labels int32 [N] (-1 = none), in the order of the data, and the
       class names.
 
     Raises:
-      UserError: an unknown split or variant, or data that is missing.
+      UserError: if the split or variant is unknown, or the data is missing.
     """
     if split not in ("train", "test"):
         raise UserError(f"split is {split!r}: it is 'train' or 'test'.")
@@ -87,15 +87,18 @@ def save_features(
     class_names: tuple[str, ...],
     about: dict[str, Any] | None = None,
 ) -> pathlib.Path:
-    """Writes features and labels, whole or not at all.
+    """Writes features and labels atomically.
 
     .npz: arrays `features` float32 [N, D], `labels` int32 [N] (-1 = none), `class_names`, and
     `about` (JSON).
     .parquet: columns `features` (lists of D floats) and `label`; the schema's metadata
     `hjepa_jax` is the same JSON.
 
+    Returns:
+      The path written.
+
     Raises:
-      UserError: another file ending, or a folder that cannot be written to.
+      UserError: for another file extension or an unwritable folder.
     """
     path = local_path(out, "out")
     writers: dict[str, Callable[..., None]] = dict(zip(FORMATS, (_save_npz, _save_parquet)))
@@ -107,7 +110,11 @@ def save_features(
 
 
 def write_whole(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
-    """Writes a file by `write(file)`, whole or not at all; UserError if that cannot be."""
+    """Writes a file atomically by calling `write` with it, opened for binary writing.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
@@ -127,7 +134,7 @@ def export_features(
     variant: str = "qp",
     root: str | None = None,
 ) -> Features:
-    """Encodes a split and writes it: see `split_features` and `save_features`."""
+    """Encodes a split and writes it; see `split_features` and `save_features`."""
     path = local_path(out, "out")
     if path.suffix not in FORMATS:
         raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which says how to write it.")

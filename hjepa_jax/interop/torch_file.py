@@ -1,8 +1,8 @@
-"""Reading a torch checkpoint (.pth, .pt) without torch.
+"""Reads a torch checkpoint (.pth, .pt) without torch.
 
 The format is a zip archive: `<name>/data.pkl` is a pickle in which every tensor refers to a raw
-little-endian storage `<name>/data/<key>`. Only the classes a plain checkpoint needs are allowed, so
-a malicious file cannot run code.
+little-endian storage `<name>/data/<key>`. Only the classes that a plain checkpoint needs are
+allowed, so a malicious file cannot run code.
 """
 
 from __future__ import annotations
@@ -142,13 +142,13 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
 
 
 def load_torch_file(path: str | pathlib.Path) -> Any:
-    """Returns the object that `torch.save` wrote.
+    """Returns the object written by `torch.save`.
 
-    Tensors are read-only NumPy arrays, ordered dictionaries are plain ones.
+    Tensors become read-only NumPy arrays, ordered dictionaries plain ones.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not a torch zip checkpoint (torch >= 1.6), or one with more than plain data.
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not a torch zip checkpoint (torch >= 1.6), or holds more than plain data.
     """
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"There is no checkpoint at '{path}'.")

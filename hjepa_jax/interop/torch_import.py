@@ -1,4 +1,4 @@
-"""A checkpoint of the published PyTorch code as a checkpoint and configuration of ours."""
+"""Converts a checkpoint of the published PyTorch code to a checkpoint and configuration."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _KEYS = {"config", "epoch", "global_step", *_PARTS, "optimizer", "scheduler"}
 
 
 class Imported(NamedTuple):
-    """A published checkpoint in our terms.
+    """A converted checkpoint.
 
     Attributes:
-      config: our configuration, with the parity flags of its script.
+      config: the configuration, with the parity flags of its script.
       params, batch_stats: trees as in TrainState.
       spectral: parameters of a learnable spectrum, {} where there is none.
-      step: the global step (0 where the checkpoint has none).
-      ignored: names of entries that have no influence.
+      step: the global step (0 if the checkpoint has none).
+      ignored: names of entries without influence on the result.
     """
 
     config: Config
@@ -71,7 +71,7 @@ def load_torch(path: pathlib.Path) -> dict[str, Any]:
     """Reads a torch file without torch, and without executing anything in it.
 
     Raises:
-      CheckpointError: if the file is missing, damaged, or no checkpoint of the published code.
+      CheckpointError: if the file is missing, damaged or not a checkpoint of the published code.
     """
     try:
         loaded = load_torch_file(path)
@@ -88,8 +88,7 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
     """Translates a loaded checkpoint.
 
     Raises:
-      CheckpointError: naming missing and unknown entries of a part, or one that is no tensor or not
-        finite.
+      CheckpointError: naming entries that are missing, unknown, not tensors or not finite.
     """
     unknown = sorted(readable(key) for key in set(checkpoint) - _KEYS)
     if unknown:
@@ -178,10 +177,13 @@ def _spectrum(
 def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     """Writes `config.json` and a checkpoint that evaluation and analysis can open.
 
-    The optimiser starts afresh: the published checkpoints do not hold its state.
+    The optimizer state is new, since published checkpoints do not contain one.
+
+    Returns:
+      The saved state.
 
     Raises:
-      CheckpointError: if the workdir already has checkpoints, or shapes do not fit.
+      CheckpointError: if the workdir already has checkpoints, or shapes differ.
     """
     config = imported.config
     folder = workdir / "checkpoints"

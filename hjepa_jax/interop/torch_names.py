@@ -1,8 +1,8 @@
-"""Torch state dicts of the published code as our parameter trees, in NumPy alone.
+"""Converts torch state dicts of the published code to parameter trees, with NumPy alone.
 
 Every function takes a mapping from torch names to arrays, and returns trees of NumPy arrays plus
-the sorted list of the entries it left out. Layouts: torch convolutions are [out,in,kh,kw] and ours
-[kh,kw,in,out]; torch Linear weights are [out,in] and ours [in,out].
+the sorted list of ignored entries. Layouts: torch convolutions are [out,in,kh,kw], ours
+[kh,kw,in,out]; torch Linear weights are [out,in], ours [in,out].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ State = Mapping[str, np.ndarray]
 
 
 class Entry(NamedTuple):
-    """Where a torch entry goes: collections 'params' or 'batch_stats', and the path therein."""
+    """The target of a torch entry: the collection 'params' or 'batch_stats', and the path in it."""
 
     name: str
     collection: str
@@ -65,7 +65,7 @@ def _stage(name: str, stage: int) -> Iterator[Entry]:
 def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
     """Yields the entries of every tensor of `ResNet(mode=mode, token_layer=token_layer)`.
 
-    Parameters and their gradients translate alike.
+    Parameters and their gradients are converted alike.
     """
     if mode == "global":
         yield from _convolution("backbone.0", "stem_conv")
@@ -88,7 +88,7 @@ _NAMES_SHOWN = 8
 
 
 def unwrapped(state: State) -> State:
-    """Returns a state without the prefixes of data-parallel or compiled models.
+    """Removes the name prefixes of data-parallel and compiled models.
 
     Raises:
       ValueError: If some names have such a prefix and others do not.
@@ -108,7 +108,7 @@ def unwrapped(state: State) -> State:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Returns names as a list for people, the first few of many."""
+    """Returns a readable list of the first few names."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
@@ -154,11 +154,11 @@ def encoder_from_torch(
       token_layer: the stage tapped in mode 'tokens'.
 
     Returns:
-      (params, batch_stats, ignored): ignored names the `num_batches_tracked` counters and the
+      (params, batch_stats, ignored): ignored lists the `num_batches_tracked` counters and the
       stages above the tapped one, which have no influence.
 
     Raises:
-      ValueError: unknown mode or token_layer, or missing or unknown entries, all listed.
+      ValueError: for an unknown mode or token_layer; lists all missing and unknown entries.
     """
     if mode not in ("tokens", "global") or (mode == "tokens" and token_layer not in _LAYERS):
         raise ValueError(f"Unknown encoder mode '{mode}' or token_layer '{token_layer}'.")
@@ -184,7 +184,11 @@ def projector_entries() -> Iterator[Entry]:
 def projector_from_torch(state: State) -> tuple[Tree, Tree, list[str]]:
     """Translates net.{0,1,3} of the MLP projector; an empty state is the identity projector.
 
-    Returns (params, batch_stats, ignored); ValueError listing missing and unknown entries.
+    Returns:
+      (params, batch_stats, ignored), as `encoder_from_torch`.
+
+    Raises:
+      ValueError: listing all missing and unknown entries.
     """
     if not state:
         return {}, {}, []
@@ -198,7 +202,7 @@ def projector_from_torch(state: State) -> tuple[Tree, Tree, list[str]]:
 
 
 def predictor_entries(names: Iterable[str]) -> Iterator[Entry]:
-    """Yields the entries of `HamiltonianPredictor` that the torch `names` call for."""
+    """Yields the entries of `HamiltonianPredictor` that correspond to torch `names`."""
     names = list(names)
     found = [re.match(r"(H\.residual(?:_V)?)\.(\d+)\.(?:weight|bias)$", name) for name in names]
     prefixes = sorted({match[1] for match in found if match})
@@ -217,7 +221,7 @@ def predictor_from_torch(state: State) -> tuple[Tree, list[str]]:
       quadratic Hamiltonian, with 'raw_dt' where dt is learned; ignored names the buffer `dt`.
 
     Raises:
-      ValueError: missing or unknown entries, all listed.
+      ValueError: listing all missing and unknown entries.
     """
     state = unwrapped(state)
     entries = list(predictor_entries(state))

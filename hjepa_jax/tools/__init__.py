@@ -1,1 +1,1 @@
-"""Programs that examine the package itself: fuzzers of its settings and files."""
+"""Command-line programs around training: doctor, sweeps, reproduction, cost, checks, fuzzing."""

@@ -1,4 +1,4 @@
-"""The `hjepa` command: training, the check-up, and the page of all configuration fields."""
+"""The `hjepa` command: training, the doctor, and the page of all configuration fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _USAGE = """usage: hjepa COMMAND [FLAGS]
 
 
 def main() -> None:
-    """Hands the command line over to the command named first."""
+    """Runs the subcommand named first on the command line."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in ("train", "doctor", "config"):
         print(_USAGE)

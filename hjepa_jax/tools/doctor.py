@@ -2,7 +2,7 @@
 
     python -m hjepa_jax.tools.doctor --config=configs/cifar100.py [--workdir=runs/x]
 
-Every line says 'ok' or 'problem' and how to mend it. The exit status is 1 if there is a problem.
+Every line says 'ok' or 'problem' and how to fix it. The exit status is 1 if there is a problem.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KNOWN_BAD = (
 
 
 class Finding(NamedTuple):
-    """One line of the report; `remedy` is None where all is well."""
+    """One line of the report; `remedy` is None if there is no problem."""
 
     subject: str
     fact: str
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
 
 
 def check_versions() -> Iterator[Finding]:
-    """Compares the installed packages with what this project requires."""
+    """Compares the installed packages with the requirements of this project."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     for line in importlib.metadata.requires("hjepa_jax") or []:
         requirement = Requirement(line)
@@ -76,7 +76,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """Lists the devices and tells of a GPU that jax does not use."""
+    """Lists the devices and reports a GPU that jax does not use."""
     import jax
 
     devices = jax.devices()
@@ -90,7 +90,7 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_kernels() -> Iterator[Finding]:
-    """What computes convolutions where there is one CPU device alone."""
+    """Reports which convolutions a single CPU device uses."""
     from hjepa_jax.kernels.build import kernels
     from hjepa_jax.runtime.devices import is_single_cpu
 
@@ -101,7 +101,7 @@ def check_kernels() -> Iterator[Finding]:
 
 
 def check_tensorflow() -> Iterator[Finding]:
-    """TensorFlow is not needed; where it is installed, clu imports it, which takes its time."""
+    """Reports an installed TensorFlow: it is not needed, but clu imports it, which takes time."""
     found = importlib.util.find_spec("tensorflow") is not None
     yield Finding(
         "tensorflow",
@@ -110,7 +110,7 @@ def check_tensorflow() -> Iterator[Finding]:
 
 
 def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
-    """Free space where checkpoints will be written, and whether they can be."""
+    """Checks that checkpoints can be written, and the free disk space."""
     check_writable_folder(workdir, "--workdir", checkpoints=True, keep=False)
     folder = workdir.absolute()
     while not folder.exists():
@@ -125,7 +125,7 @@ def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
 
 
 def check_cache() -> Iterator[Finding]:
-    """Where compiled programs are kept; without such a place they are compiled at every start."""
+    """Reports where compiled programs are cached; otherwise every start compiles them again."""
     folder = compilation_cache.enable()
     fact = "none, as there is no home folder that can be written to: compilation at every start"
     remedy = "; set XDG_CACHE_HOME to a folder that stays, to keep what is compiled"
@@ -133,7 +133,7 @@ def check_cache() -> Iterator[Finding]:
 
 
 def check_shared_memory(config: Config) -> Iterator[Finding]:
-    """Whether the batches of worker processes fit into shared memory."""
+    """Checks that the batches of worker processes fit into shared memory."""
     from hjepa_jax.data.pipeline import shared_memory_needed
     from hjepa_jax.data.workers import blocks
     from hjepa_jax.training.prepare import open_split
@@ -148,7 +148,7 @@ def check_shared_memory(config: Config) -> Iterator[Finding]:
 
 
 def check_data(config: Config) -> Iterator[Finding]:
-    """Opens both splits, and decodes one image of each."""
+    """Opens both splits and decodes one image of each."""
     from hjepa_jax.data.sources.base import decode
     from hjepa_jax.training.prepare import open_split
 
@@ -163,7 +163,7 @@ def check_data(config: Config) -> Iterator[Finding]:
 
 
 def check_dry_run(config: Config) -> Iterator[Finding]:
-    """Takes two real steps of the configuration, in a temporary folder."""
+    """Trains two steps of the configuration in a temporary folder."""
     from hjepa_jax.train import train
 
     config = config.copy_and_resolve_references()
@@ -177,7 +177,7 @@ def check_dry_run(config: Config) -> Iterator[Finding]:
 
 
 def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
-    """Runs every check; one that fails becomes a finding with its error as the remedy."""
+    """Yields the findings of every check; a check that raises becomes a finding with its error."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", check_versions),
         ("devices", check_devices),
@@ -207,7 +207,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
 
 
 def report(found: Iterator[Finding], stream: Any = None) -> bool:
-    """Prints the findings as they come; returns whether all is well."""
+    """Prints the findings as they arrive and returns whether there is no problem."""
     stream = stream or sys.stdout
     healthy = True
     for finding in found:
@@ -219,7 +219,7 @@ def report(found: Iterator[Finding], stream: Any = None) -> bool:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the doctor's own flags; an error is one sentence."""
+    """Parses the doctor's flags and returns the remaining arguments; errors are one sentence."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         print(_FLAGS.get_help())

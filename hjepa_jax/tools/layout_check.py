@@ -1,4 +1,4 @@
-"""Loss and gradient of one step on several device layouts, compared in float64."""
+"""Compares loss and gradient of one step on several device layouts, in float64."""
 
 from __future__ import annotations
 
@@ -75,13 +75,20 @@ def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], de
 
 
 def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Returns, per number of devices, the relative difference from the first layout of each leaf.
+    """Compares each layout with the first one.
 
-    Differences of gradients are relative to the largest gradient of all leaves, since a leaf whose
-    gradient is zero but for rounding has no scale of its own.
+    Gradient differences are relative to the largest gradient of all leaves, since a leaf whose
+    gradient is zero up to rounding has no scale.
+
+    Args:
+      config: the configuration.
+      counts: numbers of devices; the first is the reference.
+
+    Returns:
+      For each number of devices, the relative difference of each leaf, by name.
 
     Raises:
-      ConfigError: config.model.batch_norm is 'local'.
+      ConfigError: if config.model.batch_norm is 'local'.
     """
     if config.model.batch_norm == "local":
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The diagnostics of `evaluation.physics` on trained predictors instead of a textbook system."""
+"""Applies the diagnostics of `evaluation.physics` to trained predictors."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def maps_of_runs(
     """Returns the predictors of runs as maps, and a probe around the first run's encoded states.
 
     Args:
-      workdirs: an HJEPA run first, then those it is compared with, such as its matched MLP.
-      num_states: test images encoded.
-      applications: how often the maps are applied in a rollout.
+      workdirs: an HJEPA run, then the runs to compare it with, such as its matched MLP.
+      num_states: number of test images to encode.
+      applications: number of applications of the map in a rollout.
 
     Raises:
-      UserError: fewer than one run, a run without a predictor, or states of different widths.
+      UserError: if there is no run, a run has no predictor, or state dimensions differ.
     """
     runs = {path.name: load_run(path) for path in workdirs}
     if len(runs) < len(workdirs) or not runs:

@@ -1,7 +1,7 @@
-"""The comparison that the software exists for: methods x seeds on one data set, as a document.
+"""Compares methods over seeds on one data set and writes the results as a document.
 
-The runs are a sweep (`hjepa_jax.tools.sweep`), so that they are resumable; this module plans them,
-gathers their evaluations, and writes the document and its pictures.
+The runs are a sweep (`hjepa_jax.tools.sweep`) and therefore resumable; this module plans them,
+gathers their evaluations, and writes the document and its figures.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def plan_runs(
     """Returns the run of each (method, seed), seed by seed, so that any prefix is balanced.
 
     Raises:
-      UserError: a method or scale that does not exist.
+      UserError: for an unknown method or scale.
     """
     for name, options in ((scale, SCALES), *((method, METHODS) for method in methods)):
         if name not in options:
@@ -141,7 +141,7 @@ def figures(result: Result) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def results_table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
-    """Returns mean ± standard deviation (n - 1) over the seeds of every figure, in Markdown."""
+    """Returns a Markdown table of mean ± standard deviation (n - 1) over seeds."""
     lines = []
     for name, by_seed in rows.items():
         cells = []
@@ -158,7 +158,7 @@ def results_table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
 def differences_table(
     rows: Mapping[str, Mapping[int, Mapping[str, float]]], of: str = "hjepa"
 ) -> str:
-    """Returns the paired differences of `of` minus every other row, with 95 % intervals."""
+    """Returns a Markdown table of `of` minus every other row, paired, with 95% intervals."""
     lines = []
     for name, by_seed in rows.items():
         shared = sorted(by_seed.keys() & rows.get(of, {}).keys())
@@ -204,7 +204,7 @@ def variants_table(result: Result) -> str:
 
 
 def machine() -> str:
-    """Returns processor, accelerator and versions in one line."""
+    """Describes processor, accelerator and versions in one line."""
     import jax
 
     processor = platform.processor() or platform.machine()
@@ -224,10 +224,10 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
 
     Args:
       result: the finished runs.
-      command: what made it.
-      notes: Markdown that follows the tables, such as what was tried and what it means.
-      planned: number of runs planned.
-      images: folder of the pictures, relative to the document.
+      command: the command that produced it.
+      notes: Markdown appended after the tables, such as an interpretation.
+      planned: number of planned runs.
+      images: folder of the figures, relative to the document.
     """
     rows = figures(result)
     done = sum(len(by_seed) for by_seed in result.metrics.values())
@@ -250,7 +250,12 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
 
 
 def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
-    """Writes the document and the pictures beside it.
+    """Writes the document and its figures.
+
+    Args:
+      result: the finished runs.
+      report: path of the document.
+      **parts: further arguments of `document`.
 
     Raises:
       UserError: if no run is finished.

@@ -1,4 +1,4 @@
-"""Pictures of a comparison of methods over seeds: kNN sweep, spectra and training curves."""
+"""Figures comparing methods over seeds: kNN sweep, spectra and training curves."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
 
 
 def spectra(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
-    """Covariance eigenvalues over the largest against their rank, mean of logarithms over seeds."""
+    """Draws covariance eigenvalues, relative to the largest, by rank: geometric mean over seeds."""
     figure = new_figure(7.0, 4.6)
     axes = figure.add_subplot()
     rows = _encoders(metrics)
@@ -82,7 +82,7 @@ def spectra(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
 
 
 def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
-    """Logged terms against the step, mean and range over seeds, one panel a term."""
+    """Draws logged terms by step, mean and range over seeds, one panel per term."""
     figure = new_figure(10.0, 5.6)
     panels = figure.subplots(2, 3)
     styles = styles_of(list(curves))
@@ -109,7 +109,7 @@ def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
 def painters(
     metrics: Metrics, curves: Curves, titles: Mapping[str, str]
 ) -> dict[str, Callable[[], Figure]]:
-    """Returns what draws each picture, by file name; at least one run must be there."""
+    """Returns the function that draws each figure, by file name; needs at least one run."""
     return {
         "knn.png": lambda: knn_sweep(metrics, titles),
         "spectra.png": lambda: spectra(metrics, titles),

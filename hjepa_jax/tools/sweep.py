@@ -1,8 +1,8 @@
-"""Sweeps: variants x settings x seeds, each run a process of its own, resumable.
+"""Resumable sweeps over variants, settings and seeds, each run in a separate process.
 
 A sweep's folder holds `runs/<name>` (workdirs), `eval/<name>` (reports), `logs/<name>.txt`, the
 commands in `commands.json`, and the results in `results.json` and `results.md`. A run is finished
-when its report's `metrics.json` is there; an interrupted one goes on from its checkpoint.
+when its report's `metrics.json` exists; an interrupted one resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      name: unique, and the name of its folders.
-      group: name without the seed; runs of a group differ in their seed alone.
-      arguments: of `python -m hjepa_jax.main`.
+      name: unique name, also that of its folders.
+      group: the name without the seed; runs of a group differ only in their seed.
+      arguments: command-line arguments of `python -m hjepa_jax.main`.
     """
 
     name: str
@@ -84,15 +84,15 @@ def plan(
     """Returns the runs of a sweep: every variant under every setting with every seed.
 
     Args:
-      config: configuration file, perhaps ':variant' after it if there are no `variants`.
+      config: configuration file, optionally with ':variant' if there are no `variants`.
       out: the sweep's folder.
-      variants: names that go after the file's ':'; '' = its default.
+      variants: variants of the file, as after its ':'; '' = the default.
       settings: overrides 'section.field=value', several separated by spaces; '' = none.
       seeds: values of config.seed.
       common: overrides for every run.
 
     Raises:
-      UserError: repeated names, an override that is none, or a configuration that is not valid.
+      UserError: for repeated names, a malformed override or an invalid configuration.
     """
     if ":" in config and any(variants):
         raise UserError(f"--config={config} names a variant: leave it out, or give no variants.")
@@ -120,7 +120,7 @@ def plan(
 
 
 def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
-    """Records the runs' commands; refuses a folder where a run of that name had another one.
+    """Records the runs' commands, and refuses a folder in which a run had a different command.
 
     Raises:
       UserError: naming the run and what differs.
@@ -146,7 +146,11 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
 
 
 def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the metrics of a finished run; None for one that is not."""
+    """Returns the metrics of a finished run, else None.
+
+    Raises:
+      UserError: if its `metrics.json` is damaged.
+    """
     for folder in find_reports(out / "eval", report_name(pathlib.Path(run.name))):
         try:
             return load_metrics(folder)
@@ -158,7 +162,7 @@ def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
 
 
 def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> str | None:
-    """Runs one process to its end; returns what went wrong in one line, or None."""
+    """Runs one process to its end; returns None, or one line about its failure."""
     log = out / "logs" / f"{run.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open_log(log) as file:
@@ -180,10 +184,16 @@ def run_all(
     tell: Callable[[str], None] = print,
     command: Sequence[str] = MAIN,
 ) -> dict[str, str]:
-    """Runs what is not finished, one after another; a failure does not stop the others.
+    """Runs all unfinished runs, one after another; a failure does not stop the others.
+
+    Args:
+      runs: the runs of the sweep.
+      out: the sweep's folder.
+      tell: receives a line about each run and each failure.
+      command: program and arguments that precede those of a run.
 
     Returns:
-      For each failed run what went wrong.
+      The failure of each failed run, by name.
     """
     check_commands(runs, out)
     failed: dict[str, str] = {}
@@ -203,7 +213,7 @@ def run_all(
 
 
 def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
-    """Gathers the finished runs: for each group its runs, and mean and std (n - 1) of figures."""
+    """Gathers the finished runs by group, with mean and std (n - 1) of each metric."""
     groups: dict[str, Any] = {}
     for run in runs:
         metrics = metrics_of(run, out)
@@ -223,7 +233,7 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
 
 
 def mean_and_deviation(mean: float, std: float | None, factor: float, digits: int) -> str:
-    """Returns 'mean ± std', both times `factor`; the mean alone where one run has no spread."""
+    """Formats 'mean ± std', both times `factor`; only the mean if `std` is None."""
     if not math.isfinite(mean):
         return NOTHING  # of a figure without a value in one of the runs
     spread = "" if std is None else f" ± {factor * std:.{digits}f}"
@@ -236,7 +246,7 @@ def _cells(group: dict[str, Any]) -> Iterator[str]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Returns the table of `results`: mean ± standard deviation over seeds."""
+    """Returns a Markdown table of `results`: mean ± standard deviation over seeds."""
     header = ["runs", "n", *(title for title, _, _ in COLUMNS.values())]
     rows = [
         [name, str(len(group["runs"])), *_cells(group)] for name, group in found["groups"].items()
@@ -252,7 +262,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def write_results(runs: Sequence[SweepRun], out: pathlib.Path) -> str:
-    """Writes `results.json` and `results.md`; returns the latter's text."""
+    """Writes `results.json` and `results.md`, and returns the text of the latter."""
     found = results(runs, out)
     text = markdown(found)
     write_atomically(out / "results.json", json_text(found))

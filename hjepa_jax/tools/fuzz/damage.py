@@ -1,4 +1,4 @@
-"""Seeded damages of files for the fuzzers: bytes, JSON and what stands in a file's place."""
+"""Seeded damage to files for the fuzzers: bytes, JSON, and replacing a file by something else."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ODD_VALUES: tuple[Any, ...] = (
 
 
 def odd_value(rng: random.Random) -> Any:
-    """Returns a value of a type or size that hardly any field expects."""
+    """Returns a value of a type or size that few fields expect."""
     if rng.random() < 0.1:
         return nested(rng.choice((10, 70, 300)))
     return rng.choice(_ODD_VALUES)
 
 
 def nested(depth: int) -> Any:
-    """Returns lists in lists, `depth` deep."""
+    """Returns nested lists, `depth` deep."""
     value: Any = 1
     for _ in range(depth):
         value = [value]
@@ -31,7 +31,7 @@ def nested(depth: int) -> Any:
 
 
 def damage_bytes(rng: random.Random, content: bytes) -> tuple[str, bytes]:
-    """Returns what was done in a few words, and the damaged bytes."""
+    """Returns a short description of the damage, and the damaged bytes."""
     data = bytearray(content)
     length = len(data)
     place = rng.randrange(length) if length else 0
@@ -77,7 +77,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def damage_json(rng: random.Random, text: bytes) -> tuple[str, bytes]:
-    """Returns what was done, and the JSON text with one value, key or the whole replaced."""
+    """Returns a description, and the JSON text with one value, one key or everything replaced."""
     value = json.loads(text)
     places = _places(value) if isinstance(value, (dict, list)) else []
     kind = rng.choice(("value", "value", "value", "missing", "twice", "whole", "deep", "bytes"))
@@ -106,7 +106,7 @@ def _short(value: Any) -> str:
 
 
 def damage_place(rng: random.Random, path: pathlib.Path) -> str:
-    """Puts something else in a file's place, and returns what."""
+    """Replaces a file by something else and returns a description of that."""
     kind = rng.choice(
         ("nothing", "folder", "pipe", "endless", "broken link", "loop", "huge", "empty", "link")
     )

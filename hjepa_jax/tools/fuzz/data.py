@@ -1,7 +1,7 @@
 """Target `data`: damaged data sets of every kind, opened, listed and decoded.
 
-An attempt is right if what it reads is consistent, and every image that its format protects, or
-whose file was not touched, is what was stored.
+An attempt is right if it reads consistent data, and every image that its format protects, or whose
+file was not touched, equals the stored one.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Makes a damaged data set of some kind below `folder`; see fuzz_worker.py."""
+    """Makes a damaged data set below `folder`; see `worker`."""
     kind = rng.choice((*samples.KINDS, "archive", "preparation"))
     if kind == "preparation":
         return _prepare_again(rng, folder)

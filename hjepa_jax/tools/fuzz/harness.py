@@ -1,11 +1,11 @@
-"""Runs seeded odd inputs against the package and sorts what comes of each.
+"""Runs seeded odd inputs against the package and classifies the outcomes.
 
     python -m hjepa_jax.tools.fuzz TARGET --seed=0 --count=1000
 
-An attempt ends in one of three ways: refused with a sentence (a UserError), right (it returned, and
-what it returned was checked), or anything else: a traceback, a hang, a crash of the process, too
-much memory. Anything else is a defect of the package; the exit status is then 1. Every attempt
-depends on target, seed and number alone, so that `--first=N --count=1` repeats number N.
+An attempt is refused with an error message (a UserError), right (it returned a result that passed
+a check), or anything else: a traceback, a hang, a crash of the process, too much memory. Anything
+else is a defect of the package; the exit status is then 1. Every attempt depends on target, seed
+and number alone, so that `--first=N --count=1` repeats number N.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ TARGETS: dict[str, str] = {
 
 @dataclasses.dataclass
 class Report:
-    """What became of the attempts.
+    """The outcomes of the attempts.
 
     Attributes:
       tried: number of attempts.
-      refused: of these, refused with a sentence.
-      right: of these, accepted with the right result.
-      other: a line for each attempt that ended in any other way, which is a defect.
+      refused: number refused with an error message.
+      right: number accepted with the right result.
+      other: a line for each attempt with any other outcome, which is a defect.
     """
 
     tried: int = 0
@@ -78,7 +78,7 @@ class _Worker:
         self._lines.put(b"")
 
     def ask(self, request: dict[str, Any]) -> None:
-        """Sends a request; a worker that has died shows in the reply."""
+        """Sends a request; if the worker has died, `reply` shows it."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -94,7 +94,7 @@ class _Worker:
         return json.loads(line) if line else None
 
     def death(self) -> str:
-        """Returns how the process ended, with its last line of errors."""
+        """Describes how the process ended, with its last line on stderr."""
         status = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -117,13 +117,13 @@ def run(module: str, *, seed: int, count: int, first: int = 0, seconds: float = 
 
     Args:
       module: dotted name of the target's module.
-      seed: of all attempts.
-      count: how many.
-      first: number of the first one.
-      seconds: longest time that one may take.
+      seed: seed of all attempts.
+      count: number of attempts.
+      first: number of the first attempt.
+      seconds: time limit of one attempt.
 
     Returns:
-      What became of them.
+      The outcomes.
     """
     report = Report()
     worker = None
@@ -169,7 +169,7 @@ def _attempt(worker: _Worker, report: Report, number: int, seconds: float) -> bo
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a target from the command line and exits with 1 if there is anything else."""
+    """Runs a target from the command line; exits with 1 if there is a defect."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seed", type=int, default=0)

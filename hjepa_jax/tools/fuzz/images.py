@@ -1,4 +1,4 @@
-"""Odd image folders for `fuzz.py`: every mode, format, shape, EXIF and name, and damaged files.
+"""Target `images`: folders of every image mode, format, shape, EXIF and name, some damaged.
 
 An attempt opens both splits, makes a training batch and evaluates. Intact images must be read with
 the pixels that Pillow's own `convert` gives, upright or turned, whatever else lies beside them.
@@ -149,7 +149,7 @@ def _write(rng: random.Random, root: pathlib.Path) -> tuple[list[str], list[byte
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Makes an odd image folder; see `fuzz_worker.py`."""
+    """Makes an odd image folder; see `worker`."""
     about, intact, whole = _write(rng, folder)
     # Pillow warns about odd metadata; that is not what is tried here.
     warnings.simplefilter("ignore")

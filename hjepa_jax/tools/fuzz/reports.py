@@ -1,4 +1,4 @@
-"""Fuzz target: comparisons and sweeps of evaluations whose files are damaged."""
+"""Target `reports`: comparisons and sweeps of evaluations with damaged files."""
 
 from __future__ import annotations
 

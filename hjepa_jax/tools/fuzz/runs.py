@@ -1,7 +1,7 @@
-"""Target `runs`: a run whose files are damaged is loaded, evaluated, resumed and compared.
+"""Target `runs`: a run with damaged files is loaded, evaluated, resumed and compared.
 
-An attempt is right if what it restores is, bit for bit, what the newest checkpoint holds, or the
-previous one where the newest was touched. Strays beside the checkpoints must cost nothing.
+An attempt is right if it restores the newest checkpoint bit-exact, or the previous one if the
+newest was touched. Stray files beside the checkpoints must do no harm.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class _Attempt:
     touched: set[str]
 
     def check(self, step: int, found: Any, wanted: Callable[[TrainState], Any]) -> None:
-        """Compares what was restored with what was saved at that step."""
+        """Compares a restored value with the one saved at that step."""
         assert step in _STEPS, f"step {step} was never saved"
         assert step == 2 or "checkpoints/2" in self.touched, "the newest was not taken"
         assert _equal(found, wanted(self.sample.states[step])), f"step {step} has changed"
@@ -316,7 +316,7 @@ def _matters(name: str) -> bool:
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Writes a damaged run; returns what was done, and one way of reading it."""
+    """Writes a damaged run; returns a description and one way of reading it."""
     sample, workdir = _sample(), folder / "run"
     if rng.random() < 0.02:
         jax.clear_caches()  # Each attempt prepares the run anew, which piles up.

@@ -1,4 +1,4 @@
-"""Small intact data sets of every kind that is read, as the fuzzer of data damages them."""
+"""Small intact data sets of every supported kind, for the `data` fuzzer to damage."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Sample(NamedTuple):
     """An intact data set.
 
     Attributes:
-      name: `config.data.name` that reads it.
-      root: `config.data.root`, below its folder; '' = the folder itself.
-      files: path below its folder -> content.
-      checked: whether the format notices every change of a stored image by itself.
+      name: the `config.data.name` that reads it.
+      root: the `config.data.root`, relative to its folder; '' = the folder itself.
+      files: contents by path relative to its folder.
+      checked: whether the format itself detects every change of a stored image.
     """
 
     name: str
@@ -129,7 +129,7 @@ def _parquet(kind: str) -> Sample:
 
 
 def cifar_values(name: str) -> dict[str, dict[bytes, Any]]:
-    """Returns what the files of a tiny CIFAR hold."""
+    """Returns the contents of the files of a tiny CIFAR, by file name."""
     rng = np.random.default_rng(3)
     if name == "cifar10":
         files, key, classes = (
@@ -222,5 +222,5 @@ KINDS = tuple(_MAKERS)
 
 @functools.cache
 def sample(kind: str) -> Sample:
-    """Returns the intact data set of a kind; made once."""
+    """Returns the intact data set of a kind; cached."""
     return _MAKERS[kind]()

@@ -1,4 +1,4 @@
-"""Target of `fuzz.py`: odd settings of one to four fields of a tiny configuration.
+"""Target `settings`: odd values of one to four fields of a tiny configuration.
 
 Validation refuses them, or they train two steps and are evaluated: finite throughout, and a
 divergence is explained by one of the fields that were drawn.
@@ -155,8 +155,9 @@ def run(config: Config, changes: dict[str, Any], folder: pathlib.Path) -> None:
     """Validates, trains two steps and evaluates.
 
     Raises:
-      UserError: it is refused.
-      AssertionError: it went wrong without an explanation.
+      UserError: if it is refused.
+      TrainingError: if training diverges, blaming a changed field.
+      AssertionError: if it fails without an explanation.
     """
     validation.validate(config)
     for name, value in _CUT.items():
@@ -180,7 +181,7 @@ def run(config: Config, changes: dict[str, Any], folder: pathlib.Path) -> None:
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Returns an odd configuration and what validates, trains and evaluates it."""
+    """Returns a description of an odd configuration, and a function that runs it."""
     method, config, changes = draw(rng)
     about = ", ".join(f"{name}={value!r:.40}" for name, value in changes.items())
     return f"{method}: {about}", lambda: run(config, changes, folder)

@@ -1,6 +1,6 @@
-"""Target `torch`: damaged checkpoints of PyTorch, read and translated without it.
+"""Target `torch`: damaged PyTorch checkpoints, read and translated without PyTorch.
 
-An attempt is right if every number that comes out is one that was stored.
+An attempt is right if every resulting number is one that was stored.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _numbers(tree: Any) -> set[float]:
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Makes a damaged checkpoint below `folder`; see fuzz_worker.py."""
+    """Makes a damaged checkpoint below `folder`; see `worker`."""
     checkpoint = _checkpoint()
     tensors = [*checkpoint["encoder"].values(), *checkpoint["predictor"].values()]
     about = "intact"

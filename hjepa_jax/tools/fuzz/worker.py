@@ -1,8 +1,8 @@
-"""The process of `fuzz.py` that makes the attempts of one target.
+"""The worker process of `harness` that makes the attempts of one target.
 
 A target is a module with `make(rng: random.Random, folder: pathlib.Path)`, which makes an odd input
 below the empty `folder` and returns `(about, attempt)`: a line that describes it, and a function
-without arguments that hands it to the package. `attempt` returns if the result is right, lets the
+without arguments that passes it to the package. `attempt` returns if the result is right, lets the
 package's UserError pass, and raises AssertionError if the result is wrong.
 """
 
