@@ -1,4 +1,4 @@
-"""Pictures of `physics.compare_maps`, drawn with matplotlib's object API (no display needed)."""
+"""Pictures of `measure.compare_maps`, drawn with matplotlib's object API (no display needed)."""
 
 from __future__ import annotations
 
