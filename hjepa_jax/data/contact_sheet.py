@@ -24,16 +24,16 @@ def contact_sheet(
     """Returns an image with one row per source image and one column per view.
 
     Args:
-      batch: A batch of `train_batches` ('global_views', perhaps 'local_views'), or of
+      batch: a batch of `train_batches` ('global_views', perhaps 'local_views'), or of
         `eval_batches` ('image').
-      max_images: Maximum number of rows.
-      side: Side of each tile in pixels; None = that of the first view, but at least 64.
+      max_images: maximum number of rows.
+      side: side of each tile in pixels; None = that of the first view, but at least 64.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      ValueError: If the batch has no views, or `max_images` is not positive.
+      ValueError: if the batch has no views, or `max_images` is not positive.
     """
     if max_images < 1:
         raise ValueError(f"A contact sheet needs at least one image, not {max_images}.")

@@ -63,8 +63,8 @@ def hashes(key: int, *coordinates: npt.ArrayLike) -> UInt64Array:
     """Returns uint64 hashes of integer coordinates under a key.
 
     Args:
-      key: A key of `stream_key`.
-      *coordinates: Integer arrays that broadcast against each other, non-negative.
+      key: a key of `stream_key`.
+      *coordinates: integer arrays that broadcast against each other, non-negative.
 
     Returns:
       An array of the broadcast shape.

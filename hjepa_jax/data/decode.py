@@ -225,20 +225,20 @@ def decode_image(
     """Decodes an image file of any format that Pillow reads; the first of several frames or pages.
 
     Args:
-      encoded: The file's bytes.
-      name: The file's name, for messages.
-      smallest_crop: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as the
+      encoded: the file's bytes.
+      name: the file's name, for messages.
+      smallest_crop: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as the
         geometric mean of its sides stays at least this many pixels.
-      largest_view: Lower bound on the short side, in pixels, when decoding at a reduced size.
-      ranges: Values of more than 8 bits that map to 0 and 255. Where None, integers use 0..65535
+      largest_view: lower bound on the short side, in pixels, when decoding at a reduced size.
+      ranges: values of more than 8 bits that map to 0 and 255. Where None, integers use 0..65535
         and floats 0..1 (0..255 if there are values above 1).
 
     Returns:
       A loaded image in mode RGB, rotated upright by its EXIF orientation if that is readable.
 
     Raises:
-      CorruptImageError: If it cannot be decoded, or exceeds the bounds.
-      MemoryError: If there is not enough memory to decode it.
+      CorruptImageError: if it cannot be decoded, or exceeds the bounds.
+      MemoryError: if there is not enough memory to decode it.
     """
     try:
         image = _open(encoded)

@@ -46,7 +46,7 @@ class BatchStream(Iterator[Batch]):
     """A closable iterator over batches that counts corrupt images.
 
     Attributes:
-      corrupt_count: Number of corrupt images replaced in, or masked out of, the batches so far.
+      corrupt_count: number of corrupt images replaced in, or masked out of, the batches so far.
     """
 
     def __init__(self, iterator: Watched, on_close: Sequence[Callable[[], None]] = ()):
@@ -224,13 +224,13 @@ def train_batches(
     workers and processes or on the step at which the stream starts.
 
     Args:
-      config: The whole configuration; `seed` and `data` are used.
-      source: Training images.
-      start_step: The step of the first batch.
-      process_index: Number of this process, which gets rows [p b, (p + 1) b) of each batch.
-      process_count: Number of processes P; b = batch_size / P.
-      num_steps: Length of the stream; None = endless.
-      stop: Called with the seconds spent waiting for the current batch; returning True ends the
+      config: the whole configuration; `seed` and `data` are used.
+      source: training images.
+      start_step: the step of the first batch.
+      process_index: number of this process, which gets rows [p b, (p + 1) b) of each batch.
+      process_count: number of processes P; b = batch_size / P.
+      num_steps: length of the stream; None = endless.
+      stop: called with the seconds spent waiting for the current batch; returning True ends the
         stream.
 
     Returns:
@@ -241,9 +241,9 @@ def train_batches(
       With data.backend='device', the input of `device.augment_batch`, which makes these views.
 
     Raises:
-      ValueError: If batch size, source and processes do not fit together.
-      CorruptImageError: While iterating, if an image is corrupt and data.on_corrupt is 'error'.
-      DataError: If worker processes cannot be started; while iterating, if an image cannot be
+      ValueError: if batch size, source and processes do not fit together.
+      CorruptImageError: while iterating, if an image is corrupt and data.on_corrupt is 'error'.
+      DataError: if worker processes cannot be started; while iterating, if an image cannot be
         read or a worker process dies.
     """
     batches.check_stream(config, source, process_count)
@@ -294,9 +294,9 @@ def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStre
     """Returns the images of a source once, in order, without augmentation.
 
     Args:
-      config: The whole configuration; `data` is used.
-      source: Images.
-      batch_size: Images per batch; the last batch is padded with zeros, so that compiled functions
+      config: the whole configuration; `data` is used.
+      source: images.
+      batch_size: images per batch; the last batch is padded with zeros, so that compiled functions
         see one shape.
 
     Returns:
@@ -306,8 +306,8 @@ def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStre
         'mask': bool [batch_size], False for padding and for skipped corrupt images.
 
     Raises:
-      ValueError: If the batch size is not positive.
-      CorruptImageError: While iterating, if an image is corrupt and data.on_corrupt is 'error'.
+      ValueError: if the batch size is not positive.
+      CorruptImageError: while iterating, if an image is corrupt and data.on_corrupt is 'error'.
     """
     if batch_size < 1:
         raise ValueError(f"The evaluation batch size must be positive, not {batch_size}.")
@@ -323,16 +323,16 @@ def augmented_pairs(
     """Returns two augmented global views of the first images of a seeded subset.
 
     Args:
-      config: The whole configuration; `data` is used.
-      source: Images.
-      num: Number of images; all of the source's if it has fewer.
-      seed: Seed of the subset and of the augmentation.
+      config: the whole configuration; `data` is used.
+      source: images.
+      num: number of images; all of the source's if it has fewer.
+      seed: seed of the subset and of the augmentation.
 
     Returns:
       Two arrays uint8 [num, image_size, image_size, 3].
 
     Raises:
-      CorruptImageError: If an image is corrupt and data.on_corrupt is 'error'.
+      CorruptImageError: if an image is corrupt and data.on_corrupt is 'error'.
     """
     chosen = subset(source, num, seed)
     make = batches.BatchMaker(config, chosen, 0, 1)

@@ -19,15 +19,15 @@ def device_prefetch(
     JAX copies to a device asynchronously, so starting the copy early is enough to hide it.
 
     Args:
-      iterator: Host batches.
-      put: Places a batch on the devices, for instance `jax.device_put` with shardings.
-      size: Elements in flight; 0 places each element on request.
+      iterator: host batches.
+      put: places a batch on the devices, for instance `jax.device_put` with shardings.
+      size: elements in flight; 0 places each element on request.
 
     Returns:
       An iterator over the placed elements.
 
     Raises:
-      ValueError: If `size` is negative.
+      ValueError: if `size` is negative.
     """
     if size < 0:
         raise ValueError(f"data.device_prefetch must be 0 or more, not {size}.")

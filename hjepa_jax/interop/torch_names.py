@@ -91,7 +91,7 @@ def unwrapped(state: State) -> State:
     """Removes the name prefixes of data-parallel and compiled models.
 
     Raises:
-      ValueError: If some names have such a prefix and others do not.
+      ValueError: if some names have such a prefix and others do not.
     """
     for prefix in _WRAPPERS * 2:
         having = [name for name in state if name.startswith(prefix)]

@@ -156,7 +156,7 @@ def gaussian_blur(planes: Float32Array, sigma: Float32Array, kernel: int) -> Non
     Args:
       planes: float32 [3, N, H, W].
       sigma: float32 [N], in pixels; 0 leaves a view unchanged.
-      kernel: Odd number of taps, at most 2 min(H, W) - 1.
+      kernel: odd number of taps, at most 2 min(H, W) - 1.
     """
     # Views are blurred in groups of equal reach, a function of each view's own sigma alone.
     needed = np.minimum(np.ceil(_BLUR_REACH * sigma), kernel // 2).astype(np.int64)

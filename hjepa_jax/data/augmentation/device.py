@@ -130,9 +130,9 @@ def augment_on_device(
     Args:
       images: uint8 [B, H, W, 3], whole images, or [V, B, size, size, 3], crops.
       parameters: float32 [V, B, F], `parameters.pack` of the drawn parameters.
-      size: Side of the views in pixels.
-      kernel: Odd size of the Gaussian kernel.
-      threshold: Solarisation threshold.
+      size: side of the views in pixels.
+      kernel: odd size of the Gaussian kernel.
+      threshold: solarization threshold.
 
     Returns:
       uint8 [V, B, size, size, 3]. B may be sharded, since images do not mix.
@@ -146,7 +146,7 @@ def augment_batch(batch: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """Makes the views of a batch that was prepared with `data.backend='device'`.
 
     Args:
-      batch: A batch of `train_batches`, on the host or on the devices; may be traced.
+      batch: a batch of `train_batches`, on the host or on the devices; may be traced.
       data: `config.data`.
 
     Returns:

@@ -35,10 +35,10 @@ def apply(
     """Makes N augmented views.
 
     Args:
-      images: Decoded RGB images, of any sizes.
+      images: decoded RGB images, of any sizes.
       source: int64 [N], the image in `images` that each view is made from.
-      parameters: Drawn parameters of the N views.
-      size: Side of the views in pixels.
+      parameters: drawn parameters of the N views.
+      size: side of the views in pixels.
       augment: `config.data.augment`.
 
     Returns:
@@ -72,13 +72,13 @@ def eval_image(image: resize.Decoded, size: int, resize: int | None) -> npt.NDAr
     """Returns the evaluation view uint8 [size, size, 3]: resized short side, center crop.
 
     Args:
-      image: Decoded RGB image.
-      size: Side of the result in pixels.
-      resize: Length of the short side before the crop; None resizes it to `size`, which leaves an
+      image: decoded RGB image.
+      size: side of the result in pixels.
+      resize: length of the short side before the crop; None resizes it to `size`, which leaves an
         image of the right size as it is.
 
     Raises:
-      ValueError: If `resize` is smaller than `size`.
+      ValueError: if `resize` is smaller than `size`.
     """
     short = size if resize is None else resize
     if short < size:

@@ -130,12 +130,12 @@ def draw_parameters(
 
     Args:
       augment: `config.data.augment`.
-      scale: Range of the crop's area as a fraction of the image's.
+      scale: range of the crop's area as a fraction of the image's.
       key: `counter_random.stream_key` of the seed and epoch.
-      index: Integer [N], the image's index in its source.
-      view: Integer [N] or scalar, the view's number among those of its image.
-      height: Integer [N] or scalar, height of the image in pixels.
-      width: Integer [N] or scalar, width of the image in pixels.
+      index: integer [N], the image's index in its source.
+      view: integer [N] or scalar, the view's number among those of its image.
+      height: integer [N] or scalar, height of the image in pixels.
+      width: integer [N] or scalar, width of the image in pixels.
 
     Returns:
       The parameters, which depend on `key` and on each view's own index, number and size.

@@ -95,10 +95,10 @@ def crop_resize_flip(
     """Crops, resizes and mirrors N views.
 
     Args:
-      images: Decoded RGB images.
+      images: decoded RGB images.
       source: int64 [N], the image in `images` that each view is made from.
-      parameters: Drawn parameters of the N views.
-      size: Side of the views in pixels.
+      parameters: drawn parameters of the N views.
+      size: side of the views in pixels.
 
     Returns:
       float32 [3, N, size, size], planes of values in [0, 255].

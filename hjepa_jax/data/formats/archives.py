@@ -76,7 +76,7 @@ class Archive:
         """Returns up to `size` further bytes of the current member; b'' at its end.
 
         Raises:
-          ArchiveError: If the archive is truncated or unpacks to more than its bound.
+          ArchiveError: if the archive is truncated or unpacks to more than its bound.
         """
         size = min(size, self._rest)
         self._rest -= size
@@ -91,7 +91,7 @@ class Archive:
         """Yields the members; unread bytes of each are skipped.
 
         Raises:
-          ArchiveError: If the archive is damaged, or unpacks to more than its bound.
+          ArchiveError: if the archive is damaged, or unpacks to more than its bound.
         """
         while (header := self._header()) is not None:
             given: dict[str, str] = {}
@@ -185,16 +185,16 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
     """Opens a tar archive for one pass over its members.
 
     Args:
-      path: The archive; a regular file.
-      limit: Maximum number of bytes to unpack in total.
-      headers: Maximum number of headers, extended ones included.
+      path: the archive; a regular file.
+      limit: maximum number of bytes to unpack in total.
+      headers: maximum number of headers, extended ones included.
 
     Yields:
       The archive.
 
     Raises:
-      OSError: If it cannot be opened or is not a regular file.
-      ArchiveError: If it is damaged or exceeds a bound, also while it is read inside the block.
+      OSError: if it cannot be opened or is not a regular file.
+      ArchiveError: if it is damaged or exceeds a bound, also while it is read inside the block.
     """
     check_regular(path, _ARCHIVE_BYTES)
     with path.open("rb") as file:
@@ -218,13 +218,13 @@ def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
     size and members larger than any image are refused.
 
     Args:
-      path: The archive.
-      folder: An empty folder.
+      path: the archive.
+      folder: an empty folder.
 
     Raises:
-      ValueError: If it is damaged or too large, or holds links, devices, or names that leave the
+      ValueError: if it is damaged or too large, or holds links, devices, or names that leave the
         folder.
-      OSError: If it cannot be read, or its files cannot be written.
+      OSError: if it cannot be read, or its files cannot be written.
     """
     limit = _UNPACKED_BYTES + _UNPACKED_RATIO * check_regular(path, _ARCHIVE_BYTES).st_size
     try:

@@ -31,15 +31,15 @@ def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
     """Opens one file.
 
     Args:
-      path: The file.
-      count: Number of records that the data set's index says it has.
+      path: the file.
+      count: number of records that the data set's index says it has.
 
     Returns:
       A source of the stored records as bytes, by index.
 
     Raises:
-      OSError: If it is missing or not a regular file.
-      ValueError: If it is visibly damaged, has another number of records, or claims records larger
+      OSError: if it is missing or not a regular file.
+      ValueError: if it is visibly damaged, has another number of records, or claims records larger
         than any image.
     """
     try:
@@ -78,7 +78,7 @@ def _check_chunks(content: bytes) -> None:
     """Walks the chunks of a file from start to end and checks their claimed sizes.
 
     Raises:
-      _DamagedError: If they do not join up or claim too many bytes.
+      _DamagedError: if they do not join up or claim too many bytes.
     """
     position = 0
     while position < len(content):

@@ -118,7 +118,7 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
       The labels; -1 throughout, with a warning, where there is no label column.
 
     Raises:
-      DataError: If a file is damaged, or a label is outside the declared classes.
+      DataError: if a file is damaged, or a label is outside the declared classes.
     """
     pyarrow = pyarrow_module()
     columns, declared = [], None

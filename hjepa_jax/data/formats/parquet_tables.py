@@ -24,7 +24,7 @@ def pyarrow_module() -> Any:
     """Imports pyarrow.
 
     Raises:
-      ImportError: If it is not installed; the message says how to install it.
+      ImportError: if it is not installed; the message says how to install it.
     """
     try:
         import pyarrow
@@ -46,7 +46,7 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
       The `pyarrow.parquet.ParquetFile`.
 
     Raises:
-      DataError: If it is damaged, not a regular file, or claims more rows than it has bytes.
+      DataError: if it is damaged, not a regular file, or claims more rows than it has bytes.
     """
     pyarrow = pyarrow_module()
     try:
@@ -74,7 +74,7 @@ def find_column(path: pathlib.Path, candidates: Sequence[str]) -> tuple[str | No
     """Returns the first candidate that is a column of a file (else None), and the file's schema.
 
     Raises:
-      DataError: If the file is damaged or has that column twice.
+      DataError: if the file is damaged or has that column twice.
     """
     with opened(path) as file:
         schema = file.schema_arrow
@@ -88,7 +88,7 @@ def num_rows(path: pathlib.Path) -> int:
     """Returns the number of rows.
 
     Raises:
-      DataError: If the file is damaged.
+      DataError: if the file is damaged.
     """
     with opened(path) as file:
         return file.metadata.num_rows
@@ -100,7 +100,7 @@ def read_column(path: pathlib.Path, column: str) -> Any:
     A value shared by many rows is stored once, so a small file may decode to any size.
 
     Raises:
-      DataError: If the file is damaged, or decodes to far more than its size.
+      DataError: if the file is damaged, or decodes to far more than its size.
     """
     pyarrow = pyarrow_module()
     batches, total = [], 0
@@ -139,7 +139,7 @@ def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> lis
     """Returns the image column of each file, as a table with the single column 'image'.
 
     Raises:
-      DataError: If a file is damaged, or has no column of images.
+      DataError: if a file is damaged, or has no column of images.
     """
     pyarrow = pyarrow_module()
     tables = []
@@ -175,7 +175,7 @@ def concatenate(tables: Sequence[Any]) -> Any:
     """Concatenates tables.
 
     Raises:
-      DataError: If their types differ.
+      DataError: if their types differ.
     """
     pyarrow = pyarrow_module()
     try:

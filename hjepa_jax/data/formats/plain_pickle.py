@@ -50,7 +50,7 @@ class ArrayType:
         """Sets the byte order from the pickled state; the type code determines the rest.
 
         Raises:
-          ValueError: If the state is malformed.
+          ValueError: if the state is malformed.
         """
         order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
         order = order.decode("latin1") if isinstance(order, bytes) else order
@@ -69,7 +69,7 @@ class Array:
         """Sets the pickled state (version, shape, type, Fortran order, bytes).
 
         Raises:
-          ValueError: If the state is malformed.
+          ValueError: if the state is malformed.
         """
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("it holds an array that is damaged")
@@ -79,7 +79,7 @@ class Array:
         """Returns the array, read-only.
 
         Raises:
-          ValueError: If shape, type and number of bytes do not match.
+          ValueError: if shape, type and number of bytes do not match.
         """
         shape, kind, fortran, content = self._parts or (None, None, None, None)
         if (
@@ -124,14 +124,14 @@ def load(
     """Returns the plain data of a pickle.
 
     Args:
-      content: The pickle, of any protocol.
-      calls: Replacements called for globals, by dotted name. Pickled state is passed to the `build`
+      content: the pickle, of any protocol.
+      calls: replacements called for globals, by dotted name. Pickled state is passed to the `build`
         method of an `Array` or `ArrayType` that they return.
-      names: Further globals that may be mentioned; each becomes a `Name`.
-      persistent: Resolves persistent references; None refuses them.
+      names: further globals that may be mentioned; each becomes a `Name`.
+      persistent: resolves persistent references; None refuses them.
 
     Raises:
-      ValueError: If it is damaged, names any other global, or needs more work or memory than its
+      ValueError: if it is damaged, names any other global, or needs more work or memory than its
         size justifies. The message completes a sentence.
     """
     machine = _Machine(content, calls, names, persistent)
@@ -147,7 +147,7 @@ def _check_size(loaded: Any) -> None:
     """Refuses data shared so often or nested so deeply that walking it would not end.
 
     Raises:
-      ValueError: If a bound is exceeded.
+      ValueError: if a bound is exceeded.
     """
     level = [loaded]
     for _ in range(_MAX_DEPTH):
