@@ -24,3 +24,14 @@ class DataError(UserError):
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Returns the first line of an error's message, cut to `limit` characters; may be empty."""
     return str(error).strip().split("\n")[0][:limit]
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number with its noun.
+
+    Args:
+      number: how many.
+      noun: the noun for one.
+      plural: the noun for any other number; None appends an s.
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

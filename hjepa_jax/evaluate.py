@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hjepa_jax.config import Config, steps_per_epoch, total_steps, validation
 from hjepa_jax.data.pipeline import augmented_pairs
-from hjepa_jax.data.sources.cifar_superclasses import label_maps
+from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import Encode
@@ -60,9 +60,9 @@ def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources
         train_batches=train,
         test_batches=test,
         augmented_pairs=pairs,
-        num_classes=train.source.num_classes,
+        num_classes=len(names),
         class_names=names,
-        label_maps=label_maps(config.data.name, names),
+        label_maps=open_data_set(config.data).label_maps(names),
     )
 
 

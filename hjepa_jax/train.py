@@ -17,6 +17,7 @@ from hjepa_jax.config import Config, may_change_on_resume, steps_per_epoch, tota
 from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.data.workers.start import check_can_start
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.monitor import TrainingMonitor, check_online_labels
@@ -30,7 +31,7 @@ from hjepa_jax.runtime.writers import LogClock, ProgressDisplay, create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.training.nonfinite import NonFiniteGuard
 from hjepa_jax.training.online_probe import logged_figures
-from hjepa_jax.training.prepare import Run, open_split, prepare
+from hjepa_jax.training.prepare import Run, prepare
 from hjepa_jax.training.saved_run import check_finite, check_replaceable, config_in, initial_state
 from hjepa_jax.training.state import TrainState
 from hjepa_jax.training.step import loss_weights
@@ -237,7 +238,7 @@ def _opened(config: Config, stop: StopRequest) -> tuple[ImageSource, Run, dict[s
         with stop.at_once("the opening of the data") if alone else contextlib.nullcontext():
             source = open_split(config, "train")
             check_online_labels(config, source)
-            run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
+            run = prepare(config, len(source), sharding.data_mesh(), len(source.class_names))
             return source, run, data_identity(config, source)
     except StoppedAtOnce:
         raise RunStopped(None) from None

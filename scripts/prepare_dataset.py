@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hjepa_jax.config import base_config
 from hjepa_jax.data.formats import archives
 from hjepa_jax.data.sources import shards, splits
-from hjepa_jax.data.sources.base import open_source
+from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
 

@@ -14,7 +14,7 @@ from hjepa_jax.config import validation
 from hjepa_jax.config.flags import define_config, run_program
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import train_batches
-from hjepa_jax.data.sources.base import open_source
+from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_file, local_path
 

@@ -20,10 +20,10 @@ from hjepa_jax.config import steps_per_epoch
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import host, resize
 from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack
-from hjepa_jax.data.counter_random import Purpose
+from hjepa_jax.data.counter_random import Stream
 from hjepa_jax.data.decode import CorruptImageError, decode_image
-from hjepa_jax.data.sources import base
 from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.derived import fixed_shape
 from hjepa_jax.errors import DataError
 from hjepa_jax.storage.files import printable
 
@@ -88,7 +88,7 @@ def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
-    return counter_random.permutation(counter_random.stream_key(seed, Purpose.ORDER, epoch), length)
+    return counter_random.permutation(counter_random.stream_key(seed, Stream.ORDER, epoch), length)
 
 
 def batch_indices(
@@ -120,7 +120,7 @@ class Loader:
         data = config.data
         self._source = source
         self._skip = data.on_corrupt == "skip"
-        self._key = counter_random.stream_key(config.seed, Purpose.REPLACEMENT)
+        self._key = counter_random.stream_key(config.seed, Stream.REPLACEMENT)
         sides = [data.image_size / data.global_scale[0] ** 0.5]
         if data.num_local_views:
             sides.append(data.local_size / data.local_scale[0] ** 0.5)
@@ -207,7 +207,7 @@ class Loader:
             yield slice(start, start + len(group)), group
 
 
-class _Kind(NamedTuple):
+class ViewGroup(NamedTuple):
     """The global or the local views: their numbers, side in pixels and range of crop area."""
 
     name: str
@@ -216,27 +216,27 @@ class _Kind(NamedTuple):
     scale: tuple[float, float]
 
 
-def _kinds(data: Any, num_global: int, num_local: int) -> list[_Kind]:
-    kinds = [_Kind("global", np.arange(num_global), data.image_size, data.global_scale)]
+def _view_groups(data: Any, num_global: int, num_local: int) -> list[ViewGroup]:
+    groups = [ViewGroup("global", np.arange(num_global), data.image_size, data.global_scale)]
     if num_local:
         numbers = _FIRST_LOCAL_VIEW + np.arange(num_local)
-        kinds.append(_Kind("local", numbers, data.local_size, data.local_scale))
-    return kinds
+        groups.append(ViewGroup("local", numbers, data.local_size, data.local_scale))
+    return groups
 
 
 def _parameters(
-    data: Any, key: int, group: Sequence[Loaded], kind: _Kind
+    data: Any, key: int, group: Sequence[Loaded], view_group: ViewGroup
 ) -> tuple[npt.NDArray[np.int64], ViewParameters]:
     """Returns each view's position in `group` (view-major) and the drawn parameters."""
     count = len(group)
-    source = np.tile(np.arange(count), len(kind.numbers))
+    source = np.tile(np.arange(count), len(view_group.numbers))
     sizes = np.array([resize.size_of(loaded.image) for loaded in group])[source]
     drawn = host.draw_parameters(
         data.augment,
-        kind.scale,
+        view_group.scale,
         key=key,
         index=np.array([loaded.index for loaded in group])[source],
-        view=np.repeat(kind.numbers, count),
+        view=np.repeat(view_group.numbers, count),
         height=sizes[:, 0],
         width=sizes[:, 1],
     )
@@ -261,18 +261,20 @@ class BatchMaker:
         # processes, its order included.
         first = self._process_index * self._local_size
         indices = indices[first : first + self._local_size]
-        key = counter_random.stream_key(seed, Purpose.AUGMENTATION, epoch)
+        key = counter_random.stream_key(seed, Stream.AUGMENTATION, epoch)
         on_device = data.backend == "device"
         return self.make(key, indices, data.num_global_views, data.num_local_views, on_device)
 
     def batch_bytes(self) -> int:
         """Returns the bytes of the views (or whole images) of this process's share of a batch."""
         data = self._config.data
-        kinds = _kinds(data, data.num_global_views, data.num_local_views)
-        shape = base.fixed_shape(self._source) if data.backend == "device" else None
+        groups = _view_groups(data, data.num_global_views, data.num_local_views)
+        shape = fixed_shape(self._source) if data.backend == "device" else None
         if shape is not None:
             return self._local_size * math.prod(shape)
-        return self._local_size * sum(3 * len(kind.numbers) * kind.size**2 for kind in kinds)
+        return self._local_size * sum(
+            3 * len(view_group.numbers) * view_group.size**2 for view_group in groups
+        )
 
     def make(
         self,
@@ -303,12 +305,12 @@ class BatchMaker:
           DataError: if this process lacks the memory or file handles to read an image.
         """
         data, count = self._config.data, len(indices)
-        kinds = _kinds(data, num_global, num_local)
-        shape = base.fixed_shape(self._source) if on_device else None
+        groups = _view_groups(data, num_global, num_local)
+        shape = fixed_shape(self._source) if on_device else None
         batch: Batch = {name: np.empty(count, np.int32) for name in ("label", "index")}
         if shape is not None:
             batch["images"] = np.empty((count, *shape), np.uint8)
-        for name, numbers, size, _ in kinds:
+        for name, numbers, size, _ in groups:
             if shape is None:
                 batch[f"{name}_views"] = np.empty((len(numbers), count, size, size, 3), np.uint8)
             if on_device:
@@ -321,15 +323,16 @@ class BatchMaker:
             batch["index"][part] = [loaded.index for loaded in group]
             if shape is not None:
                 batch["images"][part] = np.stack([np.asarray(image) for image in images])
-            for kind in kinds:
-                source, drawn = _parameters(data, key, group, kind)
-                name, size, layout = kind.name, kind.size, (len(kind.numbers), len(group))
+            for views in groups:
+                source, drawn = _parameters(data, key, group, views)
+                name, size = views.name, views.size
+                layout = (len(views.numbers), len(group))
                 if on_device:
                     batch[f"{name}_parameters"][:, part] = pack(drawn).reshape(*layout, -1)
                     if shape is None:
-                        views = host.crop(images, source, drawn, size)
-                        batch[f"{name}_views"][:, part] = views.reshape(*layout, size, size, 3)
+                        pixels = host.crop(images, source, drawn, size)
+                        batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)
                 else:
-                    views = host.apply(images, source, drawn, size, data.augment)
-                    batch[f"{name}_views"][:, part] = views.reshape(*layout, size, size, 3)
+                    pixels = host.apply(images, source, drawn, size, data.augment)
+                    batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)
         return batch, corrupt

@@ -1,6 +1,6 @@
 """Counter-based random numbers: every draw depends on its coordinates alone.
 
-A draw is a hash of (seed, purpose, epoch, index, view, slot), independent of the order in which
+A draw is a hash of (seed, stream, epoch, index, view, slot), independent of the order in which
 images are loaded and of the number of threads, workers and processes. It is our own code because
 NumPy's generators cannot be indexed by arrays of coordinates. The mixing
 function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
@@ -22,8 +22,8 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
 
-class Purpose(enum.IntEnum):
-    """What a stream of random numbers is for; streams of different purposes are independent."""
+class Stream(enum.IntEnum):
+    """What a stream of random numbers is for; different streams are independent."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -52,10 +52,10 @@ def mix(values: UInt64Array) -> UInt64Array:
     return mixed
 
 
-def stream_key(seed: int, purpose: Purpose, epoch: int = 0) -> int:
+def stream_key(seed: int, stream: Stream, epoch: int = 0) -> int:
     """Returns the 64-bit key of the stream of one seed, purpose and epoch."""
     key = _mix_int(seed & _MASK)
-    key = _mix_int(key ^ int(purpose))
+    key = _mix_int(key ^ int(stream))
     return _mix_int(key ^ (epoch & _MASK))
 
 

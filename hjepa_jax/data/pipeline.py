@@ -22,10 +22,11 @@ from absl import flags, logging
 from hjepa_jax.data import batches, counter_random
 from hjepa_jax.data.augmentation import host
 from hjepa_jax.data.batches import Batch
-from hjepa_jax.data.counter_random import Purpose
+from hjepa_jax.data.counter_random import Stream
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.prefetch import WaitTimer, device_prefetch
-from hjepa_jax.data.sources.base import ImageSource, subset
+from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.derived import subset
 from hjepa_jax.data.workers import blocks, start
 from hjepa_jax.data.workers.watched import StoppedWaiting, Watched, WorkerDied
 from hjepa_jax.errors import DataError
@@ -336,7 +337,7 @@ def augmented_pairs(
     """
     chosen = subset(source, num, seed)
     make = batches.BatchMaker(config, chosen, 0, 1)
-    key = counter_random.stream_key(seed, Purpose.PAIRS)
+    key = counter_random.stream_key(seed, Stream.PAIRS)
     size = config.data.image_size
     pairs = np.empty((2, len(chosen), size, size, 3), np.uint8)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_variant, variants_of
@@ -55,7 +56,7 @@ def probe_settings(config: Any) -> probe.ProbeSettings:
 
 def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, np.ndarray]:
     """Returns the rows that have a label, and their numbers; DataError for a label out of range."""
-    rows = np.flatnonzero(validity.has_label(features.labels))
+    rows = np.flatnonzero(has_label(features.labels))
     kept = features
     if len(rows) < len(features.labels):  # no copy where all have one
         kept = Features(features.features[rows], features.labels[rows])
@@ -198,7 +199,7 @@ def qp_variants(
 def check_few_shot(labels: npt.NDArray[np.integer], per_class: int, num_classes: int) -> None:
     """Raises a ConfigError when a class has fewer than `per_class` training images."""
     values = np.asarray(labels)
-    known = knn.check_labels(values[validity.has_label(values)], num_classes, "training")
+    known = knn.check_labels(values[has_label(values)], num_classes, "training")
     counts = np.bincount(known, minlength=num_classes)
     if not 1 <= per_class <= counts.min():
         raise ConfigError(
@@ -265,7 +266,7 @@ def coarse_metrics(
         coarse = np.asarray(mapping, np.int32)
         num_classes = int(coarse.max()) + 1
         sets = [
-            s._replace(labels=np.where(validity.has_label(s.labels), coarse[s.labels], s.labels))
+            s._replace(labels=np.where(has_label(s.labels), coarse[s.labels], s.labels))
             for s in (train, test)
         ]
         found = classify(sets[0], sets[1], num_classes, config, mesh, **options)

@@ -13,8 +13,9 @@ import numpy as np
 from hjepa_jax.config import Config
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import eval_batches
-from hjepa_jax.data.sources.base import ImageSource, subset
-from hjepa_jax.data.sources.holdout import labeled
+from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.derived import labeled, subset
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
@@ -25,7 +26,7 @@ from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.evaluation.ready import check_same_classes
 from hjepa_jax.evaluation.validity import wilson
 from hjepa_jax.runtime import sharding
-from hjepa_jax.training.prepare import Run, make_encode, open_split
+from hjepa_jax.training.prepare import Run, make_encode
 from hjepa_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -104,9 +105,10 @@ class OnlineKnn:
             "set config.evaluation.online_every_epochs=None, or give a test split of the same",
         )
         ranked = config.checkpoint.keep_best and config.checkpoint.best_metric
-        if ranked == "online/knn_top5" and train.num_classes <= TRIVIAL_TOP5:
+        num_classes = len(train.class_names)
+        if ranked == "online/knn_top5" and num_classes <= TRIVIAL_TOP5:
             raise ConfigError(
-                f"config.checkpoint.best_metric is {ranked!r}, but of {train.num_classes} classes "
+                f"config.checkpoint.best_metric is {ranked!r}, but of {num_classes} classes "
                 "all are among the top five: set it to 'online/knn_top1'."
             )
         self._config, self._run = config, run
@@ -133,7 +135,7 @@ class OnlineKnn:
             s._replace(features=select_variant(s.features, settings.variant, config.model.split_qp))
             for s in sets
         )
-        num_classes = self._sources[0].num_classes
+        num_classes = len(self._sources[0].class_names)
         found = knn_accuracy(
             *train,
             *test,

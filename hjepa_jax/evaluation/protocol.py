@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import diagnostics, robustness, spectrum, validity
 from hjepa_jax.evaluation.classify import (
@@ -295,7 +296,7 @@ def run_protocol(
             "schema_version": SCHEMA_VERSION,
             "info": dict(info or {}),
             "num_classes": sources.num_classes,
-            "num_test_images": int(np.count_nonzero(validity.has_label(tested))),
+            "num_test_images": int(np.count_nonzero(has_label(tested))),
             "largest_class_share": validity.largest_share(tested),
             "headline_k": config.headline_k,
             "notes": notes_of(metrics, learned, tested, witness.shared(), notes),

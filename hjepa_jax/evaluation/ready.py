@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_jax.config import Config
-from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.base import ImageSource, has_label
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
-from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import check_few_shot, probe_settings
 from hjepa_jax.evaluation.knn import usable_ks
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import check_writable_folder
-from hjepa_jax.training.prepare import open_split
 
 _NAMES_SHOWN = 5
 
@@ -64,14 +63,14 @@ def open_sets(config: Config) -> Sets:
                 f"{source.description}: the evaluation needs at least two {which} images."
             )
     labels = sets.train.labels()
-    labeled = int(np.count_nonzero(validity.has_label(labels)))
-    if not labeled or not validity.has_label(sets.test.labels()).any():
+    labeled = int(np.count_nonzero(has_label(labels)))
+    if not labeled or not has_label(sets.test.labels()).any():
         return sets  # there is no accuracy then, of which the evaluation says why
     wanted = (*settings.knn_k, settings.headline_k)
     if min(wanted) > labeled:
         usable_ks(wanted, labeled)
     for shots in settings.few_shot:
-        check_few_shot(labels, shots, sets.train.num_classes)
+        check_few_shot(labels, shots, len(sets.train.class_names))
     folds = probe_settings(settings).folds
     if settings.probe_lr_sweep and folds > labeled:
         raise ConfigError(

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax.data.sources.base import NO_LABEL
+from hjepa_jax.data.sources.base import has_label
+from hjepa_jax.errors import counted
 from hjepa_jax.evaluation.features import Batch
 
 # Rows of pixels that tell one image from another; all of a large image would take long to digest.
@@ -18,11 +19,6 @@ _ROWS = 64
 _Z = 1.959963984540054
 # Half the widest interval of an accuracy, in points, from which on it is worth a sentence.
 _WIDE_POINTS = 5.0
-
-
-def has_label(labels: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Returns which of labels int [N] are one, bool [N]."""
-    return np.asarray(labels) != NO_LABEL
 
 
 def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
@@ -158,7 +154,7 @@ def _doubts(train: np.ndarray, test: np.ndarray, shared: int) -> list[str]:
     absent = np.setdiff1d(test[has_label(test)], train[has_label(train)])
     if len(absent):
         count = int(np.isin(test, absent).sum())
-        number = "1 class" if len(absent) == 1 else f"{len(absent)} classes"
+        number = counted(len(absent), "class", "classes")
         notes.append(
             f"{count} of the {tested} test images are of {number} that no training image has: they "
             "cannot be classified correctly."

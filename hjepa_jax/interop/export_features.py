@@ -13,11 +13,11 @@ import numpy as np
 
 from hjepa_jax.config import validation
 from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import Features, extract_features, select_variant
 from hjepa_jax.loading import LoadedRun
 from hjepa_jax.storage.files import check_writable_file, local_path
-from hjepa_jax.training.prepare import open_split
 
 FORMATS = (".npz", ".parquet")
 

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.runtime import checkpoint_files, sharding
 from hjepa_jax.storage.files import open_log
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import open_saved, saved_config
 from hjepa_jax.training.state import TrainState
 
@@ -42,7 +43,7 @@ def final_state(workdir: pathlib.Path) -> TrainState:
     """Returns the newest checkpoint's state as numpy arrays."""
     config = saved_config(workdir)
     source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh(), source.num_classes)
+    run = prepare(config, len(source), sharding.data_mesh(), len(source.class_names))
     return jax.device_get(open_saved(config, workdir).restore(run.abstract_state)[0])
 
 

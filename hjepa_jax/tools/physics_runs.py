@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.physics.measure import PhaseMap, Probe, predictor_maps, probe_of_states
 from hjepa_jax.loading import LoadedRun, load_run
-from hjepa_jax.training.prepare import open_split
 
 
 def encoded_states(run: LoadedRun, num: int) -> np.ndarray:

@@ -9,42 +9,13 @@ from typing import Any, NamedTuple
 import jax
 
 from hjepa_jax.config import Config, steps_per_epoch, total_steps
-from hjepa_jax.data.sources.base import ImageSource, open_source, subset
-from hjepa_jax.data.sources.holdout import hold_out
-from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.sharded_optimizer import sharded_optimizer
 from hjepa_jax.training.hamsigreg import init_spectral
 from hjepa_jax.training.method import build_modules
 from hjepa_jax.training.state import TrainState, init_state, learning_rates, make_optimizer
 from hjepa_jax.training.step import Method, normalise, train_step
-
-
-def open_split(config: Config, which: str) -> ImageSource:
-    """Opens the 'train' or 'test' images of a configuration, limited as it says.
-
-    With config.evaluation.online_holdout the 'train' images are without those held out, which
-    'holdout' opens.
-
-    Raises:
-      DataError: if the data is missing or does not fit together.
-    """
-    data = config.data
-    split, limit = {
-        "train": (data.train_split, data.max_train_images),
-        "holdout": (data.train_split, data.max_train_images),
-        "test": (data.test_split, data.max_test_images),
-    }[which]
-    held_out = config.evaluation.online_holdout
-    try:
-        source = subset(open_source(data, split), limit, config.seed)
-        if which == "test" or held_out is None:
-            return source
-        rest, held = hold_out(source, held_out, config.seed)
-        return held if which == "holdout" else rest
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-
 
 # For what runs once: optimising its code takes longer than running it unoptimised.
 UNOPTIMISED: Any = {

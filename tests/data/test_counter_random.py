@@ -4,7 +4,7 @@ import numpy as np
 from scipy import stats
 
 from hjepa_jax.data import counter_random
-from hjepa_jax.data.counter_random import Purpose
+from hjepa_jax.data.counter_random import Stream
 
 
 def _splitmix64(state: int) -> int:
@@ -24,7 +24,7 @@ def test_mix_is_splitmix64() -> None:
 
 
 def test_uniforms_are_uniform_and_independent_of_grouping() -> None:
-    key = counter_random.stream_key(7, Purpose.AUGMENTATION, 3)
+    key = counter_random.stream_key(7, Stream.AUGMENTATION, 3)
     draws = counter_random.uniforms(key, np.arange(20000)[:, None], np.arange(5))
     assert draws.min() >= 0
     assert draws.max() < 1
@@ -38,14 +38,14 @@ def test_streams_differ_by_seed_purpose_and_epoch() -> None:
     keys = {
         counter_random.stream_key(seed, purpose, epoch)
         for seed in (-1, 0, 1, 2**40)
-        for purpose in Purpose
+        for purpose in Stream
         for epoch in range(5)
     }
-    assert len(keys) == 4 * len(Purpose) * 5
+    assert len(keys) == 4 * len(Stream) * 5
 
 
 def test_permutation_is_a_permutation_and_mixes() -> None:
-    key = counter_random.stream_key(0, Purpose.ORDER)
+    key = counter_random.stream_key(0, Stream.ORDER)
     order = counter_random.permutation(key, 5000)
     assert (np.sort(order) == np.arange(5000)).all()
     assert abs(np.corrcoef(order, np.arange(5000))[0, 1]) < 0.05

@@ -11,8 +11,9 @@ from image_files import cifar_files, data_config, encode, photo, write_folder
 
 from hjepa_jax.data import pipeline
 from hjepa_jax.data.sources import shards, splits
-from hjepa_jax.data.sources.base import ArraySource, ImageSource, open_source
+from hjepa_jax.data.sources.base import ArraySource, ImageSource
 from hjepa_jax.data.sources.folder import open_root
+from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import DataError
 from hjepa_jax.interop import export_features
 
@@ -141,7 +142,7 @@ def test_missing_labels_are_minus_one_and_no_class(case, tmp_path) -> None:
     assert source.labels().tolist() == got
     assert source.labels().dtype == np.int32
     assert source.class_names == tuple(names)
-    assert source.num_classes == len(names)
+    assert len(source.class_names) == len(names)
     assert pickle.loads(pickle.dumps(source)).labels().tolist() == got
     config = data_config(batch_size=2, image_size=16)
     with pipeline.train_batches(config, source, num_steps=1) as stream:

@@ -14,8 +14,9 @@ from hjepa_jax.data import decode as decode_module
 from hjepa_jax.data.batches import Loader
 from hjepa_jax.data.decode import decode_image, sample_limits
 from hjepa_jax.data.formats.pixels import FULL, Limits, Ranges, choose_ranges, scale
-from hjepa_jax.data.sources import base
-from hjepa_jax.data.sources.base import decode, open_source
+from hjepa_jax.data.sources import derived
+from hjepa_jax.data.sources.base import decode
+from hjepa_jax.data.sources.open import open_source
 
 SHAPE = (24, 20)
 
@@ -209,7 +210,7 @@ def test_whole_sixteen_bits_and_eight_bits_need_no_warning(tmp_path, caplog) -> 
 
 def test_an_image_brighter_than_the_sample_saturates(tmp_path, monkeypatch, caplog) -> None:
     decode_module._warn_saturated.cache_clear()
-    monkeypatch.setattr(base, "_SAMPLED_IMAGES", 1)
+    monkeypatch.setattr(derived, "_SAMPLED_IMAGES", 1)
     config = folder_of(tmp_path, {"train": [png16(values(10)), png16(values(12))]})
     source = open_source(config.data, "train")
     expected = np.minimum(values(12), 1023) >> 2

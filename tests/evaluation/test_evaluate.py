@@ -15,6 +15,7 @@ from configs import quickstart
 from hjepa_jax import main
 from hjepa_jax.config import validation
 from hjepa_jax.data.sources.base import ArraySource
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from hjepa_jax.evaluate import check_before_training, evaluate, of_run
 from hjepa_jax.evaluation import ready
@@ -23,7 +24,7 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.stop_request import StopRequest
 from hjepa_jax.train import data_identity, save
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import saved_config
 
 

@@ -1,4 +1,4 @@
-"""What training tells on the way: views, alarms and kNN; and CIFAR-100's superclasses."""
+"""What training tells on the way: views, alarms and kNN."""
 
 import io
 import logging
@@ -13,8 +13,9 @@ from configs import quickstart
 from hjepa_jax.config import validation
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import eval_batches, train_batches
-from hjepa_jax.data.sources import cifar_superclasses
 from hjepa_jax.data.sources.base import ArraySource
+from hjepa_jax.data.sources.cifar import CIFAR100_SUPERCLASSES
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluate import evaluation_sources
 from hjepa_jax.evaluation import monitor
@@ -25,7 +26,7 @@ from hjepa_jax.evaluation.report.about import watch
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.train import train
-from hjepa_jax.training.prepare import make_encode, open_split, prepare
+from hjepa_jax.training.prepare import make_encode, prepare
 from tests.runtime.test_writers import _events
 
 
@@ -156,33 +157,8 @@ def test_online_fields_are_checked() -> None:
         validation.validate(config)
 
 
-# The coarse label of each fine label, 0 to 99, in the order of the data set's files.
-_COARSE_OF_FINE = (
-    "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 "
-    "11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 "
-    "16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
-)
-
-
-def test_superclasses_are_the_data_sets_own() -> None:
-    members = cifar_superclasses.CIFAR100_SUPERCLASSES.values()
-    fine = sorted(name for five in members for name in five)
-    assert len(set(fine)) == 100
-    assert all(list(five) == sorted(five) for five in members)
-    assert list(cifar_superclasses.CIFAR100_SUPERCLASSES) == sorted(
-        cifar_superclasses.CIFAR100_SUPERCLASSES
-    )
-    # The files number the fine classes in alphabetical order.
-    found = cifar_superclasses.label_maps("cifar100", fine)["superclass"]
-    assert found.tolist() == [int(text) for text in _COARSE_OF_FINE.split()]
-    turned = cifar_superclasses.label_maps("cifar100", fine[::-1])["superclass"]
-    assert turned.tolist() == found.tolist()[::-1]
-
-
 def test_evaluation_of_cifar100_uses_them() -> None:
-    fine = sorted(
-        name for five in cifar_superclasses.CIFAR100_SUPERCLASSES.values() for name in five
-    )
+    fine = sorted(name for five in CIFAR100_SUPERCLASSES.values() for name in five)
     images = np.zeros((100, 32, 32, 3), np.uint8)
     source = ArraySource("cifar100", images, np.arange(100), fine)
     config = quickstart.get_config()
@@ -192,10 +168,3 @@ def test_evaluation_of_cifar100_uses_them() -> None:
     assert mapping[fine.index("maple_tree")] == 17
     config.data.name = "digits"
     assert evaluation_sources(config, *sets).label_maps == {}
-
-
-def test_other_data_has_no_superclasses(caplog) -> None:
-    assert cifar_superclasses.label_maps("digits", ("0", "1")) == {}
-    assert not caplog.records
-    assert cifar_superclasses.label_maps("cifar100", ("0", "1")) == {}
-    assert "not those of CIFAR-100" in caplog.text

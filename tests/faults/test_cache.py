@@ -7,11 +7,11 @@ import jax
 import pytest
 
 from configs import quickstart
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import DataError
 from hjepa_jax.kernels import build
 from hjepa_jax.runtime import compilation_cache
 from hjepa_jax.tools import doctor
-from hjepa_jax.training.prepare import open_split
 
 
 @pytest.fixture

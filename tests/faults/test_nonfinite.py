@@ -14,6 +14,7 @@ import hjepa_jax.training.prepare
 from configs import quickstart
 from hjepa_jax.config import validation
 from hjepa_jax.data.batches import batch_indices
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, TrainingError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -23,7 +24,7 @@ from hjepa_jax.runtime.writers import ProgressDisplay
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.train import data_identity, open_stream, save, train
 from hjepa_jax.training.nonfinite import diagnosis
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import make_optimizer
 
 # Two in a row, then one more: the limit below is two in a row.

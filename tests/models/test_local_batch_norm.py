@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.layers import BatchNorm
 from hjepa_jax.tools.layout_check import compare_layouts
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

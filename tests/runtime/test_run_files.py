@@ -13,6 +13,7 @@ from random_states import random_state
 import hjepa_jax
 from configs import quickstart
 from hjepa_jax.config import validation
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.evaluation.compare.runs import load_result
@@ -23,7 +24,7 @@ from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.storage.files import open_log, write_atomically
 from hjepa_jax.tools.sweep import SweepRun, check_commands
 from hjepa_jax.train import data_identity, restore_or_init, save
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import check_replaceable, saved_config
 from tests.evaluation.compare.test_compare import write_run
 

@@ -15,14 +15,15 @@ from hjepa_jax import load
 from hjepa_jax.config import validation
 from hjepa_jax.config.directions import DIRECTIONS, best_direction, direction_problem
 from hjepa_jax.data.sources.base import ArraySource
-from hjepa_jax.data.sources.holdout import hold_out, labeled
+from hjepa_jax.data.sources.derived import hold_out, labeled
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluate import _notes, evaluate, restore
 from hjepa_jax.evaluation import monitor
 from hjepa_jax.interop.export_features import split_features
 from hjepa_jax.runtime import sharding
 from hjepa_jax.train import train
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, saved_config
 from hjepa_jax.training.step import train_step
 from tests.evaluation.test_monitor import online_config, prepare_without_step

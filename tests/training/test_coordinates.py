@@ -15,6 +15,7 @@ import hjepa_jax
 from configs import cifar100, quickstart
 from hjepa_jax.config import validation
 from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import evaluate, restore
 from hjepa_jax.evaluation.monitor import OnlineKnn
@@ -22,7 +23,7 @@ from hjepa_jax.objectives.hamsigreg_spectrum import learnable_spectrum
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.method import spectral_settings
-from hjepa_jax.training.prepare import make_encode, open_split, prepare
+from hjepa_jax.training.prepare import make_encode, prepare
 from hjepa_jax.training.saved_run import check_encoder, saved_config
 from tests.training.test_load import ROOT, save_run
 

@@ -17,6 +17,7 @@ from configs import quickstart
 from hjepa_jax.config import validation
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.interop.export_encoder import export_encoder
@@ -24,7 +25,7 @@ from hjepa_jax.interop.export_features import export_features, save_features
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.train import data_identity, save
-from hjepa_jax.training.prepare import make_encode, open_split, prepare
+from hjepa_jax.training.prepare import make_encode, prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -53,7 +54,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 def loaded(workdir):
     """The run, loaded where there is no data set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hjepa_jax.data.sources.base.open_source", _no_data)
+        patch.setattr("hjepa_jax.data.sources.open.open_source", _no_data)
         return hjepa_jax.load(workdir, batch_size=8)
 
 

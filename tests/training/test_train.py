@@ -9,6 +9,7 @@ import pytest
 
 from configs import cifar100, imagenet100, quickstart
 from hjepa_jax.config.variants import smoke
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -19,7 +20,7 @@ from hjepa_jax.train import (
     warn_of_slow_arithmetic,
     warn_of_small_batches,
 )
-from hjepa_jax.training.prepare import open_split, prepare
+from hjepa_jax.training.prepare import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOGGED = {"total", "pred", "lr", "grad_norm"}

@@ -1,10 +1,12 @@
 """CIFAR-10 and CIFAR-100 from their Python archives, without general unpickling.
 
-A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the superclasses of
+CIFAR-100 are in the table on page 59.
 """
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,9 +16,11 @@ import numpy.typing as npt
 
 from hjepa_jax.data.formats import archives, plain_pickle
 from hjepa_jax.data.sources import folder, splits
-from hjepa_jax.data.sources.base import NO_LABEL, ArraySource, ImageSource
+from hjepa_jax.data.sources.base import NO_LABEL, ArraySource, DataSet, ImageSource
 from hjepa_jax.storage import schema
 from hjepa_jax.storage.files import read_regular
+
+_log = logging.getLogger(__name__)
 
 # Bounds of what is read: twice the largest file of each kind, since Python 3 may have pickled the
 # pixels again as text, and twice the larger archive.
@@ -68,11 +72,75 @@ _ARCHIVES = {
 }
 
 
+# Superclass -> its five classes, both named and ordered as in the data set's own files.
+CIFAR100_SUPERCLASSES: dict[str, tuple[str, str, str, str, str]] = {
+    "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+    "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
+    "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+    "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+    "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+    "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+    "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
+    "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+    "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+    "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+    "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+    "people": ("baby", "boy", "girl", "man", "woman"),
+    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+    "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+    "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+    "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+}
+
+
+class Cifar10(DataSet):
+    """CIFAR-10."""
+
+    def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
+        """Opens a split; see `open_cifar`."""
+        return open_cifar("cifar10", self.root, split, self.data.cache_mb, siblings)
+
+
+class Cifar100(DataSet):
+    """CIFAR-100 with fine labels; evaluated by its 20 superclasses as well."""
+
+    def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
+        """Opens a split; see `open_cifar`."""
+        return open_cifar("cifar100", self.root, split, self.data.cache_mb, siblings)
+
+    def label_maps(self, class_names: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
+        """Returns the superclass of each class, unless the classes are others."""
+        superclasses = cifar100_superclasses(class_names)
+        if superclasses is None:
+            _log.warning(
+                "The class names of the data are not those of CIFAR-100, so there are no "
+                "superclasses to evaluate."
+            )
+            return {}
+        return {"superclass": superclasses}
+
+
+def cifar100_superclasses(class_names: Sequence[str]) -> npt.NDArray[np.int32] | None:
+    """Returns the superclass number int32 [100] of each class; None if these are other classes."""
+    number = {
+        name: coarse
+        for coarse, members in enumerate(CIFAR100_SUPERCLASSES.values())
+        for name in members
+    }
+    if sorted(class_names) != sorted(number):
+        return None
+    return np.array([number[name] for name in class_names], np.int32)
+
+
 def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
     """Loads the dictionary of one CIFAR file.
 
     Raises:
-      ValueError: If it is damaged, is no dictionary, or asks for any class but NumPy arrays.
+      ValueError: if it is damaged, is no dictionary, or asks for any class but NumPy arrays.
     """
     try:
         loaded = plain_pickle.load(content, plain_pickle.ARRAYS, names=("numpy.ndarray",))
@@ -200,14 +268,14 @@ def open_cifar(
 
     Args:
       name: 'cifar10' or 'cifar100' (fine labels).
-      root: The archive, the unpacked folder, a folder that holds either, or an image folder.
+      root: the archive, the unpacked folder, a folder that holds either, or an image folder.
       split: 'train' or 'test'; other names only for image folders.
-      cache_mb: MiB of encoded images to keep in memory, for image folders.
-      siblings: Splits whose classes are numbered together, for image folders.
+      cache_mb: miB of encoded images to keep in memory, for image folders.
+      siblings: splits whose classes are numbered together, for image folders.
 
     Raises:
-      FileNotFoundError: If the data is not there; the message says how to get it.
-      ValueError: If the data is damaged or not CIFAR.
+      FileNotFoundError: if the data is not there; the message says how to get it.
+      ValueError: if the data is damaged or not CIFAR.
     """
     archive = _ARCHIVES[name]
     path = None if root is None else pathlib.Path(root).expanduser()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from hjepa_jax.data import counter_random
-from hjepa_jax.data.sources.base import ArraySource
+from hjepa_jax.data.counter_random import Stream
+from hjepa_jax.data.sources.base import ArraySource, DataSet
+from hjepa_jax.data.sources.derived import stratified_sample
 
 SIDE = 32
 NUM_TEST = 360
@@ -16,42 +18,33 @@ NUM_TEST = 360
 _SPLIT_SEED = 0
 
 
-def stratified_test_indices(labels: np.ndarray, num_test: int) -> np.ndarray:
-    """Returns sorted indices of a test set in which each class has its share of the images."""
-    classes, counts = np.unique(labels, return_counts=True)
-    exact = counts * num_test / len(labels)
-    share = np.floor(exact).astype(int)
-    # Largest remainders get the images that rounding down left over.
-    for position in np.argsort(share - exact, kind="stable")[: num_test - share.sum()]:
-        share[position] += 1
-    chosen = []
-    for class_number, size in zip(classes, share):
-        members = np.flatnonzero(labels == class_number)
-        key = counter_random.stream_key(
-            _SPLIT_SEED, counter_random.Purpose.SUBSET, int(class_number)
-        )
-        chosen.append(members[counter_random.permutation(key, len(members))[:size]])
-    return np.sort(np.concatenate(chosen))
+class Digits(DataSet):
+    """The digits, split into 1,437 'train' and 360 'test' images."""
+
+    def open(self, split: str, siblings: Sequence[str]) -> ArraySource:
+        """Opens a split; the classes have the same numbers in both."""
+        del siblings
+        return open_digits(split)
 
 
 def open_digits(split: str) -> ArraySource:
     """Returns the 1,437 'train' or 360 'test' digits as 32x32 RGB images (8x8 upscaled).
 
     Raises:
-      ValueError: If the split is neither 'train' nor 'test'.
+      ValueError: if the split is neither 'train' nor 'test'.
     """
     if split not in ("train", "test"):
         raise ValueError(f"The digits have the splits 'train' and 'test', not '{split}'.")
     from sklearn.datasets import load_digits
 
     loaded: Any = load_digits()
-    grey = np.rint(loaded.images * (255.0 / 16.0)).astype(np.uint8)
+    gray = np.rint(loaded.images * (255.0 / 16.0)).astype(np.uint8)
     labels = np.asarray(loaded.target, np.int32)
     test = np.zeros(len(labels), bool)
-    test[stratified_test_indices(labels, NUM_TEST)] = True
+    test[stratified_sample(labels, NUM_TEST, _SPLIT_SEED, Stream.SUBSET)] = True
     chosen = np.flatnonzero(test if split == "test" else ~test)
     upscaled = [
-        np.asarray(Image.fromarray(grey[i]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        np.asarray(Image.fromarray(gray[i]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         for i in chosen
     ]
     images = np.repeat(np.stack(upscaled)[..., None], 3, axis=-1)

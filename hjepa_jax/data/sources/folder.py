@@ -1,195 +1,37 @@
-"""Image folders: `<split>/<class>/<image>`, with encoded files read on demand."""
+"""The data set 'folder': prepared shards, Parquet files or an image folder, whichever is there."""
 
 from __future__ import annotations
 
-import functools
-import os
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from hjepa_jax.data.cache import ByteCache
-from hjepa_jax.data.decode import MAX_ENCODED_BYTES, extensions
-from hjepa_jax.data.sources import listing, splits
-from hjepa_jax.data.sources.base import NO_LABEL, ImageSource, Record, digest
-from hjepa_jax.errors import DataError
-from hjepa_jax.storage.files import printable, read_regular
+from hjepa_jax.data.sources import image_folder, parquet, shards, splits
+from hjepa_jax.data.sources.base import DataSet, ImageSource
+from hjepa_jax.storage.files import printable
 
 
-class FolderSource:
-    """The images of one split of an image folder."""
+class Folder(DataSet):
+    """Whatever `config.data.root` holds."""
 
-    def __init__(
-        self,
-        root: pathlib.Path,
-        split: str,
-        files: Sequence[str],
-        labels: npt.ArrayLike,
-        class_names: Sequence[str],
-        cache_mb: float,
-        left_out: int = 0,
-    ):
-        """Makes a source of `files`, paths relative to `root`, with one label each.
-
-        `left_out` is how many files were found that are no images.
-        """
-        self._root = root
-        self._split = split
-        self._files = tuple(files)
-        self._labels = np.asarray(labels, np.int32)
-        self._left_out = left_out
-        self.class_names = tuple(class_names)
-        self._cache = ByteCache(cache_mb)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def description(self) -> str:
-        left_out = f", {self._left_out} files left out" if self._left_out else ""
-        return (
-            f"folder {printable(self._root)} ({self._split}): {len(self)} images, "
-            f"{self.num_classes} classes{left_out}"
-        )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def record(self, index: int) -> Record:
-        path = self._root / self._files[index]
-        read = functools.partial(read_regular, path, MAX_ENCODED_BYTES)
-        return Record(self._cache.get(index, read), None, int(self._labels[index]), printable(path))
-
-    def labels(self) -> npt.NDArray[np.int32]:
-        return self._labels
-
-    def fingerprint(self) -> str:
-        # Sizes of a sample of files notice replaced content without a stat of every file.
-        sample = self._files[:: max(1, len(self) // 256)]
-        sizes = [_size(self._root / name) for name in sample]
-        return digest(self.class_names, self._files, self._labels.tobytes(), sizes)
-
-
-def _size(path: pathlib.Path) -> str:
-    try:
-        return str(path.stat().st_size)
-    except OSError:
-        # A broken link, for example; the error is reported when the image is read.
-        return "unreadable"
-
-
-def split_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """Returns the folders that make up a split, by `splits.choose`.
-
-    Raises:
-      FileNotFoundError: If there is none.
-      DataError: If several fit equally well.
-    """
-    present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    found = splits.choose(split, present, printable(root))
-    if not found:
-        raise FileNotFoundError(
-            f"The image folder {printable(root)} has no split '{split}' (folders there: "
-            f"{', '.join(map(printable, present)) or 'none'}); expected "
-            f"{printable(root / split)}/<class>/<image>."
-        )
-    return [root / name for name in found]
-
-
-class _Split:
-    """The class folders of one split, and the images that lie beside them."""
-
-    def __init__(self, folders: Sequence[pathlib.Path]):
-        self.folder = folders[0]
-        self.left_out = listing.LeftOut()
-        classes: dict[str, list[pathlib.Path]] = {}
-        # Images outside a class folder, by their folder.
-        self.loose: list[pathlib.Path] = []
-        for folder in folders:
-            found = listing.scan(str(folder), self.left_out)
-            self.loose += [folder / name for name in found.images]
-            for name in found.folders:
-                classes.setdefault(name, []).append(folder / name)
-        # By name, in the order that paths sort in.
-        self.classes = dict(sorted(classes.items()))
-
-
-def _class_names(root: pathlib.Path, split: str, siblings: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of the class folders over all splits, in the order of their numbers."""
-    classes: dict[str, list[str]] = {}
-    for name in splits.family(split, siblings):
-        try:
-            classes[name] = list(_Split(split_folders(root, name)).classes)
-        except FileNotFoundError:
-            continue
-    return splits.number_classes(f"folder {printable(root)}", classes)
-
-
-def open_folder(
-    root: pathlib.Path, split: str, cache_mb: float = 0.0, siblings: Sequence[str] = splits.SPLITS
-) -> FolderSource:
-    """Lists one split of an image folder.
-
-    Every file that Pillow reads is an image, at any depth below its class folder; one warning says
-    what is left out. Images of a split that has no class folders have no labels.
-
-    Args:
-      root: Folder with `<split>/<class>/<image>`; for the names of splits see `splits.choose`.
-      split: Name of the split.
-      cache_mb: MiB of encoded images to keep in memory.
-      siblings: Splits of the same data set. Classes are numbered in the order of their names over
-        the first of them that is there, then over the next.
-
-    Raises:
-      FileNotFoundError: If the root or the split does not exist.
-      DataError: If there are no classes or images, a class is empty, or several folders could be
-        the split.
-    """
-    found = _Split(split_folders(root, split))
-    names = _class_names(root, split, siblings)
-    numbers = {name: number for number, name in enumerate(names)}
-    files: list[str] = []
-    labels: list[int] = []
-    for name, folders in found.classes.items():
-        images = [
-            f"{below}/{image}"
-            for folder, below in zip(folders, (os.path.relpath(f, root) for f in folders))
-            for image in listing.images_below(str(folder), found.left_out)
-        ]
-        if not images:
-            raise DataError(
-                f"The class folder {printable(folders[0])} has no images "
-                f"({', '.join(extensions())}); add images of '{printable(name)}' or remove it."
-            )
-        files += images
-        labels += [numbers[name]] * len(images)
-    if found.classes:
-        for path in found.loose:
-            found.left_out.add(str(path), "outside class folders")
-    else:
-        files = [os.path.relpath(path, root) for path in found.loose]
-        labels = [NO_LABEL] * len(files)
-    if not files:
-        raise DataError(
-            f"{printable(found.folder)} has no class folders; expected "
-            f"{printable(found.folder)}/<class>/<image>."
-        )
-    found.left_out.warn(f"folder {printable(root)} ({split})")
-    shown = [printable(name) for name in names]
-    return FolderSource(root, split, files, labels, shown, cache_mb, len(found.left_out))
+    def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
+        """Opens a split of the folder; see `open_root`."""
+        return open_root(self.root, split, self.data.cache_mb, siblings)
 
 
 def open_root(
     root: str | None, split: str, cache_mb: float, siblings: Sequence[str] = splits.SPLITS
 ) -> ImageSource:
-    """Opens whatever `data.root` holds: prepared shards, Parquet files or an image folder.
+    """Opens a split of a folder of prepared shards, Parquet files or class folders.
+
+    Args:
+      root: the folder.
+      split: name of the split.
+      cache_mb: miB of encoded images to keep in memory.
+      siblings: splits whose classes are numbered together, in this order.
 
     Raises:
-      ValueError: If no root is given, or the data does not fit together.
-      FileNotFoundError: If the root or the split does not exist.
+      ValueError: if no root is given, or the data does not fit together.
+      FileNotFoundError: if the root or the split does not exist.
     """
     if root is None:
         raise ValueError("data.name='folder' needs data.root, the folder that holds the images.")
@@ -198,10 +40,8 @@ def open_root(
         raise FileNotFoundError(
             f"data.root {printable(path)} is not a folder; give the image folder's path."
         )
-    from hjepa_jax.data.sources import parquet, shards
-
     if shards.is_prepared(path):
         return shards.open_shards(path, split, cache_mb)
     if parquet.has_parquet(path):
         return parquet.open_parquet(path, split, siblings)
-    return open_folder(path, split, cache_mb, siblings)
+    return image_folder.open_folder(path, split, cache_mb, siblings)

@@ -23,7 +23,7 @@ from hjepa_jax.data.formats.parquet_tables import (
     read_tables,
 )
 from hjepa_jax.data.sources import splits
-from hjepa_jax.data.sources.base import Record, digest
+from hjepa_jax.data.sources.base import Record, describe, digest
 from hjepa_jax.errors import DataError, first_line
 from hjepa_jax.storage.files import printable, read_regular
 
@@ -62,11 +62,11 @@ class ParquetSource:
         """Reads the images of a split.
 
         Args:
-          root: The data set's folder.
-          split: Name of the split.
-          files: The files of the split.
-          class_names: Classes of the whole data set.
-          found: The split's own labels.
+          root: the data set's folder.
+          split: name of the split.
+          files: the files of the split.
+          class_names: classes of the whole data set.
+          found: the split's own labels.
         """
         self._root = root
         self._split = split
@@ -87,15 +87,8 @@ class ParquetSource:
         return ParquetSource, arguments
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
     def description(self) -> str:
-        return (
-            f"parquet {printable(self._root)} ({self._split}): {len(self)} images, "
-            f"{self.num_classes} classes"
-        )
+        return describe(f"parquet {printable(self._root)} ({self._split})", self)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -104,7 +97,7 @@ class ParquetSource:
         """Returns a row.
 
         Raises:
-          CorruptImageError: If it holds no bytes, and no path of a file that does.
+          CorruptImageError: if it holds no bytes, and no path of a file that does.
         """
         name = f"{printable(self._root)} ({self._split}) row {index}"
         try:
@@ -124,7 +117,7 @@ class ParquetSource:
         """Reads an image of which the row stores the path alone.
 
         Raises:
-          FileNotFoundError: If it is not below the folder of its Parquet file.
+          FileNotFoundError: if it is not below the folder of its Parquet file.
         """
         folder = self._files[int(np.searchsorted(self._ends, index, side="right"))].parent
         file = (folder / path).resolve()
@@ -199,14 +192,14 @@ def open_parquet(
     """Opens the files `<split>*.parquet` in a folder or in its folder `data`.
 
     Args:
-      root: The folder.
-      split: Name of the split; for its synonyms see `splits.choose`.
-      siblings: Splits of the same data set, whose classes are numbered together.
+      root: the folder.
+      split: name of the split; for its synonyms see `splits.choose`.
+      siblings: splits of the same data set, whose classes are numbered together.
 
     Raises:
-      ImportError: If pyarrow is not installed.
-      FileNotFoundError: If the split has no file.
-      DataError: If a file is damaged, missing or lacks an image column.
+      ImportError: if pyarrow is not installed.
+      FileNotFoundError: if the split has no file.
+      DataError: if a file is damaged, missing or lacks an image column.
     """
     pyarrow_module()
     files = _split_files(root, split)

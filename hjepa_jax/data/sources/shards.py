@@ -30,7 +30,7 @@ from hjepa_jax.data.cache import ByteCache
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats.array_records import MAX_SHARD_BYTES, open_array_record
 from hjepa_jax.data.sources import splits
-from hjepa_jax.data.sources.base import NO_LABEL, ImageSource, Record, digest
+from hjepa_jax.data.sources.base import NO_LABEL, ImageSource, Record, describe, digest
 from hjepa_jax.errors import first_line
 from hjepa_jax.storage import schema
 from hjepa_jax.storage.files import check_regular, read_regular
@@ -86,7 +86,7 @@ def unpack(stored: bytes) -> Record:
     """Returns the record of its stored form.
 
     Raises:
-      ValueError: If it is too short to be one.
+      ValueError: if it is too short to be one.
     """
     if len(stored) < _HEADER.size:
         raise ValueError(f"A stored record of {len(stored)} bytes has no header.")
@@ -122,7 +122,7 @@ class ShardSource:
         """Opens a split; `index` is what `read_index` returned.
 
         Raises:
-          OSError, ValueError: If a shard or the labels are missing, damaged, or do not fit.
+          OSError, ValueError: if a shard or the labels are missing, damaged, or do not fit.
         """
         self._folder = folder
         self._split = split
@@ -149,14 +149,8 @@ class ShardSource:
         self._cache = ByteCache(cache_mb)
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
     def description(self) -> str:
-        return (
-            f"shards {self._folder} ({self._split}): {len(self)} images, {self.num_classes} classes"
-        )
+        return describe(f"shards {self._folder} ({self._split})", self)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -165,7 +159,7 @@ class ShardSource:
         """Returns a record.
 
         Raises:
-          CorruptImageError: If its shard is damaged there.
+          CorruptImageError: if its shard is damaged there.
         """
         shard = bisect.bisect_right(self._ends, index)
         within = index - (self._ends[shard - 1] if shard else 0)
@@ -199,8 +193,8 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the content of `dataset.json`.
 
     Raises:
-      ValueError: If it is no index of this format; the message names the field.
-      OSError: If it cannot be read.
+      ValueError: if it is no index of this format; the message names the field.
+      OSError: if it cannot be read.
     """
     path = folder / INDEX
     index = schema.read_json(path, schema.Anything())
@@ -221,8 +215,8 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
     """Opens one split of a prepared folder.
 
     Raises:
-      FileNotFoundError: If the split or a shard is not there.
-      ValueError: If the index, the labels or a shard are damaged, or do not fit together.
+      FileNotFoundError: if the split or a shard is not there.
+      ValueError: if the index, the labels or a shard are damaged, or do not fit together.
     """
     index = read_index(folder)
     found = next(iter(splits.choose(split, index["splits"], str(folder))), None)
@@ -317,14 +311,14 @@ def write_shards(
     Shards that an earlier, interrupted call completed from the same source are kept.
 
     Args:
-      source: What to write.
-      split: Name of the split in the index.
-      folder: Prepared folder, made if need be.
-      images_per_shard: Images in each shard but the last.
-      progress: Called with the number of images done since its last call.
+      source: what to write.
+      split: name of the split in the index.
+      folder: prepared folder, made if need be.
+      images_per_shard: images in each shard but the last.
+      progress: called with the number of images done since its last call.
 
     Raises:
-      ValueError: If the folder already holds splits with other classes.
+      ValueError: if the folder already holds splits with other classes.
     """
     if images_per_shard < 1:
         raise ValueError(f"A shard must hold at least one image, not {images_per_shard}.")

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from hjepa_jax.errors import DataError
+from hjepa_jax.errors import DataError, counted
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def number_classes(where: str, classes: Mapping[str, Sequence[str]]) -> tuple[st
             )
         elif names and missing:
             more = ", ..." if len(missing) > 5 else ""
-            number = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
+            number = counted(len(missing), "class", "classes")
             warn_once(
                 f"{where}: the split '{split}' has no images of {number} that other splits have "
                 f"({', '.join(missing[:5])}{more})."

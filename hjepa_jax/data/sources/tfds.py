@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats.array_records import open_array_record
-from hjepa_jax.data.sources.base import NO_LABEL, Record, digest
+from hjepa_jax.data.sources.base import NO_LABEL, DataSet, Record, describe, digest
 from hjepa_jax.data.sources.splits import warn_once
 from hjepa_jax.errors import first_line
 from hjepa_jax.storage import schema
@@ -26,6 +27,15 @@ _INFO = schema.Fields(
     {"name": schema.Text(), "splits": schema.Items(_SPLIT, least=1)},
     {"version": schema.Text(), "fileFormat": schema.Text()},
 )
+
+
+class Tfds(DataSet):
+    """The prepared data set that follows 'tfds:' in `config.data.name`."""
+
+    def open(self, split: str, siblings: Sequence[str]) -> TfdsSource:
+        """Opens a split; the metadata number the classes for all of them."""
+        del siblings
+        return open_tfds(self.argument, self.root, split)
 
 
 class TfdsSource:
@@ -52,12 +62,8 @@ class TfdsSource:
         return TfdsSource, (self._folder, self._split)
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
     def description(self) -> str:
-        return f"tfds {self._name} ({self._split}): {len(self)} images, {self.num_classes} classes"
+        return describe(f"tfds {self._name} ({self._split})", self)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -66,7 +72,7 @@ class TfdsSource:
         """Returns an example.
 
         Raises:
-          CorruptImageError: If it is damaged.
+          CorruptImageError: if it is damaged.
         """
         name = f"{self._name} ({self._split}) example {index}"
         # tfds and array_record raise almost anything on damaged bytes.
@@ -76,7 +82,7 @@ class TfdsSource:
             label = int(example["label"]) if self._labeled else NO_LABEL
         except Exception as error:
             raise CorruptImageError(f"Cannot read {name}: {first_line(error)}.") from error
-        if not isinstance(encoded, bytes) or not NO_LABEL <= label < self.num_classes:
+        if not isinstance(encoded, bytes) or not NO_LABEL <= label < len(self.class_names):
             raise CorruptImageError(
                 f"Cannot read {name}: it has no encoded image, or a label that is no class."
             )
@@ -105,7 +111,7 @@ def _check_metadata(folder: pathlib.Path) -> None:
 
     Raises:
       ValueError: naming the file and the field.
-      OSError: If a file is missing, or no regular file of a sane size.
+      OSError: if a file is missing, or no regular file of a sane size.
     """
     schema.read_json(folder / "dataset_info.json", _INFO)
     path = folder / "features.json"
@@ -182,13 +188,13 @@ def open_tfds(name: str, root: str | None, split: str) -> TfdsSource:
     Nothing is downloaded: without the files the answer is an error, at once.
 
     Args:
-      name: Name of the data set, optionally `name/config` and `name:version`.
-      root: The data directory given to `tfds` when it was prepared; None = ~/tensorflow_datasets.
-      split: Name of the split.
+      name: name of the data set, optionally `name/config` and `name:version`.
+      root: the data directory given to `tfds` when it was prepared; None = ~/tensorflow_datasets.
+      split: name of the split.
 
     Raises:
-      FileNotFoundError: If it is not prepared there as ArrayRecord, or has no such split.
-      ValueError: If it has no feature 'image', or is damaged.
+      FileNotFoundError: if it is not prepared there as ArrayRecord, or has no such split.
+      ValueError: if it has no feature 'image', or is damaged.
     """
     path, _, version = name.partition(":")
     data_dir = pathlib.Path(root or "~/tensorflow_datasets").expanduser()

@@ -11,8 +11,7 @@ import numpy as np
 import hjepa_jax
 from hjepa_jax.config import Config, may_differ_between_processes, validation
 from hjepa_jax.data.pipeline import eval_batches
-from hjepa_jax.data.sources.base import ImageSource
-from hjepa_jax.evaluation import validity
+from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.ready import Sets
 from hjepa_jax.storage.files import printable
@@ -50,7 +49,7 @@ class Watched:
 
     def facts(self, split: str) -> dict[str, Any]:
         """Returns what the report says of the set."""
-        unlabeled = int(np.count_nonzero(~validity.has_label(self.source.labels())))
+        unlabeled = int(np.count_nonzero(~has_label(self.source.labels())))
         names = [printable(name)[:_NAME_LENGTH] for name in self.left_out[:_NAMES_SHOWN]]
         rest = len(self.left_out) - len(names)
         return {

@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from hjepa_jax.data.sources.base import NO_LABEL
+from hjepa_jax.data.sources.base import NO_LABEL, has_label
 from hjepa_jax.errors import first_line
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.maps import principal_axes, tsne
 from hjepa_jax.evaluation.report.text import LEGEND_LETTERS, plot_text
-from hjepa_jax.evaluation.validity import has_label
 from hjepa_jax.storage.files import write_atomically
 
 # Okabe and Ito's colours, told apart under every common colour blindness.

@@ -27,12 +27,12 @@ from hjepa_jax.data.formats import archives
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
 from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.base import ImageSource
-from hjepa_jax.data.sources.folder import open_folder
+from hjepa_jax.data.sources.image_folder import open_folder
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
 from hjepa_jax.tools.fuzz import samples
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
 from hjepa_jax.tools.fuzz.samples import Sample
-from hjepa_jax.training.prepare import open_split
 
 _MOST_IMAGES = 16
 
@@ -58,8 +58,8 @@ def _check_listing(source: ImageSource) -> None:
     assert len(source) > 0, "no images"
     assert labels.dtype == np.int32, f"labels of type {labels.dtype}"
     assert labels.shape == (len(source),), f"{labels.shape} labels of {len(source)} images"
-    assert source.num_classes == len(source.class_names), "num_classes"
-    assert all(-1 <= label < source.num_classes for label in labels.tolist()), "a label of no class"
+    classes = len(source.class_names)
+    assert all(-1 <= label < classes for label in labels.tolist()), "a label of no class"
     for text in (*source.class_names, source.description, source.fingerprint()):
         assert isinstance(text, str), f"{text!r} is no text"
         text.encode()

@@ -21,8 +21,8 @@ from PIL import Image
 from hjepa_jax.config import base_config
 from hjepa_jax.data.decode import CorruptImageError, decode_image
 from hjepa_jax.data.pipeline import eval_batches, train_batches
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_place
-from hjepa_jax.training.prepare import open_split
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
 _DEEP = ("I", "F", "I;16")

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from hjepa_jax.config import Config, base_config, validation
+from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.evaluation.compare.runs import load_result
@@ -31,7 +32,7 @@ from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
 from hjepa_jax.train import data_identity, open_checkpoints, restore_or_init, save
-from hjepa_jax.training.prepare import Run, open_split, prepare
+from hjepa_jax.training.prepare import Run, prepare
 from hjepa_jax.training.saved_run import (
     check_encoder,
     check_replaceable,

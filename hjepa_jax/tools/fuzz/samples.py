@@ -17,7 +17,7 @@ from PIL import Image
 
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
 from hjepa_jax.data.sources import shards
-from hjepa_jax.data.sources.folder import open_folder
+from hjepa_jax.data.sources.image_folder import open_folder
 
 CLASSES = ("bird", "cat", "dog")
 COUNTS = {"train": 9, "test": 4}

@@ -6,7 +6,8 @@ from image_files import data_config, photo, write_folder
 
 from hjepa_jax.data import pipeline
 from hjepa_jax.data.augmentation.device import augment_batch
-from hjepa_jax.data.sources.base import ArraySource, ImageSource, subset
+from hjepa_jax.data.sources.base import ArraySource, ImageSource
+from hjepa_jax.data.sources.derived import subset
 from hjepa_jax.data.sources.folder import open_root
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import color, host, parameters, resize
 from hjepa_jax.data.augmentation.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from hjepa_jax.data.counter_random import Purpose
+from hjepa_jax.data.counter_random import Stream
 
 AUGMENT = data_config().data.augment
 
@@ -19,7 +19,7 @@ def difference(ours, reference) -> np.ndarray:
 
 
 def draw(count: int, height: int, width: int, seed: int = 0, scale=(0.1, 1.0)):
-    key = counter_random.stream_key(seed, Purpose.AUGMENTATION)
+    key = counter_random.stream_key(seed, Stream.AUGMENTATION)
     return parameters.draw_parameters(
         AUGMENT, scale, key=key, index=np.arange(count), view=0, height=height, width=width
     )

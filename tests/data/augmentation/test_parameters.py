@@ -10,9 +10,9 @@ from scipy import stats
 
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import parameters
-from hjepa_jax.data.counter_random import Purpose
+from hjepa_jax.data.counter_random import Stream
 
-KEY = counter_random.stream_key(5, Purpose.AUGMENTATION, 0)
+KEY = counter_random.stream_key(5, Stream.AUGMENTATION, 0)
 
 
 def draw(count: int = 30000, height=375, width=500, scale=(0.3, 1.0), **augment):

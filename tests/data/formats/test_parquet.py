@@ -12,8 +12,9 @@ from image_files import data_config, encode, photo
 from hjepa_jax.data.batches import Loader
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats import parquet_tables
-from hjepa_jax.data.sources.base import decode, open_source
+from hjepa_jax.data.sources.base import decode
 from hjepa_jax.data.sources.folder import open_root
+from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import DataError
 
 pyarrow = pytest.importorskip("pyarrow")

@@ -3,6 +3,7 @@
 import os
 import pickle
 import tarfile
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from image_files import cifar_files, data_config, write_folder, write_tar
 from odd_files import replace
 
 from hjepa_jax.data.sources import cifar
-from hjepa_jax.data.sources.base import open_source
+from hjepa_jax.data.sources.cifar import CIFAR100_SUPERCLASSES
+from hjepa_jax.data.sources.open import open_data_set, open_source
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
@@ -46,7 +48,7 @@ def test_every_form_gives_the_pickled_pixels_and_labels(name, form, tmp_path) ->
     assert len(train) == len(rows)
     assert len(test) == 6
     assert train.labels().tolist() == labels
-    assert train.num_classes == int(name[5:])
+    assert len(train.class_names) == int(name[5:])
     assert train.class_names[3] == "kind3"
     # A row is 1024 red, then green, then blue values, row by row.
     for index in (0, len(rows) - 1):
@@ -252,3 +254,35 @@ def test_labels_as_an_array_and_names_of_any_type_are_read(tmp_path) -> None:
     source = opened("cifar10", write_tar(tmp_path / "other.tar", contents, "w"))
     assert source.labels().tolist() == plain.labels().tolist()
     assert source.class_names == ("ä", "\\xff", "3", "null", *"efghij")
+
+
+def _label_maps(name: str, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    return open_data_set(data_config(name=name).data).label_maps(class_names)
+
+
+# The coarse label of each fine label, 0 to 99, in the order of the data set's files.
+_COARSE_OF_FINE = (
+    "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 "
+    "11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 "
+    "16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
+)
+
+
+def test_superclasses_are_the_data_sets_own() -> None:
+    members = CIFAR100_SUPERCLASSES.values()
+    fine = sorted(name for five in members for name in five)
+    assert len(set(fine)) == 100
+    assert all(list(five) == sorted(five) for five in members)
+    assert list(CIFAR100_SUPERCLASSES) == sorted(CIFAR100_SUPERCLASSES)
+    # The files number the fine classes in alphabetical order.
+    found = _label_maps("cifar100", fine)["superclass"]
+    assert found.tolist() == [int(text) for text in _COARSE_OF_FINE.split()]
+    turned = _label_maps("cifar100", fine[::-1])["superclass"]
+    assert turned.tolist() == found.tolist()[::-1]
+
+
+def test_other_data_has_no_superclasses(caplog) -> None:
+    assert _label_maps("digits", ("0", "1")) == {}
+    assert not caplog.records
+    assert _label_maps("cifar100", ("0", "1")) == {}
+    assert "not those of CIFAR-100" in caplog.text

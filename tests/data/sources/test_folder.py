@@ -9,8 +9,9 @@ from image_files import data_config, encode, photo, write_folder
 
 from hjepa_jax.data.cache import ByteCache
 from hjepa_jax.data.decode import CorruptImageError
-from hjepa_jax.data.sources.base import decode, open_source
+from hjepa_jax.data.sources.base import decode
 from hjepa_jax.data.sources.folder import open_root
+from hjepa_jax.data.sources.open import open_source
 
 
 def test_images_and_classes_are_found_in_order(tmp_path) -> None:

@@ -14,8 +14,9 @@ from image_files import cifar_files, data_config, photo, write_folder, write_tar
 
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources import shards
-from hjepa_jax.data.sources.base import ArraySource, Record, decode, open_source
+from hjepa_jax.data.sources.base import ArraySource, Record, decode
 from hjepa_jax.data.sources.folder import open_root
+from hjepa_jax.data.sources.open import open_source
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 

@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from image_files import data_config, encode, photo
 
-from hjepa_jax.data.sources import base
-from hjepa_jax.data.sources.base import (
-    ArraySource,
-    ImageSource,
-    Record,
-    decode,
-    open_source,
-    subset,
-)
+from hjepa_jax.data.sources import derived
+from hjepa_jax.data.sources.base import ArraySource, ImageSource, Record, decode
+from hjepa_jax.data.sources.derived import subset
+from hjepa_jax.data.sources.open import open_source
 
 
 def small() -> ArraySource:
@@ -27,7 +22,7 @@ def test_digits_are_split_without_overlap_and_by_class() -> None:
     data = data_config(name="digits").data
     train, test = open_source(data, "train"), open_source(data, "test")
     assert isinstance(train, ImageSource)
-    assert (len(train), len(test), train.num_classes) == (1437, 360, 10)
+    assert (len(train), len(test), len(train.class_names)) == (1437, 360, 10)
     every = np.concatenate([train.labels(), test.labels()])
     share = np.bincount(test.labels()) / np.bincount(every)
     assert np.abs(share - 360 / 1797).max() < 0.01
@@ -90,7 +85,7 @@ def test_subset_is_seeded_nested_and_without_repetition() -> None:
     assert part.labels().tolist() == [part.record(i).label for i in range(5)]
     assert "5 images of small" in part.description
     assert part.class_names == source.class_names
-    assert base.fixed_shape(part) == (32, 32, 3)
+    assert derived.fixed_shape(part) == (32, 32, 3)
     assert subset(source, None, 1) is source
     assert subset(source, 100, 1) is source
     with pytest.raises(ValueError, match="at least one image, not 0"):
@@ -119,3 +114,16 @@ def test_decode_takes_bytes_or_pixels() -> None:
     np.testing.assert_array_equal(decode(Record(None, image, 0, "x")), image)
     with pytest.raises(ValueError, match="neither bytes nor pixels"):
         decode(Record(None, None, 0, "x"))
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "expected"),
+    [
+        (1, ["a"], "1 image of 32x32 pixels, 1 class"),
+        (2, ["a", "b"], "2 images of 32x32"),
+    ],
+)
+def test_descriptions_count_in_singular_and_plural(count, classes, expected) -> None:
+    source = ArraySource("s", np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count), classes)
+    assert source.description.startswith(f"s: {expected}")
+    assert subset(source, 1, 0).description.startswith("1 image of s" if count > 1 else "s: 1")

@@ -10,7 +10,8 @@ import pytest
 from image_files import data_config, encode, photo
 
 from hjepa_jax.data.decode import CorruptImageError
-from hjepa_jax.data.sources.base import decode, open_source
+from hjepa_jax.data.sources.base import decode
+from hjepa_jax.data.sources.open import open_source
 
 
 @pytest.fixture(scope="module")
