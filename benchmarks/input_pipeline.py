@@ -105,9 +105,9 @@ def torch_views(config: Any) -> list[Any]:
                 transforms.RandomResizedCrop(size, scale, augment.crop_aspect),
                 transforms.RandomHorizontalFlip(augment.flip_probability),
                 transforms.RandomApply([jitter], augment.jitter_probability),
-                transforms.RandomGrayscale(augment.grey_probability),
+                transforms.RandomGrayscale(augment.gray_probability),
                 transforms.RandomApply([blur], augment.blur_probability),
-                transforms.RandomSolarize(augment.solarise_threshold, augment.solarise_probability),
+                transforms.RandomSolarize(augment.solarize_threshold, augment.solarize_probability),
                 transforms.PILToTensor(),
             ]
         )

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
 
 
 def _work(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
-    """Trains and evaluates, as the mode says; of several processes the first one speaks."""
+    """Trains and evaluates, as the mode says; only process 0 prints."""
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
     same |= {"--workdir": str(workdir.absolute()), "--eval_dir": str(eval_dir.absolute())}
     distributed.check_same_config(config, same)

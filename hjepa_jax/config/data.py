@@ -31,8 +31,8 @@ class Augment:
     contrast: float = field(0.4, "Largest relative change of contrast.", at_least=0, at_most=10)
     saturation: float = field(0.2, "Largest relative change of saturation.", at_least=0, at_most=10)
     hue: float = field(0.1, "Largest turn of the hue, of a whole turn.", at_least=0, at_most=0.5)
-    grey_probability: float = field(
-        0.2, "Share of views turned to grey.", aliases=("gray_probability",), **_SHARE
+    gray_probability: float = field(
+        0.2, "Share of views turned to gray.", aliases=("grey_probability",), **_SHARE
     )
     blur_probability: float = field(0.5, "Share of views that are blurred.", **_SHARE)
     blur_kernel: int = field(
@@ -45,15 +45,15 @@ class Augment:
         at_most=100,
         ordered=True,
     )
-    solarise_probability: float = field(
-        0.2, "Share of views that are solarized.", aliases=("solarize_probability",), **_SHARE
+    solarize_probability: float = field(
+        0.2, "Share of views that are solarized.", aliases=("solarise_probability",), **_SHARE
     )
-    solarise_threshold: int = field(
+    solarize_threshold: int = field(
         128,
         "Level of 0..255 from which solarization inverts.",
         at_least=0,
         at_most=255,
-        aliases=("solarize_threshold",),
+        aliases=("solarise_threshold",),
     )
 
 

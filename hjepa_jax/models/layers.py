@@ -1,4 +1,4 @@
-"""Convolution, Linear and BatchNorm modules with the published code's initialisation and layout."""
+"""Convolution, Linear and BatchNorm modules with the published code's initialization and layout."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ class Linear(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last (Ioffe & Szegedy, arXiv 1502.03167).
+    """Batch normalization over all axes but the last (Ioffe & Szegedy, arXiv 1502.03167).
 
     Parameters `scale`, `bias`; batch_stats `mean`, `var`. Statistics are float32 or wider whatever
-    the dtype of x. Training normalises with the biased variance; the running variance takes the
+    the dtype of x. Training normalizes with the biased variance; the running variance takes the
     unbiased one: new = momentum * old + (1 - momentum) * batch. Under jit with the batch sharded
     over devices, these means are already global.
 
     Attributes:
       momentum: of the running statistics.
       epsilon: added to the variance.
-      groups: equal runs of rows that are normalised each by its own statistics, whose mean over
+      groups: equal runs of rows that are normalized each by its own statistics, whose mean over
         the groups is what the running statistics take. With as many groups as devices no device
         waits for the others.
     """
@@ -88,9 +88,9 @@ class BatchNorm(nn.Module):
         residual: jax.Array | None = None,
         relu: bool = False,
     ) -> jax.Array:
-        """Normalises x [N, ..., C], then adds `residual` (like x), then rectifies if `relu`.
+        """Normalizes x [N, ..., C], then adds `residual` (like x), then rectifies if `relu`.
 
-        What follows the normalisation belongs to it, since a CPU does all in one pass over memory.
+        What follows the normalization belongs to it, since a CPU does all in one pass over memory.
 
         Raises:
           ValueError: training on one value per channel, or on rows that do not divide into groups.

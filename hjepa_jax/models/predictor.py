@@ -74,7 +74,7 @@ class PredictorSettings:
 
 
 def _init_layers(sizes: tuple[int, ...], dtype: Any) -> Any:
-    """Initialiser of {'layer0': {'kernel', 'bias'}, ...} for Linear layers between `sizes`."""
+    """Initializer of {'layer0': {'kernel', 'bias'}, ...} for Linear layers between `sizes`."""
 
     def init(key: jax.Array) -> dict[str, dict[str, jax.Array]]:
         return {f"layer{i}": p for i, p in enumerate(hm.init_mlp(key, sizes, dtype))}

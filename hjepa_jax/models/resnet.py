@@ -72,7 +72,7 @@ class ResNet(nn.Module):
       stage_blocks: residual blocks of each stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3)
         ResNet-34.
       stem_pool: max-pool of the ImageNet stem; exporters replace it by an equal one.
-      dtype: of convolutions and activations. Parameters, normalisation statistics and the output
+      dtype: of convolutions and activations. Parameters, normalization statistics and the output
         are float32, or float64 for dtype float64.
       remat: 'blocks' computes each residual block again in the backward pass; 'none' does not.
       norm_groups: runs of rows with statistics of their own, see `BatchNorm`.
@@ -129,7 +129,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Encodes normalised images [N,H,W,3] to z [N,D], float32 (float64 for dtype float64).
+        """Encodes normalized images [N,H,W,3] to z [N,D], float32 (float64 for dtype float64).
 
         Raises:
           ValueError: unknown stem, mode or token_layer; odd token_dim with split_qp; wrong rank.

@@ -72,7 +72,7 @@ def _changed(**fields):
         ({"data__num_global_views": 1}, ["num_global_views", "2 or more"]),
         ({"data__batch_size": 0}, ["config.data.batch_size", "above 0"]),
         ({"data__global_scale": (0.5, 0.1)}, ["config.data.global_scale", "low"]),
-        ({"data__augment__grey_probability": 1.5}, ["grey_probability", "between 0 and 1"]),
+        ({"data__augment__gray_probability": 1.5}, ["gray_probability", "between 0 and 1"]),
         ({"dynamics__learn_dt": True}, ["learn_dt", "collapses"]),
         ({"loss__pairing": "local_to_global"}, ["num_local_views"]),
         ({"evaluation__headline_k": 7}, ["headline_k", "knn_k"]),

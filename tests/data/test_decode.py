@@ -37,7 +37,7 @@ def test_png_modes_become_rgb(mode) -> None:
     np.testing.assert_array_equal(decoded(encode(image, "PNG")), expected)
 
 
-def test_palette_with_transparency_keeps_its_colours() -> None:
+def test_palette_with_transparency_keeps_its_colors() -> None:
     image = Image.fromarray(photo(0)).quantize(16)
     expected = np.asarray(image.convert("RGB"))
     data = encode(image, "PNG", transparency=bytes(range(0, 256, 16)))
@@ -50,7 +50,7 @@ def test_sixteen_bits_keep_the_high_byte() -> None:
     np.testing.assert_array_equal(got, np.repeat((wide >> 8)[..., None], 3, axis=-1))
 
 
-def test_cmyk_jpeg_keeps_its_colours() -> None:
+def test_cmyk_jpeg_keeps_its_colors() -> None:
     image = Image.fromarray(photo(0))
     got = decoded(encode(image.convert("CMYK"), quality=95))
     assert np.abs(got.astype(int) - photo(0)).mean() < 8

@@ -195,9 +195,9 @@ def test_augmented_pairs_are_two_views_of_seeded_images() -> None:
     plain.data.augment.update(
         flip_probability=0.0,
         jitter_probability=0.0,
-        grey_probability=0.0,
+        gray_probability=0.0,
         blur_probability=0.0,
-        solarise_probability=0.0,
+        solarize_probability=0.0,
         crop_aspect=(1.0, 1.0),
     )
     first, second = pipeline.augmented_pairs(plain, source, 12, seed=1)

@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of each device's share of the batch."""
+"""Batch normalization by the statistics of each device's share of the batch."""
 
 import pathlib
 import subprocess
@@ -19,7 +19,7 @@ from hjepa_jax.training.prepare import prepare
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_groups_are_normalised_as_if_each_were_the_batch() -> None:
+def test_groups_are_normalized_as_if_each_were_the_batch() -> None:
     x = np.random.default_rng(0).normal(2.0, 3.0, (12, 4, 4, 5)).astype(np.float32)
     layer = BatchNorm(groups=3)
     variables = layer.init(jax.random.key(0), jnp.asarray(x), train=False)

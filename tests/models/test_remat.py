@@ -53,7 +53,7 @@ def test_gradients_and_statistics_are_equal_and_memory_is_smaller() -> None:
         assert 1.2 < flops[0] / flops[1] < 1.4, flops
 
 
-def test_initialisation_is_the_same() -> None:
+def test_initialization_is_the_same() -> None:
     trees = [
         jax.eval_shape(
             functools.partial(ResNet(width=4, remat=remat).init, train=True),

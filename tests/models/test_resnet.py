@@ -187,7 +187,7 @@ def test_split_tokens_put_q_first():
     np.testing.assert_array_equal(plain, tokens.reshape(2, -1))
 
 
-def test_initialisation_is_torchvisions():
+def test_initialization_is_torchvisions():
     key = jax.random.key(0)
     normal = Conv(64, 3).init(key, jnp.zeros((1, 4, 4, 32)))["params"]["kernel"]
     np.testing.assert_allclose(np.std(normal), math.sqrt(2 / (9 * 64)), rtol=0.03)
@@ -202,12 +202,12 @@ def test_initialisation_is_torchvisions():
         assert 0.04 < np.abs(leaf).max() <= 0.05
 
 
-def test_stem_and_projection_have_the_default_initialisation():
+def test_stem_and_projection_have_the_default_initialization():
     model = ResNet(width=16, token_dim=32)
 
     @jax.jit
     def kernels(key):
-        # Only these two are returned, so jit drops the rest of the initialisation.
+        # Only these two are returned, so jit drops the rest of the initialization.
         params = model.init(key, images(16), train=False)["params"]
         return [params[name]["kernel"] for name in ("stem_conv", "token_projection")]
 
@@ -215,7 +215,7 @@ def test_stem_and_projection_have_the_default_initialisation():
         assert 0.95 / math.sqrt(fan_in) < np.abs(kernel).max() <= 1 / math.sqrt(fan_in)
 
 
-def test_initialising_leaves_running_statistics_alone():
+def test_initializing_leaves_running_statistics_alone():
     stats = BatchNorm().init(jax.random.key(0), jnp.arange(8.0).reshape(4, 2), train=True)
     np.testing.assert_array_equal(stats["batch_stats"]["mean"], 0)
     np.testing.assert_array_equal(stats["batch_stats"]["var"], 1)

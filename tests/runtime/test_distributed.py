@@ -278,7 +278,7 @@ def test_processes_train_as_one_and_are_resumed_by_fewer(killed_and_resumed, tmp
     assert "from step 0" not in two.output(0)
 
 
-def test_the_first_process_alone_writes_and_speaks(killed_and_resumed) -> None:
+def test_only_process_0_writes_and_prints(killed_and_resumed) -> None:
     folder, _, four, two = killed_and_resumed
     assert len(list((folder / "run").glob("events.out.tfevents.*"))) == 2
     assert json.loads((folder / "run/config.json").read_text())["train"]["max_steps"] == STEPS

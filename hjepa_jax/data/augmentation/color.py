@@ -39,10 +39,10 @@ def _per_view(values: npt.NDArray) -> Float32Array:
 
 def luma(planes: Float32Array) -> Float32Array:
     """Returns the gray values [N, H, W] of planes [3, N, H, W]."""
-    grey = planes[0] * np.float32(LUMA[0])
-    grey += planes[1] * np.float32(LUMA[1])
-    grey += planes[2] * np.float32(LUMA[2])
-    return grey
+    gray = planes[0] * np.float32(LUMA[0])
+    gray += planes[1] * np.float32(LUMA[1])
+    gray += planes[2] * np.float32(LUMA[2])
+    return gray
 
 
 def adjust_brightness(planes: Float32Array, factor: Float32Array) -> None:
@@ -62,10 +62,10 @@ def adjust_contrast(planes: Float32Array, factor: Float32Array) -> None:
 
 def adjust_saturation(planes: Float32Array, factor: Float32Array) -> None:
     """Moves each pixel away from (factor > 1) or toward its gray value."""
-    grey = luma(planes)
-    grey *= _per_view(np.float32(1.0) - factor)
+    gray = luma(planes)
+    gray *= _per_view(np.float32(1.0) - factor)
     planes *= _per_view(factor)
-    planes += grey
+    planes += gray
     _clip(planes)
 
 
@@ -101,7 +101,7 @@ _OPERATIONS = {
 }
 
 
-def colour_jitter(planes: Float32Array, parameters: ViewParameters) -> None:
+def color_jitter(planes: Float32Array, parameters: ViewParameters) -> None:
     """Applies the four color operations to each view in its own order."""
     for position in range(4):
         for operation, (adjust, name) in _OPERATIONS.items():
@@ -117,7 +117,7 @@ def colour_jitter(planes: Float32Array, parameters: ViewParameters) -> None:
                 planes[:, chosen] = part
 
 
-def to_grey(planes: Float32Array, chosen: npt.NDArray[np.bool_]) -> None:
+def to_gray(planes: Float32Array, chosen: npt.NDArray[np.bool_]) -> None:
     """Replaces the chosen views (bool [N]) by their gray values."""
     if chosen.any():
         planes[:, chosen] = luma(planes[:, chosen])
@@ -168,12 +168,12 @@ def gaussian_blur(planes: Float32Array, sigma: Float32Array, kernel: int) -> Non
         planes[:, chosen] = _blur_axis(part, taps, axis=2)
 
 
-def to_uint8(planes: Float32Array, solarise: npt.NDArray[np.bool_], threshold: int) -> npt.NDArray:
+def to_uint8(planes: Float32Array, solarize: npt.NDArray[np.bool_], threshold: int) -> npt.NDArray:
     """Returns rounded uint8 [N, H, W, 3]; views chosen by bool [N] are solarized at `threshold`."""
     np.rint(planes, out=planes)
     _clip(planes)
     values = planes.astype(np.uint8)
-    if solarise.any():
-        part = values[:, solarise]
-        values[:, solarise] = np.where(part >= threshold, 255 - part, part)
+    if solarize.any():
+        part = values[:, solarize]
+        values[:, solarize] = np.where(part >= threshold, 255 - part, part)
     return np.ascontiguousarray(values.transpose(1, 2, 3, 0))

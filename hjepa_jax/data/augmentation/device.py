@@ -31,9 +31,9 @@ def _filter_matrix(
     support = jnp.maximum(step, 1.0)
     position = jnp.arange(out_size, dtype=jnp.float32) + 0.5
     position = jnp.where(reverse > 0, out_size - position, position)
-    centre = start + position * step
+    center = start + position * step
     column = jnp.arange(in_size, dtype=jnp.float32)
-    weights = jnp.maximum(1.0 - jnp.abs(column + 0.5 - centre[:, None]) / support, 0.0)
+    weights = jnp.maximum(1.0 - jnp.abs(column + 0.5 - center[:, None]) / support, 0.0)
     weights *= (column >= start) & (column < start + length)
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -74,12 +74,12 @@ def _jitter(planes: jax.Array, p: Mapping[str, jax.Array]) -> jax.Array:
     for position in range(4):
         operation = p[f"order_{position}"].astype(jnp.int32)
         factor = amounts[operation]
-        grey = _luma(planes)
-        # All but the hue blend with something: black, the mean grey, or each pixel's grey.
+        gray = _luma(planes)
+        # All but the hue blend with something: black, the mean gray, or each pixel's gray.
         base = jnp.select(
             [operation == BRIGHTNESS, operation == CONTRAST, operation == SATURATION],
-            [jnp.zeros_like(grey), jnp.full_like(grey, grey.mean()), grey],
-            grey,
+            [jnp.zeros_like(gray), jnp.full_like(gray, gray.mean()), gray],
+            gray,
         )
         blended = jnp.clip(planes * factor + (1.0 - factor) * base, 0.0, 255.0)
         planes = jnp.where(operation == HUE, _turn_hue(planes, p["hue"]), blended)
@@ -114,10 +114,10 @@ def _one_view(
     image = image.astype(jnp.float32)
     planes = _crop(image, p, size) if crop else image.transpose(2, 0, 1)
     planes = _jitter(planes, p)
-    planes = jnp.where(p["grey"] > 0, _luma(planes)[None], planes)
+    planes = jnp.where(p["gray"] > 0, _luma(planes)[None], planes)
     planes = jnp.clip(jnp.rint(_blur(planes, p["sigma"], kernel)), 0.0, 255.0)
     inverted = jnp.where(planes >= threshold, 255.0 - planes, planes)
-    planes = jnp.where(p["solarise"] > 0, inverted, planes)
+    planes = jnp.where(p["solarize"] > 0, inverted, planes)
     return planes.astype(jnp.uint8).transpose(1, 2, 0)
 
 
@@ -165,6 +165,6 @@ def augment_batch(batch: Mapping[str, Any], data: Any) -> dict[str, Any]:
                 batch[f"{kind}_parameters"],
                 size=size,
                 kernel=data.augment.blur_kernel,
-                threshold=data.augment.solarise_threshold,
+                threshold=data.augment.solarize_threshold,
             )
     return made

@@ -19,7 +19,7 @@ from hjepa_jax.data.augmentation.resize import size_of
 
 __all__ = ["ViewParameters", "apply", "crop", "draw_parameters", "eval_image"]
 
-# From this ratio of the sides on, what the centre crop drops is not resized first.
+# From this ratio of the sides on, what the center crop drops is not resized first.
 _THIN = 4.0
 # Float planes of this many bytes at a time stay in a core's cache.
 _CHUNK_BYTES = 400_000
@@ -50,10 +50,10 @@ def apply(
         part = slice(start, start + chunk)
         chosen = parameters.take(part)
         planes = resize.crop_resize_flip(images, source[part], chosen, size)
-        color.colour_jitter(planes, chosen)
-        color.to_grey(planes, chosen.grey)
+        color.color_jitter(planes, chosen)
+        color.to_gray(planes, chosen.gray)
         color.gaussian_blur(planes, chosen.sigma, augment.blur_kernel)
-        views[part] = color.to_uint8(planes, chosen.solarise, augment.solarise_threshold)
+        views[part] = color.to_uint8(planes, chosen.solarize, augment.solarize_threshold)
     return views
 
 

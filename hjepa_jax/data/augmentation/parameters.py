@@ -20,7 +20,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
 
 # Slots of the draws of one view. The crop takes four per try, from _CROP on.
-_FLIP, _JITTER, _GREY, _BLUR, _SIGMA, _SOLARISE = range(6)
+_FLIP, _JITTER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(6)
 _ORDER = 6
 _FACTORS = 10
 _CROP = 14
@@ -37,9 +37,9 @@ class ViewParameters(NamedTuple):
       order: int8 [N, 4], the color operations in order of application.
       brightness, contrast, saturation: float32 [N], factors; 1 changes nothing.
       hue: float32 [N], shift as a fraction of the color circle.
-      grey: bool [N], convert to grayscale.
+      gray: bool [N], convert to grayscale.
       sigma: float32 [N], standard deviation of the blur in pixels; 0 for no blur.
-      solarise: bool [N], invert the values at and above the threshold.
+      solarize: bool [N], invert the values at and above the threshold.
     """
 
     top: npt.NDArray[np.int32]
@@ -53,9 +53,9 @@ class ViewParameters(NamedTuple):
     contrast: npt.NDArray[np.float32]
     saturation: npt.NDArray[np.float32]
     hue: npt.NDArray[np.float32]
-    grey: npt.NDArray[np.bool_]
+    gray: npt.NDArray[np.bool_]
     sigma: npt.NDArray[np.float32]
-    solarise: npt.NDArray[np.bool_]
+    solarize: npt.NDArray[np.bool_]
 
     def take(self, selection: Any) -> ViewParameters:
         """Returns the parameters of the views at an index array, mask or slice."""
@@ -66,7 +66,7 @@ class ViewParameters(NamedTuple):
 PACKED = (
     *("top", "left", "height", "width", "flip", "jitter"),
     *("order_0", "order_1", "order_2", "order_3"),
-    *("brightness", "contrast", "saturation", "hue", "grey", "sigma", "solarise"),
+    *("brightness", "contrast", "saturation", "hue", "gray", "sigma", "solarize"),
 )
 
 
@@ -175,7 +175,7 @@ def draw_parameters(
         hue=np.where(jitter, augment.hue * (2.0 * draws[_FACTORS + HUE] - 1.0), 0.0).astype(
             np.float32
         ),
-        grey=draws[_GREY] < augment.grey_probability,
+        gray=draws[_GRAY] < augment.gray_probability,
         sigma=sigma.astype(np.float32),
-        solarise=draws[_SOLARISE] < augment.solarise_probability,
+        solarize=draws[_SOLARIZE] < augment.solarize_probability,
     )

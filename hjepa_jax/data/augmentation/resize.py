@@ -55,9 +55,9 @@ def filter_matrices(
     support = np.maximum(step, np.float32(1.0))
     position = np.arange(out_size, dtype=np.float32) + np.float32(0.5)
     position = np.where(reverse[:, None], np.float32(out_size) - position, position)
-    centre = (start[:, None] + position * step).astype(np.float32) / support
+    center = (start[:, None] + position * step).astype(np.float32) / support
     pixel = (np.arange(in_size, dtype=np.float32) + np.float32(0.5)) / support
-    weights = np.abs(pixel[:, None, :] - centre[:, :, None])
+    weights = np.abs(pixel[:, None, :] - center[:, :, None])
     np.subtract(np.float32(1.0), weights, out=weights)
     np.maximum(weights, np.float32(0.0), out=weights)
     column = np.arange(in_size)

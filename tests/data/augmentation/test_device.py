@@ -28,7 +28,7 @@ def check(host, device, made) -> None:
     for name in set(host) - {"label", "index"}:
         assert made[name].shape == host[name].shape
         error = np.abs(np.asarray(made[name]).astype(int) - host[name])
-        # Rounding alone, but for single pixels at the solarisation threshold.
+        # Rounding alone, but for single pixels at the solarization threshold.
         assert error.mean() < 0.3
         assert (error > 2).mean() < 1e-3
 

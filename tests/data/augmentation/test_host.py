@@ -72,7 +72,7 @@ def test_enhancements_match_pillow(adjust, enhance, factor) -> None:
     adjust(planes, np.full(6, factor, np.float32))
     for ours, image in zip(images_of(planes), images):
         expected = enhance(Image.fromarray(image)).enhance(factor)
-        # Pillow rounds the grey value it blends with, and truncates the result.
+        # Pillow rounds the gray value it blends with, and truncates the result.
         assert difference(ours, expected).max() <= 1.01 + 0.5 * abs(1 - factor)
 
 
@@ -91,7 +91,7 @@ def test_hue_matches_pillow(shift) -> None:
     color.adjust_hue(planes, np.full(6, shift, np.float32))
     for ours, image in zip(images_of(planes), images):
         error = difference(ours, pillow_hue(Image.fromarray(image), shift))
-        # Pillow keeps hue and saturation in 8 bits, worth some levels of saturated colours.
+        # Pillow keeps hue and saturation in 8 bits, worth some levels of saturated colors.
         assert error.mean() < 1.5
         assert np.percentile(error, 99) <= 6
 
@@ -103,10 +103,10 @@ def test_hue_by_a_third_permutes_the_channels() -> None:
     assert difference(images_of(planes)[0], image[..., [2, 0, 1]]).max() < 0.01
 
 
-def test_grey_matches_pillow() -> None:
+def test_gray_matches_pillow() -> None:
     images = [photo(0), photo(1)]
     planes = planes_of(images)
-    color.to_grey(planes, np.array([False, True]))
+    color.to_gray(planes, np.array([False, True]))
     assert difference(images_of(planes)[0], images[0]).max() == 0
     expected = np.asarray(Image.fromarray(images[1]).convert("L"))[..., None]
     assert difference(images_of(planes)[1], expected).max() <= 0.51
@@ -143,7 +143,7 @@ def test_blur_matches_scipy_with_reflected_borders(kernel) -> None:
         assert difference(ours, expected).max() < 0.05
 
 
-def test_solarise_matches_pillow_exactly() -> None:
+def test_solarize_matches_pillow_exactly() -> None:
     images = [photo(0), photo(1)]
     views = color.to_uint8(planes_of(images), np.array([True, False]), 128)
     np.testing.assert_array_equal(views[0], ImageOps.solarize(Image.fromarray(images[0]), 128))
@@ -166,7 +166,7 @@ def test_jitter_applies_each_view_in_its_own_order() -> None:
         **{names[op]: np.full(3, amount, np.float32) for op, amount in amounts.items()}
     )
     planes = planes_of(images)
-    color.colour_jitter(planes, drawn)
+    color.color_jitter(planes, drawn)
     for view, order in enumerate(orders[:2]):
         expected = planes_of(images[:1])
         for operation in order:
@@ -195,14 +195,14 @@ def pillow_view(image: np.ndarray, p, view: int, size: int) -> np.ndarray:
                     SATURATION: (ImageEnhance.Color, p.saturation[view]),
                 }[int(operation)]
                 made = enhance(made).enhance(float(factor))
-    made = made.convert("L").convert("RGB") if p.grey[view] else made
+    made = made.convert("L").convert("RGB") if p.gray[view] else made
     if p.sigma[view] > 0:
         taps = np.exp(-0.5 * (np.arange(-1, 2) / float(p.sigma[view])) ** 2)
         pixels = np.asarray(made, np.float64)
         for axis in (0, 1):
             pixels = ndimage.correlate1d(pixels, taps / taps.sum(), axis, mode="mirror")
         made = Image.fromarray(np.rint(pixels).astype(np.uint8))
-    return np.asarray(ImageOps.solarize(made, 128) if p.solarise[view] else made)
+    return np.asarray(ImageOps.solarize(made, 128) if p.solarize[view] else made)
 
 
 def test_whole_augmentation_matches_pillow() -> None:
@@ -213,7 +213,7 @@ def test_whole_augmentation_matches_pillow() -> None:
     assert views.dtype == np.uint8
     for view, image in enumerate(images):
         expected = pillow_view(image, drawn, view, 32)
-        if drawn.solarise[view]:
+        if drawn.solarize[view]:
             # A level more or less at the threshold inverts a pixel: fold the inversion away.
             ours, expected = (np.minimum(v, 255 - v) for v in (views[view], expected))
             assert np.median(difference(ours, expected)) <= 2
@@ -232,7 +232,7 @@ def test_views_do_not_depend_on_their_company() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 48), (48, 40), (20, 90)])
-def test_eval_image_resizes_the_short_side_and_crops_the_centre(height, width) -> None:
+def test_eval_image_resizes_the_short_side_and_crops_the_center(height, width) -> None:
     image = photo(0, height, width)
     made = host.eval_image(image, 24, 28)
     short = min(height, width)

@@ -24,7 +24,7 @@ def draw(count: int = 30000, height=375, width=500, scale=(0.3, 1.0), **augment)
 
 
 def torchvision_crop(generator, height: int, width: int, scale, ratio) -> tuple[int, ...]:
-    """RandomResizedCrop.get_params, from its documentation: ten tries, then a centred crop."""
+    """RandomResizedCrop.get_params, from its documentation: ten tries, then a centered crop."""
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -64,7 +64,7 @@ def test_crops_follow_the_reference_algorithm(height, width, scale) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1)])
-def test_no_fitting_crop_gives_the_centred_one(height, width) -> None:
+def test_no_fitting_crop_gives_the_centered_one(height, width) -> None:
     drawn = draw(50, height, width, (1.0, 1.0))
     expected = torchvision_crop(random.Random(0), height, width, (1.0, 1.0), (3 / 4, 4 / 3))
     ours = np.stack([drawn.top, drawn.left, drawn.height, drawn.width], axis=1)
@@ -76,16 +76,16 @@ def test_flags_have_their_probabilities() -> None:
     for flag, probability in (
         (drawn.flip, 0.5),
         (drawn.jitter, 0.8),
-        (drawn.grey, 0.2),
+        (drawn.gray, 0.2),
         (drawn.sigma > 0, 0.5),
-        (drawn.solarise, 0.2),
+        (drawn.solarize, 0.2),
     ):
         error = math.sqrt(probability * (1 - probability) / len(flag))
         assert abs(flag.mean() - probability) < 4 * error
     never = draw(100, flip_probability=0.0, blur_probability=0.0)
     assert not never.flip.any()
     assert not never.sigma.any()
-    assert draw(100, grey_probability=1.0).grey.all()
+    assert draw(100, gray_probability=1.0).gray.all()
 
 
 def test_factors_are_uniform_where_jitter_is_applied() -> None:
