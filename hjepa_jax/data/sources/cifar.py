@@ -270,7 +270,7 @@ def open_cifar(
       name: 'cifar10' or 'cifar100' (fine labels).
       root: the archive, the unpacked folder, a folder that holds either, or an image folder.
       split: 'train' or 'test'; other names only for image folders.
-      cache_mb: miB of encoded images to keep in memory, for image folders.
+      cache_mb: MiB of encoded images to keep in memory, for image folders.
       siblings: splits whose classes are numbered together, for image folders.
 
     Raises:

@@ -26,7 +26,7 @@ def open_root(
     Args:
       root: the folder.
       split: name of the split.
-      cache_mb: miB of encoded images to keep in memory.
+      cache_mb: MiB of encoded images to keep in memory.
       siblings: splits whose classes are numbered together, in this order.
 
     Raises:

@@ -222,7 +222,7 @@ def open_folder(
     Args:
       root: folder with `<split>/<class>/<image>`; for the names of splits see `splits.choose`.
       split: name of the split.
-      cache_mb: miB of encoded images to keep in memory.
+      cache_mb: MiB of encoded images to keep in memory.
       siblings: splits of the same data set. Classes are numbered in the order of their names over
         the first of them that is there, then over the next.
 
