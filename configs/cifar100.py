@@ -36,7 +36,7 @@ def sigreg(config: Config) -> None:
     """The LeJEPA baseline: no predictor, no clipping, no q/p split."""
     config.objective = "sigreg"
     config.model.split_qp = False
-    config.evaluation.variant = "qp"
+    config.evaluation.state_part = "qp"
     config.train.grad_clip = None
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hjepa_jax.config import Config
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
-from hjepa_jax.evaluation.features import encode_images, select_variant
+from hjepa_jax.evaluation.features import encode_images, select_state_part
 from hjepa_jax.runtime import sharding
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import Run, make_encode, prepare
@@ -74,22 +74,22 @@ class LoadedRun:
             raise UserError("There are no images to encode: give at least one.")
         return encode_images(self.encode_batch, np.stack(prepared), self.batch_size)
 
-    def encode_variant(
-        self, images: npt.NDArray[np.uint8], variant: str | None = None
+    def encode_state_part(
+        self, images: npt.NDArray[np.uint8], state_part: str | None = None
     ) -> npt.NDArray[np.float32]:
         """Encodes images and keeps one part of the state.
 
         Args:
           images: see `encode`.
-          variant: 'q', 'p' or 'qp'; by default what config.evaluation.variant says.
+          state_part: 'q', 'p' or 'qp'; by default what config.evaluation.state_part says.
 
         Raises:
-          ConfigError: an unknown variant, or q or p of an encoder without them.
+          ConfigError: an unknown state part, or q or p of an encoder without them.
         """
-        chosen = self.config.evaluation.variant if variant is None else variant
+        chosen = self.config.evaluation.state_part if state_part is None else state_part
         split = self.config.model.split_qp
-        select_variant(np.zeros((0, 2), np.float32), chosen, split)  # before the work, not after
-        return select_variant(self.encode(images), chosen, split)
+        select_state_part(np.zeros((0, 2), np.float32), chosen, split)  # before the work, not after
+        return select_state_part(self.encode(images), chosen, split)
 
     def flow(self, z: npt.ArrayLike, direction: int = 1) -> npt.NDArray[np.float32]:
         """Maps states by the run's predictor: the learned flow over `steps * dt`.

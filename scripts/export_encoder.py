@@ -19,7 +19,7 @@ from hjepa_jax.interop.export_encoder import export_encoder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write, .stablehlo or .onnx.", required=True)
-_VARIANT = flags.DEFINE_enum("variant", "qp", ["q", "p", "qp"], "Part of the state.")
+_STATE_PART = flags.DEFINE_enum("state_part", "qp", ["q", "p", "qp"], "Part of the state.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         run = load(_WORKDIR.value, step=_STEP.value)
-        path = export_encoder(run, _OUT.value, variant=_VARIANT.value)
+        path = export_encoder(run, _OUT.value, state_part=_STATE_PART.value)
     except UserError as error:
         sys.exit(f"export_encoder: {error}")
     size = run.config.data.image_size

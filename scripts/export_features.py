@@ -18,7 +18,7 @@ from hjepa_jax.runtime import compilation_cache
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write, .npz or .parquet.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Which images.")
-_VARIANT = flags.DEFINE_enum("variant", "qp", ["q", "p", "qp"], "Part of the state.")
+_STATE_PART = flags.DEFINE_enum("state_part", "qp", ["q", "p", "qp"], "Part of the state.")
 _ROOT = flags.DEFINE_string("root", None, "Folder of the data, if it has moved.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images in one pass.", lower_bound=1)
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     try:
         run = load(_WORKDIR.value, step=_STEP.value, batch_size=_BATCH.value)
         found = export_features(
-            run, _OUT.value, _SPLIT.value, variant=_VARIANT.value, root=_ROOT.value
+            run, _OUT.value, _SPLIT.value, state_part=_STATE_PART.value, root=_ROOT.value
         )
     except UserError as error:
         sys.exit(f"export_features: {error}")

@@ -222,10 +222,10 @@ def _schedules(config: Config) -> Iterator[str]:
 def _evaluation(config: Config) -> Iterator[str]:
     """The evaluation can be made of the model and the images."""
     model, evaluation, limit = config.model, config.evaluation, config.data.max_train_images
-    if evaluation.variant != "qp" and not model.split_qp:
+    if evaluation.state_part != "qp" and not model.split_qp:
         yield (
-            f"config.evaluation.variant is {evaluation.variant!r} but "
-            "config.model.split_qp is False: set config.evaluation.variant='qp'."
+            f"config.evaluation.state_part is {evaluation.state_part!r} but "
+            "config.model.split_qp is False: set config.evaluation.state_part='qp'."
         )
     k = evaluation.headline_k
     if k not in evaluation.knn_k:

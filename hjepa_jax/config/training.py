@@ -128,7 +128,7 @@ class Train:
 class Evaluation:
     """What is measured on frozen features, after and during training."""
 
-    variant: str = field(
+    state_part: str = field(
         "q",
         "Part of the state evaluated, with split_qp; else 'qp'.",
         choices=("q", "p", "qp"),
@@ -140,8 +140,8 @@ class Evaluation:
         choices=("raw", "sqrt_h"),
         used=SQRT_H,
     )
-    qp_variants: bool = field(
-        True, "kNN and probe of q, p and qp beside the variant; only with split_qp."
+    all_state_parts: bool = field(
+        True, "kNN and probe of q, p and qp beside state_part; only with split_qp."
     )
     batch_size: int = field(
         512, "Images per forward pass when features are extracted.", above=0, at_most=65536
@@ -227,7 +227,7 @@ class Evaluation:
     )
     online_probe: bool = field(
         False,
-        "During training: a linear probe of the variant on the training batches' detached "
+        "During training: a linear probe of state_part on the training batches' detached "
         "states, logged beside the loss.",
         resume=FREE_WITHOUT_PROBE,
     )

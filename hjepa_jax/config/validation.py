@@ -49,6 +49,13 @@ def differences(there: Config, here: Config, counts: Callable[[str], bool]) -> l
     ]
 
 
+# Fields of earlier versions, which saved configurations and command lines may still name.
+RENAMED = {
+    "evaluation.variant": "evaluation.state_part",
+    "evaluation.qp_variants": "evaluation.all_state_parts",
+}
+
+
 def _nearest_field(path: str) -> str:
     """Returns the field that `path` most likely means: by its words, in its section first."""
     section, _, leaf = path.rpartition(".")
@@ -72,6 +79,8 @@ def unknown_field(path: str) -> str | None:
     """Returns a sentence naming the nearest valid field if `path` is none, else None."""
     if path in rows() or path in sections():
         return None
+    if path in RENAMED:
+        return f"config.{path} is now config.{RENAMED[path]}: use the new name."
     return (
         f"config.{path[:100]} is not a field of the configuration: "
         f"did you mean config.{_nearest_field(path[:100])}?"

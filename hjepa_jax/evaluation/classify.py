@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
-from hjepa_jax.evaluation.features import Features, select_variant, variants_of
+from hjepa_jax.evaluation.features import Features, select_state_part, state_parts_of
 from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
@@ -172,7 +172,7 @@ def classify(
     return Classification(metrics, learn_rows[neighbours], tested, result.params, notes)
 
 
-def qp_variants(
+def classify_state_parts(
     train: Features,
     test: Features,
     done: tuple[str, Metrics],
@@ -183,14 +183,16 @@ def qp_variants(
 ) -> Metrics:
     """Tests kNN and probe on q, p and qp.
 
-    `done` = (variant, its metrics) is not computed again; `options` are those of `classify`.
+    `done` = (state part, its metrics) is not computed again; `options` are those of `classify`.
     """
     result: Metrics = {}
-    for name in variants_of(split_qp=True):
+    for name in state_parts_of(split_qp=True):
         if name == done[0]:
             result[name] = done[1]
             continue
-        part = [s._replace(features=select_variant(s.features, name, True)) for s in (train, test)]
+        part = [
+            s._replace(features=select_state_part(s.features, name, True)) for s in (train, test)
+        ]
         found = classify(part[0], part[1], num_classes, config, mesh, **options)
         result[name] = found.metrics
     return result

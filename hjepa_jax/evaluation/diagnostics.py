@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hjepa_jax.evaluation import similarity, spectrum
-from hjepa_jax.evaluation.features import select_variant
+from hjepa_jax.evaluation.features import select_state_part
 
 Metrics = dict[str, Any]
 # Directions on which the participation ratio is taken, as loss.logdet_dim by default.
@@ -222,7 +222,7 @@ def state_alarms(
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
     figures: dict[str, float] = {}
     for part in ("q", "p") if split_qp else ("z",):
-        x = select_variant(states[rows], "qp" if part == "z" else part, split_qp)
+        x = select_state_part(states[rows], "qp" if part == "z" else part, split_qp)
         figures |= {
             f"{part}_pr": spectrum.projected_participation(x, _ALARM_DIM, config.seed),
             f"{part}_std_min": float(x.std(axis=0, dtype=np.float64).min()),
@@ -281,5 +281,5 @@ def _pairs(count: int, config: Any, reference: bool) -> tuple[np.ndarray, np.nda
 def cka_q_p(states: np.ndarray, config: Any) -> float:
     """Linear CKA between q and p of states [N, 2d] (of `spectrum_samples` of them)."""
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
-    q, p = (select_variant(states[rows], name, split_qp=True) for name in ("q", "p"))
+    q, p = (select_state_part(states[rows], name, split_qp=True) for name in ("q", "p"))
     return similarity.linear_cka(q, p)

@@ -14,7 +14,7 @@ from hjepa_jax.errors import ConfigError, DataError, UserError
 # images uint8 [N, S, S, 3] -> features [N, D]; jitted (and sharded) by whoever makes it.
 Encode = Callable[[Any], Any]
 Batch = Mapping[str, Any]
-VARIANTS = ("q", "p", "qp")
+STATE_PARTS = ("q", "p", "qp")
 
 
 class Features(NamedTuple):
@@ -106,31 +106,31 @@ def encode_images(encode: Encode, images: npt.NDArray[np.uint8], batch_size: int
     return extract_features(encode, batches()).features
 
 
-def variants_of(split_qp: bool) -> tuple[str, ...]:
-    """Returns the variants an encoder has: q, p and qp, or qp alone without a split."""
-    return VARIANTS if split_qp else ("qp",)
+def state_parts_of(split_qp: bool) -> tuple[str, ...]:
+    """Returns the parts of an encoder's state: q, p and qp, or qp alone without a split."""
+    return STATE_PARTS if split_qp else ("qp",)
 
 
-def select_variant(features: np.ndarray, variant: str, split_qp: bool) -> np.ndarray:
+def select_state_part(features: np.ndarray, state_part: str, split_qp: bool) -> np.ndarray:
     """Returns the q half, the p half or the whole of states [..., 2d] = [q | p].
 
     Raises:
-      ConfigError: an unknown variant, or q or p of a state that has no such halves.
+      ConfigError: an unknown part, or q or p of a state that has no such halves.
       ValueError: an odd width.
     """
-    if variant not in VARIANTS:
+    if state_part not in STATE_PARTS:
         raise ConfigError(
-            f"config.evaluation.variant is {variant!r}; it must be one of 'q', 'p', 'qp'."
+            f"config.evaluation.state_part is {state_part!r}; it must be one of 'q', 'p', 'qp'."
         )
-    if variant == "qp":
+    if state_part == "qp":
         return features
     if not split_qp:
         raise ConfigError(
-            f"config.evaluation.variant is {variant!r}, but this encoder has no q and p "
-            "(config.model.split_qp is False); use config.evaluation.variant='qp'."
+            f"config.evaluation.state_part is {state_part!r}, but this encoder has no q and p "
+            "(config.model.split_qp is False); use config.evaluation.state_part='qp'."
         )
     width = features.shape[-1]
     if width % 2:
         raise ValueError(f"A state [q | p] has an even width, but these features have {width}.")
     half = width // 2
-    return features[..., :half] if variant == "q" else features[..., half:]
+    return features[..., :half] if state_part == "q" else features[..., half:]

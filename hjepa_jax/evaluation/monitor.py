@@ -21,7 +21,7 @@ from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.diagnostics import Alarm, AlarmKind, collapse_alarms
-from hjepa_jax.evaluation.features import extract_features, select_variant
+from hjepa_jax.evaluation.features import extract_features, select_state_part
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.evaluation.ready import check_same_classes
 from hjepa_jax.evaluation.validity import wilson
@@ -131,9 +131,9 @@ class OnlineKnn:
         for source in self._sources:
             with eval_batches(config, source, settings.batch_size) as batches:
                 sets.append(extract_features(encode, batches))
+        part, split_qp = settings.state_part, config.model.split_qp
         train, test = (
-            s._replace(features=select_variant(s.features, settings.variant, config.model.split_qp))
-            for s in sets
+            s._replace(features=select_state_part(s.features, part, split_qp)) for s in sets
         )
         num_classes = len(self._sources[0].class_names)
         found = knn_accuracy(

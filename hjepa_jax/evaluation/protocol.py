@@ -27,10 +27,10 @@ from hjepa_jax.evaluation.classify import (
     Metrics,
     check_few_shot,
     classify,
+    classify_state_parts,
     coarse_metrics,
     few_shot_probe,
     probe_settings,
-    qp_variants,
 )
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import (
@@ -39,13 +39,14 @@ from hjepa_jax.evaluation.features import (
     Features,
     encode_images,
     extract_features,
-    select_variant,
+    select_state_part,
 )
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import PIXELS, differences, notes_of
 
-# 2: intervals, notes, figures that are None; kNN and pairs counted anew.
-SCHEMA_VERSION = 2
+# Version 2 added intervals, notes and null figures, and counts kNN votes and pairs differently;
+# version 3 renamed `variant` to `state_part` and `qp_variants` to `state_parts`.
+SCHEMA_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +124,15 @@ class _Encoded(NamedTuple):
     test_states: Features
     train: Features
     test: Features
-    variant: str
+    state_part: str
     select: Callable[[np.ndarray], np.ndarray]
 
 
 def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
     """Encodes both sets, and checks what can be before anything else is computed."""
     sources, config, witness = setting.sources, setting.config, setting.witness
-    variant = config.variant if split_qp else "qp"
-    select = functools.partial(select_variant, variant=variant, split_qp=split_qp)
+    state_part = config.state_part if split_qp else "qp"
+    select = functools.partial(select_state_part, state_part=state_part, split_qp=split_qp)
     train = extract_features(encode, witness.watch("train", sources.train_batches()))
     for shots in config.few_shot:
         check_few_shot(train.labels, shots, sources.num_classes)
@@ -142,7 +143,7 @@ def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
             f"{len(train.labels)} and {len(test.labels)}."
         )
     learn, judge = (s._replace(features=select(s.features)) for s in (train, test))
-    return _Encoded(train, test, learn, judge, variant, select)
+    return _Encoded(train, test, learn, judge, state_part, select)
 
 
 def _optional_parts(
@@ -194,7 +195,7 @@ def _evaluate_encoder(
     alarms = diagnostics.state_alarms(
         data.train_states.features, split_qp, config, setting.targets, setting.objective
     )
-    metrics: Metrics = {"variant": data.variant, "feature_dim": data.train.features.shape[1]}
+    metrics: Metrics = {"state_part": data.state_part, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
     metrics["notes"] = found.notes
     metrics["collapse"] = [
@@ -203,9 +204,9 @@ def _evaluate_encoder(
     metrics["alarms"] = [alarm.sentence() for alarm in alarms]
     if split_qp:
         described.metrics["cka_q_p"] = diagnostics.cka_q_p(data.train_states.features, config)
-    if split_qp and config.qp_variants:
-        done = (data.variant, found.metrics)
-        metrics["qp_variants"] = qp_variants(
+    if split_qp and config.all_state_parts:
+        done = (data.state_part, found.metrics)
+        metrics["state_parts"] = classify_state_parts(
             data.train_states, data.test_states, done, sources.num_classes, config, mesh, **options
         )
     metrics |= _optional_parts(encode, data, found, setting)
@@ -269,8 +270,8 @@ def run_protocol(
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
       `largest_class_share` (of these), `headline_k`, `notes` (sentences on what the figures do not
-      say), `encoders` (for each name: variant, feature_dim, knn, linear_probe, diagnostics,
-      collapse, alarms, notes, and, where asked for, qp_variants, few_shot, coarse, robustness) and
+      say), `encoders` (for each name: state_part, feature_dim, knn, linear_probe, diagnostics,
+      collapse, alarms, notes, and, where asked for, state_parts, few_shot, coarse, robustness) and
       `trained_minus_random`; and picture inputs.
 
     Raises:

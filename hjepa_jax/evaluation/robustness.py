@@ -122,9 +122,9 @@ def robustness_metrics(
 
     Args:
       encode: the encoder.
-      select: takes the evaluated variant of its features.
+      select: takes the evaluated part of its features.
       test_batches: the test set.
-      train: features (of that variant) and labels of clean training images.
+      train: features (of that part) and labels of clean training images.
       clean: what `classify` returned for them, with accuracies.
       config: `config.evaluation`; `robustness` names the changes.
       mesh: see `nearest_neighbours`.

@@ -22,7 +22,7 @@ import numpy as np
 
 from hjepa_jax.config import validation
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.features import select_variant
+from hjepa_jax.evaluation.features import select_state_part
 from hjepa_jax.interop.export_features import write_whole
 from hjepa_jax.loading import LoadedRun
 from hjepa_jax.models.pooling import max_pool_3x3_padded
@@ -34,21 +34,21 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def encoder_function(
-    run: LoadedRun, variant: str = "qp", *, portable: bool = False
+    run: LoadedRun, state_part: str = "qp", *, portable: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns images uint8 [N, S, S, 3] -> features float32 [N, D], with constant weights.
 
     Args:
       run: of `hjepa_jax.load`.
-      variant: 'q', 'p' or 'qp'.
+      state_part: 'q', 'p' or 'qp'.
       portable: use float32 arithmetic and operations known to all converters; the features differ
         only by the rounding of a bfloat16 encoder.
 
     Raises:
-      ConfigError: an unknown variant, or q or p of an encoder without them.
+      ConfigError: an unknown state part, or q or p of an encoder without them.
     """
     split = run.config.model.split_qp
-    select_variant(np.zeros((0, 2), np.float32), variant, split)
+    select_state_part(np.zeros((0, 2), np.float32), state_part, split)
     method = run.run.method
     if portable:
         encoder = method.modules.encoder.clone(dtype=jnp.float32, stem_pool=max_pool_3x3_padded)
@@ -56,7 +56,7 @@ def encoder_function(
     variables = jax.device_get(run.encoder_variables)
 
     def encode(images: jax.Array) -> Any:
-        return select_variant(frozen_encoder(method, variables, images), variant, split)
+        return select_state_part(frozen_encoder(method, variables, images), state_part, split)
 
     return encode
 
@@ -66,11 +66,11 @@ def _image_shape(run: LoadedRun, count: Any) -> tuple[Any, ...]:
     return count, size, size, 3
 
 
-def to_stablehlo(run: LoadedRun, variant: str = "qp") -> bytes:
+def to_stablehlo(run: LoadedRun, state_part: str = "qp") -> bytes:
     """Returns the serialized `jax.export.Exported` of the encoder for any number of images."""
     (count,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct(_image_shape(run, count), jnp.uint8)
-    encode = jax.jit(encoder_function(run, variant))
+    encode = jax.jit(encoder_function(run, state_part))
     return bytes(jax.export.export(encode, platforms=PLATFORMS)(images).serialize())
 
 
@@ -82,7 +82,7 @@ class _ImageSpec:
     dtype: Any = jnp.uint8
 
 
-def to_onnx(run: LoadedRun, variant: str = "qp") -> bytes:
+def to_onnx(run: LoadedRun, state_part: str = "qp") -> bytes:
     """Returns the encoder as an ONNX model: input 'images', output 'features'.
 
     Raises:
@@ -96,7 +96,7 @@ def to_onnx(run: LoadedRun, variant: str = "qp") -> bytes:
             "name that ends in .stablehlo."
         ) from error
     model: Any = jax2onnx.to_onnx(
-        encoder_function(run, variant, portable=True),
+        encoder_function(run, state_part, portable=True),
         [_ImageSpec(_image_shape(run, "n"))],
         model_name="encoder",
         input_names=["images"],
@@ -112,7 +112,7 @@ FORMATS: dict[str, Callable[[LoadedRun, str], bytes]] = {
 
 
 def export_encoder(
-    run: LoadedRun, out: str | os.PathLike[str], *, variant: str = "qp"
+    run: LoadedRun, out: str | os.PathLike[str], *, state_part: str = "qp"
 ) -> pathlib.Path:
     """Writes the encoder and `<out>.json`, which says how to prepare images and names the run.
 
@@ -127,12 +127,12 @@ def export_encoder(
     if path.suffix not in FORMATS:
         raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
     check_writable_file(path, "out")
-    content = FORMATS[path.suffix](run, variant)
+    content = FORMATS[path.suffix](run, state_part)
     about = {
         "image_size": run.config.data.image_size,
         "resize_short_side": run.config.data.eval_resize or run.config.data.image_size,
         "preparation": "RGB, short side resized, centre crop, uint8 [N, size, size, 3]",
-        "variant": variant,
+        "state_part": state_part,
         "step": run.step,
         "config": json.loads(validation.to_json(run.config)),
     }

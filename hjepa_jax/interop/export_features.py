@@ -15,7 +15,7 @@ from hjepa_jax.config import validation
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.features import Features, extract_features, select_variant
+from hjepa_jax.evaluation.features import Features, extract_features, select_state_part
 from hjepa_jax.loading import LoadedRun
 from hjepa_jax.storage.files import check_writable_file, local_path
 
@@ -23,14 +23,14 @@ FORMATS = (".npz", ".parquet")
 
 
 def split_features(
-    run: LoadedRun, split: str = "test", *, variant: str = "qp", root: str | None = None
+    run: LoadedRun, split: str = "test", *, state_part: str = "qp", root: str | None = None
 ) -> tuple[Features, tuple[str, ...]]:
     """Encodes a split of the data that the run was trained on.
 
     Args:
       run: of `hjepa_jax.load`.
       split: 'train' or 'test', as config.data defines them.
-      variant: 'q', 'p' or 'qp'.
+      state_part: 'q', 'p' or 'qp'.
       root: current location of the data; None = where the run found it.
 
     Returns:
@@ -38,18 +38,18 @@ def split_features(
       class names.
 
     Raises:
-      UserError: if the split or variant is unknown, or the data is missing.
+      UserError: if the split or state part is unknown, or the data is missing.
     """
     if split not in ("train", "test"):
         raise UserError(f"split is {split!r}: it is 'train' or 'test'.")
     config = run.config.copy_and_resolve_references()
     if root is not None:
         config.data.root = root
-    select_variant(np.zeros((0, 2), np.float32), variant, config.model.split_qp)
+    select_state_part(np.zeros((0, 2), np.float32), state_part, config.model.split_qp)
     source = open_split(config, split)
     with eval_batches(config, source, run.batch_size) as batches:
         found = extract_features(run.encode_batch, batches)
-    features = select_variant(found.features, variant, config.model.split_qp)
+    features = select_state_part(found.features, state_part, config.model.split_qp)
     return found._replace(features=features), tuple(source.class_names)
 
 
@@ -131,7 +131,7 @@ def export_features(
     out: str | os.PathLike[str],
     split: str = "test",
     *,
-    variant: str = "qp",
+    state_part: str = "qp",
     root: str | None = None,
 ) -> Features:
     """Encodes a split and writes it; see `split_features` and `save_features`."""
@@ -139,10 +139,10 @@ def export_features(
     if path.suffix not in FORMATS:
         raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which says how to write it.")
     check_writable_file(path, "out")
-    found, names = split_features(run, split, variant=variant, root=root)
+    found, names = split_features(run, split, state_part=state_part, root=root)
     about = {
         "split": split,
-        "variant": variant,
+        "state_part": state_part,
         "step": run.step,
         "config": json.loads(validation.to_json(run.config)),
     }

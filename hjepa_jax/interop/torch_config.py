@@ -231,7 +231,7 @@ def _set_sigreg(config: Config, published: Published) -> None:
     _copy(regularizer, _SIGREG, config.sigreg)
     _copy(train, {"lambda_reg": "weight"}, config.sigreg)
     if not config.model.split_qp:
-        config.evaluation.variant = "qp"
+        config.evaluation.state_part = "qp"
     kind = regularizer.get("ham_kind", "identity")
     if regularizer.get("type") != "ham_sigreg" or kind == "identity":
         return

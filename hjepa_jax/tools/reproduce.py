@@ -178,19 +178,19 @@ def differences_table(
     return "\n".join(markdown_table(["difference in points", "pairs", *titles], lines))
 
 
-def variants_table(result: Result) -> str:
+def state_parts_table(result: Result) -> str:
     """Returns kNN@20 and probe of q, p and [q | p], means over seeds, in Markdown."""
     lines = []
     for method, by_seed in result.metrics.items():
         for encoder in ("trained", "random"):
             every = [m["encoders"].get(encoder, {}) for m in by_seed.values()]
-            found = [one.get("qp_variants") for one in every]
+            found = [one.get("state_parts") for one in every]
             if not all(found):
                 continue
             k = next(iter(by_seed.values()))["headline_k"]
             cells = []
-            for variant in ("q", "p", "qp"):
-                ones = [one[variant] for one in found]
+            for part in ("q", "p", "qp"):
+                ones = [one[part] for one in found]
                 position = ones[0]["knn"]["k_values"].index(k)
                 columns = (
                     [one["knn"]["top1"][position] for one in ones],
@@ -241,7 +241,7 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
         "Paired by seed, with 95 % percentile bootstrap intervals over the pairs:",
         differences_table(rows),
         "Parts of the state (kNN@20 and linear probe):",
-        variants_table(result),
+        state_parts_table(result),
         *(f"![{name}]({images}/{name}.png)" for name in ("knn", "spectra", "curves")),
         notes.strip(),
         f"## How it was made\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",

@@ -29,11 +29,11 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def _evaluated_part(config: Config, z: jax.Array) -> jax.Array:
-    """Returns what config.evaluation.variant names of states [..., D]: q, p or all."""
-    variant, half = config.evaluation.variant, z.shape[-1] // 2
-    if variant == "qp" or not config.model.split_qp:
+    """Returns what config.evaluation.state_part names of states [..., D]: q, p or all."""
+    part, half = config.evaluation.state_part, z.shape[-1] // 2
+    if part == "qp" or not config.model.split_qp:
         return z
-    return z[..., :half] if variant == "q" else z[..., half:]
+    return z[..., :half] if part == "q" else z[..., half:]
 
 
 def init_online_probe(

@@ -221,12 +221,12 @@ def test_a_run_cut_short_may_still_be_evaluated() -> None:
 def test_what_a_resume_may_change() -> None:
     config = quickstart.get_config()
     free = {path for path in rows() if may_change_on_resume(path, config)}
-    assert free >= {"data.cache_mb", "data.root", "evaluation.variant", "log.every_steps"}
+    assert free >= {"data.cache_mb", "data.root", "evaluation.state_part", "log.every_steps"}
     assert not free & {"seed", "train.lr", "train.epochs", "data.batch_size", "model.width"}
     config.evaluation.online_probe = True
     assert free - {path for path in rows() if may_change_on_resume(path, config)} == {
         f"evaluation.{name}"
-        for name in ("online_probe", "variant", "probe_lr", "probe_weight_decay")
+        for name in ("online_probe", "state_part", "probe_lr", "probe_weight_decay")
     }
     own = {path for path, row in rows().items() if row.spec.own}
     assert own <= free

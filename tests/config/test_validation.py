@@ -66,7 +66,7 @@ def _changed(**fields):
         ({"objective": "hjpea"}, ["config.objective", "'hjepa'"]),
         ({"train__epocs": 3}, ["config.train.epocs", "config.train.epochs"]),
         ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'sigreg'"]),
-        ({"model__split_qp": False, "evaluation__variant": "qp"}, ["split_qp", "[q | p]"]),
+        ({"model__split_qp": False, "evaluation__state_part": "qp"}, ["split_qp", "[q | p]"]),
         ({"model__projector": "mlp"}, ["config.model.projector", "identity"]),
         ({"model__token_dim": 7}, ["config.model.token_dim", "even"]),
         ({"data__num_global_views": 1}, ["num_global_views", "2 or more"]),

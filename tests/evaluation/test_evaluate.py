@@ -34,7 +34,7 @@ def small(**changes):
     config.evaluation.update(
         {
             "probe_epochs": 1,
-            "qp_variants": False,
+            "all_state_parts": False,
             "random_baseline": False,
             "alignment_samples": 8,
             **changes,

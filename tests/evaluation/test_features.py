@@ -86,22 +86,22 @@ def test_wrong_shape_from_the_encoder_is_an_error() -> None:
 
 def test_variants_are_the_halves_of_the_state() -> None:
     z = np.arange(24.0).reshape(2, 12)
-    q, p = (features.select_variant(z, name, split_qp=True) for name in ("q", "p"))
+    q, p = (features.select_state_part(z, name, split_qp=True) for name in ("q", "p"))
     np.testing.assert_array_equal(np.concatenate([q, p], axis=-1), z)
-    np.testing.assert_array_equal(features.select_variant(z, "qp", split_qp=True), z)
-    np.testing.assert_array_equal(features.select_variant(z, "qp", split_qp=False), z)
-    assert features.variants_of(True) == ("q", "p", "qp")
-    assert features.variants_of(False) == ("qp",)
+    np.testing.assert_array_equal(features.select_state_part(z, "qp", split_qp=True), z)
+    np.testing.assert_array_equal(features.select_state_part(z, "qp", split_qp=False), z)
+    assert features.state_parts_of(True) == ("q", "p", "qp")
+    assert features.state_parts_of(False) == ("qp",)
 
 
 @pytest.mark.parametrize("name", ["q", "p"])
 def test_halves_of_an_unsplit_state_are_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"model.split_qp is False.*'qp'"):
-        features.select_variant(np.zeros((2, 4)), name, split_qp=False)
+        features.select_state_part(np.zeros((2, 4)), name, split_qp=False)
 
 
 def test_impossible_variants_are_errors() -> None:
     with pytest.raises(ValueError, match="'z'; it must be one of"):
-        features.select_variant(np.zeros((2, 4)), "z", split_qp=True)
+        features.select_state_part(np.zeros((2, 4)), "z", split_qp=True)
     with pytest.raises(ValueError, match="even width, but these features have 5"):
-        features.select_variant(np.zeros((2, 5)), "q", split_qp=True)
+        features.select_state_part(np.zeros((2, 5)), "q", split_qp=True)

@@ -74,7 +74,7 @@ def settings(**changes):
 def full_evaluation() -> protocol.Evaluation:
     """Everything switched on, once for all tests here and of the report."""
     config = settings(
-        variant="qp",
+        state_part="qp",
         pixel_baseline=True,
         few_shot=(2,),
         few_shot_trials=2,
@@ -97,7 +97,7 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert metrics["info"] == {"step": 7}
     assert list(metrics["encoders"]) == ["trained", "random", "pixels"]
     one = metrics["encoders"]["trained"]
-    assert one["variant"] == "qp"
+    assert one["state_part"] == "qp"
     assert one["feature_dim"] == 192
     assert one["knn"]["k_values"] == [1, 5, 20]
     accuracies = {"top1", "top1_interval", "top5", "top5_interval"}
@@ -107,7 +107,7 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     for found in (
         one["linear_probe"],
         one["few_shot"]["2"],
-        one["qp_variants"]["q"]["linear_probe"],
+        one["state_parts"]["q"]["linear_probe"],
     ):
         assert found["top1_interval"] == validity.wilson(found["top1"], 100)
     measured = one["diagnostics"]
@@ -119,13 +119,13 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
         "cka_q_p",
     }
     assert len(measured["covariance_spectrum_topq"]["eigenvalues"]) == 12
-    assert set(one["qp_variants"]) == {"q", "p", "qp"}
+    assert set(one["state_parts"]) == {"q", "p", "qp"}
     assert set(one["coarse"]) == {"parity"}
     assert set(one["robustness"]) == {"grey", "shift"}
     assert one["few_shot"]["2"]["trials"] == 2
     pixels = metrics["encoders"]["pixels"]
-    assert pixels["variant"] == "qp"
-    assert "qp_variants" not in pixels
+    assert pixels["state_part"] == "qp"
+    assert "state_parts" not in pixels
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
@@ -140,8 +140,8 @@ def test_figures_are_those_of_direct_calls() -> None:
     for name, part in (("q", z[:, :96]), ("p", z[:, 96:])):
         train, test = (part[:300], labels[:300]), (part[300:400], labels[300:400])
         expected = probe.linear_probe(train, test, 10, probe.ProbeSettings(epochs=3))
-        assert one["qp_variants"][name]["linear_probe"]["top1"] == expected.top1
-    assert one["qp_variants"]["qp"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
+        assert one["state_parts"][name]["linear_probe"]["top1"] == expected.top1
+    assert one["state_parts"]["qp"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
     norms = np.linalg.norm(z[300:400], axis=1)
     assert one["diagnostics"]["feature_norms"]["p50"] == pytest.approx(np.median(norms))
     # Digits are grey already, so greying them changes nothing.
@@ -155,16 +155,16 @@ def test_figures_are_those_of_direct_calls() -> None:
 
 
 def test_the_chosen_variant_is_the_one_evaluated() -> None:
-    config = settings(variant="q", qp_variants=False)
+    config = settings(state_part="q", all_state_parts=False)
     metrics = protocol.run_protocol({"only": trained}, sources(), config, split_qp=True).metrics
     one, every = metrics["encoders"]["only"], full_evaluation().metrics["encoders"]["trained"]
-    assert one["variant"] == "q"
+    assert one["state_part"] == "q"
     assert one["feature_dim"] == 96
-    assert one["knn"] == every["qp_variants"]["q"]["knn"]
-    assert one["linear_probe"] == every["qp_variants"]["q"]["linear_probe"]
+    assert one["knn"] == every["state_parts"]["q"]["knn"]
+    assert one["linear_probe"] == every["state_parts"]["q"]["linear_probe"]
     assert one["diagnostics"]["cka_q_p"] == every["diagnostics"]["cka_q_p"]
     assert one["diagnostics"]["feature_norms"] != every["diagnostics"]["feature_norms"]
-    assert "qp_variants" not in one
+    assert "state_parts" not in one
 
 
 def test_differences_are_trained_minus_random() -> None:
@@ -192,9 +192,9 @@ def test_pictures_get_the_images_their_indices_name() -> None:
 def test_without_split_the_whole_state_is_evaluated() -> None:
     metrics = protocol.run_protocol({"only": random}, sources(), settings(), split_qp=False).metrics
     one = metrics["encoders"]["only"]
-    assert one["variant"] == "qp"
+    assert one["state_part"] == "qp"
     assert one["feature_dim"] == 192
-    assert "qp_variants" not in one
+    assert "state_parts" not in one
     assert "cka_q_p" not in one["diagnostics"]
     assert metrics["trained_minus_random"] == {}
 

@@ -52,7 +52,7 @@ def evaluated(train, test, encoders=None, **changes):
         test_batches=lambda: batches(*test),
         class_names=tuple(f"class {i}" for i in range(10)),
     )
-    config = settings(variant="qp", knn_k=(1, 20), probe_epochs=2, **changes)
+    config = settings(state_part="qp", knn_k=(1, 20), probe_epochs=2, **changes)
     return protocol.run_protocol(encoders or {"trained": trained}, found, config, split_qp=False)
 
 
@@ -103,7 +103,7 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
         test_batches=lambda: batches(OTHERS, none[:60]),
         num_classes=0,
     )
-    config = settings(variant="qp", robustness=("grey",))
+    config = settings(state_part="qp", robustness=("grey",))
     evaluation = protocol.run_protocol({"trained": trained}, found, config, split_qp=True)
     assert evaluation.metrics["num_test_images"] == 0
     assert "no training image has a label" in evaluation.metrics["notes"][0]
@@ -372,7 +372,7 @@ def test_a_collapse_is_no_gain_in_rank() -> None:
 def test_published_counting_is_an_option_of_the_whole_evaluation() -> None:
     labels = digits()[1]
     images = digits()[0]
-    config = settings(variant="qp", knn_k=(1, 20), probe_epochs=1)
+    config = settings(state_part="qp", knn_k=(1, 20), probe_epochs=1)
     found = sources(
         train_batches=lambda: batches(ROWS, labels[ROWS]),
         test_batches=lambda: batches(OTHERS, labels[OTHERS]),

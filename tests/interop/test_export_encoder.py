@@ -47,7 +47,7 @@ def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -
     out = tmp_path / "new" / "encoder.stablehlo"
     command = [sys.executable, "scripts/export_encoder.py", f"--workdir={tmp_path}/run"]
     done = subprocess.run(
-        [*command, f"--out={out}", "--variant=p"], cwd=ROOT, capture_output=True, text=True
+        [*command, f"--out={out}", "--state_part=p"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "uint8 images [N, 16, 16, 3]" in done.stdout
@@ -55,9 +55,9 @@ def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -
     assert set(exported.platforms) == {"cpu", "cuda", "rocm", "tpu"}
     for count in (1, 5):
         images = _images(run, count)
-        _assert_equal(np.asarray(exported.call(images)), run.encode_variant(images, "p"))
+        _assert_equal(np.asarray(exported.call(images)), run.encode_state_part(images, "p"))
     about = json.loads((out.parent / "encoder.stablehlo.json").read_text())
-    assert (about["image_size"], about["variant"], about["step"]) == (16, "p", 0)
+    assert (about["image_size"], about["state_part"], about["step"]) == (16, "p", 0)
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.json"]
 
 
@@ -76,7 +76,7 @@ def test_imagenet_stem_and_bfloat16(imagenet, tmp_path) -> None:
 def test_onnx(imagenet, tmp_path) -> None:
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
-    export_encoder(imagenet, tmp_path / "e.onnx", variant="q")
+    export_encoder(imagenet, tmp_path / "e.onnx", state_part="q")
     session = runtime.InferenceSession(tmp_path / "e.onnx")
     encode = jax.jit(encoder_function(imagenet, "q", portable=True))
     for count in (1, 5):
@@ -89,7 +89,7 @@ def test_what_cannot_be_written_is_a_sentence(imagenet, tmp_path, monkeypatch) -
     with pytest.raises(UserError, match=r"e\.pb must end in \.stablehlo or \.onnx"):
         export_encoder(imagenet, tmp_path / "e.pb")
     with pytest.raises(ConfigError, match="'z'"):
-        export_encoder(imagenet, tmp_path / "e.stablehlo", variant="z")
+        export_encoder(imagenet, tmp_path / "e.stablehlo", state_part="z")
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match=r"needs jax2onnx: pip install 'hjepa_jax\[onnx\]'"):
         export_encoder(imagenet, tmp_path / "e.onnx")

@@ -32,7 +32,7 @@ OVERRIDES = {
     "train.lr": 2e-4,
     "checkpoint.every_steps": SAVED,
     "evaluation.online_every_epochs": 5.0,
-    "evaluation.qp_variants": False,
+    "evaluation.all_state_parts": False,
     "evaluation.random_baseline": False,
 }
 

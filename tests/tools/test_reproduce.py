@@ -87,7 +87,7 @@ def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path
     found = {"knn": {"k_values": [20], "top1": [None]}, "linear_probe": {"top1": None}}
     known = {"knn": {"k_values": [20], "top1": [0.25]}, "linear_probe": {"top1": 0.5}}
     parts = {"q": known, "p": known, "qp": found}
-    metrics = {"headline_k": 20, "encoders": {"trained": {**found, "qp_variants": parts}}}
+    metrics = {"headline_k": 20, "encoders": {"trained": {**found, "state_parts": parts}}}
     result = Result({"hjepa": {0: metrics}}, {})
     assert "| HJEPA, trained | 25.00 | 50.00 | 25.00 | 50.00 | – | – |" in variants_table(result)
     knn_sweep({"hjepa": {0: metrics}}, {"hjepa": "HJEPA"}).savefig(tmp_path / "knn.png")

@@ -34,7 +34,7 @@ folder.mkdir(parents=True)
     "info": {},
     "headline_k": 20,
     "encoders": {"trained": {
-        "variant": "q",
+        "state_part": "q",
         "knn": {"k_values": [1, 20], "top1": [0.1, accuracy], "top5": [0.2, 0.9]},
         "linear_probe": {"top1": accuracy / 2, "top5": 1.0},
         "diagnostics": {

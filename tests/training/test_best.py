@@ -122,7 +122,7 @@ def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
 def test_a_choice_on_the_reported_images_is_said(ranked, tmp_path, capsys) -> None:
     config, workdir = ranked
     config = config.copy_and_resolve_references()
-    config.evaluation.update(probe_epochs=1, random_baseline=False, qp_variants=False)
+    config.evaluation.update(probe_epochs=1, random_baseline=False, all_state_parts=False)
     metrics = evaluate(config, workdir, tmp_path, "best")
     words = "chosen by online/knn_top1 on images of the test split that is reported here"
     assert words in metrics["notes"][0]
@@ -160,7 +160,7 @@ def test_a_choice_on_the_reported_images_is_said_of_moved_data(
     config = online_config()
     config.data.update(name="folder", root="data")
     config.checkpoint.update(every_steps=1, keep_best=1, best_metric="online/knn_top1")
-    config.evaluation.update(probe_epochs=1, random_baseline=False, qp_variants=False)
+    config.evaluation.update(probe_epochs=1, random_baseline=False, all_state_parts=False)
     monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
     monkeypatch.setattr("hjepa_jax.evaluate._report", lambda *_: None)
     train(config, tmp_path / "run")
@@ -307,7 +307,7 @@ def _parquet(path, images, labels) -> None:
 def test_missing_labels_from_the_file_to_the_report(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
     config = online_config()
-    config.evaluation.update(knn_k=(1, 5), headline_k=5, probe_epochs=1, qp_variants=False)
+    config.evaluation.update(knn_k=(1, 5), headline_k=5, probe_epochs=1, all_state_parts=False)
     config.evaluation.update(random_baseline=False, few_shot=(1,), few_shot_trials=1)
     digits, data = open_split(config, "train"), tmp_path / "data"
     data.mkdir()

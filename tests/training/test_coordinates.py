@@ -144,7 +144,7 @@ def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:
             "--config.data.name=folder",
             f"--config.data.root={root}",
             "--config.data.test_split=val",
-            "--config.evaluation.qp_variants=False",
+            "--config.evaluation.all_state_parts=False",
         ],
         cwd=ROOT,
         capture_output=True,
@@ -158,7 +158,7 @@ def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:
     # What was measured are the run's features of the folder's test images.
     paths = sorted((root / "val").glob("*/*.jpg"))
     loaded = hjepa_jax.load(tmp_path / "digits")
-    q = loaded.encode_variant([np.asarray(Image.open(path)) for path in paths], "q")
+    q = loaded.encode_state_part([np.asarray(Image.open(path)) for path in paths], "q")
     norms = np.linalg.norm(q, axis=1)
     found = metrics["encoders"]["trained"]["diagnostics"]["feature_norms"]
     assert found["min"] == pytest.approx(norms.min(), rel=1e-5)

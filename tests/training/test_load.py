@@ -87,9 +87,9 @@ def test_encode_equals_the_evaluation(workdir, loaded) -> None:
     assert loaded.step == 2
     assert loaded.config.seed == 42
     np.testing.assert_array_equal(
-        loaded.encode_variant(images, "p"), found[:, found.shape[1] // 2 :]
+        loaded.encode_state_part(images, "p"), found[:, found.shape[1] // 2 :]
     )
-    np.testing.assert_array_equal(loaded.encode_variant(images), found[:, : found.shape[1] // 2])
+    np.testing.assert_array_equal(loaded.encode_state_part(images), found[:, : found.shape[1] // 2])
 
 
 def test_any_size_and_number_is_resized_like_the_evaluation_and_compiles_once(loaded) -> None:
@@ -196,7 +196,7 @@ def test_errors_are_sentences(workdir, loaded, tmp_path) -> None:
     with pytest.raises(UserError, match="at least one"):
         loaded.encode(np.zeros((0, 16, 16, 3), np.uint8))
     with pytest.raises(ConfigError, match="'z'"):
-        loaded.encode_variant(np.zeros((1, 16, 16, 3), np.uint8), "z")
+        loaded.encode_state_part(np.zeros((1, 16, 16, 3), np.uint8), "z")
     with pytest.raises(UserError, match="direction is 2"):
         loaded.flow(np.zeros((1, 512), np.float32), 2)
     with pytest.raises(UserError, match="the whole state"):
@@ -219,10 +219,10 @@ def test_importing_the_package_does_not_import_jax() -> None:
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_export_writes_features_and_labels(loaded, tmp_path, suffix) -> None:
     out = tmp_path / "new folder" / f"features{suffix}"
-    export_features(loaded, out, "test", variant="q")
+    export_features(loaded, out, "test", state_part="q")
     source = open_split(loaded.config, "test")
     batch = next(eval_batches(loaded.config, source, 32))
-    expected = loaded.encode_variant(batch["image"], "q")
+    expected = loaded.encode_state_part(batch["image"], "q")
     if suffix == ".npz":
         with np.load(out) as file:
             features, labels = file["features"], file["labels"]
@@ -237,7 +237,7 @@ def test_export_writes_features_and_labels(loaded, tmp_path, suffix) -> None:
         about = json.loads(table.schema.metadata[b"hjepa_jax"])
     np.testing.assert_allclose(features, expected, atol=1e-6)
     np.testing.assert_array_equal(labels, source.labels())
-    assert (about["split"], about["variant"], about["step"]) == ("test", "q", 2)
+    assert (about["split"], about["state_part"], about["step"]) == ("test", "q", 2)
     assert about["config"]["seed"] == 42
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 

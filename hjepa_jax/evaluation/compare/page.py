@@ -19,7 +19,7 @@ from hjepa_jax.evaluation.compare.style import STYLE
 from hjepa_jax.storage.files import check_writable_file, local_path, write_atomically
 
 # Settings that are free to differ, or have a sentence of their own.
-_TOLD = {"seed", "parity.reference_evaluation", "evaluation.headline_k", "evaluation.variant"}
+_TOLD = {"seed", "parity.reference_evaluation", "evaluation.headline_k", "evaluation.state_part"}
 
 
 def _nested(run: RunResult, part: str) -> Mapping[str, Any]:
@@ -49,9 +49,9 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     differing = [n for n in names if len({json.dumps(one.get(n)) for one in settings if one}) > 1]
     if differing:
         said.append(f"These runs were evaluated with different settings: {', '.join(differing)}.")
-    variants = sorted({run.metrics["encoders"]["trained"]["variant"] for run in runs})
-    if len(variants) > 1:
-        said.append(f"Different parts of the state were evaluated: {', '.join(variants)}.")
+    state_parts = sorted({run.metrics["encoders"]["trained"]["state_part"] for run in runs})
+    if len(state_parts) > 1:
+        said.append(f"Different parts of the state were evaluated: {', '.join(state_parts)}.")
     if len({run.metrics["headline_k"] for run in runs}) > 1:
         said.append("The headline k of kNN differs between runs; each row is at its own.")
     if len({bool(one.get("parity.reference_evaluation")) for one in settings}) > 1:
@@ -85,7 +85,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         ("Differences", parts.intervals(groups)),
         ("Neighbours and spectra", parts.knn_and_spectra(groups)),
         ("Training", parts.training_curves(groups)),
-        ("Position q, momentum p, and both", parts.variants_table(groups)),
+        ("Position q, momentum p, and both", parts.state_parts_table(groups)),
         ("Few images, coarser labels, changed images", parts.extra_table(groups)),
         ("What differs in the configurations", parts.configuration_table(groups)),
         ("Runs", parts.runs_table(groups)),

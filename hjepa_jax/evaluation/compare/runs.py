@@ -50,7 +50,7 @@ _CLASSIFIED = Fields({"knn": _KNN, "linear_probe": _PROBE})
 _PROBED = Fields({"linear_probe": Fields({"top1": _FIGURE})}, {"knn": _KNN})
 _ENCODER = Fields(
     {
-        "variant": Text(),
+        "state_part": Text(),
         "knn": _KNN,
         "linear_probe": _PROBE,
         "diagnostics": Fields(
@@ -68,7 +68,7 @@ _ENCODER = Fields(
         ),
     },
     {
-        "qp_variants": Table(_CLASSIFIED),
+        "state_parts": Table(_CLASSIFIED),
         "few_shot": Table(Fields({"top1": _FIGURE})),
         "coarse": Table(_PROBED),
         "robustness": Table(_PROBED),
@@ -197,8 +197,15 @@ def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
 def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yields all of an encoder's metrics that have a kNN."""
     yield one
-    for part in ("qp_variants", "coarse", "robustness"):
+    for part in ("state_parts", "coarse", "robustness"):
         yield from (found for found in one.get(part, {}).values() if "knn" in found)
+
+
+def _is_older_layout(metrics: Mapping[str, Any]) -> bool:
+    """Returns whether a report calls the evaluated part of the state `variant` (version 2)."""
+    encoders = metrics.get("encoders")
+    trained = encoders.get("trained") if isinstance(encoders, Mapping) else None
+    return isinstance(trained, Mapping) and "variant" in trained and "state_part" not in trained
 
 
 def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
@@ -209,7 +216,13 @@ def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / METRICS
     try:
-        metrics = require(read_metrics(folder), _EVALUATION, path)
+        metrics = read_metrics(folder)
+        if _is_older_layout(metrics):
+            raise UserError(
+                f"{path} was written by an earlier version, in another layout: evaluate the run "
+                "again with --mode=eval."
+            )
+        metrics = require(metrics, _EVALUATION, path)
         for one in metrics["encoders"].values():
             for classified in _classified(one):
                 ks, top1 = classified["knn"]["k_values"], classified["knn"]["top1"]
@@ -218,6 +231,8 @@ def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
                         f"{path} is damaged: a kNN has {len(top1)} figures for k={ks}."
                     )
         return {**metrics, "encoders": _with_nan(metrics["encoders"])}
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no evaluation of a trained run: {first_line(error)}") from error
 

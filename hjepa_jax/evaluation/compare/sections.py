@@ -259,21 +259,21 @@ def training_curves(groups: Sequence[Group]) -> str:
     return f'{_legend(names)}<div class="grid3">{"".join(figures)}</div>'
 
 
-def variants_table(groups: Sequence[Group]) -> str:
+def state_parts_table(groups: Sequence[Group]) -> str:
     """Returns kNN and probe of q, p and qp; '' where no run has them."""
     rows = []
     for style, group in enumerate(groups):
-        found = [run.metrics["encoders"]["trained"].get("qp_variants", {}) for run in group.runs]
+        found = [run.metrics["encoders"]["trained"].get("state_parts", {}) for run in group.runs]
         k = group.runs[0].metrics["headline_k"]
-        for variant in [name for name in found[0] if all(name in one for one in found)]:
-            results = [one[variant] for one in found]
+        for part in [name for name in found[0] if all(name in one for one in found)]:
+            results = [one[part] for one in found]
             figures = (
                 [one["knn"]["top1"][headline_position(one, k)] for one in results],
                 [one["linear_probe"]["top1"] for one in results],
                 [one["linear_probe"]["top5"] for one in results],
             )
             cells = "".join(f"<td>{_shown(100 * statistics.mean(v), 2)}</td>" for v in figures)
-            name = f"{_swatch(style)}{escape(group.name)} <b>{escape(variant)}</b>"
+            name = f"{_swatch(style)}{escape(group.name)} <b>{escape(part)}</b>"
             rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     if not rows:
         return ""

@@ -34,10 +34,10 @@ def report_name(workdir: pathlib.Path) -> str:
 
 
 def _identity(metrics: Mapping[str, Any]) -> str:
-    """What makes two evaluations the same one: `info`, and the variants of the encoders."""
-    variants = {name: one["variant"] for name, one in metrics["encoders"].items()}
+    """What makes two evaluations the same one: `info`, and the evaluated parts of the states."""
+    parts = {name: one["state_part"] for name, one in metrics["encoders"].items()}
     # As JSON, so that tuples and lists are alike.
-    return json.dumps(json.loads(json_text([metrics["info"], variants])), sort_keys=True)
+    return json.dumps(json.loads(json_text([metrics["info"], parts])), sort_keys=True)
 
 
 def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def report_folder(out_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -
     """Returns the folder that a report goes to, without ever losing another one.
 
     That is `out_dir` if it is absent, empty, or holds an earlier run of the same evaluation (the
-    same `info`, encoders and variants), which is replaced; otherwise
+    same `info`, encoders and parts of the state), which is replaced; otherwise
     `out_dir-step<N>-<data>-<digest>` of this evaluation, with a number if that is taken by others.
     """
     base, identity = pathlib.Path(out_dir), _identity(metrics)

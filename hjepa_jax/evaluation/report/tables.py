@@ -105,8 +105,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     participation ratio is in the report alone.
     """
     encoders = metrics["encoders"]
-    variants = {one["variant"] for one in encoders.values()}
-    shown = [*sorted(variants), *filter(None, [metrics["info"].get("coordinates")])]
+    parts = {one["state_part"] for one in encoders.values()}
+    shown = [*sorted(parts), *filter(None, [metrics["info"].get("coordinates")])]
     title = f"Evaluation of frozen features ({', '.join(shown)})"
     # Narrow enough for the usual 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
@@ -148,17 +148,17 @@ def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
     return _percent(value, interval)
 
 
-def _variant_rows(metrics: Metrics) -> list[list[str]]:
+def _state_part_rows(metrics: Metrics) -> list[list[str]]:
     """Returns kNN and probe rows of q, p and qp of every encoder that has them."""
     k, _ = _used_k(metrics)
     rows = []
     for name, one in metrics["encoders"].items():
-        for variant, found in one.get("qp_variants", {}).items():
+        for part, found in one.get("state_parts", {}).items():
             position = found["knn"]["k_values"].index(k)
             linear = found["linear_probe"]
             cells = [_accuracy(found["knn"], "top1", position)]
             cells += [_accuracy(linear, top) for top in ("top1", "top5")]
-            rows.append([f"{name}: {variant}", *cells])
+            rows.append([f"{name}: {part}", *cells])
     return rows
 
 
@@ -225,12 +225,12 @@ def markdown(
         "in common; alignment (lower: augmented views agree) and "
         "uniformity (lower: features spread more evenly) are on the unit sphere.",
     ]
-    variants = _variant_rows(metrics)
-    if variants:
+    parts = _state_part_rows(metrics)
+    if parts:
         k, _ = _used_k(metrics)
         header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
         lines += ["", "## Position q, momentum p, and both", ""]
-        lines += markdown_table(header, variants)
+        lines += markdown_table(header, parts)
     extra = _extra_rows(metrics)
     if extra:
         k, _ = _used_k(metrics)

@@ -37,9 +37,9 @@ def _encoder(rng: random.Random) -> dict[str, Any]:
         },
     }
     return {
-        "variant": "q",
+        "state_part": "q",
         **found,
-        "qp_variants": {"q": found, "p": found},
+        "state_parts": {"q": found, "p": found},
         "few_shot": {"5": {"top1": rng.random(), "top1_std": 0.1}},
         "coarse": {"superclass": found},
         "diagnostics": {

@@ -117,7 +117,7 @@ def _sample() -> _Sample:
 def _metrics() -> dict[str, Any]:
     """What an evaluation of the run might have found."""
     one = {
-        "variant": "q",
+        "state_part": "q",
         "knn": {"k_values": [1, 20], "top1": [0.5, 0.6], "top5": [0.5, 0.9]},
         "linear_probe": {"top1": 0.5, "top5": 0.9},
         "diagnostics": {

@@ -30,9 +30,9 @@ def encoder_metrics(knn: float, probe: float, rng: np.random.Generator) -> dict:
     }
     eigenvalues = np.sort(rng.exponential(size=12) ** 3)[::-1].tolist()
     return {
-        "variant": "q",
+        "state_part": "q",
         **classified,
-        "qp_variants": {"q": classified, "p": classified},
+        "state_parts": {"q": classified, "p": classified},
         "diagnostics": {
             "covariance_spectrum_topq": {
                 "eigenvalues": [*eigenvalues, 0.0],
@@ -427,6 +427,16 @@ def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
     assert "count votes and pairs as published" in page(load(paths))
     old = write_run(tmp_path, "old", seed=0, knn=0.5)
     assert "These reports are of different versions" in page(load([*paths, old]))
+
+
+def test_a_report_in_an_earlier_layout_is_one_sentence(tmp_path) -> None:
+    path = write_run(tmp_path, "old", seed=0, knn=0.5)
+    file = tmp_path / "eval" / "old" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["encoders"]["trained"]["variant"] = metrics["encoders"]["trained"].pop("state_part")
+    file.write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=r"metrics\.json was written by an earlier version"):
+        load([path])
 
 
 def test_accuracies_that_mean_nothing_in_several_seeds(tmp_path) -> None:

@@ -90,7 +90,7 @@ def test_same_evaluation_is_replaced_another_is_kept(tmp_path: pathlib.Path) -> 
     assert write_report(out, later) == second
     assert json.loads((out / "metrics.json").read_text())["info"] == {"step": 7}
     other = copy.deepcopy(metrics)
-    other["encoders"]["trained"]["variant"] = "p"
+    other["encoders"]["trained"]["state_part"] = "p"
     third = write_report(out, other)
     assert re.fullmatch(r"run-step7-[0-9a-f]{8}", third.name)
     assert len({first, second, third}) == 3
