@@ -36,22 +36,22 @@ def main(argv: list[str]) -> None:
         if _RUNS.value:
             from hjepa_jax.tools.physics_runs import maps_of_runs
 
-            maps, probe = maps_of_runs(
+            maps, setup = maps_of_runs(
                 [local_path(path, "--runs") for path in _RUNS.value],
                 num_states=_ENSEMBLE.value,
                 applications=_APPLICATIONS.value,
             )
-            results = compare_maps(maps, probe)
+            results = compare_maps(maps, setup)
         else:
             with jax.enable_x64(True):
-                maps, probe = showcase(
+                maps, setup = showcase(
                     dt=_DT.value,
                     applications=_APPLICATIONS.value,
                     grid_size=_GRID.value,
                     ensemble=_ENSEMBLE.value,
                 )
-                results = compare_maps(maps, probe)
-        written = save_all(results, probe, out)
+                results = compare_maps(maps, setup)
+        written = save_all(results, setup, out)
     except UserError as error:
         sys.exit(f"physics_showcase: {error}")
     except OSError as error:

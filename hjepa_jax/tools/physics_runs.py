@@ -11,7 +11,12 @@ import numpy as np
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.physics.measure import PhaseMap, Probe, predictor_maps, probe_of_states
+from hjepa_jax.evaluation.physics.measure import (
+    MeasurementSetup,
+    PhaseMap,
+    predictor_maps,
+    setup_of_states,
+)
 from hjepa_jax.loading import LoadedRun, load_run
 
 
@@ -29,8 +34,8 @@ def encoded_states(run: LoadedRun, num: int) -> np.ndarray:
 
 def maps_of_runs(
     workdirs: Sequence[pathlib.Path], *, num_states: int = 256, applications: int = 32
-) -> tuple[dict[str, PhaseMap], Probe]:
-    """Returns the predictors of runs as maps, and a probe around the first run's encoded states.
+) -> tuple[dict[str, PhaseMap], MeasurementSetup]:
+    """Returns the predictors of runs as maps, and a setup around the first run's encoded states.
 
     Args:
       workdirs: an HJEPA run, then the runs to compare it with, such as its matched MLP.
@@ -58,4 +63,4 @@ def maps_of_runs(
                 f"{states.shape[1]}: compare runs of one encoder."
             )
     maps = predictor_maps({name: run.predictor for name, run in runs.items()}, first.residual_scale)
-    return maps, probe_of_states(jnp.asarray(states), applications=applications)
+    return maps, setup_of_states(jnp.asarray(states), applications=applications)

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hjepa_jax.evaluation.physics.measure import Measurement, Probe, summarise
+from hjepa_jax.evaluation.physics.measure import Measurement, MeasurementSetup, summarise
 from hjepa_jax.evaluation.report.figures import new_figure, save_each, tidy
 from hjepa_jax.evaluation.report.text import plot_texts
 from hjepa_jax.storage.files import json_text, write_atomically
@@ -48,7 +48,7 @@ def _band(axes: Axes, x: np.ndarray, values: np.ndarray, index: int, label: str)
     axes.fill_between(x, low, high, color=_style(index)["color"], alpha=0.18, linewidth=0)
 
 
-def energy_picture(results: Results, probe: Probe) -> Figure | None:
+def energy_picture(results: Results, setup: MeasurementSetup) -> Figure | None:
     """Energy error in time, and its largest value over a grid of initial conditions.
 
     None where no map has an energy.
@@ -73,12 +73,12 @@ def energy_picture(results: Results, probe: Probe) -> Figure | None:
     finite = np.concatenate([g[np.isfinite(g)] for g in grids.values()])
     limits = np.quantile(finite, (0.02, 0.98)) if finite.size else (_FLOOR, 1.0)
     norm = LogNorm(float(limits[0]), float(max(limits[1], 1.01 * limits[0])))
-    side = (-probe.extent, probe.extent)
+    side = (-setup.extent, setup.extent)
     image = None
     for axes, (name, grid) in zip(panels[1:], grids.items()):
         image = axes.imshow(grid, origin="lower", extent=(*side, *side), norm=norm, cmap="cividis")
-        axes.set(title=name, xlabel=f"start: q[{probe.plane}]")
-    panels[1].set_ylabel(f"start: p[{probe.plane}]")
+        axes.set(title=name, xlabel=f"start: q[{setup.plane}]")
+    panels[1].set_ylabel(f"start: p[{setup.plane}]")
     assert image is not None
     bar = figure.colorbar(image, ax=list(panels[1:]), shrink=0.9, extend="both")
     bar.set_label("largest |H − H at start| of the run")
@@ -110,7 +110,7 @@ def _view(results: Results) -> tuple[tuple[float, float], tuple[float, float]]:
     return (q - half, q + half), (p - half, p + half)
 
 
-def blob_picture(results: Results, probe: Probe) -> Figure:
+def blob_picture(results: Results, setup: MeasurementSetup) -> Figure:
     """A loop of initial conditions at a few times, with its area relative to the start."""
     first = next(iter(results.values()))
     times = np.unique(np.linspace(0, len(first.action) - 1, _SNAPSHOTS).round().astype(int))
@@ -129,7 +129,7 @@ def blob_picture(results: Results, probe: Probe) -> Figure:
             axes.fill(*loop.T, facecolor=colour, alpha=0.25 * shade, edgecolor="none")
             axes.plot(*np.vstack([loop, loop[:1]]).T, color=colour, alpha=shade, label=label)
         axes.set(title=name, xlim=q_limits, ylim=p_limits, aspect="equal")
-        axes.set_xlabel(f"q[{probe.plane}]")
+        axes.set_xlabel(f"q[{setup.plane}]")
         axes.legend(
             frameon=False,
             fontsize=8,
@@ -140,7 +140,7 @@ def blob_picture(results: Results, probe: Probe) -> Figure:
             title_fontsize=8,
         )
         tidy(axes)
-    panels[0].set_ylabel(f"p[{probe.plane}]")
+    panels[0].set_ylabel(f"p[{setup.plane}]")
     figure.suptitle("A loop of initial conditions; its area relative to the start")
     return figure
 
@@ -193,7 +193,7 @@ def covariance_picture(results: Results) -> Figure:
 
 
 def orbit_frames(
-    results: Results, probe: Probe, *, state: int = 0, frames: int = 60
+    results: Results, setup: MeasurementSetup, *, state: int = 0, frames: int = 60
 ) -> list[Image.Image]:
     """Frames of one state's orbit in the plane under every map, beside its energy in time."""
     names = list(results)
@@ -204,7 +204,7 @@ def orbit_frames(
     left, right = figure.subplots(1, 2)
     half = 1.6 * max(float(np.abs(paths[names[0]]).max()), 1e-6)
     left.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
-    left.set(xlabel=f"q[{probe.plane}]", ylabel=f"p[{probe.plane}]", title="Orbit")
+    left.set(xlabel=f"q[{setup.plane}]", ylabel=f"p[{setup.plane}]", title="Orbit")
     right.set(xlim=(0, steps - 1), xlabel="applications of the map", ylabel="energy H")
     right.set_title("Energy")
     if energies:
@@ -240,7 +240,7 @@ def _gif(frames: list[Image.Image]) -> bytes:
     return content.getvalue()
 
 
-def save_all(results: Results, probe: Probe, folder: pathlib.Path) -> list[pathlib.Path]:
+def save_all(results: Results, setup: MeasurementSetup, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes `figures.json`, then every picture (PNG, one GIF) to `folder`; returns the paths.
 
     A picture that cannot be drawn is left out with a warning.
@@ -249,12 +249,12 @@ def save_all(results: Results, probe: Probe, folder: pathlib.Path) -> list[pathl
     write_atomically(folder / "figures.json", json_text(summarise(results)))
     results = dict(zip(plot_texts(results), results.values(), strict=True))
     drawn: dict[str, Callable[[], Any]] = {
-        "energy.png": lambda: energy_picture(results, probe),
+        "energy.png": lambda: energy_picture(results, setup),
         "time_reversal.png": lambda: reversal_picture(results),
-        "blob.png": lambda: blob_picture(results, probe),
+        "blob.png": lambda: blob_picture(results, setup),
         "structure.png": lambda: structure_picture(results),
         "covariance.png": lambda: covariance_picture(results),
-        "orbit.gif": lambda: _gif(orbit_frames(results, probe)),
+        "orbit.gif": lambda: _gif(orbit_frames(results, setup)),
     }
     if all(m.energy is None for m in results.values()):
         del drawn["energy.png"]

@@ -39,7 +39,7 @@ class PhaseMap(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class MeasurementSetup:
     """Where and how long maps are measured.
 
     Attributes:
@@ -93,7 +93,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One map on one probe, T = applications; energies are None for a map without one.
+    """One map on one setup, T = applications; energies are None for a map without one.
 
     Attributes:
       energy: energies of the ensemble [T+1, B].
@@ -174,27 +174,27 @@ def _jacobians(flow: Flow, states: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(defect), np.asarray(log_volume)
 
 
-def measure(phase: PhaseMap, probe: Probe) -> Measurement:
-    """Measures one map; the precision is that of probe.states (float64 resolves 1e-16)."""
-    times = probe.applications
+def measure(phase: PhaseMap, setup: MeasurementSetup) -> Measurement:
+    """Measures one map; the precision is that of setup.states (float64 resolves 1e-16)."""
+    times = setup.applications
     doublings = [2**k for k in range(times.bit_length()) if 2**k < times]
     reversal_times = np.array([*doublings, times])
 
     def observe(z: jax.Array) -> Any:
         energy = None if phase.energy is None else phase.energy(z)
-        return energy, probe.project(z), _spread(z)
+        return energy, setup.project(z), _spread(z)
 
-    energy, path, (variance, participation) = _rollout(phase.forward, probe.states, observe, times)
+    energy, path, (variance, participation) = _rollout(phase.forward, setup.states, observe, times)
     grid_drift = None
     if phase.energy is not None:
-        levels = _rollout(phase.forward, probe.grid(), phase.energy, times)
+        levels = _rollout(phase.forward, setup.grid(), phase.energy, times)
         grid_drift = np.max(np.abs(levels - levels[0]), axis=0)
-        grid_drift = grid_drift.reshape(probe.grid_size, probe.grid_size)
+        grid_drift = grid_drift.reshape(setup.grid_size, setup.grid_size)
     blob, action = _rollout(
-        phase.forward, probe.loop(), lambda z: (probe.project(z), _action(z)), times
+        phase.forward, setup.loop(), lambda z: (setup.project(z), _action(z)), times
     )
-    defect, log_volume = _jacobians(phase.forward, probe.states[: probe.jacobian_states])
-    reversal_error = _reversal(phase, probe.states, reversal_times)
+    defect, log_volume = _jacobians(phase.forward, setup.states[: setup.jacobian_states])
+    reversal_error = _reversal(phase, setup.states, reversal_times)
     return Measurement(
         energy=energy,
         grid_drift=grid_drift,
@@ -210,24 +210,24 @@ def measure(phase: PhaseMap, probe: Probe) -> Measurement:
     )
 
 
-def compare_maps(maps: Mapping[str, PhaseMap], probe: Probe) -> dict[str, Measurement]:
-    """Measures every map on the same probe.
+def compare_maps(maps: Mapping[str, PhaseMap], setup: MeasurementSetup) -> dict[str, Measurement]:
+    """Measures every map on the same setup.
 
     Raises:
       ValueError: no maps, or states and centre of different or odd width, or a plane outside.
     """
-    width = probe.centre.shape[-1]
-    if not maps or width % 2 or probe.states.shape[-1] != width:
+    width = setup.centre.shape[-1]
+    if not maps or width % 2 or setup.states.shape[-1] != width:
         raise ValueError(
             f"compare_maps needs at least one map and states of one even width, not "
-            f"{len(maps)} maps, states of width {probe.states.shape[-1]}, a centre of {width}."
+            f"{len(maps)} maps, states of width {setup.states.shape[-1]}, a centre of {width}."
         )
-    if not 0 <= probe.plane < width // 2 or probe.applications < 1:
+    if not 0 <= setup.plane < width // 2 or setup.applications < 1:
         raise ValueError(
             f"compare_maps needs a plane below {width // 2} and at least one application, not "
-            f"plane {probe.plane} and {probe.applications} applications."
+            f"plane {setup.plane} and {setup.applications} applications."
         )
-    return {name: measure(phase, probe) for name, phase in maps.items()}
+    return {name: measure(phase, setup) for name, phase in maps.items()}
 
 
 def _number(value: Any) -> float | None:
@@ -267,7 +267,7 @@ def summarise(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, An
 
 def showcase(
     *, dt: float = 0.25, applications: int = 100, grid_size: int = 48, ensemble: int = 256
-) -> tuple[dict[str, PhaseMap], Probe]:
+) -> tuple[dict[str, PhaseMap], MeasurementSetup]:
     """A pendulum under leapfrog and two non-symplectic integrators at EQUAL cost.
 
     One application covers the time 4 * dt with four force evaluations: four leapfrog steps (the
@@ -294,7 +294,7 @@ def showcase(
     radius = 1.6 * jnp.sqrt(jax.random.uniform(radius_key, (ensemble, 1)))
     angle = 2 * jnp.pi * jax.random.uniform(angle_key, (ensemble, 1))
     states = join_state(radius * jnp.cos(angle), radius * jnp.sin(angle))
-    probe = Probe(
+    setup = MeasurementSetup(
         states=states,
         centre=jnp.zeros(2),
         grid_size=grid_size,
@@ -302,7 +302,7 @@ def showcase(
         blob_offset=(1.0, 0.0),
         applications=applications,
     )
-    return maps, probe
+    return maps, setup
 
 
 def predictor_maps(
@@ -337,17 +337,17 @@ def predictor_maps(
     }
 
 
-def probe_of_states(
+def setup_of_states(
     states: jax.Array, *, applications: int = 32, jacobian_states: int = 4, grid_size: int = 32
-) -> Probe:
-    """A probe around the mean of encoded states [B, 2d], in their plane of largest variance.
+) -> MeasurementSetup:
+    """A setup around the mean of encoded states [B, 2d], in their plane of largest variance.
 
     A Jacobian of 2d = 2048 numbers takes 2048 tangents: keep jacobian_states small.
     """
     spread = jnp.sum(jnp.square(jnp.stack(split_state(jnp.std(states, axis=0)))), axis=0)
     plane = int(jnp.argmax(spread))
     radius = float(jnp.sqrt(spread[plane]))
-    return Probe(
+    return MeasurementSetup(
         states=states,
         centre=jnp.mean(states, axis=0),
         plane=plane,

@@ -19,10 +19,10 @@ def workdirs(tmp_path_factory):
 
 
 def test_the_hamiltonian_run_is_symplectic_and_the_mlp_run_is_not(workdirs) -> None:
-    maps, probe = maps_of_runs(
+    maps, setup = maps_of_runs(
         [workdirs / "hjepa", workdirs / "mlp"], num_states=16, applications=4
     )
-    figures = summarise(compare_maps(maps, probe))
+    figures = summarise(compare_maps(maps, setup))
     assert list(figures) == ["hjepa", "mlp"]
     defects = {name: values["symplectic_defect_median"] for name, values in figures.items()}
     assert defects["hjepa"] < 1e-5

@@ -37,20 +37,20 @@ def linear():
     """Rotations in two planes: one symplectic, one growing by 10 % an application."""
     with jax.enable_x64(True):
         states = jax.random.normal(jax.random.key(0), (32, 4), jnp.float64)
-        probe = measure.Probe(
+        setup = measure.MeasurementSetup(
             states, jnp.zeros(4), plane=1, grid_size=4, applications=10, jacobian_states=3
         )
         maps = {"rotation": rotation(0.3), "growth": rotation(0.3, 1.1)}
         maps["wrong inverse"] = maps["rotation"]._replace(backward=lambda z: z, energy=None)
-        return measure.compare_maps(maps, probe), probe
+        return measure.compare_maps(maps, setup), setup
 
 
 def test_known_maps_have_known_figures(linear):
-    results, probe = linear
+    results, setup = linear
     rotation_, growth = results["rotation"], results["growth"]
     for m in (rotation_, growth):
         assert m.path.shape == (11, 32, 2)
-        assert m.blob.shape == (11, probe.blob_points, 2)
+        assert m.blob.shape == (11, setup.blob_points, 2)
         assert m.reversal_times.tolist() == [1, 2, 4, 8, 10]
         assert m.reversal_error.max() < 1e-13
         assert m.defect.shape == m.log_volume.shape == (3,)
@@ -65,37 +65,39 @@ def test_known_maps_have_known_figures(linear):
     np.testing.assert_allclose(growth.participation, growth.participation[0], rtol=1e-12)
     # The corner of the grid lies at (2, 2) from the centre.
     np.testing.assert_allclose(growth.grid_drift[0, 0], 8 * (powers[-1] - 1), rtol=1e-12)
-    covariance = np.cov(np.asarray(probe.states).T)
+    covariance = np.cov(np.asarray(setup.states).T)
     np.testing.assert_allclose(growth.variance[0], np.trace(covariance), rtol=1e-12)
     ratio = np.trace(covariance) ** 2 / np.sum(covariance**2)
     np.testing.assert_allclose(growth.participation[0], ratio, rtol=1e-12)
 
 
 def test_area_of_the_loop_is_that_of_a_circle(linear):
-    results, probe = linear
+    results, setup = linear
     np.testing.assert_allclose(results["rotation"].action, np.pi * 0.3**2, rtol=1e-4)
     start = results["rotation"].blob[0]
-    np.testing.assert_allclose(np.linalg.norm(start, axis=-1), probe.blob_radius, rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(start, axis=-1), setup.blob_radius, rtol=1e-12)
 
 
 def test_a_wrong_inverse_and_a_missing_energy_are_reported(linear):
-    figures = measure.summarise(linear[0])
-    assert figures["wrong inverse"]["reversal_error_once_median"] > 0.1
-    assert "energy_drift_max_median" not in figures["wrong inverse"]
-    assert figures["growth"]["energy_drift_grid_max"] > 1
-    assert figures["rotation"]["applications"] == 10
-    json.dumps(figures, allow_nan=False)
+    found = measure.summarise(linear[0])
+    assert found["wrong inverse"]["reversal_error_once_median"] > 0.1
+    assert "energy_drift_max_median" not in found["wrong inverse"]
+    assert found["growth"]["energy_drift_grid_max"] > 1
+    assert found["rotation"]["applications"] == 10
+    json.dumps(found, allow_nan=False)
 
 
 def test_divergence_becomes_null_and_is_still_drawn(tmp_path):
     """A map that overflows must not stop the comparison."""
     states = jax.random.normal(jax.random.key(0), (8, 2))
-    probe = measure.Probe(states, jnp.zeros(2), grid_size=3, applications=4, jacobian_states=2)
+    setup = measure.MeasurementSetup(
+        states, jnp.zeros(2), grid_size=3, applications=4, jacobian_states=2
+    )
     explosive = measure.PhaseMap(lambda z: 1e10 * z**3, lambda z: z, radius)
-    results = measure.compare_maps({"rotation": rotation(0.3), "cube": explosive}, probe)
-    figures = measure.summarise(results)
-    assert figures["cube"]["energy_drift_final_median"] is None
-    written = figures.save_all(results, probe, tmp_path)
+    results = measure.compare_maps({"rotation": rotation(0.3), "cube": explosive}, setup)
+    found = measure.summarise(results)
+    assert found["cube"]["energy_drift_final_median"] is None
+    written = figures.save_all(results, setup, tmp_path)
     assert all(path.stat().st_size > 0 for path in written)
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as image:
@@ -111,10 +113,10 @@ def test_predictors_are_compared_under_one_energy():
         )
         predictors[kind] = (module, jax.jit(module.init)(jax.random.key(1), z, 1.0, 1.0))
     maps = measure.predictor_maps(predictors, 0.5)
-    probe = measure.probe_of_states(z, applications=2, jacobian_states=2, grid_size=3)
-    results = measure.compare_maps(maps, probe)
+    setup = measure.setup_of_states(z, applications=2, jacobian_states=2, grid_size=3)
+    results = measure.compare_maps(maps, setup)
     spread = np.var(np.asarray(z), 0).reshape(2, 16).sum(0)
-    assert probe.plane == np.argmax(spread)
+    assert setup.plane == np.argmax(spread)
     np.testing.assert_array_equal(results["mlp"].energy[0], results["hamiltonian"].energy[0])
     assert results["hamiltonian"].defect.max() < 1e-5
     assert results["mlp"].defect.min() > 1e-3
@@ -123,12 +125,12 @@ def test_predictors_are_compared_under_one_energy():
 
 
 def test_errors_say_what_is_wrong():
-    probe = measure.Probe(jnp.zeros((4, 3)), jnp.zeros(3))
+    setup = measure.MeasurementSetup(jnp.zeros((4, 3)), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"one even width.*3"):
-        measure.compare_maps({"a": rotation(0.1)}, probe)
-    probe = measure.Probe(jnp.zeros((4, 4)), jnp.zeros(4), plane=2)
+        measure.compare_maps({"a": rotation(0.1)}, setup)
+    setup = measure.MeasurementSetup(jnp.zeros((4, 4)), jnp.zeros(4), plane=2)
     with pytest.raises(ValueError, match="plane below 2"):
-        measure.compare_maps({"a": rotation(0.1)}, probe)
+        measure.compare_maps({"a": rotation(0.1)}, setup)
 
 
 def test_script_writes_pictures_and_figures(tmp_path):
@@ -144,14 +146,13 @@ def test_script_writes_pictures_and_figures(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "leapfrog" in done.stdout
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["leapfrog"]["symplectic_defect_max"] < 1e-14
-    assert figures["leapfrog"]["reversal_error_final_median"] < 1e-13
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["leapfrog"]["symplectic_defect_max"] < 1e-14
+    assert found["leapfrog"]["reversal_error_final_median"] < 1e-13
     for other in ("Runge-Kutta 4", "explicit Euler"):
-        assert figures[other]["symplectic_defect_median"] > 1e-4
+        assert found[other]["symplectic_defect_median"] > 1e-4
         assert (
-            figures[other]["energy_drift_max_median"]
-            > figures["leapfrog"]["energy_drift_max_median"]
+            found[other]["energy_drift_max_median"] > found["leapfrog"]["energy_drift_max_median"]
         )
     names = {"energy", "time_reversal", "blob", "structure", "covariance"}
     assert {path.stem for path in tmp_path.glob("*.png")} == names
@@ -161,9 +162,9 @@ def test_script_writes_pictures_and_figures(tmp_path):
 
 def test_a_failing_picture_costs_that_picture_alone(tmp_path, monkeypatch, caplog) -> None:
     """The figures are written first; names of runs are drawn as they are."""
-    maps, probe = measure.showcase(applications=4, grid_size=2, ensemble=4)
+    maps, setup = measure.showcase(applications=4, grid_size=2, ensemble=4)
     first = next(iter(maps.values()))
-    results = measure.compare_maps({"$_$": first, "_run": first}, probe)
+    results = measure.compare_maps({"$_$": first, "_run": first}, setup)
     drawn = []
 
     def fail(*_):
@@ -176,7 +177,7 @@ def test_a_failing_picture_costs_that_picture_alone(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(figures, "structure_picture", fail)
     for name in ("energy_picture", "covariance_picture", "blob_picture", "orbit_frames"):
         monkeypatch.setattr(figures, name, note)
-    written = figures.save_all(results, probe, tmp_path)
+    written = figures.save_all(results, setup, tmp_path)
     assert [path.name for path in written] == ["time_reversal.png", "figures.json"]
     assert set(json.loads((tmp_path / "figures.json").read_text())) == {"$_$", "_run"}
     assert drawn[0] == [r"\$_\$", " _run"]
