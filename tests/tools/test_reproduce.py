@@ -19,7 +19,7 @@ from hjepa_jax.tools.reproduce import (
     differences_table,
     plan_runs,
     results_table,
-    variants_table,
+    state_parts_table,
     write_document,
 )
 from hjepa_jax.tools.reproduce_figures import knn_sweep
@@ -89,7 +89,7 @@ def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path
     parts = {"q": known, "p": known, "qp": found}
     metrics = {"headline_k": 20, "encoders": {"trained": {**found, "state_parts": parts}}}
     result = Result({"hjepa": {0: metrics}}, {})
-    assert "| HJEPA, trained | 25.00 | 50.00 | 25.00 | 50.00 | – | – |" in variants_table(result)
+    assert "| HJEPA, trained | 25.00 | 50.00 | 25.00 | 50.00 | – | – |" in state_parts_table(result)
     knn_sweep({"hjepa": {0: metrics}}, {"hjepa": "HJEPA"}).savefig(tmp_path / "knn.png")
 
 
