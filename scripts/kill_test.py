@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
             tell=lambda line: print(line, flush=True),
         )
     except UserError as error:
-        sys.exit(f"soak: {error}")
+        sys.exit(f"kill_test: {error}")
     print(f"{done.summary()} {(time.monotonic() - start) / 60:.0f} minutes.")
 
 

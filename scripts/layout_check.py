@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     del argv
     if not _DEVICES.value or not all(re.fullmatch(r"[1-9]\d{0,3}", n) for n in _DEVICES.value):
         given = ",".join(_DEVICES.value)
-        sys.exit(f"check_devices: --devices={given}: they are whole numbers from 1 to 9999.")
+        sys.exit(f"layout_check: --devices={given}: they are whole numbers from 1 to 9999.")
     counts = [int(text) for text in _DEVICES.value]
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))
@@ -39,14 +39,14 @@ def main(argv: list[str]) -> None:
         validation.validate(_CONFIG.value)
         compared = compare_layouts(_CONFIG.value, counts)
     except UserError as error:
-        sys.exit(f"check_devices: {error}")
+        sys.exit(f"layout_check: {error}")
     worst = 0.0
     for count, differences in compared.items():
         name, value = max(differences.items(), key=lambda item: item[1])
         worst = max(worst, value)
         print(f"{count} devices: largest relative difference {value:.1e} in {name}")
     if worst > _TOLERANCE.value:
-        sys.exit(f"check_devices: {worst:.1e} exceeds {_TOLERANCE.value:.1e}")
+        sys.exit(f"layout_check: {worst:.1e} exceeds {_TOLERANCE.value:.1e}")
     print(f"{len(counts)} layouts agree to {worst:.1e}")
 
 

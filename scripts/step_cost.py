@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         hardware = step_cost.Hardware(peak * 1e12, memory * 1e9, between * 1e9)
         print(step_cost.report(_CONFIG.value, count, hardware, _EFFICIENCY.value))
     except UserError as error:
-        sys.exit(f"plan: {error}")
+        sys.exit(f"step_cost: {error}")
 
 
 if __name__ == "__main__":

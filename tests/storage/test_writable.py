@@ -140,7 +140,7 @@ SCRIPTS = {
     "physics_showcase": [],
     "reproduce": [],
     "show_views": ["--config=configs/quickstart.py:smoke"],
-    "soak": [],
+    "kill_test": [],
     "sweep": ["--config=configs/quickstart.py"],
 }
 OUTPUTS = {

@@ -97,7 +97,7 @@ class Archive:
             given: dict[str, str] = {}
             while header.type in (
                 tarfile.XHDTYPE,
-                tarfile.SOLARIZ_XHDTYPE,
+                tarfile.SOLARIS_XHDTYPE,
                 tarfile.XGLTYPE,
                 tarfile.GNUTYPE_LONGNAME,
                 tarfile.GNUTYPE_LONGLINK,
