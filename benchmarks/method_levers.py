@@ -47,7 +47,8 @@ def report(
 def encoder_passes(args: argparse.Namespace) -> None:
     """All views at once, or each alone."""
     config = read_config("configs/cifar100.py")
-    config.model.update(width=args.width, compute_dtype="float32")
+    config.model.compute_dtype = "float32"
+    config.resnet.width = args.width
     encoder = build_encoder(config)
     keys = jax.random.split(jax.random.key(0))
     shape = (2, args.images, config.data.image_size, config.data.image_size, 3)

@@ -44,7 +44,7 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
     config.data.batch_size = batch
     config.model.compute_dtype = dtype
     if width is not None:
-        config.model.width = width
+        config.resnet.width = width
     mesh = sharding.data_mesh()
     run = prepare(config, 10 * batch, mesh)
     state = jax.block_until_ready(run.init())

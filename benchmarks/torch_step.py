@@ -186,11 +186,11 @@ class TorchStep:
         compiled: bool = False,
     ) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = config.model
-        stages = int(model.token_layer.removeprefix("layer"))
+        resnet = config.resnet
+        stages = int(resnet.token_layer.removeprefix("layer"))
         self.config, self.scale = config, residual_scale
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.encoder = Encoder(model.width, stages, model.token_dim)
+        self.encoder = Encoder(resnet.width, stages, resnet.token_dim)
         copy_encoder(self.encoder, params["encoder"])
         self.encoder.to(device, memory_format=self.format)
         self.encode = torch.compile(self.encoder) if compiled else self.encoder
@@ -210,7 +210,7 @@ class TorchStep:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=rate, weight_decay=train.weight_decay, eps=train.adam_eps
         )
-        self.autocast = model.compute_dtype == "bfloat16"
+        self.autocast = config.model.compute_dtype == "bfloat16"
         self.device = device
 
     def __call__(self) -> float:

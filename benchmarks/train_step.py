@@ -117,19 +117,19 @@ def step_flops(config: Any) -> float:
     Forward, input gradient and weight gradient count the same, 2 per multiply-add; the stem has no
     input gradient. Everything else is small beside them.
     """
-    model, data = config.model, config.data
+    resnet, data = config.resnet, config.data
     images = data.num_global_views * data.batch_size
-    side, width = data.image_size, model.width
+    side, width = data.image_size, resnet.width
     total = 2 * (2 * images * side**2 * 9 * 3 * width)
     channels = width
-    for stage in range(int(model.token_layer.removeprefix("layer"))):
+    for stage in range(int(resnet.token_layer.removeprefix("layer"))):
         features = width * 2**stage
         side = side if stage == 0 else (side + 1) // 2
         taps = 9 * channels * features + 3 * 9 * features**2
         taps += channels * features if stage else 0
         total += 3 * 2 * images * side**2 * taps
         channels = features
-    return total + 3 * 2 * images * side**2 * channels * model.token_dim
+    return total + 3 * 2 * images * side**2 * channels * resnet.token_dim
 
 
 def measure(config: Any, args: argparse.Namespace) -> None:
@@ -144,7 +144,9 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     # In training step follows step: a second of them, untimed, comes first.
     spent, ceiling = take_turns_to_ceiling(runners, args, settle=1)
     images, flops = views.shape[1], step_flops(config)
-    print(f"\nbatch {images}, width {config.model.width}, {config.model.compute_dtype}; medians of")
+    print(
+        f"\nbatch {images}, width {config.resnet.width}, {config.model.compute_dtype}; medians of"
+    )
     print(f"{args.repeats}; {ceiling}")
     columns = ("step", "seconds", "over hjepa_jax", "CPU s", "images/s", "GFLOP/s", "of ceiling")
     print(f"| {' | '.join(columns)} | first loss |\n|---|{'---:|' * len(columns)}")
@@ -178,8 +180,8 @@ def main() -> None:
         config.data.batch_size = batch
         config.model.compute_dtype = args.dtype
         if args.width is not None:
-            config.model.width = args.width
-        if config.objective != "hjepa" or config.model.mode != "tokens":
+            config.resnet.width = args.width
+        if config.objective != "hjepa" or config.resnet.head != "tokens":
             sys.exit("The comparison is written for the hjepa objective on tokens.")
         measure(config, args)
 

@@ -85,6 +85,6 @@ def get_config(variant: str = "") -> Config:
         test_split="val",
     )
     config.data.augment.blur_kernel = 23
-    config.model.update(stem="imagenet", token_hw=8)
+    config.resnet.update(stem="imagenet", token_grid=8)
     config.train.epochs = 45
     return apply_variants(config, variant, METHODS)

@@ -37,7 +37,8 @@ def get_config(variant: str = "") -> Config:
     config.data.image_size = 16
     # A mirrored or inverted digit is another digit or none.
     config.data.augment.update(flip_probability=0.0, solarize_probability=0.0)
-    config.model.update(width=16, token_dim=16, compute_dtype="float32")
+    config.model.compute_dtype = "float32"
+    config.resnet.update(width=16, token_dim=16)
     config.train.update(epochs=20, lr=2e-3, warmup_epochs=2.0)
     config.log.every_steps = 5
     return apply_variants(config, variant, METHODS)

@@ -151,7 +151,7 @@ class LoadedRun:
                 "no predictor: there is no flow. Load an 'hjepa' run."
             )
         states = np.asarray(z, np.float32)
-        width = self.run.method.modules.encoder.output_dim(self.config.data.image_size)
+        width = self.run.method.modules.encoder.shape(self.config.data.image_size).dim
         if states.ndim < 1 or states.shape[-1] != width:
             raise UserError(
                 f"States have shape {states.shape}, but those of this run are [..., {width}]: "

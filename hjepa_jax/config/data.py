@@ -31,9 +31,7 @@ class Augment:
     contrast: float = field(0.4, "Largest relative change of contrast.", at_least=0, at_most=10)
     saturation: float = field(0.2, "Largest relative change of saturation.", at_least=0, at_most=10)
     hue: float = field(0.1, "Largest turn of the hue, of a whole turn.", at_least=0, at_most=0.5)
-    gray_probability: float = field(
-        0.2, "Share of views turned to gray.", aliases=("grey_probability",), **_SHARE
-    )
+    gray_probability: float = field(0.2, "Share of views turned to gray.", **_SHARE)
     blur_probability: float = field(0.5, "Share of views that are blurred.", **_SHARE)
     blur_kernel: int = field(
         3, "Side of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True
@@ -45,15 +43,12 @@ class Augment:
         at_most=100,
         ordered=True,
     )
-    solarize_probability: float = field(
-        0.2, "Share of views that are solarized.", aliases=("solarise_probability",), **_SHARE
-    )
+    solarize_probability: float = field(0.2, "Share of views that are solarized.", **_SHARE)
     solarize_threshold: int = field(
         128,
         "Level of 0..255 from which solarization inverts.",
         at_least=0,
         at_most=255,
-        aliases=("solarise_threshold",),
     )
 
 

@@ -1,4 +1,4 @@
-"""The sections `model` and `dynamics`: encoder, projector and predictor."""
+"""The sections `model`, `resnet` and `dynamics`: projector, encoder and predictor."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import dataclasses
 from hjepa_jax.config.conditions import FLOWS, MOVES, POTENTIAL, PREDICTOR
 from hjepa_jax.config.fields import FREE, Condition, field
 
-_TOKENS = Condition(lambda c: c.model.mode == "tokens", "config.model.mode='tokens'")
-_GLOBAL = Condition(lambda c: c.model.mode == "global", "config.model.mode='global'")
+_TOKENS = Condition(lambda c: c.resnet.head == "tokens", "config.resnet.head='tokens'")
+_GLOBAL = Condition(lambda c: c.resnet.head == "global", "config.resnet.head='global'")
 _MLP = Condition(lambda c: c.model.projector == "mlp", "config.model.projector='mlp'")
 _MIDPOINT = Condition(
     lambda c: c.dynamics.integrator == "implicit_midpoint",
@@ -18,7 +18,38 @@ _MIDPOINT = Condition(
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Encoder and projector."""
+    """The state, the projector and the arithmetic."""
+
+    split_qp: bool = field(
+        True, "Half of each token's channels is position q, half momentum p: z = [q | p]."
+    )
+    projector: str = field(
+        "identity",
+        "'identity' or 'mlp' (Linear, BatchNorm, ReLU, Linear).",
+        choices=("identity", "mlp"),
+    )
+    projector_hidden: int = field(
+        2048, "Hidden units of the projector.", above=0, at_most=2**20, used=_MLP
+    )
+    projector_dim: int = field(2048, "Outputs of the projector.", above=0, at_most=2**20, used=_MLP)
+    batch_norm: str = field(
+        "global",
+        "Batch statistics of the whole batch, or of each device's share ('local': less "
+        "waiting, but the result depends on the number of devices).",
+        choices=("global", "local"),
+        aliases=("sync_bn", "sync_batch_norm"),
+    )
+    compute_dtype: str = field(
+        "bfloat16",
+        "Encoder arithmetic; parameters and losses are float32.",
+        choices=("bfloat16", "float32"),
+        aliases=("dtype", "precision"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """The ResNet encoder of basic blocks."""
 
     width: int = field(
         64,
@@ -39,7 +70,7 @@ class Model:
         "'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).",
         choices=("cifar", "imagenet"),
     )
-    mode: str = field(
+    head: str = field(
         "tokens",
         "'tokens' (feature map as tokens) or 'global' (average pool, then Linear).",
         choices=("tokens", "global"),
@@ -51,47 +82,22 @@ class Model:
         used=_TOKENS,
     )
     token_dim: int = field(32, "Channels per token.", above=0, at_most=65536, used=_TOKENS)
-    token_hw: int | None = field(
+    token_grid: int | None = field(
         None,
         "Side of the token grid after average pooling; None = as the stage gives it.",
         above=0,
         at_most=256,
         used=_TOKENS,
     )
-    split_qp: bool = field(
-        True, "Half of each token's channels is position q, half momentum p: z = [q | p]."
-    )
     embed_dim: int = field(
         2048, "Dimension of the embedding.", above=0, at_most=2**20, used=_GLOBAL
     )
-    projector: str = field(
-        "identity",
-        "'identity' or 'mlp' (Linear, BatchNorm, ReLU, Linear).",
-        choices=("identity", "mlp"),
-    )
-    projector_hidden: int = field(
-        2048, "Hidden units of the projector.", above=0, at_most=2**20, used=_MLP
-    )
-    projector_dim: int = field(2048, "Outputs of the projector.", above=0, at_most=2**20, used=_MLP)
     remat: str = field(
         "none",
         "'blocks' computes residual blocks again in the backward pass: less memory, "
         "a third more work.",
         choices=("none", "blocks"),
         resume=FREE,
-    )
-    batch_norm: str = field(
-        "global",
-        "Batch statistics of the whole batch, or of each device's share ('local': less "
-        "waiting, but the result depends on the number of devices).",
-        choices=("global", "local"),
-        aliases=("sync_bn", "sync_batch_norm"),
-    )
-    compute_dtype: str = field(
-        "bfloat16",
-        "Encoder arithmetic; parameters and losses are float32.",
-        choices=("bfloat16", "float32"),
-        aliases=("dtype", "precision"),
     )
 
 

@@ -32,11 +32,12 @@ def _parts(config: Config) -> Iterator[str]:
             f"config.model.projector is {model.projector!r}, which would mix q and p: "
             "set config.model.projector='identity' for config.objective='hjepa'."
         )
-    width_field = "token_dim" if model.mode == "tokens" else "embed_dim"
-    if model.split_qp and model[width_field] % 2:
+    resnet = config.resnet
+    width_field = "token_dim" if resnet.head == "tokens" else "embed_dim"
+    if model.split_qp and resnet[width_field] % 2:
         yield (
-            f"config.model.{width_field} is {model[width_field]}: with config.model.split_qp=True "
-            "it must be even, half for q and half for p."
+            f"config.resnet.{width_field} is {resnet[width_field]}: with "
+            "config.model.split_qp=True it must be even, half for q and half for p."
         )
     if hjepa and config.dynamics.learn_dt:
         yield (
@@ -54,10 +55,10 @@ def _parts(config: Config) -> Iterator[str]:
             "'mlp' no parameters to match: set it to 'separable' or 'learnable'."
         )
     grid = config.spectral.kind in GRID_KINDS
-    if not hjepa and grid and model.mode != "tokens":
+    if not hjepa and grid and resnet.head != "tokens":
         yield (
             f"config.spectral.kind is {config.spectral.kind!r}, which acts on the token grid: set "
-            "config.model.mode='tokens', or config.spectral.kind='chain'."
+            "config.resnet.head='tokens', or config.spectral.kind='chain'."
         )
     if not hjepa and grid and model.projector != "identity":
         yield (
@@ -140,18 +141,18 @@ def _views(config: Config) -> Iterator[str]:
 
 def _batch(config: Config) -> Iterator[str]:
     """The data set is one, and sizes of images and batches fit together."""
-    data, model = config.data, config.model
+    data, resnet = config.data, config.resnet
     if data.name not in DATA_SETS and not re.fullmatch(r"tfds:.+", data.name):
         nearest = difflib.get_close_matches(data.name, DATA_SETS, 1, 0.0)[0]
         yield (
             f"config.data.name is {data.name!r}, which is none of {', '.join(DATA_SETS)} and "
             f"tfds:NAME: did you mean {nearest!r}?"
         )
-    pooled = model.mode == "global" or model.token_hw is not None
+    pooled = resnet.head == "global" or resnet.token_grid is not None
     if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
         yield (
             f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
-            f"({data.image_size}), so their token grids differ: set config.model.token_hw."
+            f"({data.image_size}), so their token grids differ: set config.resnet.token_grid."
         )
     if data.batch_size % config.train.accumulation:
         yield (

@@ -19,7 +19,7 @@ from hjepa_jax.config.fields import (
     walk,
 )
 from hjepa_jax.config.losses import Loss, Parity, Sigreg, Spectral
-from hjepa_jax.config.model import Dynamics, Model
+from hjepa_jax.config.model import Dynamics, Model, ResNet
 from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Train
 
 
@@ -41,7 +41,8 @@ class Settings:
         aliases=("method",),
     )
     data: Data = section(Data, "Images, views and the input pipeline.")
-    model: Model = section(Model, "Encoder and projector.")
+    model: Model = section(Model, "The state, the projector and the arithmetic.")
+    resnet: ResNet = section(ResNet, "The ResNet encoder.")
     dynamics: Dynamics = section(Dynamics, "The predictor.", used=HJEPA)
     loss: Loss = section(Loss, "The HJEPA objective.", used=HJEPA)
     sigreg: Sigreg = section(Sigreg, "The LeJEPA baseline.", used=SIGREG)

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Config, base_config, rows, sections
+from hjepa_jax.config.renamed import RENAMED
 from hjepa_jax.config.rules import RULES, TRAINING_RULES
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
@@ -47,13 +48,6 @@ def differences(there: Config, here: Config, counts: Callable[[str], bool]) -> l
         for name, value in flatten(here)
         if counts(name) and old[name] != value
     ]
-
-
-# Fields of earlier versions, which saved configurations and command lines may still name.
-RENAMED = {
-    "evaluation.variant": "evaluation.state_part",
-    "evaluation.qp_variants": "evaluation.all_state_parts",
-}
 
 
 def _nearest_field(path: str) -> str:

@@ -11,7 +11,7 @@ from hjepa_jax.errors import ConfigError
 
 def smoke(config: Config) -> None:
     """Shrinks any configuration to a few seconds on the embedded digits, the method unchanged."""
-    imagenet_stem = config.model.stem == "imagenet"
+    imagenet_stem = config.resnet.stem == "imagenet"
     config.data.update(
         name="digits",
         root=None,
@@ -26,15 +26,10 @@ def smoke(config: Config) -> None:
     if config.data.num_local_views:
         config.data.local_size = config.data.image_size
     config.data.augment.blur_kernel = 3
-    config.model.update(
-        width=8,
-        stage_blocks=(1, 1, 1, 1),
-        token_layer="layer2",
-        token_dim=8,
-        compute_dtype="float32",
-    )
-    if config.model.token_hw is not None:
-        config.model.token_hw = 2
+    config.model.compute_dtype = "float32"
+    config.resnet.update(width=8, stage_blocks=(1, 1, 1, 1), token_layer="layer2", token_dim=8)
+    if config.resnet.token_grid is not None:
+        config.resnet.token_grid = 2
     if config.objective == "hjepa":
         config.loss.logdet_dim = 8
         if config.dynamics.predictor != "identity":

@@ -25,7 +25,6 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import select_state_part
 from hjepa_jax.interop.export_features import write_whole
 from hjepa_jax.loading import LoadedRun
-from hjepa_jax.models.pooling import max_pool_3x3_padded
 from hjepa_jax.storage.files import check_writable_file, local_path
 from hjepa_jax.training.prepare import frozen_encoder
 
@@ -51,7 +50,7 @@ def encoder_function(
     select_state_part(np.zeros((0, 2), np.float32), state_part, split)
     method = run.run.method
     if portable:
-        encoder = method.modules.encoder.clone(dtype=jnp.float32, stem_pool=max_pool_3x3_padded)
+        encoder = method.modules.encoder.portable()
         method = dataclasses.replace(method, modules=method.modules._replace(encoder=encoder))
     variables = jax.device_get(run.encoder_variables)
 

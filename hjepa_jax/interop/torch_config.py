@@ -33,12 +33,11 @@ _DATA = {
     "global_scale": "global_scale",
 }
 _MODEL = {
-    "encoder_mode": "mode",
-    "encoder_stem": "stem",
     "projector_type": "projector",
     "split_qp": "split_qp",
 }
-_TOKENS = {"token_layer": "token_layer", "token_d_f": "token_dim", "token_hw": "token_hw"}
+_RESNET = {"encoder_mode": "head", "encoder_stem": "stem"}
+_TOKENS = {"token_layer": "token_layer", "token_d_f": "token_dim", "token_hw": "token_grid"}
 _DYNAMICS = {
     "method": "integrator",
     "steps": "steps",
@@ -271,10 +270,11 @@ def config_from_torch(published: Published) -> Config:
         # The published crops all have one size.
         config.data.local_size = config.data.image_size
     _copy(model, _MODEL, config.model)
-    if config.model.mode == "tokens":
-        _copy(model, _TOKENS, config.model)
+    _copy(model, _RESNET, config.resnet)
+    if config.resnet.head == "tokens":
+        _copy(model, _TOKENS, config.resnet)
     else:
-        _copy(model, {"embed_dim": "embed_dim"}, config.model)
+        _copy(model, {"embed_dim": "embed_dim"}, config.resnet)
     if config.model.projector == "mlp":
         names = {"proj_hidden": "projector_hidden", "proj_out": "projector_dim"}
         _copy(model, names, config.model)

@@ -102,7 +102,7 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
     config = config_from_torch(checkpoint["config"])
     try:
         encoder, encoder_stats, ignored = encoder_from_torch(
-            state["encoder"], mode=config.model.mode, token_layer=config.model.token_layer
+            state["encoder"], head=config.resnet.head, token_layer=config.resnet.token_layer
         )
         projector, projector_stats, more = projector_from_torch(state["projector"])
         predictor, last = predictor_from_torch(state["predictor"])

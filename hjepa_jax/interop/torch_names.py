@@ -62,12 +62,12 @@ def _stage(name: str, stage: int) -> Iterator[Entry]:
             yield from _norm(f"{torch}.downsample.1", ours, "downsample_norm")
 
 
-def encoder_entries(mode: str, token_layer: str) -> Iterator[Entry]:
-    """Yields the entries of every tensor of `ResNet(mode=mode, token_layer=token_layer)`.
+def encoder_entries(head: str, token_layer: str) -> Iterator[Entry]:
+    """Yields the entries of every tensor of `ResNet(head=head, token_layer=token_layer)`.
 
     Parameters and their gradients are converted alike.
     """
-    if mode == "global":
+    if head == "global":
         yield from _convolution("backbone.0", "stem_conv")
         yield from _norm("backbone.1", "stem_norm")
         for stage in range(1, 5):
@@ -144,32 +144,32 @@ def _translate(
 
 
 def encoder_from_torch(
-    state: State, *, mode: str = "tokens", token_layer: str = "layer3"
+    state: State, *, head: str = "tokens", token_layer: str = "layer3"
 ) -> tuple[Tree, Tree, list[str]]:
-    """Translates the encoder for `ResNet(mode=mode, token_layer=token_layer)`.
+    """Translates the encoder for `ResNet(head=head, token_layer=token_layer)`.
 
     Args:
       state: 'tokens': stem.{0,1}, layerN.M.*, token_proj.{0,1}; 'global': backbone.{0,1,4..7}, fc.
-      mode: 'tokens' or 'global'.
-      token_layer: the stage tapped in mode 'tokens'.
+      head: 'tokens' or 'global'.
+      token_layer: the stage tapped by the head 'tokens'.
 
     Returns:
       (params, batch_stats, ignored): ignored lists the `num_batches_tracked` counters and the
       stages above the tapped one, which have no influence.
 
     Raises:
-      ValueError: for an unknown mode or token_layer; lists all missing and unknown entries.
+      ValueError: for an unknown head or token_layer; lists all missing and unknown entries.
     """
-    if mode not in ("tokens", "global") or (mode == "tokens" and token_layer not in _LAYERS):
-        raise ValueError(f"Unknown encoder mode '{mode}' or token_layer '{token_layer}'.")
-    built = 4 if mode == "global" else _LAYERS[token_layer]
+    if head not in ("tokens", "global") or (head == "tokens" and token_layer not in _LAYERS):
+        raise ValueError(f"Unknown encoder head '{head}' or token_layer '{token_layer}'.")
+    built = 4 if head == "global" else _LAYERS[token_layer]
 
     def may_ignore(name: str) -> bool:
         stage = re.match(r"layer([1-4])\.", name)
-        above = mode == "tokens" and stage is not None and int(stage[1]) > built
+        above = head == "tokens" and stage is not None and int(stage[1]) > built
         return above or name.endswith(".num_batches_tracked")
 
-    entries = list(encoder_entries(mode, token_layer))
+    entries = list(encoder_entries(head, token_layer))
     trees, ignored = _translate(state, entries, may_ignore, "encoder")
     return trees["params"], trees["batch_stats"], ignored
 

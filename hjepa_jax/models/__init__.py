@@ -1,1 +1,1 @@
-"""ResNet encoder, projector and predictors."""
+"""Flax modules: encoders, projector and predictors."""

@@ -1,4 +1,4 @@
-"""Convolution, Linear and BatchNorm modules with the published code's initialization and layout."""
+"""Convolution, Linear and BatchNorm with the initialization and layout of the published code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ default_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 def wide_dtype(dtype: Any) -> jnp.dtype:
-    """The dtype of parameters and statistics: float32, or float64 when computing in float64."""
+    """Returns the dtype of parameters and statistics: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 class Conv(nn.Module):
-    """2-D convolution without bias; parameter `kernel` [kh,kw,in,out]; computes in x's dtype."""
+    """2-D convolution without bias, computed in the dtype of its input.
+
+    Parameters: `kernel` [kh, kw, in, out].
+
+    Attributes:
+      features: output channels.
+      size: side of the kernel, odd.
+      stride: in both directions.
+      initializer: of the kernel.
+    """
 
     features: int
     size: int
@@ -40,7 +49,13 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Module):
-    """x @ kernel + bias; parameters `kernel` [in,out] and `bias` [out]; computes in x's dtype."""
+    """x @ kernel + bias, computed in the dtype of x.
+
+    Parameters: `kernel` [in, out] and `bias` [out].
+
+    Attributes:
+      features: outputs.
+    """
 
     features: int
 
@@ -62,17 +77,17 @@ class Linear(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last (Ioffe & Szegedy, arXiv 1502.03167).
 
-    Parameters `scale`, `bias`; batch_stats `mean`, `var`. Statistics are float32 or wider whatever
-    the dtype of x. Training normalizes with the biased variance; the running variance takes the
-    unbiased one: new = momentum * old + (1 - momentum) * batch. Under jit with the batch sharded
-    over devices, these means are already global.
+    Parameters: `scale` and `bias` [C]; batch_stats: `mean` and `var` [C]. Statistics are float32
+    or wider for any dtype of x. Training normalizes by the biased variance and updates the running
+    variance with the unbiased one: new = momentum * old + (1 - momentum) * batch. Under jit with
+    the batch sharded over devices, the batch statistics are global.
 
     Attributes:
       momentum: of the running statistics.
       epsilon: added to the variance.
-      groups: equal runs of rows that are normalized each by its own statistics, whose mean over
-        the groups is what the running statistics take. With as many groups as devices no device
-        waits for the others.
+      groups: groups of consecutive rows, equal in size, each normalized by its own statistics. The
+        running statistics are updated with their mean over the groups. With one group per device,
+        no device waits for another.
     """
 
     momentum: float = 0.9
@@ -88,12 +103,20 @@ class BatchNorm(nn.Module):
         residual: jax.Array | None = None,
         relu: bool = False,
     ) -> jax.Array:
-        """Normalizes x [N, ..., C], then adds `residual` (like x), then rectifies if `relu`.
+        """Normalizes x, adds a residual and applies a ReLU, in one pass over memory on a CPU.
 
-        What follows the normalization belongs to it, since a CPU does all in one pass over memory.
+        Args:
+          x: [N, ..., C].
+          train: whether batch statistics are used and the running ones updated.
+          residual: like x, added after the normalization; None adds nothing.
+          relu: whether a ReLU follows.
+
+        Returns:
+          Like x.
 
         Raises:
-          ValueError: training on one value per channel, or on rows that do not divide into groups.
+          ValueError: in training, if there is one value per channel or N is not divisible by
+            `groups`.
         """
         dtype = wide_dtype(x.dtype)
         shape = (x.shape[-1],)

@@ -1,4 +1,4 @@
-"""Parameter counts: an MLP predictor as large as a given Hamiltonian predictor."""
+"""Sizes an MLP predictor to the parameter count of a Hamiltonian predictor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ TOLERANCE = 0.01
 
 
 class MLPShape(NamedTuple):
-    """Hidden widths of the residual MLP, and the number of elementwise linear weights beside it."""
+    """Shape of a residual MLP.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      elementwise: number of elementwise linear weights added to it.
+    """
 
     hidden: tuple[int, ...]
     elementwise: int = 0
@@ -25,7 +30,14 @@ def count_parameters(params: Any) -> int:
 
 
 def hamiltonian_sizes(kind: str, half: int, hidden_dim: int, depth: int) -> tuple[int, ...]:
-    """Returns the layer sizes of f for d = `half`: it reads q if 'separable', else [q, p]."""
+    """Returns the layer sizes of the residual f of a Hamiltonian.
+
+    Args:
+      kind: 'separable', where f reads q, or another, where it reads [q, p].
+      half: dimension d of q and of p.
+      hidden_dim: width of the hidden layers.
+      depth: number of hidden layers.
+    """
     return (half if kind == "separable" else 2 * half, *[hidden_dim] * depth, 1)
 
 
@@ -37,17 +49,18 @@ def linear_parameters(sizes: Sequence[int]) -> int:
 def match_mlp(width: int, depth: int, sizes: Sequence[int], *, extra: int = 0) -> MLPShape:
     """Finds an MLP from [z, direction] to z with as many parameters as Linear layers `sizes`.
 
-    The first shape within 1 % is taken: equal hidden widths; a first width that differs from the
-    others; equal widths filled up with at most 2 * `width` elementwise linear weights.
+    Three families are tried in turn, and the first match within 1% wins: equal hidden widths; a
+    first width that differs from the others; equal widths plus at most 2 * `width` elementwise
+    linear weights.
 
     Args:
       width: numbers in a state, 2d.
       depth: hidden layers of the MLP.
       sizes: layer sizes of the Hamiltonian's f.
-      extra: its parameters beside f (1 for a learned dt).
+      extra: parameters of the Hamiltonian predictor beside f (1 for a learned dt).
 
     Raises:
-      ValueError: if no shape comes within 1 %, as when a single hidden unit exceeds the count.
+      ValueError: if no shape is within 1%, for example because one hidden unit exceeds the count.
     """
     target = linear_parameters(sizes) + extra
 
@@ -61,13 +74,20 @@ def match_mlp(width: int, depth: int, sizes: Sequence[int], *, extra: int = 0) -
         if best is not None and error(best) <= TOLERANCE * target:
             return best
     raise ValueError(
-        f"No MLP predictor of depth {depth} on {width} numbers comes within 1 % of the "
+        f"No MLP predictor of depth {depth} on {width} numbers is within 1% of the "
         f"Hamiltonian predictor's {target} parameters: change dynamics.hidden_dim."
     )
 
 
 def _largest_below(width: int, depth: int, target: int, first: int | None = None) -> int:
-    """The largest equal width of the hidden layers (all but the first, if given) within target."""
+    """Returns the largest common width of the hidden layers that stays within `target`.
+
+    Args:
+      width: numbers in a state, 2d.
+      depth: hidden layers.
+      target: number of parameters.
+      first: width of the first hidden layer; None = the common one.
+    """
     free = depth if first is None else depth - 1
     head = () if first is None else (first,)
     hidden = 0

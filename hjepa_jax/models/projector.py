@@ -1,4 +1,4 @@
-"""Projector between the encoder and the objective."""
+"""The projector between encoder and loss."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Projector(nn.Module):
 
     Attributes:
       kind: 'identity' or 'mlp'.
-      hidden_dim: width of the hidden layer of 'mlp'.
-      output_dim: width of the output of 'mlp'.
-      dtype: of the products of 'mlp'; statistics and the output are float32 or wider.
-      norm_groups: runs of rows with statistics of their own, see `BatchNorm`.
+      hidden_dim: hidden units of 'mlp'.
+      output_dim: outputs of 'mlp'.
+      dtype: of the products of 'mlp'; statistics and outputs are float32 or wider.
+      norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
     """
 
     kind: str = "identity"
@@ -32,7 +32,18 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
-        """Maps z [N,D] to [N,D] (identity, unchanged) or [N,output_dim]; ValueError if unknown."""
+        """Projects states.
+
+        Args:
+          z: [N, D].
+          train: whether batch statistics are used and running statistics updated.
+
+        Returns:
+          z itself for 'identity'; [N, output_dim] for 'mlp'.
+
+        Raises:
+          ValueError: if the kind is unknown.
+        """
         if self.kind == "identity":
             return z
         if self.kind != "mlp":

@@ -1,7 +1,6 @@
-"""Recomputation of a module's activations in the backward pass, instead of keeping them.
+"""Rematerialization: activations are recomputed in the backward pass instead of stored.
 
-`flax.linen.remat` does the same on accelerators, but is undone by XLA's CPU compiler (see
-`ordering`), which this form is not.
+Our own code because XLA's CPU compiler undoes `flax.linen.remat` (see `ordering`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,13 @@ from hjepa_jax.runtime.ordering import with_dependency
 
 
 def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
-    """Returns block(x, train=True), of which the backward pass gets only variables and x.
+    """Returns block(x, train=True), storing only variables and x for the backward pass.
 
-    Call it inside the compact method that made `block`. Reverse-mode differentiation only, once.
+    Supports first-order reverse-mode differentiation only.
+
+    Args:
+      block: a module with the signature (x, *, train), created in the calling compact method.
+      x: [N, ...].
     """
     alone = block.clone(parent=None)
 

@@ -54,7 +54,7 @@ _PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 SCALES: dict[str, tuple[str, ...]] = {
     "full": (),
     "small": (
-        "model.width=16",
+        "resnet.width=16",
         "model.compute_dtype=float32",
         "data.max_train_images=10000",
         "data.batch_size=128",

@@ -62,7 +62,7 @@ def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def changed(config: Config, **fields: Any) -> Config:
-    """Returns a copy with fields set, 'section__name' as in model__remat='blocks'."""
+    """Returns a copy with fields set, 'section__name' as in resnet__remat='blocks'."""
     copy = validation.from_json(validation.to_json(config))
     for path, value in fields.items():
         section, _, name = path.partition("__")
@@ -123,8 +123,8 @@ def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str,
 def options(config: Config, devices: int) -> dict[str, Config]:
     """Returns the configuration as it is and with each memory option that it can still turn on."""
     found = {"as configured": config}
-    if config.model.remat == "none":
-        found["model.remat=blocks"] = changed(config, model__remat="blocks")
+    if config.resnet.remat == "none":
+        found["resnet.remat=blocks"] = changed(config, resnet__remat="blocks")
     count = 2 * config.train.accumulation
     if config.data.batch_size % (devices * count) == 0:
         found[f"train.accumulation={count}"] = changed(config, train__accumulation=count)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hjepa_jax.config import Config
+from hjepa_jax.config.model import ResNet as ResNetSettings
 from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 from hjepa_jax.models.projector import Projector
 from hjepa_jax.models.resnet import ResNet
@@ -34,16 +35,8 @@ def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) ->
     """Returns the encoder of a configuration; arguments as `build_modules`."""
     model = config.model
     return ResNet(
-        stem=model.stem,
-        mode=model.mode,
-        token_layer=model.token_layer,
-        token_dim=model.token_dim,
-        token_hw=model.token_hw,
+        settings=settings_from(ResNetSettings, config.resnet),
         split_qp=model.split_qp,
-        embed_dim=model.embed_dim,
-        width=model.width,
-        stage_blocks=tuple(model.stage_blocks),
-        remat=model.remat,
         dtype=jnp.dtype(model.compute_dtype) if dtype is None else dtype,
         norm_groups=norm_groups,
     )
@@ -81,7 +74,7 @@ def spectral_settings(config: Config) -> SpectralSettings:
     spectral = config.spectral
     if spectral.kind not in GRID_KINDS:
         return settings_from(SpectralSettings, spectral, learnable=None)
-    side = build_encoder(config).token_grid(config.data.image_size)
+    side = build_encoder(config).shape(config.data.image_size).token_grid
     learnable = None
     if spectral.kind == "learnable":
         learnable = settings_from(LearnableSettings, spectral, h=side, w=side)
@@ -90,7 +83,7 @@ def spectral_settings(config: Config) -> SpectralSettings:
         spectral,
         h=side,
         w=side,
-        token_dim=config.model.token_dim,
+        token_dim=config.resnet.token_dim,
         split_qp=config.model.split_qp,
         reference_layout=config.parity.reference_layout,
         learnable=learnable,

@@ -222,7 +222,7 @@ def test_what_a_resume_may_change() -> None:
     config = quickstart.get_config()
     free = {path for path in rows() if may_change_on_resume(path, config)}
     assert free >= {"data.cache_mb", "data.root", "evaluation.state_part", "log.every_steps"}
-    assert not free & {"seed", "train.lr", "train.epochs", "data.batch_size", "model.width"}
+    assert not free & {"seed", "train.lr", "train.epochs", "data.batch_size", "resnet.width"}
     config.evaluation.online_probe = True
     assert free - {path for path in rows() if may_change_on_resume(path, config)} == {
         f"evaluation.{name}"
@@ -263,7 +263,7 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
         ("train.b2", 1.0, "it must lie between 0 and 0.999999."),
         ("data.augment.blur_kernel", 4, "4: it must be odd."),
         ("data.augment.blur_sigma", (-2.0, -1.0), "each of its numbers must lie between 0.01 and"),
-        ("model.stem", "resnet", "none of 'cifar', 'imagenet': did you mean 'imagenet'?"),
+        ("resnet.stem", "resnet", "none of 'cifar', 'imagenet': did you mean 'imagenet'?"),
         ("seed", 2**70, "it must be 4294967295 or less."),
         ("data.mean", (0.5, None, 0.5), "3 numbers, for example (0.5071, 0.4867, 0.4408)."),
     ],

@@ -8,6 +8,7 @@ import pytest
 
 from configs import cifar100, imagenet100, quickstart
 from hjepa_jax.config import base_config, rows, total_steps, validation
+from hjepa_jax.config.renamed import RENAMED
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import robustness
 
@@ -68,7 +69,7 @@ def _changed(**fields):
         ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'sigreg'"]),
         ({"model__split_qp": False, "evaluation__state_part": "qp"}, ["split_qp", "[q | p]"]),
         ({"model__projector": "mlp"}, ["config.model.projector", "identity"]),
-        ({"model__token_dim": 7}, ["config.model.token_dim", "even"]),
+        ({"resnet__token_dim": 7}, ["config.resnet.token_dim", "even"]),
         ({"data__num_global_views": 1}, ["num_global_views", "2 or more"]),
         ({"data__batch_size": 0}, ["config.data.batch_size", "above 0"]),
         ({"data__global_scale": (0.5, 0.1)}, ["config.data.global_scale", "low"]),
@@ -79,8 +80,8 @@ def _changed(**fields):
         ({"evaluation__robustness": ("gray",)}, ["evaluation.robustness", "'gray'", "'grey'"]),
         ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
         ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
-        ({"model__stage_blocks": (2, 2, 2)}, ["stage_blocks is (2, 2, 2)", "four stages"]),
-        ({"model__stage_blocks": (2, 2, 0, 2)}, ["stage_blocks", "above 0"]),
+        ({"resnet__stage_blocks": (2, 2, 2)}, ["stage_blocks is (2, 2, 2)", "four stages"]),
+        ({"resnet__stage_blocks": (2, 2, 0, 2)}, ["stage_blocks", "above 0"]),
         ({"data__local_size": 16}, ["local_size", "no effect"]),
         ({"checkpoint__best_mode": "max"}, ["best_mode", "no effect", "keep_best"]),
         ({"train__max_skips_in_a_row": 2}, ["max_skips_in_a_row", "no effect", "'skip'"]),
@@ -93,14 +94,14 @@ def _changed(**fields):
             ["best_metric", "online/knn_top1 or online/knn_top5"],
         ),
         ({"train__accumulation": 3}, ["config.train.accumulation", "divide", "batch_size=512"]),
-        ({"model__remat": "block"}, ["config.model.remat", "'blocks'"]),
+        ({"resnet__remat": "block"}, ["config.resnet.remat", "'blocks'"]),
         (
             {
                 "data__num_local_views": 2,
                 "data__local_size": 16,
                 "loss__pairing": "local_to_global",
             },
-            ["local_size", "token_hw"],
+            ["local_size", "token_grid"],
         ),
     ],
 )
@@ -150,3 +151,27 @@ def test_every_field_is_documented_and_used() -> None:
         leaf = path.split(".")[-1]
         assert leaf in names or f'"{leaf}"' in code, f"config.{path} is read nowhere"
         assert row.spec.meaning.endswith("."), path
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"model": {"width": 4}},
+            "config.model.width is now config.resnet.width: use the new name.",
+        ),
+        (
+            {"model": {"mode": "global"}},
+            "config.model.mode is now config.resnet.head: use the new name.",
+        ),
+    ],
+)
+def test_a_field_of_an_older_version_gets_one_clear_sentence(values, sentence) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validation.merge(base_config(), values)
+    assert str(caught.value) == f"{sentence}: use the new name."
+
+
+def test_old_names_are_gone_and_new_ones_exist() -> None:
+    assert not set(RENAMED) & set(rows())
+    assert set(RENAMED.values()) <= set(rows())

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from resnets import resnet
 
 from golden_checks.common import assert_close, golden_file, groups, load, subtree
 from hjepa_jax.dynamics import hamiltonian as hm
@@ -65,14 +66,14 @@ def _encoder(data: Mapping[str, np.ndarray], group: str, state: dict[str, Any]) 
         "dtype": jnp.float64,
     }
     if is_global:
-        return ResNet(mode="global", embed_dim=state["fc.weight"].shape[0], **fields)
+        return resnet(head="global", embed_dim=state["fc.weight"].shape[0], **fields)
     token_dim, channels = state["token_proj.0.weight"].shape[:2]
     token_hw = _scalar(data, [f"{group}/token_hw"], -1)
     split = _scalar(data, [f"{group}/split_qp"], 0 if group.endswith("split0") else 1)
-    return ResNet(
+    return resnet(
         token_layer=f"layer{1 + (channels // stem.shape[0]).bit_length() - 1}",
         token_dim=token_dim,
-        token_hw=None if token_hw < 0 else token_hw,
+        token_grid=None if token_hw < 0 else token_hw,
         split_qp=bool(split),
         **fields,
     )
@@ -148,10 +149,10 @@ def test_golden_models_encoder(file: str, group: str) -> None:
 
         cot = jnp.asarray(data[f"{group}/cot"], jnp.float64) if f"{group}/cot" in data else None
         z_eval, z_train, updates, gradient = run(params, stats, jnp.asarray(x, jnp.float64), cot)
-    assert z_eval.shape[-1] == model.output_dim(x.shape[1])
+    assert z_eval.shape[-1] == model.shape(x.shape[1]).dim
     assert_close(z_eval, data[f"{group}/z_eval"], TOLERANCE, "z_eval")
     assert_close(z_train, data[f"{group}/z_train"], TOLERANCE, "z_train")
-    entries = list(encoder_entries(model.mode, model.token_layer))
+    entries = list(encoder_entries(model.settings.head, model.settings.token_layer))
     _check_statistics(subtree(data, f"{group}/running_after/"), state, updates, entries)
     if gradient is not None:
         _check_gradients(data, f"{group}/", gradient, entries)
@@ -159,7 +160,7 @@ def test_golden_models_encoder(file: str, group: str) -> None:
 
 def _as_float64_encoder(state: dict[str, Any], model: ResNet) -> tuple[Any, Any, list[str]]:
     params, stats, ignored = encoder_from_torch(
-        state, mode=model.mode, token_layer=model.token_layer
+        state, head=model.settings.head, token_layer=model.settings.token_layer
     )
     return _as_float64(params), _as_float64(stats), ignored
 
@@ -212,7 +213,7 @@ def test_golden_models_checkpoint(dtype: Any, key: str, tolerance: float) -> Non
         pytest.skip("no checkpoint_ref.pth or no features of it")
     settings, dynamics = checkpoint["config"]["model"], checkpoint["config"]["hjepa"]
     assert int(checkpoint["epoch"]) == int(data["epoch"])
-    model = ResNet(
+    model = resnet(
         stem=settings["encoder_stem"],
         token_layer=settings["token_layer"],
         token_dim=settings["token_d_f"],

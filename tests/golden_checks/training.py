@@ -54,7 +54,7 @@ def initial_state(group, config, state):
     name = f"init_{group}/encoder."
     encoder = subtree(FILE, name if subtree(FILE, name) else "init_hjepa/encoder.")
     params, stats, _ = encoder_from_torch(
-        encoder, mode=config.model.mode, token_layer=config.model.token_layer
+        encoder, head=config.resnet.head, token_layer=config.resnet.token_layer
     )
     parts = {"encoder": params}
     predictor = subtree(FILE, f"{group}/init/predictor.")
@@ -180,7 +180,7 @@ def test_golden_training(group) -> None:
         entries = {
             name: (collection, path, layout)
             for name, collection, path, layout in encoder_entries(
-                method.config.model.mode, method.config.model.token_layer
+                method.config.resnet.head, method.config.resnet.token_layer
             )
         }
         check_losses(group, history)

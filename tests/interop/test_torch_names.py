@@ -7,10 +7,10 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from resnets import resnet
 
 from hjepa_jax.interop import torch_file, torch_names
 from hjepa_jax.models.projector import Projector
-from hjepa_jax.models.resnet import ResNet
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -24,7 +24,7 @@ def published_state(model):
     )
     rng = np.random.default_rng(0)
     state = {}
-    for entry in torch_names.encoder_entries(model.mode, model.token_layer):
+    for entry in torch_names.encoder_entries(model.settings.head, model.settings.token_layer):
         leaf = variables[entry.collection]
         for part in entry.path:
             leaf = leaf[part]
@@ -35,30 +35,30 @@ def published_state(model):
     return variables, state
 
 
-@pytest.mark.parametrize("fields", [{}, {"token_layer": "layer2"}, {"mode": "global"}])
+@pytest.mark.parametrize("fields", [{}, {"token_layer": "layer2"}, {"head": "global"}])
 def test_encoder_names_cover_the_model(fields):
-    model = ResNet(width=4, token_dim=6, embed_dim=5, **fields)
+    model = resnet(width=4, token_dim=6, embed_dim=5, **fields)
     variables, state = published_state(model)
     extra = {"stem.1.num_batches_tracked": np.array(3)}
-    if model.mode == "tokens":
+    if model.settings.head == "tokens":
         extra["layer4.1.conv2.weight"] = np.zeros((1, 1, 3, 3))
     params, stats, ignored = torch_names.encoder_from_torch(
-        state | extra, mode=model.mode, token_layer=model.token_layer
+        state | extra, head=model.settings.head, token_layer=model.settings.token_layer
     )
     shapes = jax.tree.map(lambda x: x.shape, variables)
     assert jax.tree.map(lambda x: x.shape, {"params": params, "batch_stats": stats}) == shapes
     assert ignored == sorted(extra)
-    prefix = "backbone.0" if model.mode == "global" else "stem.0"
+    prefix = "backbone.0" if model.settings.head == "global" else "stem.0"
     for i, o, y, x in ((0, 1, 2, 0), (2, 3, 0, 1)):
         assert params["stem_conv"]["kernel"][y, x, i, o] == state[f"{prefix}.weight"][o, i, y, x]
-    if model.mode == "global":
+    if model.settings.head == "global":
         np.testing.assert_array_equal(params["head"]["kernel"], state["fc.weight"].T)
         name = "backbone.7.0.downsample.1.running_var"
         np.testing.assert_array_equal(stats["layer4_block0"]["downsample_norm"]["var"], state[name])
 
 
 def test_every_missing_and_unknown_name_is_listed():
-    _, state = published_state(ResNet(width=4, token_dim=6))
+    _, state = published_state(resnet(width=4, token_dim=6))
     del state["stem.0.weight"], state["layer3.1.bn2.bias"]
     state["stem.0.bias"] = state["gamma"] = np.zeros(1)
     with pytest.raises(
@@ -264,7 +264,7 @@ def test_other_members_that_do_not_fit_are_refused(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.module."])
 def test_wrapped_models_are_read_as_they_are(prefix):
-    model = ResNet(width=4, token_dim=6)
+    model = resnet(width=4, token_dim=6)
     _, state = published_state(model)
     plain = torch_names.encoder_from_torch(state)
     wrapped = torch_names.encoder_from_torch({f"{prefix}{name}": v for name, v in state.items()})
@@ -278,7 +278,7 @@ def test_wrapped_models_are_read_as_they_are(prefix):
 
 
 def test_messages_stay_short():
-    _, state = published_state(ResNet(width=4, token_dim=6))
+    _, state = published_state(resnet(width=4, token_dim=6))
     foreign = {f"other.{name}": value for name, value in state.items()}
     with pytest.raises(ValueError, match=r"and \d\d more") as caught:
         torch_names.encoder_from_torch(foreign)

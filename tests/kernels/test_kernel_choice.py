@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_arrays import draw
+from resnets import resnet
 
 from hjepa_jax.kernels import batch_norm, characteristic_function, convolution
 from hjepa_jax.kernels.batch_norm import normalize_batch
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.kernels.convolution import conv2d
-from hjepa_jax.models.resnet import ResNet
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -54,7 +54,7 @@ def test_chosen_for_large_float32_work_on_a_single_device(monkeypatch) -> None:
 @pytest.mark.parametrize("remat", ["none", "blocks"])
 def test_an_encoder_has_the_gradients_and_statistics_of_xla(remat, monkeypatch) -> None:
     """Stem, blocks, downsampling and normalization together, with and without rematerialization."""
-    model = ResNet(width=16, token_dim=4, stage_blocks=(1, 1, 1, 1), remat=remat)
+    model = resnet(width=16, token_dim=4, stage_blocks=(1, 1, 1, 1), remat=remat)
     x = jnp.asarray(draw(1, 8, 16, 16, 3))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), x)
 

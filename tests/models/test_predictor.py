@@ -108,7 +108,7 @@ def test_published_leapfrog_is_reproduced_on_request_only():
 
 
 def test_matched_counts_over_many_sizes():
-    """Every published size and all but tiny ones have an MLP within 1 %."""
+    """Every published size and all but tiny ones have an MLP within 1%."""
     kinds = ("separable", "learnable")
     for kind, half, hidden, depth in itertools.product(
         kinds, (8, 31, 128, 512, 1024), (16, 64, 255, 256), (1, 2, 3, 4)
@@ -201,7 +201,7 @@ def test_errors_say_what_is_wrong():
         PredictorSettings(depth=0)
     with pytest.raises(ValueError, match=r"reversible.*separable"):
         PredictorSettings(reversible=True, hamiltonian="learnable")
-    with pytest.raises(ValueError, match=r"within 1 %.*hidden_dim"):
+    with pytest.raises(ValueError, match=r"within 1%.*hidden_dim"):
         start(PredictorSettings(predictor="mlp", hidden_dim=1), (2, 64))
     with pytest.raises(ValueError, match="no parameters to match"):
         start(PredictorSettings(predictor="mlp", hamiltonian="quadratic"))

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from resnets import resnet
 
 from hjepa_jax.kernels.convolution import conv2d
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
 from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3
-from hjepa_jax.models.resnet import ResNet, flatten_tokens
+from hjepa_jax.models.resnet import flatten_tokens
 
 TINY = {"width": 4, "token_dim": 6}
 
@@ -37,14 +38,14 @@ def names(tree):
 )
 def test_published_parameter_count(stage_blocks, published):
     """torchvision's resnet18 and resnet34 with their 1000 classes."""
-    model = ResNet(stem="imagenet", mode="global", embed_dim=1000, stage_blocks=stage_blocks)
+    model = resnet(stem="imagenet", head="global", embed_dim=1000, stage_blocks=stage_blocks)
     assert count_parameters(shapes(model, 64)["params"]) == published
 
 
 @pytest.mark.parametrize(("layer", "stages"), [("layer2", 2), ("layer3", 3), ("layer4", 4)])
 def test_layers_above_the_tapped_one_are_not_built(layer, stages):
     """Each stage has as many parameters as torchvision's."""
-    params = shapes(ResNet(token_layer=layer))["params"]
+    params = shapes(resnet(token_layer=layer))["params"]
     blocks = [f"layer{s}_block{b}" for s in range(1, stages + 1) for b in range(2)]
     assert set(params) == {"stem_conv", "stem_norm", *blocks, "token_projection", "token_norm"}
     published = (147_968, 525_568, 2_099_712, 8_393_728)
@@ -62,26 +63,26 @@ def test_layers_above_the_tapped_one_are_not_built(layer, stages):
         ({"token_layer": "layer2"}, 33),
         ({"token_layer": "layer4"}, 20),
         ({"stem": "imagenet"}, 65),
-        ({"stem": "imagenet", "token_hw": 5}, 64),
-        ({"mode": "global", "embed_dim": 10}, 32),
+        ({"stem": "imagenet", "token_grid": 5}, 64),
+        ({"head": "global", "embed_dim": 10}, 32),
     ],
 )
 def test_output_dim_is_the_width_of_the_state(fields, size):
-    model = ResNet(**TINY, **fields)
+    model = resnet(**TINY, **fields)
     variables = shapes(model, size)
     out = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images(size))
-    assert out.shape == (2, model.output_dim(size))
-    if model.mode == "tokens":
-        assert out.shape[1] == model.token_grid(size) ** 2 * model.token_dim
+    assert out.shape == (2, model.shape(size).dim)
+    if model.settings.head == "tokens":
+        assert out.shape[1] == model.shape(size).token_grid ** 2 * model.settings.token_dim
 
 
 def test_default_state_has_2048_numbers():
-    assert ResNet().output_dim(32) == 2048
-    assert ResNet(stem="imagenet", token_hw=8).output_dim(224) == 2048
+    assert resnet().shape(32).dim == 2048
+    assert resnet(stem="imagenet", token_grid=8).shape(224).dim == 2048
 
 
 def test_width_scales_every_stage():
-    kernel = shapes(ResNet(width=6, token_layer="layer4"))["params"]["layer4_block1"]["conv2"]
+    kernel = shapes(resnet(width=6, token_layer="layer4"))["params"]["layer4_block1"]["conv2"]
     assert kernel["kernel"].shape == (3, 3, 48, 48)
 
 
@@ -203,7 +204,7 @@ def test_initialization_is_torchvisions():
 
 
 def test_stem_and_projection_have_the_default_initialization():
-    model = ResNet(width=16, token_dim=32)
+    model = resnet(width=16, token_dim=32)
 
     @jax.jit
     def kernels(key):
@@ -224,7 +225,7 @@ def test_initializing_leaves_running_statistics_alone():
 @pytest.fixture(scope="module")
 def tiny():
     """A small encoder with random kernels from NumPy, which costs no compilation."""
-    model = ResNet(**TINY, token_layer="layer2")
+    model = resnet(**TINY, token_layer="layer2")
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -279,20 +280,20 @@ def test_low_precision_computes_in_bfloat16_and_returns_float32(tiny):
     ("fields", "message"),
     [
         ({"stem": "vit"}, "unknown stem 'vit'.*cifar"),
-        ({"mode": "patch"}, "unknown mode 'patch'.*tokens"),
+        ({"head": "patch"}, "unknown head 'patch'.*tokens"),
         ({"token_layer": "layer5"}, "unknown token_layer 'layer5'.*layer4"),
         ({"token_dim": 5}, "token_dim 5 must be even"),
     ],
 )
 def test_errors_say_what_is_wrong(fields, message):
     with pytest.raises(ValueError, match=message):
-        shapes(ResNet(**fields))
+        shapes(resnet(**fields))
 
 
 def test_images_of_another_layout_are_refused():
     with pytest.raises(ValueError, match=r"\[N,H,W,3\].*\(2, 3, 8, 8\)"):
         jax.eval_shape(
-            lambda key, x: ResNet().init(key, x, train=False),
+            lambda key, x: resnet().init(key, x, train=False),
             jax.random.key(0),
             jnp.zeros((2, 3, 8, 8)),
         )

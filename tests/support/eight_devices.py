@@ -18,7 +18,7 @@ STEPS = 2
 
 def prepared(devices: int, **train):
     config = cifar100.get_config("sigreg-smoke")
-    config.model.remat = "blocks"
+    config.resnet.remat = "blocks"
     config.train.update(accumulation=2, max_steps=STEPS, **train)
     return prepare(config, 64, sharding.data_mesh(jax.devices()[:devices]))
 

@@ -36,7 +36,7 @@ def test_options_that_are_on_are_not_offered() -> None:
     config = cifar100.get_config("smoke")
     assert len(step_cost.options(config, 8)) == 4
     assert "train.shard_optimizer=True" not in step_cost.options(config, 1)
-    config.model.remat = "blocks"
+    config.resnet.remat = "blocks"
     config.train.update(accumulation=2, shard_optimizer=True)
     assert list(step_cost.options(config, 8)) == ["as configured"]
     assert step_cost.options(config, 4)["train.accumulation=4"].train.accumulation == 4
@@ -59,7 +59,7 @@ def test_script_plans_for_eight_devices() -> None:
     """Each option saves what it is for; the figures of the table fit together."""
     command = [sys.executable, "scripts/step_cost.py", "--config=configs/cifar100.py:sigreg-smoke"]
     # Several blocks, since recomputing saves what is inside all but one.
-    command.append("--config.model.stage_blocks=(2, 2, 2, 2)")
+    command.append("--config.resnet.stage_blocks=(2, 2, 2, 2)")
     hardware = ["--peak_tflops=1", "--bandwidth_gbs=10", "--interconnect_gbs=1"]
     done = subprocess.run(
         [*command, "--devices=8", "--efficiency=0.5", *hardware],

@@ -51,7 +51,7 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
     with jax.enable_x64(True):
         config = cifar100.get_config(variant)
         method, state = float64_method(config, total=4, per_epoch=2)
-        width = method.modules.encoder.output_dim(config.data.image_size)
+        width = method.modules.encoder.shape(config.data.image_size).dim
         rng = np.random.default_rng(0)
         batch = {"global_views": jnp.asarray(rng.normal(size=(2, config.data.batch_size, 5)))}
         params = state.params | {"encoder": {"kernel": jnp.asarray(rng.normal(size=(5, width)))}}
@@ -86,7 +86,7 @@ def test_a_step_on_copies_equals_the_whole_batch_and_needs_less_memory() -> None
     """The whole step, batch norm included: micro-batches that are copies have its statistics."""
     with jax.enable_x64(True):
         config = cifar100.get_config("identity-smoke")
-        config.model.width = 4
+        config.resnet.width = 4
         compiled, count = {}, 2
         size, images = config.data.image_size, config.data.batch_size // count
         rng = np.random.default_rng(0)

@@ -65,13 +65,13 @@ def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> N
     )
     assert step == 8
     assert np.ptp(spectrum) > 0.5
-    expected = _dense_transform(spectrum, np.asarray(raw), config.model.token_dim)
+    expected = _dense_transform(spectrum, np.asarray(raw), config.resnet.token_dim)
     found = encoders["trained"](_images(3))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(found - raw).max() > 0.05 * np.abs(raw).max()
     fresh = run.init()
     random = np.asarray(make_encode(run, fresh.params, fresh.batch_stats)(_images(3)))
-    expected = _dense_transform(spectrum, random, config.model.token_dim)
+    expected = _dense_transform(spectrum, random, config.resnet.token_dim)
     np.testing.assert_allclose(encoders["random"](_images(3)), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -101,8 +101,8 @@ def test_what_does_not_fit_is_a_sentence(trained, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing/config\.json does not exist"):
         initial_state(config, prepared(config))
     config.train.init_from = str(workdir)
-    config.model.width = 16
-    with pytest.raises(CheckpointError, match=r"config.model.width \(8 there, 16 here\)"):
+    config.resnet.width = 16
+    with pytest.raises(CheckpointError, match=r"config.resnet.width \(8 there, 16 here\)"):
         initial_state(config, prepared(config))
 
 

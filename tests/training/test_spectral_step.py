@@ -26,7 +26,7 @@ def _config(**fields):
 
 def _material(config):
     """Returns states with a spatial structure, and what an update needs beside them."""
-    side, channels = 8, config.model.token_dim
+    side, channels = 8, config.resnet.token_dim
     rng = np.random.default_rng(0)
     smooth = rng.normal(size=(2, 16, 1, 1, channels)) + 0.2 * rng.normal(
         size=(2, 16, side, side, channels)

@@ -89,10 +89,10 @@ OPTIONS = {
         {
             "data.num_local_views": 2,
             "data.local_size": 8,
-            "model.token_hw": 2,
+            "resnet.token_grid": 2,
             "loss.pairing": "local_to_global",
             "loss.match": "qp",
-            "model.remat": "blocks",
+            "resnet.remat": "blocks",
         },
     ),
     "learnable Hamiltonian by implicit midpoint, device augmentation, micro-batches": (
@@ -108,10 +108,10 @@ OPTIONS = {
     "global mode, Yoshida with damping": (
         "hjepa",
         {
-            "model.mode": "global",
-            "model.embed_dim": 32,
-            "model.token_layer": "layer3",
-            "model.token_dim": 32,
+            "resnet.head": "global",
+            "resnet.embed_dim": 32,
+            "resnet.token_layer": "layer3",
+            "resnet.token_dim": 32,
             "dynamics.integrator": "yoshida4",
             "dynamics.damping": 0.1,
         },

@@ -68,7 +68,7 @@ def _config() -> Config:
     config.data.update(
         name="digits", image_size=16, batch_size=8, max_train_images=16, num_threads=1
     )
-    config.model.update(width=4, stage_blocks=(1, 1, 1, 1), embed_dim=8, token_dim=8)
+    config.resnet.update(width=4, stage_blocks=(1, 1, 1, 1), embed_dim=8, token_dim=8)
     config.dynamics.update(hidden_dim=4, depth=1)
     config.checkpoint.update(keep_best=1, best_mode="max")
     return config

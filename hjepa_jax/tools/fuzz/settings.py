@@ -65,7 +65,7 @@ def _tiny(method: str) -> Config:
     _METHODS[method](config)
     smoke(config)
     config.data.update(batch_size=8, max_train_images=24, max_test_images=12, image_size=8)
-    config.model.width = 4
+    config.resnet.width = 4
     config.evaluation.update(batch_size=16, knn_k=(1, 3), headline_k=3, random_baseline=False)
     config.evaluation.update(alignment_samples=8, spectrum_samples=16, max_pairs=32)
     return config
