@@ -2,6 +2,9 @@
 
 Every process runs the same command. Their number and roles come from flags, from the environment
 (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or from SLURM or Open MPI.
+
+Launchers are not left to jax's own detection: it gives a task alone on its node a single GPU, waits
+for tasks that an interactive shell never started, and does not know Open MPI 5.
 """
 
 from __future__ import annotations

@@ -45,6 +45,12 @@ SLURM = {
     "SLURM_PROCID": "3",
     "SLURM_LOCALID": "3",
 }
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
+}
 
 
 def flags(address=None, count=None, number=None):
@@ -88,9 +94,13 @@ def test_flags_variables_and_launchers_are_understood() -> None:
         assert found is not None
         assert found.coordinator_address.startswith("n1:")
 
-    mpi = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
-    mpi |= {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
-    assert find_cluster(flags("a:1"), mpi) == Cluster("a:1", 2, 1)
+    assert find_cluster(flags("a:1"), OPEN_MPI) == Cluster("a:1", 2, 1)
+    shared = OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    assert find_cluster(flags("a:1"), shared) == Cluster("a:1", 2, 1, (1,))
+    assert find_cluster(flags("a:1"), {**shared, "CUDA_VISIBLE_DEVICES": "7"}) == Cluster(
+        "a:1", 2, 1
+    )
+    assert find_cluster(flags(), {"OMPI_COMM_WORLD_SIZE": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -98,6 +108,7 @@ def test_flags_variables_and_launchers_are_understood() -> None:
     [
         (flags("a:1"), {}, ["--num_processes and --process_id missing", "JAX_PROCESS_ID"]),
         (flags(None, 2, 0), {}, ["--coordinator_address missing"]),
+        (flags(), OPEN_MPI, ["--coordinator_address missing", "JAX_COORDINATOR_ADDRESS"]),
         (flags("a", 2, 0), {}, ["--coordinator_address is 'a'", "host:port"]),
         (flags("a:1", 2, 2), {}, ["--process_id is 2", "0..1"]),
         (flags("a:1", 2, 0), {"JAX_NUM_PROCESSES": "4"}, ["--num_processes=2 contradicts"]),
@@ -167,8 +178,20 @@ def by_flags(count: int) -> list[tuple[list[str], dict]]:
     return [([address, f"--num_processes={count}", f"--process_id={i}"], {}) for i in range(count)]
 
 
-def test_processes_of_different_configurations_end_with_a_sentence(tmp_path) -> None:
-    first, second = by_flags(2)
+def by_open_mpi(count: int) -> list[tuple[list[str], dict]]:
+    """Returns arguments and variables of so many processes that mpirun starts on one machine."""
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    names = ("RANK", "LOCAL_RANK")
+    sizes = {f"OMPI_COMM_WORLD_{name}": f"{count}" for name in ("SIZE", "LOCAL_SIZE")}
+    return [
+        ([address], sizes | {f"OMPI_COMM_WORLD_{name}": f"{i}" for name in names})
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("launched", [by_flags, by_open_mpi])
+def test_processes_of_different_configurations_end_with_a_sentence(tmp_path, launched) -> None:
+    first, second = launched(2)
     second[0].extend(["--config.train.weight_decay=0.25", f"--workdir={tmp_path}/other"])
     both = Processes(tmp_path, "both", [first, second])
     try:
