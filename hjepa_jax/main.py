@@ -20,7 +20,7 @@ from hjepa_jax.config import Config, validation
 from hjepa_jax.config.flags import define_config, parse_command_line
 from hjepa_jax.data.workers import watched
 from hjepa_jax.errors import UserError
-from hjepa_jax.runtime import compilation_cache, distributed, orbax_noise
+from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.storage.files import local_path
 
@@ -64,9 +64,9 @@ def main(argv: list[str]) -> None:
     """Runs the mode asked for."""
     del argv
     if not flags.FLAGS["verbosity"].present:
-        # Otherwise every checkpoint tells its story in thirty lines.
+        # Otherwise every checkpoint logs thirty lines.
         absl_logging.set_verbosity(absl_logging.WARNING)
-        orbax_noise.silence()
+        checkpoint_files.silence_orbax()
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}

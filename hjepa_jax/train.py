@@ -23,11 +23,12 @@ from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.monitor import TrainingMonitor, check_online_labels
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.runtime.checkpoint_files import disk_full_is_a_sentence
+from hjepa_jax.runtime.checkpoint_files import report_disk_full
 from hjepa_jax.runtime.devices import on_cpu
+from hjepa_jax.runtime.progress import LogClock, ProgressDisplay
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
-from hjepa_jax.runtime.writers import LogClock, ProgressDisplay, create_writer
+from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.training.nonfinite import NonFiniteGuard
 from hjepa_jax.training.online_probe import logged_figures
@@ -212,7 +213,7 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
         check_writable_folder(workdir, "--workdir", checkpoints=True)
         check_replaceable(workdir)
     asked = StopRequest() if stop is None else contextlib.nullcontext(stop)
-    with WorkdirLock(workdir) as lock, asked as current, disk_full_is_a_sentence(workdir):
+    with WorkdirLock(workdir) as lock, asked as current, report_disk_full(workdir):
         return _train(config, workdir, current, lock)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from hjepa_jax.runtime.ordering import with_dependency
+from hjepa_jax.runtime.devices import with_dependency
 
 
 def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:

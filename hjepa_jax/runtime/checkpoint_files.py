@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -360,7 +361,7 @@ def _says(error: BaseException | None, numbers: tuple[int, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def disk_full_is_a_sentence(workdir: pathlib.Path) -> Iterator[None]:
+def report_disk_full(workdir: pathlib.Path) -> Iterator[None]:
     """Turns a full disk, wherever it is met within this context, into a TrainingError."""
     try:
         yield
@@ -375,3 +376,23 @@ def disk_full_is_a_sentence(workdir: pathlib.Path) -> Iterator[None]:
             f"is reached ({free} bytes are free). Free disk space, then start the same command "
             "again."
         ) from error
+
+
+def silence_orbax() -> None:
+    """Drops what orbax prints about a failing save; the error itself is still raised.
+
+    On a full disk orbax prints a traceback per array, and Python one per abandoned coroutine.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.exc_info is None or "orbax" not in record.pathname
+    )
+    # Exceptions of further arrays, which nobody waits for once the first has failed.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(unraisable)
+
+    sys.unraisablehook = hook

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
@@ -105,3 +106,30 @@ def divisibility_error(
         f"{field} is {batch_size}, which does not split evenly over {where}: "
         f"set it to a multiple of {parts}, for example {nearest}."
     )
+
+
+def sharded_optimizer(
+    optimizer: optax.GradientTransformation, mesh: Mesh
+) -> optax.GradientTransformation:
+    """Returns `optimizer` with moments that are sharded: each device keeps and updates its part.
+
+    It is computed under `jit` on shards of gradients and parameters, takes and returns replicated
+    arrays, and gives the same values up to rounding. Its state is placed by `state_shardings`. XLA
+    inserts the communication: the sum of the gradients, and the gathering of the updates.
+    """
+
+    def everywhere(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+    def share(tree: Any) -> Any:
+        # First replicated: else XLA would split the backward pass along the parameters' axes.
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, split_sharding(mesh, x.shape)),
+            everywhere(tree),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        part, new_state = optimizer.update(share(updates), state, share(params))
+        return everywhere(part), new_state
+
+    return optax.GradientTransformation(optimizer.init, update)

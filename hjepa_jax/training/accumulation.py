@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.runtime.devices import on_cpu
-from hjepa_jax.runtime.ordering import with_dependency
+from hjepa_jax.runtime.devices import on_cpu, with_dependency
 from hjepa_jax.runtime.sharding import VIEW_MAJOR
 
 # (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)

@@ -11,7 +11,7 @@ import jax
 from hjepa_jax.config import Config, steps_per_epoch, total_steps
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
-from hjepa_jax.runtime.sharded_optimizer import sharded_optimizer
+from hjepa_jax.runtime.sharding import sharded_optimizer
 from hjepa_jax.training.hamsigreg import init_spectral
 from hjepa_jax.training.method import build_modules
 from hjepa_jax.training.state import TrainState, init_state, learning_rates, make_optimizer

@@ -19,8 +19,8 @@ from hjepa_jax.errors import CheckpointError, TrainingError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import not_finite
+from hjepa_jax.runtime.progress import ProgressDisplay
 from hjepa_jax.runtime.stop_request import RunStopped, StopRequest
-from hjepa_jax.runtime.writers import ProgressDisplay
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.train import data_identity, open_stream, save, train
 from hjepa_jax.training.nonfinite import diagnosis

@@ -11,7 +11,7 @@ import pytest
 from resnets import resnet
 
 from hjepa_jax.models.resnet import ResNet
-from hjepa_jax.runtime.ordering import with_dependency
+from hjepa_jax.runtime.devices import with_dependency
 from hjepa_jax.training.prepare import UNOPTIMISED
 
 

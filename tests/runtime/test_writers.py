@@ -12,7 +12,7 @@ import pytest
 
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.evaluation.compare.runs import read_curves
-from hjepa_jax.runtime import writers
+from hjepa_jax.runtime import progress, writers
 
 
 def _events(folder):
@@ -51,7 +51,7 @@ def test_tensorflow_is_not_imported(tmp_path) -> None:
 
 
 def test_progress_lines_show_loss_rate_and_time_left(capsys) -> None:
-    display = writers.ProgressDisplay(total_steps=10, first_step=0)
+    display = progress.ProgressDisplay(total_steps=10, first_step=0)
     display.step(1)
     display.show(2, 0.5, 123.4)
     display.close()
@@ -199,7 +199,7 @@ def test_a_terminal_that_is_gone_ends_no_run(monkeypatch, error, terminal) -> No
 
     monkeypatch.setattr(sys, "stderr", Gone())
     monkeypatch.setenv("TERM", "xterm")
-    display = writers.ProgressDisplay(total_steps=10, first_step=0)
+    display = progress.ProgressDisplay(total_steps=10, first_step=0)
     display.step(1)
     display.show(2, 0.5, 123.4)
     display.show(3, 0.5, 123.4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import cifar100
-from hjepa_jax.runtime import ordering
+from hjepa_jax.runtime import devices
 from hjepa_jax.tools.layout_check import float64_method
 from hjepa_jax.training import accumulation
 from hjepa_jax.training.accumulation import cached_gradient, cut, cut_states, join_states
@@ -47,7 +47,7 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
 ) -> None:
     """The losses of a configuration on a dense encoder; the loop unrolled, and as a scan."""
     monkeypatch.setattr(accumulation, "on_cpu", lambda: not scanned)
-    monkeypatch.setattr(ordering, "on_cpu", lambda: not scanned)
+    monkeypatch.setattr(devices, "on_cpu", lambda: not scanned)
     with jax.enable_x64(True):
         config = cifar100.get_config(variant)
         method, state = float64_method(config, total=4, per_epoch=2)
