@@ -23,7 +23,7 @@ from hjepa_jax.training.state import TrainState
 _log = logging.getLogger(__name__)
 
 # What the encoder is; it must agree with the checkpoint, all else may differ in an evaluation.
-_ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
+_ENCODER_FIELDS = ("model.", "resnet.", "data.image_size", "data.mean", "data.std")
 # What inference needs of a TrainState; the optimiser's two copies of the parameters stay on disk.
 PARTS = ("step", "params", "batch_stats")
 

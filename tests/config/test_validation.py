@@ -158,11 +158,11 @@ def test_every_field_is_documented_and_used() -> None:
     [
         (
             {"model": {"width": 4}},
-            "config.model.width is now config.resnet.width: use the new name.",
+            "config.model.width is now config.resnet.width",
         ),
         (
             {"model": {"mode": "global"}},
-            "config.model.mode is now config.resnet.head: use the new name.",
+            "config.model.mode is now config.resnet.head",
         ),
     ],
 )
