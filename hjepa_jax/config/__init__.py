@@ -1,18 +1,21 @@
 """The configuration: one row for each field, and what follows from the rows.
 
-The files in the folder `configs/` are small deltas of `base_config()`; `config_check` validates the
-result. To add a field, declare it with `field(...)` in the dataclass of its section (data.py,
-model.py, losses.py, training.py): its default, type, bounds, meaning, and when it has an effect
-stand there and nowhere else. Rules between fields stand in rules.py.
+The files in the folder `configs/` are small deltas of `base_config()`; `resolve` checks the result
+and returns the typed `Settings` that code takes. To add a field, declare it with `field(...)` in
+the dataclass of its section (data.py, model.py, losses.py, training.py): its default, type, bounds,
+meaning, and when it has an effect stand there and nowhere else. Rules between fields stand in
+rules.py.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
-from hjepa_jax.config.fields import Config
+from hjepa_jax.config.checks import resolve
+from hjepa_jax.config.files import base_config
 from hjepa_jax.config.settings import (
-    base_config,
+    Settings,
     may_change_on_resume,
     may_differ_between_processes,
     rows,
@@ -21,15 +24,21 @@ from hjepa_jax.config.settings import (
 
 __all__ = [
     "Config",
+    "Settings",
     "base_config",
     "may_change_on_resume",
     "may_differ_between_processes",
+    "resolve",
     "rows",
     "sections",
     "steps_per_epoch",
     "total_steps",
     "view_sizes",
 ]
+
+
+# Until every function takes `Settings`.
+Config: TypeAlias = Any
 
 
 def view_sizes(config: Config) -> dict[str, tuple[int, int]]:

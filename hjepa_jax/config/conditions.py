@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hjepa_jax.config.fields import Condition, Config
+from typing import Any
+
+from hjepa_jax.config.fields import Condition
 
 HJEPA = Condition(lambda c: c.objective == "hjepa", "config.objective='hjepa'")
 SIGREG = Condition(lambda c: c.objective == "sigreg", "config.objective='sigreg'")
@@ -11,7 +13,7 @@ CHAIN_KINDS = ("chain", "chain_grid")
 GRID_KINDS = ("chain_grid", "learnable")
 
 
-def has_potential(config: Config) -> bool:
+def has_potential(config: Any) -> bool:
     """Returns whether the flow has a learned potential with a residual scale."""
     dynamics = config.dynamics
     return (
@@ -21,7 +23,7 @@ def has_potential(config: Config) -> bool:
     )
 
 
-def has_parameters(config: Config) -> bool:
+def has_parameters(config: Any) -> bool:
     """Returns whether the predictor has parameters."""
     dynamics = config.dynamics
     return (
@@ -31,17 +33,17 @@ def has_parameters(config: Config) -> bool:
     )
 
 
-def has_spectrum(config: Config) -> bool:
+def has_spectrum(config: Any) -> bool:
     """Returns whether SIGReg sees the states through a chain or a learnable spectrum."""
     return config.objective == "sigreg" and config.spectral.kind in (*CHAIN_KINDS, "learnable")
 
 
-def has_warmup_of_residual(config: Config) -> bool:
+def has_warmup_of_residual(config: Any) -> bool:
     """Returns whether the residual scale grows during training."""
     return has_potential(config) and config.dynamics.residual_scale_warmup_epochs > 0
 
 
-def uses_generic_leapfrog(config: Config) -> bool:
+def uses_generic_leapfrog(config: Any) -> bool:
     """Returns whether parity.reference_leapfrog changes the flow."""
     dynamics = config.dynamics
     return (

@@ -11,10 +11,10 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-# What functions take: ml_collections types every field as a union, which no use would satisfy.
-Config: TypeAlias = Any
+if TYPE_CHECKING:
+    from hjepa_jax.config.settings import Settings
 
 # Numbers above these are mistakes wherever a row does not say otherwise.
 LARGEST = {int: 2**31 - 1, float: 1e6}
@@ -26,7 +26,7 @@ FIXED, FREE, FREE_WITHOUT_PROBE = "fixed", "free", "free without online probe"
 class Condition:
     """When a field has an effect, and what to set (the end of a sentence) so that it has."""
 
-    holds: Callable[[Config], bool]
+    holds: Callable[[Settings], bool]
     remedy: str
 
 
@@ -118,11 +118,25 @@ def _type_of(annotation: Any) -> tuple[type, int | str | None, bool]:
 
 
 def walk(
-    kind: Any, prefix: str = "", conditions: tuple[Condition, ...] = (), resume: str = FIXED
+    kind: Any,
+    prefix: str = "",
+    conditions: tuple[Condition, ...] = (),
+    resume: str = FIXED,
+    only: str | None = None,
 ) -> Iterator[Row]:
-    """Yields the rows of a section's dataclass and of the sections in it, in order."""
+    """Yields the rows of a section's dataclass and of the sections in it, in order.
+
+    Args:
+      kind: the dataclass, whose attributes are declared by `field` and `section`.
+      prefix: of the dotted names, '' or with a point at its end.
+      conditions: that hold for all of its fields.
+      resume: the policy of fields that declare none.
+      only: the attribute to walk; None = all.
+    """
     hints = typing.get_type_hints(kind)
     for declared in dataclasses.fields(kind):
+        if "spec" not in declared.metadata or only not in (None, declared.name):
+            continue
         spec: Spec = declared.metadata["spec"]
         path, annotation = f"{prefix}{declared.name}", hints[declared.name]
         both = conditions if spec.used is None else (*conditions, spec.used)

@@ -18,8 +18,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config, rows, sections, validation
+from hjepa_jax.config import checks, files
 from hjepa_jax.config.fields import Row
+from hjepa_jax.config.parts import TABLES
+from hjepa_jax.config.settings import Schema, Settings, schema
+from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import TRUTH, coerce, parse, problems_of
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.storage.files import local_path
@@ -37,7 +40,7 @@ def define_config(
     return flags.DEFINE_string("config", default, meaning, flag_values=values)
 
 
-def load_config(text: str) -> Config:
+def load_config(text: str) -> ConfigDict:
     """Returns the configuration that `--config` names.
 
     Args:
@@ -65,18 +68,19 @@ def load_config(text: str) -> Config:
             f"--config={text}: a saved configuration has no variants: leave ':{variant}' out."
         )
     try:
-        return validation.read(path)
+        return files.read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"--config={text} cannot be read: {first_line(error, 400)}") from error
 
 
-def _run_file(path: pathlib.Path, variant: str) -> Config:
+def _run_file(path: pathlib.Path, variant: str) -> ConfigDict:
     """Returns what `get_config` of a Python file returns; its errors are sentences."""
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         if not callable(get_config):
             raise UserError(f"--config={path}: the file defines no function get_config.")
-        takes_variant = bool(inspect.signature(get_config).parameters)
+        parameters = inspect.signature(get_config).parameters.values()
+        takes_variant = any(found.kind != found.VAR_KEYWORD for found in parameters)
         if variant and not takes_variant:
             raise UserError(f"--config={path}:{variant}: its get_config takes no variant.")
         config = get_config(variant) if takes_variant else get_config()
@@ -98,29 +102,34 @@ def _run_file(path: pathlib.Path, variant: str) -> Config:
     return config
 
 
-def field_of(path: str) -> Row:
+def field_of(path: str, of: Schema | None = None) -> Row:
     """Returns the row of a field.
+
+    Args:
+      path: its dotted name.
+      of: the schema that it is looked up in; None = that of the built-in parts.
 
     Raises:
       UserError: if there is none; the sentence names the nearest one.
     """
-    if path in sections():
-        example = next(name for name in rows() if name.startswith(f"{path}."))
+    of = of or schema()
+    if path in of.sections:
+        example = next(name for name in of.rows if name.startswith(f"{path}."))
         raise UserError(
             f"config.{path} is a section: set its fields, for example --config.{example}."
         )
-    if sentence := validation.unknown_field(path):
+    if sentence := unknown_field(of, path):
         raise UserError(sentence)
-    return rows()[path]
+    return of.rows[path]
 
 
-def parse_override(path: str, text: str) -> Any:
-    """Returns what a text means as the value of a field.
+def parse_override(path: str, text: str, of: Schema | None = None) -> Any:
+    """Returns what a text means as the value of a field; arguments as `field_of`.
 
     Raises:
       UserError: if there is no such field, or it cannot have this value.
     """
-    row = field_of(path)
+    row = field_of(path, of)
     value = coerce(row, parse(row, text))
     for sentence in problems_of(row, value):
         raise UserError(sentence)
@@ -134,11 +143,36 @@ def _is_value(argument: str, kind: type) -> bool:
     return not re.match(r"--?[A-Za-z]", argument)
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+def _schema_for(argv: list[str], given: Any) -> Schema:
+    """Returns the schema of the parts that a command line names, itself or in its `--config`."""
+    named, paths = {}, []
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        if argument == "--":
+            break
+        name, equals, text = argument.lstrip("-").partition("=")
+        text = text if equals else following
+        if argument.startswith("-") and name == "config":
+            given = text
+        elif match := _OVERRIDE.fullmatch(argument):
+            paths.append(match[2])
+            if match[2] in TABLES:
+                named[match[2]] = text.strip("'\"")
+    of = schema(named)
+    if given is None or all(path in of.rows for path in paths):
+        return of
+    config = load_config(given) if isinstance(given, str) else given
+    return schema(files.named_parts(config) | named)
+
+
+def split_overrides(argv: list[str], given: Any = None) -> tuple[list[str], list[tuple[str, Any]]]:
     """Takes the overrides out of a command line.
 
     They are `--config.section.field=value`, the value also as the next argument; for truth values
     `--config.section.field` and `--noconfig.section.field` alone.
+
+    Args:
+      argv: the arguments.
+      given: the configuration, or what names it, where they have no `--config`.
 
     Returns:
       (the other arguments, (dotted name, value) of each override in order).
@@ -147,6 +181,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
       UserError: an override of a field that does not exist or cannot have the value.
     """
     kept, overrides, rest = [], [], collections.deque(argv)
+    of = _schema_for(argv, given)
     while rest:
         argument = rest.popleft()
         match = _OVERRIDE.fullmatch(argument)
@@ -157,7 +192,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
             kept.append(argument)
             continue
         negated, path, text = match.groups()
-        row = field_of(path)
+        row = field_of(path, of)
         if negated or (text is None and row.kind is bool and row.length is None):
             text = "false" if negated else "true"
             if not negated and rest and _is_value(rest[0], bool):
@@ -168,23 +203,26 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
             text = rest.popleft()
         if negated and row.kind is not bool:
             raise UserError(f"--noconfig.{path}: config.{path} is not True or False.")
-        overrides.append((path, parse_override(path, text)))
+        overrides.append((path, parse_override(path, text, of)))
     return kept, overrides
 
 
-def _apply(config: Config, overrides: list[tuple[str, Any]], source: str) -> None:
+def _apply(config: ConfigDict, overrides: list[tuple[str, Any]], source: str) -> None:
     """Sets the overrides in their order, so that the last one of a field holds."""
-    for path, value in overrides:
+    # Parts first: the fields of their sections may stand before them.
+    for path, value in sorted(overrides, key=lambda override: override[0] not in TABLES):
         try:
-            validation.set_field(config, path, value)
+            if path not in TABLES:
+                files.complete(config)
+            files.set_field(config, path, value)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"config.{path} cannot be set in --config={source}: {first_line(error)}"
             ) from error
 
 
-def resolve(arguments: list[str]) -> Config:
-    """Returns the validated configuration of arguments that are meant for another process.
+def resolve_arguments(arguments: list[str]) -> Settings:
+    """Returns the settings of arguments that are meant for another process.
 
     Args:
       arguments: `--config=FILE` and overrides among others.
@@ -196,8 +234,7 @@ def resolve(arguments: list[str]) -> Config:
     (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
     config = load_config(source)
     _apply(config, overrides, source)
-    validation.validate(config)
-    return config
+    return checks.resolve(config)
 
 
 def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -211,7 +248,8 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """
     try:
         expanded = [argv[0], *values.read_flags_from_files(argv[1:], force_gnu=False)]
-        kept, overrides = split_overrides(expanded)
+        given = values["config"].value if "config" in list(values) else None
+        kept, overrides = split_overrides(expanded, given)
         rest = values(kept)
     except (flags.Error, OSError, ValueError) as error:
         if isinstance(error, UserError):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import sys
-import typing
 
 from hjepa_jax.config.fields import FIXED, FREE, LARGEST, Row
-from hjepa_jax.config.settings import Settings, rows, sections
+from hjepa_jax.config.settings import rows, schema, sections
 from hjepa_jax.errors import UserError
 
 _HEAD = """# Configuration
@@ -17,18 +15,6 @@ Every field, generated from its declaration in `hjepa_jax/config/`; `hjepa confi
 the same. Set a field as `--config.SECTION.FIELD=value`, or in a file as `config.SECTION.FIELD =
 value`. "Resume: may change" marks what a run that goes on may have another value of.
 """
-
-
-def _meanings(kind: typing.Any, prefix: str = "") -> dict[str, str]:
-    """Returns the meaning of each section by its dotted name, '' for the root."""
-    found = {}
-    hints = typing.get_type_hints(kind)
-    for declared in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[declared.name]):
-            path = f"{prefix}{declared.name}"
-            found[path] = declared.metadata["spec"].meaning
-            found |= _meanings(hints[declared.name], f"{path}.")
-    return found
 
 
 def _type(row: Row) -> str:
@@ -91,7 +77,7 @@ def page(section: str | None = None) -> str:
     Raises:
       UserError: if there is no such section.
     """
-    meanings = {"": "Fields of no section.", **_meanings(Settings)}
+    meanings = schema().meanings
     if section is not None and section not in sections():
         nearest = difflib.get_close_matches(section, sorted(sections()), 1, 0.0)[0]
         raise UserError(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from hjepa_jax.config.conditions import GRID_KINDS, has_potential, has_spectrum
 from hjepa_jax.config.directions import direction_problem
-from hjepa_jax.config.fields import Config
+from hjepa_jax.config.settings import Settings
 
 # Fourth order takes a middle step of this length, in parts of dt, backwards.
 _YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
@@ -19,9 +19,9 @@ DATA_SETS = ("digits", "cifar10", "cifar100", "folder")
 KNN_METRICS = ("online/knn_top1", "online/knn_top5")
 
 
-def _parts(config: Config) -> Iterator[str]:
+def _parts(settings: Settings) -> Iterator[str]:
     """Encoder, projector and predictor fit the objective."""
-    model, hjepa = config.model, config.objective == "hjepa"
+    model, hjepa = settings.model, settings.objective == "hjepa"
     if hjepa and not model.split_qp:
         yield (
             "config.model.split_qp is False but config.objective='hjepa' needs the state as "
@@ -32,53 +32,57 @@ def _parts(config: Config) -> Iterator[str]:
             f"config.model.projector is {model.projector!r}, which would mix q and p: "
             "set config.model.projector='identity' for config.objective='hjepa'."
         )
-    resnet = config.resnet
+    resnet = settings.resnet
     width_field = "token_dim" if resnet.head == "tokens" else "embed_dim"
-    if model.split_qp and resnet[width_field] % 2:
+    if model.split_qp and getattr(resnet, width_field) % 2:
         yield (
-            f"config.resnet.{width_field} is {resnet[width_field]}: with "
+            f"config.resnet.{width_field} is {getattr(resnet, width_field)}: with "
             "config.model.split_qp=True it must be even, half for q and half for p."
         )
-    if hjepa and config.dynamics.learn_dt:
+    if hjepa and settings.dynamics.learn_dt:
         yield (
             "config.dynamics.learn_dt is True, but a learned dt collapses to zero in training "
             "(the prediction loss is smallest when nothing moves): set it to False."
         )
-    if hjepa and config.loss.energy_weight > 0 and config.dynamics.predictor != "hamiltonian":
+    if hjepa and settings.loss.energy_weight > 0 and settings.dynamics.predictor != "hamiltonian":
         yield (
-            f"config.loss.energy_weight is {config.loss.energy_weight}, but predictor "
-            f"{config.dynamics.predictor!r} has no energy: set it to 0."
+            f"config.loss.energy_weight is {settings.loss.energy_weight}, but predictor "
+            f"{settings.dynamics.predictor!r} has no energy: set it to 0."
         )
-    if hjepa and (config.dynamics.predictor, config.dynamics.hamiltonian) == ("mlp", "quadratic"):
+    if hjepa and (settings.dynamics.predictor, settings.dynamics.hamiltonian) == (
+        "mlp",
+        "quadratic",
+    ):
         yield (
             "config.dynamics.hamiltonian is 'quadratic', which leaves config.dynamics.predictor="
             "'mlp' no parameters to match: set it to 'separable' or 'learnable'."
         )
-    grid = config.spectral.kind in GRID_KINDS
+    kind = settings.spectral.kind
+    grid = kind in GRID_KINDS
     if not hjepa and grid and resnet.head != "tokens":
         yield (
-            f"config.spectral.kind is {config.spectral.kind!r}, which acts on the token grid: set "
+            f"config.spectral.kind is {kind!r}, which acts on the token grid: set "
             "config.resnet.head='tokens', or config.spectral.kind='chain'."
         )
     if not hjepa and grid and model.projector != "identity":
         yield (
-            f"config.spectral.kind is {config.spectral.kind!r}, which acts on the token grid, but "
+            f"config.spectral.kind is {kind!r}, which acts on the token grid, but "
             "the projector mixes the tokens: set config.model.projector='identity'."
         )
-    if not hjepa and config.sigreg.loss_form == "convex" and config.sigreg.weight > 1:
+    if not hjepa and settings.sigreg.loss_form == "convex" and settings.sigreg.weight > 1:
         yield (
-            f"config.sigreg.weight is {config.sigreg.weight}, which would give the prediction a "
+            f"config.sigreg.weight is {settings.sigreg.weight}, which would give the prediction a "
             "negative weight in config.sigreg.loss_form='convex': set it to 1 or less."
         )
 
 
-def _flow(config: Config) -> Iterator[str]:
+def _flow(settings: Settings) -> Iterator[str]:
     """The integrator is stable on the quadratic well, and damping leaves something to predict."""
-    dynamics = config.dynamics
-    if config.objective != "hjepa" or dynamics.predictor != "hamiltonian":
+    dynamics = settings.dynamics
+    if settings.objective != "hjepa" or dynamics.predictor != "hamiltonian":
         return
     generic = dynamics.integrator == "leapfrog" and dynamics.hamiltonian != "separable"
-    if config.parity.reference_leapfrog and generic and dynamics.damping > 0:
+    if settings.parity.reference_leapfrog and generic and dynamics.damping > 0:
         yield (
             f"config.dynamics.damping is {dynamics.damping}, which the published leapfrog of "
             "config.parity.reference_leapfrog does not have: set one of them to its default."
@@ -105,10 +109,10 @@ def _flow(config: Config) -> Iterator[str]:
         )
 
 
-def _views(config: Config) -> Iterator[str]:
+def _views(settings: Settings) -> Iterator[str]:
     """Every view takes part in the prediction."""
-    data, pairing = config.data, config.loss.pairing
-    if config.objective == "sigreg":
+    data, pairing = settings.data, settings.loss.pairing
+    if settings.objective == "sigreg":
         if data.num_global_views + data.num_local_views < 2:
             yield (
                 "config.data.num_global_views is 1 and there are no local views, so that the "
@@ -139,9 +143,9 @@ def _views(config: Config) -> Iterator[str]:
         )
 
 
-def _batch(config: Config) -> Iterator[str]:
+def _batch(settings: Settings) -> Iterator[str]:
     """The data set is one, and sizes of images and batches fit together."""
-    data, resnet = config.data, config.resnet
+    data, resnet = settings.data, settings.resnet
     if data.name not in DATA_SETS and not re.fullmatch(r"tfds:.+", data.name):
         nearest = difflib.get_close_matches(data.name, DATA_SETS, 1, 0.0)[0]
         yield (
@@ -154,9 +158,9 @@ def _batch(config: Config) -> Iterator[str]:
             f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
             f"({data.image_size}), so their token grids differ: set config.resnet.token_grid."
         )
-    if data.batch_size % config.train.accumulation:
+    if data.batch_size % settings.train.accumulation:
         yield (
-            f"config.train.accumulation is {config.train.accumulation}, which does not divide "
+            f"config.train.accumulation is {settings.train.accumulation}, which does not divide "
             f"config.data.batch_size={data.batch_size}: choose a divisor of it."
         )
     if data.max_train_images is not None and data.batch_size > data.max_train_images:
@@ -169,32 +173,32 @@ def _batch(config: Config) -> Iterator[str]:
             f"config.data.eval_resize is {data.eval_resize}, smaller than config.data.image_size="
             f"{data.image_size}, which is cropped from it: set it to {data.image_size} or more."
         )
-    sigreg, views = config.sigreg, data.num_global_views + data.num_local_views
+    sigreg, views = settings.sigreg, data.num_global_views + data.num_local_views
     rows = data.batch_size * (views if sigreg.statistics == "flattened" else 1)
-    if config.objective == "sigreg" and sigreg.subsample is not None and sigreg.subsample > rows:
+    if settings.objective == "sigreg" and sigreg.subsample is not None and sigreg.subsample > rows:
         yield (
             f"config.sigreg.subsample is {sigreg.subsample}, but a statistic has only {rows} "
             f"images: set it to {rows} or less, or None for all."
         )
 
 
-def unfinished_schedules(config: Config, epochs: float) -> list[str]:
+def unfinished_schedules(settings: Settings, epochs: float) -> list[str]:
     """Returns 'config.field=value' of what is warmed up or faded in but not within `epochs`."""
-    return [f"config.{name}={value:g}" for name, value in _unfinished(config, epochs)]
+    return [f"config.{name}={value:g}" for name, value in _unfinished(settings, epochs)]
 
 
-def _unfinished(config: Config, epochs: float) -> Iterator[tuple[str, float]]:
-    spectral = config.spectral
-    warmups = {"train.warmup_epochs": config.train.warmup_epochs}
-    if has_potential(config):
+def _unfinished(settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+    spectral = settings.spectral
+    warmups = {"train.warmup_epochs": settings.train.warmup_epochs}
+    if has_potential(settings):
         name = "dynamics.residual_scale_warmup_epochs"
-        warmups[name] = config.dynamics.residual_scale_warmup_epochs
-    if config.objective == "sigreg":
-        warmups["sigreg.weight_warmup_epochs"] = config.sigreg.weight_warmup_epochs
-    if has_spectrum(config):
+        warmups[name] = settings.dynamics.residual_scale_warmup_epochs
+    if settings.objective == "sigreg":
+        warmups["sigreg.weight_warmup_epochs"] = settings.sigreg.weight_warmup_epochs
+    if has_spectrum(settings):
         warmups["spectral.identity_epochs"] = spectral.identity_epochs
     yield from ((name, value) for name, value in warmups.items() if value >= epochs)
-    if has_spectrum(config):
+    if has_spectrum(settings):
         # Ramps move at the start of an epoch, so that they may end with the last one.
         if spectral.identity_epochs < epochs < spectral.identity_epochs + spectral.base_ramp_epochs:
             yield "spectral.base_ramp_epochs", spectral.base_ramp_epochs
@@ -202,10 +206,10 @@ def _unfinished(config: Config, epochs: float) -> Iterator[tuple[str, float]]:
             yield "spectral.learnable_ramp_epochs", spectral.learnable_ramp_epochs
 
 
-def _schedules(config: Config) -> Iterator[str]:
+def _schedules(settings: Settings) -> Iterator[str]:
     """Schedules come to their end, and weight decay leaves something of the parameters."""
-    train = config.train
-    unfinished = unfinished_schedules(config, train.epochs)
+    train = settings.train
+    unfinished = unfinished_schedules(settings, train.epochs)
     if unfinished:
         yield (
             f"config.train.epochs is {train.epochs}, so that {' and '.join(unfinished)} would not "
@@ -220,9 +224,9 @@ def _schedules(config: Config) -> Iterator[str]:
         )
 
 
-def _evaluation(config: Config) -> Iterator[str]:
+def _evaluation(settings: Settings) -> Iterator[str]:
     """The evaluation can be made of the model and the images."""
-    model, evaluation, limit = config.model, config.evaluation, config.data.max_train_images
+    model, evaluation, limit = settings.model, settings.evaluation, settings.data.max_train_images
     if evaluation.state_part != "qp" and not model.split_qp:
         yield (
             f"config.evaluation.state_part is {evaluation.state_part!r} but "
@@ -266,28 +270,28 @@ def _evaluation(config: Config) -> Iterator[str]:
         )
 
 
-def _checkpoint(config: Config) -> Iterator[str]:
+def _checkpoint(settings: Settings) -> Iterator[str]:
     """The metric that ranks checkpoints exists, and it is known which way it is better."""
-    metric = config.checkpoint.best_metric
+    metric = settings.checkpoint.best_metric
     if metric.startswith("online/knn") and metric not in KNN_METRICS:
         yield f"config.checkpoint.best_metric is {metric!r}: it can be {' or '.join(KNN_METRICS)}."
-    if metric in KNN_METRICS and config.evaluation.online_every_epochs is None:
+    if metric in KNN_METRICS and settings.evaluation.online_every_epochs is None:
         yield (
             f"config.checkpoint.best_metric is {metric!r}, but there is no online evaluation: set "
             "config.evaluation.online_every_epochs, or rank by a loss, for example 'total'."
         )
-    if metric.startswith("online/probe_") and not config.evaluation.online_probe:
+    if metric.startswith("online/probe_") and not settings.evaluation.online_probe:
         yield (
             f"config.checkpoint.best_metric is {metric!r}, but there is no online probe: set "
             "config.evaluation.online_probe=True, or rank by a loss, for example 'total'."
         )
-    sentence = direction_problem(metric, config.checkpoint.best_mode)
+    sentence = direction_problem(metric, settings.checkpoint.best_mode)
     exists = metric in KNN_METRICS or not metric.startswith("online/knn")
-    if sentence and exists and config.checkpoint.keep_best:
+    if sentence and exists and settings.checkpoint.keep_best:
         yield sentence
 
 
-RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
     _views,
     _parts,
     _flow,

@@ -1,18 +1,18 @@
-"""The whole configuration: its sections, its rows, and the base that configurations start from."""
+"""The whole configuration: its sections, its rows, and the settings that code receives."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-
-from ml_collections import ConfigDict, config_dict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from hjepa_jax.config.conditions import HJEPA, SIGREG
 from hjepa_jax.config.data import Data
 from hjepa_jax.config.fields import (
     FREE,
     FREE_WITHOUT_PROBE,
-    Config,
+    Condition,
     Row,
     field,
     section,
@@ -20,12 +20,30 @@ from hjepa_jax.config.fields import (
 )
 from hjepa_jax.config.losses import Loss, Parity, Sigreg, Spectral
 from hjepa_jax.config.model import Dynamics, Model, ResNet
+from hjepa_jax.config.parts import TABLES, is_import_path, load_part
 from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Train
+from hjepa_jax.errors import ConfigError
+
+S = TypeVar("S")
+
+# Sections of parts that have no table entry yet.
+_UNLISTED: dict[str, tuple[type, Condition | None]] = {
+    "resnet": (ResNet, None),
+    "dynamics": (Dynamics, HJEPA),
+    "loss": (Loss, HJEPA),
+    "sigreg": (Sigreg, SIGREG),
+    "spectral": (Spectral, SIGREG),
+    "parity": (Parity, None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The root of the configuration."""
+    """Every field, checked and typed; what `resolve` returns.
+
+    Attributes:
+      parts: the sections of methods, encoders and sources by name; `section` returns one.
+    """
 
     seed: int = field(
         42,
@@ -42,59 +60,194 @@ class Settings:
     )
     data: Data = section(Data, "Images, views and the input pipeline.")
     model: Model = section(Model, "The state, the projector and the arithmetic.")
-    resnet: ResNet = section(ResNet, "The ResNet encoder.")
-    dynamics: Dynamics = section(Dynamics, "The predictor.", used=HJEPA)
-    loss: Loss = section(Loss, "The HJEPA objective.", used=HJEPA)
-    sigreg: Sigreg = section(Sigreg, "The LeJEPA baseline.", used=SIGREG)
-    spectral: Spectral = section(Spectral, "The transform of HamSIGReg.", used=SIGREG)
-    parity: Parity = section(Parity, "Behaviors of the published scripts.")
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train: Train = section(Train, "The optimization.")
     evaluation: Evaluation = section(Evaluation, "What is measured.", resume=FREE)
     checkpoint: Checkpoint = section(Checkpoint, "What is saved.", resume=FREE)
     log: Log = section(Log, "What is logged.", resume=FREE)
 
+    def section(self, kind: type[S]) -> S:
+        """Returns the section of a part, by its dataclass.
+
+        Raises:
+          KeyError: if no part of this configuration has it.
+        """
+        for found in self.parts.values():
+            if isinstance(found, kind):
+                return found
+        raise KeyError(kind.__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns a part's section by name, until every caller asks for its class."""
+        try:
+            return self.__dict__["parts"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def values(self) -> dict[str, Any]:
+        """Returns the value of every field by its dotted name, in the order of declaration."""
+        return {path: self.value(path) for path in schema_of(self).rows}
+
+    def value(self, path: str) -> Any:
+        """Returns the value of the field with a dotted name."""
+        head, _, rest = path.partition(".")
+        found = self.parts[head] if head in self.parts else getattr(self, head)
+        return functools.reduce(getattr, rest.split("."), found) if rest else found
+
+    def replace(self, changes: Mapping[str, Any]) -> Settings:
+        """Returns the settings with other values of some fields, by dotted name; not checked."""
+        return build(schema_of(self), self.values() | changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What a configuration of certain parts consists of.
+
+    Attributes:
+      rows: of every field by its dotted name, in the order of declaration.
+      parts: the dataclass of each section that belongs to a part.
+      meanings: one line on each section by its dotted name, '' for the fields of no section.
+    """
+
+    rows: Mapping[str, Row]
+    parts: Mapping[str, type]
+    meanings: Mapping[str, str]
+
+    @functools.cached_property
+    def sections(self) -> frozenset[str]:
+        """The dotted names of the sections."""
+        return frozenset(self.meanings) - {""}
+
+
+def schema(named: Mapping[str, str] | None = None) -> Schema:
+    """Returns the schema of all built-in parts and of those that are named by import path.
+
+    Args:
+      named: the values of the fields in TABLES, by dotted name, as far as they are given.
+
+    Raises:
+      ConfigError: if an import path leads nowhere, or its sections collide with others.
+    """
+    own = {
+        (path, name)
+        for path, name in (named or {}).items()
+        if isinstance(name, str) and is_import_path(TABLES[path], name)
+    }
+    return _schema(tuple(sorted(own)))
+
+
+def schema_of(settings: Any) -> Schema:
+    """Returns the schema of settings."""
+    names = [path for path in TABLES if path in _core_paths()]
+    return schema({path: functools.reduce(getattr, path.split("."), settings) for path in names})
+
 
 @functools.cache
-def rows() -> dict[str, Row]:
-    """Returns the row of every field by its dotted name, in the order of declaration."""
-    return {row.path: row for row in walk(Settings)}
+def _core_paths() -> frozenset[str]:
+    return frozenset(row.path for row in walk(Settings))
 
 
 @functools.cache
+def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
+    owners: dict[str, tuple[type, Condition | None]] = dict(_UNLISTED)
+    core = {declared.name for declared in dataclasses.fields(Settings)}
+    for path, table in TABLES.items():
+        names = [*table, *(name for field_path, name in own if field_path == path)]
+        for name in names:
+            for section_name, kind in load_part(table, name).sections.items():
+                known = owners.get(section_name)
+                if section_name in core or (known is not None and known[0] is not kind):
+                    raise ConfigError(
+                        f"config.{path} is {name!r}, whose section {section_name!r} collides with "
+                        f"the one of the same name: rename it in {name}."
+                    )
+                owners[section_name] = (kind, _chosen(path, section_name, names))
+    rows: list[Row] = []
+    meanings = {"": "Fields of no section."}
+    for declared in dataclasses.fields(Settings):
+        if declared.name == "parts":
+            for name, (kind, used) in owners.items():
+                rows += walk(kind, f"{name}.", () if used is None else (used,))
+                meanings[name] = (kind.__doc__ or "").split("\n")[0]
+                meanings |= _meanings(kind, f"{name}.")
+        else:
+            rows += walk(Settings, only=declared.name)
+            meanings |= _meanings(Settings, only=declared.name)
+    parts = {name: kind for name, (kind, _) in owners.items()}
+    return Schema({row.path: row for row in rows}, parts, meanings)
+
+
+def _chosen(path: str, section_name: str, names: Iterable[str]) -> Condition:
+    """Returns the condition that a part with a section is the one chosen."""
+    table = TABLES[path]
+    having = [name for name in names if section_name in load_part(table, name).sections]
+    return Condition(
+        lambda settings: section_name in load_part(table, settings.value(path)).sections,
+        f"config.{path}={' or '.join(map(repr, having))}",
+    )
+
+
+def _meanings(kind: type, prefix: str = "", only: str | None = None) -> dict[str, str]:
+    """Returns the meaning of each section in a dataclass by its dotted name."""
+    found = {}
+    for declared in dataclasses.fields(kind):
+        inner = declared.default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            if only not in (None, declared.name):
+                continue
+            path = f"{prefix}{declared.name}"
+            found[path] = declared.metadata["spec"].meaning
+            found |= _meanings(inner, f"{path}.")
+    return found
+
+
+def build(of: Schema, values: Mapping[str, Any]) -> Settings:
+    """Returns the settings with the values of all fields, by dotted name; they are not checked."""
+    parts = {name: _section(kind, f"{name}.", values) for name, kind in of.parts.items()}
+    return dataclasses.replace(_section(Settings, "", values), parts=parts)
+
+
+def _section(kind: type[S], prefix: str, values: Mapping[str, Any]) -> S:
+    given: dict[str, Any] = {}
+    for declared in dataclasses.fields(kind):  # type: ignore[arg-type]
+        path = f"{prefix}{declared.name}"
+        inner = declared.default_factory
+        if path in values:
+            given[declared.name] = values[path]
+        elif isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            given[declared.name] = _section(inner, f"{path}.", values)
+    return kind(**given)
+
+
+def rows() -> Mapping[str, Row]:
+    """Returns the row of every built-in field by its dotted name, in the order of declaration."""
+    return schema().rows
+
+
 def sections() -> frozenset[str]:
-    """Returns the dotted names of the sections."""
-    return frozenset(path.rpartition(".")[0] for path in rows()) - {""}
+    """Returns the dotted names of the built-in sections."""
+    return schema().sections
 
 
-def base_config() -> Config:
-    """Returns the base configuration, the CIFAR-100 HJEPA recipe on the embedded data set."""
-    base: dict = {}
-    for row in rows().values():
-        *parents, name = row.path.split(".")
-        target = base
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        # A reference keeps its type while it is None.
-        kind = tuple if row.length is not None else row.kind
-        target[name] = (
-            config_dict.FieldReference(row.default, field_type=kind)
-            if row.optional
-            else row.default
-        )
-    return ConfigDict(base)
+def chosen_parts(settings: Settings) -> Iterator[Any]:
+    """Yields the classes of the method, the encoder and the source that settings choose."""
+    for path, table in TABLES.items():
+        if table and path in _core_paths():
+            yield load_part(table, settings.value(path))
 
 
-def may_change_on_resume(path: str, config: Config) -> bool:
+def may_change_on_resume(path: str, settings: Settings) -> bool:
     """Returns whether a resumed run may have another value of a field.
 
     Args:
       path: its dotted name.
-      config: of the run as it goes on; an online probe fixes the fields that its state depends on.
+      settings: of the run as it goes on; an online probe fixes the fields that its state depends
+        on.
     """
-    policy = rows()[path].resume
-    return policy == FREE or (policy == FREE_WITHOUT_PROBE and not config.evaluation.online_probe)
+    policy = schema_of(settings).rows[path].resume
+    return policy == FREE or (policy == FREE_WITHOUT_PROBE and not settings.evaluation.online_probe)
 
 
-def may_differ_between_processes(path: str) -> bool:
+def may_differ_between_processes(path: str, settings: Settings) -> bool:
     """Returns whether each process may have its own value: it is of the machine, not the run."""
-    return rows()[path].spec.own
+    return schema_of(settings).rows[path].spec.own

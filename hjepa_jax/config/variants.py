@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 
-from hjepa_jax.config import Config
+from ml_collections import ConfigDict
+
 from hjepa_jax.errors import ConfigError
 
 
-def smoke(config: Config) -> None:
+def smoke(config: ConfigDict) -> None:
     """Shrinks any configuration to a few seconds on the embedded digits, the method unchanged."""
     imagenet_stem = config.resnet.stem == "imagenet"
     config.data.update(
@@ -44,43 +45,43 @@ def smoke(config: Config) -> None:
     config.log.every_steps = 1
 
 
-def _shorten(section: Config, name: str, epochs: float) -> None:
+def _shorten(section: ConfigDict, name: str, epochs: float) -> None:
     """Makes a schedule end within the smoke size's only epoch."""
     section[name] = min(section[name], epochs)
 
 
-def chain(*changes: Callable[[Config], None]) -> Callable[[Config], None]:
+def chain(*changes: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
     """Returns one change that makes all of them in order."""
 
-    def apply(config: Config) -> None:
+    def apply(config: ConfigDict) -> None:
         for change in changes:
             change(config)
 
     return apply
 
 
-def mlp_predictor(config: Config) -> None:
+def mlp_predictor(config: ConfigDict) -> None:
     """Replaces the Hamiltonian flow by a residual MLP of the same parameter count."""
     config.dynamics.predictor = "mlp"
 
 
-def identity_predictor(config: Config) -> None:
+def identity_predictor(config: ConfigDict) -> None:
     """Replaces the Hamiltonian flow by the identity: plain invariance between the views."""
     config.dynamics.predictor = "identity"
     config.train.predictor_lr = None
 
 
-def ham_diag(config: Config) -> None:
+def ham_diag(config: ConfigDict) -> None:
     """SIGReg of a fixed diagonal transform of the state."""
     config.spectral.kind = "diag"
 
 
-def ham_chain(config: Config) -> None:
+def ham_chain(config: ConfigDict) -> None:
     """SIGReg of the state under the token grid's periodic Laplacian."""
     config.spectral.kind = "chain_grid"
 
 
-def ham_learnable(config: Config) -> None:
+def ham_learnable(config: ConfigDict) -> None:
     """SIGReg against a learnt radial spectrum on the token grid, trained adversarially."""
     config.spectral.update(
         kind="learnable",
@@ -92,8 +93,8 @@ def ham_learnable(config: Config) -> None:
 
 
 def apply_variants(
-    config: Config, variant: str, methods: Mapping[str, Callable[[Config], None]]
-) -> Config:
+    config: ConfigDict, variant: str, methods: Mapping[str, Callable[[ConfigDict], None]]
+) -> ConfigDict:
     """Applies one method (the first of `methods` by default), then 'smoke' if it is named.
 
     Args:

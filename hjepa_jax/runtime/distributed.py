@@ -261,7 +261,7 @@ def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) ->
     fields = {
         f"config.{name}": value
         for name, value in validation.flatten(config)
-        if not may_differ_between_processes(name)
+        if not may_differ_between_processes(name, config)
     }
     try:
         check_same({**fields, **(flags or {})}, "start all of them with the same command")

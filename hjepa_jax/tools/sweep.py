@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_jax.config.flags import resolve
+from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare.runs import load_metrics
 from hjepa_jax.evaluation.report.folder import METRICS, find_reports, report_name
@@ -110,7 +110,7 @@ def plan(
             f"--eval_dir={out / 'eval'}",
             *map(_override, overrides),
         )
-        resolve(list(arguments))
+        resolve_arguments(list(arguments))
         runs.append(SweepRun(name, group, arguments))
     names = [run.name for run in runs]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -11,7 +11,7 @@ from hjepa_jax.config.flags import (
     define_config,
     load_config,
     parse_command_line,
-    resolve,
+    resolve_arguments,
     split_overrides,
 )
 from hjepa_jax.errors import UserError
@@ -118,14 +118,16 @@ def test_the_configuration_is_a_flag_of_the_program_that_defines_it() -> None:
 
 
 def test_commands_for_other_processes_are_checked_before_these_start(tmp_path) -> None:
-    config = resolve([QUICKSTART, f"--workdir={tmp_path}", "--config.seed=3", "--config.seed=4"])
+    config = resolve_arguments(
+        [QUICKSTART, f"--workdir={tmp_path}", "--config.seed=3", "--config.seed=4"]
+    )
     assert config.seed == 4
     for argument, words in (
         ("--config.train.epocs=3", "did you mean config.train.epochs"),
         ("--config.sigreg.weight=3", "no effect"),
     ):
         with pytest.raises(UserError, match=words):
-            resolve([QUICKSTART, argument])
+            resolve_arguments([QUICKSTART, argument])
         setting = argument.removeprefix("--config.")
         with pytest.raises(UserError, match=words):
             sweep.plan("configs/quickstart.py", tmp_path, settings=(setting,), seeds=(0,))

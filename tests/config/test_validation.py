@@ -8,7 +8,7 @@ import pytest
 
 from configs import cifar100, imagenet100, quickstart
 from hjepa_jax.config import base_config, rows, total_steps, validation
-from hjepa_jax.config.renamed import RENAMED
+from hjepa_jax.config.unknown import RENAMED
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import robustness
 

@@ -71,7 +71,7 @@ def settings_of(config: Config) -> dict[str, Any]:
         for name, value in validation.flatten(config)
         if name.startswith(("data.", "evaluation.", "parity.reference_evaluation", "seed"))
         and not name.startswith(_UNTOLD)
-        and not may_differ_between_processes(name)
+        and not may_differ_between_processes(name, config)
     }
 
 

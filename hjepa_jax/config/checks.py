@@ -1,0 +1,102 @@
+"""The check of a configuration: unknown, unused, out-of-range and contradictory fields.
+
+Every problem is one sentence that names the field and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from hjepa_jax.config.files import complete, flatten, schema_of_config
+from hjepa_jax.config.rules import RULES, TRAINING_RULES
+from hjepa_jax.config.settings import Settings, build, chosen_parts, schema_of
+from hjepa_jax.config.unknown import unknown_field
+from hjepa_jax.config.values import coerce, problems_of, shown
+from hjepa_jax.errors import ConfigError
+
+
+def problems(config: ConfigDict) -> Iterator[str]:
+    """Yields a sentence for each field that is unknown, missing, or has a value it cannot have."""
+    of = schema_of_config(config)
+    rows, fields = of.rows, dict(flatten(config))
+    values = [path for path in fields if path in of.sections]
+    for path in values:
+        yield (
+            f"config.{path} is {shown(fields[path])}, but it is a section: set its fields, for "
+            f"example config.{next(name for name in rows if name.startswith(path + '.'))}."
+        )
+    if values:
+        return
+    unknown = [sentence for path in fields if (sentence := unknown_field(of, path))]
+    yield from unknown
+    missing = [path for path in rows if path not in fields]
+    for path in missing:
+        yield f"config.{path} is missing: start from hjepa_jax.config.base_config()."
+    if not unknown and not missing:
+        for path, row in rows.items():
+            yield from problems_of(row, fields[path])
+
+
+def contradictions(settings: Settings, *, training: bool = True) -> Iterator[str]:
+    """Yields a sentence for each field without effect, or that contradicts another.
+
+    Args:
+      settings: whose values are each allowed.
+      training: whether it is to be trained; what is evaluated may be a run that was cut short.
+    """
+    yield from _unused(settings)
+    for rule in (*RULES, *(TRAINING_RULES if training else ())):
+        yield from rule(settings)
+    for part in chosen_parts(settings):
+        yield from part.problems(settings)
+
+
+def _unused(settings: Settings) -> Iterator[str]:
+    """Yields a sentence for each field that is set although it has no effect."""
+    values = settings.values()
+    for path, row in schema_of(settings).rows.items():
+        if values[path] == row.default:
+            continue
+        for condition in row.conditions:
+            if not condition.holds(settings):
+                yield (
+                    f"config.{path} is set to {values[path]!r} but has no effect here: "
+                    f"leave it at {row.default!r}, or set {condition.remedy}."
+                )
+                break
+
+
+def typed(config: ConfigDict) -> Settings:
+    """Returns the settings of a configuration, each value checked by itself alone.
+
+    Raises:
+      ConfigError: with one sentence per problem, one a line.
+    """
+    complete(config)
+    found = list(problems(config))
+    if found:
+        raise ConfigError("\n".join(found))
+    of, values = schema_of_config(config), dict(flatten(config))
+    return build(of, {path: coerce(row, values[path]) for path, row in of.rows.items()})
+
+
+def resolve(config: ConfigDict, *, training: bool = True) -> Settings:
+    """Checks a configuration, once for each entrance of the package.
+
+    Args:
+      config: the whole configuration.
+      training: whether it is to be trained; what is evaluated may be a run that was cut short.
+
+    Returns:
+      The settings that all code below the entrances takes.
+
+    Raises:
+      ConfigError: with one sentence per problem, one a line.
+    """
+    settings = typed(config)
+    found = list(contradictions(settings, training=training))
+    if found:
+        raise ConfigError("\n".join(found))
+    return settings

@@ -1,0 +1,190 @@
+"""The configuration as config files, the command line and `config.json` have it: a ConfigDict."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from hjepa_jax.config.fields import Row
+from hjepa_jax.config.parts import TABLES
+from hjepa_jax.config.settings import Schema, schema
+from hjepa_jax.config.unknown import unknown_field
+from hjepa_jax.config.values import coerce, problems_of, shown
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.storage.files import write_atomically
+from hjepa_jax.storage.schema import Fields, parse_json, read_json
+
+
+def base_config(**parts: str) -> ConfigDict:
+    """Returns the base configuration, the CIFAR-100 HJEPA recipe on the embedded data set.
+
+    Args:
+      **parts: `method`, `encoder` or `source` by import path, 'module.path:Class', so that their
+        sections are there to be changed.
+    """
+    fields = {"method": "method", "encoder": "model.encoder", "source": "data.name"}
+    named = {fields[kind]: name for kind, name in parts.items()}
+    config = ConfigDict({})
+    _add(config, schema(named).rows)
+    for path, name in named.items():
+        set_field(config, path, name)
+    return config
+
+
+def _add(config: ConfigDict, rows: Mapping[str, Row]) -> None:
+    """Adds fields at their defaults."""
+    for path, row in rows.items():
+        *parents, name = path.split(".")
+        target = config
+        for parent in parents:
+            if parent not in target:
+                target[parent] = ConfigDict({})
+            target = target[parent]
+        # A reference keeps its type while it is None.
+        kind = tuple if row.length is not None else row.kind
+        target[name] = (
+            config_dict.FieldReference(row.default, field_type=kind)
+            if row.optional
+            else row.default
+        )
+
+
+def schema_of_config(config: ConfigDict) -> Schema:
+    """Returns the schema of the parts that a configuration names.
+
+    Raises:
+      ConfigError: if an import path leads nowhere, or its sections collide with others.
+    """
+    return schema(named_parts(config))
+
+
+def named_parts(config: ConfigDict) -> dict[str, str]:
+    """Returns the values of the fields that name parts, by dotted name."""
+    values = dict(flatten(config))
+    return {path: values[path] for path in TABLES if path in values}
+
+
+def complete(config: ConfigDict) -> None:
+    """Adds the sections of parts that are named by import path, where they are missing."""
+    found = schema_of_config(config)
+    missing = {name for name in found.parts if name not in config}
+    rows = {path: row for path, row in found.rows.items() if path.split(".")[0] in missing}
+    with config.unlocked():
+        _add(config, rows)
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) for every leaf field."""
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def set_field(config: ConfigDict, path: str, value: Any) -> None:
+    """Sets a field by its dotted name."""
+    *parents, name = path.split(".")
+    functools.reduce(lambda section, parent: section[parent], parents, config)[name] = value
+
+
+def differences(there: Any, here: Any, counts: Callable[[str], bool]) -> list[str]:
+    """Returns each field that `counts` and has another value here, with both values, for people."""
+    old = dict(flatten(there))
+    return [
+        f"config.{name} ({old.get(name)!r} there, {value!r} here)"
+        for name, value in flatten(here)
+        if counts(name) and old.get(name) != value
+    ]
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the resolved configuration as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def save(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the resolved configuration to `config.json`, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / "config.json", to_json(config) + "\n")
+
+
+def read(path: pathlib.Path) -> ConfigDict:
+    """Reads a `config.json`, with its types restored from the base.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is no JSON, or has a field or value that cannot be.
+    """
+    return _from_values(read_json(path, Fields(), constants=True))
+
+
+def from_json(text: str, source: Any = "the configuration", field: str = "") -> ConfigDict:
+    """Reads a configuration that `to_json` wrote, with its types restored from the base.
+
+    Args:
+      text: the JSON.
+      source: name of the file that it stands in, for messages.
+      field: where it stands there; '' = it is all of it.
+
+    Raises:
+      ConfigError: if it is no JSON, or has a field or value that cannot be.
+    """
+    try:
+        values = parse_json(text, Fields(), source, field=field, constants=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return _from_values(values)
+
+
+def _from_values(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the base configuration with nested values, and the sections of the parts named."""
+    config = base_config()
+    for path in TABLES:
+        *parents, name = path.split(".")
+        found: Any = values
+        for parent in parents:
+            found = found.get(parent) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping) and isinstance(found.get(name), str):
+            with config.unlocked():
+                set_field(config, path, found[name])
+    complete(config)
+    return merge(config, values)
+
+
+def merge(
+    config: ConfigDict, values: Mapping[str, Any], prefix: str = "", of: Schema | None = None
+) -> ConfigDict:
+    """Sets the nested `values` in `config`, JSON lists becoming tuples.
+
+    Args:
+      config: the section with the name `prefix`, changed in place and returned.
+      values: by name; those of a section in a mapping.
+      prefix: dotted name of the section, with a point at its end; '' = the whole configuration.
+      of: the schema of the whole; None = that of `config`.
+
+    Raises:
+      ConfigError: if a field does not exist or has a value that it cannot have.
+    """
+    of = of or schema_of_config(config)
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if path in of.sections:
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"config.{path} is {shown(value)}, but it is a section of fields."
+                )
+            merge(config[name], value, f"{path}.", of)
+            continue
+        if path not in of.rows:
+            raise ConfigError(unknown_field(of, path) or f"config.{path} is unknown.")
+        for sentence in problems_of(of.rows[path], value):
+            raise ConfigError(sentence)
+        config[name] = coerce(of.rows[path], value)
+    return config

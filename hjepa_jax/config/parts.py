@@ -1,0 +1,105 @@
+"""The tables of methods, encoders and image sources, and the one way from a name to its class.
+
+A part is a class with `sections` (section name -> frozen dataclass of `field(...)`) and a class
+method `problems(settings)` that yields a sentence for each contradiction. It is named by an entry
+of its table, or by an import path 'module.path:Class'. Parts are imported when they are asked for,
+so that the configuration stands below all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from hjepa_jax.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from hjepa_jax.config.settings import Settings
+
+METHODS: dict[str, str] = {}
+ENCODERS: dict[str, str] = {}
+SOURCES: dict[str, str] = {}
+
+# The field that names a part of each table.
+TABLES: dict[str, dict[str, str]] = {
+    "method": METHODS,
+    "model.encoder": ENCODERS,
+    "data.name": SOURCES,
+}
+
+
+class Part(Protocol):
+    """What the configuration needs of a method, an encoder or an image source."""
+
+    sections: ClassVar[Mapping[str, type]]
+
+    @classmethod
+    def problems(cls, settings: Settings) -> Iterator[str]:
+        """Yields a sentence for each contradiction of the settings."""
+        ...
+
+
+def is_import_path(table: Mapping[str, str], name: str) -> bool:
+    """Returns whether a name is 'module.path:Class' and not an entry, perhaps with an argument."""
+    return bool(table) and ":" in name and name.partition(":")[0] not in table
+
+
+def load_part(table: Mapping[str, str], name: str) -> type[Part]:
+    """Returns the class that a name means.
+
+    Args:
+      table: METHODS, ENCODERS or SOURCES.
+      name: an entry, which an argument may follow as in 'tfds:NAME', or 'module.path:Class' of a
+        module that can be imported, also from the current folder.
+
+    Raises:
+      ConfigError: if there is no such entry, module or class, or it is not a part.
+    """
+    field = next((path for path, known in TABLES.items() if known is table), "method")
+    path = name if is_import_path(table, name) else table.get(name.partition(":")[0])
+    if path is None:
+        nearest = difflib.get_close_matches(name, table, 1, 0.0)
+        meant = f": did you mean {nearest[0]!r}?" if nearest else "."
+        raise ConfigError(
+            f"config.{field} is {name[:100]!r}, which is none of {', '.join(table)}, nor "
+            f"'module.path:Class'{meant}"
+        )
+    module_name, _, class_name = path.partition(":")
+    found = getattr(_module(field, name, module_name), class_name, None)
+    if not isinstance(found, type):
+        raise ConfigError(
+            f"config.{field} is {name!r}, but the module {module_name} has no class {class_name!r}."
+        )
+    for attribute in ("sections", "problems"):
+        if not hasattr(found, attribute):
+            raise ConfigError(
+                f"config.{field} is {name!r}, but {class_name} has no attribute {attribute!r}: "
+                "derive it from the base class of its kind."
+            )
+    return found
+
+
+def _module(field: str, name: str, module: str) -> object:
+    """Imports the module of a part; the current folder is searched as by `python -m`."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"config.{field} is {name!r}, but there is no module {error.name!r} in "
+                f"{os.getcwd()} or among the installed ones."
+            ) from error
+        raise ConfigError(
+            f"config.{field} is {name!r}, but importing {module} failed: {first_line(error)}."
+        ) from error
+    except Exception as error:  # Whatever a user's module may raise.
+        raise ConfigError(
+            f"config.{field} is {name!r}, but importing {module} failed: "
+            f"{type(error).__name__}: {first_line(error)}."
+        ) from error

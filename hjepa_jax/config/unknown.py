@@ -1,0 +1,58 @@
+"""Fields that do not exist: what is most likely meant, and what older versions called them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from hjepa_jax.config.fields import Row
+from hjepa_jax.config.settings import Schema
+
+# Old dotted name -> new one.
+RENAMED: dict[str, str] = {
+    "data.augment.grey_probability": "data.augment.gray_probability",
+    "data.augment.solarise_probability": "data.augment.solarize_probability",
+    "data.augment.solarise_threshold": "data.augment.solarize_threshold",
+    "model.width": "resnet.width",
+    "model.stage_blocks": "resnet.stage_blocks",
+    "model.stem": "resnet.stem",
+    "model.mode": "resnet.head",
+    "model.token_layer": "resnet.token_layer",
+    "model.token_dim": "resnet.token_dim",
+    "model.token_hw": "resnet.token_grid",
+    "model.embed_dim": "resnet.embed_dim",
+    "model.remat": "resnet.remat",
+    "evaluation.variant": "evaluation.state_part",
+    "evaluation.qp_variants": "evaluation.all_state_parts",
+}
+
+
+def _nearest_field(rows: Mapping[str, Row], path: str) -> str:
+    """Returns the field that `path` most likely means: by its words, in its section first."""
+    section, _, leaf = path.rpartition(".")
+    leaves = {name: name.rpartition(".")[2] for name in rows}
+    inside = [name for name in rows if name.rpartition(".")[0] == section]
+    # What is asked for without its section is most often of the training.
+    everywhere = sorted(rows, key=lambda name: not name.startswith("train."))
+    for names in (inside, everywhere):
+        for name in names:
+            if leaf == leaves[name] or leaf.lower() in rows[name].spec.aliases:
+                return name
+    words = {leaves[name]: name for name in inside}
+    words |= {alias: name for name in inside for alias in rows[name].spec.aliases}
+    near = difflib.get_close_matches(leaf, words, 1, 0.6)
+    if near:
+        return words[near[0]]
+    return difflib.get_close_matches(path, tuple(rows), 1, 0.0)[0]
+
+
+def unknown_field(of: Schema, path: str) -> str | None:
+    """Returns a sentence naming the nearest valid field if `path` is none, else None."""
+    if path in of.rows or path in of.sections:
+        return None
+    if path in RENAMED:
+        return f"config.{path} is now config.{RENAMED[path]}: use the new name."
+    return (
+        f"config.{path[:100]} is not a field of the configuration: "
+        f"did you mean config.{_nearest_field(of.rows, path[:100])}?"
+    )
