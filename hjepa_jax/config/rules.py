@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from hjepa_jax.config.conditions import GRID_KINDS, has_potential, has_spectrum
 from hjepa_jax.config.directions import direction_problem
+from hjepa_jax.config.parts import SOURCES
 from hjepa_jax.config.settings import Settings
 
 # Fourth order takes a middle step of this length, in parts of dt, backwards.
@@ -146,7 +147,7 @@ def _views(settings: Settings) -> Iterator[str]:
 def _batch(settings: Settings) -> Iterator[str]:
     """The data set is one, and sizes of images and batches fit together."""
     data, resnet = settings.data, settings.resnet
-    if data.name not in DATA_SETS and not re.fullmatch(r"tfds:.+", data.name):
+    if not SOURCES and data.name not in DATA_SETS and not re.fullmatch(r"tfds:.+", data.name):
         nearest = difflib.get_close_matches(data.name, DATA_SETS, 1, 0.0)[0]
         yield (
             f"config.data.name is {data.name!r}, which is none of {', '.join(DATA_SETS)} and "
