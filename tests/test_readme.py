@@ -21,6 +21,7 @@ RUN_BY = {
     "pre-commit run": ("tests/test_repository.py", '"pre-commit", "run", "--all-files"'),
     "configs/cifar100.py": ("tests/training/test_train.py", "cifar100"),
     "configs/imagenet100.py": ("tests/training/test_train.py", "imagenet100"),
+    "hjepa config > docs/configuration.md": ("tests/config/test_page.py", "hjepa config > docs/"),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
     "scripts/show_views.py": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
     "scripts/prepare_dataset.py": (
@@ -73,6 +74,15 @@ def test_files_named_by_commands_exist() -> None:
         for word in shlex.split(command):
             for path in re.findall(r"(?:configs|scripts|benchmarks)/\w+\.py", word):
                 assert (ROOT / path).is_file(), command
+
+
+def test_files_named_by_the_guide_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    names = re.findall(r"`((?:[\w.-]+/)+[\w.]*|\w+\.(?:md|cfg|toml))`", text)
+    assert "hjepa_jax/config/fields.py" in names
+    for name in names:
+        # Capitals stand for a name of the reader's.
+        assert re.search("ROOM|NAME", name) or (ROOT / name).exists(), name
 
 
 def test_variants_of_the_table_exist() -> None:
