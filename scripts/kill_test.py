@@ -14,7 +14,7 @@ import time
 from absl import app, flags
 from absl import logging as absl_logging
 
-from hjepa_jax.config.flags import resolve
+from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.tools.kill_test import soak
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         check_writable_folder(out, "--out", checkpoints=True)
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out={out} is not empty: choose another folder.")
-        resolve(overrides)
+        resolve_arguments(overrides)
         done = soak(
             out,
             kills=_KILLS.value,

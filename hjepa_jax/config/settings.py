@@ -96,7 +96,7 @@ class Settings:
 
     def replace(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings with other values of some fields, by dotted name; not checked."""
-        return build(schema_of(self), self.values() | changes)
+        return build(schema_of(self), {**self.values(), **changes})
 
 
 @dataclasses.dataclass(frozen=True)
