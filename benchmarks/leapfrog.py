@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from turns import ONE_RUN, Runner, add_ceiling_arguments, take_turns_to_ceiling
 
-from hjepa_jax.models.predictor import HamiltonianPredictor, PredictorSettings
+from hjepa_jax.config import base_config
+from hjepa_jax.models.predictor import build_predictor
 
 RESIDUAL_SCALE = 0.02
 
 
-def compile_gradient(settings: PredictorSettings, variables: Any, z: jax.Array) -> Any:
+def compile_gradient(predictor: nn.Module, variables: Any, z: jax.Array) -> Any:
     """Returns the compiled (variables, z) -> (loss, gradients) of one predictor."""
-    predictor = HamiltonianPredictor(settings)
 
     def loss(variables: Any, z: jax.Array) -> jax.Array:
         predicted: Any = predictor.apply(variables, z, 1, RESIDUAL_SCALE)
@@ -57,13 +58,14 @@ def measure(args: argparse.Namespace, steps: int) -> str:
     """Returns one line of the table."""
     key, data_key = jax.random.split(jax.random.key(0))
     z = jax.random.normal(data_key, (args.batch, 2 * args.dim))
-    options: dict[str, Any] = {"steps": steps, "hidden_dim": args.hidden, "depth": args.depth}
-    plain = PredictorSettings(**options)
-    variables = HamiltonianPredictor(plain).init(key, z, 1, RESIDUAL_SCALE)
-    compiled = [
-        compile_gradient(PredictorSettings(**options, reversible=reversible), variables, z)
+    sizes = {"steps": steps, "hidden_dim": args.hidden, "depth": args.depth}
+    fields = {**base_config().dynamics, **sizes}
+    predictors = [
+        build_predictor("hamiltonian", {**fields, "reversible": reversible})
         for reversible in (False, True)
     ]
+    variables = predictors[0].init(key, z, 1, RESIDUAL_SCALE)
+    compiled = [compile_gradient(predictor, variables, z) for predictor in predictors]
     gradients = [jax.block_until_ready(run(variables, z))[1] for run in compiled]
     runners: dict[str, Runner] = {
         name: lambda run=run: jax.block_until_ready(run(variables, z))

@@ -25,9 +25,9 @@ from convolutions import interleaved, relative_error
 from leapfrog import RESIDUAL_SCALE
 from startup import read_config
 
+from hjepa_jax.config import base_config
 from hjepa_jax.dynamics.hamiltonian import init_mlp, separable
 from hjepa_jax.dynamics.integrators import integrate
-from hjepa_jax.models.predictor import PredictorSettings
 from hjepa_jax.training.method import build_encoder
 
 
@@ -74,7 +74,7 @@ def encoder_passes(args: argparse.Namespace) -> None:
 
 def forces(args: argparse.Namespace) -> None:
     """Steps + 1 evaluations of the force, or 2 steps."""
-    settings, dim = PredictorSettings(), 1024
+    settings, dim = base_config().dynamics, 1024
     keys = jax.random.split(jax.random.key(0))
     layers = init_mlp(keys[0], (dim, *[settings.hidden_dim] * settings.depth, 1))
     z = jax.random.normal(keys[1], (2 * args.images, 2 * dim))

@@ -1,13 +1,14 @@
-"""Predictors of one view's state from another's: a Hamiltonian flow, a matched MLP, the identity.
+"""Predictors from one view's state to another's: a Hamiltonian flow, a matched MLP, the identity.
 
-All have the signature (z [..., 2d], direction, residual_scale) -> z_hat [..., 2d], where direction
-is +1 or -1. They compute in float32 (float64 for float64 states) and return the dtype of z.
+Their signature is (z [..., 2d], direction, residual_scale) -> z_hat [..., 2d], with direction +1 or
+-1. They compute in float32 (float64 for float64 states) and return the dtype of z.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,62 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax.dynamics import hamiltonian as hm
-from hjepa_jax.dynamics.integrators import INTEGRATORS, flow_dtype, integrate
+from hjepa_jax.dynamics.integrators import flow_dtype, integrate
 from hjepa_jax.dynamics.reversible import integrate_reversible
 from hjepa_jax.models.parameter_matching import MLPShape, hamiltonian_sizes, match_mlp
 
-PREDICTORS = ("hamiltonian", "mlp", "identity")
-HAMILTONIANS = ("separable", "learnable", "quadratic")
 Scalar = jax.Array | float
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictorSettings:
-    """What a predictor is made of; names and meanings are those of `config.dynamics`.
-
-    `reversible` recomputes the flow in the backward pass (constant memory in `steps`; leapfrog on
-    a separable Hamiltonian only). `reference_leapfrog` reproduces the published code where it uses
-    its generic leapfrog, on learnable and quadratic Hamiltonians, and then ignores base_coeff as
-    its learnable Hamiltonian does.
-
-    Raises:
-      ValueError: naming the field that is wrong and what it may be.
-    """
-
-    predictor: str = "hamiltonian"
-    hamiltonian: str = "separable"
-    integrator: str = "leapfrog"
-    steps: int = 2
-    dt: float = 0.05
-    learn_dt: bool = False
-    damping: float = 0.0
-    hidden_dim: int = 256
-    depth: int = 2
-    activation: str = "gelu"
-    base_coeff: float = 0.1
-    midpoint_iterations: int = 50
-    midpoint_tolerance: float = 1e-6
-    reversible: bool = False
-    reference_leapfrog: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("predictor", PREDICTORS),
-            ("hamiltonian", HAMILTONIANS),
-            ("integrator", INTEGRATORS),
-            ("activation", hm.ACTIVATIONS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"dynamics.{name} is '{getattr(self, name)}': use one of {', '.join(allowed)}."
-                )
-        for name in ("steps", "hidden_dim", "depth", "dt"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"dynamics.{name} is {getattr(self, name)}: it must be positive.")
-        if self.reversible and (self.integrator, self.hamiltonian) != ("leapfrog", "separable"):
-            raise ValueError(
-                "dynamics.reversible needs integrator 'leapfrog' and hamiltonian 'separable'."
-            )
 
 
 def _init_layers(sizes: tuple[int, ...], dtype: Any) -> Any:
@@ -86,65 +36,119 @@ def _as_layers(tree: Any) -> hm.MLPParams:
     return tuple(dict(tree[f"layer{i}"]) for i in range(len(tree)))
 
 
-class HamiltonianPredictor(nn.Module):
-    """Flows the state along the field of a learned Hamiltonian.
+class _SizedPredictor(nn.Module):
+    """A predictor whose parameter count follows from a Hamiltonian.
 
-    Parameters: {'potential': {'layer0': {'kernel', 'bias'}, ...}} (absent for a quadratic H) and
-    `raw_dt` where dt is learned, dt = softplus(raw_dt). The last layer's bias shifts the energy
-    and moves no trajectory.
+    Attributes:
+      hamiltonian: 'separable', 'learnable' or 'quadratic'.
+      steps: steps of the flow.
+      dt: length of a step.
+      learn_dt: whether dt is learned.
+      hidden_dim: width of the hidden layers of the residual f.
+      depth: number of its hidden layers.
+      activation: a key of `hamiltonian.ACTIVATIONS`.
     """
 
-    settings: PredictorSettings
+    hamiltonian: str
+    steps: int
+    dt: float
+    learn_dt: bool
+    hidden_dim: int
+    depth: int
+    activation: str
+
+
+class HamiltonianPredictor(_SizedPredictor):
+    """Flows the state along the field of a learned Hamiltonian.
+
+    Parameters: {'potential': {'layer0': {'kernel', 'bias'}, ...}} (absent for a quadratic H) and,
+    if dt is learned, `raw_dt` with dt = softplus(raw_dt). The last layer's bias shifts the energy
+    and has no effect on trajectories.
+
+    Attributes:
+      integrator: a key of `integrators.INTEGRATORS`.
+      damping: rate of the conformal damping of p; 0 = none.
+      base_coeff: stiffness of the potential's quadratic well.
+      midpoint_iterations: most iterations of 'implicit_midpoint'.
+      midpoint_tolerance: residual at which 'implicit_midpoint' has converged.
+      reversible: recompute the flow in the backward pass, which takes constant memory in `steps`;
+        leapfrog on a separable Hamiltonian only.
+      reference_leapfrog: reproduce the generic leapfrog of the published code, on learnable and
+        quadratic Hamiltonians; its learnable Hamiltonian ignores base_coeff.
+    """
+
+    integrator: str
+    damping: float
+    base_coeff: float
+    midpoint_iterations: int
+    midpoint_tolerance: float
+    reversible: bool = False
+    reference_leapfrog: bool = False
 
     @nn.compact
     def _parts(self, half: int, dtype: Any) -> tuple[hm.MLPParams, jax.Array]:
         """Returns the layers of f and the step length for states [..., 2 * half]."""
-        s = self.settings
         layers: hm.MLPParams = ()
-        if s.hamiltonian != "quadratic":
-            sizes = hamiltonian_sizes(s.hamiltonian, half, s.hidden_dim, s.depth)
+        if self.hamiltonian != "quadratic":
+            sizes = hamiltonian_sizes(self.hamiltonian, half, self.hidden_dim, self.depth)
             layers = _as_layers(self.param("potential", _init_layers(sizes, dtype)))
-        if not s.learn_dt:
-            return layers, jnp.asarray(s.dt, dtype)
-        start = math.log(math.expm1(s.dt))
+        if not self.learn_dt:
+            return layers, jnp.asarray(self.dt, dtype)
+        start = math.log(math.expm1(self.dt))
         raw = self.param("raw_dt", lambda _: jnp.asarray(start, dtype))
         return layers, jax.nn.softplus(raw)
 
     def _build(self, layers: hm.MLPParams, residual_scale: Scalar) -> hm.Hamiltonian:
-        s = self.settings
-        if s.hamiltonian == "quadratic":
+        if self.hamiltonian == "quadratic":
             return hm.quadratic()
-        make = hm.separable if s.hamiltonian == "separable" else hm.learnable
-        base = 1.0 if s.hamiltonian == "learnable" and s.reference_leapfrog else s.base_coeff
-        return make(layers, base_coeff=base, residual_scale=residual_scale, activation=s.activation)
+        make = hm.separable if self.hamiltonian == "separable" else hm.learnable
+        base = (
+            1.0 if self.hamiltonian == "learnable" and self.reference_leapfrog else self.base_coeff
+        )
+        return make(
+            layers, base_coeff=base, residual_scale=residual_scale, activation=self.activation
+        )
 
     def __call__(self, z: jax.Array, direction: Scalar, residual_scale: Scalar) -> jax.Array:
-        """Returns the state z [..., 2d] after `steps` steps of direction * dt."""
-        s = self.settings
+        """Flows states for `steps` steps of direction * dt.
+
+        Args:
+          z: states [q | p], [..., 2d].
+          direction: +1 or -1.
+          residual_scale: weight of the residual f in the potential.
+
+        Returns:
+          Like z.
+
+        Raises:
+          ValueError: if `reversible` does not fit the integrator and the Hamiltonian.
+        """
         layers, dt = self._parts(hm.split_state(z)[0].shape[-1], flow_dtype(z))
-        if s.reversible:
+        if self.reversible:
+            if (self.integrator, self.hamiltonian) != ("leapfrog", "separable"):
+                raise ValueError("reversible needs 'leapfrog' and a 'separable' Hamiltonian.")
             traced = (layers, jnp.asarray(residual_scale, flow_dtype(z)))
             return integrate_reversible(
                 lambda parts: self._build(*parts),
                 traced,
                 z,
-                steps=s.steps,
+                steps=self.steps,
                 dt=dt,
                 direction=direction,
-                damping=s.damping,
+                damping=self.damping,
             )
-        generic = s.integrator == "leapfrog" and s.hamiltonian != "separable"
+        generic = self.integrator == "leapfrog" and self.hamiltonian != "separable"
         return integrate(
             self._build(layers, residual_scale),
             z,
-            method=s.integrator,
-            steps=s.steps,
+            method=self.integrator,
+            steps=self.steps,
             dt=dt,
             direction=direction,
-            damping=s.damping,
-            midpoint_iterations=s.midpoint_iterations,
-            midpoint_tolerance=s.midpoint_tolerance,
-            reference_leapfrog=s.reference_leapfrog and generic,
+            damping=self.damping,
+            midpoint_iterations=self.midpoint_iterations,
+            midpoint_tolerance=self.midpoint_tolerance,
+            reference_leapfrog=self.reference_leapfrog and generic,
         )
 
     def energy(self, z: jax.Array, residual_scale: Scalar) -> jax.Array:
@@ -157,57 +161,65 @@ class HamiltonianPredictor(nn.Module):
         return self.energy(hm.join_state(q, jnp.zeros_like(q)), residual_scale)
 
 
-class MLPPredictor(nn.Module):
+class MLPPredictor(_SizedPredictor):
     """z + T * g(z, direction), a residual MLP with the Hamiltonian predictor's parameter count.
 
-    T = steps * dt gives the displacement the size of a flow's over the same time. g has `depth`
-    hidden layers, their widths chosen by `match_mlp`, and reads direction as one more input.
-    Parameters: {'residual': {'layer0': {'kernel', 'bias'}, ...}} and, where no widths come within
-    1 % of the count, `elementwise`: weights of direction * z_i, then of direction times the
-    conjugate coordinate, on the first coordinates. residual_scale belongs to the Hamiltonian's
-    warm-up and is not used.
+    With T = steps * dt, the displacement has the scale of a flow over the same time. g has `depth`
+    hidden layers whose widths `match_mlp` chooses, and takes direction as one more input.
+
+    Parameters: {'residual': {'layer0': {'kernel', 'bias'}, ...}} and, if no widths are within 1%
+    of the count, `elementwise`: weights of direction * z_i, then of direction times the conjugate
+    coordinate, on the first coordinates.
     """
 
-    settings: PredictorSettings
-
     def shape(self, width: int) -> MLPShape:
-        """Returns hidden widths and elementwise terms for states of `width` = 2d numbers."""
-        s = self.settings
-        if s.hamiltonian == "quadratic":
+        """Returns the shape of g for states of `width` = 2d numbers.
+
+        Raises:
+          ValueError: if the Hamiltonian is quadratic, or no MLP matches the parameter count.
+        """
+        if self.hamiltonian == "quadratic":
             raise ValueError(
                 "A quadratic Hamiltonian leaves an MLP predictor no parameters to match."
             )
-        sizes = hamiltonian_sizes(s.hamiltonian, width // 2, s.hidden_dim, s.depth)
-        return match_mlp(width, s.depth, sizes, extra=int(s.learn_dt))
+        sizes = hamiltonian_sizes(self.hamiltonian, width // 2, self.hidden_dim, self.depth)
+        return match_mlp(width, self.depth, sizes, extra=int(self.learn_dt))
 
     @nn.compact
     def __call__(self, z: jax.Array, direction: Scalar, residual_scale: Scalar) -> jax.Array:
-        """Returns the prediction [..., 2d] for z [..., 2d].
+        """Predicts states.
+
+        Args:
+          z: states [q | p], [..., 2d].
+          direction: +1 or -1.
+          residual_scale: unused; the Hamiltonian predictor needs it.
+
+        Returns:
+          Like z.
 
         Raises:
-          ValueError: odd width, a quadratic Hamiltonian, or no MLP of matching parameter count.
+          ValueError: if the width is odd, the Hamiltonian quadratic, or no MLP matches the
+            parameter count.
         """
         del residual_scale
         q, p = hm.split_state(z)
-        s, width, dtype = self.settings, z.shape[-1], flow_dtype(z)
+        width, dtype = z.shape[-1], flow_dtype(z)
         shape = self.shape(width)
         sizes = (width + 1, *shape.hidden, width)
         layers = _as_layers(self.param("residual", _init_layers(sizes, dtype)))
         x = z.astype(dtype)
         sign = jnp.asarray(direction, dtype)
         inputs = jnp.concatenate([x, jnp.broadcast_to(sign, (*z.shape[:-1], 1))], axis=-1)
-        change = hm.mlp(layers, inputs, s.activation)
+        change = hm.mlp(layers, inputs, self.activation)
         if shape.elementwise:
             weights = self.param("elementwise", nn.initializers.zeros, (shape.elementwise,), dtype)
             direct, conjugate = jnp.split(jnp.pad(weights, (0, 2 * width - weights.size)), 2)
             change += sign * (direct * x + conjugate * hm.join_state(p, q).astype(dtype))
-        return (x + s.steps * s.dt * change).astype(z.dtype)
+        return (x + self.steps * self.dt * change).astype(z.dtype)
 
 
 class IdentityPredictor(nn.Module):
     """Returns z itself; no parameters."""
-
-    settings: PredictorSettings = PredictorSettings()
 
     def __call__(self, z: jax.Array, direction: Scalar, residual_scale: Scalar) -> jax.Array:
         """Returns z [..., 2d] unchanged."""
@@ -215,14 +227,22 @@ class IdentityPredictor(nn.Module):
         return z
 
 
-def build_predictor(settings: PredictorSettings) -> nn.Module:
-    """Returns the module that `settings.predictor` names.
+PREDICTORS: dict[str, type[nn.Module]] = {
+    "hamiltonian": HamiltonianPredictor,
+    "mlp": MLPPredictor,
+    "identity": IdentityPredictor,
+}
 
-    Only HamiltonianPredictor has `energy(z, residual_scale)` and `potential(q, residual_scale)`.
+
+def build_predictor(kind: str, fields: Mapping[str, Any]) -> nn.Module:
+    """Returns a predictor.
+
+    Only `HamiltonianPredictor` has an energy and a potential.
+
+    Args:
+      kind: a key of PREDICTORS.
+      fields: values by the names of attributes, of which the predictor takes its own.
     """
-    kinds = {
-        "hamiltonian": HamiltonianPredictor,
-        "mlp": MLPPredictor,
-        "identity": IdentityPredictor,
-    }
-    return kinds[settings.predictor](settings)
+    module = PREDICTORS[kind]
+    own = {field.name for field in dataclasses.fields(module)}
+    return module(**{name: value for name, value in fields.items() if name in own})

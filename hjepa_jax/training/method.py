@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hjepa_jax.config import Config
 from hjepa_jax.config.model import ResNet as ResNetSettings
-from hjepa_jax.models.predictor import PredictorSettings, build_predictor
+from hjepa_jax.models.predictor import build_predictor
 from hjepa_jax.models.projector import Projector
 from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.objectives.hamsigreg import GRID_KINDS, SpectralSettings
@@ -62,10 +62,10 @@ def build_modules(config: Config, *, dtype: Any = None, norm_groups: int = 1) ->
     )
     if config.objective != "hjepa":
         return Modules(encoder, projector, None)
-    settings = settings_from(
-        PredictorSettings, config.dynamics, reference_leapfrog=config.parity.reference_leapfrog
+    predictor = build_predictor(
+        config.dynamics.predictor,
+        {**config.dynamics, "reference_leapfrog": config.parity.reference_leapfrog},
     )
-    predictor = build_predictor(settings)
     return Modules(encoder, projector, predictor)
 
 

@@ -13,7 +13,6 @@ from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.probe import ProbeSettings
 from hjepa_jax.interop.torch_config import config_from_torch
-from hjepa_jax.models.predictor import PredictorSettings
 from hjepa_jax.objectives.hamsigreg import SpectralSettings
 from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 from hjepa_jax.objectives.hjepa import HJEPASettings
@@ -279,7 +278,6 @@ def test_settings_of_the_mathematics_have_the_same_defaults() -> None:
         (SIGRegSettings, "sigreg"),
         (SpectralSettings, "spectral"),
         (LearnableSettings, "spectral"),
-        (PredictorSettings, "dynamics"),
     ):
         for own in dataclasses.fields(kind):
             row = rows().get(f"{section}.{own.name}")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from predictors import predictor
 
 from hjepa_jax.dynamics import hamiltonian as hm
 from hjepa_jax.dynamics.integrators import integrate
@@ -16,20 +17,13 @@ from hjepa_jax.models.parameter_matching import (
     linear_parameters,
     match_mlp,
 )
-from hjepa_jax.models.predictor import (
-    HamiltonianPredictor,
-    IdentityPredictor,
-    MLPPredictor,
-    PredictorSettings,
-    build_predictor,
-)
+from hjepa_jax.models.predictor import IdentityPredictor
 
 SMALL = {"hidden_dim": 16, "depth": 2, "activation": "silu"}
 
 
-def start(settings, shape=(4, 12), seed=0):
-    """The predictor, its initial variables and a batch of states."""
-    model = build_predictor(settings)
+def start(model, shape=(4, 12), seed=0):
+    """A predictor, its initial variables and a batch of states."""
     z = jax.random.normal(jax.random.key(seed), shape)
     return model, jax.jit(model.init)(jax.random.key(seed + 1), z, 1.0, 1.0), z
 
@@ -39,10 +33,8 @@ def start(settings, shape=(4, 12), seed=0):
     [("separable", "leapfrog"), ("separable", "yoshida4"), ("learnable", "implicit_midpoint")],
 )
 def test_hamiltonian_predictor_is_the_flow_of_its_energy(hamiltonian, integrator):
-    settings = PredictorSettings(
-        hamiltonian=hamiltonian, integrator=integrator, steps=3, damping=0.2, **SMALL
-    )
-    model, variables, z = start(settings)
+    model = predictor(hamiltonian=hamiltonian, integrator=integrator, steps=3, damping=0.2, **SMALL)
+    _, variables, z = start(model)
     layers = variables["params"]["potential"]
     assert list(layers) == ["layer0", "layer1", "layer2"]
     layers = tuple(layers.values())
@@ -68,7 +60,7 @@ def test_hamiltonian_predictor_is_the_flow_of_its_energy(hamiltonian, integrator
 
 
 def test_quadratic_predictor_has_no_parameters():
-    model, variables, z = start(PredictorSettings(hamiltonian="quadratic"))
+    model, variables, z = start(predictor(hamiltonian="quadratic"))
     assert count_parameters(variables) == 0
     expected = integrate(hm.quadratic(), z, steps=2, dt=0.05)
     np.testing.assert_array_equal(model.apply(variables, z, 1, 1.0), expected)
@@ -77,8 +69,8 @@ def test_quadratic_predictor_has_no_parameters():
 def test_reversible_predictor_has_the_same_values_and_gradients():
     outputs = []
     for reversible in (False, True):
-        settings = PredictorSettings(steps=4, learn_dt=True, reversible=reversible, **SMALL)
-        model, variables, z = start(settings)
+        model = predictor(steps=4, learn_dt=True, reversible=reversible, **SMALL)
+        _, variables, z = start(model)
 
         def loss(variables, scale, model=model, z=z):
             return jnp.sum(jnp.sin(model.apply(variables, z, -1, scale)))
@@ -89,9 +81,9 @@ def test_reversible_predictor_has_the_same_values_and_gradients():
 
 
 def test_learned_dt_starts_at_dt_and_has_a_gradient():
-    model, variables, z = start(PredictorSettings(learn_dt=True, dt=0.3, **SMALL))
+    model, variables, z = start(predictor(learn_dt=True, dt=0.3, **SMALL))
     np.testing.assert_allclose(jax.nn.softplus(variables["params"]["raw_dt"]), 0.3, rtol=1e-6)
-    fixed = HamiltonianPredictor(PredictorSettings(dt=0.3, **SMALL))
+    fixed = predictor(dt=0.3, **SMALL)
     same = {"params": {"potential": variables["params"]["potential"]}}
     actual = jax.jit(model.apply)(variables, z, 1, 1.0)
     np.testing.assert_allclose(actual, jax.jit(fixed.apply)(same, z, 1, 1.0), atol=1e-6)
@@ -100,8 +92,8 @@ def test_learned_dt_starts_at_dt_and_has_a_gradient():
 
 
 def test_published_leapfrog_is_reproduced_on_request_only():
-    settings = PredictorSettings(hamiltonian="quadratic", reference_leapfrog=True)
-    model, variables, z = start(settings)
+    model = predictor(hamiltonian="quadratic", reference_leapfrog=True)
+    _, variables, z = start(model)
     faulty = integrate(hm.quadratic(), z, steps=2, dt=0.05, reference_leapfrog=True)
     np.testing.assert_allclose(model.apply(variables, z, 1, 1.0), faulty, atol=1e-7)
     assert np.any(np.asarray(faulty) != np.asarray(integrate(hm.quadratic(), z, steps=2, dt=0.05)))
@@ -127,7 +119,7 @@ def test_matched_counts_are_those_of_the_modules(hidden_dim, learn_dt):
     counts = [
         count_parameters(
             jax.eval_shape(
-                build_predictor(PredictorSettings(predictor=kind, **fields)).init,
+                predictor(kind, **fields).init,
                 jax.random.key(0),
                 jnp.zeros((2, 64)),
                 1.0,
@@ -140,8 +132,7 @@ def test_matched_counts_are_those_of_the_modules(hidden_dim, learn_dt):
 
 
 def test_mlp_predictor_matches_numpy():
-    settings = PredictorSettings(predictor="mlp", **{**SMALL, "hidden_dim": 6})
-    model, variables, z = start(settings, (3, 64))
+    model, variables, z = start(predictor("mlp", **{**SMALL, "hidden_dim": 6}), (3, 64))
     params = jax.tree.map(np.asarray, variables["params"])
     elementwise = np.linspace(-1, 1, params["elementwise"].size, dtype=np.float32)
     variables = {"params": {**params, "elementwise": elementwise}}
@@ -161,24 +152,24 @@ def test_mlp_predictor_matches_numpy():
 
 
 def test_mlp_predictor_has_a_gradient_everywhere():
-    model, variables, z = start(PredictorSettings(predictor="mlp", **SMALL), (3, 64))
+    model, variables, z = start(predictor("mlp", **SMALL), (3, 64))
     gradient = jax.jit(jax.grad(lambda v: jnp.sum(model.apply(v, z, 1, 1.0) ** 2)))(variables)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
 def test_identity_and_mlp_have_no_energy():
-    model, variables, z = start(PredictorSettings(predictor="identity"))
+    model, variables, z = start(predictor("identity"))
     assert isinstance(model, IdentityPredictor)
     assert variables == {}
     np.testing.assert_array_equal(model.apply({"params": {}}, z, -1, 1.0), z)
-    for other in (model, MLPPredictor(PredictorSettings(predictor="mlp"))):
+    for other in (model, predictor("mlp")):
         assert not hasattr(other, "energy")
         assert not hasattr(other, "potential")
 
 
-@pytest.mark.parametrize("predictor", ["hamiltonian", "mlp", "identity"])
-def test_low_precision_states_keep_their_dtype(predictor):
-    model, variables, z = start(PredictorSettings(predictor=predictor, **SMALL), (2, 3, 64))
+@pytest.mark.parametrize("kind", ["hamiltonian", "mlp", "identity"])
+def test_low_precision_states_keep_their_dtype(kind):
+    model, variables, z = start(predictor(kind, **SMALL), (2, 3, 64))
     apply = jax.jit(lambda x: model.apply(variables, x, 1, 1.0))
     low = apply(z.astype(jnp.bfloat16))
     assert (low.shape, low.dtype) == (z.shape, jnp.bfloat16)
@@ -186,22 +177,20 @@ def test_low_precision_states_keep_their_dtype(predictor):
     np.testing.assert_array_equal(low, wide.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("predictor", ["hamiltonian", "mlp"])
-def test_direction_may_be_traced(predictor):
-    model, variables, z = start(PredictorSettings(predictor=predictor, **SMALL), (2, 64))
+@pytest.mark.parametrize("kind", ["hamiltonian", "mlp"])
+def test_direction_may_be_traced(kind):
+    model, variables, z = start(predictor(kind, **SMALL), (2, 64))
     flow = jax.jit(lambda direction: model.apply(variables, z, direction, 1.0))
     assert np.abs(flow(1) - flow(-1)).max() > 1e-4
     np.testing.assert_allclose(flow(-1), model.apply(variables, z, -1, 1.0), atol=1e-6)
 
 
 def test_errors_say_what_is_wrong():
-    with pytest.raises(ValueError, match=r"dynamics.integrator is 'euler'.*leapfrog"):
-        PredictorSettings(integrator="euler")
-    with pytest.raises(ValueError, match=r"dynamics.depth is 0"):
-        PredictorSettings(depth=0)
+    with pytest.raises(ValueError, match=r"'euler'.*leapfrog"):
+        start(predictor(integrator="euler"))
     with pytest.raises(ValueError, match=r"reversible.*separable"):
-        PredictorSettings(reversible=True, hamiltonian="learnable")
+        start(predictor(reversible=True, hamiltonian="learnable"))
     with pytest.raises(ValueError, match=r"within 1%.*hidden_dim"):
-        start(PredictorSettings(predictor="mlp", hidden_dim=1), (2, 64))
+        start(predictor("mlp", hidden_dim=1), (2, 64))
     with pytest.raises(ValueError, match="no parameters to match"):
-        start(PredictorSettings(predictor="mlp", hamiltonian="quadratic"))
+        start(predictor("mlp", hamiltonian="quadratic"))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from predictors import predictor
 
 from hjepa_jax.evaluation.physics import figures, measure
-from hjepa_jax.models.predictor import PredictorSettings, build_predictor
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -108,9 +108,7 @@ def test_predictors_are_compared_under_one_energy():
     z = jax.random.normal(jax.random.key(0), (16, 32))
     predictors = {}
     for kind in ("hamiltonian", "mlp"):
-        module = build_predictor(
-            PredictorSettings(predictor=kind, hidden_dim=32, depth=1, activation="silu")
-        )
+        module = predictor(kind, hidden_dim=32, depth=1, activation="silu")
         predictors[kind] = (module, jax.jit(module.init)(jax.random.key(1), z, 1.0, 1.0))
     maps = measure.predictor_maps(predictors, 0.5)
     setup = measure.setup_of_states(z, applications=2, jacobian_states=2, grid_size=3)
