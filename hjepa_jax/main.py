@@ -13,11 +13,11 @@ import sys
 import traceback
 
 import jax
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
 from hjepa_jax.config import Config, validation
-from hjepa_jax.config.flags import define_config, parse_command_line
+from hjepa_jax.config.flags import define_config, run_program
 from hjepa_jax.data.workers import watched
 from hjepa_jax.errors import UserError
 from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
@@ -42,22 +42,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Several processes: the number of this one, from 0."
 )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; what is wrong in it ends the program with one sentence."""
-    try:
-        rest = parse_command_line(flags.FLAGS, argv)
-        if _CONFIG.value is None or _WORKDIR.value is None:
-            raise UserError(
-                "--config and --workdir are needed, for example --config=configs/quickstart.py "
-                "--workdir=runs/quickstart."
-            )
-        if rest[1:]:
-            raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
-        return rest
-    except UserError as error:
-        sys.exit(f"hjepa_jax: {error}")
 
 
 def main(argv: list[str]) -> None:
@@ -132,7 +116,12 @@ def _say(sentence: str) -> None:
 def run() -> None:
     """Entry point of `python -m hjepa_jax.main`."""
     try:
-        app.run(main, flags_parser=parse_flags)
+        run_program(
+            "hjepa_jax",
+            main,
+            required=("config", "workdir"),
+            example="--config=configs/quickstart.py --workdir=runs/quickstart",
+        )
     except BaseException as end:
         if watched.any_stuck():
             _end_now(end)

@@ -1,8 +1,8 @@
-"""Kills a run again and again, and checks that it ends bit for bit as one that was left alone.
+"""Kills a run again and again, and checks that it ends bit-exact with an undisturbed one.
 
 python scripts/kill_test.py --kills=50 --seed=0 --out=soak --config=configs/quickstart.py:smoke
 
-Further `--override='--config.section.field=value'` go to every life of the run. It takes about
+Further `--override='--config.section.field=value'` go to every attempt. It takes about
 half a minute a kill, most of it start-up.
 """
 
@@ -19,12 +19,12 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.tools.kill_test import soak
 
-_KILLS = flags.DEFINE_integer("kills", 50, "Lives to end from outside.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+_KILLS = flags.DEFINE_integer("kills", 50, "Attempts to kill or stop.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the kill times.")
 _OUT = flags.DEFINE_string("out", None, "Empty or new folder for the runs.", required=True)
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py:smoke", "Configuration file.")
 _STEPS_A_KILL = flags.DEFINE_integer("steps_per_kill", 8, "Length of the run in steps, by kill.")
-_OVERRIDES = flags.DEFINE_multi_string("override", [], "Argument for every life; repeatable.")
+_OVERRIDES = flags.DEFINE_multi_string("override", [], "Argument for every attempt; repeatable.")
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             kills=_KILLS.value,
             seed=_SEED.value,
             overrides=overrides,
-            tell=lambda line: print(line, flush=True),
+            log=lambda line: print(line, flush=True),
         )
     except UserError as error:
         sys.exit(f"kill_test: {error}")

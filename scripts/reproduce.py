@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     """Runs what is missing, then writes the document."""
     try:
         if argv[1:]:
-            raise UserError(f"{argv[1]!r} is no flag.")
+            raise UserError(f"{argv[1]!r} is an unexpected argument.")
         if not all(text.isdigit() for text in _SEEDS.value):
             raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds are whole numbers.")
         data = [] if _ROOT.value is None else ["data.name=folder", f"data.root={_ROOT.value}"]

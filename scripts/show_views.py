@@ -45,4 +45,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_program("show_views", main, needs_config=True)
+    run_program("show_views", main, required=("config",))

@@ -12,7 +12,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -267,22 +267,31 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
     return rest
 
 
-def run_program(name: str, main: Callable[[list[str]], Any], *, needs_config: bool = False) -> None:
+def run_program(
+    name: str,
+    main: Callable[[list[str]], Any],
+    *,
+    required: Sequence[str] = (),
+    example: str = "--config=configs/quickstart.py",
+) -> None:
     """Runs a program; what is wrong in its command line ends it with one sentence.
 
     Args:
       name: of the program, before the sentence.
       main: takes the program's name in a list.
-      needs_config: whether `--config` must be given.
+      required: names of the flags that must be given.
+      example: of those flags, for the message.
     """
 
     def parse_flags(argv: list[str]) -> list[str]:
         try:
             rest = parse_command_line(flags.FLAGS, argv)
-            if needs_config and flags.FLAGS["config"].value is None:
-                raise UserError("--config is needed, for example --config=configs/quickstart.py.")
+            if any(flags.FLAGS[flag].value is None for flag in required):
+                listed = " and ".join(f"--{flag}" for flag in required)
+                verb = "is" if len(required) == 1 else "are"
+                raise UserError(f"{listed} {verb} needed, for example {example}.")
             if rest[1:]:
-                raise UserError(f"{rest[1]!r} is no flag: flags begin with '--'.")
+                raise UserError(f"{rest[1]!r} is an unexpected argument: flags begin with '--'.")
             return rest
         except UserError as error:
             sys.exit(f"{name}: {error}")

@@ -1,6 +1,6 @@
-"""Endurance test: a run that is killed again and again must end as one that was left alone.
+"""Endurance test: a run that is killed again and again must end as an undisturbed one.
 
-Each life of the run ends in one of four ways: kill -9 at any time from its start on, between two
+Each attempt at the run ends in one of four ways: kill -9 at any time from its start on, between two
 checkpoints, or in the middle of a save; or SIGTERM, which must save and end with status 0.
 """
 
@@ -28,13 +28,13 @@ from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import open_saved, saved_config
 from hjepa_jax.training.state import TrainState
 
-MOMENTS = ("save", "term", "step", "start")
+KILL_POINTS = ("save", "term", "step", "start")
 _POLL_SECONDS = 0.001
-_LIFE_SECONDS = 600.0
+_ATTEMPT_SECONDS = 600.0
 
 
 def command(workdir: pathlib.Path, overrides: Sequence[str]) -> list[str]:
-    """Returns the command of one life of the run."""
+    """Returns the command of one attempt at the run."""
     main = [sys.executable, "-m", "hjepa_jax.main", "--mode=train"]
     return [*main, f"--workdir={workdir}", *overrides]
 
@@ -48,7 +48,7 @@ def final_state(workdir: pathlib.Path) -> TrainState:
 
 
 def differing_arrays(one: Any, two: Any) -> list[str]:
-    """Returns the names of the arrays that are not equal bit for bit."""
+    """Returns the names of the arrays that are not bit-identical."""
     other = dict(jax.tree_util.tree_leaves_with_path(two))
     return [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -74,27 +74,27 @@ class Soak:
     """What was done to the run, and what came of it."""
 
     kills: dict[str, int]
-    lives: int = 0
+    attempts: int = 0
     runs: int = 0
     torn_saves: int = 0
     slowest_stop: float = 0.0
 
     @property
     def total(self) -> int:
-        """All lives ended from outside."""
+        """All attempts that were killed or stopped."""
         return sum(self.kills.values())
 
     def summary(self) -> str:
         """Returns the figures in a line or two."""
         ways = ", ".join(f"{name} {count}" for name, count in self.kills.items())
         return (
-            f"{self.total} kills ({ways}) in {self.lives} lives of {self.runs} runs; "
+            f"{self.total} kills ({ways}) in {self.attempts} attempts of {self.runs} runs; "
             f"{self.torn_saves} saves cut off in the middle; slowest stop on SIGTERM "
-            f"{self.slowest_stop:.1f} s; every final state equal bit for bit."
+            f"{self.slowest_stop:.1f} s; every final state bit-identical."
         )
 
 
-class _Life:
+class _Attempt:
     """One process of the run, and the ways to end it."""
 
     def __init__(self, workdir: pathlib.Path, overrides: Sequence[str], log: pathlib.Path):
@@ -108,9 +108,9 @@ class _Life:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.deadline = time.monotonic() + _LIFE_SECONDS
+        self.deadline = time.monotonic() + _ATTEMPT_SECONDS
 
-    def __enter__(self) -> _Life:
+    def __enter__(self) -> _Attempt:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,57 +151,62 @@ class _Life:
 
     def require_success(self) -> None:
         """Waits for the end; raises TrainingError unless its status is 0."""
-        status = self.process.wait(_LIFE_SECONDS)
+        status = self.process.wait(_ATTEMPT_SECONDS)
         if status != 0:
             lines = self._log.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "no output"
             raise TrainingError(f"the run in {self.workdir} ended with status {status} ({last}).")
 
 
-def _end_life(life: _Life, moment: str, stride: int, startup: float, rng: random.Random) -> bool:
-    """Waits for the moment, then ends the life; False if the run ended by itself before."""
-    steps = checkpoint_steps(life.workdir)
+def _end_attempt(
+    attempt: _Attempt, kill_point: str, stride: int, startup: float, rng: random.Random
+) -> bool:
+    """Waits for the kill point, then ends the attempt; False if the run ended by itself before."""
+    steps = checkpoint_steps(attempt.workdir)
     after = (steps[-1] if steps else 0) + rng.randrange(stride)
-    if moment == "start":
+    if kill_point == "start":
         end = time.monotonic() + rng.uniform(0.0, startup)
-        reached = life.wait_for(lambda: time.monotonic() > end)
-    elif moment == "save":
-        return life.kill_in_save(after)
+        reached = attempt.wait_for(lambda: time.monotonic() > end)
+    elif kill_point == "save":
+        return attempt.kill_in_save(after)
     else:
-        reached = life.wait_for(lambda: max(checkpoint_steps(life.workdir), default=-1) > after)
+        reached = attempt.wait_for(
+            lambda: max(checkpoint_steps(attempt.workdir), default=-1) > after
+        )
         time.sleep(rng.uniform(0.0, 0.1))
-    if not reached or life.process.poll() is not None:
+    if not reached or attempt.process.poll() is not None:
         return False
-    if moment != "term":
-        life.kill()
+    if kill_point != "term":
+        attempt.kill()
     return True
 
 
 def _one_run(
     workdir: pathlib.Path,
-    live: Callable[[pathlib.Path], _Life],
+    start: Callable[[pathlib.Path], _Attempt],
     done: Soak,
     kills: int,
-    end_life: Callable[[_Life, str], bool],
-    tell: Callable[[str], None],
+    end_attempt: Callable[[_Attempt, str], bool],
+    log: Callable[[str], None],
 ) -> None:
     """Starts and ends a run until `kills` are done, then lets it finish."""
-    moments = list(done.kills)
+    kill_points = list(done.kills)
     while done.total < kills:
-        moment = moments[done.total % len(moments)]
-        with live(workdir) as life:
-            if not end_life(life, moment):
-                life.require_success()
+        kill_point = kill_points[done.total % len(kill_points)]
+        with start(workdir) as attempt:
+            if not end_attempt(attempt, kill_point):
+                attempt.require_success()
                 return
-            if moment == "term":
-                done.slowest_stop = max(done.slowest_stop, life.stop())
-        done.kills[moment] += 1
+            if kill_point == "term":
+                done.slowest_stop = max(done.slowest_stop, attempt.stop())
+        done.kills[kill_point] += 1
         torn = saving_step(workdir)
         done.torn_saves += torn >= 0
         note = f", step {torn} half saved" if torn >= 0 else ""
-        tell(f"kill {done.total}/{kills} ({moment}): checkpoints {checkpoint_steps(workdir)}{note}")
-    with live(workdir) as life:
-        life.require_success()
+        steps = checkpoint_steps(workdir)
+        log(f"kill {done.total}/{kills} ({kill_point}): checkpoints {steps}{note}")
+    with start(workdir) as attempt:
+        attempt.require_success()
 
 
 def soak(
@@ -210,33 +215,33 @@ def soak(
     kills: int,
     seed: int,
     overrides: Sequence[str],
-    moments: Sequence[str] = MOMENTS,
-    tell: Callable[[str], None] = print,
+    kill_points: Sequence[str] = KILL_POINTS,
+    log: Callable[[str], None] = print,
 ) -> Soak:
     """Runs once undisturbed, then again and again with kills, and compares the final states.
 
     Args:
       out: an empty or new folder for the runs and their logs.
-      kills: lives to end from outside; a run that ends before is compared, and another begun.
-      seed: of the moments.
+      kills: attempts to kill or stop; a run that ends before is compared, and another begun.
+      seed: of the kill times.
       overrides: arguments of `hjepa_jax.main`, its --config among them.
-      moments: the ways to end a life, in turn.
-      tell: receives a line for each life.
+      kill_points: the ways to end an attempt, in turn.
+      log: called with a line per attempt.
 
     Raises:
       TrainingError: if a run fails, hangs, or ends in another state; the arrays are named.
     """
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
-    whole, done = out / "whole", Soak(dict.fromkeys(moments, 0))
+    whole, done = out / "whole", Soak(dict.fromkeys(kill_points, 0))
 
-    def live(workdir: pathlib.Path) -> _Life:
-        done.lives += 1
+    def start(workdir: pathlib.Path) -> _Attempt:
+        done.attempts += 1
         # The number of threads must not matter either.
-        threads = f"--config.data.num_threads={1 + done.lives % 3}"
-        return _Life(workdir, [*overrides, threads], out / "log.txt")
+        threads = f"--config.data.num_threads={1 + done.attempts % 3}"
+        return _Attempt(workdir, [*overrides, threads], out / "log.txt")
 
-    with live(whole) as undisturbed:
+    with start(whole) as undisturbed:
         begun = time.monotonic()
         undisturbed.wait_for(lambda: bool(checkpoint_steps(whole)))
         startup = time.monotonic() - begun
@@ -244,13 +249,13 @@ def soak(
     expected = final_state(whole)
     stride = max(2, int(expected.step) // (kills + 1))
 
-    def end_life(life: _Life, moment: str) -> bool:
-        return _end_life(life, moment, stride, startup, rng)
+    def end_attempt(attempt: _Attempt, kill_point: str) -> bool:
+        return _end_attempt(attempt, kill_point, stride, startup, rng)
 
     while done.total < kills:
         done.runs += 1
         workdir = out / f"killed-{done.runs}"
-        _one_run(workdir, live, done, kills, end_life, tell)
+        _one_run(workdir, start, done, kills, end_attempt, log)
         differing = differing_arrays(expected, final_state(workdir))
         if differing:
             raise TrainingError(

@@ -52,7 +52,7 @@ def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) ->
     assert soak.returncode == 0, errors
     assert re.search(r"process \d+ on .* is training in .*whole", refused)
     assert "3 kills (save 1, term 1, step 1, start 0)" in told
-    assert "every final state equal bit for bit" in told
+    assert "every final state bit-identical" in told
     assert re.search(r"kill 1/3 \(save\): .* half saved", told)
     log = (out / "log.txt").read_text()
     assert "its save was broken off" in log
