@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax.config import Config, steps_per_epoch, total_steps, validation
+from hjepa_jax.config.files import choose_part
+from hjepa_jax.config.parts import SOURCES, section_prefixes
 from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -62,7 +64,7 @@ def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources
         augmented_pairs=pairs,
         num_classes=len(names),
         class_names=names,
-        label_maps=open_data_set(config.data).label_maps(names),
+        label_maps=open_data_set(config).label_maps(names),
     )
 
 
@@ -72,13 +74,19 @@ def of_run(config: Config, saved: Config) -> Config:
     From `config` are images, settings of the evaluation, and what the machine is told; from `saved`
     the seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
     """
+    of_source = section_prefixes(SOURCES, config.data.name)
     merged = saved.copy_and_resolve_references()
+    choose_part(merged, "data.name", config.data.name)
     for name, value in validation.flatten(config):
-        if _chosen_here(name):
+        if _chosen_here(name) or name.startswith(of_source):
             validation.set_field(merged, name, value)
-    if any(config.data[name] != saved.data[name] for name in ("name", "train_split")):
+    if validation.differences(
+        saved, config, lambda name: name.startswith(("data.name", "data.train_split", *of_source))
+    ):
         merged.evaluation.online_holdout = None  # of images that are not those of the training
-    ignored = validation.differences(saved, config, lambda name: not _chosen_here(name))
+    ignored = validation.differences(
+        saved, config, lambda name: not _chosen_here(name) and not name.startswith(of_source)
+    )
     if ignored:
         _log.info("evaluated as the run was trained: %s", ", ".join(ignored))
     return merged

@@ -17,7 +17,6 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -48,12 +47,12 @@ def unpacked(path: pathlib.Path, beside: pathlib.Path) -> Iterator[pathlib.Path]
 
 def prepare(options: argparse.Namespace, root: pathlib.Path) -> None:
     """Writes the splits of `root`, with a progress bar each."""
-    data: Any = base_config().data
-    data.update(name=options.name, root=str(root), cache_mb=0)
+    config = base_config()
+    config.data.update(name=options.name, root=str(root), cache_mb=0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for split in options.splits:
-            source = open_source(data, split, options.splits)
+            source = open_source(config, split, options.splits)
             task = progress.add_task(split, total=len(source))
 
             def advance(images: int, task=task) -> None:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         validation.validate(config)
         # The host makes the same views as the device.
         config.data.backend = "host"
-        source = open_source(config.data, config.data.train_split)
+        source = open_source(config, config.data.train_split)
         with train_batches(config, source, start_step=_STEP.value, num_steps=1) as stream:
             sheet = contact_sheet(next(stream), _IMAGES.value)
         Image.fromarray(sheet).save(out)

@@ -58,7 +58,8 @@ class Data:
 
     name: str = field(
         "digits",
-        "'digits' (embedded), 'cifar10', 'cifar100', 'folder', or 'tfds:<name>'.",
+        "'digits' (embedded), 'cifar10', 'cifar100', 'folder', 'tfds:NAME', or a class "
+        "of your own, 'module.path:Class'.",
         aliases=("dataset",),
     )
     root: str | None = field(

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from hjepa_jax.config.fields import Row
-from hjepa_jax.config.parts import TABLES
+from hjepa_jax.config.parts import TABLES, load_part
 from hjepa_jax.config.settings import Schema, schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
@@ -76,6 +76,30 @@ def complete(config: ConfigDict) -> None:
     rows = {path: row for path, row in found.rows.items() if path.split(".")[0] in missing}
     with config.unlocked():
         _add(config, rows)
+
+
+def choose_part(config: ConfigDict, path: str, name: str) -> None:
+    """Names another part, whose sections take the place of those of the part before it.
+
+    Args:
+      config: changed in place. Sections that the new part lacks are back at their defaults, or gone
+        if the part before was named by import path.
+      path: the field of TABLES.
+      name: the new part.
+
+    Raises:
+      ConfigError: see `load_part`.
+    """
+    kept = load_part(TABLES[path], name).sections
+    try:
+        before = load_part(TABLES[path], dict(flatten(config))[path]).sections
+    except (ConfigError, KeyError):
+        before = {}  # a mistake that the new name repairs
+    set_field(config, path, name)
+    with config.unlocked():
+        for section in set(before) - set(kept):
+            del config[section]
+    complete(config)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

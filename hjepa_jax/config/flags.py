@@ -212,8 +212,10 @@ def _apply(config: ConfigDict, overrides: list[tuple[str, Any]], source: str) ->
     # Parts first: the fields of their sections may stand before them.
     for path, value in sorted(overrides, key=lambda override: override[0] not in TABLES):
         try:
-            if path not in TABLES:
-                files.complete(config)
+            if path in TABLES:
+                files.choose_part(config, path, value)
+                continue
+            files.complete(config)
             files.set_field(config, path, value)
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {}
 ENCODERS: dict[str, str] = {}
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {
+    "digits": "hjepa_jax.data.sources.digits:Digits",
+    "cifar10": "hjepa_jax.data.sources.cifar:Cifar10",
+    "cifar100": "hjepa_jax.data.sources.cifar:Cifar100",
+    "folder": "hjepa_jax.data.sources.folder:Folder",
+    "tfds": "hjepa_jax.data.sources.tfds:Tfds",
+}
 
 # The field that names a part of each table.
 TABLES: dict[str, dict[str, str]] = {
@@ -81,6 +87,15 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
                 "derive it from the base class of its kind."
             )
     return found
+
+
+def section_prefixes(table: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Returns the beginnings of the dotted names of a part's own fields, as 'resnet.'.
+
+    Raises:
+      ConfigError: see `load_part`.
+    """
+    return tuple(f"{section}." for section in load_part(table, name).sections)
 
 
 def _module(field: str, name: str, module: str) -> object:

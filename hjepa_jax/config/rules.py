@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Callable, Iterator
 
 from hjepa_jax.config.conditions import GRID_KINDS, has_potential, has_spectrum
 from hjepa_jax.config.directions import direction_problem
-from hjepa_jax.config.parts import SOURCES
 from hjepa_jax.config.settings import Settings
 
 # Fourth order takes a middle step of this length, in parts of dt, backwards.
 _YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
 # Momentum damped by more than this power of e is gone, and backward grows by as much.
 _DAMPING = 10.0
-DATA_SETS = ("digits", "cifar10", "cifar100", "folder")
 KNN_METRICS = ("online/knn_top1", "online/knn_top5")
 
 
@@ -145,14 +141,8 @@ def _views(settings: Settings) -> Iterator[str]:
 
 
 def _batch(settings: Settings) -> Iterator[str]:
-    """The data set is one, and sizes of images and batches fit together."""
+    """Sizes of images and batches fit together."""
     data, resnet = settings.data, settings.resnet
-    if not SOURCES and data.name not in DATA_SETS and not re.fullmatch(r"tfds:.+", data.name):
-        nearest = difflib.get_close_matches(data.name, DATA_SETS, 1, 0.0)[0]
-        yield (
-            f"config.data.name is {data.name!r}, which is none of {', '.join(DATA_SETS)} and "
-            f"tfds:NAME: did you mean {nearest!r}?"
-        )
     pooled = resnet.head == "global" or resnet.token_grid is not None
     if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
         yield (

@@ -105,3 +105,23 @@ def test_contradictions_of_the_part_are_told() -> None:
     config.own.strength = 13.0
     with pytest.raises(ConfigError, match="set another"):
         resolve(config)
+
+
+def test_a_part_named_on_the_command_line_replaces_the_section_of_the_one_in_the_file(
+    tmp_path,
+) -> None:
+    file = tmp_path / "own_config.py"
+    file.write_text(
+        "from hjepa_jax.config import base_config\n"
+        "def get_config():\n"
+        f"    config = base_config(source={PART!r})\n"
+        "    config.own.strength = 2.0\n"
+        "    return config\n"
+    )
+    assert own_of(resolve_arguments([f"--config={file}"])).strength == 2.0
+    found = resolve_arguments([f"--config={file}", "--config.data.name=digits"])
+    assert (found.data.name, "own" in found.parts) == ("digits", False)
+    with pytest.raises(UserError, match=r"config\.own\.strength"):
+        resolve_arguments(
+            [f"--config={file}", "--config.data.name=digits", "--config.own.strength=3"]
+        )

@@ -67,7 +67,7 @@ def of_cifar(labels):
             contents[f"data_batch_{number + 1}"] = content
         for name, content in contents.items():
             (folder / name).write_bytes(content)
-        return open_source(data_config(name="cifar10", root=str(folder)).data, "train")
+        return open_source(data_config(name="cifar10", root=str(folder)), "train")
 
     return make
 
@@ -103,7 +103,7 @@ def of_tfds(labels):
                     yield number, {"image": encode(photo(number), "PNG")} | one
 
         Partly(data_dir=folder, file_format="array_record").download_and_prepare()
-        return open_source(data_config(name="tfds:partly", root=str(folder)).data, "train")
+        return open_source(data_config(name="tfds:partly", root=str(folder)), "train")
 
     return make
 
@@ -165,9 +165,9 @@ def test_labels_below_minus_one_are_refused(tmp_path) -> None:
 
 
 def opened(root: pathlib.Path, train: str = "train", test: str = "test"):
-    data = data_config(name="folder", root=str(root)).data
-    data.train_split, data.test_split = train, test
-    return open_source(data, train), open_source(data, test)
+    names = {"train_split": train, "test_split": test}
+    config = data_config(name="folder", root=str(root), **names)
+    return open_source(config, train), open_source(config, test)
 
 
 def classes_of(source: ImageSource) -> list[str]:
@@ -246,9 +246,9 @@ def test_numbers_of_parquet_files_go_by_the_names(train, test, names, labels, tm
 def test_three_splits_are_numbered_and_prepared_together(tmp_path) -> None:
     counts = {"train": {"b": 1, "c": 1}, "val": {"a": 1, "c": 1}, "test": {"d": 1}}
     write_folder(tmp_path / "images", counts)
-    data = data_config(name="folder", root=str(tmp_path / "images")).data
+    config = data_config(name="folder", root=str(tmp_path / "images"))
     for split in counts:
-        source = open_source(data, split, list(counts))
+        source = open_source(config, split, list(counts))
         assert source.class_names == ("b", "c", "a", "d")
         shards.write_shards(source, split, tmp_path / "shards")
     assert classes_of(open_root(str(tmp_path / "shards"), "val", 0)) == ["a", "c"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.config import Settings
+from hjepa_jax.config.parts import SOURCES
 from hjepa_jax.data.decode import decode_image
 from hjepa_jax.data.formats.pixels import Ranges
 from hjepa_jax.errors import counted
@@ -69,17 +71,41 @@ class ImageSource(Protocol):
 
 
 class DataSet(abc.ABC):
-    """A data set that `config.data.name` names; its splits are image sources."""
+    """A data set that `config.data.name` names; its splits are image sources.
 
-    def __init__(self, data: Any, argument: str = ""):
+    Attributes:
+      sections: its own sections of the configuration by name, dataclasses of `field(...)`.
+      takes_argument: whether a name follows that of the data set, as in 'tfds:mnist'.
+    """
+
+    sections: ClassVar[Mapping[str, type]] = {}
+    takes_argument: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings, argument: str = ""):
         """Makes a data set.
 
         Args:
-          data: `config.data`.
+          settings: the configuration; `settings.section` returns the data set's own sections.
           argument: what follows the colon in `config.data.name`, as in 'tfds:mnist'.
         """
-        self.data = data
+        self.settings = settings
+        self.data = settings.data
         self.argument = argument
+
+    @classmethod
+    def problems(cls, settings: Settings) -> Iterator[str]:
+        """Yields a sentence for each contradiction of the settings."""
+        name, _, argument = settings.data.name.partition(":")
+        if cls.takes_argument and not argument:
+            yield (
+                f"config.data.name is {settings.data.name!r}, which does not say which of its data "
+                f"sets: append the name, for example '{name}:mnist'."
+            )
+        elif argument and not cls.takes_argument and name in SOURCES:
+            yield (
+                f"config.data.name is {settings.data.name!r}, but {name!r} is one data set and "
+                f"takes no name: set it to {name!r}."
+            )
 
     @property
     def root(self) -> str | None:

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, Settings
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.parts import SOURCES, is_import_path, load_part
 from hjepa_jax.data.formats.pixels import FULL, Ranges
 from hjepa_jax.data.sources.base import DataSet, ImageSource
 from hjepa_jax.data.sources.derived import RangedSource, hold_out, sample_ranges, subset
 from hjepa_jax.data.sources.splits import warn_once
-from hjepa_jax.errors import DataError
-
-# Imported when named: each data set needs libraries that the others do not.
-_DATA_SETS = {
-    "digits": "hjepa_jax.data.sources.digits:Digits",
-    "cifar10": "hjepa_jax.data.sources.cifar:Cifar10",
-    "cifar100": "hjepa_jax.data.sources.cifar:Cifar100",
-    "folder": "hjepa_jax.data.sources.folder:Folder",
-    "tfds": "hjepa_jax.data.sources.tfds:Tfds",
-}
+from hjepa_jax.errors import ConfigError, DataError
 
 
-def open_data_set(data: Any) -> DataSet:
-    """Returns the data set that `data.name` names; its splits are not read yet.
+def open_data_set(config: Config) -> DataSet:
+    """Returns the data set that `config.data.name` names; its splits are not read yet.
 
     Args:
-      data: `config.data`.
+      config: the whole configuration, whose sections may belong to the data set.
 
     Raises:
-      ValueError: if there is no data set of this name.
+      ConfigError: if there is no data set of this name.
     """
-    name, _, argument = data.name.partition(":")
-    if name not in _DATA_SETS or (name == "tfds") != bool(argument):
-        raise ValueError(
-            f"data.name is '{data.name}'; it must be 'digits', 'cifar10', 'cifar100', 'folder' or "
-            "'tfds:<name>'."
+    settings = config if isinstance(config, Settings) else typed(config)
+    name = settings.data.name
+    kind = load_part(SOURCES, name)
+    if not issubclass(kind, DataSet):
+        raise ConfigError(
+            f"config.data.name is {name!r}, which is no data set: derive it from "
+            "hjepa_jax.data.sources.base.DataSet."
         )
-    module, _, kind = _DATA_SETS[name].partition(":")
-    return getattr(importlib.import_module(module), kind)(data, argument)
+    argument = "" if is_import_path(SOURCES, name) else name.partition(":")[2]
+    return kind(settings, argument)
 
 
-def open_source(data: Any, split: str, siblings: Sequence[str] | None = None) -> ImageSource:
+def open_source(config: Config, split: str, siblings: Sequence[str] | None = None) -> ImageSource:
     """Opens the images of one split.
 
     Classes have the same numbers in every split: first those of the training split, then those
@@ -50,7 +43,7 @@ def open_source(data: Any, split: str, siblings: Sequence[str] | None = None) ->
     chosen from a sample of the training split (`pixels.choose_ranges`); a warning reports it.
 
     Args:
-      data: `config.data`; `name` and `root` say what and where.
+      config: the whole configuration; `data.name` and `data.root` say what and where.
       split: name of the split, usually `data.train_split` or `data.test_split`.
       siblings: splits whose classes are numbered together, in this order; None = these two.
 
@@ -61,8 +54,9 @@ def open_source(data: Any, split: str, siblings: Sequence[str] | None = None) ->
       ValueError: if the name is unknown, or the data does not fit together.
       FileNotFoundError: if the data is not there; the message says how to get it.
     """
+    data = config.data
     siblings = siblings or (data.train_split, data.test_split)
-    data_set = open_data_set(data)
+    data_set = open_data_set(config)
     source = data_set.open(split, siblings)
     own = sample_ranges(source)
     if own is None:
@@ -104,10 +98,12 @@ def open_split(config: Config, which: str) -> ImageSource:
     }[which]
     held_out = config.evaluation.online_holdout
     try:
-        source = subset(open_source(data, split), limit, config.seed)
+        source = subset(open_source(config, split), limit, config.seed)
         if which == "test" or held_out is None:
             return source
         remaining, held = hold_out(source, held_out, config.seed)
         return held if which == "holdout" else remaining
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error

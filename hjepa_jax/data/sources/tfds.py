@@ -32,6 +32,8 @@ _INFO = schema.Fields(
 class Tfds(DataSet):
     """The prepared data set that follows 'tfds:' in `config.data.name`."""
 
+    takes_argument = True
+
     def open(self, split: str, siblings: Sequence[str]) -> TfdsSource:
         """Opens a split; the metadata number the classes for all of them."""
         del siblings

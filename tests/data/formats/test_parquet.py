@@ -41,7 +41,7 @@ def test_images_labels_and_names_are_read(kind, tmp_path) -> None:
     write(tmp_path / "data" / "train-00000-of-00002.parquet", 5, kind, list("abcde"))
     write(tmp_path / "data" / "train-00001-of-00002.parquet", 3, kind, list("abcde"))
     write(tmp_path / "data" / "validation-00000-of-00001.parquet", 2, kind, list("abcde"))
-    source = open_source(data_config(name="folder", root=str(tmp_path)).data, "train")
+    source = open_source(data_config(name="folder", root=str(tmp_path)), "train")
     assert (len(source), source.class_names) == (8, tuple("abcde"))
     assert source.labels().tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     for index, seed in ((0, 0), (4, 4), (7, 2)):

@@ -18,7 +18,7 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def opened(name: str, root, split: str = "train"):
-    return open_source(data_config(name=name, root=str(root)).data, split)
+    return open_source(data_config(name=name, root=str(root)), split)
 
 
 def stored(name: str, tmp_path, form: str):
@@ -257,7 +257,7 @@ def test_labels_as_an_array_and_names_of_any_type_are_read(tmp_path) -> None:
 
 
 def _label_maps(name: str, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    return open_data_set(data_config(name=name).data).label_maps(class_names)
+    return open_data_set(data_config(name=name)).label_maps(class_names)
 
 
 # The coarse label of each fine label, 0 to 99, in the order of the data set's files.

@@ -19,7 +19,7 @@ def test_images_and_classes_are_found_in_order(tmp_path) -> None:
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "train" / "cat" / ".hidden.jpg").write_bytes(b"")
     (tmp_path / "train" / "dog" / "extra.PNG").write_bytes(encode(photo(9), "PNG"))
-    source = open_source(data_config(name="folder", root=str(tmp_path)).data, "train")
+    source = open_source(data_config(name="folder", root=str(tmp_path)), "train")
     assert source.class_names == ("cat", "dog")
     assert source.labels().tolist() == [0, 0, 0, 1, 1, 1]
     assert source.record(5).name == str(tmp_path / "train" / "dog" / "extra.PNG")
@@ -42,13 +42,13 @@ def test_training_split_has_several_names(stored, tmp_path) -> None:
 
 def test_a_split_of_its_own_name_has_no_synonyms(tmp_path) -> None:
     write_folder(tmp_path, {"fold1": {"a": 2, "b": 1}, "Fold2": {"b": 1, "c": 3}})
-    data = data_config(name="folder", root=str(tmp_path)).data
-    data.train_split, data.test_split = "fold1", "fold2"
-    train, test = open_source(data, "fold1"), open_source(data, "fold2")
+    names = {"train_split": "fold1", "test_split": "fold2"}
+    config = data_config(name="folder", root=str(tmp_path), **names)
+    train, test = open_source(config, "fold1"), open_source(config, "fold2")
     assert train.class_names == test.class_names == ("a", "b", "c")
     assert test.labels().tolist() == [1, 2, 2, 2]
     with pytest.raises(FileNotFoundError, match=r"no split 'train'.*there: Fold2, fold1"):
-        open_source(data, "train")
+        open_source(config, "train")
 
 
 def test_split_in_parts_is_joined(tmp_path) -> None:

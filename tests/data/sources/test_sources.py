@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from image_files import data_config, encode, photo
 
+from hjepa_jax.config import resolve
 from hjepa_jax.data.sources import derived
 from hjepa_jax.data.sources.base import ArraySource, ImageSource, Record, decode
 from hjepa_jax.data.sources.derived import subset
 from hjepa_jax.data.sources.open import open_source
+from hjepa_jax.errors import ConfigError
 
 
 def small() -> ArraySource:
@@ -19,8 +21,8 @@ def small() -> ArraySource:
 
 
 def test_digits_are_split_without_overlap_and_by_class() -> None:
-    data = data_config(name="digits").data
-    train, test = open_source(data, "train"), open_source(data, "test")
+    config = data_config(name="digits")
+    train, test = open_source(config, "train"), open_source(config, "test")
     assert isinstance(train, ImageSource)
     assert (len(train), len(test), len(train.class_names)) == (1437, 360, 10)
     every = np.concatenate([train.labels(), test.labels()])
@@ -41,12 +43,20 @@ def test_digits_are_split_without_overlap_and_by_class() -> None:
 
 def test_digits_refuse_other_splits() -> None:
     with pytest.raises(ValueError, match="'train' and 'test', not 'val'"):
-        open_source(data_config(name="digits").data, "val")
+        open_source(data_config(name="digits"), "val")
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"data\.name is 'imagenet'.*'digits'.*'folder'"):
-        open_source(data_config(name="imagenet").data, "train")
+    with pytest.raises(ValueError, match=r"data\.name is 'imagenet', .*digits.*folder"):
+        open_source(data_config(name="imagenet"), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("tfds", "does not say which"), ("cifar10:mnist", "takes no name")]
+)
+def test_a_name_behind_the_colon_is_where_it_belongs(name, words) -> None:
+    with pytest.raises(ConfigError, match=rf"config\.data\.name is '{name}'.*{words}"):
+        resolve(data_config(name=name))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -54,9 +64,9 @@ def test_unknown_name_lists_the_known_ones() -> None:
 def test_missing_data_says_at_once_how_to_get_it(name, root) -> None:
     start = time.perf_counter()
     with pytest.raises(FileNotFoundError, match=r"cs\.toronto\.edu.*md5 [0-9a-f]{32}.*data\.root"):
-        open_source(data_config(name=name, root=root).data, "train")
+        open_source(data_config(name=name, root=root), "train")
     with pytest.raises(FileNotFoundError, match="tfds build"):
-        open_source(data_config(name=f"tfds:{name}", root=root).data, "train")
+        open_source(data_config(name=f"tfds:{name}", root=root), "train")
     assert time.perf_counter() - start < 5
 
 

@@ -44,7 +44,7 @@ def data_dir(tmp_path_factory):
 
 
 def opened(root, split: str = "train", name: str = "tiny_shapes"):
-    return open_source(data_config(name=f"tfds:{name}", root=str(root)).data, split)
+    return open_source(data_config(name=f"tfds:{name}", root=str(root)), split)
 
 
 def test_examples_are_read(data_dir) -> None:

@@ -1,0 +1,88 @@
+"""The examples of own parts run as their command lines say: they train, go on and are evaluated."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hjepa_jax.config.flags import resolve_arguments
+from hjepa_jax.data.sources.open import open_source
+from hjepa_jax.tools.kill_test import differing_arrays, final_state
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHAPES = "--config.data.name=examples.own_source:Shapes"
+SMALL = ("--config.data.image_size=16", "--config.shapes.side=16", "--config.shapes.images=64")
+
+
+def hjepa(
+    workdir: pathlib.Path, *overrides: str, mode: str = "train"
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in the repository's root and returns what it did."""
+    command = [sys.executable, "-m", "hjepa_jax.main", "--config=configs/quickstart.py:smoke"]
+    command += [f"--workdir={workdir}", f"--eval_dir={workdir}-eval", f"--mode={mode}", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def trained(workdir: pathlib.Path, *overrides: str, mode: str = "train") -> pathlib.Path:
+    done = hjepa(workdir, *overrides, mode=mode)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def resumable(workdir: pathlib.Path, *overrides: str) -> pathlib.Path:
+    """Trains a run and takes its last checkpoint away, so that training goes on from step 1."""
+    trained(workdir, *overrides, "--config.checkpoint.every_steps=1")
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    return workdir
+
+
+def metrics_of(workdir: pathlib.Path) -> dict:
+    (file,) = pathlib.Path(f"{workdir}-eval").rglob("metrics.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("own_*.py")), ids=lambda p: p.stem)
+def test_an_example_is_short(file: pathlib.Path) -> None:
+    assert len(file.read_text().splitlines()) < 80
+
+
+def test_shapes_train_alike_with_workers_resume_and_are_evaluated(tmp_path) -> None:
+    alone = trained(tmp_path / "alone", SHAPES, *SMALL, mode="train_and_eval")
+    assert "shapes (train): 64 images" in json.dumps(metrics_of(alone))
+    expected = final_state(alone)
+    cut = resumable(tmp_path / "workers", SHAPES, *SMALL, "--config.data.num_workers=2")
+    assert differing_arrays(final_state(cut), expected)
+    resumed = trained(cut, SHAPES, *SMALL, "--config.data.num_workers=2")
+    assert not differing_arrays(final_state(resumed), expected)
+
+
+def test_a_field_of_the_shapes_cannot_change_on_resume(tmp_path) -> None:
+    workdir = trained(tmp_path / "run", SHAPES, *SMALL)
+    done = hjepa(workdir, SHAPES, *SMALL, "--config.shapes.noise=0.5")
+    assert done.returncode == 1
+    assert "config.shapes.noise (0.1 there, 0.5 here)" in done.stderr
+
+
+def test_a_run_is_evaluated_on_shapes_with_other_settings(tmp_path) -> None:
+    workdir = trained(tmp_path / "run", "--config.data.max_train_images=64")
+    trained(workdir, SHAPES, *SMALL, "--config.shapes.noise=0.5", mode="eval")
+    assert "shapes (test): 64 images" in json.dumps(metrics_of(workdir))
+
+
+def test_shapes_are_drawn_in_their_classes() -> None:
+    overrides = [SHAPES, *SMALL, "--config.shapes.noise=0"]
+    settings = resolve_arguments(["--config=configs/quickstart.py", *overrides])
+    train, test = open_source(settings, "train"), open_source(settings, "test")
+    assert train.class_names == ("disk", "square", "diamond", "ring")
+    assert train.labels().tolist() == list(range(4)) * 16
+    images = [train.record(i).image for i in range(64)]
+    assert all(image.shape == (16, 16, 3) and image.dtype == np.uint8 for image in images)
+    assert not {image.tobytes() for image in images} & {
+        test.record(i).image.tobytes() for i in range(64)
+    }
+    # Without noise an image has two colors, the shape's and the background's.
+    assert {len(np.unique(image.reshape(-1, 3), axis=0)) for image in images} == {2}
