@@ -23,6 +23,7 @@ from hjepa_jax.interop.torch_names import (
 )
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.runtime.checkpoint_arrays import mismatches, named, summary
 from hjepa_jax.storage.schema import Anything, Maybe, Table, Whole, described, readable, require
 from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import TrainState
@@ -124,11 +125,10 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
 
 def _check_finite(trees: Any) -> None:
     """Names the first weights that are not finite in float32."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+    for name, leaf in named(trees).items():
         with np.errstate(over="ignore"):
             finite = np.isfinite(np.asarray(leaf, np.float32)).all()
         if not finite:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise CheckpointError(f"the checkpoint holds numbers that are not finite ({name}).")
 
 
@@ -191,10 +191,15 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
         raise CheckpointError(f"{folder} exists already: choose another --workdir.")
     run = prepare(config, config.data.batch_size, sharding.data_mesh())
     fresh = run.init()
-    _check_shapes(fresh.params, imported.params)
-    _check_shapes(fresh.batch_stats, imported.batch_stats)
+    found = {"params": imported.params, "batch_stats": imported.batch_stats}
+    wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     if imported.spectral:
-        _check_shapes(fresh.spectral["params"], imported.spectral)
+        found["spectral"], wanted["spectral"] = imported.spectral, fresh.spectral["params"]
+    clauses = mismatches(found, wanted, "the checkpoint")
+    if clauses:
+        raise CheckpointError(
+            f"{summary(clauses)}: the weights do not fit the 'config' saved beside them."
+        )
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
@@ -214,23 +219,3 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     checkpointer.close()
     validation.save(config, workdir)
     return state
-
-
-def _check_shapes(wanted: Any, found: Any) -> None:
-    """Names what the checkpoint lacks or has in another shape."""
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-
-    here, there = shapes(wanted), shapes(found)
-    faults = [
-        f"{name} is {there.get(name, 'absent')} in the checkpoint, {here.get(name, 'absent')} here"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
-    ]
-    if faults:
-        told = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise CheckpointError(f"the checkpoint does not fit its configuration: {told}.")

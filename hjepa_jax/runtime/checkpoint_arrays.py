@@ -27,6 +27,60 @@ class LiteralPath(type(epath.Path())):
             yield self / name
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their path, such as 'params/encoder/stem/kernel'."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def mismatches(
+    found: Any,
+    wanted: Any,
+    place: str,
+    *,
+    ignore_unknown: bool = False,
+    dtypes: bool = False,
+) -> list[str]:
+    """Compares the names and shapes of a checkpoint's arrays with those of a configuration.
+
+    Args:
+      found: tree of the checkpoint's arrays, or of anything with a shape.
+      wanted: tree of this configuration's arrays or shapes.
+      place: what messages call the checkpoint.
+      ignore_unknown: whether `found` may hold arrays that `wanted` lacks.
+      dtypes: whether dtypes must agree too.
+
+    Returns:
+      One clause for each array that differs, in the order of `wanted`, then of `found`.
+    """
+
+    def described(leaf: Any) -> str:
+        return f"{tuple(leaf.shape)} {leaf.dtype}" if dtypes else f"{tuple(leaf.shape)}"
+
+    there, here = named(found), named(wanted)
+    clauses = []
+    for name, leaf in here.items():
+        if name not in there:
+            clauses.append(f"{name} is missing in {place}, which another configuration wrote")
+        elif (one := described(there[name])) != (other := described(leaf)):
+            clauses.append(f"{name} has shape {one} in {place} but {other} in this configuration")
+    if not ignore_unknown:
+        clauses += [
+            f"{name} is in {place} but is not part of this configuration's state"
+            for name in there
+            if name not in here
+        ]
+    return clauses
+
+
+def summary(clauses: list[str]) -> str:
+    """Returns the first of the mismatches, and how many more there are."""
+    more = len(clauses) - 1
+    return clauses[0] + (f" (and {more} more differ)" if more else "")
+
+
 def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
     """Compares the names and shapes of the saved arrays with the expected ones.
 
@@ -38,28 +92,15 @@ def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
       CheckpointError: naming the first array that is missing, unexpected or of another shape.
     """
     saved = ocp.PyTreeCheckpointHandler().metadata(LiteralPath(folder / "state"))
-    tree = getattr(saved, "tree", saved)
-    shapes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    wanted = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state)
-    }
-    only_parts = isinstance(abstract_state, dict)
-    place = f"checkpoint {folder}"
-    for name in wanted if only_parts else sorted(wanted.keys() | shapes.keys()):
-        there, here = shapes.get(name), wanted.get(name)
-        if there == here:
-            continue
-        problem = f"has shape {there} in {place} but {here} in this configuration"
-        if there is None:
-            problem = f"is missing in {place}, which another configuration wrote"
-        elif here is None:
-            problem = f"is in {place} but is no part of this configuration's state"
+    clauses = mismatches(
+        getattr(saved, "tree", saved),
+        abstract_state,
+        f"checkpoint {folder}",
+        ignore_unknown=isinstance(abstract_state, dict),
+    )
+    if clauses:
         raise CheckpointError(
-            f"{name} {problem}: use the configuration of that run, or another --workdir."
+            f"{summary(clauses)}: use the configuration of that run, or another --workdir."
         )
 
 
@@ -119,8 +160,8 @@ def not_finite(state: Any) -> list[str]:
     in the train step the check would triple XLA:CPU's compile time.
     """
     return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        name
+        for name, leaf in named(state).items()
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
         and not all(
             np.isfinite(np.asarray(shard.data)).all()

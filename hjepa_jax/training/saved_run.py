@@ -15,7 +15,7 @@ from hjepa_jax.config import Config, may_change_on_resume, validation
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.runtime.checkpoint_arrays import not_finite
+from hjepa_jax.runtime.checkpoint_arrays import mismatches, not_finite
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import Run, prepare
 from hjepa_jax.training.state import TrainState
@@ -228,8 +228,8 @@ def initial_state(config: Config, run: Run) -> TrainState:
     state = run.init()
     params, stats = dict(state.params), dict(state.batch_stats)
     for part, fresh in state.params.items():
-        taken = found["params"].get(part)
-        if _shapes(taken) != _shapes(fresh):
+        taken = found["params"].get(part, {})
+        if mismatches(taken, fresh, str(workdir), dtypes=True):
             _log.warning("%s has another %s: it starts at random", workdir, part)
             continue
         params[part] = _placed(taken, fresh)
@@ -237,10 +237,6 @@ def initial_state(config: Config, run: Run) -> TrainState:
             stats[part] = _placed(found["batch_stats"][part], stats[part])
     _log.info("parameters of step %d of %s", int(found["step"]), workdir)
     return state.replace(params=params, batch_stats=stats)
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: (tuple(leaf.shape), leaf.dtype), tree)
 
 
 def _placed(values: Any, like: Any) -> Any:

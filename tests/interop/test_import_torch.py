@@ -155,7 +155,7 @@ def test_statistics_of_another_shape_are_refused_before_anything_is_written(tmp_
     encoder = {**checkpoint["encoder"], "stem.1.running_var": np.ones(3, np.float32)}
     imported = torch_import.translate({**checkpoint, "encoder": encoder})
     with pytest.raises(
-        CheckpointError, match=r"stem_norm/var is \(3,\) in the checkpoint, \(64,\)"
+        CheckpointError, match=r"stem_norm/var has shape \(3,\) in the checkpoint but \(64,\)"
     ):
         torch_import.save_imported(imported, tmp_path / "run")
     assert not (tmp_path / "run").exists()
