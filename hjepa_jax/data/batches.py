@@ -11,12 +11,13 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax.config import steps_per_epoch
+from hjepa_jax.config import Settings, steps_per_epoch
+from hjepa_jax.config.data import Data
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import host, resize
 from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack
@@ -56,18 +57,18 @@ def _sentence(error: OSError) -> str:
     return f"{printable(os.fsdecode(error.filename))}: {error.strerror}."
 
 
-def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
+def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
     """Checks that a stream of batches can be made from a source.
 
     Args:
-      config: the whole configuration; `data` is used.
+      data: the settings.
       source: the training images.
       process_count: number of processes that share a batch.
 
     Raises:
       ValueError: if batch size, source and processes do not fit together, or a setting is unknown.
     """
-    batch_size = config.data.batch_size
+    batch_size = data.batch_size
     if batch_size <= 0 or batch_size % process_count:
         raise ValueError(
             f"data.batch_size {batch_size} must be a positive multiple of the "
@@ -78,12 +79,10 @@ def check_stream(config: Any, source: ImageSource, process_count: int) -> None:
             f"data.batch_size {batch_size} is larger than the {len(source)} images of "
             f"{source.description}; make it smaller."
         )
-    if config.data.backend not in ("host", "device"):
-        raise ValueError(f"data.backend is '{config.data.backend}'; it must be 'host' or 'device'.")
-    if config.data.on_corrupt not in ("error", "skip"):
-        raise ValueError(
-            f"data.on_corrupt is '{config.data.on_corrupt}'; it must be 'error' or 'skip'."
-        )
+    if data.backend not in ("host", "device"):
+        raise ValueError(f"data.backend is '{data.backend}'; it must be 'host' or 'device'.")
+    if data.on_corrupt not in ("error", "skip"):
+        raise ValueError(f"data.on_corrupt is '{data.on_corrupt}'; it must be 'error' or 'skip'.")
 
 
 @functools.lru_cache(maxsize=4)
@@ -115,12 +114,12 @@ def batch_indices(
 class Loader:
     """Decodes images of a source and, if `data.on_corrupt` is 'skip', replaces corrupt ones."""
 
-    def __init__(self, config: Any, source: ImageSource, full_size: bool = False):
+    def __init__(self, settings: Settings, source: ImageSource, full_size: bool = False):
         """Makes a loader; `full_size` forbids decoding large JPEGs at a reduced size."""
-        data = config.data
+        data = settings.data
         self._source = source
         self._skip = data.on_corrupt == "skip"
-        self._key = counter_random.stream_key(config.seed, Stream.REPLACEMENT)
+        self._key = counter_random.stream_key(settings.seed, Stream.REPLACEMENT)
         sides = [data.image_size / data.global_scale[0] ** 0.5]
         if data.num_local_views:
             sides.append(data.local_size / data.local_scale[0] ** 0.5)
@@ -216,7 +215,7 @@ class ViewGroup(NamedTuple):
     scale: tuple[float, float]
 
 
-def _view_groups(data: Any, num_global: int, num_local: int) -> list[ViewGroup]:
+def _view_groups(data: Data, num_global: int, num_local: int) -> list[ViewGroup]:
     groups = [ViewGroup("global", np.arange(num_global), data.image_size, data.global_scale)]
     if num_local:
         numbers = _FIRST_LOCAL_VIEW + np.arange(num_local)
@@ -225,7 +224,7 @@ def _view_groups(data: Any, num_global: int, num_local: int) -> list[ViewGroup]:
 
 
 def _parameters(
-    data: Any, key: int, group: Sequence[Loaded], view_group: ViewGroup
+    data: Data, key: int, group: Sequence[Loaded], view_group: ViewGroup
 ) -> tuple[npt.NDArray[np.int64], ViewParameters]:
     """Returns each view's position in `group` (view-major) and the drawn parameters."""
     count = len(group)
@@ -246,16 +245,19 @@ def _parameters(
 class BatchMaker:
     """Maps a step to this process's share of its batch; can be pickled for worker processes."""
 
-    def __init__(self, config: Any, source: ImageSource, process_index: int, process_count: int):
-        self._config = config
+    def __init__(
+        self, settings: Settings, source: ImageSource, process_index: int, process_count: int
+    ):
+        # Not the settings: unpickling a method's section would import jax in every worker.
+        self._data, self._seed = settings.data, settings.seed
         self._source = source
         self._process_index = process_index
-        self._local_size = config.data.batch_size // process_count
-        self._loader = Loader(config, source)
+        self._local_size = settings.data.batch_size // process_count
+        self._loader = Loader(settings, source)
 
     def __call__(self, step: int) -> tuple[Batch, list[str]]:
         """Returns the batch, and messages about the corrupt images that were replaced."""
-        data, seed = self._config.data, self._config.seed
+        data, seed = self._data, self._seed
         epoch, indices = batch_indices(seed, int(step), len(self._source), data.batch_size)
         # Process p holds rows [p b, (p + 1) b): the global batch is the same for every number of
         # processes, its order included.
@@ -267,7 +269,7 @@ class BatchMaker:
 
     def batch_bytes(self) -> int:
         """Returns the bytes of the views (or whole images) of this process's share of a batch."""
-        data = self._config.data
+        data = self._data
         groups = _view_groups(data, data.num_global_views, data.num_local_views)
         shape = fixed_shape(self._source) if data.backend == "device" else None
         if shape is not None:
@@ -304,7 +306,7 @@ class BatchMaker:
           CorruptImageError: if an image is corrupt and may not be skipped.
           DataError: if this process lacks the memory or file handles to read an image.
         """
-        data, count = self._config.data, len(indices)
+        data, count = self._data, len(indices)
         groups = _view_groups(data, num_global, num_local)
         shape = fixed_shape(self._source) if on_device else None
         batch: Batch = {name: np.empty(count, np.int32) for name in ("label", "index")}

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from absl import flags, logging
 
+from hjepa_jax.config import Settings
+from hjepa_jax.config.data import Data
 from hjepa_jax.data import batches, counter_random
 from hjepa_jax.data.augmentation import host
 from hjepa_jax.data.batches import Batch
@@ -133,7 +135,7 @@ Stop = Callable[[float], bool]
 
 
 def _stream(
-    make: Any, first: int, last: int, data: Any, num_threads: int, stop: Stop | None = None
+    make: Any, first: int, last: int, data: Data, num_threads: int, stop: Stop | None = None
 ) -> BatchStream:
     """Returns the stream of make(first), ..., make(last - 1), computed ahead by threads."""
     _check_settings(data)
@@ -141,7 +143,7 @@ def _stream(
     return BatchStream(Watched(iter(_dataset(make, first, last, num_threads, ahead)), 0, stop))
 
 
-def _check_settings(data: Any) -> None:
+def _check_settings(data: Data) -> None:
     if min(data.num_threads, data.prefetch_batches) < 1 or data.num_workers < 0:
         raise ValueError(
             "data.num_threads and data.prefetch_batches must be at least 1 and data.num_workers "
@@ -154,24 +156,24 @@ def _dataset(make: Any, first: int, last: int, num_threads: int, ahead: int) -> 
     return grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
 
 
-def _per_worker(data: Any) -> int:
+def _per_worker(data: Data) -> int:
     return -(-data.prefetch_batches // data.num_workers)
 
 
-def _in_flight(data: Any) -> int:
+def _in_flight(data: Data) -> int:
     return blocks.in_flight(data.num_workers, _per_worker(data))
 
 
-def shared_memory_needed(config: Any, source: ImageSource, process_count: int = 1) -> int:
+def shared_memory_needed(settings: Settings, source: ImageSource, process_count: int = 1) -> int:
     """Returns the bytes of shared memory that worker processes may fill; 0 without workers."""
-    if not config.data.num_workers:
+    if not settings.data.num_workers:
         return 0
-    make = batches.BatchMaker(config, source, 0, process_count)
-    return _in_flight(config.data) * make.batch_bytes()
+    make = batches.BatchMaker(settings, source, 0, process_count)
+    return _in_flight(settings.data) * make.batch_bytes()
 
 
 def _worker_stream(
-    make: batches.BatchMaker, first: int, last: int, data: Any, stop: Stop | None
+    make: batches.BatchMaker, first: int, last: int, data: Data, stop: Stop | None
 ) -> BatchStream:
     """Returns the same stream as `_stream`, computed in worker processes.
 
@@ -210,7 +212,7 @@ def _worker_stream(
 
 
 def train_batches(
-    config: Any,
+    settings: Settings,
     source: ImageSource,
     *,
     start_step: int = 0,
@@ -221,11 +223,11 @@ def train_batches(
 ) -> BatchStream:
     """Returns the stream of this process's training batches from a step on.
 
-    A batch depends on config.seed, the step and the source alone, not on the number of threads,
+    A batch depends on settings.seed, the step and the source alone, not on the number of threads,
     workers and processes or on the step at which the stream starts.
 
     Args:
-      config: the whole configuration; `seed` and `data` are used.
+      settings: the whole configuration; `seed` and `data` are used.
       source: training images.
       start_step: the step of the first batch.
       process_index: number of this process, which gets rows [p b, (p + 1) b) of each batch.
@@ -247,14 +249,14 @@ def train_batches(
       DataError: if worker processes cannot be started; while iterating, if an image cannot be
         read or a worker process dies.
     """
-    batches.check_stream(config, source, process_count)
+    batches.check_stream(settings.data, source, process_count)
     if not 0 <= process_index < process_count or start_step < 0:
         raise ValueError(
             f"Process {process_index} of {process_count} at step {start_step} does not exist."
         )
-    make = batches.BatchMaker(config, source, process_index, process_count)
+    make = batches.BatchMaker(settings, source, process_index, process_count)
     end = sys.maxsize if num_steps is None else start_step + num_steps
-    data = config.data
+    data = settings.data
     if data.num_workers:
         return _worker_stream(make, start_step, end, data, stop)
     return _stream(make, start_step, end, data, data.num_threads, stop)
@@ -263,11 +265,11 @@ def train_batches(
 class _EvalBatchMaker:
     """Maps the index of an evaluation batch to the batch."""
 
-    def __init__(self, config: Any, source: ImageSource, batch_size: int):
-        self._data = config.data
+    def __init__(self, settings: Settings, source: ImageSource, batch_size: int):
+        self._data = settings.data
         self._source = source
         self._batch_size = batch_size
-        self._loader = batches.Loader(config, source, full_size=True)
+        self._loader = batches.Loader(settings, source, full_size=True)
 
     def __call__(self, number: int) -> tuple[Batch, list[str]]:
         data = self._data
@@ -291,11 +293,11 @@ class _EvalBatchMaker:
         return {"image": images, "label": label, "mask": mask}, corrupt
 
 
-def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStream:
+def eval_batches(settings: Settings, source: ImageSource, batch_size: int) -> BatchStream:
     """Returns the images of a source once, in order, without augmentation.
 
     Args:
-      config: the whole configuration; `data` is used.
+      settings: the whole configuration; `seed` and `data` are used.
       source: images.
       batch_size: images per batch; the last batch is padded with zeros, so that compiled functions
         see one shape.
@@ -312,19 +314,19 @@ def eval_batches(config: Any, source: ImageSource, batch_size: int) -> BatchStre
     """
     if batch_size < 1:
         raise ValueError(f"The evaluation batch size must be positive, not {batch_size}.")
-    make = _EvalBatchMaker(config, source, batch_size)
+    make = _EvalBatchMaker(settings, source, batch_size)
     # Decoding and resizing release Python's lock, so threads do here what workers do in training.
-    threads = max(config.data.num_threads, config.data.num_workers)
-    return _stream(make, 0, -(-len(source) // batch_size), config.data, threads)
+    threads = max(settings.data.num_threads, settings.data.num_workers)
+    return _stream(make, 0, -(-len(source) // batch_size), settings.data, threads)
 
 
 def augmented_pairs(
-    config: Any, source: ImageSource, num: int, seed: int
+    settings: Settings, source: ImageSource, num: int, seed: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Returns two augmented global views of the first images of a seeded subset.
 
     Args:
-      config: the whole configuration; `data` is used.
+      settings: the whole configuration; `seed` and `data` are used.
       source: images.
       num: number of images; all of the source's if it has fewer.
       seed: seed of the subset and of the augmentation.
@@ -336,16 +338,16 @@ def augmented_pairs(
       CorruptImageError: if an image is corrupt and data.on_corrupt is 'error'.
     """
     chosen = subset(source, num, seed)
-    make = batches.BatchMaker(config, chosen, 0, 1)
+    make = batches.BatchMaker(settings, chosen, 0, 1)
     key = counter_random.stream_key(seed, Stream.PAIRS)
-    size = config.data.image_size
+    size = settings.data.image_size
     pairs = np.empty((2, len(chosen), size, size, 3), np.uint8)
 
     def fill(start: int) -> None:
         part = np.arange(start, min(start + _PAIRS_AT_ONCE, len(chosen)))
         pairs[:, part] = make.make(key, part, 2, 0)[0]["global_views"]
 
-    threads = max(config.data.num_threads, config.data.num_workers)
+    threads = max(settings.data.num_threads, settings.data.num_workers)
     with futures.ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(fill, range(0, len(chosen), _PAIRS_AT_ONCE)):
             pass

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.config.training import Evaluation as EvaluationSettings
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
@@ -42,7 +43,7 @@ class Classification(NamedTuple):
     notes: list[str]
 
 
-def probe_settings(config: Any) -> probe.ProbeSettings:
+def probe_settings(config: EvaluationSettings) -> probe.ProbeSettings:
     """Returns the probe's settings from `config.evaluation`."""
     return probe.ProbeSettings(
         epochs=config.probe_epochs,
@@ -64,7 +65,7 @@ def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, 
 
 
 def _without_accuracy(
-    train: Features, test: Features, config: Any, mesh: Mesh | None, reason: str
+    train: Features, test: Features, config: EvaluationSettings, mesh: Mesh | None, reason: str
 ) -> Classification:
     """Neighbours for the pictures, and no accuracies."""
     ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train.labels))
@@ -110,7 +111,7 @@ def classify(
     train: Features,
     test: Features,
     num_classes: int,
-    config: Any,
+    config: EvaluationSettings,
     mesh: Mesh | None = None,
     *,
     reference: bool = False,
@@ -177,7 +178,7 @@ def classify_state_parts(
     test: Features,
     done: tuple[str, Metrics],
     num_classes: int,
-    config: Any,
+    config: EvaluationSettings,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
@@ -221,7 +222,7 @@ def few_shot_rows(
 
 
 def few_shot_probe(
-    train: Features, test: Features, num_classes: int, per_class: int, config: Any
+    train: Features, test: Features, num_classes: int, per_class: int, config: EvaluationSettings
 ) -> Metrics:
     """Probes that learn from `per_class` images of each class, over several draws of these.
 
@@ -255,7 +256,7 @@ def coarse_metrics(
     train: Features,
     test: Features,
     label_maps: Mapping[str, npt.NDArray[np.integer]],
-    config: Any,
+    config: EvaluationSettings,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:

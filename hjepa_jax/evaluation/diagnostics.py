@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hjepa_jax.config.training import Evaluation as EvaluationSettings
 from hjepa_jax.evaluation import similarity, spectrum
 from hjepa_jax.evaluation.features import select_state_part
 
@@ -203,7 +204,7 @@ def collapse_alarms(
 def state_alarms(
     states: np.ndarray,
     split_qp: bool,
-    config: Any,
+    config: EvaluationSettings,
     targets: Mapping[str, float] | None = None,
     objective: str | None = None,
 ) -> list[Alarm]:
@@ -237,7 +238,7 @@ def diagnose(
     train: np.ndarray,
     test: np.ndarray,
     views: tuple[np.ndarray, np.ndarray],
-    config: Any,
+    config: EvaluationSettings,
     *,
     reference: bool = False,
 ) -> Diagnostics:
@@ -271,14 +272,16 @@ def diagnose(
     return Diagnostics(metrics, cosine)
 
 
-def _pairs(count: int, config: Any, reference: bool) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(
+    count: int, config: EvaluationSettings, reference: bool
+) -> tuple[np.ndarray, np.ndarray]:
     if reference:
         wanted = min(config.max_pairs, 2 * count)
         return similarity.reference_pairs(count, wanted, config.seed)
     return similarity.random_pairs(count, config.max_pairs, config.seed)
 
 
-def cka_q_p(states: np.ndarray, config: Any) -> float:
+def cka_q_p(states: np.ndarray, config: EvaluationSettings) -> float:
     """Linear CKA between q and p of states [N, 2d] (of `spectrum_samples` of them)."""
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
     q, p = (select_state_part(states[rows], name, split_qp=True) for name in ("q", "p"))

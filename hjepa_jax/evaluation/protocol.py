@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.config.training import Evaluation as EvaluationSettings
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import diagnostics, robustness, spectrum, validity
@@ -104,7 +105,7 @@ class _Setting(NamedTuple):
 
     sources: Sources
     pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-    config: Any
+    config: EvaluationSettings
     mesh: Mesh | None
     reference: bool
     targets: Mapping[str, float] | None
@@ -242,7 +243,7 @@ def _picture_inputs(
 def run_protocol(
     encoders: Mapping[str, Encode],
     sources: Sources,
-    config: Any,
+    config: EvaluationSettings,
     *,
     split_qp: bool,
     mesh: Mesh | None = None,

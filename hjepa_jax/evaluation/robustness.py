@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
+from hjepa_jax.config.training import Evaluation as EvaluationSettings
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe
 from hjepa_jax.evaluation.classify import (
@@ -113,7 +113,7 @@ def robustness_metrics(
     test_batches: Callable[[], Iterable[Batch]],
     train: Features,
     clean: Classification,
-    config: Any,
+    config: EvaluationSettings,
     mesh: Mesh | None = None,
     *,
     reference: bool = False,

@@ -5,6 +5,8 @@ import errno
 import multiprocessing
 import os
 import pathlib
+import pickle
+import pickletools
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from image_files import data_config, photo, write_folder
 from PIL import Image
 
+from hjepa_jax.config import base_config, resolve
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.data.augmentation.host import eval_image
@@ -422,3 +425,17 @@ def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:
     monkeypatch.undo()
     (large,) = collect(config, source, num_steps=1)
     assert_same([small], [large])
+
+
+def test_worker_processes_receive_the_section_data_and_no_other() -> None:
+    settings = resolve(base_config())
+    for make in (
+        batches.BatchMaker(settings, array_source(), 0, 1),
+        pipeline._EvalBatchMaker(settings, array_source(), 4),
+    ):
+        found = {
+            argument.split(" ")[0]
+            for _, argument, _ in pickletools.genops(pickle.dumps(make))
+            if isinstance(argument, str) and argument.startswith("hjepa_jax.config")
+        }
+        assert found == {"hjepa_jax.config.data"}

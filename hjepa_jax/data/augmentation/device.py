@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hjepa_jax.config.data import Data
 from hjepa_jax.data.augmentation.color import LUMA
 from hjepa_jax.data.augmentation.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, unpack
 
@@ -142,7 +143,7 @@ def augment_on_device(
     return jax.vmap(jax.vmap(one), in_axes=(None if crop else 0, 0))(images, parameters)
 
 
-def augment_batch(batch: Mapping[str, Any], data: Any) -> dict[str, Any]:
+def augment_batch(batch: Mapping[str, Any], data: Data) -> dict[str, Any]:
     """Makes the views of a batch that was prepared with `data.backend='device'`.
 
     Args:

@@ -7,12 +7,12 @@ solarization. Parameters are drawn first (`draw_parameters`), then applied (`app
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hjepa_jax.config.data import Augment
 from hjepa_jax.data.augmentation import color, resize
 from hjepa_jax.data.augmentation.parameters import ViewParameters, draw_parameters
 from hjepa_jax.data.augmentation.resize import size_of
@@ -30,7 +30,7 @@ def apply(
     source: npt.NDArray[np.int64],
     parameters: ViewParameters,
     size: int,
-    augment: Any,
+    augment: Augment,
 ) -> npt.NDArray[np.uint8]:
     """Makes N augmented views.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.config.data import Augment
 from hjepa_jax.data import counter_random
 
 # The color operations, as numbered in ViewParameters.order.
@@ -117,7 +118,7 @@ def _draw_crops(
 
 
 def draw_parameters(
-    augment: Any,
+    augment: Augment,
     scale: tuple[float, float],
     *,
     key: int,
