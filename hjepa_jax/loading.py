@@ -45,7 +45,7 @@ class LoadedRun:
         self.encode_batch = make_encode(run, params, batch_stats)
         self.encoder_variables = {
             "params": params["encoder"],
-            "batch_stats": batch_stats["encoder"],
+            "batch_stats": batch_stats.get("encoder", {}),
         }
         self._predictor_params = state["params"].get("predictor", {})
 

@@ -9,12 +9,16 @@ import sys
 import numpy as np
 import pytest
 
+import hjepa_jax
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.data.sources.open import open_source
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
+from hjepa_jax.training.method import build_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHAPES = "--config.data.name=examples.own_source:Shapes"
+MIXER = "--config.model.encoder=examples.own_encoder:PatchMixer"
 SMALL = ("--config.data.image_size=16", "--config.shapes.side=16", "--config.shapes.images=64")
 
 
@@ -86,3 +90,49 @@ def test_shapes_are_drawn_in_their_classes() -> None:
     }
     # Without noise an image has two colors, the shape's and the background's.
     assert {len(np.unique(image.reshape(-1, 3), axis=0)) for image in images} == {2}
+
+
+def test_the_mixer_trains_resumes_bit_exact_is_evaluated_and_loaded(tmp_path) -> None:
+    narrow = (MIXER, "--config.mixer.width=8", "--config.mixer.token_dim=8")
+    run = resumable(tmp_path / "run", *narrow)
+    first = final_state(run)
+    kernel = first.params["encoder"]["Dense_0"]["kernel"]
+    assert kernel.shape == (4 * 4 * 3, 8)
+    expected = final_state(trained(tmp_path / "whole", *narrow, mode="train_and_eval"))
+    assert differing_arrays(first, expected)
+    assert not differing_arrays(final_state(trained(run, *narrow)), expected)
+    assert "trained" in metrics_of(tmp_path / "whole")["encoders"]
+    states = hjepa_jax.load(run).encode(np.zeros((3, 16, 16, 3), np.uint8))
+    assert states.shape == (3, 4 * 4 * 8)
+    done = hjepa(run, *narrow, "--config.mixer.blocks=3", mode="eval")
+    assert "config.mixer.blocks (2 there, 3 here)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--config.mixer.patch=3"], r"config\.mixer\.patch is 3.*divisor"),
+        (["--config.mixer.token_dim=7", "--config.mixer.patch=16"], "states have 7 numbers"),
+        (
+            [
+                "--config.data.num_local_views=2",
+                "--config.data.local_size=12",
+                "--config.loss.pairing=local_to_global",
+            ],
+            "local_size is 12, for which the states have 144 numbers, but 256",
+        ),
+        (["--config.resnet.width=8"], r"config\.resnet\.width is set to 8 but has no effect"),
+    ],
+)
+def test_what_the_mixer_cannot_take_is_one_sentence(overrides, words) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve_arguments(["--config=configs/quickstart.py", MIXER, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["examples.own_source:Shapes", "resnett"])
+def test_what_is_no_encoder_is_one_sentence(name) -> None:
+    with pytest.raises(ConfigError, match=r"config\.model\.encoder is"):
+        build_encoder(
+            resolve_arguments(["--config=configs/quickstart.py", f"--config.model.encoder={name}"])
+        )

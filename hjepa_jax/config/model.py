@@ -1,14 +1,12 @@
-"""The sections `model`, `resnet` and `dynamics`: projector, encoder and predictor."""
+"""The sections `model` and `dynamics`: encoder, projector and predictor."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from hjepa_jax.config.conditions import FLOWS, MOVES, POTENTIAL, PREDICTOR
-from hjepa_jax.config.fields import FREE, Condition, field
+from hjepa_jax.config.fields import Condition, field
 
-_TOKENS = Condition(lambda c: c.resnet.head == "tokens", "config.resnet.head='tokens'")
-_GLOBAL = Condition(lambda c: c.resnet.head == "global", "config.resnet.head='global'")
 _MLP = Condition(lambda c: c.model.projector == "mlp", "config.model.projector='mlp'")
 _MIDPOINT = Condition(
     lambda c: c.dynamics.integrator == "implicit_midpoint",
@@ -18,8 +16,11 @@ _MIDPOINT = Condition(
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The state, the projector and the arithmetic."""
+    """The encoder, its state, the projector and the arithmetic."""
 
+    encoder: str = field(
+        "resnet", "'resnet', or a class of your own, 'module.path:Class'.", aliases=("backbone",)
+    )
     split_qp: bool = field(
         True, "Half of each token's channels is position q, half momentum p: z = [q | p]."
     )
@@ -44,60 +45,6 @@ class Model:
         "Encoder arithmetic; parameters and losses are float32.",
         choices=("bfloat16", "float32"),
         aliases=("dtype", "precision"),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNet:
-    """The ResNet encoder of basic blocks."""
-
-    width: int = field(
-        64,
-        "Channels of the first stage, doubled in each next one; 64 is ResNet-18.",
-        above=0,
-        at_most=8192,
-    )
-    stage_blocks: tuple[int, int, int, int] = field(
-        (2, 2, 2, 2),
-        "Residual blocks of the four stages; (2, 2, 2, 2) is ResNet-18.",
-        above=0,
-        at_most=256,
-        hint="the blocks of each of the four stages",
-        aliases=("depth", "layers", "blocks"),
-    )
-    stem: str = field(
-        "cifar",
-        "'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).",
-        choices=("cifar", "imagenet"),
-    )
-    head: str = field(
-        "tokens",
-        "'tokens' (feature map as tokens) or 'global' (average pool, then Linear).",
-        choices=("tokens", "global"),
-    )
-    token_layer: str = field(
-        "layer3",
-        "Stage that the tokens are taken from.",
-        choices=("layer2", "layer3", "layer4"),
-        used=_TOKENS,
-    )
-    token_dim: int = field(32, "Channels per token.", above=0, at_most=65536, used=_TOKENS)
-    token_grid: int | None = field(
-        None,
-        "Side of the token grid after average pooling; None = as the stage gives it.",
-        above=0,
-        at_most=256,
-        used=_TOKENS,
-    )
-    embed_dim: int = field(
-        2048, "Dimension of the embedding.", above=0, at_most=2**20, used=_GLOBAL
-    )
-    remat: str = field(
-        "none",
-        "'blocks' computes residual blocks again in the backward pass: less memory, "
-        "a third more work.",
-        choices=("none", "blocks"),
-        resume=FREE,
     )
 
 

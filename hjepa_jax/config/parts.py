@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hjepa_jax.config.settings import Settings
 
 METHODS: dict[str, str] = {}
-ENCODERS: dict[str, str] = {}
+ENCODERS: dict[str, str] = {"resnet": "hjepa_jax.models.resnet:ResNet"}
 SOURCES: dict[str, str] = {
     "digits": "hjepa_jax.data.sources.digits:Digits",
     "cifar10": "hjepa_jax.data.sources.cifar:Cifar10",

@@ -17,7 +17,7 @@ KNN_METRICS = ("online/knn_top1", "online/knn_top5")
 
 
 def _parts(settings: Settings) -> Iterator[str]:
-    """Encoder, projector and predictor fit the objective."""
+    """State, projector and predictor fit the objective."""
     model, hjepa = settings.model, settings.objective == "hjepa"
     if hjepa and not model.split_qp:
         yield (
@@ -28,13 +28,6 @@ def _parts(settings: Settings) -> Iterator[str]:
         yield (
             f"config.model.projector is {model.projector!r}, which would mix q and p: "
             "set config.model.projector='identity' for config.objective='hjepa'."
-        )
-    resnet = settings.resnet
-    width_field = "token_dim" if resnet.head == "tokens" else "embed_dim"
-    if model.split_qp and getattr(resnet, width_field) % 2:
-        yield (
-            f"config.resnet.{width_field} is {getattr(resnet, width_field)}: with "
-            "config.model.split_qp=True it must be even, half for q and half for p."
         )
     if hjepa and settings.dynamics.learn_dt:
         yield (
@@ -56,7 +49,7 @@ def _parts(settings: Settings) -> Iterator[str]:
         )
     kind = settings.spectral.kind
     grid = kind in GRID_KINDS
-    if not hjepa and grid and resnet.head != "tokens":
+    if not hjepa and grid and settings.resnet.head != "tokens":
         yield (
             f"config.spectral.kind is {kind!r}, which acts on the token grid: set "
             "config.resnet.head='tokens', or config.spectral.kind='chain'."
@@ -142,13 +135,7 @@ def _views(settings: Settings) -> Iterator[str]:
 
 def _batch(settings: Settings) -> Iterator[str]:
     """Sizes of images and batches fit together."""
-    data, resnet = settings.data, settings.resnet
-    pooled = resnet.head == "global" or resnet.token_grid is not None
-    if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
-        yield (
-            f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
-            f"({data.image_size}), so their token grids differ: set config.resnet.token_grid."
-        )
+    data = settings.data
     if data.batch_size % settings.train.accumulation:
         yield (
             f"config.train.accumulation is {settings.train.accumulation}, which does not divide "

@@ -19,7 +19,7 @@ from hjepa_jax.config.fields import (
     walk,
 )
 from hjepa_jax.config.losses import Loss, Parity, Sigreg, Spectral
-from hjepa_jax.config.model import Dynamics, Model, ResNet
+from hjepa_jax.config.model import Dynamics, Model
 from hjepa_jax.config.parts import TABLES, is_import_path, load_part
 from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Train
 from hjepa_jax.errors import ConfigError
@@ -28,7 +28,6 @@ S = TypeVar("S")
 
 # Sections of parts that have no table entry yet.
 _UNLISTED: dict[str, tuple[type, Condition | None]] = {
-    "resnet": (ResNet, None),
     "dynamics": (Dynamics, HJEPA),
     "loss": (Loss, HJEPA),
     "sigreg": (Sigreg, SIGREG),
@@ -59,7 +58,7 @@ class Settings:
         aliases=("method",),
     )
     data: Data = section(Data, "Images, views and the input pipeline.")
-    model: Model = section(Model, "The state, the projector and the arithmetic.")
+    model: Model = section(Model, "The encoder, its state, the projector and the arithmetic.")
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train: Train = section(Train, "The optimization.")
     evaluation: Evaluation = section(Evaluation, "What is measured.", resume=FREE)

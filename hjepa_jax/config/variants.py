@@ -12,7 +12,8 @@ from hjepa_jax.errors import ConfigError
 
 def smoke(config: ConfigDict) -> None:
     """Shrinks any configuration to a few seconds on the embedded digits, the method unchanged."""
-    imagenet_stem = config.resnet.stem == "imagenet"
+    resnet = config.model.encoder == "resnet"
+    imagenet_stem = resnet and config.resnet.stem == "imagenet"
     config.data.update(
         name="digits",
         root=None,
@@ -28,7 +29,8 @@ def smoke(config: ConfigDict) -> None:
         config.data.local_size = config.data.image_size
     config.data.augment.blur_kernel = 3
     config.model.compute_dtype = "float32"
-    config.resnet.update(width=8, stage_blocks=(1, 1, 1, 1), token_layer="layer2", token_dim=8)
+    if resnet:
+        config.resnet.update(width=8, stage_blocks=(1, 1, 1, 1), token_layer="layer2", token_dim=8)
     if config.resnet.token_grid is not None:
         config.resnet.token_grid = 2
     if config.objective == "hjepa":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from hjepa_jax.config import Settings
 
 
 class StateShape(NamedTuple):
@@ -24,16 +27,55 @@ class StateShape(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """An encoder of images; subclasses define `__call__`.
+    """An encoder of images; subclasses define `build` and `__call__`.
 
     Attributes:
+      sections: its own sections of the configuration by name, dataclasses of `field(...)`.
       dtype: of the arithmetic. Parameters, normalization statistics and states are float32, or
         float64 for dtype float64.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
     """
 
+    sections: ClassVar[Mapping[str, type]] = {}
+
     dtype: Any = jnp.float32
     norm_groups: int = 1
+
+    @classmethod
+    def build(cls, settings: Settings, dtype: Any, norm_groups: int) -> Self:
+        """Returns the encoder that settings describe.
+
+        Args:
+          settings: the configuration; `settings.section` returns the encoder's own sections.
+          dtype: see the attributes.
+          norm_groups: see the attributes.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def problems(cls, settings: Settings) -> Iterator[str]:
+        """Yields a sentence for each contradiction of the settings.
+
+        These are states of an odd dimension that cannot be halved, and of two dimensions for the
+        two sizes of views; a subclass adds its own.
+        """
+        data, encoder = settings.data, cls.build(settings, jnp.float32, 1)
+        dim = encoder.shape(data.image_size).dim
+        if settings.model.split_qp and dim % 2:
+            yield (
+                f"config.model.encoder is {settings.model.encoder!r}, whose states have {dim} "
+                "numbers: with config.model.split_qp=True it must be an even number, half for q "
+                "and half for p."
+            )
+        if not data.num_local_views:
+            return
+        local = encoder.shape(data.local_size).dim
+        if local != dim:
+            yield (
+                f"config.data.local_size is {data.local_size}, for which the states have {local} "
+                f"numbers, but {dim} for config.data.image_size={data.image_size}: make the sizes "
+                "equal."
+            )
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Encodes normalized images.

@@ -8,19 +8,81 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.config.model import ResNet as Settings
+from hjepa_jax.config import Settings
+from hjepa_jax.config.fields import FREE, Condition, field
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3, max_pool_3x3_padded
 from hjepa_jax.models.remat import recomputed
 
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
+_TOKENS = Condition(
+    lambda settings: settings.section(ResNetSection).head == "tokens", "config.resnet.head='tokens'"
+)
+_GLOBAL = Condition(
+    lambda settings: settings.section(ResNetSection).head == "global", "config.resnet.head='global'"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetSection:
+    """The ResNet encoder of basic blocks."""
+
+    width: int = field(
+        64,
+        "Channels of the first stage, doubled in each next one; 64 is ResNet-18.",
+        above=0,
+        at_most=8192,
+    )
+    stage_blocks: tuple[int, int, int, int] = field(
+        (2, 2, 2, 2),
+        "Residual blocks of the four stages; (2, 2, 2, 2) is ResNet-18.",
+        above=0,
+        at_most=256,
+        hint="the blocks of each of the four stages",
+        aliases=("depth", "layers", "blocks"),
+    )
+    stem: str = field(
+        "cifar",
+        "'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).",
+        choices=("cifar", "imagenet"),
+    )
+    head: str = field(
+        "tokens",
+        "'tokens' (feature map as tokens) or 'global' (average pool, then Linear).",
+        choices=("tokens", "global"),
+    )
+    token_layer: str = field(
+        "layer3",
+        "Stage that the tokens are taken from.",
+        choices=("layer2", "layer3", "layer4"),
+        used=_TOKENS,
+    )
+    token_dim: int = field(32, "Channels per token.", above=0, at_most=65536, used=_TOKENS)
+    token_grid: int | None = field(
+        None,
+        "Side of the token grid after average pooling; None = as the stage gives it.",
+        above=0,
+        at_most=256,
+        used=_TOKENS,
+    )
+    embed_dim: int = field(
+        2048, "Dimension of the embedding.", above=0, at_most=2**20, used=_GLOBAL
+    )
+    remat: str = field(
+        "none",
+        "'blocks' computes residual blocks again in the backward pass: less memory, "
+        "a third more work.",
+        choices=("none", "blocks"),
+        resume=FREE,
+    )
 
 
 class BasicBlock(nn.Module):
@@ -74,9 +136,38 @@ class ResNet(Encoder):
       stem_pool: max-pool of the ImageNet stem.
     """
 
-    settings: Settings = Settings()
+    sections: ClassVar = {"resnet": ResNetSection}
+
+    settings: ResNetSection = ResNetSection()
     split_qp: bool = True
     stem_pool: Callable[[jax.Array], jax.Array] = max_pool_3x3
+
+    @classmethod
+    def problems(cls, settings: Settings) -> Iterator[str]:
+        """Yields a sentence for each contradiction of the settings."""
+        resnet, data = settings.section(ResNetSection), settings.data
+        width_field = "token_dim" if resnet.head == "tokens" else "embed_dim"
+        if settings.model.split_qp and getattr(resnet, width_field) % 2:
+            yield (
+                f"config.resnet.{width_field} is {getattr(resnet, width_field)}: with "
+                "config.model.split_qp=True it must be even, half for q and half for p."
+            )
+        pooled = resnet.head == "global" or resnet.token_grid is not None
+        if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
+            yield (
+                f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
+                f"({data.image_size}), so their token grids differ: set config.resnet.token_grid."
+            )
+
+    @classmethod
+    def build(cls, settings: Settings, dtype: Any, norm_groups: int) -> Self:
+        """Returns the encoder that settings describe; arguments as `Encoder.build`."""
+        return cls(
+            settings=settings.section(ResNetSection),
+            split_qp=settings.model.split_qp,
+            dtype=dtype,
+            norm_groups=norm_groups,
+        )
 
     @property
     def num_stages(self) -> int:
@@ -102,12 +193,12 @@ class ResNet(Encoder):
 
     def _check_fields(self, x: jax.Array) -> None:
         settings = self.settings
-        for field in dataclasses.fields(settings):
-            choices = field.metadata["spec"].choices
-            value = getattr(settings, field.name)
+        for declared in dataclasses.fields(settings):
+            choices = declared.metadata["spec"].choices
+            value = getattr(settings, declared.name)
             if choices and value not in choices:
                 raise ValueError(
-                    f"ResNet: unknown {field.name} '{value}': use one of {', '.join(choices)}."
+                    f"ResNet: unknown {declared.name} '{value}': use one of {', '.join(choices)}."
                 )
         if settings.head == "tokens" and self.split_qp and settings.token_dim % 2:
             raise ValueError(

@@ -123,7 +123,7 @@ def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str,
 def options(config: Config, devices: int) -> dict[str, Config]:
     """Returns the configuration as it is and with each memory option that it can still turn on."""
     found = {"as configured": config}
-    if config.resnet.remat == "none":
+    if config.model.encoder == "resnet" and config.resnet.remat == "none":
         found["resnet.remat=blocks"] = changed(config, resnet__remat="blocks")
     count = 2 * config.train.accumulation
     if config.data.batch_size % (devices * count) == 0:

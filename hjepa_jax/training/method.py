@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hjepa_jax.config import Config
-from hjepa_jax.config.model import ResNet as ResNetSettings
+from hjepa_jax.config import Config, Settings
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.parts import ENCODERS, load_part
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.models.base import Encoder
 from hjepa_jax.models.predictor import build_predictor
 from hjepa_jax.models.projector import Projector
-from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.objectives.hamsigreg import GRID_KINDS, SpectralSettings
 from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 
@@ -20,7 +22,7 @@ from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 class Modules(NamedTuple):
     """The trained parts of a method; `predictor` is None for the SIGReg baselines."""
 
-    encoder: ResNet
+    encoder: Encoder
     projector: Projector
     predictor: nn.Module | None
 
@@ -31,15 +33,22 @@ def settings_from(kind: Any, section: Config, **extra: Any) -> Any:
     return kind(**{name: section[name] for name in names if name in section}, **extra)
 
 
-def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> ResNet:
-    """Returns the encoder of a configuration; arguments as `build_modules`."""
-    model = config.model
-    return ResNet(
-        settings=settings_from(ResNetSettings, config.resnet),
-        split_qp=model.split_qp,
-        dtype=jnp.dtype(model.compute_dtype) if dtype is None else dtype,
-        norm_groups=norm_groups,
-    )
+def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> Encoder:
+    """Returns the encoder of a configuration; arguments as `build_modules`.
+
+    Raises:
+      ConfigError: if there is no such encoder.
+    """
+    settings = config if isinstance(config, Settings) else typed(config)
+    name = settings.model.encoder
+    kind = load_part(ENCODERS, name)
+    if not issubclass(kind, Encoder):
+        raise ConfigError(
+            f"config.model.encoder is {name!r}, which is no encoder: derive it from "
+            "hjepa_jax.models.base.Encoder."
+        )
+    numbers = jnp.dtype(settings.model.compute_dtype) if dtype is None else dtype
+    return kind.build(settings, numbers, norm_groups)
 
 
 def build_modules(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> Modules:
@@ -74,7 +83,13 @@ def spectral_settings(config: Config) -> SpectralSettings:
     spectral = config.spectral
     if spectral.kind not in GRID_KINDS:
         return settings_from(SpectralSettings, spectral, learnable=None)
-    side = build_encoder(config).shape(config.data.image_size).token_grid
+    shape = build_encoder(config).shape(config.data.image_size)
+    side = shape.token_grid
+    if side is None:
+        raise ConfigError(
+            f"config.spectral.kind is {spectral.kind!r}, which acts on the token grid, but the "
+            f"states of config.model.encoder={config.model.encoder!r} have none: set it to 'chain'."
+        )
     learnable = None
     if spectral.kind == "learnable":
         learnable = settings_from(LearnableSettings, spectral, h=side, w=side)
@@ -83,7 +98,7 @@ def spectral_settings(config: Config) -> SpectralSettings:
         spectral,
         h=side,
         w=side,
-        token_dim=config.resnet.token_dim,
+        token_dim=shape.token_dim,
         split_qp=config.model.split_qp,
         reference_layout=config.parity.reference_layout,
         learnable=learnable,

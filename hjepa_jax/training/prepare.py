@@ -116,7 +116,7 @@ def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.
     All that are made of one run share its compiled function. N must split evenly over the devices
     of the run's mesh. All processes must call it together, with the same images.
     """
-    variables = {"params": params["encoder"], "batch_stats": batch_stats["encoder"]}
+    variables = {"params": params["encoder"], "batch_stats": batch_stats.get("encoder", {})}
 
     def encode(images: Any) -> jax.Array:
         return run.encode(variables, sharding.put_whole(run.mesh, "image", images))

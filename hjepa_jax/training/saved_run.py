@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from hjepa_jax.config import Config, may_change_on_resume, validation
+from hjepa_jax.config.parts import ENCODERS, section_prefixes
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -22,8 +23,9 @@ from hjepa_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-# What the encoder is; it must agree with the checkpoint, all else may differ in an evaluation.
-_ENCODER_FIELDS = ("model.", "resnet.", "data.image_size", "data.mean", "data.std")
+# What the encoder is, beside its own sections. It must agree with the checkpoint; all else may
+# differ in an evaluation.
+_ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
 # What inference needs of a TrainState; the optimiser's two copies of the parameters stay on disk.
 PARTS = ("step", "params", "batch_stats")
 
@@ -91,9 +93,8 @@ def check_encoder(
     Raises:
       CheckpointError: if a field of the encoder, or one of `more`, differs.
     """
-    differing = validation.differences(
-        saved, config, lambda name: name.startswith((*_ENCODER_FIELDS, *more))
-    )
+    fields = (*_ENCODER_FIELDS, *section_prefixes(ENCODERS, config.model.encoder), *more)
+    differing = validation.differences(saved, config, lambda name: name.startswith(fields))
     if differing:
         raise CheckpointError(
             f"the run in {workdir} is another one: {', '.join(differing)}. Give the values that it "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hjepa_jax.models.resnet import ResNet, Settings
+from hjepa_jax.models.resnet import ResNet, ResNetSection
 
-_SETTINGS = {field.name for field in dataclasses.fields(Settings)}
+_SETTINGS = {field.name for field in dataclasses.fields(ResNetSection)}
 
 
 def resnet(**fields: Any) -> ResNet:
     """Returns an encoder; fields of the section `resnet` go there, others to the module."""
     settings = {name: value for name, value in fields.items() if name in _SETTINGS}
     others = {name: value for name, value in fields.items() if name not in _SETTINGS}
-    return ResNet(settings=Settings(**settings), **others)
+    return ResNet(settings=ResNetSection(**settings), **others)
