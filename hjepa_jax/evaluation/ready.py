@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Settings
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
@@ -47,15 +47,15 @@ def check_same_classes(train: ImageSource, test: ImageSource, remedy: str) -> No
     )
 
 
-def open_sets(config: Config) -> Sets:
+def open_sets(settings: Settings) -> Sets:
     """Opens the images of an evaluation, and checks that its settings can be met by them.
 
     Raises:
       ConfigError, DataError: a split that is missing or too small, classes that differ, or more
         neighbors, shots or folds than there are images.
     """
-    settings = config.evaluation
-    sets = Sets(open_split(config, "train"), open_split(config, "test"))
+    evaluation = settings.evaluation
+    sets = Sets(open_split(settings, "train"), open_split(settings, "test"))
     check_same_classes(*sets, "give a test split of the same classes")
     for source, which in zip(sets, ("training", "test"), strict=True):
         if len(source) < 2:
@@ -66,13 +66,13 @@ def open_sets(config: Config) -> Sets:
     labeled = int(np.count_nonzero(has_label(labels)))
     if not labeled or not has_label(sets.test.labels()).any():
         return sets  # there is no accuracy then, of which the evaluation says why
-    wanted = (*settings.knn_k, settings.headline_k)
+    wanted = (*evaluation.knn_k, evaluation.headline_k)
     if min(wanted) > labeled:
         usable_ks(wanted, labeled)
-    for shots in settings.few_shot:
+    for shots in evaluation.few_shot:
         check_few_shot(labels, shots, len(sets.train.class_names))
-    folds = probe_settings(settings).folds
-    if settings.probe_lr_sweep and folds > labeled:
+    folds = probe_settings(evaluation).folds
+    if evaluation.probe_lr_sweep and folds > labeled:
         raise ConfigError(
             f"config.evaluation.probe_folds is {folds}, but only {labeled} training images have a "
             f"label: set it to {labeled} or less."
@@ -80,21 +80,21 @@ def open_sets(config: Config) -> Sets:
     return sets
 
 
-def check_evaluation_ready(config: Config, eval_dir: pathlib.Path, mesh: Any) -> Sets:
+def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path, mesh: Any) -> Sets:
     """Checks what an evaluation needs besides a checkpoint, and returns its images.
 
     Args:
-      config: a validated configuration.
+      settings: the configuration.
       eval_dir: folder of reports, which is created.
       mesh: of `sharding.data_mesh`.
 
     Raises:
       UserError: one of its kinds, each with a sentence that says what to do.
     """
-    size = config.evaluation.batch_size
+    size = settings.evaluation.batch_size
     sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
     if sentence:
         raise ConfigError(sentence)
     if distributed.is_primary():
         check_writable_folder(eval_dir, "--eval_dir")
-    return open_sets(config)
+    return open_sets(settings)

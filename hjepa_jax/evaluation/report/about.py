@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import hjepa_jax
-from hjepa_jax.config import Config, may_differ_between_processes, validation
+from hjepa_jax.config import Config, Settings, may_differ_between_processes, validation
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.evaluation.features import Batch
@@ -31,17 +31,19 @@ class Watched:
       left_out: names of, and reasons for, those that could not be decoded.
     """
 
-    def __init__(self, config: Config, source: ImageSource):
+    def __init__(self, settings: Settings, source: ImageSource):
         """Takes a configuration and one of its sets."""
         self.source = source
         self.images: int | None = None
         self.left_out: tuple[str, ...] = ()
-        self._config = config
+        self._settings = settings
 
     def __call__(self) -> Iterator[Batch]:
         """Yields the batches, see `eval_batches`."""
         count = 0
-        with eval_batches(self._config, self.source, self._config.evaluation.batch_size) as stream:
+        with eval_batches(
+            self._settings, self.source, self._settings.evaluation.batch_size
+        ) as stream:
             for batch in stream:
                 count += int(np.count_nonzero(batch["mask"]))
                 yield batch
@@ -124,6 +126,6 @@ def about_images(config: Config, train: Watched, test: Watched) -> dict[str, Any
     }
 
 
-def watch(config: Config, sets: Sets) -> tuple[Watched, Watched]:
+def watch(settings: Settings, sets: Sets) -> tuple[Watched, Watched]:
     """Returns the training and the test images, watched."""
-    return Watched(config, sets.train), Watched(config, sets.test)
+    return Watched(settings, sets.train), Watched(settings, sets.test)
