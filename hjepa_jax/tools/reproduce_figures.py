@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from hjepa_jax.evaluation.compare.runs import Curve, mean_curve
+from hjepa_jax.evaluation.report import plots
 from hjepa_jax.evaluation.report.figures import (
-    label_knn,
-    label_spectra,
+    draw_series,
     new_figure,
     styles_of,
     tidy,
@@ -43,42 +42,38 @@ def _encoders(metrics: Metrics) -> dict[str, list[Mapping[str, Any]]]:
     return rows
 
 
-def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
-    """Draws kNN top-1 accuracy over k: mean, and the range over seeds."""
+def _over_seeds(
+    metrics: Metrics,
+    titles: Mapping[str, str],
+    line: Callable[[Any], plots.Line],
+    *,
+    geometric: bool = False,
+) -> list[plots.Series]:
+    return [
+        plots.over_runs(titles[name], style, [line(one) for one in ones], geometric=geometric)
+        for style, (name, ones) in enumerate(_encoders(metrics).items())
+    ]
+
+
+def _drawn(series: list[plots.Series], described: plots.Axes) -> Figure:
     figure = new_figure(7.0, 4.6)
     axes = figure.add_subplot()
-    rows = _encoders(metrics)
-    styles = styles_of(list(rows))
-    ks: set[int] = set()
-    for name, ones in rows.items():
-        values = np.array([one["knn"]["top1"] for one in ones], float)  # None becomes NaN
-        used = ones[0]["knn"]["k_values"]
-        ks.update(used)
-        axes.plot(used, values.mean(axis=0), linewidth=2, label=titles[name], **styles[name])
-        colour = styles[name]["color"]
-        axes.fill_between(used, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15)
-    label_knn(axes, ks)
-    axes.set_title("k-nearest-neighbour accuracy (bands: range over seeds)")
+    draw_series(axes, series, described)
+    axes.set_title(f"{described.title} (bands: range over seeds)")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def knn_sweep(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
+    """Draws kNN top-1 accuracy over k: mean, and the range over seeds."""
+    series = _over_seeds(metrics, titles, plots.knn_line)
+    return _drawn(series, plots.knn_axes(series))
 
 
 def spectra(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
-    """Draws covariance eigenvalues, relative to the largest, by rank: geometric mean over seeds."""
-    figure = new_figure(7.0, 4.6)
-    axes = figure.add_subplot()
-    rows = _encoders(metrics)
-    styles = styles_of(list(rows))
-    for name, ones in rows.items():
-        spectrum = [one["diagnostics"]["covariance_spectrum_topq"]["eigenvalues"] for one in ones]
-        values = np.array(spectrum)
-        shares = np.maximum(values / values[:, :1], 1e-12)
-        mean = np.exp(np.log(shares).mean(axis=0))
-        style = {k: v for k, v in styles[name].items() if k != "marker"}
-        axes.loglog(np.arange(1, len(mean) + 1), mean, linewidth=2, label=titles[name], **style)
-    label_spectra(axes)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+    """Draws covariance eigenvalues, relative to the largest, by rank: geometric mean and range."""
+    series = _over_seeds(metrics, titles, plots.spectrum_line, geometric=True)
+    return _drawn(series, plots.SPECTRUM_AXES)
 
 
 def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hjepa_jax.evaluation.report.plots import Axes, Series
 from hjepa_jax.storage.files import printable
 
 # Okabe and Ito's colours, told apart under every common colour blindness; then dashes.
@@ -16,32 +17,6 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
 _MARKED_POINTS = 16
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """A line: points (x, y), perhaps with a band low..high; `style` chooses colour and dashes."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    style: int
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """Labels and scales of a chart; `x_ticks` replaces the automatic ones."""
-
-    x_label: str
-    y_label: str = ""
-    log_x: bool = False
-    log_y: bool = False
-    percent: bool = False
-    x_ticks: Sequence[float] | None = None
-    width: int = 560
-    height: int = 330
 
 
 def escape(value: Any) -> str:
@@ -162,12 +137,14 @@ def _draw(
 
 def _grid(
     axes: Axes,
+    size: tuple[int, int],
     x_ticks: Sequence[float],
     y_ticks: Sequence[float],
     to_x: Callable[[float], float],
     to_y: Callable[[float], float],
 ) -> str:
-    right, bottom = axes.width - _RIGHT, axes.height - _BOTTOM
+    width, height = size
+    right, bottom = width - _RIGHT, height - _BOTTOM
     parts = []
     for tick in y_ticks:
         y = to_y(tick)
@@ -185,7 +162,7 @@ def _grid(
     middle = (_TOP + bottom) / 2
     parts.append(
         f'<line x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" class="axis"/>'
-        f'<text x="{(_LEFT + right) / 2}" y="{axes.height - 6}" text-anchor="middle" '
+        f'<text x="{(_LEFT + right) / 2}" y="{height - 6}" text-anchor="middle" '
         f'class="label">{escape(axes.x_label)}</text>'
     )
     if axes.y_label:
@@ -196,7 +173,7 @@ def _grid(
     return "".join(parts)
 
 
-def line_chart(series: Sequence[Series], axes: Axes) -> str:
+def line_chart(series: Sequence[Series], axes: Axes, *, width: int = 560, height: int = 330) -> str:
     """Returns a line chart as SVG; '' where no series has a point that can be drawn."""
     xs = [s.x[i] for s in series for i in _kept(s, axes)]
     ys = [s.y[i] for s in series for i in _kept(s, axes)]
@@ -210,8 +187,8 @@ def line_chart(series: Sequence[Series], axes: Axes) -> str:
     y_low, y_high = _limits(ys, axes.log_y, 0.06)
     if axes.percent:
         y_low, y_high = max(y_low, 0.0), min(y_high, 1.0)
-    to_x = _scale(x_low, x_high, _LEFT, axes.width - _RIGHT, axes.log_x)
-    to_y = _scale(y_low, y_high, axes.height - _BOTTOM, _TOP, axes.log_y)
+    to_x = _scale(x_low, x_high, _LEFT, width - _RIGHT, axes.log_x)
+    to_y = _scale(y_low, y_high, height - _BOTTOM, _TOP, axes.log_y)
     x_ticks = axes.x_ticks
     if x_ticks is None:
         x_ticks = log_ticks(x_low, x_high) if axes.log_x else nice_ticks(x_low, x_high)
@@ -221,8 +198,8 @@ def line_chart(series: Sequence[Series], axes: Axes) -> str:
     drawn = "".join(_draw(one, axes, to_x, to_y, opacity) for one in series)
     described = escape(f"{axes.y_label or 'values'} over {axes.x_label}")
     return (
-        f'<svg viewBox="0 0 {axes.width} {axes.height}" role="img" aria-label="{described}">'
-        f"{_grid(axes, x_ticks, y_ticks, to_x, to_y)}{drawn}</svg>"
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{described}">'
+        f"{_grid(axes, (width, height), x_ticks, y_ticks, to_x, to_y)}{drawn}</svg>"
     )
 
 

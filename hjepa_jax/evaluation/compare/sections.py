@@ -22,6 +22,7 @@ from hjepa_jax.evaluation.compare.runs import (
     differing_fields,
     mean_curve,
 )
+from hjepa_jax.evaluation.report import plots
 from hjepa_jax.evaluation.report.summary import RANKS, headline_position
 from hjepa_jax.storage.files import read_regular
 
@@ -178,62 +179,38 @@ def intervals(groups: Sequence[Group]) -> str:
     return f'<div class="grid2">{"".join(parts)}</div>'
 
 
-def _band(name: str, style: int, lines: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Any:
-    """Returns the mean of lines at their common x as a Series, with the band they span."""
-    common = sorted(set.intersection(*(set(x) for x, _ in lines)))
-    columns = [[dict(zip(x, y, strict=True))[at] for x, y in lines] for at in common]
-    many = len(lines) > 1
-    return charts.Series(
-        name,
-        common,
-        [statistics.mean(column) for column in columns],
-        style,
-        [min(column) for column in columns] if many else None,
-        [max(column) for column in columns] if many else None,
-    )
-
-
-def _knn_line(run: RunResult, encoder: str = "trained") -> tuple[list[float], list[float]]:
-    found = run.metrics["encoders"][encoder]["knn"]
-    return found["k_values"], found["top1"]
-
-
-def _spectrum_line(run: RunResult, encoder: str = "trained") -> tuple[list[float], list[float]]:
-    measured = run.metrics["encoders"][encoder]["diagnostics"]["covariance_spectrum_topq"]
-    values = measured["eigenvalues"]
-    shares = [v / values[0] for v in values if values[0] > 0 and v > values[0] * 1e-7]
-    return [float(i) for i in range(1, len(shares) + 1)], shares
-
-
 def _by_group(
-    groups: Sequence[Group],
-    line: Callable[..., tuple[list[float], list[float]]],
-) -> list[charts.Series]:
-    """Returns a line per group, and in grey the first group's random encoder."""
+    groups: Sequence[Group], line: Callable[[Any], plots.Line], *, geometric: bool = False
+) -> list[plots.Series]:
+    """Returns a series per group, and in gray the first group's random encoder."""
+
+    def lines(group: Group, encoder: str) -> list[plots.Line]:
+        found = (run.metrics["encoders"].get(encoder) for run in group.runs)
+        return [line(one) for one in found if one is not None]
+
     series = [
-        _band(group.name, style, [line(run) for run in group.runs])
+        plots.over_runs(group.name, style, lines(group, "trained"), geometric=geometric)
         for style, group in enumerate(groups)
     ]
-    random = [line(r, "random") for r in groups[0].runs if "random" in r.metrics["encoders"]]
-    return [_band("random encoder", -1, random), *series] if random else series
+    random = lines(groups[0], "random")
+    if not random:
+        return series
+    return [plots.over_runs("random encoder", -1, random, geometric=geometric), *series]
+
+
+def _figure(series: Sequence[plots.Series], axes: plots.Axes) -> str:
+    chart = charts.line_chart(series, axes)
+    return f"<figure><figcaption>{escape(axes.title)}</figcaption>{chart}</figure>"
 
 
 def knn_and_spectra(groups: Sequence[Group]) -> str:
     """Returns the charts of kNN accuracy over k and of covariance spectra, with their legend."""
-    knn = _by_group(groups, _knn_line)
-    ks = sorted({k for one in knn for k in one.x})
-    axes = charts.Axes("neighbours k", "test top-1", log_x=True, percent=True, x_ticks=ks)
-    spectra = _by_group(groups, _spectrum_line)
-    spectrum_axes = charts.Axes(
-        "rank of the eigenvalue", "eigenvalue / largest", log_x=True, log_y=True
-    )
+    knn = _by_group(groups, plots.knn_line)
+    spectra = _by_group(groups, plots.spectrum_line, geometric=True)
     names = [(one.name, one.style) for one in knn]
     return (
-        f'{_legend(names)}<div class="grid2">'
-        f"<figure><figcaption>k-nearest-neighbour accuracy</figcaption>"
-        f"{charts.line_chart(knn, axes)}</figure>"
-        f"<figure><figcaption>Covariance spectrum of training features</figcaption>"
-        f"{charts.line_chart(spectra, spectrum_axes)}</figure></div>"
+        f'{_legend(names)}<div class="grid2">{_figure(knn, plots.knn_axes(knn))}'
+        f"{_figure(spectra, plots.SPECTRUM_AXES)}</div>"
     )
 
 
@@ -248,9 +225,9 @@ def training_curves(groups: Sequence[Group]) -> str:
                 continue
             (steps, mean), (low, high) = found
             band = (low.tolist(), high.tolist()) if len(group.runs) > 1 else (None, None)
-            series.append(charts.Series(group.name, steps.tolist(), mean.tolist(), style, *band))
-        axes = charts.Axes("step", percent=tag.startswith("online/"), width=420, height=240)
-        drawn = charts.line_chart(series, axes)
+            series.append(plots.Series(group.name, steps.tolist(), mean.tolist(), style, *band))
+        axes = plots.Axes("step", percent=tag.startswith("online/"))
+        drawn = charts.line_chart(series, axes, width=420, height=240)
         if drawn:
             figures.append(f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>")
     if not figures:

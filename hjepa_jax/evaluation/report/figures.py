@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from hjepa_jax.data.sources.base import NO_LABEL, has_label
 from hjepa_jax.errors import first_line
+from hjepa_jax.evaluation.report import plots
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.maps import principal_axes, tsne
 from hjepa_jax.evaluation.report.text import LEGEND_LETTERS, plot_text
@@ -103,37 +104,44 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line style of each encoder, in order; repeated beyond six."""
-    size = len(_ENCODER_COLOURS)
+def _style(number: int) -> dict[str, Any]:
+    index = number % len(_ENCODER_COLOURS)
     return {
-        name: {
-            "color": _ENCODER_COLOURS[i % size],
-            "marker": _ENCODER_MARKERS[i % size],
-            "linestyle": _LINE_STYLES[i % size],
-        }
-        for i, name in enumerate(names)
+        "color": _ENCODER_COLOURS[index],
+        "marker": _ENCODER_MARKERS[index],
+        "linestyle": _LINE_STYLES[index],
     }
 
 
-def label_spectra(axes: Axes) -> None:
-    """Titles and labels of covariance spectra, on logarithmic axes."""
-    axes.set_xlabel("rank of the eigenvalue")
-    axes.set_ylabel("eigenvalue / largest eigenvalue")
-    axes.set_title("Covariance spectrum of training features")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    tidy(axes)
+def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line style of each encoder, in order; repeated beyond six."""
+    return {name: _style(number) for number, name in enumerate(names)}
 
 
-def label_knn(axes: Axes, ks: Iterable[int]) -> None:
-    """Titles, labels and ticks of kNN accuracies over k."""
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("neighbours k")
-    axes.set_ylabel("test top-1 accuracy")
-    axes.set_title("k-nearest-neighbour accuracy")
+def draw_series(axes: Axes, series: Sequence[plots.Series], described: plots.Axes) -> None:
+    """Draws lines, with markers where the ticks are the points, and their bands."""
+    for one in series:
+        if not len(one.x):
+            continue
+        style = _style(one.style)
+        if described.x_ticks is None:
+            del style["marker"]
+        axes.plot(one.x, one.y, linewidth=2, label=one.name, **style)
+        if one.low is not None and one.high is not None:
+            axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.12)
+    if described.log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if described.log_y:
+        axes.set_yscale("log")
+    if described.x_ticks is not None:
+        axes.set_xticks(described.x_ticks, [f"{tick:g}" for tick in described.x_ticks])
+        axes.minorticks_off()
+    if described.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(described.x_label)
+    axes.set_ylabel(described.y_label)
+    axes.set_title(described.title)
     tidy(axes)
 
 
@@ -141,40 +149,26 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
     """Covariance eigenvalues against their rank, both logarithmic, each over its largest."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
-    styles = styles_of(list(metrics["encoders"]))
-    for name, one in metrics["encoders"].items():
+    series = []
+    for style, (name, one) in enumerate(metrics["encoders"].items()):
         covariance = one["diagnostics"]["covariance_spectrum_topq"]
-        values = np.asarray(_values(covariance["eigenvalues"]))
-        style = {k: v for k, v in styles[name].items() if k != "marker"}
-        rank, rankme = _values([covariance["effective_rank"], covariance["rankme"]])
+        rank, rankme = plots.numbers([covariance["effective_rank"], covariance["rankme"]])
         label = f"{plot_text(name)} (effective rank {rank:.1f}, RankMe {rankme:.1f})"
-        if values.size and values[0] > 0:
-            share = values[values > values[0] * 1e-12] / values[0]
-            axes.loglog(np.arange(1, len(share) + 1), share, linewidth=2, label=label, **style)
-    label_spectra(axes)
+        series.append(plots.Series(label, *plots.spectrum_line(one), style))
+    draw_series(axes, series, plots.SPECTRUM_AXES)
     axes.legend(frameon=False, loc="lower left")
     return figure
-
-
-def _values(numbers: Iterable[float | None]) -> list[float]:
-    """Returns numbers of metrics.json; null, which has no value, is NaN, which is not drawn."""
-    return [math.nan if value is None else value for value in numbers]
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
     """Draws kNN top-1 accuracy over k with 95 % intervals, and the level of chance."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
-    styles = styles_of(list(metrics["encoders"]))
-    ks: set[int] = set()
-    for name, one in metrics["encoders"].items():
-        found = one["knn"]
-        ks.update(found["k_values"])
-        accuracies, label = _values(found["top1"]), plot_text(name)
-        axes.plot(found["k_values"], accuracies, linewidth=2, label=label, **styles[name])
-        intervals = [low_high or (np.nan, np.nan) for low_high in found["top1_interval"]]
-        low, high = np.array(intervals, float).T
-        axes.fill_between(found["k_values"], low, high, color=styles[name]["color"], alpha=0.12)
+    series = []
+    for style, (name, one) in enumerate(metrics["encoders"].items()):
+        intervals = [bounds or (math.nan, math.nan) for bounds in one["knn"]["top1_interval"]]
+        low, high = zip(*intervals, strict=True)
+        series.append(plots.Series(plot_text(name), *plots.knn_line(one), style, low, high))
     if metrics["num_classes"]:
         axes.axhline(1.0 / metrics["num_classes"], color="0.45", linewidth=1, linestyle=":")
         axes.annotate(
@@ -186,8 +180,8 @@ def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
             ha="right",
             color="0.35",
         )
+    draw_series(axes, series, plots.knn_axes(series))
     axes.set_ylim(bottom=0.0, top=1.0)
-    label_knn(axes, ks)
     axes.legend(frameon=False, loc="best")
     return figure
 

@@ -17,6 +17,7 @@ from PIL import Image
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare import charts, runs
 from hjepa_jax.evaluation.compare.page import compare, page, warnings
+from hjepa_jax.evaluation.report.plots import Axes, Series
 from hjepa_jax.runtime.writers import create_writer
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -216,8 +217,8 @@ def shapes(svg: str) -> tuple[ElementTree.Element, list[ElementTree.Element]]:
 def test_points_lie_where_the_axes_say(log) -> None:
     x, y = [1.0, 10.0, 100.0], [2.0, 0.02, 0.2]
     svg = charts.line_chart(
-        [charts.Series("a<b", x, y, 0, y, [2 * v for v in y])],
-        charts.Axes("x & y", log_x=log, log_y=log, x_ticks=x),
+        [Series("a<b", x, y, 0, y, [2 * v for v in y])],
+        Axes("x & y", log_x=log, log_y=log, x_ticks=x),
     )
     _, elements = shapes(svg)
     circles = [e for e in elements if e.tag == "circle"]
@@ -243,7 +244,7 @@ def test_points_lie_where_the_axes_say(log) -> None:
     [([3.0], [0.7]), ([1.0, 2.0], [5.0, 5.0]), ([1.0, 2.0, 3.0], [0.0, np.nan, 1e-7])],
 )
 def test_odd_data_stays_inside_the_frame(log, x, y) -> None:
-    svg = charts.line_chart([charts.Series("s", x, y, 8)], charts.Axes("x", log_y=log))
+    svg = charts.line_chart([Series("s", x, y, 8)], Axes("x", log_y=log))
     root, elements = shapes(svg)
     _, _, width, height = map(float, root.get("viewBox").split())
     drawn = [e for e in elements if e.tag == "circle"]
@@ -255,11 +256,8 @@ def test_odd_data_stays_inside_the_frame(log, x, y) -> None:
 
 
 def test_nothing_to_draw_is_an_empty_text() -> None:
-    assert charts.line_chart([], charts.Axes("x")) == ""
-    assert (
-        charts.line_chart([charts.Series("s", [1.0], [-1.0], 0)], charts.Axes("x", log_y=True))
-        == ""
-    )
+    assert charts.line_chart([], Axes("x")) == ""
+    assert charts.line_chart([Series("s", [1.0], [-1.0], 0)], Axes("x", log_y=True)) == ""
     assert charts.interval_chart([], "x") == ""
 
 
