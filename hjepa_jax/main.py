@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from hjepa_jax.config import Config, validation
+from hjepa_jax.config import Config, Settings, resolve
 from hjepa_jax.config.flags import define_config, run_program
 from hjepa_jax.data.workers import watched
 from hjepa_jax.errors import UserError
@@ -55,27 +55,27 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     try:
-        validation.validate(_CONFIG.value, training=_MODE.value != "eval")
+        settings = resolve(_CONFIG.value, training=_MODE.value != "eval")
         workdir = local_path(str(_WORKDIR.value), "--workdir")
         eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
         with distributed.session(distributed.find_cluster(given, os.environ)):
-            _work(_CONFIG.value, workdir, eval_dir)
+            _work(settings, workdir, eval_dir)
     except UserError as error:
         sys.exit(f"hjepa_jax: {error}")
 
 
-def _work(config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
+def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
     """Trains and evaluates, as the mode says; only process 0 prints."""
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
     same |= {"--workdir": str(workdir.absolute()), "--eval_dir": str(eval_dir.absolute())}
-    distributed.check_same_config(config, same)
+    distributed.check_same_config(settings, same)
     if distributed.is_primary():
-        print(validation.to_json(config))
+        print(settings.to_json())
     else:
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
         with StopRequest() as stop:
-            _stages(config, workdir, eval_dir, stop)
+            _stages(_CONFIG.value, workdir, eval_dir, stop)
     except RunStopped as stopped:
         # A job scheduler takes status 0 as it is meant: nothing is lost.
         _say(str(stopped))

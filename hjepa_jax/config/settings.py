@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -92,6 +93,17 @@ class Settings:
         head, _, rest = path.partition(".")
         found = self.parts[head] if head in self.parts else getattr(self, head)
         return functools.reduce(getattr, rest.split("."), found) if rest else found
+
+    def to_json(self) -> str:
+        """Returns the values as indented JSON, as `config.json` has them."""
+        nested: dict[str, Any] = {}
+        for path, value in self.values().items():
+            *parents, name = path.split(".")
+            target = nested
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[name] = value
+        return json.dumps(nested, indent=2, sort_keys=True)
 
     def replace(self, changes: Mapping[str, Any]) -> Settings:
         """Returns the settings with other values of some fields, by dotted name; not checked."""

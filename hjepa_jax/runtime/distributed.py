@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hjepa_jax.config import Config, may_differ_between_processes, validation
+from hjepa_jax.config import Settings, may_differ_between_processes
 from hjepa_jax.errors import ConfigError, UserError, first_line
 from hjepa_jax.runtime import rendezvous
 
@@ -252,7 +252,7 @@ def check_same(values: Mapping[str, Any], remedy: str) -> None:
         raise UserError(f"the processes differ in {', '.join(differing)}: {remedy}.")
 
 
-def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) -> None:
+def check_same_config(settings: Settings, flags: Mapping[str, Any] | None = None) -> None:
     """Compares the configuration and flags between the processes; all of them must call this.
 
     Raises:
@@ -260,8 +260,8 @@ def check_same_config(config: Config, flags: Mapping[str, Any] | None = None) ->
     """
     fields = {
         f"config.{name}": value
-        for name, value in validation.flatten(config)
-        if not may_differ_between_processes(name, config)
+        for name, value in settings.values().items()
+        if not may_differ_between_processes(name, settings)
     }
     try:
         check_same({**fields, **(flags or {})}, "start all of them with the same command")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from configs import cifar100, imagenet100, quickstart
-from hjepa_jax.config import base_config, rows, total_steps, validation
+from hjepa_jax.config import base_config, resolve, rows, total_steps, validation
 from hjepa_jax.config.unknown import RENAMED
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import robustness
@@ -175,3 +175,9 @@ def test_a_field_of_an_older_version_gets_one_clear_sentence(values, sentence) -
 def test_old_names_are_gone_and_new_ones_exist() -> None:
     assert not set(RENAMED) & set(rows())
     assert set(RENAMED.values()) <= set(rows())
+
+
+@pytest.mark.parametrize("variant", ["hjepa", "sigreg", "smoke"])
+def test_settings_are_written_as_the_configuration_is(variant):
+    config = cifar100.get_config(variant)
+    assert resolve(config).to_json() == validation.to_json(config)
