@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nearly all of the tests' time is compilation, which XLA:CPU does in a third unoptimised.
@@ -20,8 +21,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import jaxtyping
 import pytest
 from absl import flags
+
+# Before any test imports them: every call into the numerics is checked against its annotations.
+jaxtyping.install_import_hook(
+    ["hjepa_jax.dynamics", "hjepa_jax.objectives"],
+    # The numeric tower: an int may stand where a float is expected.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # A run ignores SIGHUP where it was told to, as all that nohup starts is; the tests send one.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -32,6 +41,14 @@ def parsed_flags() -> None:
     """Grain's worker processes refuse to start on unparsed absl flags."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Numerics without run-time type checks, as outside the tests: their own errors appear."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # The longest files, first: each file runs in one worker, and a long one at the end would run alone.

@@ -30,7 +30,7 @@ ROOMS = (
 )
 LAYERS = {room: level for level, room in enumerate(ROOMS)}
 # Numerics know arrays alone.
-PURE = {"dynamics": {"jax", "numpy"}, "objectives": {"jax", "numpy"}}
+PURE = {room: {"jax", "jaxtyping", "numpy"} for room in ("dynamics", "objectives")}
 STANDARD = {"__future__", "typing", "collections", "dataclasses", "functools", "math", "warnings"}
 
 

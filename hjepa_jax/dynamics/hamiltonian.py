@@ -1,22 +1,29 @@
 """Hamiltonians on the state z = [q | p] and the scalar MLP that makes them learnable.
 
-Source: "Beyond Isotropy in JEPAs" (arXiv 2605.20107), section on Hamiltonian predictors. Everything
-here is a pure function; a `Hamiltonian` is a bundle of closures over its parameters.
-"""
+Everything here is a pure function; a `Hamiltonian` is a bundle of closures over its parameters.
 
-from __future__ import annotations
+Source: "Beyond Isotropy in JEPAs" (arXiv 2605.20107), section on Hamiltonian predictors.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Real
 
-Scalar = jax.Array | float
-MLPParams = tuple[dict[str, jax.Array], ...]
+Scalar = Real[Array, ""] | float
+Activation = Literal["gelu", "relu", "silu"]
+# NumPy arrays are those of a restored checkpoint.
+MLPParams = tuple[dict[str, Float[Array | np.ndarray, "..."]], ...]
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+Energy = Callable[[Float[Array, "*batch d"], Float[Array, "*batch d"]], Float[Array, "*batch"]]
+Gradient = Callable[[Float[Array, "*batch d"], Float[Array, "*batch d"]], Float[Array, "*batch d"]]
+Potential = Callable[[Float[Array, "*batch d"]], Float[Array, "*batch"]]
+
+ACTIVATIONS: dict[Activation, Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]] = {
     # The exact erf form, not the tanh approximation.
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
@@ -25,49 +32,76 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Hamiltonian(NamedTuple):
-    """Energy H(q, p) and its partial derivatives; q and p are [..., d] arrays of one dtype.
+    """Energy H(q, p) and its partial derivatives, for q and p [..., d] of one dtype.
 
     Attributes:
-      energy: (q, p) -> [...], the energy of every state.
-      grad_q: (q, p) -> [..., d], the partial derivative with respect to q.
-      grad_p: (q, p) -> [..., d], the partial derivative with respect to p.
-      potential: q -> [...], the potential V where H = T(p) + V(q) names one, else None.
-      is_separable: whether H = T(p) + V(q), so that grad_q ignores p and grad_p ignores q.
+        energy: (q, p) -> [...], the energy of every state.
+        grad_q: (q, p) -> [..., d], the partial derivative with respect to q.
+        grad_p: (q, p) -> [..., d], the partial derivative with respect to p.
+        potential: q -> [...], the potential V where H = T(p) + V(q) names one, else None.
+        is_separable: whether H = T(p) + V(q), so that grad_q ignores p and grad_p ignores q.
     """
 
-    energy: Callable[[jax.Array, jax.Array], jax.Array]
-    grad_q: Callable[[jax.Array, jax.Array], jax.Array]
-    grad_p: Callable[[jax.Array, jax.Array], jax.Array]
-    potential: Callable[[jax.Array], jax.Array] | None
+    energy: Energy
+    grad_q: Gradient
+    grad_p: Gradient
+    potential: Potential | None
     is_separable: bool
 
 
-def split_state(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits z [..., 2d] into q [..., d] and p [..., d]; ValueError when the width is odd."""
+def split_state(
+    z: Float[Array, "*batch n"],
+) -> tuple[Float[Array, "*batch n//2"], Float[Array, "*batch n//2"]]:
+    """Splits states into positions and momenta.
+
+    Args:
+        z: states [..., 2d].
+
+    Returns:
+        (q, p), each [..., d].
+
+    Raises:
+        ValueError: the width is odd.
+    """
     width = z.shape[-1]
     if width % 2:
         raise ValueError(f"A state [q | p] needs an even width, but its last axis has {width}.")
     return z[..., : width // 2], z[..., width // 2 :]
 
 
-def join_state(q: jax.Array, p: jax.Array) -> jax.Array:
-    """Joins q [..., d] and p [..., d] into z [..., 2d]."""
+def join_state(
+    q: Float[Array, "*batch d"], p: Float[Array, "*batch d"]
+) -> Float[Array, "*batch 2*d"]:
+    """Joins positions and momenta [..., d] into states z [..., 2d]."""
     return jnp.concatenate([q, p], axis=-1)
 
 
-def energy_of_state(hamiltonian: Hamiltonian, z: jax.Array) -> jax.Array:
-    """Returns the energy [...] of z [..., 2d], in float32 or wider."""
+def energy_of_state(
+    hamiltonian: Hamiltonian, z: Float[Array, "*batch n"]
+) -> Float[Array, "*batch"]:
+    """Returns the energy [...] of states z [..., 2d], in float32 (float64 for float64 states)."""
     wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     return hamiltonian.energy(*split_state(wide))
 
 
-def init_mlp(key: jax.Array, sizes: Sequence[int], dtype: jnp.dtype = jnp.float32) -> MLPParams:
+def init_mlp(
+    key: PRNGKeyArray, sizes: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
+) -> MLPParams:
     """Draws the Linear layers between consecutive `sizes`, e.g. (d, 256, 256, 1).
 
-    Kernels [in, out] and biases [out] are uniform in +-1/sqrt(in), the init of `torch.nn.Linear`.
+    Kernels [in, out] and biases [out] are uniform in +-1/sqrt(in), the default initialization of
+    `torch.nn.Linear`.
+
+    Args:
+        key: PRNG key.
+        sizes: widths of the input, of the hidden layers and of the output.
+        dtype: dtype of the parameters.
+
+    Returns:
+        One {'kernel', 'bias'} per layer.
 
     Raises:
-      ValueError: fewer than two sizes, or a size below 1.
+        ValueError: fewer than two sizes, or a size below 1.
     """
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(
@@ -88,11 +122,21 @@ def init_mlp(key: jax.Array, sizes: Sequence[int], dtype: jnp.dtype = jnp.float3
     return tuple(layers)
 
 
-def mlp(params: MLPParams, x: jax.Array, activation: str) -> jax.Array:
-    """Applies Linear layers to x [..., in] with `activation` between them; returns [..., out].
+def mlp(
+    params: MLPParams, x: Float[Array, "*batch n_in"], activation: Activation
+) -> Float[Array, "*batch n_out"]:
+    """Applies Linear layers with `activation` between them.
+
+    Args:
+        params: from `init_mlp`.
+        x: inputs [..., n_in].
+        activation: 'gelu' (exact), 'relu' or 'silu'.
+
+    Returns:
+        Outputs [..., n_out], of the wider dtype of x and params.
 
     Raises:
-      ValueError: an activation that is not in ACTIVATIONS.
+        ValueError: an activation that is not in ACTIVATIONS.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"Unknown activation '{activation}': use one of {', '.join(ACTIVATIONS)}.")
@@ -103,11 +147,13 @@ def mlp(params: MLPParams, x: jax.Array, activation: str) -> jax.Array:
     return product(x, params[-1]["kernel"]) + params[-1]["bias"]
 
 
-def _half_square(x: jax.Array) -> jax.Array:
+def _half_square(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
     return 0.5 * jnp.sum(x * x, axis=-1)
 
 
-def _gradient(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+def _gradient(
+    function: Potential,
+) -> Callable[[Float[Array, "*batch d"]], Float[Array, "*batch d"]]:
     """Returns the per-state gradient of a function [..., d] -> [...] that treats states apart."""
     return jax.grad(lambda x: jnp.sum(function(x)))
 
@@ -117,21 +163,24 @@ def separable(
     *,
     base_coeff: Scalar,
     residual_scale: Scalar,
-    activation: str = "gelu",
+    activation: Activation = "gelu",
 ) -> Hamiltonian:
     """H = |p|^2/2 + V(q) with V(q) = base_coeff/2 |q|^2 + residual_scale * f(q).
 
     Args:
-      params: MLP f from [..., d] to [..., 1].
-      base_coeff: stiffness of the quadratic well, a scalar.
-      residual_scale: weight of f, a scalar that may be traced (warm-up).
-      activation: 'gelu', 'relu' or 'silu'.
+        params: MLP f from [..., d] to [..., 1].
+        base_coeff: stiffness of the quadratic well.
+        residual_scale: weight of f; may be traced (warm-up).
+        activation: see `mlp`.
+
+    Returns:
+        A separable Hamiltonian with a potential.
     """
 
-    def residual(q: jax.Array) -> jax.Array:
+    def residual(q: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         return mlp(params, q, activation)[..., 0]
 
-    def potential(q: jax.Array) -> jax.Array:
+    def potential(q: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         return base_coeff * _half_square(q) + residual_scale * residual(q)
 
     return Hamiltonian(
@@ -148,18 +197,21 @@ def learnable(
     *,
     base_coeff: Scalar = 1.0,
     residual_scale: Scalar,
-    activation: str = "gelu",
+    activation: Activation = "gelu",
 ) -> Hamiltonian:
     """H = base_coeff/2 (|q|^2 + |p|^2) + residual_scale * f([q, p]), not separable.
 
     Args:
-      params: MLP f from [..., 2d] to [..., 1].
-      base_coeff: stiffness of the quadratic part (1 is what the published code always has).
-      residual_scale: weight of f, a scalar that may be traced (warm-up).
-      activation: 'gelu', 'relu' or 'silu'.
+        params: MLP f from [..., 2d] to [..., 1].
+        base_coeff: stiffness of the quadratic part (the published code always has 1).
+        residual_scale: weight of f; may be traced (warm-up).
+        activation: see `mlp`.
+
+    Returns:
+        A Hamiltonian without a potential.
     """
 
-    def energy(q: jax.Array, p: jax.Array) -> jax.Array:
+    def energy(q: Float[Array, "*batch d"], p: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         residual = mlp(params, join_state(q, p), activation)[..., 0]
         return base_coeff * (_half_square(q) + _half_square(p)) + residual_scale * residual
 
@@ -167,7 +219,7 @@ def learnable(
 
 
 def quadratic() -> Hamiltonian:
-    """H = (|q|^2 + |p|^2)/2, the isotropic harmonic oscillator with unit frequency."""
+    """H = (|q|^2 + |p|^2)/2, the isotropic harmonic oscillator of unit frequency."""
     return Hamiltonian(
         energy=lambda q, p: _half_square(q) + _half_square(p),
         grad_q=lambda q, p: q,
@@ -177,13 +229,16 @@ def quadratic() -> Hamiltonian:
     )
 
 
-def from_energy(
-    energy: Callable[[jax.Array, jax.Array], jax.Array], is_separable: bool = False
-) -> Hamiltonian:
-    """Builds a Hamiltonian from any differentiable energy(q, p) -> [...], by autodiff.
+def from_energy(energy: Energy, is_separable: bool = False) -> Hamiltonian:
+    """Builds a Hamiltonian from any differentiable energy, by automatic differentiation.
 
-    `is_separable` is the caller's promise that energy = T(p) + V(q): integrators then evaluate each
-    force once.
+    Args:
+        energy: (q, p) [..., d] -> [...].
+        is_separable: the caller's promise that energy = T(p) + V(q): integrators then evaluate
+            each force once.
+
+    Returns:
+        A Hamiltonian without a potential.
     """
     return Hamiltonian(
         energy=energy,

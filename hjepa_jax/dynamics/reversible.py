@@ -1,17 +1,18 @@
-"""Leapfrog with constant-memory gradients: the backward pass runs the flow backwards.
+"""Leapfrog with constant-memory gradients: the backward pass runs the flow backward.
 
 Leapfrog is time-symmetric, so every intermediate state can be recomputed from the final one
-(the idea of reversible networks, Gomez et al., arXiv 1707.04585) instead of being stored.
-"""
+instead of being stored.
 
-from __future__ import annotations
+Source: the idea of reversible networks (Gomez et al., arXiv 1707.04585).
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from hjepa_jax.dynamics.hamiltonian import Hamiltonian, Scalar, join_state, split_state
 from hjepa_jax.dynamics.integrators import (
@@ -21,37 +22,40 @@ from hjepa_jax.dynamics.integrators import (
     separable_scheme,
 )
 
-Build = Callable[[Any], Hamiltonian]
+Params = PyTree[Float[Array | np.ndarray, "..."]]
+Build = Callable[[Params], Hamiltonian]
+# A state, then the cotangents of state, params and h.
+_Carry = tuple[Float[Array, "*batch n"], Float[Array, "*batch n"], Params, Float[Array, ""]]
 
 
 def integrate_reversible(
     build: Build,
-    params: Any,
-    z: jax.Array,
+    params: Params,
+    z: Float[Array, "*batch n"],
     *,
     steps: int,
     dt: Scalar,
     direction: Scalar = 1,
     damping: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, "*batch n"]:
     """Same values as `integrate(build(params), z, method='leapfrog', ...)`, O(1) memory in `steps`.
 
     Args:
-      build: makes a SEPARABLE Hamiltonian from `params`; it must not close over traced values:
-        pass all of them (a traced residual_scale too) inside `params`, or get no gradient.
-      params: any pytree of floating-point arrays.
-      z: states [..., 2d]; dtypes as in `integrate`.
-      steps: number of steps, static.
-      dt: step length; may be traced, its gradient is exact.
-      direction: +1 or -1; may be traced.
-      damping: momentum decay rate, static. Running backwards amplifies rounding by
-        exp(damping * steps * dt).
+        build: makes a SEPARABLE Hamiltonian from `params`; it must not close over traced values:
+            pass all of them (a traced residual_scale too) inside `params`, or get no gradient.
+        params: any pytree of floating-point arrays.
+        z: states [..., 2d]; dtypes as in `integrate`.
+        steps: number of steps, static.
+        dt: step length; may be traced, its gradient is exact.
+        direction: +1 or -1; may be traced.
+        damping: decay rate of the momenta, static. Running backward amplifies rounding by
+            exp(damping * steps * dt).
 
     Returns:
-      The final states [..., 2d] in the dtype of z. Reverse-mode differentiation only.
+        The final states [..., 2d] in the dtype of z. Reverse-mode differentiation only.
 
     Raises:
-      ValueError: a Hamiltonian that is not separable, or steps < 1.
+        ValueError: a Hamiltonian that is not separable, or steps < 1.
     """
     if steps < 1:
         raise ValueError(f"An integrator needs at least 1 step, not {steps}.")
@@ -63,7 +67,14 @@ def integrate_reversible(
     return final.astype(z.dtype)
 
 
-def _run(build: Build, steps: int, damping: float, params: Any, z: jax.Array, h: Any) -> jax.Array:
+def _run(
+    build: Build,
+    steps: int,
+    damping: float,
+    params: Params,
+    z: Float[Array, "*batch n"],
+    h: Float[Array, ""],
+) -> Float[Array, "*batch n"]:
     hamiltonian = cast_gradients(build(params), z.dtype)
     scheme = damped(separable_scheme(hamiltonian, h, (1.0,)), h, damping)
     q, p = split_state(z)
@@ -74,14 +85,24 @@ def _run(build: Build, steps: int, damping: float, params: Any, z: jax.Array, h:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _flow(
-    build: Build, steps: int, damping: float, params: Any, z: jax.Array, h: jax.Array
-) -> jax.Array:
+    build: Build,
+    steps: int,
+    damping: float,
+    params: Params,
+    z: Float[Array, "*batch n"],
+    h: Float[Array, ""],
+) -> Float[Array, "*batch n"]:
     return _run(build, steps, damping, params, z, h)
 
 
 def _flow_forward(
-    build: Build, steps: int, damping: float, params: Any, z: jax.Array, h: jax.Array
-) -> tuple[jax.Array, tuple[Any, jax.Array, jax.Array]]:
+    build: Build,
+    steps: int,
+    damping: float,
+    params: Params,
+    z: Float[Array, "*batch n"],
+    h: Float[Array, ""],
+) -> tuple[Float[Array, "*batch n"], tuple[Params, Float[Array, "*batch n"], Float[Array, ""]]]:
     final = _run(build, steps, damping, params, z, h)
     return final, (params, final, h)
 
@@ -90,13 +111,13 @@ def _flow_backward(
     build: Build,
     steps: int,
     damping: float,
-    residuals: tuple[Any, jax.Array, jax.Array],
-    cotangent: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
+    residuals: tuple[Params, Float[Array, "*batch n"], Float[Array, ""]],
+    cotangent: Float[Array, "*batch n"],
+) -> tuple[Params, Float[Array, "*batch n"], Float[Array, ""]]:
     params, final, h = residuals
     one_step = functools.partial(_run, build, 1, damping)
 
-    def back(carry: tuple[Any, ...], unused: None) -> tuple[tuple[Any, ...], None]:
+    def back(carry: _Carry, unused: None) -> tuple[_Carry, None]:
         z_next, bar_z, bar_params, bar_h = carry
         z = one_step(params, z_next, -h)
         _, pullback = jax.vjp(one_step, params, z, h)

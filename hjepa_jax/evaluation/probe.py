@@ -22,9 +22,9 @@ from hjepa_jax.evaluation import knn
 from hjepa_jax.objectives.linear_probe import (
     ProbeParams,
     cross_entropy,
-    logits_of_standardised,
+    logits_of_standardized,
     probe_logits,
-    standardise,
+    standardize,
     topk_accuracy,
 )
 
@@ -94,7 +94,7 @@ def init_probe(seed: int, dim: int, num_classes: int) -> ProbeParams:
 def _batch_loss(
     params: ProbeParams, x: jax.Array, labels: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    losses = cross_entropy(logits_of_standardised(params, x), labels)
+    losses = cross_entropy(logits_of_standardized(params, x), labels)
     return jnp.sum(losses * weight) / jnp.sum(weight)
 
 
@@ -165,7 +165,7 @@ def train_probe(
       Parameters with a leading axis L, and the mean loss of each epoch [L, epochs].
     """
     train = functools.partial(_train_one, batch_size=batch_size, weight_decay=weight_decay)
-    x = standardise(features)
+    x = standardize(features)
     if len(lrs) == 1:
         # Mapped over one, all products would be batched ones, which take twice the time on a CPU.
         trained = train(params, x, labels, permutations, lrs[0])

@@ -2,7 +2,7 @@
 
 Own code because this is the hot path: on one CPU device SIGReg with its gradient takes 1.36 times
 as long in XLA (benchmarks/RESULTS.md). Everywhere else this is
-`hjepa_jax.objectives.sigreg.trigonometric_means`.
+`hjepa_jax.objectives.characteristic_function.trigonometric_means`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.kernels.build import call_native, use_native
-from hjepa_jax.objectives.sigreg import trigonometric_means
+from hjepa_jax.objectives.characteristic_function import trigonometric_means
 
 # Below this many values a call costs more than it saves.
 _MIN_VALUES = 2**12

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax.dynamics import hamiltonian as hm
-from hjepa_jax.dynamics.integrators import flow_dtype, integrate
+from hjepa_jax.dynamics.integrators import Integrator, flow_dtype, integrate
 from hjepa_jax.dynamics.reversible import integrate_reversible
 from hjepa_jax.models.parameter_matching import MLPShape, hamiltonian_sizes, match_mlp
 
@@ -55,7 +55,7 @@ class _SizedPredictor(nn.Module):
     learn_dt: bool
     hidden_dim: int
     depth: int
-    activation: str
+    activation: hm.Activation
 
 
 class HamiltonianPredictor(_SizedPredictor):
@@ -66,7 +66,7 @@ class HamiltonianPredictor(_SizedPredictor):
     and has no effect on trajectories.
 
     Attributes:
-      integrator: a key of `integrators.INTEGRATORS`.
+      integrator: one of `integrators.INTEGRATORS`.
       damping: rate of the conformal damping of p; 0 = none.
       base_coeff: stiffness of the potential's quadratic well.
       midpoint_iterations: most iterations of 'implicit_midpoint'.
@@ -77,7 +77,7 @@ class HamiltonianPredictor(_SizedPredictor):
         quadratic Hamiltonians; its learnable Hamiltonian ignores base_coeff.
     """
 
-    integrator: str
+    integrator: Integrator
     damping: float
     base_coeff: float
     midpoint_iterations: int

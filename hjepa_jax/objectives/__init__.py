@@ -1,1 +1,1 @@
-"""Losses: HJEPA, LeJEPA, floors, SIGReg and HamSIGReg."""
+"""Losses: HJEPA, LeJEPA, regularizers, SIGReg and HamSIGReg."""

@@ -7,24 +7,25 @@ grid, see `hamsigreg_spectrum.py`). SIGReg of the transformed state asks for cov
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Mapping
+from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from hjepa_jax.objectives.hamsigreg_spectrum import (
     GAUGES,
+    Gauge,
+    LearnableParams,
     LearnableSettings,
     SpectralBuffers,
     learnable_spectrum,
 )
 from hjepa_jax.objectives.regularizers import at_least_float32
 
-KINDS = ("identity", "diag", "chain", "chain_grid", "learnable")
+Kind = Literal["identity", "diag", "chain", "chain_grid", "learnable"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 GRID_KINDS = ("chain_grid", "learnable")
 
 
@@ -32,20 +33,25 @@ GRID_KINDS = ("chain_grid", "learnable")
 class SpectralSettings:
     """Settings of `apply_spectral`.
 
-    kind: one of KINDS.
-    kappa, eps: eigenvalues eps + kappa * Laplacian of the chain kinds; gauge: normalised by
-        'trace' (mean 1) or 'logdet' (geometric mean 1).
-    h, w, token_dim: the token grid and its channels d_f, for the grid kinds.
-    split_qp: the state is [q(h, w, d_f/2) | p(h, w, d_f/2)]; q and p are transformed apart.
-    reference_layout: read the flat state as the published code does, which ignores split_qp and
-        takes a learnable grid with h = w = d_f for channels-first. For parity only.
-    learnable: settings of the learnable spectrum, on the same grid.
+    Attributes:
+        kind: one of KINDS.
+        kappa: strength of the Laplacian; the chain kinds have eigenvalues eps + kappa * Laplacian.
+        eps: smallest eigenvalue of the chain kinds, before normalization.
+        gauge: normalization of the chain kinds, 'trace' (mean 1) or 'logdet' (geometric mean 1).
+        h: rows of the token grid, for the grid kinds.
+        w: columns of the token grid.
+        token_dim: channels d_f of a token.
+        split_qp: the state is [q(h, w, d_f/2) | p(h, w, d_f/2)]; q and p are transformed
+            separately.
+        reference_layout: read the flat state as the published code does, which ignores split_qp and
+            takes a learnable grid with h = w = d_f for channels-first. For parity only.
+        learnable: settings of the learnable spectrum, on the same grid.
     """
 
-    kind: str = "identity"
+    kind: Kind = "identity"
     kappa: float = 1.0
     eps: float = 1e-3
-    gauge: str = "trace"
+    gauge: Gauge = "trace"
     h: int | None = None
     w: int | None = None
     token_dim: int | None = None
@@ -75,50 +81,82 @@ class SpectralSettings:
                 )
 
 
-def _gauged(spectrum: np.ndarray, gauge: str) -> np.ndarray:
+def _gauged(spectrum: Float[np.ndarray, "*grid"], gauge: Gauge) -> Float[np.ndarray, "*grid"]:
     mean = spectrum.mean() if gauge == "trace" else np.exp(np.log(spectrum).mean())
     return spectrum / mean
 
 
-def diag_sqrt(dim: int) -> np.ndarray:
+def diag_sqrt(dim: int) -> Float[np.ndarray, " {dim}"]:
     """Returns sqrt(v) [dim], v = linspace(1, 2) over its geometric mean, in float64."""
     return np.sqrt(_gauged(np.linspace(1.0, 2.0, dim), "logdet"))
 
 
-def chain_spectrum_1d(dim: int, kappa: float, eps: float, gauge: str) -> np.ndarray:
-    """Returns eps + kappa (2 - 2 cos(2 pi k / dim)), k = 0..dim//2, gauged; float64.
+def chain_spectrum_1d(
+    dim: int, kappa: float, eps: float, gauge: Gauge
+) -> Float[np.ndarray, " {dim}//2+1"]:
+    """Returns eps + kappa (2 - 2 cos(2 pi k / dim)), k = 0..dim//2, normalized; float64.
 
     The gauge averages over this half spectrum, as published: over the whole spectrum, where all
     but the ends count twice, the mean differs by O(1/dim).
+
+    Args:
+        dim: the width of the state.
+        kappa: strength of the Laplacian.
+        eps: smallest eigenvalue, before normalization.
+        gauge: 'trace' (mean 1) or 'logdet' (geometric mean 1).
+
+    Returns:
+        The spectrum [dim//2 + 1].
     """
     angle = 2 * np.pi * np.arange(dim // 2 + 1) / dim
     return _gauged(eps + kappa * (2 - 2 * np.cos(angle)), gauge)
 
 
-def chain_spectrum_grid(h: int, w: int, kappa: float, eps: float, gauge: str) -> np.ndarray:
-    """Returns eps + kappa (4 sin^2(pi ky/h) + 4 sin^2(pi kx/w)) [h, w], gauged; float64."""
+def chain_spectrum_grid(
+    h: int, w: int, kappa: float, eps: float, gauge: Gauge
+) -> Float[np.ndarray, "{h} {w}"]:
+    """Returns eps + kappa (4 sin^2(pi ky/h) + 4 sin^2(pi kx/w)), normalized; float64.
+
+    Args:
+        h: rows of the token grid.
+        w: columns of the token grid.
+        kappa: strength of the Laplacian.
+        eps: smallest eigenvalue, before normalization.
+        gauge: 'trace' (mean 1) or 'logdet' (geometric mean 1).
+
+    Returns:
+        The spectrum [h, w].
+    """
     rows = 4 * np.sin(np.pi * np.arange(h) / h) ** 2
     columns = 4 * np.sin(np.pi * np.arange(w) / w) ** 2
     return _gauged(eps + kappa * (rows[:, None] + columns[None, :]), gauge)
 
 
 def blend_identity(
-    spectrum: np.ndarray | jax.Array, beta: jax.Array | float, dtype: jnp.dtype
-) -> jax.Array:
-    """Returns (1 - beta) + beta * spectrum; beta may be traced."""
+    spectrum: Float[np.ndarray | Array, "*grid"],
+    beta: Float[Array, ""] | float,
+    dtype: jnp.dtype,
+) -> Float[Array, "*grid"]:
+    """Returns (1 - beta) + beta * spectrum in `dtype`; beta, in 0..1, may be traced."""
     beta = jnp.asarray(beta, dtype)
     return (1 - beta) + beta * jnp.asarray(spectrum, dtype)
 
 
-def apply_chain(z: jax.Array, root: jax.Array) -> jax.Array:
+def apply_chain(
+    z: Float[Array, "*batch d"], root: Float[Array, " d//2+1"]
+) -> Float[Array, "*batch d"]:
     """Multiplies the real Fourier modes of z [..., d] by root [d//2 + 1], the spectrum's root."""
     modes = jnp.fft.rfft(z, norm="ortho") * root
     return jnp.fft.irfft(modes, n=z.shape[-1], norm="ortho")
 
 
 def apply_grid(
-    z: jax.Array, root: jax.Array, token_dim: int, *, channels_first: bool = False
-) -> jax.Array:
+    z: Float[Array, "*batch d"],
+    root: Float[Array, "h w"],
+    token_dim: int,
+    *,
+    channels_first: bool = False,
+) -> Float[Array, "*batch d"]:
     """Multiplies the 2-D Fourier modes of every channel by root.
 
     Args:
@@ -144,7 +182,9 @@ def apply_grid(
     return jnp.fft.irfft2(modes, s=(h, w), axes=axes).reshape(z.shape)
 
 
-def _apply_tokens(z: jax.Array, root: jax.Array, settings: SpectralSettings) -> jax.Array:
+def _apply_tokens(
+    z: Float[Array, "*batch d"], root: Float[Array, "h w"], settings: SpectralSettings
+) -> Float[Array, "*batch d"]:
     """`apply_grid` in the layout of the settings."""
     token_dim = settings.token_dim
     assert token_dim is not None
@@ -159,13 +199,13 @@ def _apply_tokens(z: jax.Array, root: jax.Array, settings: SpectralSettings) -> 
 
 def apply_spectral(
     settings: SpectralSettings,
-    params: Mapping[str, jax.Array] | None,
-    z: jax.Array,
-    alpha: jax.Array | float = 1.0,
-    beta: jax.Array | float = 1.0,
+    params: LearnableParams | None,
+    z: Float[Array, "*batch d"],
+    alpha: Float[Array, ""] | float = 1.0,
+    beta: Float[Array, ""] | float = 1.0,
     *,
     buffers: SpectralBuffers | None = None,
-) -> jax.Array:
+) -> Float[Array, "*batch d"]:
     """Returns H^{1/2} z.
 
     Args:
@@ -197,5 +237,5 @@ def apply_spectral(
     assert settings.learnable is not None
     if params is None:
         raise ValueError("kind 'learnable' needs its parameters (see init_learnable)")
-    spectrum = learnable_spectrum(dict(params), settings.learnable, alpha, beta, buffers)
+    spectrum = learnable_spectrum(params, settings.learnable, alpha, beta, buffers)
     return _apply_tokens(z, jnp.sqrt(spectrum.spectrum).astype(z.dtype), settings)

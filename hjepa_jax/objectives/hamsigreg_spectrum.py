@@ -7,44 +7,59 @@ parameters. alpha and beta (the share of the base) are scheduled from identity t
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-BASES = ("identity", "r2", "laplacian")
-GAUGES = ("trace", "logdet")
-BINNINGS = ("linear_radius", "linear_radius_sq", "quantile_radius")
+Base = Literal["identity", "r2", "laplacian"]
+Gauge = Literal["trace", "logdet"]
+Binning = Literal["linear_radius", "linear_radius_sq", "quantile_radius"]
+BASES: tuple[Base, ...] = get_args(Base)
+GAUGES: tuple[Gauge, ...] = get_args(Gauge)
+BINNINGS: tuple[Binning, ...] = get_args(Binning)
 
-LearnableParams = dict[str, jax.Array]
+# NumPy arrays are those of a restored checkpoint.
+LearnableParams = Mapping[str, Float[Array | np.ndarray, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnableSettings:
     """Settings of the learnable spectrum on an h x w token grid.
 
-    bins: radial bins of the envelope; binning: how frequencies are assigned to them.
-    base: fixed spectrum, 1, or a + b r^2, or a + b times the grid Laplacian's eigenvalue, with
-        a = base_ridge, b = base_strength, divided by its mean.
-    gauge: 'trace' fixes the mean of the spectrum to 1, 'logdet' its geometric mean.
-    span_max: bound of the envelope's total log-span; init_loglambda_span: its value at the start
-        (at 0 the sigmoid is saturated and the spectrum would hardly ever move).
-    delta_clip: smooth bound of the envelope, 0 = off; center_delta: subtract the grid mean.
-    log_lambda_clip: hard bound of the log spectrum before the ridge.
-    eps_ridge: added to the spectrum, which is then gauged again.
-    curvature_weight, loglambda_l2_weight, cond_max, cond_weight: see `spectral_regulariser`.
+    Attributes:
+        h: rows of the token grid.
+        w: columns of the token grid.
+        bins: radial bins of the envelope.
+        base: fixed spectrum, divided by its mean: 1 ('identity'), a + b r^2 ('r2'), or a + b times
+            the grid Laplacian's eigenvalue ('laplacian'), a = base_ridge and b = base_strength.
+        gauge: 'trace' fixes the mean of the spectrum to 1, 'logdet' its geometric mean.
+        binning: how frequencies are assigned to the bins.
+        base_ridge: a.
+        base_strength: b.
+        span_max: bound of the envelope's total log-span.
+        init_loglambda_span: the log-span at the start (near 0 the sigmoid is saturated and the
+            spectrum would hardly ever move).
+        delta_clip: smooth bound of the envelope, 0 = off.
+        center_delta: subtract the envelope's mean over the grid.
+        log_lambda_clip: hard bound of the log spectrum before the ridge.
+        eps_ridge: added to the spectrum, which is then normalized again.
+        curvature_weight: see `spectral_regularizer`, as for the next three.
+        loglambda_l2_weight: weight of the mean square of delta.
+        cond_max: condition number above which the spectrum is penalized, 0 = off.
+        cond_weight: weight of that penalty.
     """
 
     h: int
     w: int
     bins: int = 8
-    base: str = "laplacian"
-    gauge: str = "trace"
-    binning: str = "linear_radius"
+    base: Base = "laplacian"
+    gauge: Gauge = "trace"
+    binning: Binning = "linear_radius"
     base_ridge: float = 1.0
     base_strength: float = 4.0
     span_max: float = 0.5
@@ -71,22 +86,34 @@ class LearnableSettings:
 
 
 class SpectralBuffers(NamedTuple):
-    """Constants of a grid: bin_index int [h, w] and log_base float [h, w]."""
+    """Constants of a grid.
 
-    bin_index: np.ndarray | jax.Array
-    log_base: np.ndarray | jax.Array
+    Attributes:
+        bin_index: the radial bin of every frequency, [h, w].
+        log_base: the log of the base spectrum, [h, w].
+    """
+
+    bin_index: Int[np.ndarray | Array, "h w"]
+    log_base: Float[np.ndarray | Array, "h w"]
 
 
 class Spectrum(NamedTuple):
-    """envelope [bins]; delta, log_spectrum (clipped, before the ridge), spectrum, all [h, w]."""
+    """A spectrum and what it is made of.
 
-    envelope: jax.Array
-    delta: jax.Array
-    log_spectrum: jax.Array
-    spectrum: jax.Array
+    Attributes:
+        envelope: the log envelope per bin, [bins].
+        delta: the log envelope per frequency, [h, w].
+        log_spectrum: the clipped log spectrum, before the ridge, [h, w].
+        spectrum: the eigenvalues of H, [h, w].
+    """
+
+    envelope: Float[Array, " bins"]
+    delta: Float[Array, "h w"]
+    log_spectrum: Float[Array, "h w"]
+    spectrum: Float[Array, "h w"]
 
 
-def _frequencies(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+def _frequencies(h: int, w: int) -> tuple[Float[np.ndarray, "{h} 1"], Float[np.ndarray, "1 {w}"]]:
     """Returns |frequency| along rows [h, 1] and columns [1, w] in float32, in cycles per token."""
     rows, columns = (
         (np.minimum(np.arange(n), n - np.arange(n)).astype(np.float32) / np.float32(n))
@@ -95,7 +122,7 @@ def _frequencies(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, None], columns[None, :]
 
 
-def _linspace32(first: np.float32, last: np.float32, count: int) -> np.ndarray:
+def _linspace32(first: np.float32, last: np.float32, count: int) -> Float[np.ndarray, " {count}"]:
     """Returns a float32 linspace from both ends: ties at bin edges depend on its rounding."""
     step = np.float32(last - first) / np.float32(count - 1)
     index = np.arange(count, dtype=np.float32)
@@ -103,8 +130,8 @@ def _linspace32(first: np.float32, last: np.float32, count: int) -> np.ndarray:
     return np.where(index < count // 2, np.float32(first) + step * index, from_end)
 
 
-def _quantiles32(values: np.ndarray, count: int) -> np.ndarray:
-    """`count` equally spaced quantiles with linear interpolation, in float32 arithmetic."""
+def _quantiles32(values: Float[np.ndarray, "..."], count: int) -> Float[np.ndarray, " {count}"]:
+    """Returns `count` equally spaced quantiles with linear interpolation, in float32 arithmetic."""
     ordered = np.sort(values.ravel())
     rank = _linspace32(np.float32(0), np.float32(1), count) * np.float32(ordered.size - 1)
     below = np.floor(rank).astype(int)
@@ -114,8 +141,18 @@ def _quantiles32(values: np.ndarray, count: int) -> np.ndarray:
     return np.where(share < 0.5, low + share * gap, high - gap * (np.float32(1) - share))
 
 
-def bin_indices(h: int, w: int, bins: int, binning: str) -> np.ndarray:
-    """Returns the radial bin [h, w] of every grid frequency, computed in float32."""
+def bin_indices(h: int, w: int, bins: int, binning: Binning) -> Int[np.ndarray, "{h} {w}"]:
+    """Assigns every frequency of the grid to a radial bin.
+
+    Args:
+        h: rows of the token grid.
+        w: columns of the token grid.
+        bins: number of bins.
+        binning: bins of equal width in the radius or its square, or of equal counts.
+
+    Returns:
+        Bins [h, w], int32; edges are computed in float32, as published.
+    """
     rows, columns = _frequencies(h, w)
     radius = rows * rows + columns * columns
     if binning != "linear_radius_sq":
@@ -127,7 +164,7 @@ def bin_indices(h: int, w: int, bins: int, binning: str) -> np.ndarray:
     return np.searchsorted(edges[1:-1], radius, side="left").astype(np.int32)
 
 
-def base_log_spectrum(settings: LearnableSettings) -> np.ndarray:
+def base_log_spectrum(settings: LearnableSettings) -> Float[np.ndarray, "h w"]:
     """Returns the log of the base spectrum [h, w], mean 1 before the log, in float64."""
     rows, columns = (f.astype(np.float64) for f in _frequencies(settings.h, settings.w))
     if settings.base == "identity":
@@ -150,7 +187,7 @@ def spectral_buffers(settings: LearnableSettings) -> SpectralBuffers:
 def init_learnable(
     settings: LearnableSettings, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> LearnableParams:
-    """Returns {'raw_span' [], 'raw_shape' [bins - 1]}: equal increments, the initial log-span."""
+    """Returns {'raw_span' [], 'raw_shape' [bins - 1]}: equal increments of the initial span."""
     share = np.clip(settings.init_loglambda_span / settings.span_max, 1e-6, 1 - 1e-6)
     return {
         "raw_span": jnp.asarray(np.log(share / (1 - share)), dtype),
@@ -158,7 +195,7 @@ def init_learnable(
     }
 
 
-def envelope(params: LearnableParams, settings: LearnableSettings) -> jax.Array:
+def envelope(params: LearnableParams, settings: LearnableSettings) -> Float[Array, " bins"]:
     """Returns the non-decreasing log envelope [bins], which starts at 0."""
     raw_shape = params["raw_shape"]
     start = jnp.zeros((1,), raw_shape.dtype)
@@ -187,13 +224,13 @@ def init_increments(
     }
 
 
-def increment_envelope(params: LearnableParams) -> jax.Array:
-    """The published experimental envelope [bins]: an offset and free softplus increments."""
+def increment_envelope(params: LearnableParams) -> Float[Array, " bins"]:
+    """Returns the published experimental envelope [bins]: an offset, free softplus increments."""
     steps = jnp.cumsum(jax.nn.softplus(params["raw_increments"]))
-    return params["offset"] + jnp.concatenate([jnp.zeros((1,), steps.dtype), steps])
+    return jnp.concatenate([jnp.zeros((1,), steps.dtype), steps]) + params["offset"]
 
 
-def apply_gauge(spectrum: jax.Array, gauge: str) -> jax.Array:
+def apply_gauge(spectrum: Float[Array, "*grid"], gauge: Gauge) -> Float[Array, "*grid"]:
     """Divides a positive spectrum by its mean ('trace') or its geometric mean ('logdet')."""
     if gauge == "trace":
         return spectrum / jnp.mean(spectrum)
@@ -203,9 +240,12 @@ def apply_gauge(spectrum: jax.Array, gauge: str) -> jax.Array:
 def increment_spectrum(
     params: LearnableParams, settings: LearnableSettings, buffers: SpectralBuffers | None = None
 ) -> Spectrum:
-    """The spectrum of the experimental envelope: no base, no schedules.
+    """Returns the spectrum of the experimental envelope: no base, no schedules.
 
-    Uses gauge, log_lambda_clip and eps_ridge of the settings.
+    Args:
+        params: from `init_increments`.
+        settings: of these, gauge, log_lambda_clip and eps_ridge have an effect.
+        buffers: the grid's constants; None = `spectral_buffers(settings)`.
     """
     buffers = spectral_buffers(settings) if buffers is None else buffers
     values = increment_envelope(params)
@@ -220,19 +260,19 @@ def increment_spectrum(
 def learnable_spectrum(
     params: LearnableParams,
     settings: LearnableSettings,
-    alpha: jax.Array | float = 1.0,
-    beta: jax.Array | float = 1.0,
+    alpha: Float[Array, ""] | float = 1.0,
+    beta: Float[Array, ""] | float = 1.0,
     buffers: SpectralBuffers | None = None,
 ) -> Spectrum:
     """Returns the spectrum of H.
 
-    lambda = ((1 - beta) + beta base) exp(alpha delta), gauged, its log clipped, ridge added,
-    gauged again (after which the clip need not hold exactly).
+    lambda = ((1 - beta) + beta base) exp(alpha delta), normalized by the gauge, its log clipped,
+    ridge added, normalized again (after which the clip need not hold exactly).
 
     Args:
         params: from `init_learnable`.
         settings: see `LearnableSettings`.
-        alpha: strength of the learnt envelope, 0..1; may be traced.
+        alpha: strength of the learned envelope, 0..1; may be traced.
         beta: share of the base spectrum, 0..1; may be traced.
         buffers: the grid's constants; None = `spectral_buffers(settings)`.
     """
@@ -253,13 +293,13 @@ def learnable_spectrum(
     return Spectrum(values, delta, log_spectrum, spectrum)
 
 
-def condition_number(spectrum: Spectrum) -> jax.Array:
+def condition_number(spectrum: Spectrum) -> Float[Array, ""]:
     """Returns the largest over the smallest eigenvalue, before the ridge."""
     return jnp.exp(jnp.max(spectrum.log_spectrum) - jnp.min(spectrum.log_spectrum))
 
 
-def spectral_regulariser(spectrum: Spectrum, settings: LearnableSettings) -> jax.Array:
-    """Returns the regulariser of the spectrum.
+def spectral_regularizer(spectrum: Spectrum, settings: LearnableSettings) -> Float[Array, ""]:
+    """Returns the regularizer of the spectrum.
 
     curvature_weight sum (second differences of the envelope)^2 + loglambda_l2_weight mean delta^2
     + cond_weight relu(cond - cond_max)^2. The last has no gradient, as published: it is reported,
@@ -275,8 +315,10 @@ def spectral_regulariser(spectrum: Spectrum, settings: LearnableSettings) -> jax
     return loss
 
 
-def spectral_health(spectrum: Spectrum, *, after_ridge: bool = False) -> dict[str, jax.Array]:
-    """Returns what to log of a spectrum.
+def spectral_health(
+    spectrum: Spectrum, *, after_ridge: bool = False
+) -> dict[str, Float[Array, ""]]:
+    """Returns the logged statistics of a spectrum, without gradient.
 
     'lam_min', 'lam_max', 'lam_cond' before the ridge (or of the final spectrum), 'loglam_min' and
     'loglam_max' always before it, and the envelope's ends 'g0' and 'g_last'.
@@ -295,60 +337,3 @@ def spectral_health(spectrum: Spectrum, *, after_ridge: bool = False) -> dict[st
         "loglam_max": high,
     }
     return {name: jax.lax.stop_gradient(value) for name, value in health.items()}
-
-
-def beta_schedule(
-    epoch: jax.Array | float, identity_epochs: float, base_ramp_epochs: float
-) -> jax.Array:
-    """Returns the share of the base spectrum in an epoch, counted from 1.
-
-    0 for `identity_epochs` epochs, then linear to 1 over `base_ramp_epochs` (0 = at once).
-    """
-    past = jnp.asarray(epoch, jnp.result_type(float)) - identity_epochs
-    if base_ramp_epochs <= 0:
-        return (past > 0).astype(past.dtype)
-    return jnp.clip(past / base_ramp_epochs, 0.0, 1.0)
-
-
-def alpha_schedule(epoch: jax.Array | float, learnable_ramp_epochs: float) -> jax.Array:
-    """Returns the strength of the learnt envelope in an epoch, counted from 1: min(1, e / ramp)."""
-    epoch = jnp.asarray(epoch, jnp.result_type(float))
-    if learnable_ramp_epochs <= 0:
-        return jnp.ones_like(epoch)
-    return jnp.clip(epoch / learnable_ramp_epochs, 0.0, 1.0)
-
-
-def is_update_step(step: jax.Array | int, interval: int) -> jax.Array | bool:
-    """Returns whether the spectrum's parameters are updated after the encoder's step (from 0)."""
-    return (step + 1) % interval == 0
-
-
-def update_loss(
-    regulariser: jax.Array,
-    spectral: jax.Array,
-    *,
-    mode: str,
-    weight: float,
-    spectral_weight: float,
-    adversarial_multiplier: float = 1.0,
-) -> jax.Array:
-    """Returns the loss that the spectrum's own optimiser minimises.
-
-    'max' (adversarial): spectral_weight * spectral - multiplier * weight * regulariser.
-    'min' (joint): spectral_weight * spectral + weight * regulariser.
-
-    Args:
-        regulariser: SIGReg of the transformed, detached embeddings.
-        spectral: `spectral_regulariser`.
-        mode: 'max' or 'min'.
-        weight: weight of SIGReg in the encoder's loss.
-        spectral_weight: weight of the spectral regulariser.
-        adversarial_multiplier: extra factor of the adversarial term.
-
-    Raises:
-        ValueError: an unknown mode.
-    """
-    if mode not in ("max", "min"):
-        raise ValueError(f"the spectrum's update mode must be 'max' or 'min', got {mode!r}")
-    factor = -adversarial_multiplier if mode == "max" else 1.0
-    return spectral_weight * spectral + factor * weight * regulariser

@@ -1,15 +1,15 @@
-"""The Hamiltonian JEPA objective: prediction by a flow plus anti-collapse regularisers.
+"""The Hamiltonian JEPA objective: prediction by a flow plus anti-collapse regularizers.
 
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from hjepa_jax.objectives.regularizers import (
     LogdetStatistics,
@@ -23,28 +23,31 @@ from hjepa_jax.objectives.regularizers import (
     variance_floor,
 )
 
-Flow = Callable[[jax.Array, int], jax.Array]
-Energy = Callable[[jax.Array], jax.Array]
+Flow = Callable[[Float[Array, "views batch n"], int], Float[Array, "views batch n"]]
+Energy = Callable[[Float[Array, "*batch n"]], Float[Array, "*batch"]]
 
-MATCHES = ("q", "p", "qp")
-PAIRINGS = ("first_two", "all_global", "local_to_global")
+Match = Literal["q", "p", "qp"]
+Pairing = Literal["first_two", "all_global", "local_to_global"]
+MATCHES: tuple[Match, ...] = get_args(Match)
+PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
 
 
 @dataclasses.dataclass(frozen=True)
 class HJEPASettings:
-    """Settings of `hjepa_objective`; the fields of `config.loss`, whose comments explain them.
+    """Settings of `hjepa_objective`; the fields are those of `config.loss`, documented there.
 
-    Two more exist for parity with the published ImageNet script:
-    reverse_direction_sign: direction of the backward prediction, -1 (reversed flow) or +1.
-    floor_p_variance: whether the variance floor counts the momenta.
+    Attributes:
+        reverse_direction_sign: direction of the backward prediction, -1 (reversed flow) or +1;
+            for parity with the published ImageNet script, like the next one.
+        floor_p_variance: whether the variance floor applies to the momenta.
     """
 
-    match: str = "q"
+    match: Match = "q"
     p_weight: float = 0.2
     energy_weight: float = 0.0
     bidirectional: bool = True
     detach_target: bool = True
-    pairing: str = "first_two"
+    pairing: Pairing = "first_two"
     budget_weight: float = 0.2
     var_weight: float = 0.5
     logdet_weight: float = 0.5
@@ -63,7 +66,7 @@ class HJEPASettings:
     p_pr_floor: float | None = 0.16
     q_eigmax_ceiling: float | None = 0.35
     p_eigmax_ceiling: float | None = 0.30
-    reverse_direction_sign: int = -1
+    reverse_direction_sign: Literal[-1, 1] = -1
     floor_p_variance: bool = True
 
     def __post_init__(self) -> None:
@@ -78,12 +81,17 @@ class HJEPASettings:
             )
 
 
-def view_pairs(pairing: str, num_views: int, num_global_views: int) -> list[tuple[int, int]]:
+def view_pairs(pairing: Pairing, num_views: int, num_global_views: int) -> list[tuple[int, int]]:
     """Returns the (source, target) views of the forward predictions, direction +1.
 
     'first_two': (0, 1), as published. 'all_global': every pair i < j of global views.
     'local_to_global': every local crop to every global view. The backward predictions, if any,
     are the same pairs with source and target exchanged.
+
+    Args:
+        pairing: one of PAIRINGS.
+        num_views: number of views, global ones first.
+        num_global_views: how many of them are global.
 
     Raises:
         ValueError: too few views for the pairing.
@@ -104,7 +112,7 @@ def view_pairs(pairing: str, num_views: int, num_global_views: int) -> list[tupl
     return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
-def _match(error: jax.Array, settings: HJEPASettings) -> jax.Array:
+def _match(error: Float[Array, "pairs batch n"], settings: HJEPASettings) -> Float[Array, ""]:
     """Returns the mean squared error [P, B, 2d] -> scalar of the part that is matched."""
     square = jnp.square(error)
     if settings.match == "qp":
@@ -119,12 +127,12 @@ def _match(error: jax.Array, settings: HJEPASettings) -> jax.Array:
 def _directed_loss(
     flow: Flow,
     energy: Energy | None,
-    z: jax.Array,
+    z: Float[Array, "views batch n"],
     pairs: list[tuple[int, int]],
     direction: int,
     settings: HJEPASettings,
-) -> jax.Array:
-    """The mean loss of pairs that share a direction; each source is flowed once, in one call."""
+) -> Float[Array, ""]:
+    """Returns the mean loss of pairs of one direction; each source flows once, all in one call."""
     sources = sorted({source for source, _ in pairs})
     z_source = z[jnp.array(sources)]
     z_hat = at_least_float32(flow(z_source, direction))
@@ -147,11 +155,11 @@ def _directed_loss(
 def prediction_loss(
     flow: Flow,
     energy: Energy | None,
-    z: jax.Array,
+    z: Float[Array, "views batch n"],
     settings: HJEPASettings,
     *,
     num_global_views: int,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Returns the error of predicting target views by the flow of source views.
 
     The pairs are those of `view_pairs`. Forward predictions go from source to target in direction
@@ -186,7 +194,10 @@ def prediction_loss(
 
 
 def _logdet_statistics_of_both(
-    q: jax.Array, p: jax.Array, projections: Mapping[str, jax.Array], eps: float
+    q: Float[Array, "*batch d"],
+    p: Float[Array, "*batch d"],
+    projections: Mapping[str, Float[Array, "d _"]],
+    eps: float,
 ) -> tuple[LogdetStatistics, LogdetStatistics]:
     """Returns the statistics of q and p, decomposed in one batch when the ranks agree."""
     covariances = [
@@ -200,8 +211,10 @@ def _logdet_statistics_of_both(
 
 
 def _observed(
-    q: jax.Array, p: jax.Array, statistics: tuple[LogdetStatistics, LogdetStatistics]
-) -> dict[str, jax.Array]:
+    q: Float[Array, "*batch d"],
+    p: Float[Array, "*batch d"],
+    statistics: tuple[LogdetStatistics, LogdetStatistics],
+) -> dict[str, Float[Array, ""]]:
     """Returns the logged statistics, without gradient."""
     observed = {}
     for name, x, logdet in (("q", q, statistics[0]), ("p", p, statistics[1])):
@@ -215,14 +228,14 @@ def _observed(
 
 
 def hjepa_objective(
-    z: jax.Array,
+    z: Float[Array, "views batch n"],
     flow: Flow,
     energy: Energy | None,
-    projections: Mapping[str, jax.Array],
+    projections: Mapping[str, Float[Array, "n//2 _"]],
     settings: HJEPASettings,
     num_global_views: int,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the total loss and its parts; every regulariser pools the rows of all views.
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the total loss and its parts; every regularizer pools the rows of all views.
 
     total = pred + budget_weight budget + var_weight (var_q + var_p)
     + logdet_weight (logdet_q + logdet_p) + mean_weight mean.

@@ -1,4 +1,4 @@
-"""Anti-collapse regularisers of Hamiltonian JEPA: budget, variance floor, log-det floor, mean.
+"""Anti-collapse regularizers of Hamiltonian JEPA: budget, variance floor, log-det floor, mean.
 
 Every function pools all leading axes of its input (views and images) and reduces over them with
 plain means and contractions, never a reshape, so that under `jit` with a batch-sharded input the
@@ -8,13 +8,12 @@ Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107. The projected log-det floo
 participation ratio are taken from there; the rest is elementary.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 # Guards the quotients of the participation ratio and of the largest-eigenvalue share.
 _QUOTIENT_EPS = 1e-12
@@ -25,32 +24,36 @@ _MIN_CHOLESKY_DIM = 256
 class LogdetStatistics(NamedTuple):
     """Statistics of a projected covariance C of rank k, ridge included; scalars or [...].
 
-    logdet_per_dim: log det(C) / k.
-    pr: participation ratio tr(C)^2 / tr(C^2), between 1 and k.
-    pr_norm: pr / k.
-    eigmax_frac: largest eigenvalue over the trace.
-    trace: tr(C).
+    Attributes:
+        logdet_per_dim: log det(C) / k.
+        pr: participation ratio tr(C)^2 / tr(C^2), between 1 and k.
+        pr_norm: pr / k.
+        eigmax_frac: largest eigenvalue over the trace.
+        trace: tr(C).
     """
 
-    logdet_per_dim: jax.Array
-    pr: jax.Array
-    pr_norm: jax.Array
-    eigmax_frac: jax.Array
-    trace: jax.Array
+    logdet_per_dim: Float[Array, "*batch"]
+    pr: Float[Array, "*batch"]
+    pr_norm: Float[Array, "*batch"]
+    eigmax_frac: Float[Array, "*batch"]
+    trace: Float[Array, "*batch"]
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
+def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns x in float32, or as it is when it is already float32 or float64."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def budget(z: jax.Array, q_target: float, p_target: float) -> jax.Array:
+def budget(z: Float[Array, "*batch n"], q_target: float, p_target: float) -> Float[Array, ""]:
     """Returns (mean(q^2) - q_target)^2 + (mean(p^2) - p_target)^2.
 
     Args:
         z: states [..., 2d], z = [q | p]; all leading axes are pooled.
         q_target: target of the mean square of the positions.
         p_target: target of the mean square of the momenta.
+
+    Returns:
+        A scalar in float32 (float64 for a float64 input).
     """
     z = at_least_float32(z)
     half = z.shape[-1] // 2
@@ -59,32 +62,40 @@ def budget(z: jax.Array, q_target: float, p_target: float) -> jax.Array:
     return jnp.square(q_square - q_target) + jnp.square(p_square - p_target)
 
 
-def pooled_variance(x: jax.Array) -> jax.Array:
+def pooled_variance(x: Float[Array, "*batch d"]) -> Float[Array, " d"]:
     """Returns the biased variance [d] of x [..., d] over all leading axes."""
     x = at_least_float32(x)
     return jnp.var(x, axis=tuple(range(x.ndim - 1)))
 
 
-def variance_floor(x: jax.Array, std_floor: float, eps: float) -> jax.Array:
+def variance_floor(x: Float[Array, "*batch d"], std_floor: float, eps: float) -> Float[Array, ""]:
     """Returns the mean over dimensions of relu(std_floor - sqrt(var + eps))^2.
 
     Args:
         x: [..., d]; the biased variance is over all leading axes.
-        std_floor: standard deviation below which a dimension is penalised.
+        std_floor: standard deviation below which a dimension is penalized.
         eps: added to the variance; keeps the gradient finite for a collapsed dimension.
+
+    Returns:
+        A scalar in float32 (float64 for a float64 input).
     """
     std = jnp.sqrt(pooled_variance(x) + eps)
     return jnp.mean(jnp.square(jax.nn.relu(std_floor - std)))
 
 
-def mean_penalty(z: jax.Array) -> jax.Array:
-    """Returns the mean over dimensions of the squared mean of z [..., D] over leading axes."""
+def mean_penalty(z: Float[Array, "*batch d"]) -> Float[Array, ""]:
+    """Returns the mean over dimensions of the squared mean of z [..., d] over leading axes."""
     z = at_least_float32(z)
     return jnp.mean(jnp.square(jnp.mean(z, axis=tuple(range(z.ndim - 1)))))
 
 
 def projection_rank(proj_dim: int, dim: int, num_samples: int) -> int:
     """Returns min(proj_dim, dim, num_samples - 1), the rank a sample covariance can have.
+
+    Args:
+        proj_dim: the rank asked for.
+        dim: the width of the samples.
+        num_samples: how many samples there are.
 
     Raises:
         ValueError: fewer than two samples, or a size below one.
@@ -100,13 +111,19 @@ def projection_rank(proj_dim: int, dim: int, num_samples: int) -> int:
 
 
 def orthonormal_projection(
-    key: jax.Array, dim: int, rank: int, dtype: jax.typing.DTypeLike = jnp.float32
-) -> jax.Array:
+    key: PRNGKeyArray, dim: int, rank: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Float[Array, "{dim} {rank}"]:
     """Draws a Haar-distributed matrix [dim, rank] with orthonormal columns.
 
     The Q factor of a Gaussian matrix G is Haar only once the signs of R's diagonal are moved into
     it (Mezzadri, arXiv math-ph/0609050). That Q is G R^-1 with R^T R = G^T G, which large matrices
     use where G is well conditioned: the same to rounding in a fraction of the time.
+
+    Args:
+        key: PRNG key.
+        dim: the width of what is projected.
+        rank: the number of columns.
+        dtype: floating-point dtype of the result.
 
     Raises:
         ValueError: rank is not in 1..dim.
@@ -124,8 +141,18 @@ def orthonormal_projection(
     return q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
 
 
-def projected_covariance(x: jax.Array, projection: jax.Array, eps: float) -> jax.Array:
-    """Returns the sample covariance [k, k] (n - 1) of x [..., d] projected by [d, k], + eps I.
+def projected_covariance(
+    x: Float[Array, "*batch d"], projection: Float[Array, "d k"], eps: float
+) -> Float[Array, "k k"]:
+    """Returns the sample covariance of projected samples, plus a ridge.
+
+    Args:
+        x: samples [..., d]; all leading axes are pooled, n samples in all.
+        projection: [d, k].
+        eps: ridge; eps I is added.
+
+    Returns:
+        The covariance [k, k], with the factor 1/(n - 1), in float32 (float64 for a float64 x).
 
     Raises:
         ValueError: fewer than two samples, or sizes that do not fit.
@@ -141,13 +168,13 @@ def projected_covariance(x: jax.Array, projection: jax.Array, eps: float) -> jax
     if count < 2:
         raise ValueError(f"a covariance needs at least 2 samples, got {count}")
     highest = jax.lax.Precision.HIGHEST
-    centred = x - jnp.mean(x, axis=samples)
-    projected = jnp.matmul(centred, projection.astype(x.dtype), precision=highest)
+    centered = x - jnp.mean(x, axis=samples)
+    projected = jnp.matmul(centered, projection.astype(x.dtype), precision=highest)
     covariance = jnp.tensordot(projected, projected, axes=(samples, samples), precision=highest)
     return covariance / (count - 1) + eps * jnp.eye(projection.shape[1], dtype=x.dtype)
 
 
-def logdet_statistics(covariance: jax.Array) -> LogdetStatistics:
+def logdet_statistics(covariance: Float[Array, "*batch k k"]) -> LogdetStatistics:
     """Returns the statistics of symmetric positive definite covariances [..., k, k].
 
     The log-determinant goes through Cholesky. The largest eigenvalue is v^T C v with v the
@@ -155,7 +182,7 @@ def logdet_statistics(covariance: jax.Array) -> LogdetStatistics:
     where that of `eigvalsh` divides by zero gaps.
     """
     if covariance.ndim > 2:
-        # One matrix at a time: on the CPU a batched factorisation waits inside the thread pool for
+        # One matrix at a time: on the CPU a batched factorization waits inside the thread pool for
         # its parts, so that two of them at once (Cholesky and eigh) hang a pool of two threads.
         lead = covariance.shape[:-2]
         matrices = covariance.reshape(-1, *covariance.shape[-2:])
@@ -183,8 +210,17 @@ def logdet_penalty(
     eigmax_ceiling: float | None = None,
     pr_weight: float = 1.0,
     eigmax_weight: float = 1.0,
-) -> jax.Array:
-    """Returns the penalty of `logdet_floor` from statistics already at hand."""
+) -> Float[Array, "*batch"]:
+    """Returns the penalty of `logdet_floor` from given statistics.
+
+    Args:
+        statistics: from `logdet_statistics`.
+        logdet_floor: see `logdet_floor`, as for all other arguments.
+        pr_floor: floor of the participation ratio over k.
+        eigmax_ceiling: ceiling of the largest eigenvalue's share.
+        pr_weight: weight of the participation-ratio term.
+        eigmax_weight: weight of the largest-eigenvalue term.
+    """
     loss = jnp.square(jax.nn.relu(logdet_floor - statistics.logdet_per_dim))
     if pr_floor is not None:
         loss += pr_weight * jnp.square(jax.nn.relu(pr_floor - statistics.pr_norm))
@@ -194,8 +230,8 @@ def logdet_penalty(
 
 
 def logdet_floor(
-    x: jax.Array,
-    projection: jax.Array,
+    x: Float[Array, "*batch d"],
+    projection: Float[Array, "d k"],
     *,
     logdet_floor: float,
     eps: float,
@@ -203,8 +239,8 @@ def logdet_floor(
     eigmax_ceiling: float | None = None,
     pr_weight: float = 1.0,
     eigmax_weight: float = 1.0,
-) -> tuple[jax.Array, LogdetStatistics]:
-    """Penalises a low-volume, low-rank or one-directional projected covariance.
+) -> tuple[Float[Array, ""], LogdetStatistics]:
+    """Penalizes a low-volume, low-rank or one-directional projected covariance.
 
     With C the projected sample covariance + eps I, of rank k:
     relu(logdet_floor - log det(C)/k)^2 + pr_weight relu(pr_floor - PR/k)^2
@@ -216,8 +252,8 @@ def logdet_floor(
         logdet_floor: floor of the log-determinant per dimension.
         eps: ridge; counts in every statistic. It must stay above the rounding error of C
             (about 1e-7 of its largest eigenvalue in float32), or Cholesky gives NaN.
-        pr_floor: floor of the participation ratio over k; None switches the term off.
-        eigmax_ceiling: ceiling of the largest eigenvalue's share; None switches it off.
+        pr_floor: floor of the participation ratio over k; None disables the term.
+        eigmax_ceiling: ceiling of the largest eigenvalue's share; None disables the term.
         pr_weight: weight of the participation-ratio term.
         eigmax_weight: weight of the largest-eigenvalue term.
 

@@ -1,67 +1,60 @@
-"""SIGReg: sketched isotropic-Gaussian regularisation by the Epps-Pulley statistic.
+"""SIGReg: sketched isotropic-Gaussian regularization by the Epps-Pulley statistic.
 
 y = z A projects the embeddings on random directions; per direction the Epps-Pulley statistic is
 the weighted L2 distance between the empirical characteristic function of y and that of N(0, 1):
 
     N sum_j w_j [ (mean_n cos(t_j y_n) - exp(-t_j^2/2))^2 + (mean_n sin(t_j y_n))^2 ].
 
-Source: LeJEPA, arXiv 2511.08544, section 4.
-
-The frequencies are equally spaced, so cos and sin are evaluated once and every further frequency
-is one rotation (angle addition); no [N, K, T] array is ever formed. The backward pass evaluates
-the trigonometric polynomial of the gradient by Horner's rule from the same rotation. Batches are
-reduced by plain sums, so under `jit` a batch-sharded input gives the statistic of the global batch.
+Sources: LeJEPA, arXiv 2511.08544, section 4; T. W. Epps & L. B. Pulley, "A test for normality based
+on the empirical characteristic function", Biometrika 70 (1983).
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import math
-from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from hjepa_jax.objectives.characteristic_function import (
+    Means,
+    characteristic_function,
+    trigonometric_means,
+)
 from hjepa_jax.objectives.regularizers import at_least_float32
 
-WEIGHT_TYPES = ("gaussian", "uniform")
-STATISTICS = ("per_view", "flattened")
-REDUCTIONS = ("mean", "sum", "none")
-
-# How the means of cos and sin are computed: (y [..., N, K], start, step, count) to two arrays
-# [count, ..., K], as `characteristic_function` says.
-Means = Callable[[jax.Array, float, float, int], tuple[jax.Array, jax.Array]]
-
-# A block of projections has at most this many elements, so that a handful fits a CPU core's
-# cache, and at most this share of the slices, to bound the memory.
-_BLOCK_ELEMENTS = 1 << 16
-_BLOCK_SHARE = 24
-_SIMD_WIDTH = 8
+WeightType = Literal["gaussian", "uniform"]
+Statistics = Literal["per_view", "flattened"]
+Reduction = Literal["mean", "sum", "none"]
+WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
+STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 @dataclasses.dataclass(frozen=True)
 class SIGRegSettings:
     """Settings of `sigreg`; field names are those of `config.sigreg`.
 
-    num_slices: directions K drawn by the caller with `random_slices`.
-    t_max, n_points: frequencies linspace(0, t_max, n_points); n_points odd and >= 3.
-    weight_type: 'gaussian' weighs frequency t by exp(-t^2/2), 'uniform' by 1.
-    subsample: use this many images, the rows `subsample_index` of every view; None = all.
-    clip_value: statistics below it count as zero and have no gradient; None = off.
-    reduction: 'mean' or 'sum' over slices and views; 'none' returns [V, K] (or [K]).
-    statistics: 'per_view' (one per view, N = images) or 'flattened' (one over views x images).
+    Attributes:
+        num_slices: directions K drawn by the caller with `random_slices`.
+        t_max: largest frequency; the frequencies are linspace(0, t_max, n_points).
+        n_points: number of frequencies, odd and >= 3.
+        weight_type: 'gaussian' weights frequency t by exp(-t^2/2), 'uniform' by 1.
+        subsample: use this many images, the rows `subsample_index` of every view; None = all.
+        clip_value: statistics below it count as zero and have no gradient; None = off.
+        reduction: 'mean' or 'sum' over slices and views; 'none' returns [V, K] (or [K]).
+        statistics: 'per_view' (one per view, N = images) or 'flattened' (one over views x images).
     """
 
     num_slices: int = 64
     t_max: float = 3.0
     n_points: int = 9
-    weight_type: str = "gaussian"
+    weight_type: WeightType = "gaussian"
     subsample: int | None = None
     clip_value: float | None = None
-    reduction: str = "mean"
-    statistics: str = "per_view"
+    reduction: Reduction = "mean"
+    statistics: Statistics = "per_view"
 
     def __post_init__(self) -> None:
         _check_quadrature(self.t_max, self.n_points, self.weight_type)
@@ -78,7 +71,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_quadrature(t_max: float, n_points: int, weight_type: str) -> None:
+def _check_quadrature(t_max: float, n_points: int, weight_type: WeightType) -> None:
     _check_choice("sigreg.weight_type", weight_type, WEIGHT_TYPES)
     if n_points < 3 or n_points % 2 == 0:
         raise ValueError(f"sigreg.n_points must be odd and at least 3, got {n_points}")
@@ -87,160 +80,49 @@ def _check_quadrature(t_max: float, n_points: int, weight_type: str) -> None:
 
 
 def random_slices(
-    key: jax.Array, dim: int, num_slices: int, dtype: jax.typing.DTypeLike = jnp.float32
-) -> jax.Array:
-    """Draws directions [dim, num_slices], columns uniform on the unit sphere."""
+    key: PRNGKeyArray, dim: int, num_slices: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Float[Array, "{dim} {num_slices}"]:
+    """Draws directions, columns uniform on the unit sphere.
+
+    Args:
+        key: PRNG key.
+        dim: D, the width of the embeddings.
+        num_slices: K, the number of directions.
+        dtype: floating-point dtype of the result.
+
+    Returns:
+        [D, K].
+    """
     directions = jax.random.normal(key, (dim, num_slices), dtype)
     return directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
 
 
-def random_subsample(key: jax.Array, num_images: int, subsample: int | None) -> jax.Array | None:
-    """Draws the rows [subsample] for `sigreg` without replacement; None when all are used."""
+def random_subsample(
+    key: PRNGKeyArray, num_images: int, subsample: int | None
+) -> Int[Array, " {subsample}"] | None:
+    """Draws the rows for `sigreg` without replacement.
+
+    Args:
+        key: PRNG key.
+        num_images: how many there are.
+        subsample: how many to draw; None = all.
+
+    Returns:
+        Indices [subsample], or None when all images are used.
+    """
     if subsample is None or subsample >= num_images:
         return None
     return jax.random.permutation(key, num_images)[:subsample]
 
 
-def _rotate(
-    cosine: jax.Array, sine: jax.Array, cosine_step: jax.Array, sine_step: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns cos(a + b), sin(a + b) from those of a and b."""
-    return cosine * cosine_step - sine * sine_step, sine * cosine_step + cosine * sine_step
-
-
-def _phases(
-    y: jax.Array, start: float, step: float
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Returns (cos, sin)(start y) and (cos, sin)(step y)."""
-    turn = (jnp.cos(step * y), jnp.sin(step * y))
-    return (turn if start == step else (jnp.cos(start * y), jnp.sin(start * y))), turn
-
-
-def _means_unrolled(
-    y: jax.Array, start: float, step: float, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """The means as `count` sibling reductions, which accelerators fuse into few kernels."""
-    (cosine, sine), turn = _phases(y, start, step)
-    cosines, sines = [], []
-    for index in range(count):
-        if index:
-            cosine, sine = _rotate(cosine, sine, *turn)
-        cosines.append(jnp.mean(cosine, axis=-2))
-        sines.append(jnp.mean(sine, axis=-2))
-    return jnp.stack(cosines), jnp.stack(sines)
-
-
-def _means_scanned(
-    y: jax.Array, start: float, step: float, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """The means by a loop over frequencies: XLA:CPU would recompute an unrolled chain."""
-    first, turn = _phases(y, start, step)
-
-    def body(phase: tuple[jax.Array, jax.Array], _: None) -> tuple:
-        means = jnp.mean(phase[0], axis=-2), jnp.mean(phase[1], axis=-2)
-        return _rotate(*phase, *turn), means
-
-    return jax.lax.scan(body, first, None, length=count, unroll=4)[1]
-
-
-def _means_blocked(
-    y: jax.Array, start: float, step: float, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """`_means_scanned` on blocks of slices that fit the cache and cost little memory.
-
-    The blocks split the slices, never the rows: rows may be sharded over devices.
-    """
-    slices = y.shape[-1]
-    rows = math.prod(y.shape[:-1])
-    # A power of two fills the SIMD registers: other widths take twice the time.
-    most = max(_SIMD_WIDTH, min(slices // _BLOCK_SHARE, _BLOCK_ELEMENTS // rows))
-    width = 1 << (most.bit_length() - 1)
-    if width >= slices:
-        return _means_scanned(y, start, step, count)
-
-    def body(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # The last block is moved back to end at the edge; what overlaps is written twice, equally.
-        begin = jnp.minimum(index * width, slices - width)
-        block = jax.lax.dynamic_slice_in_dim(y, begin, width, axis=-1)
-        means = _means_scanned(block, start, step, count)
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-1)
-        return update(sums[0], means[0], begin), update(sums[1], means[1], begin)
-
-    empty = jnp.zeros((count, *y.shape[:-2], slices), y.dtype)
-    return jax.lax.fori_loop(0, -(-slices // width), body, (empty, empty))
-
-
-def trigonometric_means(
-    y: jax.Array, start: float, step: float, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the means that `characteristic_function` is made of, by the platform's best form."""
-    return jax.lax.platform_dependent(
-        y,
-        cpu=lambda y: _means_blocked(y, start, step, count),
-        default=lambda y: _means_unrolled(y, start, step, count),
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def characteristic_function(
-    y: jax.Array, start: float, step: float, count: int, means: Means = trigonometric_means
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the means of cos(t y) and sin(t y) over axis -2, t = start + step * 0..count-1.
-
-    Args:
-        y: [..., N, K], float32 or float64.
-        start: the first frequency.
-        step: the distance of the frequencies.
-        count: the number of frequencies.
-        means: what computes them; only its value is used, the gradient is given here.
-
-    Returns:
-        Two arrays [count, ..., K].
-    """
-    return means(y, start, step, count)
-
-
-def _characteristic_forward(
-    y: jax.Array, start: float, step: float, count: int, means: Means
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    return means(y, start, step, count), y
-
-
-def _characteristic_backward(
-    start: float,
-    step: float,
-    count: int,
-    _means: Means,
-    y: jax.Array,
-    cotangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array]:
-    """Evaluates sum_j t_j (b_j cos(t_j y) - a_j sin(t_j y)) / N, (a, b) the cotangents.
-
-    It is the real part of sum_j c_j e^(i t_j y) with c_j = t_j (b_j + i a_j): Horner in e^(i dt y).
-    """
-    frequencies = jnp.asarray(start + step * np.arange(count), y.dtype) / y.shape[-2]
-    scale = frequencies.reshape((count,) + (1,) * y.ndim)
-    imaginary = scale * cotangents[0][..., None, :]
-    real = scale * cotangents[1][..., None, :]
-    first, turn = _phases(y, start, step)
-    x, w = jnp.broadcast_to(real[-1], y.shape), jnp.broadcast_to(imaginary[-1], y.shape)
-    for index in range(count - 2, -1, -1):
-        x, w = _rotate(x, w, *turn)
-        x, w = x + real[index], w + imaginary[index]
-    return (_rotate(x, w, *first)[0],)
-
-
-characteristic_function.defvjp(_characteristic_forward, _characteristic_backward)
-
-
 def epps_pulley(
-    projections: jax.Array,
+    projections: Float[Array, "*batch n k"],
     *,
     t_max: float,
     n_points: int,
-    weight_type: str,
+    weight_type: WeightType,
     means: Means = trigonometric_means,
-) -> jax.Array:
+) -> Float[Array, "*batch k"]:
     """Returns the Epps-Pulley statistic against N(0, 1) of each column.
 
     Args:
@@ -270,9 +152,9 @@ def epps_pulley(
 
 
 def epps_pulley_two_sided(
-    projections: jax.Array, *, t_min: float, t_max: float, num_t: int
-) -> jax.Array:
-    """The statistic by the trapezoid rule on linspace(t_min, t_max, num_t), Gaussian weight.
+    projections: Float[Array, "*batch n k"], *, t_min: float, t_max: float, num_t: int
+) -> Float[Array, "*batch k"]:
+    """Returns the Gaussian-weighted statistic by the trapezoid rule on [t_min, t_max].
 
     The published code has this variant beside the one-sided one and does not use it.
 
@@ -280,10 +162,10 @@ def epps_pulley_two_sided(
         projections: [..., N, K].
         t_min: smallest frequency, may be negative.
         t_max: largest frequency.
-        num_t: number of frequencies, >= 2.
+        num_t: number of frequencies linspace(t_min, t_max, num_t), >= 2.
 
     Returns:
-        [..., K].
+        [..., K], float32 (float64 for a float64 input).
 
     Raises:
         ValueError: t_min >= t_max, or fewer than two frequencies.
@@ -300,15 +182,15 @@ def epps_pulley_two_sided(
 
 
 def _weighted_distance(
-    y: jax.Array,
+    y: Float[Array, "*batch n k"],
     start: float,
     step: float,
-    weights: np.ndarray,
+    weights: Float[np.ndarray, " count"],
     means: Means = trigonometric_means,
-) -> jax.Array:
+) -> Float[Array, "*batch k"]:
     """Returns N sum_j w_j |empirical - Gaussian characteristic function|^2, [..., K]."""
     count = len(weights)
-    parts: tuple[jax.Array, jax.Array] = characteristic_function(y, start, step, count, means)
+    parts: tuple[Array, Array] = characteristic_function(y, start, step, count, means)
     cosines, sines = parts
     shape = (count,) + (1,) * (cosines.ndim - 1)
     t = start + step * np.arange(count)
@@ -319,14 +201,14 @@ def _weighted_distance(
 
 
 def sigreg(
-    z: jax.Array,
-    slices: jax.Array,
+    z: Float[Array, "*views n d"],
+    slices: Float[Array, "d k"],
     settings: SIGRegSettings,
     *,
-    subsample_index: jax.Array | None = None,
+    subsample_index: Int[Array | np.ndarray, " rows"] | None = None,
     means: Means = trigonometric_means,
-) -> jax.Array:
-    """Returns SIGReg of the embeddings.
+) -> Float[Array, "*statistics"]:
+    """Returns SIGReg of the embeddings: their Epps-Pulley statistics along random directions.
 
     Args:
         z: [V, B, D] or [N, D], any float dtype; computed in float32 (float64 stays).

@@ -17,13 +17,15 @@ from hjepa_jax.config import Config
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.objectives.hamsigreg import apply_spectral
 from hjepa_jax.objectives.hamsigreg_spectrum import (
-    alpha_schedule,
-    beta_schedule,
     init_learnable,
-    is_update_step,
     learnable_spectrum,
     spectral_health,
-    spectral_regulariser,
+    spectral_regularizer,
+)
+from hjepa_jax.objectives.hamsigreg_updates import (
+    alpha_schedule,
+    beta_schedule,
+    is_update_step,
     update_loss,
 )
 from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
@@ -83,7 +85,7 @@ def spectral_terms(
     if learnable is None:
         return {}
     spectrum = learnable_spectrum(params, learnable, alpha, beta)
-    return {"spec": spectral_regulariser(spectrum, learnable), **spectral_health(spectrum)}
+    return {"spec": spectral_regularizer(spectrum, learnable), **spectral_health(spectrum)}
 
 
 def update_spectral(
@@ -127,9 +129,9 @@ def update_spectral(
         spectrum = learnable_spectrum(params, learnable, alpha, beta)
         return update_loss(
             value,
-            spectral_regulariser(spectrum, learnable),
+            spectral_regularizer(spectrum, learnable),
             mode=options.update_mode,
-            weight=weight,  # type: ignore[arg-type]
+            weight=weight,
             spectral_weight=options.regulariser_weight,
             adversarial_multiplier=options.adversarial_multiplier,
         )

@@ -31,7 +31,7 @@ def test_jacobian_and_volume_of_a_linear_map():
     np.testing.assert_allclose(volume, np.linalg.det(a), rtol=1e-12)
 
 
-def test_symplectic_defect_is_the_normalised_frobenius_norm():
+def test_symplectic_defect_is_the_normalized_frobenius_norm():
     a = np.asarray(matrix(1, 4))
     form = np.block([[np.zeros((2, 2)), np.eye(2)], [-np.eye(2), np.zeros((2, 2))]])
     np.testing.assert_array_equal(geometry.symplectic_form(2, jnp.float64), form)
@@ -178,7 +178,7 @@ def test_written_gradients_are_those_of_the_energy(name):
 
 
 @pytest.mark.parametrize(("step", "order"), [(explicit_euler_step, 1), (runge_kutta4_step, 4)])
-def test_baselines_have_their_order(step, order):
+def test_non_symplectic_steps_have_their_order(step, order):
     z = jnp.array([1.0, 0.3])
     exact = systems.harmonic_flow(z, 1.0)
     errors = [

@@ -245,7 +245,7 @@ def test_damping_is_conformally_symplectic(x64, method):
     assert symplectic_error(flow, states((6,)), np.exp(-0.8 * 0.5)) < 1e-10
 
 
-def test_zero_damping_is_leapfrog_bit_for_bit():
+def test_zero_damping_is_bit_exact_leapfrog():
     params = hm.init_mlp(jax.random.key(0), (3, 8, 1))
     system = hm.separable(params, base_coeff=0.5, residual_scale=1.0, activation="silu")
     z = jax.random.normal(jax.random.key(1), (4, 6))
@@ -318,6 +318,7 @@ def test_reversible_memory_does_not_grow_with_steps():
     assert constant < memory(stored, 200) / 5
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_say_what_is_wrong():
     z = jnp.zeros((2, 4))
     with pytest.raises(ValueError, match=r"'euler'.*leapfrog"):

@@ -96,7 +96,9 @@ def test_golden_dynamics(case: str) -> None:
         @functools.partial(jax.jit, static_argnums=4)
         def pull(params: Any, x: jax.Array, cot: jax.Array, direction: int, reference: bool) -> Any:
             def flow(params: Any, x: jax.Array) -> jax.Array:
-                dt = jax.nn.softplus(params["raw_dt"]) if "raw_dt" in params else data[f"{case}/dt"]
+                dt = float(data[f"{case}/dt"])
+                if "raw_dt" in params:
+                    dt = jax.nn.softplus(params["raw_dt"])
                 return integrate(
                     _build(data, case, kind, params),
                     x,

@@ -107,8 +107,8 @@ def test_golden_evaluation_alignment() -> None:
 
 def test_golden_evaluation_probe_forward() -> None:
     group = _needs("probe_forward/")
-    labels = group["labels"]
     with jax.enable_x64(True):
+        labels = jax.numpy.asarray(group["labels"])
         params = jax.tree.map(jax.numpy.asarray, _params(group, "param/"))
 
         def loss(params: probe.ProbeParams, x: jax.Array) -> jax.Array:

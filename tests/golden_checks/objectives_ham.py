@@ -16,6 +16,7 @@ from golden_checks.common import assert_close, groups, load, subtree
 from golden_checks.objectives import FLOAT32, FLOAT64, cases, flag
 from hjepa_jax.objectives import hamsigreg
 from hjepa_jax.objectives import hamsigreg_spectrum as learnable
+from hjepa_jax.objectives import hamsigreg_updates as updates
 from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 
 HAM, TRAIN = load("hamsigreg.npz"), load("train_steps.npz")
@@ -150,8 +151,8 @@ def test_golden_objectives_ham_learnable(case: str) -> None:
 
     def roots(params: Any) -> Any:
         result = learnable.learnable_spectrum(params, settings, alpha, beta, buffers)
-        regulariser = learnable.spectral_regulariser(result, settings)
-        return (jnp.sqrt(result.spectrum), regulariser), (result, learnable.spectral_health(result))
+        regularizer = learnable.spectral_regularizer(result, settings)
+        return (jnp.sqrt(result.spectrum), regularizer), (result, learnable.spectral_health(result))
 
     @quick_jit
     def everything(params: Any, cotangent: Any) -> Any:
@@ -164,13 +165,13 @@ def test_golden_objectives_ham_learnable(case: str) -> None:
         with jax.enable_x64(True):
             params = {name: jnp.asarray(group[name], dtype) for name in ("raw_span", "raw_shape")}
             zero, one = jnp.zeros(group["bin_idx_2d"].shape, dtype), jnp.ones((), dtype)
-            (root, regulariser), (result, health), grads = everything(params, (zero, one))
+            (root, regularizer), (result, health), grads = everything(params, (zero, one))
             for ours, theirs in OUTPUTS.items():
                 assert_close(getattr(result, ours), group[prefix + theirs], tolerance, theirs)
             for name, value in health.items():
                 assert_close(value, group[f"{prefix}health/{name}"], tolerance, name)
             expected = group[prefix + "spectral_regularizer"]
-            assert_close(regulariser, expected, tolerance, "regulariser")
+            assert_close(regularizer, expected, tolerance, "regularizer")
             layout = (group["d_f"].item(), channels_first(case))
             grad_root, loss_grad_root = check_transform(group, prefix, root, "grid", layout)
             pulled = {
@@ -276,11 +277,11 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         def everything(params: Any, x: jax.Array, cot: jax.Array) -> Any:
             out, pull = jax.vjp(transform, params, x)
             result = learnable.increment_spectrum(params, settings, buffers)
-            regulariser = learnable.spectral_regulariser(result, settings)
+            regularizer = learnable.spectral_regularizer(result, settings)
             health = learnable.spectral_health(result, after_ridge=True)
-            return out, *pull(cot), result, regulariser, health
+            return out, *pull(cot), result, regularizer, health
 
-        out, grads, grad_x, result, regulariser, health = everything(
+        out, grads, grad_x, result, regularizer, health = everything(
             params, x, jnp.asarray(group["cot"])
         )
         assert_close(out, group["transform"], FLOAT64, "transform")
@@ -291,13 +292,13 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         assert_close(result.spectrum, group["lambda_2d"], FLOAT64, "lambda_2d")
         for name, value in health.items():
             assert_close(value, group[f"health/{name}"], FLOAT64, name)
-        assert_close(regulariser, group["spectral_regularizer"], FLOAT64, "regulariser")
+        assert_close(regularizer, group["spectral_regularizer"], FLOAT64, "regularizer")
 
 
 def ham_schedule(root: Mapping[str, np.ndarray], epoch: int) -> tuple[float, float]:
     hp = subtree(root, "hp/train.")
-    alpha = learnable.alpha_schedule(epoch, hp["h_learnable_ramp_epochs"].item())
-    beta = learnable.beta_schedule(
+    alpha = updates.alpha_schedule(epoch, hp["h_learnable_ramp_epochs"].item())
+    beta = updates.beta_schedule(
         epoch, hp["h_identity_epochs"].item(), hp["h_base_ramp_epochs"].item()
     )
     return float(alpha), float(beta)
@@ -321,9 +322,7 @@ def test_golden_objectives_ham_schedules(case: str) -> None:
     assert len(recorded) > 1
     assert_close(np.array(expected)[: len(recorded)], np.array(recorded), 1e-6, "alpha, beta")
     interval = hp["train.h_update_interval"].item()
-    steps = [
-        s + 1 for s in range(root["num_steps"].item()) if learnable.is_update_step(s, interval)
-    ]
+    steps = [s + 1 for s in range(root["num_steps"].item()) if updates.is_update_step(s, interval)]
     assert steps == root["h_update_steps"].tolist()
 
 
@@ -350,10 +349,10 @@ def test_golden_objectives_ham_first_step(case: str) -> None:
     loss = sigreg(out, jnp.asarray(root["A"][0]), sigreg_settings)
     assert_close(loss, root["loss/reg"][0], 1e-4, "reg")
     spectrum = learnable.learnable_spectrum(params, settings, alpha, beta)
-    regulariser = learnable.spectral_regulariser(spectrum, settings)
-    np.testing.assert_allclose(regulariser, root["loss/spec"][0], rtol=1e-4)
+    regularizer = learnable.spectral_regularizer(spectrum, settings)
+    np.testing.assert_allclose(regularizer, root["loss/spec"][0], rtol=1e-4)
     spectral_now = root["loss/spec"][root["h_update_steps"] - 1]
-    update = learnable.update_loss(
+    update = updates.update_loss(
         jnp.asarray(root["h/loss_reg"]),
         jnp.asarray(spectral_now),
         mode=("min", "max")[hp["train.h_update_mode_code"].item()],

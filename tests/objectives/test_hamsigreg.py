@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hjepa_jax.objectives import hamsigreg_spectrum as learnable
+from hjepa_jax.objectives import hamsigreg_updates as updates
 from hjepa_jax.objectives.hamsigreg import (
     SpectralSettings,
     apply_spectral,
@@ -41,7 +42,7 @@ def parameters(config: LearnableSettings = LEARNABLE, seed: int = 0) -> Any:
     random = np.random.default_rng(seed)
     initial = learnable.init_learnable(config)
     shape = random.standard_normal(config.bins - 1).astype(np.float32)
-    return {"raw_span": np.asarray(initial["raw_span"]) + np.float32(0.5), "raw_shape": shape}
+    return {"raw_span": np.asarray(initial["raw_span"] + 0.5), "raw_shape": shape}
 
 
 # alpha and beta are traced.
@@ -187,7 +188,7 @@ def test_bins_are_radial_and_cover(h: int, w: int, bins: int, binning: str) -> N
         np.testing.assert_array_equal(mirrored, index)
 
 
-def test_regulariser_matches_numpy_and_its_condition_term_has_no_gradient() -> None:
+def test_regularizer_matches_numpy_and_its_condition_term_has_no_gradient() -> None:
     config = dataclasses.replace(
         LEARNABLE, center_delta=True, curvature_weight=0.3, loglambda_l2_weight=0.7
     )
@@ -199,16 +200,16 @@ def test_regulariser_matches_numpy_and_its_condition_term_has_no_gradient() -> N
     delta = delta - delta.mean()
     expected = 0.3 * (np.diff(values, n=2) ** 2).sum() + 0.7 * (delta**2).mean()
     np.testing.assert_allclose(
-        learnable.spectral_regulariser(spectrum, config), expected, rtol=1e-4
+        learnable.spectral_regularizer(spectrum, config), expected, rtol=1e-4
     )
     lam = np.asarray(spectrum.spectrum, np.float64)
     excess = 5.0 * (lam.max() / lam.min() - 1.1) ** 2
-    both = learnable.spectral_regulariser(spectrum, heavy)
+    both = learnable.spectral_regularizer(spectrum, heavy)
     np.testing.assert_allclose(both, expected + excess, rtol=1e-4)
 
     def loss(params: Any, config: LearnableSettings) -> jax.Array:
         spectrum = learnable.learnable_spectrum(params, config)
-        return learnable.spectral_regulariser(spectrum, config)
+        return learnable.spectral_regularizer(spectrum, config)
 
     gradient = quick_jit(jax.grad(loss), static_argnums=1)
     light_grad, heavy_grad = (gradient(params, c) for c in (config, heavy))
@@ -237,20 +238,21 @@ def test_gradients_match_differences(kind: str) -> None:
 
 def test_schedules() -> None:
     epochs = jnp.arange(1, 8)
-    np.testing.assert_allclose(learnable.beta_schedule(epochs, 2, 4), [0, 0, 0.25, 0.5, 0.75, 1, 1])
-    np.testing.assert_allclose(learnable.beta_schedule(epochs, 2, 0), [0, 0, 1, 1, 1, 1, 1])
-    np.testing.assert_allclose(learnable.alpha_schedule(epochs, 4), [0.25, 0.5, 0.75, 1, 1, 1, 1])
-    np.testing.assert_allclose(learnable.alpha_schedule(epochs, 0), 1)
-    assert [s for s in range(9) if learnable.is_update_step(s, 4)] == [3, 7]
+    np.testing.assert_allclose(updates.beta_schedule(epochs, 2, 4), [0, 0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_allclose(updates.beta_schedule(epochs, 2, 0), [0, 0, 1, 1, 1, 1, 1])
+    np.testing.assert_allclose(updates.alpha_schedule(epochs, 4), [0.25, 0.5, 0.75, 1, 1, 1, 1])
+    np.testing.assert_allclose(updates.alpha_schedule(epochs, 0), 1)
+    assert [s for s in range(9) if updates.is_update_step(s, 4)] == [3, 7]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_update_loss_is_adversarial_or_joint() -> None:
     arguments: dict[str, Any] = {"weight": 0.1, "spectral_weight": 2.0, "adversarial_multiplier": 3}
-    regulariser, spectral = jnp.float32(5.0), jnp.float32(0.25)
-    assert learnable.update_loss(regulariser, spectral, mode="max", **arguments) == 0.5 - 1.5
-    assert learnable.update_loss(regulariser, spectral, mode="min", **arguments) == 0.5 + 0.5
+    regularizer, spectral = jnp.float32(5.0), jnp.float32(0.25)
+    assert updates.update_loss(regularizer, spectral, mode="max", **arguments) == 0.5 - 1.5
+    assert updates.update_loss(regularizer, spectral, mode="min", **arguments) == 0.5 + 0.5
     with pytest.raises(ValueError, match="'max' or 'min'"):
-        learnable.update_loss(regulariser, spectral, mode="both", **arguments)
+        updates.update_loss(regularizer, spectral, mode="both", **arguments)
 
 
 def test_bfloat16_is_computed_in_float32() -> None:
@@ -261,6 +263,7 @@ def test_bfloat16_is_computed_in_float32() -> None:
         assert out.dtype == jnp.float32
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_cause() -> None:
     with pytest.raises(ValueError, match="identity, diag, chain, chain_grid, learnable"):
         SpectralSettings("circle")

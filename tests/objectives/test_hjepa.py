@@ -254,6 +254,7 @@ def test_bfloat16_is_computed_in_float32() -> None:
     assert total == wide
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_cause() -> None:
     z = jnp.asarray(views(2), jnp.float32)
     settings = HJEPASettings(pairing="local_to_global")

@@ -41,10 +41,10 @@ def views(count: int = 4) -> np.ndarray:
 def test_prediction_matches_numpy_and_differences(num_global: int) -> None:
     with jax.enable_x64(True):
         z = views()
-        centre = z[:num_global].mean(0)
-        expected = 0.5 * np.mean([(centre - view) ** 2 for view in z])
+        center = z[:num_global].mean(0)
+        expected = 0.5 * np.mean([(center - view) ** 2 for view in z])
         np.testing.assert_allclose(predict(jnp.asarray(z), num_global), expected)
-        # The differences include the centre's: it is not stopped.
+        # The differences include the center's: it is not stopped.
         assert_gradient(lambda z: lejepa_prediction(z, num_global), z)
 
 
@@ -58,12 +58,12 @@ def test_objective_is_the_weighted_sum(loss_form: str) -> None:
     z = jnp.asarray(views(), jnp.float32)
     slices = random_slices(jax.random.key(0), 6, 4)
     total, metrics = objective(z, slices, 0.3, loss_form)
-    prediction, regulariser = predict(z, 2), plain_sigreg(z, slices)
-    expected = (1.0 if loss_form == "additive" else 0.7) * prediction + 0.3 * regulariser
+    prediction, regularizer = predict(z, 2), plain_sigreg(z, slices)
+    expected = (1.0 if loss_form == "additive" else 0.7) * prediction + 0.3 * regularizer
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     np.testing.assert_allclose(metrics["total"], total)
     np.testing.assert_allclose(metrics["pred"], prediction)
-    np.testing.assert_allclose(metrics["sigreg"], regulariser)
+    np.testing.assert_allclose(metrics["sigreg"], regularizer)
     flat = views().reshape(-1, 6)
     np.testing.assert_allclose(metrics["z2"], (flat**2).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["z_mean2"], (flat.mean(0) ** 2).mean(), rtol=1e-4)
@@ -109,6 +109,7 @@ def test_effective_weights() -> None:
     assert additive["sigreg"] / additive["pred"] == pytest.approx(convex["sigreg/pred"])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_cause() -> None:
     z, slices = jnp.zeros((2, 4, 6)), jnp.zeros((6, 4))
     with pytest.raises(ValueError, match="1 <= num_global_views <= V"):

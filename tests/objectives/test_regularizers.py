@@ -230,6 +230,7 @@ def test_projection_rank() -> None:
     assert regularizers.projection_rank(128, 1024, 16) == 15
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_cause() -> None:
     with pytest.raises(ValueError, match="at least 2 samples"):
         regularizers.projection_rank(8, 8, 1)

@@ -16,7 +16,7 @@ import pytest
 from finite_differences import assert_gradient, quick_jit
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from hjepa_jax.objectives import sigreg as module
+from hjepa_jax.objectives import characteristic_function as module
 from hjepa_jax.objectives.sigreg import (
     SIGRegSettings,
     epps_pulley,
@@ -282,6 +282,7 @@ def test_loss_and_gradient_are_equal_on_one_and_four_devices() -> None:
     assert result.stdout.strip() == "equal"
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -300,6 +301,7 @@ def test_invalid_settings(change: dict[str, Any], message: str) -> None:
         SIGRegSettings(**change)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"slices \[D, K\], got \(4, 5\) and \(6, 2\)"):
         sigreg(jnp.zeros((4, 5)), jnp.zeros((6, 2)), SIGRegSettings())

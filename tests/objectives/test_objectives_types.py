@@ -1,0 +1,58 @@
+"""The annotations of `hjepa_jax.objectives` are complete, and the tests check them at run time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+from annotations import bare_annotations, unchecked_functions
+
+from hjepa_jax.objectives import hamsigreg, linear_probe, regularizers
+from hjepa_jax.objectives import hamsigreg_spectrum as spectrum
+from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
+from hjepa_jax.objectives.lejepa import lejepa_prediction, sigreg_objective
+from hjepa_jax.objectives.sigreg import SIGRegSettings, epps_pulley, sigreg
+
+Z = jnp.zeros((2, 6, 4))
+SETTINGS = SIGRegSettings(num_slices=3)
+PROBE = linear_probe.ProbeParams(jnp.ones(4), jnp.ones(4), jnp.ones((4, 3)), jnp.ones(3))
+
+
+def test_every_public_function_is_annotated_and_checked() -> None:
+    assert unchecked_functions("hjepa_jax.objectives") == []
+    assert bare_annotations("hjepa_jax.objectives") == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: regularizers.budget(Z.astype(jnp.int32), 1.0, 1.0),
+        lambda: regularizers.projected_covariance(Z, jnp.ones((5, 2)), 1e-4),
+        lambda: regularizers.logdet_statistics(jnp.ones((3, 2))),
+        lambda: sigreg(Z, jnp.ones((5, 3)), SETTINGS),
+        lambda: sigreg(Z, jnp.ones((4, 3)), SETTINGS, subsample_index=jnp.ones(3)),
+        lambda: epps_pulley(jnp.ones(3), t_max=3.0, n_points=5, weight_type="gaussian"),
+        lambda: SIGRegSettings(reduction="max"),  # type: ignore
+        lambda: lejepa_prediction(Z[0], 1),
+        lambda: sigreg_objective(Z, jnp.ones((4, 3)), SETTINGS, 2, weight=jnp.ones(2)),
+        lambda: hjepa_objective(
+            Z, lambda z, _: z, None, {"q": jnp.ones((4, 2))}, HJEPASettings(), 2
+        ),
+        lambda: hamsigreg.apply_chain(Z, jnp.ones(4)),  # one root per frequency, 4//2 + 1
+        lambda: spectrum.apply_gauge(jnp.ones(3), "mean"),  # type: ignore
+        lambda: linear_probe.cross_entropy(jnp.ones((6, 3)), jnp.ones(5, jnp.int32)),
+        lambda: linear_probe.probe_logits(PROBE, jnp.ones((6, 4), jnp.int32)),
+    ],
+)
+def test_wrong_arguments_raise(call: Callable[[], Any]) -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        call()
+
+
+def test_a_wrong_result_raises() -> None:
+    """An implementation of the means that forgets the frequencies."""
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"return .*characteristic_function"):
+        sigreg(
+            Z, jnp.ones((4, 3)), SETTINGS, means=lambda y, *_: (jnp.mean(y, -2), jnp.mean(y, -2))
+        )
