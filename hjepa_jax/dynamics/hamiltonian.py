@@ -6,7 +6,7 @@ Source: "Beyond Isotropy in JEPAs" (arXiv 2605.20107), section on Hamiltonian pr
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Real
 Scalar = Real[Array, ""] | float
 Activation = Literal["gelu", "relu", "silu"]
 # NumPy arrays are those of a restored checkpoint.
-MLPParams = tuple[dict[str, Float[Array | np.ndarray, "..."]], ...]
+MLPParams = tuple[Mapping[str, Float[Array | np.ndarray, "..."]], ...]
 
 Energy = Callable[[Float[Array, "*batch d"], Float[Array, "*batch d"]], Float[Array, "*batch"]]
 Gradient = Callable[[Float[Array, "*batch d"], Float[Array, "*batch d"]], Float[Array, "*batch d"]]
@@ -86,7 +86,7 @@ def energy_of_state(
 
 def init_mlp(
     key: PRNGKeyArray, sizes: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
-) -> MLPParams:
+) -> tuple[dict[str, Float[Array, "..."]], ...]:
     """Draws the Linear layers between consecutive `sizes`, e.g. (d, 256, 256, 1).
 
     Kernels [in, out] and biases [out] are uniform in +-1/sqrt(in), the default initialization of

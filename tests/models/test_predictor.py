@@ -185,6 +185,7 @@ def test_direction_may_be_traced(kind):
     np.testing.assert_allclose(flow(-1), model.apply(variables, z, -1, 1.0), atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"'euler'.*leapfrog"):
         start(predictor(integrator="euler"))
