@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reports import write_report
@@ -425,5 +426,5 @@ def test_old_metrics_without_intervals_can_still_be_read() -> None:
 def test_probe_answers_are_its_largest_logits() -> None:
     params = probe.init_probe(0, 6, 3)
     x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    expected = np.asarray(probe.probe_logits(params, x)).argmax(1)
+    expected = np.asarray(probe.probe_logits(params, jnp.asarray(x))).argmax(1)
     np.testing.assert_array_equal(probe.probe_answers(params, x), expected)
