@@ -220,7 +220,7 @@ def _evaluate_encoder(
         labels=data.test.labels[rows],
         states=data.test_states.features[rows],
         query_states=data.test_states.features[queries],
-        neighbours=found.neighbours[shown, :GALLERY_NEIGHBOURS],
+        neighbors=found.neighbours[shown, :GALLERY_NEIGHBOURS],
     )
     # Not the features, of which there would be two sets while the next encoder is evaluated.
     return metrics, (data.train.labels, data.test.labels), pictures, queries
@@ -230,7 +230,7 @@ def _picture_inputs(
     sources: Sources, encoders: dict[str, gallery.EncoderPictures], queries: np.ndarray
 ) -> gallery.PictureInputs:
     """Reads the data once more, for the images that the gallery shows."""
-    shown = np.unique(np.concatenate([one.neighbours.ravel() for one in encoders.values()]))
+    shown = np.unique(np.concatenate([one.neighbors.ravel() for one in encoders.values()]))
     return gallery.PictureInputs(
         encoders=encoders,
         queries=queries,

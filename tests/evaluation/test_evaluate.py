@@ -190,7 +190,7 @@ def test_a_failing_picture_does_not_cost_the_evaluation(
         raise RuntimeError("no ink")
 
     monkeypatch.setattr("hjepa_jax.evaluate.flow_picture", fail)
-    for slow in ("feature_map", "neighbours"):
+    for slow in ("feature_map", "neighbors"):
         monkeypatch.setattr(f"hjepa_jax.evaluation.report.figures.{slow}", fail)
     metrics = evaluate(small(), workdir, tmp_path)
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics

@@ -184,7 +184,7 @@ def test_pictures_get_the_images_their_indices_name() -> None:
         np.testing.assert_array_equal(image, images[300 + query])
         assert label == labels[300 + query]
     for one in inputs.encoders.values():
-        for index in one.neighbours.ravel().tolist():
+        for index in one.neighbors.ravel().tolist():
             np.testing.assert_array_equal(inputs.train_images[index][0], images[index])
     assert len({inputs.test_images[q][1] for q in inputs.queries.tolist()}) == gallery.NUM_QUERIES
 

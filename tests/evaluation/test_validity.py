@@ -114,7 +114,7 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
     text = (folder / "report.md").read_text()
     assert "could not be drawn" not in text
     assert "classes: 0\n" in text
-    captions = [text.get_text() for text in figures.neighbours(evaluation.pictures).axes[0].texts]
+    captions = [text.get_text() for text in figures.neighbors(evaluation.pictures).axes[0].texts]
     assert set(captions) == {"no label"}
 
 
@@ -252,7 +252,7 @@ def test_missing_labels_through_the_whole_protocol() -> None:
     inputs = found.pictures
     for query in inputs.queries.tolist():
         assert inputs.test_images[query][1] == labels[OTHERS[query]]
-    for index in inputs.encoders["trained"].neighbours.ravel().tolist():
+    for index in inputs.encoders["trained"].neighbors.ravel().tolist():
         assert inputs.train_images[index][1] == labels[ROWS[index]]
 
 

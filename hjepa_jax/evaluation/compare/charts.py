@@ -11,8 +11,8 @@ from typing import Any
 from hjepa_jax.evaluation.report.plots import Axes, Series
 from hjepa_jax.storage.files import printable
 
-# Okabe and Ito's colours, told apart under every common colour blindness; then dashes.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510", "#000000")
+# Okabe and Ito's colors, distinguishable under every common color blindness; then dashes.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510", "#000000")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
 _MARKED_POINTS = 16
@@ -24,14 +24,14 @@ def escape(value: Any) -> str:
     return html.escape(printable(str(value)))
 
 
-def colour(style: int) -> str:
-    """Returns the colour of a style number; -1 is the grey of references."""
-    return "#8a8a8a" if style < 0 else COLOURS[style % len(COLOURS)]
+def color(style: int) -> str:
+    """Returns the color of a style number; -1 is the gray of references."""
+    return "#8a8a8a" if style < 0 else COLORS[style % len(COLORS)]
 
 
 def dashes(style: int) -> str:
-    """Returns the dashes of a style number, which differ where colours repeat."""
-    return "2 3" if style < 0 else DASHES[style // len(COLOURS) % len(DASHES)]
+    """Returns the dashes of a style number, which differ where colors repeat."""
+    return "2 3" if style < 0 else DASHES[style // len(COLORS) % len(DASHES)]
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -109,7 +109,7 @@ def _draw(
     to_y: Callable[[float], float],
     opacity: float,
 ) -> str:
-    kept, ink = _kept(series, axes), colour(series.style)
+    kept, ink = _kept(series, axes), color(series.style)
     parts = []
     if series.low is not None and series.high is not None and len(kept) > 1:
         floor = min(series.y[i] for i in kept) if axes.log_y else -math.inf
@@ -205,7 +205,7 @@ def line_chart(series: Sequence[Series], axes: Axes, *, width: int = 560, height
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A value with its interval, None where there is none; `style` chooses the colour."""
+    """A value with its interval, None where there is none; `style` chooses the color."""
 
     name: str
     value: float
@@ -233,7 +233,7 @@ def interval_chart(rows: Sequence[Interval], label: str, width: int = 560) -> st
     zero = to_x(0.0)
     parts.append(f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{_TOP}" y2="{bottom}" class="axis"/>')
     for position, (name, row) in enumerate(zip(names, rows, strict=True)):
-        y, ink = _TOP + 30 * position + 15, colour(row.style)
+        y, ink = _TOP + 30 * position + 15, color(row.style)
         parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         told = f"{row.name}: {row.value:+.3g}"
         if row.interval is not None:

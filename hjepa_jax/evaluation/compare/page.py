@@ -18,7 +18,7 @@ from hjepa_jax.evaluation.compare.runs import Group, RunResult, group_runs, load
 from hjepa_jax.evaluation.compare.style import STYLE
 from hjepa_jax.storage.files import check_writable_file, local_path, write_atomically
 
-# Settings that are free to differ, or have a sentence of their own.
+# Settings that are free to differ, or are reported separately.
 _TOLD = {"seed", "parity.reference_evaluation", "evaluation.headline_k", "evaluation.state_part"}
 
 
@@ -83,7 +83,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
     sections = [
         ("Figures", parts.summary_table(groups)),
         ("Differences", parts.intervals(groups)),
-        ("Neighbours and spectra", parts.knn_and_spectra(groups)),
+        ("Neighbors and spectra", parts.knn_and_spectra(groups)),
         ("Training", parts.training_curves(groups)),
         ("Position q, momentum p, and both", parts.state_parts_table(groups)),
         ("Few images, coarser labels, changed images", parts.extra_table(groups)),
@@ -100,7 +100,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         f"{count} runs in {len(groups)} groups; runs of a group differ in their seed alone. "
         "Values are means ± standard deviations over seeds, bands go from the lowest to the "
         f"highest run. Small figures are differences from {baseline} with 95\u00a0% bootstrap "
-        "intervals over seeds, coloured where the interval leaves zero out."
+        "intervals over seeds, colored where the interval leaves zero out."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -118,7 +118,7 @@ class RunResult:
         return headline(self.metrics["encoders"][encoder], self.metrics["headline_k"])
 
     def intervals(self) -> dict[str, tuple[float, float] | None]:
-        """Returns the 95 % intervals over test images of the trained encoder's accuracies."""
+        """Returns the 95% intervals over test images of the trained encoder's accuracies."""
         return headline_intervals(self.metrics["encoders"]["trained"], self.metrics["headline_k"])
 
     def is_one_point(self) -> bool:
@@ -295,7 +295,7 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
 def group_runs(results: Sequence[RunResult]) -> list[Group]:
     """Puts runs together that differ in their seed alone, in the order of their first run.
 
-    A run of unknown configuration is a group of its own. A group is named after its runs: what
+    A run of unknown configuration forms its own group. A group is named after its runs: what
     comes before 'seed<n>', or the first one's name.
     """
     members: dict[str, list[RunResult]] = {}

@@ -48,8 +48,8 @@ CURVES = {
     "online/knn_top1": "kNN top-1 during training",
     "online/probe_top1": "Linear probe top-1 on training views",
     "sigreg": "SIGReg statistic",
-    "q_pr": "Participation ratio of q (normalised)",
-    "p_pr": "Participation ratio of p (normalised)",
+    "q_pr": "Participation ratio of q (normalized)",
+    "p_pr": "Participation ratio of p (normalized)",
     "q_std_min": "Smallest standard deviation of q",
     "p_std_min": "Smallest standard deviation of p",
     "q2": "Mean square of q",
@@ -77,7 +77,7 @@ def _swatch(style: int) -> str:
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return (
         '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true"><line x1="1" x2="25" y1="5" '
-        f'y2="5" stroke="{charts.colour(style)}" stroke-width="3"{dashed}/></svg>'
+        f'y2="5" stroke="{charts.color(style)}" stroke-width="3"{dashed}/></svg>'
     )
 
 
@@ -340,7 +340,7 @@ def configuration_table(groups: Sequence[Group]) -> str:
 
 
 def runs_table(groups: Sequence[Group]) -> str:
-    """Returns one row per run: step, device and main figures with 95 % intervals over images."""
+    """Returns one row per run: step, device and main figures with 95% intervals over images."""
     titles = _titles(groups)
     shown = ("knn", "probe_top1")
     rows = []

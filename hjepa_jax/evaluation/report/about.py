@@ -16,9 +16,9 @@ from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.ready import Sets
 from hjepa_jax.storage.files import printable
 
-# Fields of `data` and `evaluation` that change no figure, and those that are told elsewhere.
-_UNTOLD = ("evaluation.batch_size", "evaluation.knn_block", "evaluation.online_")
-_UNTOLD += ("data.batch_size", "data.name")
+# Fields of `data` and `evaluation` that change no figure, and those that are stated elsewhere.
+_OMITTED = ("evaluation.batch_size", "evaluation.knn_block", "evaluation.online_")
+_OMITTED += ("data.batch_size", "data.name")
 _NAMES_SHOWN, _NAME_LENGTH = 20, 200
 
 
@@ -72,7 +72,7 @@ def settings_of(config: Config) -> dict[str, Any]:
         name: value
         for name, value in validation.flatten(config)
         if name.startswith(("data.", "evaluation.", "parity.reference_evaluation", "seed"))
-        and not name.startswith(_UNTOLD)
+        and not name.startswith(_OMITTED)
         and not may_differ_between_processes(name, config)
     }
 

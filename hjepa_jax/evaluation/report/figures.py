@@ -24,7 +24,7 @@ from hjepa_jax.evaluation.report.maps import principal_axes, tsne
 from hjepa_jax.evaluation.report.text import LEGEND_LETTERS, plot_text
 from hjepa_jax.storage.files import write_atomically
 
-# Okabe and Ito's colours, told apart under every common colour blindness.
+# Okabe and Ito's colors, distinguishable under every common color blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
     "#0072B2",
     "#D55E00",
@@ -33,11 +33,11 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
     "#56B4E9",
     "#8C6510",
 )
-_ENCODER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN)
+_ENCODER_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN)
 _ENCODER_MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINE_STYLES = ("-", "--", "-.", ":", "-", "--")
-# Classes differ by colour and by marker, so the map can be read without colours too.
-CLASS_COLOURS = (
+# Classes differ by color and by marker, so the map can be read without colors too.
+CLASS_COLORS = (
     BLUE,
     ORANGE,
     GREEN,
@@ -105,16 +105,16 @@ def tidy(axes: Axes) -> None:
 
 
 def _style(number: int) -> dict[str, Any]:
-    index = number % len(_ENCODER_COLOURS)
+    index = number % len(_ENCODER_COLORS)
     return {
-        "color": _ENCODER_COLOURS[index],
+        "color": _ENCODER_COLORS[index],
         "marker": _ENCODER_MARKERS[index],
         "linestyle": _LINE_STYLES[index],
     }
 
 
 def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line style of each encoder, in order; repeated beyond six."""
+    """Color, marker and line style of each encoder, in order; repeated beyond six."""
     return {name: _style(number) for number, name in enumerate(names)}
 
 
@@ -161,7 +161,7 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
-    """Draws kNN top-1 accuracy over k with 95 % intervals, and the level of chance."""
+    """Draws kNN top-1 accuracy over k with 95% intervals, and the level of chance."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     series = []
@@ -194,17 +194,17 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
     lowest = min(float(one.cosine.min()) for one in inputs.encoders.values())
     edges = np.linspace(min(lowest, 0.0), 1.0, 61).tolist()
     for name, one in inputs.encoders.items():
-        colour = styles[name]["color"]
+        color = styles[name]["color"]
         # A value may exceed 1 by rounding and would fall out of the last bin.
         values = np.minimum(one.cosine, 1.0)
         label = f"{plot_text(name)} (mean {values.mean():.2f})"
         weights = np.full(len(values), 1.0 / len(values))
-        axes.hist(values, edges, weights=weights, color=colour, alpha=0.25)
+        axes.hist(values, edges, weights=weights, color=color, alpha=0.25)
         axes.hist(
             values,
             edges,
             weights=weights,
-            color=colour,
+            color=color,
             histtype="step",
             linewidth=1.8,
             linestyle=styles[name]["linestyle"],
@@ -226,7 +226,7 @@ def _draw_map(
     shown: Sequence[int],
     names: Mapping[int, str],
 ) -> None:
-    """Draws points [M, 2], the classes `shown` in colours and shapes of their own."""
+    """Draws points [M, 2], the classes `shown` each in its own color and shape."""
     others = ~np.isin(labels, shown)
     if others.any():
         axes.scatter(*plane[others].T, s=6, color="0.85", linewidths=0, label="other classes")
@@ -234,7 +234,7 @@ def _draw_map(
         axes.scatter(
             *plane[labels == label].T,
             s=13,
-            color=CLASS_COLOURS[i],
+            color=CLASS_COLORS[i],
             marker=_CLASS_MARKERS[i],
             linewidths=0,
             alpha=0.8,
@@ -248,7 +248,7 @@ def _draw_map(
 def feature_map(inputs: PictureInputs) -> Figure:
     """Test features on their first two principal axes, and below by t-SNE.
 
-    At most ten classes are coloured; images without a label are among the others.
+    At most ten classes are colored; images without a label are among the others.
     """
     count = len(inputs.encoders)
     labels = next(iter(inputs.encoders.values())).labels
@@ -266,7 +266,7 @@ def feature_map(inputs: PictureInputs) -> Figure:
         above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
         _draw_map(below, tsne(one.features), one.labels, shown, names)
         below.set_title(f"{plot_text(name)}: t-SNE")
-        below.set_xlabel("only neighbourhoods have a meaning")
+        below.set_xlabel("only neighborhoods have a meaning")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(),
         loc="outside right center",
@@ -288,24 +288,24 @@ def short_name(name: str) -> str:
 
 
 def _draw_row(axes: Axes, top: float, tiles: Sequence[tuple[np.ndarray, str, str | None]]) -> None:
-    """Draws images of side 1 side by side, each with its caption and the colour of its frame."""
-    for column, (image, caption, colour) in enumerate(tiles):
+    """Draws images of side 1 side by side, each with its caption and the color of its frame."""
+    for column, (image, caption, color) in enumerate(tiles):
         left = 1.1 * column
         axes.imshow(image, extent=(left, left + 1, top + 1, top), interpolation="nearest")
-        frame = Rectangle((left, top), 1, 1, fill=False, linewidth=3 if colour else 1)
-        frame.set_edgecolor(colour or "0.3")
+        frame = Rectangle((left, top), 1, 1, fill=False, linewidth=3 if color else 1)
+        frame.set_edgecolor(color or "0.3")
         axes.add_patch(frame)
         axes.text(left + 0.5, top + 1.05, caption, fontsize=8, ha="center", va="top")
 
 
-def neighbours(inputs: PictureInputs) -> Figure:
+def neighbors(inputs: PictureInputs) -> Figure:
     """Test images, and their nearest training images under each encoder.
 
-    A neighbour of the query's class has a green frame and a tick, another a red one and a cross,
-    so the picture can be read without colours.
+    A neighbor of the query's class has a green frame and a tick, another a red one and a cross,
+    so the picture can be read without colors.
     """
     names, classes = list(inputs.encoders), inputs.class_names
-    columns = 1 + inputs.encoders[names[0]].neighbours.shape[1]
+    columns = 1 + inputs.encoders[names[0]].neighbors.shape[1]
     width, height = 1.1 * columns, 1.35 * len(inputs.queries)
     figure = new_figure(width, len(names) * (height + 0.6))
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
@@ -315,14 +315,14 @@ def neighbours(inputs: PictureInputs) -> Figure:
             tiles: list[tuple[np.ndarray, str, str | None]] = [
                 (image, short_name(class_name(classes, truth)), None)
             ]
-            for index in inputs.encoders[name].neighbours[row]:
+            for index in inputs.encoders[name].neighbors[row]:
                 image, label = inputs.train_images[int(index)]
                 caption = short_name(class_name(classes, label))
                 if NO_LABEL in (label, truth):
                     tiles.append((image, caption, None))
                     continue
-                mark, colour = ("✓", GREEN) if label == truth else ("✗", ORANGE)
-                tiles.append((image, f"{mark} {caption}", colour))
+                mark, color = ("✓", GREEN) if label == truth else ("✗", ORANGE)
+                tiles.append((image, f"{mark} {caption}", color))
             _draw_row(axes, 1.35 * row, tiles)
         axes.set_xlim(-0.05, width)
         axes.set_ylim(height, -0.05)

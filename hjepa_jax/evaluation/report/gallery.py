@@ -1,4 +1,4 @@
-"""What the pictures show: chosen test images, their neighbours, and a sample of features."""
+"""What the pictures show: chosen test images, their neighbors, and a sample of features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EncoderPictures:
       features, labels: features [M, D] and labels int [M] of some test images.
       states: their whole states, of which the features may be a part.
       query_states: the states [Q, D] of the queries.
-      neighbours: training indices int [Q, K] of the queries' neighbours, nearest first.
+      neighbors: training indices int [Q, K] of the queries' neighbors, nearest first.
     """
 
     cosine: np.ndarray
@@ -32,7 +32,7 @@ class EncoderPictures:
     labels: np.ndarray
     states: np.ndarray
     query_states: np.ndarray
-    neighbours: np.ndarray
+    neighbors: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 # What t-SNE sees of the features: their first principal components.
 _TSNE_COMPONENTS = 50
 _TSNE_PERPLEXITY = 30.0
-# Perplexity asks for three times as many neighbours; fewer points have no map.
+# Perplexity asks for three times as many neighbors; fewer points have no map.
 _TSNE_MIN_POINTS = 4
 
 

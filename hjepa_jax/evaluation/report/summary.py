@@ -30,12 +30,12 @@ def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
 
     A figure that has no value (null in metrics.json, or absent from an older one) is NaN.
     """
-    neighbours = encoder_metrics["knn"]
+    neighbors = encoder_metrics["knn"]
     measured = encoder_metrics["diagnostics"]
     covariance, views = measured["covariance_spectrum_topq"], measured["alignment_uniformity"]
     found = {
-        "knn": neighbours["top1"][headline_position(encoder_metrics, k)],
-        "knn_first": neighbours["top1"][0],
+        "knn": neighbors["top1"][headline_position(encoder_metrics, k)],
+        "knn_first": neighbors["top1"][0],
         "probe_top1": encoder_metrics["linear_probe"]["top1"],
         "probe_top5": encoder_metrics["linear_probe"]["top5"],
         "effective_rank": covariance["effective_rank"],
@@ -51,13 +51,13 @@ def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
 def headline_intervals(
     encoder_metrics: Mapping[str, Any], k: int
 ) -> dict[str, tuple[float, float] | None]:
-    """Returns the 95 % interval of each accuracy of `headline`; None where there is none."""
-    neighbours = encoder_metrics["knn"].get("top1_interval") or [None]
+    """Returns the 95% interval of each accuracy of `headline`; None where there is none."""
+    neighbors = encoder_metrics["knn"].get("top1_interval") or [None]
     linear = encoder_metrics["linear_probe"]
-    position = min(headline_position(encoder_metrics, k), len(neighbours) - 1)
+    position = min(headline_position(encoder_metrics, k), len(neighbors) - 1)
     found = {
-        "knn": neighbours[position],
-        "knn_first": neighbours[0],
+        "knn": neighbors[position],
+        "knn_first": neighbors[0],
         "probe_top1": linear.get("top1_interval"),
         "probe_top5": linear.get("top5_interval"),
     }

@@ -26,7 +26,7 @@ from hjepa_jax.storage.files import json_text, printable, write_atomically
 
 _CAPTIONS = {
     "spectrum.png": "Covariance spectrum of training features",
-    "knn.png": "kNN accuracy over the number of neighbours",
+    "knn.png": "kNN accuracy over the number of neighbors",
     "cosine.png": "Cosine similarities of random pairs of test images",
     "map.png": "Test features: principal axes and t-SNE",
     "neighbours.png": "Test images and their nearest training images",
@@ -101,7 +101,7 @@ def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[s
 def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """Prints one row for each encoder, and trained minus random (percentages in points).
 
-    Under each accuracy is its 95 % interval; below the table is what the figures do not say. The
+    Under each accuracy is its 95% interval; below the table is what the figures do not say. The
     participation ratio is in the report alone.
     """
     encoders = metrics["encoders"]
@@ -218,7 +218,7 @@ def markdown(
     lines += markdown_table(["encoder", *columns.values()], table)
     lines += [
         "",
-        "Beside each accuracy is its 95 % interval (Wilson's) over test images. Differences of "
+        "Beside each accuracy is its 95% interval (Wilson's) over test images. Differences of "
         "percentages are in points. Effective rank and participation ratio are of the covariance "
         "of training features and say nothing about features nearly at one point; RankMe is of "
         "the features as they are, and 'in mean' the share of their energy that all images have "
@@ -263,7 +263,7 @@ def painters(
         "knn.png": lambda: figures.knn_accuracy(metrics),
         "cosine.png": lambda: figures.cosine_histogram(inputs()),
         "map.png": lambda: figures.feature_map(inputs()),
-        "neighbours.png": lambda: figures.neighbours(inputs()),
+        "neighbours.png": lambda: figures.neighbors(inputs()),
     }
     if flow is not None:
         drawn["flow.png"] = lambda: flow_figure(flow(inputs()), inputs())

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hjepa_jax.evaluation.report.figures import (
-    CLASS_COLOURS,
+    CLASS_COLORS,
     class_name,
     new_figure,
     short_name,
@@ -24,15 +24,15 @@ def _draw_half(axes: Axes, half: HalfPicture, name: str) -> None:
     axes.scatter(*half.cloud.T, s=5, color="0.85", linewidths=0)
     now = len(half.trajectories) // 2
     for i, path in enumerate(np.swapaxes(half.trajectories, 0, 1)):
-        colour = CLASS_COLOURS[i]
-        axes.plot(*path[: now + 1].T, color=colour, linewidth=1.6, linestyle=(0, (3, 1.5)))
-        axes.plot(*path[now:].T, color=colour, linewidth=2.2)
-        axes.plot(*path[now], "o", color=colour, markersize=7, markeredgecolor="white")
+        color = CLASS_COLORS[i]
+        axes.plot(*path[: now + 1].T, color=color, linewidth=1.6, linestyle=(0, (3, 1.5)))
+        axes.plot(*path[now:].T, color=color, linewidth=2.2)
+        axes.plot(*path[now], "o", color=color, markersize=7, markeredgecolor="white")
         axes.annotate(
             "",
             path[-1],
             path[-2],
-            arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0},
+            arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2, "shrinkA": 0},
         )
     axes.set_title(f"{name}: {'position' if name == 'q' else 'momentum'}")
     axes.set_xlabel(f"first axis ({half.shares[0]:.0%} of variance)")
@@ -47,7 +47,7 @@ def _draw_energies(axes: Axes, flow: FlowPicture) -> None:
     start = flow.energies[now]
     for i, energies in enumerate(flow.energies.T):
         change = (energies - start[i]) / max(abs(float(start[i])), 1e-12)
-        axes.plot(flow.times, change, color=CLASS_COLOURS[i], linewidth=2)
+        axes.plot(flow.times, change, color=CLASS_COLORS[i], linewidth=2)
     axes.axvline(0.0, color="0.6", linewidth=1, linestyle=":")
     axes.set_title("Energy along the flow")
     axes.set_xlabel("time t (0: the encoded image)")
@@ -59,12 +59,12 @@ def _draw_energies(axes: Axes, flow: FlowPicture) -> None:
 def _draw_samples(
     axes: Axes, images: Sequence[tuple[np.ndarray, int]], names: Sequence[str]
 ) -> None:
-    """Draws the images in a column, framed in the colours of their trajectories."""
+    """Draws the images in a column, framed in the colors of their trajectories."""
     for i, (image, label) in enumerate(images):
         top = 1.35 * i
         axes.imshow(image, extent=(0, 1, top + 1, top), interpolation="nearest")
         frame = Rectangle((0, top), 1, 1, fill=False, linewidth=3)
-        frame.set_edgecolor(CLASS_COLOURS[i])
+        frame.set_edgecolor(CLASS_COLORS[i])
         axes.add_patch(frame)
         caption = short_name(class_name(names, label))
         axes.text(0.5, top + 1.05, caption, fontsize=8, ha="center", va="top")
@@ -77,7 +77,7 @@ def _draw_samples(
 def flow_figure(flow: FlowPicture, inputs: PictureInputs) -> Figure:
     """Trajectories of the gallery's test images through q and p, and energy over time.
 
-    Dashed lines lie in the past (the flow backward in time), full ones in the future; grey points
+    Dashed lines lie in the past (the flow backward in time), full ones in the future; gray points
     are the states of other test images, whose principal axes these are.
     """
     figure = new_figure(13.4, 4.6)

@@ -321,7 +321,7 @@ def test_page_is_whole_and_needs_no_network(workdirs) -> None:
     shown = " ".join(parser.texts)
     for words in ("kNN@20 %", "53.00", "72.00", "± 3.61", "+19.00", "train.lr", "random encoder"):
         assert words in shown, words
-    for heading in ("Figures", "Differences", "Neighbours and spectra", "Training", "Pictures"):
+    for heading in ("Figures", "Differences", "Neighbors and spectra", "Training", "Pictures"):
         assert f"<h2>{heading}</h2>" in text
     # The lowest of the better group is above the highest of the other: no doubt in the interval.
     assert 'class="difference better">+19.00<br>[+1' in text
@@ -507,9 +507,9 @@ def test_script_writes_a_page_that_a_browser_shows(workdirs, tmp_path) -> None:
     )
     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     assert pixels.shape == (2400, 1280, 3)
-    # Both groups' colours are drawn, as lines and not as a handful of pixels.
+    # Both groups' colors are drawn, as lines and not as a handful of pixels.
     for style in (0, 1):
-        ink = [int(charts.colour(style)[i : i + 2], 16) for i in (1, 3, 5)]
+        ink = [int(charts.color(style)[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels - ink).sum(axis=-1) < 12).sum() > 700
     # Nothing sticks out to the right of the page's column.
     assert (pixels[:, -12:] == pixels[0, 0]).all()

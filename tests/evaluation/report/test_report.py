@@ -156,7 +156,7 @@ def test_map_and_gallery_allow_many_classes_and_long_names() -> None:
     )
     legend = figures.feature_map(changed).legends[0]
     assert len(legend.get_texts()) == 11
-    captions = [text.get_text() for text in figures.neighbours(changed).axes[0].texts]
+    captions = [text.get_text() for text in figures.neighbors(changed).axes[0].texts]
     assert max(map(len, captions)) <= 15
 
 
@@ -234,7 +234,7 @@ def test_a_failing_picture_costs_that_picture_and_a_sentence(name, tmp_path, mon
     first = tables.write_numbers(tmp_path / "run", found.metrics)
     (first / name).write_text("of an earlier run of this evaluation")
     function = {"spectrum": "spectra", "cosine": "cosine_histogram", "map": "feature_map"}
-    for slow in ("feature_map", "neighbours"):
+    for slow in ("feature_map", "neighbors"):
         monkeypatch.setattr(figures, slow, lambda _: figures.new_figure(1, 1))
 
     def fail(*_):

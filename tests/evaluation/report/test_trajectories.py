@@ -31,7 +31,7 @@ def test_principal_axes_are_the_eigenvectors_of_the_covariance() -> None:
     assert single.shares.tolist() == [0, 0]
 
 
-def test_tsne_keeps_neighbours_and_repeats_itself() -> None:
+def test_tsne_keeps_neighbors_and_repeats_itself() -> None:
     features, labels = _clusters(80, np.random.default_rng(1))
     plane = maps.tsne(features)
     distances = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
@@ -78,7 +78,7 @@ def test_trajectories_go_from_the_past_to_the_future_in_the_clouds_planes() -> N
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0])
-def test_picture_shows_every_sample_in_its_colour(scale) -> None:
+def test_picture_shows_every_sample_in_its_color(scale) -> None:
     """Also of a collapsed encoder, whose states are all 0."""
     rng = np.random.default_rng(3)
     cloud, samples = scale * rng.normal(size=(60, 8)), scale * rng.normal(size=(6, 8))
@@ -92,8 +92,8 @@ def test_picture_shows_every_sample_in_its_colour(scale) -> None:
     if not scale:
         return
     pixels = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
-    # Right of the images, whose frames have the colours too.
+    # Right of the images, whose frames have the colors too.
     drawn = pixels[:, pixels.shape[1] // 5 :]
-    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"):
-        ink = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-        assert (np.abs(drawn - ink).sum(axis=-1) < 12).sum() > 300, colour
+    for color in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"):
+        ink = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(drawn - ink).sum(axis=-1) < 12).sum() > 300, color
