@@ -28,7 +28,7 @@ from startup import read_config
 from hjepa_jax.config import base_config
 from hjepa_jax.dynamics.hamiltonian import init_mlp, separable
 from hjepa_jax.dynamics.integrators import integrate
-from hjepa_jax.training.method import build_encoder
+from hjepa_jax.training.setup import build_encoder
 
 
 def report(

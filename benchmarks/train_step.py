@@ -32,10 +32,10 @@ from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 from hjepa_jax.kernels import build
 from hjepa_jax.kernels.build import Kernels, kernels
 from hjepa_jax.kernels.convolution import conv2d_plain
+from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.models import layers
 from hjepa_jax.runtime import compilation_cache, sharding
-from hjepa_jax.training.prepare import Run, prepare
-from hjepa_jax.training.step import draw_randomness
+from hjepa_jax.training.prepare import PreparedRun, prepare
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def random_views(config: Any) -> np.ndarray:
 
 def our_runner(
     config: Any, views: np.ndarray, tracing: contextlib.AbstractContextManager[None]
-) -> tuple[Runner, Run, float, float]:
+) -> tuple[Runner, PreparedRun, float, float]:
     """Returns a runner of our step, the run, seconds of compilation and MB of temporaries."""
     mesh = sharding.data_mesh()
     run = prepare(config, 10 * config.data.batch_size, mesh)
@@ -78,29 +78,23 @@ def our_runner(
     return step, run, seconds, temporary
 
 
-def torch_runners(config: Any, views: np.ndarray, run: Run, compiled: bool) -> dict[str, Runner]:
+def torch_runners(
+    config: Any, views: np.ndarray, run: PreparedRun, compiled: bool
+) -> dict[str, Runner]:
     """Returns PyTorch's step in its layouts, or nothing where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
     torch_step = importlib.import_module("torch_step")
     state = run.init()
-    num_rows = views.shape[0] * views.shape[1]
-    side = jax.eval_shape(
-        lambda p, s, x: run.method.modules.encoder.apply(
-            {"params": p["encoder"], "batch_stats": s["encoder"]}, x, train=False
-        ),
-        state.params,
-        state.batch_stats,
-        jax.ShapeDtypeStruct(views.shape[1:], jnp.float32),
-    )
-    projections = draw_randomness(
-        run.method,
+    num_views, num_images = views.shape[:2]
+    projections = run.method.draw(
         jax.random.wrap_key_data(state.rng),
         state.step,
-        dim=side.shape[-1],
-        num_rows=num_rows,
+        num_rows=num_views * num_images,
+        num_images=num_images,
         dtype=jnp.float32,
     )
+    assert isinstance(run.method, HasFlow)
     scale = float(run.method.residual_scale(state.step))
     kinds = {"PyTorch": {"channels_last": False}, "PyTorch channels-last": {"channels_last": True}}
     if compiled:

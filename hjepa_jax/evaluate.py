@@ -26,9 +26,10 @@ from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
 from hjepa_jax.evaluation.report.folder import report_name
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
+from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import json_ready, local_path
-from hjepa_jax.training.prepare import Run, make_encode, prepare
+from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import (
     PARTS,
     check_choice,
@@ -39,16 +40,14 @@ from hjepa_jax.training.saved_run import (
     restore_parts,
     saved_config,
 )
-from hjepa_jax.training.step import Method
+from hjepa_jax.training.setup import build_method, method_class
 
 _log = logging.getLogger(__name__)
 
-# What H is; it must agree as well where the evaluation is in its coordinates.
-_SPECTRUM_FIELDS = ("objective", "spectral.", "parity.reference_layout")
 # What an evaluation may choose; all else belongs to the run.
 _OWN = ("data.", "evaluation.", "train.", "log.", "parity.reference_evaluation")
 # What an evaluation needs of a TrainState.
-_PARTS = (*PARTS, "spectral")
+_PARTS = (*PARTS, "method_state")
 
 
 def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources:
@@ -113,7 +112,9 @@ class Evaluated(NamedTuple):
     data: dict[str, Any]
 
 
-def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "latest") -> Evaluated:
+def restore(
+    config: Config, run: PreparedRun, workdir: pathlib.Path, which: str = "latest"
+) -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialisation).
 
     In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
@@ -123,24 +124,24 @@ def restore(config: Config, run: Run, workdir: pathlib.Path, which: str = "lates
     checkpointer = open_saved(chooses, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
-    step, spectral = int(state["step"]), state["spectral"]
+    step, method_state = int(state["step"]), state["method_state"]
     epoch = _epoch_of(meta, config, workdir)
-    compose = coordinates_of(config, epoch, run.mesh)
+    method = build_method(config, epoch)
+    compose = coordinates_of(config, method, run.mesh)
     raw = make_encode(run, state["params"], state["batch_stats"])
-    encoders = {"trained": compose(raw, spectral, step)}
+    encoders = {"trained": compose(raw, method_state, step)}
     if config.evaluation.random_baseline:
         fresh = run.init()
         raw = make_encode(run, fresh.params, fresh.batch_stats)
-        encoders["random"] = compose(raw, spectral, step)
-    method = dataclasses.replace(run.method, steps_per_epoch=epoch)
+        encoders["random"] = compose(raw, method_state, step)
     return Evaluated(encoders, step, _flow_of(method, state["params"], step), meta["data"])
 
 
 def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
     """Returns the Hamiltonian flow after `step` steps, None of a method without one."""
-    dynamics, predictor = method.config.dynamics, method.modules.predictor
-    if predictor is None or dynamics.predictor != "hamiltonian":
+    if not isinstance(method, HasFlow) or method.flow_time is None:
         return None
+    predictor, time = method.predictor, method.flow_time
     # On the host: of several processes one alone draws.
     variables = {"params": jax.device_get(params.get("predictor", {}))}
     scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
@@ -153,16 +154,7 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
     def energy(states: Any) -> Any:
         return predictor.apply(variables, states, scale, method="energy")
 
-    return Flow(flow, energy, dynamics.steps * dynamics.dt)
-
-
-def _targets(config: Config) -> dict[str, float]:
-    """Returns the mean squares of the parts of the state that a run aimed at, as its alarms do."""
-    if config.evaluation.coordinates != "raw":
-        return {}
-    if config.objective == "hjepa":
-        return {"q": config.loss.q_target, "p": config.loss.p_target}
-    return {"z": 1.0}
+    return Flow(flow, energy, time)
 
 
 def _notes(config: Config, saved: Config, which: str, same_listing: bool = False) -> list[str]:
@@ -182,6 +174,11 @@ def _notes(config: Config, saved: Config, which: str, same_listing: bool = False
         "here, which flatters its accuracies: train with config.evaluation.online_holdout to "
         "choose on training images that are held out."
     ]
+
+
+def _coordinate_fields(saved: Config) -> tuple[str, ...]:
+    """Returns what must agree where the evaluation is in the coordinates of a run's loss."""
+    return ("objective", *getattr(method_class(saved), "coordinate_fields", ()))
 
 
 def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
@@ -238,7 +235,7 @@ def evaluate(
     check_has_checkpoints(workdir)
     saved = saved_config(workdir)
     raw = config.evaluation.coordinates == "raw"
-    check_encoder(config, saved, workdir, () if raw else _SPECTRUM_FIELDS)
+    check_encoder(config, saved, workdir, () if raw else _coordinate_fields(saved))
     config = of_run(config, saved)
     train, test = watch(config, check_evaluation_ready(config, eval_dir, mesh))
     # Nothing is trained, so that the data may be smaller than a batch of the training.
@@ -256,8 +253,8 @@ def evaluate(
         info=about(config, saved, name, found.step, which, found.data),
         notes=_notes(config, saved, which, same_listing),
         reference=config.parity.reference_evaluation,
-        targets=_targets(config),
-        objective=config.objective,
+        targets=run.method.targets() if raw else {},
+        remedy=run.method.remedy,
     )
     evaluation.metrics["info"].update(about_images(config, train, test))
     evaluation = dataclasses.replace(evaluation, metrics=json_ready(evaluation.metrics))

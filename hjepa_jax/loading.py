@@ -15,9 +15,10 @@ from hjepa_jax.config import Config
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_state_part
+from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.runtime import sharding
 from hjepa_jax.storage.files import local_path
-from hjepa_jax.training.prepare import Run, make_encode, prepare
+from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config
 
 
@@ -34,9 +35,9 @@ class LoadedRun:
       batch_size: images in one pass of the encoder.
     """
 
-    def __init__(self, run: Run, state: dict[str, Any], batch_size: int):
+    def __init__(self, run: PreparedRun, state: dict[str, Any], batch_size: int):
         """Takes a prepared run and the parts of its state that inference needs."""
-        self.config: Config = run.method.config
+        self.config: Config = run.config
         self.step = int(state["step"])
         self.run = run
         devices = run.mesh.devices.size
@@ -116,7 +117,7 @@ class LoadedRun:
           UserError: the run has no Hamiltonian, or another width.
         """
         states = self._checked_states(z)
-        if self.config.dynamics.predictor != "hamiltonian":
+        if self._flow_method.flow_time is None:
             raise UserError(
                 f"The predictor {self.config.dynamics.predictor!r} of this run has no energy; "
                 "only config.dynamics.predictor='hamiltonian' has."
@@ -126,12 +127,25 @@ class LoadedRun:
     @property
     def residual_scale(self) -> jax.Array:
         """The residual scale of the last step that was trained, where its warm-up was not over."""
-        return self.run.method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
+        return self._flow_method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
 
     @property
     def predictor(self) -> tuple[Any, dict[str, Any]]:
         """The predictor's module (None without one) and variables {'params': ...}."""
-        return self.run.method.modules.predictor, {"params": self._predictor_params}
+        method = self.run.method
+        module = method.predictor if isinstance(method, HasFlow) else None
+        return module, {"params": self._predictor_params}
+
+    @property
+    def _flow_method(self) -> HasFlow:
+        """The method, if it has a flow; UserError if not."""
+        method = self.run.method
+        if not isinstance(method, HasFlow):
+            raise UserError(
+                f"This run was trained with config.objective={self.config.objective!r}, which has "
+                "no predictor: there is no flow. Load an 'hjepa' run."
+            )
+        return method
 
     @functools.cached_property
     def _apply(self) -> Any:
@@ -145,13 +159,9 @@ class LoadedRun:
         return apply
 
     def _checked_states(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        if self.run.method.modules.predictor is None:
-            raise UserError(
-                f"This run was trained with config.objective={self.config.objective!r}, which has "
-                "no predictor: there is no flow. Load an 'hjepa' run."
-            )
+        _ = self._flow_method
         states = np.asarray(z, np.float32)
-        width = self.run.method.modules.encoder.shape(self.config.data.image_size).dim
+        width = self.run.encoder.shape(self.config.data.image_size).dim
         if states.ndim < 1 or states.shape[-1] != width:
             raise UserError(
                 f"States have shape {states.shape}, but those of this run are [..., {width}]: "
@@ -209,10 +219,10 @@ def load_run(
     mesh = sharding.data_mesh(_devices(config.data.batch_size))
 
     @functools.cache
-    def of_images(count: int) -> Run:
+    def of_images(count: int) -> PreparedRun:
         return prepare(config, count, mesh)
 
-    def prepared(meta: dict[str, Any]) -> Run:
+    def prepared(meta: dict[str, Any]) -> PreparedRun:
         # The images of the training, which its schedules count in, if it knew them.
         return of_images(meta["data"].get("num_images", config.data.batch_size))
 

@@ -14,7 +14,7 @@ from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
-from hjepa_jax.training.method import build_encoder
+from hjepa_jax.training.setup import build_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHAPES = "--config.data.name=examples.own_source:Shapes"

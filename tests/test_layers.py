@@ -18,6 +18,7 @@ ROOMS = (
     "objectives",
     "kernels",
     "models",
+    "methods",
     "data",
     "training",
     "evaluation",

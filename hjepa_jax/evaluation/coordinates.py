@@ -6,7 +6,6 @@ which the spectrum is small more than training did. Source: arXiv 2605.20107, ev
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,32 +13,41 @@ import jax
 import jax.numpy as jnp
 
 from hjepa_jax.config import Config
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.features import Encode
+from hjepa_jax.methods.base import HasCoordinates, Method
 from hjepa_jax.runtime import sharding
-from hjepa_jax.training.hamsigreg import spectral_schedule, transform
 
 Compose = Callable[[Encode, Any, int], Encode]
 
 
-def coordinates_of(config: Config, steps_per_epoch: int, mesh: Any) -> Compose:
+def coordinates_of(config: Config, method: Method, mesh: Any) -> Compose:
     """Returns what puts an encoder into the coordinates of config.evaluation.coordinates.
 
     Args:
-      config: the run's configuration; its spectral section is what the run was trained with.
-      steps_per_epoch: of the training, in which the spectrum's ramps count.
+      config: the configuration of the evaluation.
+      method: with the epochs of the training, in which the spectrum's ramps count.
       mesh: the devices that hold the encoder's output.
 
     Returns:
-      A function (encode, spectral, step) -> encode. `spectral` is that field of the TrainState
-      after `step` steps; the spectrum is the one of the last of them.
+      A function (encode, method state, step) -> encode. The method state is the one after `step`
+      steps; the coordinates are those of the last of them.
+
+    Raises:
+      ConfigError: if the method's loss acts on the states as they are.
     """
     if config.evaluation.coordinates == "raw":
-        return lambda encode, spectral, step: encode
-    apply = jax.jit(functools.partial(transform, config), out_shardings=sharding.replicated(mesh))
+        return lambda encode, method_state, step: encode
+    if not isinstance(method, HasCoordinates):
+        raise ConfigError(
+            f"config.evaluation.coordinates is {config.evaluation.coordinates!r}, but the loss of "
+            f"{type(method).__name__} acts on the states as they are: set it to 'raw'."
+        )
+    apply = jax.jit(method.transform, out_shardings=sharding.replicated(mesh))
 
-    def compose(encode: Encode, spectral: Any, step: int) -> Encode:
+    def compose(encode: Encode, method_state: Any, step: int) -> Encode:
         last = jnp.asarray(max(step - 1, 0))
-        alpha, beta = jax.device_get(spectral_schedule(config, last, steps_per_epoch))
-        return lambda images: apply(spectral.get("params"), encode(images), alpha, beta)
+        coordinates = jax.device_get(method.coordinates(method_state, last))
+        return lambda images: apply(coordinates, encode(images))
 
     return compose

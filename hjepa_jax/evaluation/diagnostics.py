@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,15 @@ _PREDICTION_CEILING = 1000.0
 _RATIO_FLOOR = 0.03
 _DEVIATION_FLOOR = 0.02
 _BUDGET_FACTOR = 4.0
+
+
+# (part of the state, what is wrong) -> what to do, see `Method.remedy`.
+Remedy: TypeAlias = Callable[[str, str], str | None]
+
+
+def no_remedy(part: str, term: str) -> None:
+    """Advises nothing."""
+    del part, term
 
 
 class AlarmKind(enum.Enum):
@@ -96,17 +105,6 @@ class Diagnostics(NamedTuple):
     cosine: np.ndarray
 
 
-def _advice(part: str, term: str, objective: str | None) -> str:
-    """Returns what to raise against a fault of a part: fields that this objective has."""
-    if objective == "sigreg" or (objective is None and part == "z"):
-        return "raise sigreg.weight"
-    if term == "budget":
-        return "raise loss.budget_weight"
-    if term == "mean":
-        return "raise loss.var_weight or loss.mean_weight"
-    return f"raise loss.{term}_weight or loss.{part}_{'std' if term == 'var' else term}_floor"
-
-
 def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
     """Returns the share of a part's energy that lies in its mean; None where it is not known.
 
@@ -123,7 +121,7 @@ def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
     return None if mean2 is None or not square else mean2 / square
 
 
-def _prediction_alarm(metrics: Mapping[str, float]) -> Alarm | None:
+def _prediction_alarm(metrics: Mapping[str, float], remedy: Remedy) -> Alarm | None:
     """Returns the alarm on a prediction error out of all proportion to the state; None if not.
 
     A prediction of zero errs by the mean square of the state. Only where q and p are logged.
@@ -134,52 +132,48 @@ def _prediction_alarm(metrics: Mapping[str, float]) -> Alarm | None:
         return None
     if not error > _PREDICTION_CEILING * max(scale, 1e-12):
         return None
-    advice = (
-        "the flow throws the states far out; lower dynamics.dt, dynamics.steps, "
-        "dynamics.base_coeff, dynamics.residual_scale or loss.energy_weight"
-    )
     return Alarm(
         AlarmKind.PREDICTION_ERROR,
         value=error,
         limit=_PREDICTION_CEILING,
         scale=scale,
-        advice=advice,
+        advice=remedy("z", "pred"),
     )
 
 
 def _part_alarms(
-    metrics: Mapping[str, float], part: str, target: float, objective: str | None
+    metrics: Mapping[str, float], part: str, target: float, remedy: Remedy
 ) -> Iterator[Alarm]:
     """Yields the alarms of one part of the state, the gravest first."""
     name = _NAMES[part]
     share, square = mean_share_of(metrics, part), metrics.get(f"{part}2")
     ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
     if share is not None and share > MEAN_CEILING:
-        advice = _advice(part, "mean", objective)
+        advice = remedy(part, "mean")
         percent = (100 * share, 100 * MEAN_CEILING)
         yield Alarm(AlarmKind.ONE_POINT, name, *percent, advice=advice)
     if ratio is not None and ratio < _RATIO_FLOOR:
-        advice = _advice(part, "logdet", objective)
+        advice = remedy(part, "logdet")
         yield Alarm(AlarmKind.FEW_DIRECTIONS, name, ratio, _RATIO_FLOOR, advice=advice)
     if deviation is not None and deviation < _DEVIATION_FLOOR:
-        advice = _advice(part, "var", objective)
+        advice = remedy(part, "var")
         yield Alarm(AlarmKind.FLAT_DIMENSION, name, deviation, _DEVIATION_FLOOR, advice=advice)
     if square is None or not math.isfinite(square):
         return
     if not target / _BUDGET_FACTOR <= square <= target * _BUDGET_FACTOR:
         kind = AlarmKind.BELOW_BUDGET if square < target else AlarmKind.ABOVE_BUDGET
-        yield Alarm(kind, name, square, _BUDGET_FACTOR, target, _advice(part, "budget", objective))
+        yield Alarm(kind, name, square, _BUDGET_FACTOR, target, remedy(part, "budget"))
 
 
 def collapse_alarms(
     metrics: Mapping[str, float],
     *,
     targets: Mapping[str, float] | None = None,
-    objective: str | None = None,
+    remedy: Remedy = no_remedy,
 ) -> list[Alarm]:
     """Returns what is wrong with the state of one training step.
 
-    Only fields that are present are judged, so logs of either objective can be passed.
+    Only fields that are present are judged, so logs of every method can be passed.
 
     Args:
       metrics: for q, p and z: `q_pr` (participation ratio over its largest possible value),
@@ -187,17 +181,17 @@ def collapse_alarms(
         `q_mean2` (mean of the squared mean) or `q_mean_share`; and `pred`, the prediction error.
         Of all others only that they are finite is judged.
       targets: budget of the mean square of 'q' and 'p'; None = 1 for both.
-      objective: 'hjepa' or 'sigreg', whose fields are advised; None = 'sigreg' for z alone.
+      remedy: of the method, see `Method.remedy`.
 
     Returns:
       The alarms, the gravest first; an empty list when all is well.
     """
     broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
     alarms = [Alarm(AlarmKind.NOT_FINITE, ", ".join(broken))] if broken else []
-    if (alarm := _prediction_alarm(metrics)) is not None:
+    if (alarm := _prediction_alarm(metrics, remedy)) is not None:
         alarms.append(alarm)
     for part in _NAMES:
-        alarms += _part_alarms(metrics, part, (targets or {}).get(part, 1.0), objective)
+        alarms += _part_alarms(metrics, part, (targets or {}).get(part, 1.0), remedy)
     return alarms
 
 
@@ -206,7 +200,7 @@ def state_alarms(
     split_qp: bool,
     config: EvaluationSettings,
     targets: Mapping[str, float] | None = None,
-    objective: str | None = None,
+    remedy: Remedy = no_remedy,
 ) -> list[Alarm]:
     """Judges states [N, D] as training's alarms do, each half of [q | p] or the whole z.
 
@@ -215,7 +209,7 @@ def state_alarms(
       split_qp: whether they are [q | p].
       config: `config.evaluation`.
       targets: mean squares that training aimed at, by part; None = these are not judged.
-      objective: of the training, see `collapse_alarms`.
+      remedy: of the method, see `Method.remedy`.
 
     Returns:
       The alarms, the gravest first.
@@ -231,7 +225,7 @@ def state_alarms(
         }
         if targets is not None and part in targets:
             figures[f"{part}2"] = float(np.mean(np.square(x, dtype=np.float64)))
-    return collapse_alarms(figures, targets=targets, objective=objective)
+    return collapse_alarms(figures, targets=targets, remedy=remedy)
 
 
 def diagnose(

@@ -20,13 +20,19 @@ from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
 from hjepa_jax.evaluation.coordinates import coordinates_of
-from hjepa_jax.evaluation.diagnostics import Alarm, AlarmKind, collapse_alarms
+from hjepa_jax.evaluation.diagnostics import (
+    Alarm,
+    AlarmKind,
+    Remedy,
+    collapse_alarms,
+    no_remedy,
+)
 from hjepa_jax.evaluation.features import extract_features, select_state_part
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.evaluation.ready import check_same_classes
 from hjepa_jax.evaluation.validity import wilson
 from hjepa_jax.runtime import sharding
-from hjepa_jax.training.prepare import Run, make_encode
+from hjepa_jax.training.prepare import PreparedRun, make_encode
 from hjepa_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -36,14 +42,14 @@ _SHEET_IMAGES = 12
 class AlarmLog:
     """Collapse alarms, each kind reported once for each part of the state."""
 
-    def __init__(self, targets: Mapping[str, float], objective: str | None = None):
-        """Takes the budget of the mean square of q and p, and the objective."""
-        self._targets, self._objective = targets, objective
+    def __init__(self, targets: Mapping[str, float], remedy: Remedy = no_remedy):
+        """Takes what the method asks of the mean squares, and what it advises."""
+        self._targets, self._remedy = targets, remedy
         self._told: set[tuple[AlarmKind, str]] = set()
 
     def new(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """Returns the alarms that were never there before."""
-        found = collapse_alarms(metrics, targets=self._targets, objective=self._objective)
+        found = collapse_alarms(metrics, targets=self._targets, remedy=self._remedy)
         fresh = [alarm for alarm in found if (alarm.kind, alarm.subject) not in self._told]
         self._told |= {(alarm.kind, alarm.subject) for alarm in fresh}
         return fresh
@@ -86,7 +92,7 @@ class OnlineKnn:
     label.
     """
 
-    def __init__(self, config: Config, run: Run, train: ImageSource):
+    def __init__(self, config: Config, run: PreparedRun, train: ImageSource):
         """Opens the images to test and checks that classes, labels and batches fit.
 
         Raises:
@@ -115,7 +121,7 @@ class OnlineKnn:
         self._sources = _sets(settings, train, test)
         self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
         epoch = run.method.steps_per_epoch
-        self._in_coordinates = coordinates_of(config, epoch, run.mesh)
+        self._in_coordinates = coordinates_of(config, run.method, run.mesh)
         self.every_steps = max(1, round(settings.online_every_epochs * epoch))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
@@ -126,7 +132,7 @@ class OnlineKnn:
         """
         config, settings = self._config, self._config.evaluation
         raw = make_encode(self._run, state.params, state.batch_stats)
-        encode = self._in_coordinates(raw, state.spectral, int(state.step))
+        encode = self._in_coordinates(raw, state.method_state, int(state.step))
         sets = []
         for source in self._sources:
             with eval_batches(config, source, settings.batch_size) as batches:
@@ -178,11 +184,10 @@ def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSou
 class TrainingMonitor:
     """Watches a run: what it writes goes to the log and to TensorBoard, nothing to the state."""
 
-    def __init__(self, config: Config, run: Run, source: ImageSource, writer: Any):
+    def __init__(self, config: Config, run: PreparedRun, source: ImageSource, writer: Any):
         """Prepares what `config.evaluation` asks for; errors as `OnlineKnn`."""
         self._config, self._run, self._writer = config, run, writer
-        loss = config.loss
-        self._alarms = AlarmLog({"q": loss.q_target, "p": loss.p_target}, config.objective)
+        self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = config.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(config, run, source) if online else None
 

@@ -109,7 +109,7 @@ class _Setting(NamedTuple):
     mesh: Mesh | None
     reference: bool
     targets: Mapping[str, float] | None
-    objective: str | None
+    remedy: diagnostics.Remedy
     witness: validity.Witness
 
     def classification(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _evaluate_encoder(
         reference=setting.reference,
     )
     alarms = diagnostics.state_alarms(
-        data.train_states.features, split_qp, config, setting.targets, setting.objective
+        data.train_states.features, split_qp, config, setting.targets, setting.remedy
     )
     metrics: Metrics = {"state_part": data.state_part, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
@@ -251,7 +251,7 @@ def run_protocol(
     notes: Sequence[str] = (),
     reference: bool = False,
     targets: Mapping[str, float] | None = None,
-    objective: str | None = None,
+    remedy: diagnostics.Remedy = diagnostics.no_remedy,
 ) -> Evaluation:
     """Evaluates every encoder on the same data.
 
@@ -266,7 +266,7 @@ def run_protocol(
       notes: sentences to begin `metrics['notes']` with.
       reference: config.parity.reference_evaluation.
       targets: mean squares of 'q' and 'p', or of 'z', that training aimed at; None = not judged.
-      objective: of the training, whose fields the alarms advise.
+      remedy: of the method that was trained, see `Method.remedy`.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
@@ -289,7 +289,7 @@ def run_protocol(
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
     witness, pair = validity.Witness(), sources.augmented_pairs()
-    setting = _Setting(sources, pair, config, mesh, reference, targets, objective, witness)
+    setting = _Setting(sources, pair, config, mesh, reference, targets, remedy, witness)
     for name, encode, split in todo:
         metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, setting)
     learned, tested = labels

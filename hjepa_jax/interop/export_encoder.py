@@ -48,14 +48,13 @@ def encoder_function(
     """
     split = run.config.model.split_qp
     select_state_part(np.zeros((0, 2), np.float32), state_part, split)
-    method = run.run.method
+    setup = run.run.setup
     if portable:
-        encoder = method.modules.encoder.portable()
-        method = dataclasses.replace(method, modules=method.modules._replace(encoder=encoder))
+        setup = dataclasses.replace(setup, encoder=setup.encoder.portable())
     variables = jax.device_get(run.encoder_variables)
 
     def encode(images: jax.Array) -> Any:
-        return select_state_part(frozen_encoder(method, variables, images), state_part, split)
+        return select_state_part(frozen_encoder(setup, variables, images), state_part, split)
 
     return encode
 

@@ -194,7 +194,7 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     found = {"params": imported.params, "batch_stats": imported.batch_stats}
     wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     if imported.spectral:
-        found["spectral"], wanted["spectral"] = imported.spectral, fresh.spectral["params"]
+        found["spectral"], wanted["spectral"] = imported.spectral, fresh.method_state["params"]
     clauses = mismatches(found, wanted, "the checkpoint")
     if clauses:
         raise CheckpointError(
@@ -204,14 +204,14 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
-    spectral = fresh.spectral
+    method_state = fresh.method_state
     if imported.spectral:
-        spectral = {**spectral, "params": cast(imported.spectral)}
+        method_state = {**method_state, "params": cast(imported.spectral)}
     state = fresh.replace(
         step=jnp.asarray(imported.step, jnp.int32),
         params=cast(imported.params),
         batch_stats=cast(imported.batch_stats),
-        spectral=spectral,
+        method_state=method_state,
     )
     checkpointer = Checkpointer(folder)
     meta = {"config": validation.to_json(config), "data": {"step": imported.step}}

@@ -13,11 +13,10 @@ import numpy as np
 from hjepa_jax.config import Config, view_sizes
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
-from hjepa_jax.training.hamsigreg import init_spectral
-from hjepa_jax.training.method import build_modules
-from hjepa_jax.training.prepare import UNOPTIMISED
-from hjepa_jax.training.state import TrainState, init_state, learning_rates, make_optimizer
-from hjepa_jax.training.step import Method, apply_gradient, loss_and_gradient
+from hjepa_jax.training.prepare import UNOPTIMIZED
+from hjepa_jax.training.setup import StepSetup, build_setup
+from hjepa_jax.training.state import TrainState, init_state
+from hjepa_jax.training.step import apply_gradient, loss_and_gradient
 
 
 def _random_batch(config: Config) -> dict[str, np.ndarray]:
@@ -35,42 +34,41 @@ def _float64(tree: Any) -> Any:
     )
 
 
-def float64_method(config: Config, *, total: int, per_epoch: int) -> tuple[Method, TrainState]:
-    """Returns the method of a configuration and its initial state, all in float64.
+def float64_setup(config: Config, *, total: int, per_epoch: int) -> tuple[StepSetup, TrainState]:
+    """Returns the step's setup of a configuration and its initial state, all in float64.
 
     Needs `jax_enable_x64`.
     """
-    modules = build_modules(config, dtype=jnp.float64)
-    rates = learning_rates(config, total_steps=total, steps_per_epoch=per_epoch)
-    method = Method(config, modules, make_optimizer(config, rates), rates, per_epoch)
-    spectral = init_spectral(config)
-    init = jax.jit(functools.partial(init_state, config, modules, method.optimizer, spectral, None))
+    setup = build_setup(config, total_steps=total, steps_per_epoch=per_epoch, dtype=jnp.float64)
+    init = jax.jit(functools.partial(init_state, setup, None))
     key = jax.random.key(config.seed)
-    compiled = init.lower(key).compile(compiler_options=UNOPTIMISED)
-    return method, _float64(compiled(key))
+    compiled = init.lower(key).compile(compiler_options=UNOPTIMIZED)
+    return setup, _float64(compiled(key))
 
 
-def one_step(method: Method, state: TrainState, batch: dict[str, np.ndarray], devices: int) -> Any:
+def one_step(
+    setup: StepSetup, state: TrainState, batch: dict[str, np.ndarray], devices: int
+) -> Any:
     """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params'} of a step on a mesh."""
     mesh = sharding.data_mesh(jax.devices()[:devices])
     everywhere = sharding.replicated(mesh)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def both(state: TrainState, batch: Any) -> dict[str, Any]:
-        step = loss_and_gradient(method, state, batch)
-        new_state, _ = apply_gradient(method, state, step)
+        step = loss_and_gradient(setup, state, batch)
+        new_state, _ = apply_gradient(setup, state, step)
         return {
             "loss": step.total,
             "metrics": step.metrics,
             "statistics": step.batch_stats,
             "gradient": step.gradient,
             "params": new_state.params,
-            "spectral": new_state.spectral,
+            "method_state": new_state.method_state,
         }
 
     arguments = (jax.device_put(state, everywhere), sharding.put_batch(mesh, batch))
     # One step does not repay the optimisation of its code.
-    compiled = both.lower(*arguments).compile(compiler_options=UNOPTIMISED)
+    compiled = both.lower(*arguments).compile(compiler_options=UNOPTIMIZED)
     return jax.device_get(compiled(*arguments))
 
 
@@ -95,9 +93,9 @@ def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str
             "config.model.batch_norm is 'local', with which a step depends on the number of "
             "devices: compare layouts with config.model.batch_norm='global'."
         )
-    method, state = float64_method(config, total=10, per_epoch=2)
+    setup, state = float64_setup(config, total=10, per_epoch=2)
     batch = _random_batch(config)
-    results = {count: one_step(method, state, batch, count) for count in counts}
+    results = {count: one_step(setup, state, batch, count) for count in counts}
     first = results[counts[0]]
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first["gradient"]))
 

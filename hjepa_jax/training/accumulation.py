@@ -37,8 +37,8 @@ class CachedGradient(NamedTuple):
     z: jax.Array
 
 
-def cut(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
-    """Cuts each entry [B, ...] or [V, B, ...] into micro-batches [count, ...], images b = B/count.
+def split_microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
+    """Splits entries [B, ...] or [V, B, ...] into micro-batches [count, ...], images b = B/count.
 
     Micro-batch i has the images i, i + count, i + 2*count, ...: whatever the number of devices
     that B is split over, each finds its part of every micro-batch in its part of the batch, and
@@ -55,20 +55,22 @@ def cut(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
 
 
 def join_states(parts: jax.Array) -> jax.Array:
-    """Puts states [count, V, b, D] of `cut` micro-batches into the batch's order, [V, B, D]."""
+    """Puts states [count, V, b, D] of micro-batches into the batch's order, [V, B, D]."""
     count, views, images, width = parts.shape
     return jnp.moveaxis(parts, 0, 2).reshape(views, images * count, width)
 
 
-def cut_states(z: jax.Array, count: int) -> jax.Array:
-    """Cuts states [V, B, D] into [count, V, b, D], the inverse of `join_states`."""
-    return cut({"global_views": z}, count)["global_views"]
+def split_states(z: jax.Array, count: int) -> jax.Array:
+    """Splits states [V, B, D] into [count, V, b, D], the inverse of `join_states`."""
+    return split_microbatches({"global_views": z}, count)["global_views"]
 
 
-def in_turn(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+def scan_or_unroll(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any
+) -> tuple[Any, Any]:
     """`jax.lax.scan`, on the CPU unrolled: XLA's CPU convolutions are 30 to 60 times slower in it.
 
-    The turns of the unrolled loop wait for one another, as those of a scan do.
+    The iterations of the unrolled loop wait for one another, as those of a scan do.
     """
     if not on_cpu():
         return jax.lax.scan(body, carry, xs)
@@ -94,13 +96,13 @@ def cached_gradient(
       params: the parameters of both.
       batch_stats: running statistics, from which every micro-batch starts; the new ones are the
         mean over micro-batches, one update with the batch's mean.
-      micro_batches: as `cut` makes them, with states in that order.
+      micro_batches: as `split_microbatches` makes them, with states in that order.
     """
 
     def forward(carry: None, part: Any) -> tuple[None, Any]:
         return carry, encode(params, batch_stats, part)
 
-    _, (parts, stats) = in_turn(forward, None, micro_batches)
+    _, (parts, stats) = scan_or_unroll(forward, None, micro_batches)
     z = join_states(parts)
     (total, extras), (gradient, to_z) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, z)
 
@@ -111,6 +113,6 @@ def cached_gradient(
 
     # Else the compiler would take this second encoding for the first and keep all activations.
     again = with_dependency(micro_batches, to_z)
-    gradient, _ = in_turn(backward, gradient, (again, cut_states(to_z, parts.shape[0])))
+    gradient, _ = scan_or_unroll(backward, gradient, (again, split_states(to_z, parts.shape[0])))
     mean_stats = jax.tree.map(lambda each: jnp.mean(each, axis=0), stats)
     return CachedGradient(total, gradient, mean_stats, extras, z)

@@ -17,10 +17,11 @@ import numpy as np
 
 from hjepa_jax.config import Config
 from hjepa_jax.errors import TrainingError
+from hjepa_jax.methods.base import Method
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint_arrays import not_finite
 from hjepa_jax.storage.files import write_atomically
-from hjepa_jax.training.prepare import Run, compiler_options
+from hjepa_jax.training.prepare import PreparedRun, compiler_options
 from hjepa_jax.training.state import TrainState
 from hjepa_jax.training.step import loss_and_gradient
 
@@ -56,7 +57,9 @@ def _worst_first(norms: dict[str, float]) -> list[str]:
     return sorted(norms, key=lambda n: (math.isfinite(norms[n]), -np.nan_to_num(norms[n])))
 
 
-def failure_report(config: Config, run: Run, state: TrainState, batch: Any) -> dict[str, Any]:
+def failure_report(
+    config: Config, run: PreparedRun, state: TrainState, batch: Any
+) -> dict[str, Any]:
     """Recomputes the loss and gradient that failed, and says what they are made of.
 
     Args:
@@ -77,7 +80,7 @@ def failure_report(config: Config, run: Run, state: TrainState, batch: Any) -> d
         compiler_options=compiler_options(config),
     )
     def measure(state: TrainState, batch: Any) -> Any:
-        loss = loss_and_gradient(run.method, state, batch)
+        loss = loss_and_gradient(run.setup, state, batch)
         return {**loss.metrics, "total": loss.total}, _named_norms(loss.gradient), batch["index"]
 
     terms, norms, index = jax.device_get(measure(state, batch))
@@ -90,17 +93,8 @@ def failure_report(config: Config, run: Run, state: TrainState, batch: Any) -> d
     }
 
 
-_OPTIMISER = ("lr", "predictor_lr", "weight_decay", "b1", "b2", "adam_eps")
-_FLOW = ("dt", "steps", "base_coeff", "residual_scale")
-# Terms of the loss and the fields that they are computed with.
-_TERM_FIELDS = {
-    "sigreg": ("sigreg.weight", "sigreg.loss_form"),
-    "spec": ("spectral.regulariser_weight",),
-    "budget": ("loss.q_target", "loss.p_target"),
-    "var": ("loss.std_eps", "loss.q_std_floor", "loss.p_std_floor"),
-    "logdet": ("loss.logdet_eps", "loss.logdet_dim"),
-    "mean": ("loss.mean_weight",),
-}
+_OPTIMIZER = ("lr", "predictor_lr", "weight_decay", "b1", "b2", "adam_eps")
+_PIXELS = ("data.mean", "data.std")
 _STATISTICS = ("q2", "p2", "z2", "z_mean2")
 
 
@@ -109,40 +103,37 @@ def _named(config: Config, names: Iterable[str]) -> str:
     return ", ".join(f"config.{name} ({operator.attrgetter(name)(config)!r})" for name in names)
 
 
-def _flow_fields(config: Config) -> tuple[str, ...]:
-    moves = config.objective == "hjepa" and config.dynamics.predictor == "hamiltonian"
-    return tuple(f"dynamics.{name}" for name in _FLOW) if moves else ()
-
-
-def diagnosis(config: Config, report: Mapping[str, Any], *, updated: bool) -> tuple[str, str]:
+def diagnosis(
+    config: Config, method: Method, report: Mapping[str, Any], *, updated: bool
+) -> tuple[str, str]:
     """Returns (what is not finite, what to look at) of a failure.
 
     Args:
       config: the run's configuration.
+      method: knows the fields behind its terms and parameters.
       report: with 'not_finite', 'loss_terms' and 'gradient_norms'.
       updated: whether the parameters have been updated before; if not, it is no matter of how.
     """
     if report["not_finite"]:
         where = f"{report['not_finite'][0]} is not finite, although the loss and gradient were"
-        return where, _named(config, (f"train.{name}" for name in _OPTIMISER))
+        return where, _named(config, (f"train.{name}" for name in _OPTIMIZER))
     bad = [name for name, value in report["loss_terms"].items() if isinstance(value, str)]
     rates = ("train.lr", "train.predictor_lr") if config.train.predictor_lr else ("train.lr",)
     learning = (*rates, "train.grad_clip") if updated else ()
-    flow = _flow_fields(config)
+    suspects = method.suspects()
+    terms = [suspect for name, suspect in suspects.items() if name in bad]
     if any(name in bad for name in _STATISTICS):
-        what, fields = "the encoder's output is not finite", ("data.mean", "data.std")
-    elif "pred" in bad and flow:
-        what, fields = "the prediction by the flow is not finite", flow
-    elif terms := [name for name in bad if name in _TERM_FIELDS or name == "pred"]:
-        what = f"the loss term {terms[0]} is not finite"
-        fields = _TERM_FIELDS.get(terms[0], ("data.mean", "data.std"))
+        what, fields = "the encoder's output is not finite", _PIXELS
+    elif terms:
+        what, fields = f"{terms[0].what} is not finite", terms[0].fields
     elif bad:
         what, fields = f"the loss is not finite, but its terms are ({bad[0]})", ()
     else:
         norms = report["gradient_norms"]
         name = next((n for n, value in norms.items() if isinstance(value, str)), "all of it")
         what = f"the gradient is not finite ({name})"
-        fields = flow if name.startswith("predictor") else ("data.mean", "data.std")
+        part = name.partition("/")[0]
+        fields = suspects[part].fields if part in suspects else _PIXELS
     return what, _named(config, (*learning, *fields) or ("train.lr",))
 
 
@@ -157,7 +148,7 @@ class NonFiniteGuard:
     def __init__(
         self,
         config: Config,
-        run: Run,
+        run: PreparedRun,
         workdir: pathlib.Path,
         load_batch: Callable[[int], Any],
         skipped: list[int],
@@ -212,7 +203,7 @@ class NonFiniteGuard:
             return
         step = int(state.step)
         report = {"not_finite": names[:_LARGEST] or ["an array of another process"]}
-        what, fields = diagnosis(self._config, report, updated=True)
+        what, fields = diagnosis(self._config, self._run.method, report, updated=True)
         self._write({"step": step, "action": "stop", "checkpoints": saved, **report})
         raise TrainingError(
             f"after step {step} {what}, so that it is not saved ({self._told(saved)}): change one "
@@ -227,7 +218,9 @@ class NonFiniteGuard:
         """Writes what was found; returns what to do about it."""
         found = failure_report(self._config, self._run, state, self._load_batch(number))
         updated = step > 0
-        what, fields = diagnosis(self._config, {"not_finite": [], **found}, updated=updated)
+        what, fields = diagnosis(
+            self._config, self._run.method, {"not_finite": [], **found}, updated=updated
+        )
         why = "" if updated else "nothing was updated yet, so that it is not the learning rate; "
         advice = f"{why}{what}: see to {fields}"
         self._write(

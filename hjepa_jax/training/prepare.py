@@ -1,7 +1,8 @@
-"""A run made ready: modules, optimiser, and the compiled functions of a configuration."""
+"""A run made ready: modules, optimizer, and the compiled functions of a configuration."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,15 +11,16 @@ import jax
 
 from hjepa_jax.config import Config, steps_per_epoch, total_steps
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.methods.base import Method
+from hjepa_jax.models.base import Encoder
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.sharding import sharded_optimizer
-from hjepa_jax.training.hamsigreg import init_spectral
-from hjepa_jax.training.method import build_modules
-from hjepa_jax.training.state import TrainState, init_state, learning_rates, make_optimizer
-from hjepa_jax.training.step import Method, normalise, train_step
+from hjepa_jax.training.setup import StepSetup, build_setup
+from hjepa_jax.training.state import TrainState, init_state
+from hjepa_jax.training.step import normalize, train_step
 
-# For what runs once: optimising its code takes longer than running it unoptimised.
-UNOPTIMISED: Any = {
+# For what runs once: optimizing its code takes longer than running it unoptimised.
+UNOPTIMIZED: Any = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
 }
@@ -26,13 +28,13 @@ UNOPTIMISED: Any = {
 
 def compiler_options(config: Config) -> Any:
     """Returns the options that the train step, and what must agree with it, compile with."""
-    return UNOPTIMISED if config.train.fast_compile else None
+    return UNOPTIMIZED if config.train.fast_compile else None
 
 
-class Run(NamedTuple):
-    """A run made ready: method, abstract state, and the compiled functions."""
+class PreparedRun(NamedTuple):
+    """A run made ready: its setup, abstract state, and the compiled functions."""
 
-    method: Method
+    setup: StepSetup
     mesh: Any
     num_steps: int
     init: Callable[[], TrainState]
@@ -40,9 +42,26 @@ class Run(NamedTuple):
     encode: Any  # a jitted function (encoder's variables, images) -> states, frozen
     abstract_state: Any
 
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.setup.config
 
-def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None = None) -> Run:
-    """Builds modules, optimiser, and the jitted, donated init and step functions.
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder's module."""
+        return self.setup.encoder
+
+    @property
+    def method(self) -> Method:
+        """The run's method."""
+        return self.setup.method
+
+
+def prepare(
+    config: Config, num_images: int, mesh: Any, num_classes: int | None = None
+) -> PreparedRun:
+    """Builds modules, optimizer, and the jitted, donated init and step functions.
 
     Args:
       config: a validated configuration.
@@ -68,16 +87,13 @@ def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None 
         )
     epoch_steps = steps_per_epoch(num_images, config.data.batch_size)
     num_steps = total_steps(config, num_images)
-    rates = learning_rates(config, total_steps=num_steps, steps_per_epoch=epoch_steps)
-    optimizer = make_optimizer(config, rates)
-    if config.train.shard_optimizer:
-        optimizer = sharded_optimizer(optimizer, mesh)
     groups = mesh.devices.size if config.model.batch_norm == "local" else 1
-    modules = build_modules(config, norm_groups=groups)
-    method = Method(config, modules, optimizer, rates, epoch_steps)
-    init = functools.partial(
-        init_state, config, method.modules, method.optimizer, init_spectral(config), num_classes
+    setup = build_setup(
+        config, total_steps=num_steps, steps_per_epoch=epoch_steps, norm_groups=groups
     )
+    if config.train.shard_optimizer:
+        setup = dataclasses.replace(setup, optimizer=sharded_optimizer(setup.optimizer, mesh))
+    init = functools.partial(init_state, setup, num_classes)
     key = jax.random.key(config.seed)
     everywhere = sharding.replicated(mesh)
     shapes = jax.eval_shape(init, key)
@@ -88,29 +104,29 @@ def prepare(config: Config, num_images: int, mesh: Any, num_classes: int | None 
         placement,
     )
     jitted = jax.jit(
-        functools.partial(train_step, method),
+        functools.partial(train_step, setup),
         donate_argnums=0,
         out_shardings=(placement, everywhere),
         compiler_options=compiler_options(config),
     )
 
-    def initialise() -> TrainState:
+    def initialize() -> TrainState:
         lowered = jax.jit(init, out_shardings=placement).lower(key)
-        # It runs once: optimising its many small random draws takes ten times as long as they do.
-        return lowered.compile(compiler_options=UNOPTIMISED)(key)
+        # It runs once: optimizing its many small random draws takes ten times as long as they do.
+        return lowered.compile(compiler_options=UNOPTIMIZED)(key)
 
-    encode = jax.jit(functools.partial(frozen_encoder, method), out_shardings=everywhere)
-    return Run(method, mesh, num_steps, initialise, jitted, encode, abstract)
+    encode = jax.jit(functools.partial(frozen_encoder, setup), out_shardings=everywhere)
+    return PreparedRun(setup, mesh, num_steps, initialize, jitted, encode, abstract)
 
 
-def frozen_encoder(method: Method, variables: Any, images: jax.Array) -> Any:
+def frozen_encoder(setup: StepSetup, variables: Any, images: jax.Array) -> Any:
     """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], by running statistics."""
-    data, encoder = method.config.data, method.modules.encoder
-    inputs = normalise(images, data.mean, data.std, encoder.dtype)
+    data, encoder = setup.config.data, setup.encoder
+    inputs = normalize(images, data.mean, data.std, encoder.dtype)
     return encoder.apply(variables, inputs, train=False)
 
 
-def make_encode(run: Run, params: Any, batch_stats: Any) -> Callable[[Any], jax.Array]:
+def make_encode(run: PreparedRun, params: Any, batch_stats: Any) -> Callable[[Any], jax.Array]:
     """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
 
     All that are made of one run share its compiled function. N must split evenly over the devices

@@ -18,7 +18,7 @@ from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, not_finite
 from hjepa_jax.storage.files import local_path
-from hjepa_jax.training.prepare import Run, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
 
 def restore_parts(
     checkpointer: Checkpointer,
-    run: Run | Callable[[dict[str, Any]], Run],
+    run: PreparedRun | Callable[[dict[str, Any]], PreparedRun],
     step: int | None,
     parts: tuple[str, ...] = PARTS,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -206,7 +206,7 @@ def check_finite(state: Any, folder: pathlib.Path) -> None:
         )
 
 
-def initial_state(config: Config, run: Run) -> TrainState:
+def initial_state(config: Config, run: PreparedRun) -> TrainState:
     """Returns a new state; with `train.init_from`, parameters and statistics are another run's.
 
     Those of a projector or predictor of another shape stay random; the encoder must fit.

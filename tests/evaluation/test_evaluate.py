@@ -23,8 +23,8 @@ from hjepa_jax.evaluation.report import about
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.stop_request import StopRequest
-from hjepa_jax.train import data_identity, save
 from hjepa_jax.training.prepare import prepare
+from hjepa_jax.training.resume import data_identity, save
 from hjepa_jax.training.saved_run import saved_config
 
 

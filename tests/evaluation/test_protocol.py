@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from configs import quickstart
 from hjepa_jax.config import base_config
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
@@ -17,6 +18,7 @@ from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.training.setup import build_method
 
 _ORDER = np.random.default_rng(1).permutation(192)
 _WEIGHTS = np.random.default_rng(0).normal(size=(64, 192)).astype(np.float32)
@@ -299,7 +301,7 @@ def test_alarms_are_silent_when_all_is_well() -> None:
         ("q_pr", 0.01, AlarmKind.FEW_DIRECTIONS, "position q varies in few directions"),
         ("p_pr", 0.01, AlarmKind.FEW_DIRECTIONS, "momentum p varies in few directions"),
         ("p_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "of the momentum p hardly varies"),
-        ("z_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "raise sigreg.weight"),
+        ("z_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "of the state z hardly varies"),
         ("q2", 0.1, AlarmKind.BELOW_BUDGET, "0.1, more than 4 times below its budget 1"),
         ("p2", 9.0, AlarmKind.ABOVE_BUDGET, "9, more than 4 times above its budget 1"),
         ("total", math.nan, AlarmKind.NOT_FINITE, "Not finite: total. Training has diverged"),
@@ -334,9 +336,10 @@ def test_every_kind_of_alarm_is_raised_and_has_its_own_sentence() -> None:
     ],
 )
 def test_a_prediction_error_out_of_proportion_is_an_alarm(metrics, told) -> None:
+    remedy = build_method(quickstart.get_config("smoke"), 4).remedy
     found = [
         a.sentence()
-        for a in diagnostics.collapse_alarms(metrics)
+        for a in diagnostics.collapse_alarms(metrics, remedy=remedy)
         if a.kind is AlarmKind.PREDICTION_ERROR
     ]
     assert len(found) == told

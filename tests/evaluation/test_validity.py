@@ -11,6 +11,7 @@ import pytest
 from reports import write_report
 from rich.console import Console
 
+from configs import quickstart
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import (
     diagnostics,
@@ -30,6 +31,7 @@ from hjepa_jax.evaluation.classify import (
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import figures, summary, tables
+from hjepa_jax.training.setup import build_method
 from tests.evaluation.test_protocol import _pairs, digits, settings, sources, trained
 
 
@@ -271,7 +273,8 @@ def test_one_point_plus_noise_is_called_collapsed() -> None:
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = np.sum(unit[first] * unit[second], axis=1)
     assert found.mean_share == pytest.approx(cosines.mean(), abs=1e-3)
-    alarm = diagnostics.state_alarms(x, False, settings())[0]
+    remedy = build_method(quickstart.get_config("sigreg-smoke"), 4).remedy
+    alarm = diagnostics.state_alarms(x, False, settings(), remedy=remedy)[0]
     assert alarm.kind is AlarmKind.ONE_POINT
     sentence = alarm.sentence(advice=False)
     assert "state z is nearly one point: 99.91 %" in sentence
@@ -297,13 +300,16 @@ def test_the_budget_is_judged_where_training_had_one() -> None:
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize(("objective", "fields"), [("hjepa", "loss"), ("sigreg", "sigreg")])
-def test_alarms_advise_fields_of_the_objective(objective, fields, halves) -> None:
+@pytest.mark.parametrize(
+    ("variant", "fields"), [("hjepa-smoke", "loss"), ("sigreg-smoke", "sigreg")]
+)
+def test_alarms_advise_fields_of_the_method(variant, fields, halves) -> None:
     point = 9 + 1e-3 * np.random.default_rng(1).normal(size=(200, 32))
     targets = dict.fromkeys("zqp", 1.0)
-    every = diagnostics.state_alarms(point, halves, settings(), targets, objective)
+    remedy = build_method(quickstart.get_config(variant), 4).remedy
+    every = diagnostics.state_alarms(point, halves, settings(), targets, remedy)
     logged = {"z_mean2": 8.99, "q2": 9.0, "p2": 9.0, "q_pr": 0.01, "p_std_min": 0.0}
-    every += diagnostics.collapse_alarms(logged, objective=objective)
+    every += diagnostics.collapse_alarms(logged, remedy=remedy)
     assert len(every) >= 6
     assert all(re.search(rf": raise {fields}\.", alarm.sentence()) for alarm in every)
 

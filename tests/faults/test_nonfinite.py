@@ -10,7 +10,7 @@ import pytest
 from random_states import random_state
 
 import hjepa_jax.train
-import hjepa_jax.training.prepare
+import hjepa_jax.training.setup
 from configs import quickstart
 from hjepa_jax.config import validation
 from hjepa_jax.data.batches import batch_indices
@@ -22,10 +22,12 @@ from hjepa_jax.runtime.checkpoint_arrays import not_finite
 from hjepa_jax.runtime.progress import ProgressDisplay
 from hjepa_jax.runtime.stop_request import RunStopped, StopRequest
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
-from hjepa_jax.train import data_identity, open_stream, save, train
+from hjepa_jax.train import open_stream, train
 from hjepa_jax.training.nonfinite import diagnosis
+from hjepa_jax.training.optimizer import make_optimizer
 from hjepa_jax.training.prepare import prepare
-from hjepa_jax.training.state import make_optimizer
+from hjepa_jax.training.resume import data_identity, save
+from hjepa_jax.training.setup import build_method
 
 # Two in a row, then one more: the limit below is two in a row.
 BAD = (2, 3, 5)
@@ -152,7 +154,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
     def overflowing(*arguments):
         return optax.chain(make_optimizer(*arguments), optax.scale(np.inf))
 
-    monkeypatch.setattr(hjepa_jax.training.prepare, "make_optimizer", overflowing)
+    monkeypatch.setattr(hjepa_jax.training.setup, "make_optimizer", overflowing)
     config = quickstart.get_config("smoke")
     config.train.on_nonfinite = "skip"
     config.checkpoint.every_steps = 1
@@ -201,15 +203,19 @@ FINE = {"pred": 1.0, "var": 0.5, "q2": 1.0, "total": 2.0}
 def test_the_advice_fits_what_is_not_finite(terms, norms, updated, what, named) -> None:
     config = quickstart.get_config("smoke")
     report = {"not_finite": [], "loss_terms": FINE | terms, "gradient_norms": {"a": 1.0} | norms}
-    found, fields = diagnosis(config, report, updated=updated)
+    method = build_method(config, 4)
+    found, fields = diagnosis(config, method, report, updated=updated)
     assert what in found
     assert all(name in fields for name in named)
     assert ("train.lr" in fields) == updated
     assert "predictor_lr" not in fields
     config.train.predictor_lr = 1e20
-    assert ("train.predictor_lr" in diagnosis(config, report, updated=updated)[1]) == updated
+    assert (
+        "train.predictor_lr" in diagnosis(config, method, report, updated=updated)[1]
+    ) == updated
     sigreg = quickstart.get_config("sigreg-smoke")
-    assert "dynamics" not in diagnosis(sigreg, report, updated=updated)[1]
+    told = diagnosis(sigreg, build_method(sigreg, 4), report, updated=updated)[1]
+    assert "dynamics" not in told
 
 
 def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) -> None:

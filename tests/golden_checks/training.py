@@ -17,8 +17,9 @@ from golden_checks.common import assert_close, golden_file, groups, load, subtre
 from hjepa_jax.config.validation import validate
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_names import encoder_entries, encoder_from_torch, predictor_from_torch
-from hjepa_jax.tools.layout_check import float64_method
-from hjepa_jax.training.hamsigreg import spectral_schedule
+from hjepa_jax.methods.base import HasFlow
+from hjepa_jax.methods.hamsigreg import HamSIGReg
+from hjepa_jax.tools.layout_check import float64_setup
 from hjepa_jax.training.step import apply_gradient, loss_and_gradient
 
 FILE = load("train_steps.npz")
@@ -60,16 +61,18 @@ def initial_state(group, config, state):
     predictor = subtree(FILE, f"{group}/init/predictor.")
     if predictor:
         parts["predictor"] = predictor_from_torch(predictor)[0]
-    spectral = state.spectral
+    method_state = state.method_state
     learnable = subtree(FILE, f"{group}/init/learnable_h.")
     if learnable:
-        spectral = {**spectral, "params": learnable}
+        method_state = {**method_state, "params": learnable}
     to64 = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float64))
     assert jax.tree.structure(parts) == jax.tree.structure(state.params)
     return state.replace(
         params=to64(parts),
         batch_stats={"encoder": to64(stats)},
-        spectral=spectral | {"params": to64(spectral["params"])} if spectral else {},
+        method_state=method_state | {"params": to64(method_state["params"])}
+        if method_state
+        else {},
     )
 
 
@@ -84,8 +87,9 @@ def recorded_randomness(group, step, method):
         index = int(FILE[f"{group}/R_index"][step])
         return {half: to64(FILE[f"{group}/R_{half}"][index]) for half in ("q", "p")}
     drawn = {"slices": to64(FILE[f"{group}/A"][step])}
-    schedule = spectral_schedule(method.config, step, method.steps_per_epoch)
-    drawn["alpha"], drawn["beta"] = (to64(np.float32(value)) for value in schedule)
+    if isinstance(method, HamSIGReg):
+        schedule = method.schedule(step)
+        drawn["alpha"], drawn["beta"] = (to64(np.float32(value)) for value in schedule)
     if f"{group}/h/A" in FILE:
         updates = FILE[f"{group}/h_update_steps"].tolist()
         position = updates.index(step + 1) if step + 1 in updates else 0
@@ -98,26 +102,28 @@ def run(group):
     config = recorded_config(group)
     steps = int(FILE[f"{group}/num_steps"])
     per_epoch = int(FILE[f"{group}/hp/batches_per_epoch"])
-    method, state = float64_method(config, total=steps, per_epoch=per_epoch)
+    setup, state = float64_setup(config, total=steps, per_epoch=per_epoch)
     state = initial_state(group, config, state)
 
     # Steps of full width: here running takes longer than compiling.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def both(state, batch, drawn):
-        step = loss_and_gradient(method, state, batch, drawn)
-        return step, *apply_gradient(method, state, step)
+        step = loss_and_gradient(setup, state, batch, drawn)
+        return step, *apply_gradient(setup, state, step)
 
     history, spectra, first = [], [], None
     for step in range(steps):
         x = jnp.asarray(FILE[f"{group}/x"][step].transpose(0, 1, 3, 4, 2), jnp.float64)
-        drawn = recorded_randomness(group, step, method)
+        drawn = recorded_randomness(group, step, setup.method)
         found, state, metrics = both(state, {"global_views": x}, drawn)
         first = jax.device_get(found) if first is None else first
-        rates = {f"lr_{name}": float(rate(step)) for name, rate in method.rates.items()}
-        scale = float(method.residual_scale(jnp.asarray(step)))
-        history.append({k: float(v) for k, v in metrics.items()} | rates | {"scale": scale})
-        spectra.append(jax.device_get(state.spectral.get("params")))
-    return jax.device_get(state), history, spectra, first, method
+        rates = {f"lr_{name}": float(rate(step)) for name, rate in setup.rates.items()}
+        scales = {}
+        if isinstance(setup.method, HasFlow):
+            scales["scale"] = float(setup.method.residual_scale(jnp.asarray(step)))
+        history.append({k: float(v) for k, v in metrics.items()} | rates | scales)
+        spectra.append(jax.device_get(state.method_state.get("params")))
+    return jax.device_get(state), history, spectra, first, setup
 
 
 def ours(entries, name, state):
@@ -129,7 +135,7 @@ def ours(entries, name, state):
         leaf = functools.reduce(lambda node, key: node[key], path, tree["encoder"])
         return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
     if part == "learnable_h":
-        return state.spectral["params"][rest]
+        return state.method_state["params"][rest]
     layer, kind = rest.split(".")[2:]
     leaf = state.params["predictor"]["potential"][f"layer{int(layer) // 2}"]
     return leaf["kernel"].T if kind == "weight" else leaf["bias"]
@@ -149,16 +155,16 @@ def check_losses(group, history):
         np.testing.assert_allclose(found, FILE[f"{group}/residual_scale"], rtol=1e-9)
 
 
-def check_first_gradient(group, method, state, first, entries):
+def check_first_gradient(group, setup, state, first, entries):
     clipped = first.gradient
-    if method.config.train.grad_clip is not None:
+    if setup.config.train.grad_clip is not None:
         # What the optimiser sees: the recorded gradients are after clipping.
         clipped, _ = optax.identity().update(clipped, optax.EmptyState())
-        skip = method.config.parity.unclipped_predictor
+        skip = setup.config.parity.unclipped_predictor
         counted = {k: v for k, v in clipped.items() if not (skip and k == "predictor")}
         norm = float(optax.tree.norm(counted))
         assert_close(norm, FILE[f"{group}/f64/grad_norm_preclip"][0], TOLERANCE, "norm")
-        factor = min(1.0, method.config.train.grad_clip / (norm + 1e-6))
+        factor = min(1.0, setup.config.train.grad_clip / (norm + 1e-6))
         scaled = jax.tree.map(lambda g: g * factor, counted)
         clipped = {**clipped, **scaled}
     seen = state.replace(params=clipped)
@@ -176,17 +182,17 @@ def test_golden_training(group) -> None:
     if group not in GROUPS:
         pytest.skip("train_steps.npz is not in the folder of golden vectors")
     with jax.enable_x64(True):
-        state, history, spectra, first, method = run(group)
+        state, history, spectra, first, setup = run(group)
         entries = {
             name: (collection, path, layout)
             for name, collection, path, layout in encoder_entries(
-                method.config.resnet.head, method.config.resnet.token_layer
+                setup.config.resnet.head, setup.config.resnet.token_layer
             )
         }
         check_losses(group, history)
         z = first.z.reshape(-1, first.z.shape[-1])
         assert_close(z, FILE[f"{group}/z_step0"], 1e-4, "z of step 0")
-        check_first_gradient(group, method, state, first, entries)
+        check_first_gradient(group, setup, state, first, entries)
         for name, value in subtree(FILE, f"{group}/f64/final/").items():
             rounded = name.startswith("predictor") and name.endswith("weight")
             tolerance = ROUNDED if rounded else tolerance_of(group)

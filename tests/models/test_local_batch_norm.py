@@ -67,7 +67,7 @@ def test_groups_are_the_devices(choice, devices, groups) -> None:
     mesh.devices = np.zeros(devices)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hjepa_jax.runtime.sharding.replicated", lambda mesh: None)
-        modules = prepare(config, len(open_split(config, "train")), mesh).method.modules
+        modules = prepare(config, len(open_split(config, "train")), mesh).setup
     assert modules.encoder.norm_groups == modules.projector.norm_groups == groups
 
 
@@ -78,9 +78,9 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
 from configs import quickstart
 from hjepa_jax.runtime import sharding
-from hjepa_jax.training.method import build_encoder
+from hjepa_jax.training.setup import build_encoder
 from hjepa_jax.models.layers import BatchNorm
-from hjepa_jax.training.prepare import UNOPTIMISED
+from hjepa_jax.training.prepare import UNOPTIMIZED
 
 config = quickstart.get_config("smoke")
 images = np.random.default_rng(0).normal(size=(8, 16, 16, 3))
@@ -94,10 +94,10 @@ def compiled(module, devices):
 
     key = jax.random.key(0)
     init = jax.jit(lambda key: module.init(key, images, train=False)).lower(key)
-    variables = init.compile(UNOPTIMISED)(key)
+    variables = init.compile(UNOPTIMIZED)(key)
     rows = sharding.batch_sharding(mesh, "image")
     placed = jax.device_put(variables, sharding.replicated(mesh)), jax.device_put(images, rows)
-    function = jax.jit(forward, out_shardings=rows).lower(*placed).compile(UNOPTIMISED)
+    function = jax.jit(forward, out_shardings=rows).lower(*placed).compile(UNOPTIMIZED)
     return "all-reduce" in function.as_text(), np.asarray(function(*placed))
 
 

@@ -12,7 +12,7 @@ from resnets import resnet
 
 from hjepa_jax.models.resnet import ResNet
 from hjepa_jax.runtime.devices import with_dependency
-from hjepa_jax.training.prepare import UNOPTIMISED
+from hjepa_jax.training.prepare import UNOPTIMIZED
 
 
 def compiled_gradient(model: ResNet, variables: Any, x: jax.Array) -> Any:
@@ -26,7 +26,7 @@ def compiled_gradient(model: ResNet, variables: Any, x: jax.Array) -> Any:
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    return gradient.lower(variables, x).compile(compiler_options=UNOPTIMISED)
+    return gradient.lower(variables, x).compile(compiler_options=UNOPTIMIZED)
 
 
 def test_gradients_and_statistics_are_equal_and_memory_is_smaller() -> None:

@@ -23,8 +23,8 @@ from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.storage.files import open_log, write_atomically
 from hjepa_jax.tools.sweep import SweepRun, check_commands
-from hjepa_jax.train import data_identity, restore_or_init, save
 from hjepa_jax.training.prepare import prepare
+from hjepa_jax.training.resume import data_identity, restore_or_init, save
 from hjepa_jax.training.saved_run import check_replaceable, saved_config
 from tests.evaluation.compare.test_compare import write_run
 

@@ -11,7 +11,7 @@ import numpy as np
 from configs import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.training.prepare import Run, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare
 
 STEPS = 2
 
@@ -23,14 +23,14 @@ def prepared(devices: int, **train):
     return prepare(config, 64, sharding.data_mesh(jax.devices()[:devices]))
 
 
-def batches(run: Run):
+def batches(run: PreparedRun):
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
         views = rng.integers(0, 256, (2, 16, 16, 16, 3), dtype=np.uint8)
         yield sharding.put_batch(run.mesh, {"global_views": views})
 
 
-def trained(run: Run):
+def trained(run: PreparedRun):
     """Returns the state after two steps and the program, each state's buffers given away."""
     state, compiled = run.init(), None
     for batch in batches(run):

@@ -8,11 +8,11 @@ import numpy as np
 from hjepa_jax.config import Config, validation
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.training.prepare import Run, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.state import TrainState
 
 
-def random_state(run: Run, step: int, seed: int = 0) -> TrainState:
+def random_state(run: PreparedRun, step: int, seed: int = 0) -> TrainState:
     """Returns a state of `run` with random parameters and (positive) batch statistics."""
     rng = np.random.default_rng((seed, step))
 

@@ -10,11 +10,16 @@ import pytest
 
 from configs import cifar100
 from hjepa_jax.runtime import devices
-from hjepa_jax.tools.layout_check import float64_method
+from hjepa_jax.tools.layout_check import float64_setup
 from hjepa_jax.training import accumulation
-from hjepa_jax.training.accumulation import cached_gradient, cut, cut_states, join_states
-from hjepa_jax.training.prepare import UNOPTIMISED
-from hjepa_jax.training.step import draw_randomness, loss_and_gradient, objective
+from hjepa_jax.training.accumulation import (
+    cached_gradient,
+    join_states,
+    split_microbatches,
+    split_states,
+)
+from hjepa_jax.training.prepare import UNOPTIMIZED
+from hjepa_jax.training.step import loss_and_gradient
 
 MICRO_BATCHES = 4
 
@@ -31,12 +36,12 @@ def assert_close(got: Any, expected: Any, tolerance: float) -> None:
 def test_cut_takes_every_nth_image_and_states_come_back_in_order() -> None:
     views = np.arange(2 * 12 * 3).reshape(2, 12, 3)
     batch = {"global_views": jnp.asarray(views), "label": jnp.arange(12)}
-    parts = cut(batch, 4)
+    parts = split_microbatches(batch, 4)
     for i in range(4):
         np.testing.assert_array_equal(parts["global_views"][i], views[:, i::4])
         np.testing.assert_array_equal(parts["label"][i], np.arange(12)[i::4])
     np.testing.assert_array_equal(join_states(parts["global_views"]), views)
-    np.testing.assert_array_equal(cut_states(jnp.asarray(views), 4), parts["global_views"])
+    np.testing.assert_array_equal(split_states(jnp.asarray(views), 4), parts["global_views"])
 
 
 @pytest.mark.parametrize(
@@ -50,8 +55,9 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
     monkeypatch.setattr(devices, "on_cpu", lambda: not scanned)
     with jax.enable_x64(True):
         config = cifar100.get_config(variant)
-        method, state = float64_method(config, total=4, per_epoch=2)
-        width = method.modules.encoder.shape(config.data.image_size).dim
+        setup, state = float64_setup(config, total=4, per_epoch=2)
+        method = setup.method
+        width = setup.encoder.shape(config.data.image_size).dim
         rng = np.random.default_rng(0)
         batch = {"global_views": jnp.asarray(rng.normal(size=(2, config.data.batch_size, 5)))}
         params = state.params | {"encoder": {"kernel": jnp.asarray(rng.normal(size=(5, width)))}}
@@ -63,13 +69,15 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
 
         def loss(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
             key = jax.random.wrap_key_data(state.rng)
-            rows = z.shape[0] * z.shape[1]
-            drawn = draw_randomness(method, key, step, dim=width, num_rows=rows, dtype=z.dtype)
-            return objective(method, params, state.spectral, z, drawn, step)
+            views, images = z.shape[:2]
+            drawn = method.draw(
+                key, step, num_rows=views * images, num_images=images, dtype=z.dtype
+            )
+            return method.loss(params, state.method_state, z, drawn, step)
 
-        @functools.partial(jax.jit, compiler_options=UNOPTIMISED)
+        @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
         def both(params: Any) -> tuple[Any, Any]:
-            parts = cut(batch, MICRO_BATCHES)
+            parts = split_microbatches(batch, MICRO_BATCHES)
             cached = cached_gradient(encode, loss, params, {"mean": jnp.ones(3)}, parts)
             whole = jax.value_and_grad(lambda p: loss(p, encode(p, {}, batch)[0]), has_aux=True)
             return cached, whole(params)
@@ -92,11 +100,11 @@ def test_a_step_on_copies_equals_the_whole_batch_and_needs_less_memory() -> None
         rng = np.random.default_rng(0)
         few = rng.integers(0, 256, (2, images, size, size, 3), dtype=np.uint8)
         copies = {"global_views": jnp.asarray(few.repeat(count, axis=1))}
-        method, state = float64_method(config, total=4, per_epoch=2)
+        setup, state = float64_setup(config, total=4, per_epoch=2)
         for accumulate in (1, count):
             config.train.accumulation = accumulate
-            step = jax.jit(functools.partial(loss_and_gradient, method))
-            compiled[accumulate] = step.lower(state, copies).compile(compiler_options=UNOPTIMISED)
+            step = jax.jit(functools.partial(loss_and_gradient, setup))
+            compiled[accumulate] = step.lower(state, copies).compile(compiler_options=UNOPTIMIZED)
         whole, parts = (compiled[i](state, copies) for i in (1, count))
         assert_close(parts.total, whole.total, 1e-12)
         assert_close(parts.metrics, whole.metrics, 1e-10)

@@ -41,7 +41,7 @@ def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> No
         "label": jax.ShapeDtypeStruct((count,), np.int32),
     }
     _, metrics = jax.eval_shape(
-        lambda state, batch: train_step(run.method, state, batch), run.abstract_state, batch
+        lambda state, batch: train_step(run.setup, state, batch), run.abstract_state, batch
     )
     losses = {"total", "pred", "online/probe_loss"} & metrics.keys()
     assert losses == {"total", "pred", "online/probe_loss"}

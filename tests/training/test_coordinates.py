@@ -19,10 +19,10 @@ from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import evaluate, restore
 from hjepa_jax.evaluation.monitor import OnlineKnn
+from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.objectives.hamsigreg_spectrum import learnable_spectrum
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.training.method import spectral_settings
 from hjepa_jax.training.prepare import make_encode, prepare
 from hjepa_jax.training.saved_run import check_encoder, saved_config
 from tests.training.test_load import ROOT, save_run
@@ -59,9 +59,11 @@ def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> N
     # The eighth step of four an epoch is the second epoch: identity ended with the first.
     alpha, beta = 1.0, (2 - 1) / 5.0
     state = random_state(run, 8)
-    learnable = spectral_settings(config).learnable
+    assert isinstance(run.method, HamSIGReg)
+    learnable = run.method.learnable
+    assert learnable is not None
     spectrum = np.asarray(
-        learnable_spectrum(state.spectral["params"], learnable, alpha, beta).spectrum
+        learnable_spectrum(state.method_state["params"], learnable, alpha, beta).spectrum
     )
     assert step == 8
     assert np.ptp(spectrum) > 0.5

@@ -24,8 +24,8 @@ from hjepa_jax.interop.export_encoder import export_encoder
 from hjepa_jax.interop.export_features import export_features, save_features
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.train import data_identity, save
 from hjepa_jax.training.prepare import make_encode, prepare
+from hjepa_jax.training.resume import data_identity, save
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -124,7 +124,7 @@ def test_flow_is_the_trained_predictor_and_reverses(workdir, loaded) -> None:
     z = np.random.default_rng(2).normal(size=(3, width)).astype(np.float32)
     scale = run.method.residual_scale(1)
     assert scale < loaded.config.dynamics.residual_scale
-    predictor, variables = run.method.modules.predictor, {"params": state.params["predictor"]}
+    predictor, variables = run.method.predictor, {"params": state.params["predictor"]}
     for direction in (1, -1):
         expected = predictor.apply(variables, z, float(direction), scale)
         np.testing.assert_allclose(loaded.flow(z, direction), expected, rtol=1e-5, atol=1e-6)

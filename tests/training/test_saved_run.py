@@ -10,8 +10,9 @@ from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.kill_test import final_state
-from hjepa_jax.train import ranking, train
+from hjepa_jax.train import train
 from hjepa_jax.training.prepare import prepare
+from hjepa_jax.training.resume import ranking
 from hjepa_jax.training.saved_run import chosen_step, initial_state, open_saved
 
 

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from configs import cifar100
+from hjepa_jax.methods.base import Method
+from hjepa_jax.methods.fill import settings_from
+from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
-from hjepa_jax.training.hamsigreg import (
-    init_spectral,
-    spectral_schedule,
-    transform,
-    update_spectral,
-)
-from hjepa_jax.training.method import settings_from
+from hjepa_jax.training.setup import build_method
+
+
+def _method(config, per_epoch=4) -> HamSIGReg:
+    method = build_method(config, per_epoch)
+    assert isinstance(method, HamSIGReg)
+    return method
 
 
 def _config(**fields):
@@ -37,15 +40,15 @@ def _material(config):
     return z, drawn
 
 
-def _updater(config, *, weight=1.0, per_epoch=4):
-    """Returns the compiled update (spectral, step) -> spectral."""
+def _updater(config):
+    """Returns the compiled update (method state, step) -> method state."""
     z, drawn = _material(config)
+    config.sigreg.weight = 1.0
+    method = _method(config)
 
     @jax.jit
-    def update(spectral, step):
-        return update_spectral(
-            config, spectral, z, drawn, step=step, weight=weight, steps_per_epoch=per_epoch
-        )
+    def update(state, step):
+        return method.update_state(state, z, drawn, step)
 
     return update
 
@@ -53,11 +56,13 @@ def _updater(config, *, weight=1.0, per_epoch=4):
 def _valuer(config):
     """Returns the compiled SIGReg of the transformed states, as a function of the spectrum."""
     z, drawn = _material(config)
+    method = _method(config)
     settings = settings_from(SIGRegSettings, config.sigreg)
 
     @jax.jit
     def value(params):
-        moved = transform(config, params, z, drawn["alpha"], drawn["beta"])
+        coordinates = {"params": params, "alpha": drawn["alpha"], "beta": drawn["beta"]}
+        moved = method.transform(coordinates, z)
         return sigreg(moved, drawn["spectral_slices"], settings)
 
     return value
@@ -66,7 +71,7 @@ def _valuer(config):
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
 def test_max_raises_sigreg_and_min_lowers_it(mode, sign) -> None:
     config = _config(update_mode=mode, regulariser_weight=0.0)
-    spectral = init_spectral(config)
+    spectral = _method(config).init_state()
     value = _valuer(config)
     before = value(spectral["params"])
     update = _updater(config)
@@ -77,8 +82,8 @@ def test_max_raises_sigreg_and_min_lowers_it(mode, sign) -> None:
 
 def test_it_moves_every_interval_and_never_once_frozen() -> None:
     config = _config(update_interval=3, freeze_after_epochs=2.0)
-    spectral, moved = init_spectral(config), []
-    update = _updater(config, per_epoch=4)
+    spectral, moved = _method(config).init_state(), []
+    update = _updater(config)
     for step in range(12):
         new = update(spectral, step)
         moved.append(not np.array_equal(new["params"]["raw_span"], spectral["params"]["raw_span"]))
@@ -91,7 +96,7 @@ def test_clipping_bounds_and_scaling_scales_the_gradient() -> None:
     def first_moment(**fields):
         config = _config(**fields)
         adam = jax.tree.leaves(
-            _updater(config)(init_spectral(config), 0)["opt_state"],
+            _updater(config)(_method(config).init_state(), 0)["opt_state"],
             is_leaf=lambda node: hasattr(node, "mu"),
         )
         (state,) = [node for node in adam if hasattr(node, "mu")]
@@ -106,10 +111,13 @@ def test_clipping_bounds_and_scaling_scales_the_gradient() -> None:
 
 def test_schedule_is_identity_first_then_fades_in() -> None:
     config = _config(identity_epochs=1.0, base_ramp_epochs=2.0, learnable_ramp_epochs=4.0)
-    values = [spectral_schedule(config, jnp.asarray(step), 10) for step in (0, 9, 10, 20, 30, 50)]
+    method = _method(config, 10)
+    values = [method.schedule(jnp.asarray(step)) for step in (0, 9, 10, 20, 30, 50)]
     np.testing.assert_allclose([float(alpha) for alpha, _ in values], [0.25, 0.25, 0.5, 0.75, 1, 1])
     np.testing.assert_allclose([float(beta) for _, beta in values], [0, 0, 0.5, 1, 1, 1])
 
 
 def test_no_spectrum_no_state() -> None:
-    assert init_spectral(cifar100.get_config("sigreg-smoke")) == {}
+    for variant in ("sigreg-smoke", "ham_chain-smoke", "hjepa-smoke"):
+        method: Method = build_method(cifar100.get_config(variant), 4)
+        assert method.init_state() == {}

@@ -14,13 +14,10 @@ from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.tools.kill_test import final_state
-from hjepa_jax.train import (
-    train,
-    warn_of_cut_schedules,
-    warn_of_slow_arithmetic,
-    warn_of_small_batches,
-)
+from hjepa_jax.train import train
+from hjepa_jax.training.cautions import cautions
 from hjepa_jax.training.prepare import prepare
+from hjepa_jax.training.setup import build_method
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOGGED = {"total", "pred", "lr", "grad_norm"}
@@ -183,42 +180,38 @@ def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path) -> None:
         train(config, tmp_path)
 
 
-def test_too_few_rows_for_the_logdet_floor_are_warned_of(caplog) -> None:
+def test_too_few_rows_for_the_logdet_floor_are_warned_of() -> None:
     config = cifar100.get_config()
-    warn_of_small_batches(config)
-    assert not caplog.records
+    assert not list(build_method(config, 97).warnings())
     config.data.batch_size = 64
-    warn_of_small_batches(config)
-    assert "only 128 rows" in caplog.text
-    assert "set it to 32 or less" in caplog.text
+    (sentence,) = build_method(config, 97).warnings()
+    assert "only 128 rows" in sentence
+    assert "set it to 32 or less" in sentence
 
 
-def test_a_run_that_max_steps_ends_within_its_warmup_is_warned_of(caplog) -> None:
+def test_a_run_that_max_steps_ends_within_its_warmup_is_warned_of() -> None:
     config = cifar100.get_config()
-    warn_of_cut_schedules(config, 50_000)
-    config.train.max_steps = 2
-    warn_of_cut_schedules(config, 50_000)
-    config.train.max_steps = 11 * 97
-    warn_of_cut_schedules(config, 50_000)
-    assert not caplog.records
+    config.model.compute_dtype = "float32"
+    for steps in (None, 2, 11 * 97):
+        config.train.max_steps = steps
+        assert not list(cautions(config, build_method(config, 97), 50_000))
     config.train.max_steps = 970
-    warn_of_cut_schedules(config, 50_000)
-    assert "after 10 epochs" in caplog.text
+    (sentence,) = cautions(config, build_method(config, 97), 50_000)
+    assert "after 10 epochs" in sentence
     for name in ("train.warmup_epochs=10", "dynamics.residual_scale_warmup_epochs=10"):
-        assert f"config.{name}" in caplog.text
+        assert f"config.{name}" in sentence
 
 
-def test_bfloat16_on_a_cpu_is_warned_of(caplog, monkeypatch) -> None:
+def test_bfloat16_on_a_cpu_is_warned_of(monkeypatch) -> None:
     config = cifar100.get_config()
-    warn_of_slow_arithmetic(config)
-    assert "--config.model.compute_dtype=float32" in caplog.text
-    caplog.clear()
+    method = build_method(config, 97)
+    (sentence,) = cautions(config, method, 50_000)
+    assert "--config.model.compute_dtype=float32" in sentence
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    warn_of_slow_arithmetic(config)
+    assert not list(cautions(config, method, 50_000))
     monkeypatch.undo()
     config.model.compute_dtype = "float32"
-    warn_of_slow_arithmetic(config)
-    assert not caplog.records
+    assert not list(cautions(config, method, 50_000))
 
 
 def test_smoke_keeps_the_method() -> None:

@@ -31,8 +31,8 @@ from hjepa_jax.runtime import checkpoint_files, sharding
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
-from hjepa_jax.train import data_identity, open_checkpoints, restore_or_init, save
-from hjepa_jax.training.prepare import Run, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare
+from hjepa_jax.training.resume import data_identity, open_checkpoints, restore_or_init, save
 from hjepa_jax.training.saved_run import (
     check_encoder,
     check_replaceable,
@@ -56,7 +56,7 @@ class _Sample:
     """A run of random numbers: its files, and the state of each of its checkpoints."""
 
     config: Config
-    run: Run
+    run: PreparedRun
     identity: dict[str, Any]
     states: dict[int, TrainState]
     files: dict[str, bytes]
@@ -74,7 +74,7 @@ def _config() -> Config:
     return config
 
 
-def _random_state(run: Run, step: int) -> TrainState:
+def _random_state(run: PreparedRun, step: int) -> TrainState:
     rng = np.random.default_rng(step)
 
     def draw(leaf: Any) -> Any:

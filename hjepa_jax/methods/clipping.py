@@ -1,0 +1,35 @@
+"""Clipping of gradients by their norm, as the published recipe does it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def clip_by_global_norm(
+    max_norm: float, *, skip: Collection[str] = ()
+) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)).
+
+    Args:
+      max_norm: largest norm.
+      skip: parts that are neither scaled nor counted in the norm.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        skipped = {part: tree for part, tree in updates.items() if part in skip}
+        counted = {part: tree for part, tree in updates.items() if part not in skip}
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(counted) + 1e-6))
+        clipped = jax.tree.map(lambda g: g * factor.astype(g.dtype), counted)
+        return {part: (clipped | skipped)[part] for part in updates}, state
+
+    return optax.GradientTransformation(init, update)

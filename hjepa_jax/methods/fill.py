@@ -1,0 +1,14 @@
+"""From a section of the configuration to the keyword arguments of a numeric function."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hjepa_jax.config import Config
+
+
+def settings_from(kind: Any, section: Config, **extra: Any) -> Any:
+    """Fills the fields of the dataclass `kind` from the config section of the same names."""
+    names = {field.name for field in dataclasses.fields(kind)} - set(extra)
+    return kind(**{name: section[name] for name in names if name in section}, **extra)

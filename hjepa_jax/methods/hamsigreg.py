@@ -1,0 +1,207 @@
+"""HamSIGReg: LeJEPA whose SIGReg sees the states as H^{1/2} z, and so asks for covariance H^{-1}.
+
+With kind 'learnable' the spectrum of H is trained as well: after the encoder's step, every
+`update_interval` steps, its own AdamW moves it on the detached states of that step with fresh
+slices, against the encoder (update_mode 'max') or with it ('min').
+
+Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hjepa_jax.config import Config
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.kernels.characteristic_function import characteristic_means
+from hjepa_jax.methods.base import Metrics, PyTree, Randomness, Suspect
+from hjepa_jax.methods.clipping import clip_by_global_norm
+from hjepa_jax.methods.fill import settings_from
+from hjepa_jax.methods.lejepa import LeJEPA
+from hjepa_jax.models.base import StateShape
+from hjepa_jax.objectives.hamsigreg import GRID_KINDS, SpectralSettings, apply_spectral
+from hjepa_jax.objectives.hamsigreg_spectrum import (
+    LearnableSettings,
+    init_learnable,
+    learnable_spectrum,
+    spectral_health,
+    spectral_regularizer,
+)
+from hjepa_jax.objectives.hamsigreg_updates import (
+    alpha_schedule,
+    beta_schedule,
+    is_update_step,
+    update_loss,
+)
+from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
+
+# Stream of the run's key; LeJEPA has 1 and 2.
+_SPECTRUM_SLICES = 3
+
+
+class HamSIGReg(LeJEPA):
+    """SIGReg of H^{1/2} z, H fixed or learned.
+
+    Attributes:
+      spectrum: what H is.
+      learnable: the learned spectrum, None where H is fixed.
+    """
+
+    coordinate_fields: ClassVar[tuple[str, ...]] = (
+        "spectral.",
+        "parity.reference_layout",
+    )
+
+    def __init__(self, settings: Config, shape: StateShape, steps_per_epoch: int):
+        """See `Method`."""
+        super().__init__(settings, shape, steps_per_epoch)
+        spectral = settings.spectral
+        grid: dict[str, Any] = {}
+        self.learnable: LearnableSettings | None = None
+        if spectral.kind in GRID_KINDS:
+            side = shape.token_grid
+            if side is None:
+                raise ConfigError(
+                    f"config.spectral.kind is {spectral.kind!r}, which acts on the token grid, but "
+                    f"the states of config.model.encoder={settings.model.encoder!r} have none: set "
+                    "it to 'chain'."
+                )
+            grid = {"h": side, "w": side, "token_dim": shape.token_dim}
+            grid["split_qp"] = settings.model.split_qp
+            grid["reference_layout"] = settings.parity.reference_layout
+        if spectral.kind == "learnable":
+            self.learnable = settings_from(LearnableSettings, spectral, h=side, w=side)
+        self.spectrum: SpectralSettings = settings_from(
+            SpectralSettings, spectral, learnable=self.learnable, **grid
+        )
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        """Returns the spectrum's AdamW: scaled, then clipped gradients, no weight decay."""
+        spectral = self.settings.spectral
+        chain = [optax.scale(spectral.grad_scale)]
+        if spectral.grad_clip is not None:
+            chain.append(clip_by_global_norm(spectral.grad_clip))
+        chain.append(optax.adam(spectral.lr))
+        return optax.chain(*chain)
+
+    def init_state(self) -> PyTree:
+        """Returns {'params', 'opt_state'} of the learned spectrum, {} where H is fixed."""
+        if self.learnable is None:
+            return {}
+        params = init_learnable(self.learnable)
+        return {"params": params, "opt_state": self._optimizer().init(params)}
+
+    def schedule(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns (alpha, beta) of the epoch that `step` lies in, counted from 1."""
+        spectral = self.settings.spectral
+        epoch = step // self.steps_per_epoch + 1
+        alpha = alpha_schedule(epoch, spectral.learnable_ramp_epochs)
+        beta = beta_schedule(epoch, spectral.identity_epochs, spectral.base_ramp_epochs)
+        return alpha, beta
+
+    def coordinates(self, method_state: PyTree, step: jax.Array) -> PyTree:
+        """Returns the learned parameters, if any, and (alpha, beta) of the step."""
+        alpha, beta = self.schedule(step)
+        return {"params": method_state.get("params"), "alpha": alpha, "beta": beta}
+
+    def transform(self, coordinates: PyTree, z: jax.Array) -> jax.Array:
+        """Returns H^{1/2} z of states z [..., D], with H of `coordinates`."""
+        params, alpha, beta = (coordinates[name] for name in ("params", "alpha", "beta"))
+        return apply_spectral(self.spectrum, params, z, alpha, beta)
+
+    def draw(
+        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
+    ) -> Randomness:
+        """Draws as LeJEPA, with 'alpha', 'beta' and the spectrum's slices; see `Method`."""
+        drawn = super().draw(key, step, num_rows=num_rows, num_images=num_images, dtype=dtype)
+        drawn["alpha"], drawn["beta"] = self.schedule(step)
+        if self.learnable is not None:
+            drawn["spectral_slices"] = self._slices(key, step, _SPECTRUM_SLICES, dtype)
+        return drawn
+
+    def loss(
+        self,
+        params: Mapping[str, PyTree],
+        method_state: PyTree,
+        z: jax.Array,
+        randomness: Randomness,
+        step: jax.Array,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns prediction, SIGReg of H^{1/2} z and the spectrum's regularizer; see `Method`.
+
+        With a learned spectrum the metrics have 'spec', its health, 'alpha' and 'beta'.
+        """
+        del params
+        spectrum_params = method_state.get("params")
+        alpha, beta = randomness["alpha"], randomness["beta"]
+        coordinates = {"params": spectrum_params, "alpha": alpha, "beta": beta}
+        total, metrics = self.regularized(z, self.transform(coordinates, z), randomness, step)
+        if self.learnable is not None:
+            spectrum = learnable_spectrum(spectrum_params, self.learnable, alpha, beta)
+            spec = spectral_regularizer(spectrum, self.learnable)
+            # A constant to the encoder, counted so that the total is the full min-max objective.
+            total = total + self.settings.spectral.regulariser_weight * spec
+            metrics |= {"spec": spec, **spectral_health(spectrum)}
+            metrics |= {"total": total, "alpha": alpha, "beta": beta}
+        return total, metrics
+
+    def update_state(
+        self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
+    ) -> PyTree:
+        """Updates the learned spectrum if this is one of its steps; see `Method`."""
+        if self.learnable is None:
+            return method_state
+        options, optimizer = self.settings.spectral, self._optimizer()
+
+        def update(current: PyTree) -> PyTree:
+            gradient = jax.grad(self.spectrum_loss)(current["params"], z, randomness, step)
+            updates, opt_state = optimizer.update(gradient, current["opt_state"], current["params"])
+            params = optax.apply_updates(current["params"], updates)
+            return {"params": params, "opt_state": opt_state}
+
+        due = jnp.asarray(is_update_step(step, options.update_interval))
+        if options.freeze_after_epochs is not None:
+            due &= step < options.freeze_after_epochs * self.steps_per_epoch
+        return jax.lax.cond(due, update, lambda current: current, method_state)
+
+    def spectrum_loss(
+        self, params: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
+    ) -> jax.Array:
+        """Returns what the spectrum's optimizer minimizes, of states z [V, B, D]."""
+        assert self.learnable is not None
+        options = self.settings.spectral
+        alpha, beta = randomness["alpha"], randomness["beta"]
+        coordinates = {"params": params, "alpha": alpha, "beta": beta}
+        value = sigreg(
+            self.transform(coordinates, jax.lax.stop_gradient(z)),
+            randomness["spectral_slices"],
+            settings_from(SIGRegSettings, self.settings.sigreg),
+            subsample_index=randomness.get("subsample"),
+            means=characteristic_means,
+        )
+        spectrum = learnable_spectrum(params, self.learnable, alpha, beta)
+        return update_loss(
+            value,
+            spectral_regularizer(spectrum, self.learnable),
+            mode=options.update_mode,
+            weight=self.sigreg_weight(step),
+            spectral_weight=options.regulariser_weight,
+            adversarial_multiplier=options.adversarial_multiplier,
+        )
+
+    def weights(self) -> dict[str, float]:
+        """Returns the factor of each term in the total loss, and the ratio of the first two."""
+        weights = super().weights()
+        if self.learnable is not None:
+            weights["spec"] = self.settings.spectral.regulariser_weight
+        return weights
+
+    def suspects(self) -> dict[str, Suspect]:
+        """Returns the fields behind each term."""
+        fields = ("spectral.regulariser_weight",)
+        return {**super().suspects(), "spec": Suspect("the loss term spec", fields)}

@@ -1,0 +1,127 @@
+"""Saving a run, and going on from where it was saved."""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from hjepa_jax.config import Config, may_change_on_resume, validation
+from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.runtime import distributed
+from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.training.prepare import PreparedRun
+from hjepa_jax.training.saved_run import check_finite, config_in, initial_state
+from hjepa_jax.training.state import TrainState
+
+# Scores of the online kNN, which only some steps have.
+KNN = "online/knn_"
+
+
+def data_identity(config: Config, source: ImageSource) -> dict[str, Any]:
+    """Returns what the batches' numbers count in; it reads all of the source, so once a run."""
+    return {
+        "seed": config.seed,
+        "num_images": len(source),
+        "batch_size": config.data.batch_size,
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) -> None:
+    """Refuses to continue a run under another configuration, naming the fields that differ.
+
+    Raises:
+      CheckpointError: if a field that changes the state or the batches differs.
+    """
+    differing = validation.differences(
+        config_in(saved, folder),
+        config,
+        lambda name: not may_change_on_resume(name, config),
+    )
+    if differing:
+        raise CheckpointError(
+            f"{folder} holds a run of another configuration: {', '.join(differing)}. "
+            "Start with the same values, or choose another --workdir."
+        )
+
+
+def restore_or_init(
+    run: PreparedRun, checkpointer: Checkpointer, config: Config, identity: Mapping[str, Any]
+) -> tuple[TrainState, list[int]]:
+    """Returns the newest checkpoint's state, or a new one, and the batches skipped before it.
+
+    Raises:
+      CheckpointError: if the checkpoint is of another configuration or of other data.
+    """
+    here = {"the training data": dict(identity), "the checkpoints": checkpointer.steps()}
+    distributed.check_same(
+        here, f"give all of them the same data and a --workdir that all see ({checkpointer.folder})"
+    )
+    if not checkpointer.steps():
+        return initial_state(config, run), []
+    state, meta = checkpointer.restore(run.abstract_state)
+    check_finite(state, checkpointer.folder)
+    check_same_run(meta, config, checkpointer.folder)
+    skipped = meta["data"].get("skipped", [])
+    here = {"step": int(state.step), "skipped": skipped, **identity}
+    if {"skipped": [], **meta["data"]} != here:
+        raise CheckpointError(
+            f"the data of the run in {checkpointer.folder} was {meta['data']}, but here it is "
+            f"{here}: give the same data, or choose another --workdir."
+        )
+    return state, list(skipped)
+
+
+def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
+    """Opens the checkpoints of a workdir for saving."""
+    settings = config.checkpoint
+    return Checkpointer(
+        workdir / "checkpoints",
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
+        best_metric=settings.best_metric,
+        best_mode=settings.best_mode,
+    )
+
+
+def ranking(
+    config: Config, metrics: Mapping[str, Any], scores: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns the metric that a checkpoint is ranked by; {} where none is, or it is not due.
+
+    Raises:
+      ConfigError: if config.checkpoint.best_metric is no metric of this run.
+    """
+    name = config.checkpoint.best_metric
+    if not config.checkpoint.keep_best:
+        return {}
+    if name.startswith(KNN):
+        return {name: scores[name]} if name in scores else {}
+    options = sorted(set(metrics) - {"failed_step"})
+    if name not in options:
+        nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]
+        raise ConfigError(
+            f"config.checkpoint.best_metric is {name!r}, which is none of {', '.join(options)}: "
+            f"did you mean {nearest!r}?"
+        )
+    return {name: float(metrics[name])}
+
+
+def save(
+    config: Config,
+    identity: Mapping[str, Any],
+    skipped: list[int],
+    state: TrainState,
+    to: Checkpointer,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Starts saving the state with its data position and configuration."""
+    step = int(state.step)
+    meta = {
+        "config": validation.to_json(config),
+        "data": {"step": step, "skipped": list(skipped), **identity},
+    }
+    to.save(step, state, meta, metrics)

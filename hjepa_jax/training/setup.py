@@ -1,0 +1,112 @@
+"""From a configuration to what a train step needs: modules, method and optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from hjepa_jax.config import Config, Settings
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.parts import ENCODERS, load_part
+from hjepa_jax.errors import ConfigError
+from hjepa_jax.methods.base import Method
+from hjepa_jax.methods.hamsigreg import HamSIGReg
+from hjepa_jax.methods.hjepa import HJEPA
+from hjepa_jax.methods.lejepa import LeJEPA
+from hjepa_jax.models.base import Encoder, StateShape
+from hjepa_jax.models.projector import Projector
+from hjepa_jax.training.optimizer import Schedule, learning_rates, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSetup:
+    """All that a train step needs beside its arguments; built once from the configuration.
+
+    Attributes:
+      config: the run's configuration.
+      encoder, projector: Flax modules; the loss sees the projector's output.
+      method: the loss, and what is trained beside the encoder.
+      optimizer: of encoder, projector and the method's parts.
+      rates: the learning rate of each parameter group.
+    """
+
+    config: Config
+    encoder: Encoder
+    projector: Projector
+    method: Method
+    optimizer: optax.GradientTransformation
+    rates: dict[str, Schedule]
+
+
+def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> Encoder:
+    """Returns the encoder of a configuration; arguments as `build_setup`.
+
+    Raises:
+      ConfigError: if there is no such encoder.
+    """
+    settings = config if isinstance(config, Settings) else typed(config)
+    name = settings.model.encoder
+    kind = load_part(ENCODERS, name)
+    if not issubclass(kind, Encoder):
+        raise ConfigError(
+            f"config.model.encoder is {name!r}, which is no encoder: derive it from "
+            "hjepa_jax.models.base.Encoder."
+        )
+    numbers = jnp.dtype(settings.model.compute_dtype) if dtype is None else dtype
+    return kind.build(settings, numbers, norm_groups)
+
+
+def method_class(config: Config) -> type[Method]:
+    """Returns the class of the method that a configuration names."""
+    if config.objective == "hjepa":
+        return HJEPA
+    return LeJEPA if config.spectral.kind == "identity" else HamSIGReg
+
+
+def build_method(config: Config, steps_per_epoch: int) -> Method:
+    """Returns the method of a configuration.
+
+    Args:
+      config: a validated configuration.
+      steps_per_epoch: of the training.
+    """
+    shape = build_encoder(config).shape(config.data.image_size)
+    if config.model.projector != "identity":
+        shape = StateShape(config.model.projector_dim)
+    return method_class(config)(config, shape, steps_per_epoch)
+
+
+def build_setup(
+    config: Config,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    dtype: Any = None,
+    norm_groups: int = 1,
+) -> StepSetup:
+    """Returns the modules, the method and the optimizer of a configuration.
+
+    Args:
+      config: a validated configuration.
+      total_steps: of the training, for the schedules.
+      steps_per_epoch: of the training.
+      dtype: overrides config.model.compute_dtype (float64 in numerical checks).
+      norm_groups: parts of a batch with statistics of their own: the number of devices with
+        config.model.batch_norm='local', else 1.
+    """
+    model = config.model
+    encoder = build_encoder(config, dtype=dtype, norm_groups=norm_groups)
+    projector = Projector(
+        kind=model.projector,
+        hidden_dim=model.projector_hidden,
+        output_dim=model.projector_dim,
+        dtype=encoder.dtype,
+        norm_groups=norm_groups,
+    )
+    method = build_method(config, steps_per_epoch)
+    rates = learning_rates(config, method, total_steps=total_steps)
+    optimizer = make_optimizer(config, method, rates)
+    return StepSetup(config, encoder, projector, method, optimizer, rates)
