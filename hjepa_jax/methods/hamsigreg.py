@@ -9,6 +9,7 @@ Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -140,7 +141,9 @@ class HamSIGReg(LeJEPA):
         spectrum_params = method_state.get("params")
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": spectrum_params, "alpha": alpha, "beta": beta}
-        total, metrics = self.regularized(z, self.transform(coordinates, z), randomness, step)
+        total, metrics = self.regularized(
+            z, randomness, step, functools.partial(self.transform, coordinates)
+        )
         if self.learnable is not None:
             spectrum = learnable_spectrum(spectrum_params, self.learnable, alpha, beta)
             spec = spectral_regularizer(spectrum, self.learnable)
@@ -157,9 +160,10 @@ class HamSIGReg(LeJEPA):
         if self.learnable is None:
             return method_state
         options, optimizer = self.settings.spectral, self._optimizer()
+        weight = self.sigreg_weight(step)
 
         def update(current: PyTree) -> PyTree:
-            gradient = jax.grad(self.spectrum_loss)(current["params"], z, randomness, step)
+            gradient = jax.grad(self.spectrum_loss)(current["params"], z, randomness, weight)
             updates, opt_state = optimizer.update(gradient, current["opt_state"], current["params"])
             params = optax.apply_updates(current["params"], updates)
             return {"params": params, "opt_state": opt_state}
@@ -170,9 +174,9 @@ class HamSIGReg(LeJEPA):
         return jax.lax.cond(due, update, lambda current: current, method_state)
 
     def spectrum_loss(
-        self, params: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
+        self, params: PyTree, z: jax.Array, randomness: Randomness, weight: jax.Array | float
     ) -> jax.Array:
-        """Returns what the spectrum's optimizer minimizes, of states z [V, B, D]."""
+        """Returns what the spectrum's optimizer minimizes, of states z and SIGReg's weight."""
         assert self.learnable is not None
         options = self.settings.spectral
         alpha, beta = randomness["alpha"], randomness["beta"]
@@ -189,7 +193,7 @@ class HamSIGReg(LeJEPA):
             value,
             spectral_regularizer(spectrum, self.learnable),
             mode=options.update_mode,
-            weight=self.sigreg_weight(step),
+            weight=weight,
             spectral_weight=options.regulariser_weight,
             adversarial_multiplier=options.adversarial_multiplier,
         )

@@ -5,7 +5,7 @@ Source: LeJEPA, arXiv 2511.08544.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,16 +52,20 @@ class LeJEPA(Method):
         return drawn
 
     def regularized(
-        self, z: jax.Array, transformed: jax.Array, randomness: Randomness, step: jax.Array
+        self,
+        z: jax.Array,
+        randomness: Randomness,
+        step: jax.Array,
+        transform: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss of states z whose SIGReg is of `transformed`, both [V, B, D]."""
+        """Returns the loss of states z [V, B, D], SIGReg being of `transform(z)`."""
         sigreg = self.settings.sigreg
         return sigreg_objective(
             z,
             randomness["slices"],
             settings_from(SIGRegSettings, sigreg),
             self.settings.data.num_global_views,
-            transform=lambda _: transformed,
+            transform=transform,
             subsample_index=randomness.get("subsample"),
             weight=self.sigreg_weight(step),
             loss_form=sigreg.loss_form,
@@ -78,7 +82,7 @@ class LeJEPA(Method):
     ) -> tuple[jax.Array, Metrics]:
         """Returns prediction and SIGReg; see `Method` and `sigreg_objective`."""
         del params, method_state
-        return self.regularized(z, z, randomness, step)
+        return self.regularized(z, randomness, step)
 
     def weights(self) -> dict[str, float]:
         """Returns the factor of each term in the total loss, and their ratio."""
