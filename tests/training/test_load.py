@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_states import random_state
@@ -126,14 +127,14 @@ def test_flow_is_the_trained_predictor_and_reverses(workdir, loaded) -> None:
     assert scale < loaded.config.dynamics.residual_scale
     predictor, variables = run.method.predictor, {"params": state.params["predictor"]}
     for direction in (1, -1):
-        expected = predictor.apply(variables, z, float(direction), scale)
+        expected = predictor.apply(variables, jnp.asarray(z), float(direction), scale)
         np.testing.assert_allclose(loaded.flow(z, direction), expected, rtol=1e-5, atol=1e-6)
     there = loaded.flow(z)
     assert np.abs(there - z).max() > 1e-3
     back = loaded.flow(there, -1)
     # Leapfrog with negative dt is leapfrog undone.
     np.testing.assert_allclose(back, z, atol=1e-4)
-    energy = predictor.apply(variables, z, scale, method="energy")
+    energy = predictor.apply(variables, jnp.asarray(z), scale, method="energy")
     np.testing.assert_allclose(loaded.energy(z), energy, rtol=1e-5)
 
 
