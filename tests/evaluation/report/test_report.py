@@ -234,6 +234,7 @@ def test_a_failing_picture_costs_that_picture_and_a_sentence(name, tmp_path, mon
     first = tables.write_numbers(tmp_path / "run", found.metrics)
     (first / name).write_text("of an earlier run of this evaluation")
     function = {"spectrum": "spectra", "cosine": "cosine_histogram", "map": "feature_map"}
+    function["neighbours"] = "neighbors"
     for slow in ("feature_map", "neighbors"):
         monkeypatch.setattr(figures, slow, lambda _: figures.new_figure(1, 1))
 
