@@ -40,7 +40,7 @@ def _add(config: ConfigDict, rows: Mapping[str, Row]) -> None:
     """Adds fields at their defaults."""
     for path, row in rows.items():
         *parents, name = path.split(".")
-        target = config
+        target: Any = config  # ml_collections types every item as a union
         for parent in parents:
             if parent not in target:
                 target[parent] = ConfigDict({})
@@ -112,10 +112,15 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def _child(section: Any, name: str) -> Any:
+    return section[name]
+
+
 def set_field(config: ConfigDict, path: str, value: Any) -> None:
     """Sets a field by its dotted name."""
     *parents, name = path.split(".")
-    functools.reduce(lambda section, parent: section[parent], parents, config)[name] = value
+    section: Any = functools.reduce(_child, parents, config)
+    section[name] = value
 
 
 def differences(there: Any, here: Any, counts: Callable[[str], bool]) -> list[str]:
@@ -204,7 +209,8 @@ def merge(
                 raise ConfigError(
                     f"config.{path} is {shown(value)}, but it is a section of fields."
                 )
-            merge(config[name], value, f"{path}.", of)
+            inner: Any = config[name]
+            merge(inner, value, f"{path}.", of)
             continue
         if path not in of.rows:
             raise ConfigError(unknown_field(of, path) or f"config.{path} is unknown.")
