@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +39,7 @@ def _add(config: ConfigDict, rows: Mapping[str, Row]) -> None:
     """Adds fields at their defaults."""
     for path, row in rows.items():
         *parents, name = path.split(".")
-        target: Any = config  # ml_collections types every item as a union
+        target = config
         for parent in parents:
             if parent not in target:
                 target[parent] = ConfigDict({})
@@ -112,15 +111,12 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _child(section: Any, name: str) -> Any:
-    return section[name]
-
-
 def set_field(config: ConfigDict, path: str, value: Any) -> None:
     """Sets a field by its dotted name."""
     *parents, name = path.split(".")
-    section: Any = functools.reduce(_child, parents, config)
-    section[name] = value
+    for parent in parents:
+        config = config[parent]
+    config[name] = value
 
 
 def differences(there: Any, here: Any, counts: Callable[[str], bool]) -> list[str]:
@@ -209,8 +205,7 @@ def merge(
                 raise ConfigError(
                     f"config.{path} is {shown(value)}, but it is a section of fields."
                 )
-            inner: Any = config[name]
-            merge(inner, value, f"{path}.", of)
+            merge(config[name], value, f"{path}.", of)
             continue
         if path not in of.rows:
             raise ConfigError(unknown_field(of, path) or f"config.{path} is unknown.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -48,7 +47,7 @@ def smoke(config: ConfigDict) -> None:
     config.log.every_steps = 1
 
 
-def _shorten(section: Any, name: str, epochs: float) -> None:
+def _shorten(section: ConfigDict, name: str, epochs: float) -> None:
     """Makes a schedule end within the smoke size's only epoch."""
     section[name] = min(section[name], epochs)
 

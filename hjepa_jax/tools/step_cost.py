@@ -63,7 +63,7 @@ def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]
 
 def changed(config: Config, **fields: Any) -> Config:
     """Returns a copy with fields set, 'section__name' as in resnet__remat='blocks'."""
-    copy: Any = validation.from_json(validation.to_json(config))
+    copy = validation.from_json(validation.to_json(config))
     for path, value in fields.items():
         section, _, name = path.partition("__")
         copy[section][name] = value
