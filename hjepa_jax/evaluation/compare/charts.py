@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hjepa_jax.evaluation.report.plots import Axes, Series
+from hjepa_jax.evaluation.report.plots import PALETTE, Axes, Series
 from hjepa_jax.storage.files import printable
 
-# Okabe and Ito's colors, distinguishable under every common color blindness; then dashes.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510", "#000000")
+# Where the colors are used up, dashes tell lines apart.
+COLORS = (*PALETTE, "#000000")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
 _MARKED_POINTS = 16

@@ -17,12 +17,12 @@ from PIL import Image
 
 from hjepa_jax.evaluation.physics.measure import Measurement, MeasurementSetup, summarise
 from hjepa_jax.evaluation.report.figures import new_figure, save_each, tidy
+from hjepa_jax.evaluation.report.plots import PALETTE
 from hjepa_jax.evaluation.report.text import plot_texts
 from hjepa_jax.storage.files import json_text, write_atomically
 
 _log = logging.getLogger(__name__)
-# Okabe and Ito's colours, told apart under every common colour blindness; styles differ as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
+# Lines differ in style as well as in color.
 _LINES = ("-", "--", "-.", ":", "-", "--")
 _DPI = 140
 # Values below this are rounding: logarithmic axes end there.
@@ -35,7 +35,7 @@ Results = Mapping[str, Measurement]
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {"color": _COLOURS[index % 6], "linestyle": _LINES[index % 6]}
+    return {"color": PALETTE[index % 6], "linestyle": _LINES[index % 6]}
 
 
 def _band(axes: Axes, x: np.ndarray, values: np.ndarray, index: int, label: str) -> None:
@@ -119,7 +119,7 @@ def blob_picture(results: Results, setup: MeasurementSetup) -> Figure:
     q_limits, p_limits = _view(results)
     shades = [0.35 + 0.65 * k / (len(times) - 1) for k in range(len(times))]
     for index, (axes, (name, m)) in enumerate(zip(panels, results.items())):
-        colour = _COLOURS[index % 6]
+        colour = PALETTE[index % 6]
         for time, shade in zip(times, shades):
             loop = m.blob[time]
             if not np.isfinite(loop).all():
@@ -215,7 +215,7 @@ def orbit_frames(
     trails = [
         left.plot([], [], linewidth=1.2, alpha=0.6, **_style(i))[0] for i in range(len(names))
     ]
-    heads = [left.plot([], [], "o", color=_COLOURS[i % 6], label=n)[0] for i, n in enumerate(names)]
+    heads = [left.plot([], [], "o", color=PALETTE[i % 6], label=n)[0] for i, n in enumerate(names)]
     traces = [right.plot([], [], linewidth=1.8, **_style(i))[0] for i in range(len(names))]
     left.legend(frameon=False, fontsize=8, loc="upper right")
     images = []

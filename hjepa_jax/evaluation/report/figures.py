@@ -24,16 +24,7 @@ from hjepa_jax.evaluation.report.maps import principal_axes, tsne
 from hjepa_jax.evaluation.report.text import LEGEND_LETTERS, plot_text
 from hjepa_jax.storage.files import write_atomically
 
-# Okabe and Ito's colors, distinguishable under every common color blindness.
-BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#8C6510",
-)
-_ENCODER_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN)
+BLUE, ORANGE, GREEN, PURPLE, SKY, BROWN = plots.PALETTE
 _ENCODER_MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINE_STYLES = ("-", "--", "-.", ":", "-", "--")
 # Classes differ by color and by marker, so the map can be read without colors too.
@@ -105,9 +96,9 @@ def tidy(axes: Axes) -> None:
 
 
 def _style(number: int) -> dict[str, Any]:
-    index = number % len(_ENCODER_COLORS)
+    index = number % len(plots.PALETTE)
     return {
-        "color": _ENCODER_COLORS[index],
+        "color": plots.PALETTE[index],
         "marker": _ENCODER_MARKERS[index],
         "linestyle": _LINE_STYLES[index],
     }

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Okabe and Ito's colors, distinguishable under every common color blindness.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
 # Points (x, y) of one run.
 Line = tuple[list[float], list[float]]
 # Eigenvalues below this share of the largest are rounding errors.
