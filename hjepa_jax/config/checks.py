@@ -68,12 +68,16 @@ def _unused(settings: Settings) -> Iterator[str]:
                 break
 
 
-def typed(config: ConfigDict) -> Settings:
+def typed(config: ConfigDict | Settings) -> Settings:
     """Returns the settings of a configuration, each value checked by itself alone.
+
+    Settings are returned as they are.
 
     Raises:
       ConfigError: with one sentence per problem, one a line.
     """
+    if isinstance(config, Settings):
+        return config
     complete(config)
     found = list(problems(config))
     if found:

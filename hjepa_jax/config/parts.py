@@ -13,12 +13,14 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from hjepa_jax.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from hjepa_jax.config.settings import Settings
+
+T = TypeVar("T")
 
 METHODS: dict[str, str] = {}
 ENCODERS: dict[str, str] = {"resnet": "hjepa_jax.models.resnet:ResNet"}
@@ -54,6 +56,11 @@ def is_import_path(table: Mapping[str, str], name: str) -> bool:
     return bool(table) and ":" in name and name.partition(":")[0] not in table
 
 
+def _field(table: Mapping[str, str]) -> str:
+    """Returns the dotted name of the field that names a part of a table."""
+    return next((path for path, known in TABLES.items() if known is table), "method")
+
+
 def load_part(table: Mapping[str, str], name: str) -> type[Part]:
     """Returns the class that a name means.
 
@@ -65,7 +72,7 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
     Raises:
       ConfigError: if there is no such entry, module or class, or it is not a part.
     """
-    field = next((path for path, known in TABLES.items() if known is table), "method")
+    field = _field(table)
     path = name if is_import_path(table, name) else table.get(name.partition(":")[0])
     if path is None:
         nearest = difflib.get_close_matches(name, table, 1, 0.0)
@@ -86,6 +93,27 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
                 f"config.{field} is {name!r}, but {class_name} has no attribute {attribute!r}: "
                 "derive it from the base class of its kind."
             )
+    return found
+
+
+def load_subclass(table: Mapping[str, str], name: str, base: type[T], what: str) -> type[T]:
+    """Returns the class that a name means, which must derive from the base class of its kind.
+
+    Args:
+      table: see `load_part`.
+      name: see `load_part`.
+      base: the base class.
+      what: the kind of part, for the message.
+
+    Raises:
+      ConfigError: if it does not, or see `load_part`.
+    """
+    found = load_part(table, name)
+    if not issubclass(found, base):
+        raise ConfigError(
+            f"config.{_field(table)} is {name!r}, which is no {what}: derive it from "
+            f"{base.__module__}.{base.__qualname__}."
+        )
     return found
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from hjepa_jax.config import Config, Settings
+from hjepa_jax.config import Config
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.parts import ENCODERS, load_part
-from hjepa_jax.errors import ConfigError
+from hjepa_jax.config.parts import ENCODERS, load_subclass
 from hjepa_jax.methods.base import Method
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.methods.hjepa import HJEPA
@@ -47,14 +46,8 @@ def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) ->
     Raises:
       ConfigError: if there is no such encoder.
     """
-    settings = config if isinstance(config, Settings) else typed(config)
-    name = settings.model.encoder
-    kind = load_part(ENCODERS, name)
-    if not issubclass(kind, Encoder):
-        raise ConfigError(
-            f"config.model.encoder is {name!r}, which is no encoder: derive it from "
-            "hjepa_jax.models.base.Encoder."
-        )
+    settings = typed(config)
+    kind = load_subclass(ENCODERS, settings.model.encoder, Encoder, "encoder")
     numbers = jnp.dtype(settings.model.compute_dtype) if dtype is None else dtype
     return kind.build(settings, numbers, norm_groups)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from hjepa_jax.config import Config, Settings
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.parts import SOURCES, is_import_path, load_part
+from hjepa_jax.config.parts import SOURCES, is_import_path, load_subclass
 from hjepa_jax.data.formats.pixels import FULL, Ranges
 from hjepa_jax.data.sources.base import DataSet, ImageSource
 from hjepa_jax.data.sources.derived import RangedSource, hold_out, sample_ranges, subset
@@ -23,14 +24,12 @@ def open_data_set(config: Config) -> DataSet:
     Raises:
       ConfigError: if there is no data set of this name.
     """
-    settings = config if isinstance(config, Settings) else typed(config)
+    settings = typed(config)
     name = settings.data.name
-    kind = load_part(SOURCES, name)
-    if not issubclass(kind, DataSet):
-        raise ConfigError(
-            f"config.data.name is {name!r}, which is no data set: derive it from "
-            "hjepa_jax.data.sources.base.DataSet."
-        )
+    # What is loaded is a concrete subclass, which the type of the base cannot say.
+    kind = cast(
+        "Callable[[Settings, str], DataSet]", load_subclass(SOURCES, name, DataSet, "data set")
+    )
     argument = "" if is_import_path(SOURCES, name) else name.partition(":")[2]
     return kind(settings, argument)
 
