@@ -175,8 +175,8 @@ def main() -> None:
         config.model.compute_dtype = args.dtype
         if args.width is not None:
             config.resnet.width = args.width
-        if config.objective != "hjepa" or config.resnet.head != "tokens":
-            sys.exit("The comparison is written for the hjepa objective on tokens.")
+        if config.method != "hjepa" or config.resnet.head != "tokens":
+            sys.exit("The comparison is written for HJEPA on tokens.")
         measure(config, args)
 
 

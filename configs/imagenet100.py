@@ -7,17 +7,18 @@ Variants, as `--config=configs/imagenet100.py:NAME`:
   hjepa (default)  Hamiltonian predictor with floors, the potential at a tenth of the learning rate
   mlp, identity    the same with a matched MLP predictor, or none
   parity           HJEPA as the published script runs it (docs/parity.md)
-  sigreg           LeJEPA baseline: view-centre prediction with SIGReg
+  sigreg           LeJEPA baseline: view-center prediction with SIGReg
   ham_diag, ham_chain, ham_learnable   SIGReg of H^{1/2} z (HamSIGReg)
   NAME-smoke       two steps of it on the embedded digits, to see that everything runs
 
 45 epochs, batch 256. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by +4.82 / +7.52.
 """
 
-from hjepa_jax.config import Config, base_config
-from hjepa_jax.config.variants import (
-    apply_variants,
-    chain,
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import base_config
+from hjepa_jax.config.variants import apply_variants, chain
+from hjepa_jax.methods.variants import (
     ham_chain,
     ham_diag,
     ham_learnable,
@@ -26,7 +27,7 @@ from hjepa_jax.config.variants import (
 )
 
 
-def hjepa(config: Config) -> None:
+def hjepa(config: ConfigDict) -> None:
     """Floors, prediction of the whole state, and a slower potential."""
     config.loss.update(
         match="qp",
@@ -42,13 +43,13 @@ def hjepa(config: Config) -> None:
     config.train.predictor_lr = 5e-5
 
 
-def sigreg(config: Config) -> None:
+def sigreg(config: ConfigDict) -> None:
     """The LeJEPA baseline: no predictor, no clipping."""
-    config.objective = "sigreg"
+    config.method = "lejepa"
     config.train.grad_clip = None
 
 
-def parity(config: Config) -> None:
+def parity(config: ConfigDict) -> None:
     """HJEPA to the letter of the published ImageNet script."""
     config.dynamics.residual_scale_warmup_epochs = 0.0
     config.parity.update(
@@ -56,8 +57,8 @@ def parity(config: Config) -> None:
         q_variance_floor_only=True,
         unclipped_predictor=True,
         shared_lr_floor=True,
-        reference_evaluation=True,
     )
+    config.evaluation.reference_evaluation = True
 
 
 METHODS = {
@@ -70,7 +71,7 @@ METHODS = {
 }
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration of the variants named, joined by '-'."""
     config = base_config()
     config.data.update(

@@ -6,18 +6,21 @@ Variants: hjepa (default), mlp, identity, sigreg; NAME-smoke for two steps.
 README.md has the figures to expect.
 """
 
-from hjepa_jax.config import Config, base_config
-from hjepa_jax.config.variants import apply_variants, chain, identity_predictor, mlp_predictor
+from ml_collections import ConfigDict
+
+from hjepa_jax.config import base_config
+from hjepa_jax.config.variants import apply_variants, chain
+from hjepa_jax.methods.variants import identity_predictor, mlp_predictor
 
 
-def hjepa(config: Config) -> None:
+def hjepa(config: ConfigDict) -> None:
     """The CIFAR-100 method with a smaller log-det rank, for the smaller state."""
     config.loss.logdet_dim = 64
 
 
-def sigreg(config: Config) -> None:
+def sigreg(config: ConfigDict) -> None:
     """The LeJEPA baseline."""
-    config.objective = "sigreg"
+    config.method = "lejepa"
     config.train.grad_clip = None
 
 
@@ -29,7 +32,7 @@ METHODS = {
 }
 
 
-def get_config(variant: str = "") -> Config:
+def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration of the variants named, joined by '-'."""
     config = base_config()
     config.data.update(name="digits", batch_size=128, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

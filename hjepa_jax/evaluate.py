@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hjepa_jax.config import Config, steps_per_epoch, total_steps, validation
 from hjepa_jax.config.files import choose_part
-from hjepa_jax.config.parts import SOURCES, section_prefixes
+from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
 from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -40,12 +40,12 @@ from hjepa_jax.training.saved_run import (
     restore_parts,
     saved_config,
 )
-from hjepa_jax.training.setup import build_method, method_class
+from hjepa_jax.training.setup import build_method
 
 _log = logging.getLogger(__name__)
 
 # What an evaluation may choose; all else belongs to the run.
-_OWN = ("data.", "evaluation.", "train.", "log.", "parity.reference_evaluation")
+_OWN = ("data.", "evaluation.", "train.", "log.")
 # What an evaluation needs of a TrainState.
 _PARTS = (*PARTS, "method_state")
 
@@ -178,7 +178,7 @@ def _notes(config: Config, saved: Config, which: str, same_listing: bool = False
 
 def _coordinate_fields(saved: Config) -> tuple[str, ...]:
     """Returns what must agree where the evaluation is in the coordinates of a run's loss."""
-    return ("objective", *getattr(method_class(saved), "coordinate_fields", ()))
+    return ("method", *method_part(saved).coordinate_fields)
 
 
 def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
@@ -252,7 +252,7 @@ def evaluate(
         mesh=sharding.local_mesh(),
         info=about(config, saved, name, found.step, which, found.data),
         notes=_notes(config, saved, which, same_listing),
-        reference=config.parity.reference_evaluation,
+        reference=config.evaluation.reference_evaluation,
         targets=run.method.targets() if raw else {},
         remedy=run.method.remedy,
     )

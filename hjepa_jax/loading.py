@@ -53,7 +53,7 @@ class LoadedRun:
     def __repr__(self) -> str:
         data = self.config.data
         return (
-            f"LoadedRun(objective={self.config.objective!r}, data={data.name!r}, "
+            f"LoadedRun(method={self.config.method!r}, data={data.name!r}, "
             f"step={self.step}, image_size={data.image_size})"
         )
 
@@ -142,7 +142,7 @@ class LoadedRun:
         method = self.run.method
         if not isinstance(method, HasFlow):
             raise UserError(
-                f"This run was trained with config.objective={self.config.objective!r}, which has "
+                f"This run was trained with config.method={self.config.method!r}, which has "
                 "no predictor: there is no flow. Load an 'hjepa' run."
             )
         return method

@@ -82,7 +82,7 @@ def test_eval_alone_gives_the_same_metrics(finished) -> None:
         (["--config.train.lr=much"], ["much"]),
         (["--config.train.lr=None"], ["config.train.lr", "None"]),
         (["--config.train.lrr=None"], ["config.train.lrr", "config.train.lr"]),
-        (["--config.objective=sigrge"], ["'sigrge'", "'sigreg'"]),
+        (["--config.method=lejpea"], ["'lejpea'", "'lejepa'"]),
         (["--mode=trian"], ["trian"]),
         (["--workdr=x"], ["workdr"]),
         (["stray"], ["stray"]),

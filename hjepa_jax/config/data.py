@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from hjepa_jax.config.fields import FREE, Condition, field, section
 
@@ -142,15 +143,13 @@ class Data:
         resume=FREE,
         own=True,
     )
-    backend: str = field(
+    backend: Literal["host", "device"] = field(
         "host",
         "Where the augmentation runs, with the same random parameters.",
-        choices=("host", "device"),
     )
-    on_corrupt: str = field(
+    on_corrupt: Literal["error", "skip"] = field(
         "error",
         "A corrupt image: 'skip' it (another takes its place) or stop with 'error'.",
-        choices=("error", "skip"),
     )
     mean: tuple[float, float, float] = field(
         (0.5071, 0.4867, 0.4408),

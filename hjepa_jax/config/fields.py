@@ -1,14 +1,14 @@
 """How a field of the configuration is declared: one row with everything that is known of it.
 
-A section is a frozen dataclass whose attributes are made by `field`: the annotation is the type,
-and the arguments are the default, a one-line meaning, bounds or choices, the condition under which
-the field has an effect, and whether a resumed run or another host may have another value.
+A section is a frozen dataclass whose attributes are made by `field`: the annotation is the type (a
+`Literal` where the text is one of several), and the arguments are the default, a one-line meaning,
+bounds, the condition under which the field has an effect, and whether a resumed run or another host
+may have another value.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ class Spec:
     above: float | None = None
     at_least: float | None = None
     at_most: float | None = None
-    choices: tuple[str, ...] = ()
     ordered: bool = False
     odd: bool = False
     nonempty: bool = False
@@ -59,6 +58,7 @@ class Row:
       kind: int, float, bool or str; of each element for a tuple.
       length: elements of a tuple: a number, 'any', or None for a field that is no tuple.
       optional: whether it may be None.
+      choices: the texts that it may be, those of a `Literal`; () = any.
       default: in the base configuration.
       spec: the rest of the declaration.
       conditions: of its sections and its own, all of which must hold for it to have an effect.
@@ -69,6 +69,7 @@ class Row:
     kind: type
     length: int | str | None
     optional: bool
+    choices: tuple[str, ...]
     default: Any
     spec: Spec
     conditions: tuple[Condition, ...]
@@ -84,7 +85,6 @@ def field(default: Any, meaning: str, **details: Any) -> Any:
       **details: any of
         above, at_least, at_most: bounds of the number, or of each element of a tuple; a number
           needs a lower bound, and finite is what it must be in any case.
-        choices: the texts that it may be.
         ordered: a tuple (low, high) with low <= high.
         odd: a whole number that must be odd.
         nonempty: a tuple of any length that needs an element.
@@ -106,15 +106,17 @@ def section(
     return dataclasses.field(default_factory=kind, metadata={"spec": spec})
 
 
-def _type_of(annotation: Any) -> tuple[type, int | str | None, bool]:
-    """Returns (kind, length, optional) of an annotation."""
-    optional = isinstance(annotation, types.UnionType)
+def _type_of(annotation: Any) -> tuple[type, int | str | None, bool, tuple[str, ...]]:
+    """Returns (kind, length, optional, choices) of an annotation."""
+    optional, length = type(None) in typing.get_args(annotation), None
     if optional:
         (annotation,) = (part for part in typing.get_args(annotation) if part is not type(None))
-    if typing.get_origin(annotation) is not tuple:
-        return annotation, None, optional
-    parts = typing.get_args(annotation)
-    return parts[0], "any" if parts[-1] is Ellipsis else len(parts), optional
+    if typing.get_origin(annotation) is tuple:
+        parts = typing.get_args(annotation)
+        annotation, length = parts[0], "any" if parts[-1] is Ellipsis else len(parts)
+    if typing.get_origin(annotation) is typing.Literal:
+        return str, length, optional, typing.get_args(annotation)
+    return annotation, length, optional, ()
 
 
 def walk(
@@ -144,9 +146,9 @@ def walk(
         if dataclasses.is_dataclass(annotation):
             yield from walk(annotation, f"{path}.", both, policy)
             continue
-        of, length, optional = _type_of(annotation)
+        of, length, optional, choices = _type_of(annotation)
         if of in LARGEST:
             assert spec.above is not None or spec.at_least is not None, f"{path}: no lower bound"
             if spec.at_most is None:
                 spec = dataclasses.replace(spec, at_most=LARGEST[of])
-        yield Row(path, of, length, optional, declared.default, spec, both, policy)
+        yield Row(path, of, length, optional, choices, declared.default, spec, both, policy)

@@ -170,6 +170,11 @@ def from_json(text: str, source: Any = "the configuration", field: str = "") -> 
 
 def _from_values(values: Mapping[str, Any]) -> ConfigDict:
     """Returns the base configuration with nested values, and the sections of the parts named."""
+    if "objective" in values and "method" not in values:
+        raise ConfigError(
+            "it is of a version of hjepa_jax before 0.2, whose runs this one cannot read: start a "
+            "new run, or install the version that wrote it"
+        )
     config = base_config()
     for path in TABLES:
         *parents, name = path.split(".")

@@ -30,8 +30,8 @@ def _type(row: Row) -> str:
 def _bounds(row: Row) -> str:
     """Returns what is allowed beside the type; '' where that is all."""
     spec = row.spec
-    if spec.choices:
-        return ", ".join(f"`{choice!r}`" for choice in spec.choices)
+    if row.choices:
+        return ", ".join(f"`{choice!r}`" for choice in row.choices)
     parts = []
     if spec.above is not None:
         parts.append(f"> {spec.above:.10g}")

@@ -13,16 +13,22 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, cast
 
 from hjepa_jax.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from hjepa_jax.config.settings import Settings
 
 T = TypeVar("T")
 
-METHODS: dict[str, str] = {}
+METHODS: dict[str, str] = {
+    "hjepa": "hjepa_jax.methods.hjepa:HJEPA",
+    "lejepa": "hjepa_jax.methods.lejepa:LeJEPA",
+    "hamsigreg": "hjepa_jax.methods.hamsigreg:HamSIGReg",
+}
 ENCODERS: dict[str, str] = {"resnet": "hjepa_jax.models.resnet:ResNet"}
 SOURCES: dict[str, str] = {
     "digits": "hjepa_jax.data.sources.digits:Digits",
@@ -51,14 +57,39 @@ class Part(Protocol):
         ...
 
 
+class ModelPart(Part, Protocol):
+    """What the configuration needs of a method or an encoder beside that."""
+
+    @classmethod
+    def shrink(cls, config: ConfigDict) -> None:
+        """Reduces the part's sections to the size of a smoke test."""
+        ...
+
+
+class MethodPart(ModelPart, Protocol):
+    """What the configuration needs of a method alone."""
+
+    coordinate_fields: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def trains_predictor(cls, settings: Settings) -> bool:
+        """Returns whether it trains a predictor, which may have a learning rate of its own."""
+        ...
+
+    @classmethod
+    def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+        """Yields (field, value) of each schedule that does not end within the epochs."""
+        ...
+
+
 def is_import_path(table: Mapping[str, str], name: str) -> bool:
     """Returns whether a name is 'module.path:Class' and not an entry, perhaps with an argument."""
-    return bool(table) and ":" in name and name.partition(":")[0] not in table
+    return ":" in name and name.partition(":")[0] not in table
 
 
 def _field(table: Mapping[str, str]) -> str:
     """Returns the dotted name of the field that names a part of a table."""
-    return next((path for path, known in TABLES.items() if known is table), "method")
+    return next(path for path, known in TABLES.items() if known is table)
 
 
 def load_part(table: Mapping[str, str], name: str) -> type[Part]:
@@ -115,6 +146,15 @@ def load_subclass(table: Mapping[str, str], name: str, base: type[T], what: str)
             f"{base.__module__}.{base.__qualname__}."
         )
     return found
+
+
+def method_part(settings: Settings) -> type[MethodPart]:
+    """Returns the class of the method that settings name, as the configuration knows it.
+
+    Raises:
+      ConfigError: see `load_part`.
+    """
+    return cast(type[MethodPart], load_part(METHODS, settings.method))
 
 
 def section_prefixes(table: Mapping[str, str], name: str) -> tuple[str, ...]:

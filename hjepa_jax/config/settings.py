@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from hjepa_jax.config.conditions import HJEPA, SIGREG
 from hjepa_jax.config.data import Data
 from hjepa_jax.config.fields import (
     FREE,
@@ -19,22 +18,12 @@ from hjepa_jax.config.fields import (
     section,
     walk,
 )
-from hjepa_jax.config.losses import Loss, Parity, Sigreg, Spectral
-from hjepa_jax.config.model import Dynamics, Model
+from hjepa_jax.config.model import Model
 from hjepa_jax.config.parts import TABLES, is_import_path, load_part
 from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Train
 from hjepa_jax.errors import ConfigError
 
 S = TypeVar("S")
-
-# Sections of parts that have no table entry yet.
-_UNLISTED: dict[str, tuple[type, Condition | None]] = {
-    "dynamics": (Dynamics, HJEPA),
-    "loss": (Loss, HJEPA),
-    "sigreg": (Sigreg, SIGREG),
-    "spectral": (Spectral, SIGREG),
-    "parity": (Parity, None),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +41,10 @@ class Settings:
         at_most=2**32 - 1,
         aliases=("random_seed", "rng"),
     )
-    objective: str = field(
+    method: str = field(
         "hjepa",
-        "'hjepa' or 'sigreg' (the LeJEPA baseline).",
-        choices=("hjepa", "sigreg"),
-        aliases=("method",),
+        "'hjepa', 'lejepa' (SIGReg), 'hamsigreg', or a class of your own, 'module.path:Class'.",
+        aliases=("objective", "algorithm"),
     )
     data: Data = section(Data, "Images, views and the input pipeline.")
     model: Model = section(Model, "The encoder, its state, the projector and the arithmetic.")
@@ -149,18 +137,12 @@ def schema(named: Mapping[str, str] | None = None) -> Schema:
 
 def schema_of(settings: Any) -> Schema:
     """Returns the schema of settings."""
-    names = [path for path in TABLES if path in _core_paths()]
-    return schema({path: functools.reduce(getattr, path.split("."), settings) for path in names})
-
-
-@functools.cache
-def _core_paths() -> frozenset[str]:
-    return frozenset(row.path for row in walk(Settings))
+    return schema({path: functools.reduce(getattr, path.split("."), settings) for path in TABLES})
 
 
 @functools.cache
 def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
-    owners: dict[str, tuple[type, Condition | None]] = dict(_UNLISTED)
+    owners: dict[str, tuple[type, Condition]] = {}
     core = {declared.name for declared in dataclasses.fields(Settings)}
     for path, table in TABLES.items():
         names = [*table, *(name for field_path, name in own if field_path == path)]
@@ -178,7 +160,7 @@ def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
     for declared in dataclasses.fields(Settings):
         if declared.name == "parts":
             for name, (kind, used) in owners.items():
-                rows += walk(kind, f"{name}.", () if used is None else (used,))
+                rows += walk(kind, f"{name}.", (used,))
                 meanings[name] = (kind.__doc__ or "").split("\n")[0]
                 meanings |= _meanings(kind, f"{name}.")
         else:
@@ -243,8 +225,7 @@ def sections() -> frozenset[str]:
 def chosen_parts(settings: Settings) -> Iterator[Any]:
     """Yields the classes of the method, the encoder and the source that settings choose."""
     for path, table in TABLES.items():
-        if table and path in _core_paths():
-            yield load_part(table, settings.value(path))
+        yield load_part(table, settings.value(path))
 
 
 def may_change_on_resume(path: str, settings: Settings) -> bool:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, TypeAlias
 
-from hjepa_jax.config.conditions import PREDICTOR, SQRT_H
 from hjepa_jax.config.fields import FIXED, FREE, FREE_WITHOUT_PROBE, Condition, field
+from hjepa_jax.config.parts import method_part
 
+Corruption: TypeAlias = Literal["grey", "noise", "blur", "shift", "contrast", "occlusion"]
+
+_PREDICTOR = Condition(
+    lambda c: method_part(c).trains_predictor(c),
+    "a config.method whose predictor has parameters, as 'hjepa'",
+)
+_COORDINATES = Condition(
+    lambda c: bool(method_part(c).coordinate_fields),
+    "a config.method whose loss transforms the states, as 'hamsigreg'",
+)
 _SKIPS = Condition(lambda c: c.train.on_nonfinite == "skip", "config.train.on_nonfinite='skip'")
 _ONLINE = Condition(
     lambda c: c.evaluation.online_every_epochs is not None, "config.evaluation.online_every_epochs"
@@ -54,7 +65,7 @@ class Train:
         "Learning rate of the predictor (potential); None = lr.",
         at_least=1e-12,
         at_most=_LARGEST_RATE,
-        used=PREDICTOR,
+        used=_PREDICTOR,
         aliases=("h_lr", "predictor_learning_rate"),
     )
     weight_decay: float = field(
@@ -96,11 +107,10 @@ class Train:
         "Workdir of a run to start from: its parameters and batch statistics, no more.",
         aliases=("checkpoint", "pretrained"),
     )
-    on_nonfinite: str = field(
+    on_nonfinite: Literal["stop", "skip"] = field(
         "stop",
         "A loss or gradient that is NaN or infinite: 'stop', or 'skip' the batch; the "
         "state before it is kept.",
-        choices=("stop", "skip"),
         resume=FREE,
     )
     max_skips_in_a_row: int = field(
@@ -128,17 +138,15 @@ class Train:
 class Evaluation:
     """What is measured on frozen features, after and during training."""
 
-    state_part: str = field(
+    state_part: Literal["q", "p", "qp"] = field(
         "q",
         "Part of the state evaluated, with split_qp; else 'qp'.",
-        choices=("q", "p", "qp"),
         resume=FREE_WITHOUT_PROBE,
     )
-    coordinates: str = field(
+    coordinates: Literal["raw", "sqrt_h"] = field(
         "raw",
         "The state 'raw' as encoded, or 'sqrt_h' as HamSIGReg's H^{1/2} z.",
-        choices=("raw", "sqrt_h"),
-        used=SQRT_H,
+        used=_COORDINATES,
     )
     all_state_parts: bool = field(
         True, "kNN and probe of q, p and qp beside state_part; only with split_qp."
@@ -189,10 +197,9 @@ class Evaluation:
     few_shot_trials: int = field(
         5, "Draws of them to average.", above=0, at_most=10_000, used=_SHOTS
     )
-    robustness: tuple[str, ...] = field(
+    robustness: tuple[Corruption, ...] = field(
         (),
         "Changes of the test images under which kNN and probe are tested again.",
-        choices=("grey", "noise", "blur", "shift", "contrast", "occlusion"),
     )
     spectrum_samples: int = field(5000, "Samples of the covariance spectrum.", at_least=2)
     spectrum_top: int = field(256, "Eigenvalues kept of it.", above=0)
@@ -234,6 +241,11 @@ class Evaluation:
     pixel_baseline: bool = field(
         False, "Also evaluate raw pixels (averaged down to at most 32 x 32) as if an encoder."
     )
+    reference_evaluation: bool = field(
+        False,
+        "As published: kNN ranks ties, and classes without a vote, by class number, and random "
+        "pairs repeat.",
+    )
     random_baseline: bool = field(True, "Also evaluate the encoder at its random initialization.")
 
 
@@ -252,11 +264,10 @@ class Checkpoint:
         "(steps without it rank last).",
         used=_BEST,
     )
-    best_mode: str | None = field(
+    best_mode: Literal["min", "max"] | None = field(
         None,
         "Whether the least or the greatest is best; None = what the metric has by itself, as "
         "losses and accuracies do.",
-        choices=("min", "max"),
         used=_BEST,
     )
 

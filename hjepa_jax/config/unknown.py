@@ -22,9 +22,27 @@ RENAMED: dict[str, str] = {
     "model.token_hw": "resnet.token_grid",
     "model.embed_dim": "resnet.embed_dim",
     "model.remat": "resnet.remat",
+    "parity.reference_layout": "hamsigreg.reference_layout",
+    "parity.reference_evaluation": "evaluation.reference_evaluation",
     "evaluation.variant": "evaluation.state_part",
     "evaluation.qp_variants": "evaluation.all_state_parts",
 }
+
+# Old section -> new one, whose fields have the names that they had.
+RENAMED_SECTIONS: dict[str, str] = {"spectral": "hamsigreg"}
+_OBJECTIVE = (
+    "config.objective is now config.method: 'hjepa', 'lejepa' for SIGReg of the states as they "
+    "are, or 'hamsigreg' for what was a config.spectral.kind other than 'identity'."
+)
+
+
+def renamed(path: str) -> str | None:
+    """Returns what a field that an older version had is called now, None for others."""
+    section, _, leaf = path.partition(".")
+    if section in RENAMED_SECTIONS:
+        leaf = leaf.replace("regulariser", "regularizer")
+        return f"{RENAMED_SECTIONS[section]}.{leaf}".rstrip(".")
+    return RENAMED.get(path)
 
 
 def _nearest_field(rows: Mapping[str, Row], path: str) -> str:
@@ -50,8 +68,10 @@ def unknown_field(of: Schema, path: str) -> str | None:
     """Returns a sentence naming the nearest valid field if `path` is none, else None."""
     if path in of.rows or path in of.sections:
         return None
-    if path in RENAMED:
-        return f"config.{path} is now config.{RENAMED[path]}: use the new name."
+    if path == "objective":
+        return _OBJECTIVE
+    if now := renamed(path):
+        return f"config.{path} is now config.{now}: use the new name."
     return (
         f"config.{path[:100]} is not a field of the configuration: "
         f"did you mean config.{_nearest_field(of.rows, path[:100])}?"

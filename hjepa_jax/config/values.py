@@ -110,7 +110,7 @@ def _range_problem(row: Row, value: Any) -> str | None:
 
 def _text_problem(row: Row, value: str) -> str | None:
     """Returns what is wrong with a text, else None."""
-    options = row.spec.choices
+    options = row.choices
     if options and value not in options:
         nearest = difflib.get_close_matches(value, options, 1, 0.0)[0]
         return f"that is none of {', '.join(map(repr, options))}: did you mean {nearest!r}?"

@@ -148,7 +148,7 @@ class OnlineKnn:
             ks=self._k,
             num_classes=num_classes,
             block=settings.knn_block,
-            reference=config.parity.reference_evaluation,
+            reference=config.evaluation.reference_evaluation,
             mesh=sharding.local_mesh(),
         )
         scores = {}

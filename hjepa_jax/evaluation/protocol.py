@@ -264,7 +264,7 @@ def run_protocol(
       mesh: devices that share the kNN's test rows; None = the default device.
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
       notes: sentences to begin `metrics['notes']` with.
-      reference: config.parity.reference_evaluation.
+      reference: config.evaluation.reference_evaluation.
       targets: mean squares of 'q' and 'p', or of 'z', that training aimed at; None = not judged.
       remedy: of the method that was trained, see `Method.remedy`.
 

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.config import Config, base_config, rows
-from hjepa_jax.config.conditions import (
-    has_parameters,
-    has_warmup_of_residual,
-    uses_generic_leapfrog,
-)
 from hjepa_jax.config.validation import flatten
 from hjepa_jax.config.values import problems_of, shown
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.methods.hamsigreg_settings import GRID_KINDS
+from hjepa_jax.methods.hjepa_settings import (
+    Dynamics,
+    has_parameters,
+    has_warmup,
+    uses_generic_leapfrog,
+)
 
 Published = Mapping[str, Any]
 
@@ -166,7 +168,7 @@ def is_imagenet_script(published: Published) -> bool:
 
 
 def _set_floors(loss: Config, floors: Published) -> None:
-    """Variance, budget and log-det settings of the HJEPA regulariser."""
+    """Variance, budget and log-det settings of the HJEPA regularizer."""
     same = {
         "q_per_dim_target": "q_target",
         "p_per_dim_target": "p_target",
@@ -209,23 +211,24 @@ def _set_hjepa(config: Config, published: Published) -> None:
     imagenet = is_imagenet_script(published)
     warmup = 0.0 if imagenet else _number(hjepa, "residual_scale_warmup_epochs", 0.0)
     config.dynamics.residual_scale_warmup_epochs = warmup
-    if imagenet and has_parameters(config):
+    dynamics = Dynamics(**config.dynamics)
+    if imagenet and has_parameters(dynamics):
         config.train.predictor_lr = _number(train, "h_lr", 0.1 * config.train.lr)
     config.parity.update(
-        epochwise_residual_warmup=not imagenet and has_warmup_of_residual(config),
+        epochwise_residual_warmup=not imagenet and has_warmup(dynamics),
         forward_directions_only=imagenet and config.loss.bidirectional,
         q_variance_floor_only=imagenet,
         unclipped_predictor=imagenet
-        and has_parameters(config)
+        and has_parameters(dynamics)
         and config.train.grad_clip is not None,
-        shared_lr_floor=imagenet and has_parameters(config),
-        reference_leapfrog=uses_generic_leapfrog(config),
+        shared_lr_floor=imagenet and has_parameters(dynamics),
+        reference_leapfrog=uses_generic_leapfrog(dynamics),
     )
 
 
 def _set_sigreg(config: Config, published: Published) -> None:
     regularizer, train = (_section(published, name) for name in ("regularizer", "train"))
-    config.objective = "sigreg"
+    config.method = "lejepa"
     config.train.grad_clip = None
     _copy(regularizer, _SIGREG, config.sigreg)
     _copy(train, {"lambda_reg": "weight"}, config.sigreg)
@@ -236,13 +239,14 @@ def _set_sigreg(config: Config, published: Published) -> None:
         return
     options = _section(regularizer, "ham_kwargs")
     on_grid = kind == "chain" and {"h", "w", "d_f"} <= set(options)
-    config.spectral.kind = "chain_grid" if on_grid else _converted("ham_kind", kind, str)
-    _copy(options, _SPECTRUM, config.spectral)
+    config.method = "hamsigreg"
+    config.hamsigreg.kind = "chain_grid" if on_grid else _converted("ham_kind", kind, str)
+    _copy(options, _SPECTRUM, config.hamsigreg)
     if kind == "learnable":
-        _copy(train, _SPECTRUM_TRAIN, config.spectral)
-        _copy(regularizer, {"spectral_weight": "regulariser_weight"}, config.spectral)
-        config.spectral.gauge = _converted("gauge", options.get("gauge", "logdet"), str)
-    config.parity.reference_layout = config.spectral.kind in ("chain_grid", "learnable")
+        _copy(train, _SPECTRUM_TRAIN, config.hamsigreg)
+        _copy(regularizer, {"spectral_weight": "regularizer_weight"}, config.hamsigreg)
+        config.hamsigreg.gauge = _converted("gauge", options.get("gauge", "logdet"), str)
+    config.hamsigreg.reference_layout = config.hamsigreg.kind in GRID_KINDS
 
 
 def config_from_torch(published: Published) -> Config:
@@ -286,7 +290,7 @@ def config_from_torch(published: Published) -> Config:
         _set_hjepa(config, published)
     else:
         _set_sigreg(config, published)
-    config.parity.reference_evaluation = True
+    config.evaluation.reference_evaluation = True
     bad = [p for name, value in flatten(config) for p in problems_of(rows()[name], value)]
     if bad:
         raise ConfigError(f"the published configuration does not fit: {' '.join(bad)}")

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_check
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Settings
 from hjepa_jax.models.base import StateShape
 
 PyTree: TypeAlias = Any
@@ -43,30 +44,43 @@ class Method(abc.ABC):
 
     Attributes:
       sections: the sections of the configuration that the method adds, by name.
+      coordinate_fields: see `HasCoordinates`; () = the loss acts on the states as they are.
       settings: the run's configuration.
       shape: of the states that the loss receives.
       steps_per_epoch: for schedules that count in epochs.
     """
 
     sections: ClassVar[Mapping[str, type]] = {}
+    coordinate_fields: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, settings: Config, shape: StateShape, steps_per_epoch: int):
+    def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """Takes a checked configuration and what follows from encoder and data."""
         self.settings = settings
         self.shape = shape
         self.steps_per_epoch = steps_per_epoch
 
     @classmethod
-    def problems(cls, settings: Config) -> Iterator[str]:
+    def problems(cls, settings: Settings) -> Iterator[str]:
         """Yields a sentence for each contradiction of the settings."""
         del settings
         yield from ()
 
     @classmethod
-    def schedules(cls, settings: Config) -> Iterator[tuple[str, float]]:
-        """Yields (field, epochs) of each warm-up that must end before the training does."""
-        del settings
+    def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+        """Yields (field, value) of each warm-up or ramp that does not end within the epochs."""
+        del settings, epochs
         yield from ()
+
+    @classmethod
+    def trains_predictor(cls, settings: Settings) -> bool:
+        """Returns whether `init` has a part 'predictor', trained at config.train.predictor_lr."""
+        del settings
+        return False
+
+    @classmethod
+    def shrink(cls, config: ConfigDict) -> None:
+        """Reduces the method's sections to the size of a smoke test: a few steps of tiny states."""
+        del config
 
     def warnings(self) -> Iterator[str]:
         """Yields a sentence for each setting that is allowed but likely a mistake."""

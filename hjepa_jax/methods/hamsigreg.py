@@ -10,22 +10,28 @@ Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config
-from hjepa_jax.errors import ConfigError
+from hjepa_jax.config import Settings
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Metrics, PyTree, Randomness, Suspect
 from hjepa_jax.methods.clipping import clip_by_global_norm
 from hjepa_jax.methods.fill import settings_from
+from hjepa_jax.methods.hamsigreg_settings import (
+    GRID_KINDS,
+    HamSIGRegSection,
+    problems,
+    unfinished,
+)
 from hjepa_jax.methods.lejepa import LeJEPA
 from hjepa_jax.models.base import StateShape
-from hjepa_jax.objectives.hamsigreg import GRID_KINDS, SpectralSettings, apply_spectral
+from hjepa_jax.objectives.hamsigreg import SpectralSettings, apply_spectral
 from hjepa_jax.objectives.hamsigreg_spectrum import (
     LearnableSettings,
     init_learnable,
@@ -53,41 +59,53 @@ class HamSIGReg(LeJEPA):
       learnable: the learned spectrum, None where H is fixed.
     """
 
-    coordinate_fields: ClassVar[tuple[str, ...]] = (
-        "spectral.",
-        "parity.reference_layout",
-    )
+    sections: ClassVar[Mapping[str, type]] = {**LeJEPA.sections, "hamsigreg": HamSIGRegSection}
+    coordinate_fields: ClassVar[tuple[str, ...]] = ("hamsigreg.",)
 
-    def __init__(self, settings: Config, shape: StateShape, steps_per_epoch: int):
+    def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """See `Method`."""
         super().__init__(settings, shape, steps_per_epoch)
-        spectral = settings.spectral
+        self.hamsigreg = section = settings.section(HamSIGRegSection)
         grid: dict[str, Any] = {}
         self.learnable: LearnableSettings | None = None
-        if spectral.kind in GRID_KINDS:
+        if section.kind in GRID_KINDS:
             side = shape.token_grid
-            if side is None:
-                raise ConfigError(
-                    f"config.spectral.kind is {spectral.kind!r}, which acts on the token grid, but "
-                    f"the states of config.model.encoder={settings.model.encoder!r} have none: set "
-                    "it to 'chain'."
-                )
             grid = {"h": side, "w": side, "token_dim": shape.token_dim}
             grid["split_qp"] = settings.model.split_qp
-            grid["reference_layout"] = settings.parity.reference_layout
-        if spectral.kind == "learnable":
-            self.learnable = settings_from(LearnableSettings, spectral, h=side, w=side)
+            grid["reference_layout"] = section.reference_layout
+            if section.kind == "learnable":
+                self.learnable = settings_from(LearnableSettings, section, h=side, w=side)
         self.spectrum: SpectralSettings = settings_from(
-            SpectralSettings, spectral, learnable=self.learnable, **grid
+            SpectralSettings, section, learnable=self.learnable, **grid
         )
+
+    @classmethod
+    def problems(cls, settings: Settings) -> Iterator[str]:
+        """Yields a sentence for each contradiction of the settings."""
+        yield from super().problems(settings)
+        yield from problems(settings)
+
+    @classmethod
+    def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+        """Yields (field, value) of each warm-up and ramp that does not end in time."""
+        yield from super().unfinished(settings, epochs)
+        yield from unfinished(settings, epochs)
+
+    @classmethod
+    def shrink(cls, config: ConfigDict) -> None:
+        """Ends the ramps within the only epoch of a smoke test."""
+        section = config.hamsigreg
+        if section.kind != "diag":
+            for name in ("identity_epochs", "base_ramp_epochs", "learnable_ramp_epochs"):
+                section[name] = min(section[name], 0.5)
 
     def _optimizer(self) -> optax.GradientTransformation:
         """Returns the spectrum's AdamW: scaled, then clipped gradients, no weight decay."""
-        spectral = self.settings.spectral
-        chain = [optax.scale(spectral.grad_scale)]
-        if spectral.grad_clip is not None:
-            chain.append(clip_by_global_norm(spectral.grad_clip))
-        chain.append(optax.adam(spectral.lr))
+        section = self.hamsigreg
+        chain = [optax.scale(section.grad_scale)]
+        if section.grad_clip is not None:
+            chain.append(clip_by_global_norm(section.grad_clip))
+        chain.append(optax.adam(section.lr))
         return optax.chain(*chain)
 
     def init_state(self) -> PyTree:
@@ -99,10 +117,10 @@ class HamSIGReg(LeJEPA):
 
     def schedule(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (alpha, beta) of the epoch that `step` lies in, counted from 1."""
-        spectral = self.settings.spectral
+        section = self.hamsigreg
         epoch = step // self.steps_per_epoch + 1
-        alpha = alpha_schedule(epoch, spectral.learnable_ramp_epochs)
-        beta = beta_schedule(epoch, spectral.identity_epochs, spectral.base_ramp_epochs)
+        alpha = alpha_schedule(epoch, section.learnable_ramp_epochs)
+        beta = beta_schedule(epoch, section.identity_epochs, section.base_ramp_epochs)
         return alpha, beta
 
     def coordinates(self, method_state: PyTree, step: jax.Array) -> PyTree:
@@ -148,7 +166,7 @@ class HamSIGReg(LeJEPA):
             spectrum = learnable_spectrum(spectrum_params, self.learnable, alpha, beta)
             spec = spectral_regularizer(spectrum, self.learnable)
             # A constant to the encoder, counted so that the total is the full min-max objective.
-            total = total + self.settings.spectral.regulariser_weight * spec
+            total = total + self.hamsigreg.regularizer_weight * spec
             metrics |= {"spec": spec, **spectral_health(spectrum)}
             metrics |= {"total": total, "alpha": alpha, "beta": beta}
         return total, metrics
@@ -159,7 +177,7 @@ class HamSIGReg(LeJEPA):
         """Updates the learned spectrum if this is one of its steps; see `Method`."""
         if self.learnable is None:
             return method_state
-        options, optimizer = self.settings.spectral, self._optimizer()
+        options, optimizer = self.hamsigreg, self._optimizer()
         weight = self.sigreg_weight(step)
 
         def update(current: PyTree) -> PyTree:
@@ -178,13 +196,13 @@ class HamSIGReg(LeJEPA):
     ) -> jax.Array:
         """Returns what the spectrum's optimizer minimizes, of states z and SIGReg's weight."""
         assert self.learnable is not None
-        options = self.settings.spectral
+        options = self.hamsigreg
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": params, "alpha": alpha, "beta": beta}
         value = sigreg(
             self.transform(coordinates, jax.lax.stop_gradient(z)),
             randomness["spectral_slices"],
-            settings_from(SIGRegSettings, self.settings.sigreg),
+            settings_from(SIGRegSettings, self.sigreg),
             subsample_index=randomness.get("subsample"),
             means=characteristic_means,
         )
@@ -194,7 +212,7 @@ class HamSIGReg(LeJEPA):
             spectral_regularizer(spectrum, self.learnable),
             mode=options.update_mode,
             weight=weight,
-            spectral_weight=options.regulariser_weight,
+            spectral_weight=options.regularizer_weight,
             adversarial_multiplier=options.adversarial_multiplier,
         )
 
@@ -202,10 +220,10 @@ class HamSIGReg(LeJEPA):
         """Returns the factor of each term in the total loss, and the ratio of the first two."""
         weights = super().weights()
         if self.learnable is not None:
-            weights["spec"] = self.settings.spectral.regulariser_weight
+            weights["spec"] = self.hamsigreg.regularizer_weight
         return weights
 
     def suspects(self) -> dict[str, Suspect]:
         """Returns the fields behind each term."""
-        fields = ("spectral.regulariser_weight",)
+        fields = ("hamsigreg.regularizer_weight",)
         return {**super().suspects(), "spec": Suspect("the loss term spec", fields)}

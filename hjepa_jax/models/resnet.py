@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
-from hjepa_jax.config.fields import FREE, Condition, field
+from hjepa_jax.config.fields import FREE, Condition, field, walk
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3, max_pool_3x3_padded
@@ -49,20 +50,17 @@ class ResNetSection:
         hint="the blocks of each of the four stages",
         aliases=("depth", "layers", "blocks"),
     )
-    stem: str = field(
+    stem: Literal["cifar", "imagenet"] = field(
         "cifar",
         "'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).",
-        choices=("cifar", "imagenet"),
     )
-    head: str = field(
+    head: Literal["tokens", "global"] = field(
         "tokens",
         "'tokens' (feature map as tokens) or 'global' (average pool, then Linear).",
-        choices=("tokens", "global"),
     )
-    token_layer: str = field(
+    token_layer: Literal["layer2", "layer3", "layer4"] = field(
         "layer3",
         "Stage that the tokens are taken from.",
-        choices=("layer2", "layer3", "layer4"),
         used=_TOKENS,
     )
     token_dim: int = field(32, "Channels per token.", above=0, at_most=65536, used=_TOKENS)
@@ -76,11 +74,10 @@ class ResNetSection:
     embed_dim: int = field(
         2048, "Dimension of the embedding.", above=0, at_most=2**20, used=_GLOBAL
     )
-    remat: str = field(
+    remat: Literal["none", "blocks"] = field(
         "none",
         "'blocks' computes residual blocks again in the backward pass: less memory, "
         "a third more work.",
-        choices=("none", "blocks"),
         resume=FREE,
     )
 
@@ -143,6 +140,16 @@ class ResNet(Encoder):
     stem_pool: Callable[[jax.Array], jax.Array] = max_pool_3x3
 
     @classmethod
+    def shrink(cls, config: ConfigDict) -> None:
+        """Reduces width, depth and tokens to the size of a smoke test; the stem stays."""
+        resnet = config.resnet
+        if resnet.stem == "imagenet":
+            config.data.image_size = 64
+        resnet.update(width=8, stage_blocks=(1, 1, 1, 1), token_layer="layer2", token_dim=8)
+        if resnet.token_grid is not None:
+            resnet.token_grid = 2
+
+    @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
         """Yields a sentence for each contradiction of the settings."""
         resnet, data = settings.section(ResNetSection), settings.data
@@ -193,12 +200,11 @@ class ResNet(Encoder):
 
     def _check_fields(self, x: jax.Array) -> None:
         settings = self.settings
-        for declared in dataclasses.fields(settings):
-            choices = declared.metadata["spec"].choices
-            value = getattr(settings, declared.name)
-            if choices and value not in choices:
+        for row in walk(ResNetSection):
+            value = getattr(settings, row.path)
+            if row.choices and value not in row.choices:
                 raise ValueError(
-                    f"ResNet: unknown {declared.name} '{value}': use one of {', '.join(choices)}."
+                    f"ResNet: unknown {row.path} '{value}': use one of {', '.join(row.choices)}."
                 )
         if settings.head == "tokens" and self.split_qp and settings.token_dim % 2:
             raise ValueError(

@@ -50,9 +50,7 @@ def maps_of_runs(
         raise UserError(f"the runs need names of their own, got {[p.name for p in workdirs]}.")
     for name, run in runs.items():
         if run.predictor[0] is None:
-            raise UserError(
-                f"the run {name} has no predictor: give runs of config.objective='hjepa'."
-            )
+            raise UserError(f"the run {name} has no predictor: give runs of config.method='hjepa'.")
     first = next(iter(runs.values()))
     states = encoded_states(first, num_states)
     for name, run in runs.items():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Config, Settings
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.parts import ENCODERS, load_subclass
+from hjepa_jax.config.parts import ENCODERS, METHODS, load_subclass
 from hjepa_jax.methods.base import Method
-from hjepa_jax.methods.hamsigreg import HamSIGReg
-from hjepa_jax.methods.hjepa import HJEPA
-from hjepa_jax.methods.lejepa import LeJEPA
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.projector import Projector
 from hjepa_jax.training.optimizer import Schedule, learning_rates, make_optimizer
@@ -52,13 +50,6 @@ def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) ->
     return kind.build(settings, numbers, norm_groups)
 
 
-def method_class(config: Config) -> type[Method]:
-    """Returns the class of the method that a configuration names."""
-    if config.objective == "hjepa":
-        return HJEPA
-    return LeJEPA if config.spectral.kind == "identity" else HamSIGReg
-
-
 def build_method(config: Config, steps_per_epoch: int) -> Method:
     """Returns the method of a configuration.
 
@@ -69,7 +60,9 @@ def build_method(config: Config, steps_per_epoch: int) -> Method:
     shape = build_encoder(config).shape(config.data.image_size)
     if config.model.projector != "identity":
         shape = StateShape(config.model.projector_dim)
-    return method_class(config)(config, shape, steps_per_epoch)
+    kind = load_subclass(METHODS, config.method, Method, "method")
+    build = cast(Callable[[Settings, StateShape, int], Method], kind)
+    return build(typed(config), shape, steps_per_epoch)
 
 
 def build_setup(

@@ -47,7 +47,7 @@ def test_published_recipes() -> None:
 
 
 def test_names_of_corruptions_are_the_known_ones() -> None:
-    assert set(rows()["evaluation.robustness"].spec.choices) == set(robustness.CORRUPTIONS)
+    assert set(rows()["evaluation.robustness"].choices) == set(robustness.CORRUPTIONS)
 
 
 def _changed(**fields):
@@ -64,7 +64,7 @@ def _changed(**fields):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"objective": "hjpea"}, ["config.objective", "'hjepa'"]),
+        ({"method": "hjpea"}, ["config.method", "'hjepa'"]),
         ({"train__epocs": 3}, ["config.train.epocs", "config.train.epochs"]),
         ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'sigreg'"]),
         ({"model__split_qp": False, "evaluation__state_part": "qp"}, ["split_qp", "[q | p]"]),

@@ -306,7 +306,7 @@ def test_only_process_0_writes_and_prints(killed_and_resumed) -> None:
     assert len(list((folder / "run").glob("events.out.tfevents.*"))) == 2
     assert json.loads((folder / "run/config.json").read_text())["train"]["max_steps"] == STEPS
     for process in (two.output(1), *(four.output(i) for i in (1, 2, 3))):
-        for word in (f"/{STEPS} ", '"objective"', "trained", "report and pictures"):
+        for word in (f"/{STEPS} ", '"method"', "trained", "report and pictures"):
             assert word not in process
     assert "1 of 4 devices" in four.output(0)
     assert "kNN top-1" in two.output(0)

@@ -43,9 +43,9 @@ def _dense_transform(spectrum: np.ndarray, z: np.ndarray, channels: int) -> np.n
     return back.real.reshape(z.shape)
 
 
-def test_encoder_is_composed_with_the_learnt_spectrum_of_its_step(tmp_path) -> None:
+def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> None:
     config = cifar100.get_config("ham_learnable-smoke")
-    config.spectral.update(
+    config.hamsigreg.update(
         span_max=3.0, identity_epochs=1.0, base_ramp_epochs=5.0, learnable_ramp_epochs=2.0
     )
     save_run(config, tmp_path, (8,))
@@ -110,7 +110,9 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
     other = cifar100.get_config("ham_chain-smoke")
     check_encoder(other, saved_config(tmp_path), tmp_path)
     other.evaluation.coordinates = "sqrt_h"
-    with pytest.raises(CheckpointError, match=r"spectral.kind \('diag' there, 'chain_grid' here\)"):
+    with pytest.raises(
+        CheckpointError, match=r"hamsigreg.kind \('diag' there, 'chain_grid' here\)"
+    ):
         evaluate(other, tmp_path, tmp_path / "eval")
     config.model.projector = "mlp"
     with pytest.raises(ConfigError, match="H acts on the output of the projector 'mlp'"):

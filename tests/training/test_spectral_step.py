@@ -21,7 +21,7 @@ def _method(config, per_epoch=4) -> HamSIGReg:
 
 def _config(**fields):
     config = cifar100.get_config("ham_learnable-smoke")
-    config.spectral.update(
+    config.hamsigreg.update(
         {"span_max": 2.0, "init_loglambda_span": 1.0, "update_interval": 1, "lr": 0.05, **fields}
     )
     return config
@@ -57,7 +57,7 @@ def _valuer(config):
     """Returns the compiled SIGReg of the transformed states, as a function of the spectrum."""
     z, drawn = _material(config)
     method = _method(config)
-    settings = settings_from(SIGRegSettings, config.sigreg)
+    settings = settings_from(SIGRegSettings, method.sigreg)
 
     @jax.jit
     def value(params):
@@ -70,7 +70,7 @@ def _valuer(config):
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
 def test_max_raises_sigreg_and_min_lowers_it(mode, sign) -> None:
-    config = _config(update_mode=mode, regulariser_weight=0.0)
+    config = _config(update_mode=mode, regularizer_weight=0.0)
     spectral = _method(config).init_state()
     value = _valuer(config)
     before = value(spectral["params"])

@@ -64,7 +64,7 @@ def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         assert all(np.isfinite(list(values.values()))), values
         assert int(state.step) == step + 1
-    expected = HJEPA_LOGGED if config.objective == "hjepa" else LOGGED | {"sigreg"}
+    expected = HJEPA_LOGGED if config.method == "hjepa" else LOGGED | {"sigreg"}
     if config.dynamics.predictor != "hamiltonian":
         expected = expected - {"V_var"}
     assert expected <= values.keys()
@@ -76,7 +76,7 @@ def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
         if not value
     ]
     # The potential's last bias has no gradient, so it is neither moved nor decayed.
-    potential = config.objective == "hjepa" and config.dynamics.predictor == "hamiltonian"
+    potential = config.method == "hjepa" and config.dynamics.predictor == "hamiltonian"
     assert still == (["predictor/potential/layer2/bias"] if potential else [])
 
 
@@ -217,5 +217,5 @@ def test_bfloat16_on_a_cpu_is_warned_of(monkeypatch) -> None:
 def test_smoke_keeps_the_method() -> None:
     config = cifar100.get_config("sigreg")
     smoke(config)
-    assert config.objective == "sigreg"
+    assert config.method == "lejepa"
     assert config.sigreg == cifar100.get_config("sigreg").sigreg

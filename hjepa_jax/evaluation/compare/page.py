@@ -19,7 +19,12 @@ from hjepa_jax.evaluation.compare.style import STYLE
 from hjepa_jax.storage.files import check_writable_file, local_path, write_atomically
 
 # Settings that are free to differ, or are reported separately.
-_TOLD = {"seed", "parity.reference_evaluation", "evaluation.headline_k", "evaluation.state_part"}
+_TOLD = {
+    "seed",
+    "evaluation.reference_evaluation",
+    "evaluation.headline_k",
+    "evaluation.state_part",
+}
 
 
 def _nested(run: RunResult, part: str) -> Mapping[str, Any]:
@@ -54,8 +59,10 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         said.append(f"Different parts of the state were evaluated: {', '.join(state_parts)}.")
     if len({run.metrics["headline_k"] for run in runs}) > 1:
         said.append("The headline k of kNN differs between runs; each row is at its own.")
-    if len({bool(one.get("parity.reference_evaluation")) for one in settings}) > 1:
-        said.append("Some runs count votes and pairs as published (parity.reference_evaluation).")
+    if len({bool(one.get("evaluation.reference_evaluation")) for one in settings}) > 1:
+        said.append(
+            "Some runs count votes and pairs as published (evaluation.reference_evaluation)."
+        )
     if len({run.metrics.get("schema_version") for run in runs}) > 1:
         said.append(
             "These reports are of different versions, which count ties and top-5 of kNN, cosine "

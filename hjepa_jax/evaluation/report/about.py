@@ -71,7 +71,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {
         name: value
         for name, value in validation.flatten(config)
-        if name.startswith(("data.", "evaluation.", "parity.reference_evaluation", "seed"))
+        if name.startswith(("data.", "evaluation.", "seed"))
         and not name.startswith(_OMITTED)
         and not may_differ_between_processes(name, config)
     }
@@ -99,7 +99,7 @@ def about(
         "step": step,
         "checkpoint": how.get(chosen, "as asked for"),
         **({"best_by": saved.checkpoint.best_metric} if chosen == "best" else {}),
-        "objective": saved.objective,
+        "method": saved.method,
         "data": config.data.name,
         "data_root": config.data.root,
         **({"trained_on": saved.data.name} if config.data.name != saved.data.name else {}),

@@ -313,7 +313,7 @@ def _encoder(state: TrainState) -> Any:
 
 
 def _matters(name: str) -> bool:
-    return name.startswith(("model.", "dynamics.", "loss.", "objective", "seed", "train.lr"))
+    return name.startswith(("model.", "dynamics.", "loss.", "method", "seed", "train.lr"))
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:

@@ -18,24 +18,23 @@ import numpy as np
 
 from hjepa_jax.config import Config, base_config, rows, validation
 from hjepa_jax.config.fields import Row
-from hjepa_jax.config.variants import (
-    chain,
+from hjepa_jax.config.variants import chain, smoke
+from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
+from hjepa_jax.evaluate import evaluate
+from hjepa_jax.methods.variants import (
     ham_chain,
     ham_diag,
     ham_learnable,
     identity_predictor,
     mlp_predictor,
-    smoke,
 )
-from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
-from hjepa_jax.evaluate import evaluate
 from hjepa_jax.train import train
 
 # Where the value belongs to the row's kind, and where it cannot.
 _NUMBERS = (math.nan, math.inf, -math.inf, -1, 0, 1, 2, 3, 1e-30, 1e12, 2**70, -(2**70), 10**9)
 _OTHERS = (None, True, "", "x", "None", (), [], {}, (1,), (1, None), "0.5", b"x", 1j)
 # A resource that a small machine lacks is none of this target's business.
-_UNTRIED = ("data.name", "data.root", "train.init_from")
+_UNTRIED = ("method", "data.name", "data.root", "train.init_from")
 # Fields that make a run longer and are cut after they were accepted.
 _CUT = {
     "train.max_steps": 2,
@@ -45,7 +44,7 @@ _CUT = {
 
 
 def _sigreg(config: Config) -> None:
-    config.objective = "sigreg"
+    config.method = "lejepa"
     config.train.grad_clip = None
 
 
@@ -90,8 +89,8 @@ def _inside(rng: random.Random, row: Row) -> Any:
 
 
 def _one(rng: random.Random, row: Row) -> Any:
-    if row.spec.choices and rng.random() < 0.8:
-        return rng.choice(row.spec.choices)
+    if row.choices and rng.random() < 0.8:
+        return rng.choice(row.choices)
     if row.kind is bool and rng.random() < 0.8:
         return rng.random() < 0.5
     if row.kind in (int, float) and rng.random() < 0.7:

@@ -420,7 +420,7 @@ def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
     assert "as published" not in shown
     file = tmp_path / "eval" / "a-seed0" / "metrics.json"
     metrics = json.loads(file.read_text())
-    metrics["info"]["settings"] = {"parity.reference_evaluation": True}
+    metrics["info"]["settings"] = {"evaluation.reference_evaluation": True}
     file.write_text(json.dumps(metrics))
     assert "count votes and pairs as published" in page(load(paths))
     old = write_run(tmp_path, "old", seed=0, knn=0.5)

@@ -1,0 +1,176 @@
+"""The section `hamsigreg`: the transform of the states, and how a learned one is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import jax.numpy as jnp
+
+from hjepa_jax.config.fields import Condition, field
+from hjepa_jax.config.parts import ENCODERS, load_subclass
+from hjepa_jax.config.settings import Settings
+from hjepa_jax.models.base import Encoder
+
+CHAIN_KINDS = ("chain", "chain_grid")
+GRID_KINDS = ("chain_grid", "learnable")
+
+
+def _kind(settings: Settings) -> str:
+    return settings.section(HamSIGRegSection).kind
+
+
+_CHAIN = Condition(
+    lambda c: _kind(c) in CHAIN_KINDS, "config.hamsigreg.kind='chain' or 'chain_grid'"
+)
+_GRID = Condition(
+    lambda c: _kind(c) in GRID_KINDS, "config.hamsigreg.kind='chain_grid' or 'learnable'"
+)
+_SPECTRUM = Condition(
+    lambda c: _kind(c) != "diag", "config.hamsigreg.kind='chain', 'chain_grid' or 'learnable'"
+)
+_LEARNABLE = Condition(lambda c: _kind(c) == "learnable", "config.hamsigreg.kind='learnable'")
+
+
+@dataclasses.dataclass(frozen=True)
+class HamSIGRegSection:
+    """The transform of HamSIGReg: SIGReg of H^{1/2} z."""
+
+    kind: Literal["diag", "chain", "chain_grid", "learnable"] = field(
+        "diag",
+        "'diag' (a fixed diagonal), 'chain' (along the flat state), 'chain_grid' (over the token "
+        "grid) or 'learnable' (radial envelope).",
+    )
+    kappa: float = field(
+        1.0, "Eigenvalues of the chains: eps + kappa * Laplacian.", at_least=0, used=_CHAIN
+    )
+    eps: float = field(
+        1e-3, "Eigenvalues of the chains: eps + kappa * Laplacian.", at_least=1e-6, used=_CHAIN
+    )
+    gauge: Literal["trace", "logdet"] = field(
+        "trace",
+        "Spectrum normalized to mean 1 ('trace') or geometric mean 1 ('logdet').",
+        used=_SPECTRUM,
+    )
+    base: Literal["identity", "r2", "laplacian"] = field(
+        "laplacian",
+        "Fixed spectrum under the envelope.",
+        used=_LEARNABLE,
+    )
+    base_ridge: float = field(
+        1.0, "a of the base a + b r^2 (or Laplacian).", at_least=1e-6, used=_LEARNABLE
+    )
+    base_strength: float = field(
+        4.0, "b of the base a + b r^2 (or Laplacian).", at_least=0, used=_LEARNABLE
+    )
+    bins: int = field(8, "Radial bins of the envelope.", at_least=2, at_most=65536, used=_LEARNABLE)
+    binning: Literal["linear_radius", "linear_radius_sq", "quantile_radius"] = field(
+        "linear_radius",
+        "How frequencies fall into bins.",
+        used=_LEARNABLE,
+    )
+    span_max: float = field(
+        0.5, "Largest log-span of the envelope.", at_least=1e-6, at_most=50, used=_LEARNABLE
+    )
+    init_loglambda_span: float = field(
+        0.03, "Log-span of the envelope at the start.", at_least=0, at_most=50, used=_LEARNABLE
+    )
+    delta_clip: float = field(
+        0.0, "Smooth bound of the envelope; 0 = off.", at_least=0, at_most=50, used=_LEARNABLE
+    )
+    center_delta: bool = field(
+        False, "Subtract the envelope's mean over the grid.", used=_LEARNABLE
+    )
+    log_lambda_clip: float = field(
+        3.0, "Hard bound of the log spectrum.", at_least=1e-6, at_most=50, used=_LEARNABLE
+    )
+    eps_ridge: float = field(
+        0.0, "Added to the spectrum, which is then gauged again.", at_least=0, used=_LEARNABLE
+    )
+    regularizer_weight: float = field(
+        0.1, "Weight of the spectrum's regularizer.", at_least=0, used=_LEARNABLE
+    )
+    curvature_weight: float = field(
+        1e-3, "Regularizer: weight of the curvature.", at_least=0, used=_LEARNABLE
+    )
+    loglambda_l2_weight: float = field(
+        1e-4, "Regularizer: weight of the squared log deviation.", at_least=0, used=_LEARNABLE
+    )
+    cond_max: float = field(
+        0.0,
+        "Regularizer: condition number from which it counts; 0 = off.",
+        at_least=0,
+        used=_LEARNABLE,
+    )
+    cond_weight: float = field(
+        0.0, "Regularizer: weight of the condition number.", at_least=0, used=_LEARNABLE
+    )
+    identity_epochs: float = field(0.0, "Epochs at the identity.", at_least=0, used=_SPECTRUM)
+    base_ramp_epochs: float = field(
+        0.0, "Epochs over which base (or chain) then fades in.", at_least=0, used=_SPECTRUM
+    )
+    learnable_ramp_epochs: float = field(
+        0.0, "Epochs over which the envelope fades in.", at_least=0, used=_LEARNABLE
+    )
+    update_mode: Literal["max", "min"] = field(
+        "max",
+        "'max' (adversarial) or 'min' (joint) SIGReg.",
+        used=_LEARNABLE,
+    )
+    update_interval: int = field(10, "Steps between its updates.", above=0, used=_LEARNABLE)
+    lr: float = field(
+        1e-3, "Learning rate of its AdamW, which has no decay.", at_least=1e-12, used=_LEARNABLE
+    )
+    grad_scale: float = field(
+        1.0, "Factor of its gradients, before clipping.", at_least=1e-6, used=_LEARNABLE
+    )
+    grad_clip: float | None = field(
+        1.0, "Norm of its gradients; None = no clipping.", at_least=1e-6, used=_LEARNABLE
+    )
+    adversarial_multiplier: float = field(
+        1.0, "Factor of SIGReg in its loss.", at_least=0, used=_LEARNABLE
+    )
+    freeze_after_epochs: float | None = field(
+        None, "No updates from this epoch on; None = never frozen.", above=0, used=_LEARNABLE
+    )
+    reference_layout: bool = field(
+        False,
+        "Grid spectra read the flat state without regard to split_qp.",
+        used=_GRID,
+    )
+
+
+def problems(settings: Settings) -> Iterator[str]:
+    """Yields a sentence where the spectrum acts on the token grid and the states have none."""
+    kind = _kind(settings)
+    if kind not in GRID_KINDS:
+        return
+    if settings.model.projector != "identity":
+        yield (
+            f"config.hamsigreg.kind is {kind!r}, which acts on the token grid, but the projector "
+            "mixes the tokens: set config.model.projector='identity'."
+        )
+    encoder = load_subclass(ENCODERS, settings.model.encoder, Encoder, "encoder")
+    built = encoder.build(settings, jnp.float32, 1)
+    if built.shape(settings.data.image_size).token_grid is None:
+        yield (
+            f"config.hamsigreg.kind is {kind!r}, which acts on the token grid, but the states of "
+            f"config.model.encoder={settings.model.encoder!r} have none here: set it to 'chain', "
+            "or have the encoder return tokens (config.resnet.head='tokens')."
+        )
+
+
+def unfinished(settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+    """Yields (field, value) of each ramp that does not end within the epochs."""
+    section = settings.section(HamSIGRegSection)
+    if section.kind == "diag":
+        return
+    identity, base = section.identity_epochs, section.base_ramp_epochs
+    if identity >= epochs:
+        yield "hamsigreg.identity_epochs", identity
+    # Ramps move at the start of an epoch, so that they may end with the last one.
+    if identity < epochs < identity + base:
+        yield "hamsigreg.base_ramp_epochs", base
+    if section.kind == "learnable" and section.learnable_ramp_epochs > epochs:
+        yield "hamsigreg.learnable_ramp_epochs", section.learnable_ramp_epochs

@@ -1,0 +1,308 @@
+"""The sections of HJEPA, `dynamics`, `loss` and `parity`, and what they cannot be together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+from hjepa_jax.config.fields import Condition, field
+from hjepa_jax.config.settings import Settings
+
+# Fourth order takes a middle step of this length, in parts of dt, backwards.
+_YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
+# Momentum damped by more than this power of e is gone, and backward grows by as much.
+_DAMPING = 10.0
+
+
+def has_potential(dynamics: Dynamics) -> bool:
+    """Returns whether the flow has a learned potential with a residual scale."""
+    return dynamics.predictor == "hamiltonian" and dynamics.hamiltonian != "quadratic"
+
+
+def has_parameters(dynamics: Dynamics) -> bool:
+    """Returns whether the predictor has parameters."""
+    return dynamics.predictor != "identity" and dynamics.hamiltonian != "quadratic"
+
+
+def has_warmup(dynamics: Dynamics) -> bool:
+    """Returns whether the residual scale grows during training."""
+    return has_potential(dynamics) and dynamics.residual_scale_warmup_epochs > 0
+
+
+def uses_generic_leapfrog(dynamics: Dynamics) -> bool:
+    """Returns whether parity.reference_leapfrog changes the flow."""
+    return (
+        dynamics.predictor == "hamiltonian"
+        and dynamics.hamiltonian != "separable"
+        and (dynamics.integrator == "leapfrog" or dynamics.hamiltonian == "learnable")
+    )
+
+
+def _dynamics(settings: Settings) -> Dynamics:
+    return settings.section(Dynamics)
+
+
+_MOVES = Condition(
+    lambda c: _dynamics(c).predictor != "identity",
+    "config.dynamics.predictor='hamiltonian' or 'mlp'",
+)
+_FLOWS = Condition(
+    lambda c: _dynamics(c).predictor == "hamiltonian",
+    "config.dynamics.predictor='hamiltonian'",
+)
+_MIDPOINT = Condition(
+    lambda c: _dynamics(c).integrator == "implicit_midpoint",
+    "config.dynamics.integrator='implicit_midpoint'",
+)
+_PREDICTOR = Condition(lambda c: has_parameters(_dynamics(c)), "a predictor that has parameters")
+_POTENTIAL = Condition(
+    lambda c: has_potential(_dynamics(c)), "a config.dynamics.hamiltonian with a potential"
+)
+_Q_ALONE = Condition(lambda c: c.section(Loss).match == "q", "config.loss.match='q'")
+_WEIGHT = {"at_least": 0.0}
+_FLOOR = {"at_least": -100.0, "at_most": 100.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """The predictor of one view's state from another's."""
+
+    predictor: Literal["hamiltonian", "mlp", "identity"] = field(
+        "hamiltonian",
+        "'hamiltonian', 'mlp' (matched parameter count) or 'identity'.",
+    )
+    hamiltonian: Literal["separable", "learnable", "quadratic"] = field(
+        "separable",
+        "Form of the energy; a matched MLP takes its parameter count.",
+        used=_MOVES,
+    )
+    integrator: Literal["leapfrog", "symplectic_euler", "yoshida4", "implicit_midpoint"] = field(
+        "leapfrog",
+        "Integrator of the flow.",
+        used=_FLOWS,
+    )
+    steps: int = field(2, "Steps of the flow.", above=0, at_most=1024, used=_MOVES)
+    dt: float = field(0.05, "Length of a step.", at_least=1e-6, at_most=100, used=_MOVES)
+    learn_dt: bool = field(
+        False,
+        "Learn dt through a softplus; refused for training, where dt collapses to zero.",
+        used=_MOVES,
+    )
+    damping: float = field(
+        0.0, "Conformal-symplectic momentum damping rate; 0 = none.", at_least=0, used=_FLOWS
+    )
+    hidden_dim: int = field(
+        256, "Width of the residual's hidden layers.", above=0, at_most=65536, used=_PREDICTOR
+    )
+    depth: int = field(2, "Hidden layers of the residual.", above=0, at_most=256, used=_PREDICTOR)
+    activation: Literal["gelu", "relu", "silu"] = field(
+        "gelu", "Activation of the residual.", used=_PREDICTOR
+    )
+    residual_scale: float = field(
+        0.02, "Weight of the residual f in the potential.", at_least=0, at_most=100, used=_POTENTIAL
+    )
+    residual_scale_warmup_epochs: float = field(
+        10.0, "Epochs over which residual_scale grows linearly from 0.", at_least=0, used=_POTENTIAL
+    )
+    base_coeff: float = field(
+        0.1, "Stiffness of the potential's quadratic well.", at_least=0, used=_POTENTIAL
+    )
+    midpoint_iterations: int = field(
+        50, "Iterations of implicit_midpoint at most.", above=0, at_most=10_000, used=_MIDPOINT
+    )
+    midpoint_tolerance: float = field(
+        1e-6,
+        "Residual of implicit_midpoint that counts as converged.",
+        at_least=1e-12,
+        at_most=1,
+        used=_MIDPOINT,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The HJEPA objective."""
+
+    match: Literal["q", "p", "qp"] = field("q", "Part of the state that is compared.")
+    p_weight: float = field(0.2, "Weight of p's error beside match 'q'.", used=_Q_ALONE, **_WEIGHT)
+    energy_weight: float = field(0.0, "Weight of the energy drift along the flow.", **_WEIGHT)
+    bidirectional: bool = field(True, "Also predict the source view from the target.")
+    detach_target: bool = field(True, "No gradient through the target.")
+    pairing: Literal["first_two", "all_global", "local_to_global"] = field(
+        "first_two",
+        "Views that predict each other: the first two, all global ones, or every "
+        "local one every global one.",
+    )
+    budget_weight: float = field(0.2, "Weight of the budget.", **_WEIGHT)
+    var_weight: float = field(0.5, "Weight of the variance floor.", **_WEIGHT)
+    logdet_weight: float = field(0.5, "Weight of the projected log-det floor.", **_WEIGHT)
+    mean_weight: float = field(0.05, "Weight of the squared mean.", **_WEIGHT)
+    q_target: float = field(1.0, "Budget: target of mean(q^2).", at_least=0)
+    p_target: float = field(1.0, "Budget: target of mean(p^2).", at_least=0)
+    q_std_floor: float = field(0.2, "Floor of each dimension's deviation, of q.", at_least=0)
+    p_std_floor: float = field(0.2, "Floor of each dimension's deviation, of p.", at_least=0)
+    std_eps: float = field(1e-4, "Added to the variance under the root.", at_least=1e-12, at_most=1)
+    logdet_dim: int = field(128, "Dimensions of the random projection.", above=0, at_most=65536)
+    logdet_eps: float = field(1e-4, "Added to the covariance's diagonal.", at_least=1e-8, at_most=1)
+    logdet_refresh_interval: int = field(16, "Steps between new projections.", above=0)
+    q_logdet_floor: float = field(-1.5, "Floor of the log-det per dimension, of q.", **_FLOOR)
+    p_logdet_floor: float = field(-1.5, "Floor of the log-det per dimension, of p.", **_FLOOR)
+    q_pr_floor: float | None = field(
+        0.12, "Floor of q's participation ratio per dimension; None = off.", at_least=0, at_most=1
+    )
+    p_pr_floor: float | None = field(
+        0.16, "Floor of p's participation ratio per dimension; None = off.", at_least=0, at_most=1
+    )
+    q_eigmax_ceiling: float | None = field(
+        0.35, "Ceiling of the largest eigenvalue's share, of q; None = off.", at_least=0, at_most=1
+    )
+    p_eigmax_ceiling: float | None = field(
+        0.30, "Ceiling of the largest eigenvalue's share, of p; None = off.", at_least=0, at_most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Behaviors of the published scripts where ours differs (docs/parity.md).
+
+    All False is what the method's mathematics says.
+    """
+
+    epochwise_residual_warmup: bool = field(
+        False,
+        "residual_scale grows at the start of each epoch instead of every step.",
+        used=Condition(
+            lambda c: has_warmup(_dynamics(c)),
+            "config.dynamics.residual_scale_warmup_epochs above 0",
+        ),
+    )
+    forward_directions_only: bool = field(
+        False,
+        "The backward prediction also flows forward in time.",
+        used=Condition(lambda c: c.section(Loss).bidirectional, "config.loss.bidirectional=True"),
+    )
+    q_variance_floor_only: bool = field(False, "The variance floor counts q alone.")
+    unclipped_predictor: bool = field(
+        False,
+        "The predictor's gradient is neither clipped nor counted in the norm.",
+        used=Condition(
+            lambda c: has_parameters(_dynamics(c)) and c.train.grad_clip is not None,
+            "config.train.grad_clip and a predictor that has parameters",
+        ),
+    )
+    shared_lr_floor: bool = field(
+        False,
+        "The predictor's learning rate decays to the floor of the main one.",
+        used=Condition(
+            lambda c: has_parameters(_dynamics(c)) and c.train.predictor_lr is not None,
+            "config.train.predictor_lr",
+        ),
+    )
+    reference_leapfrog: bool = field(
+        False,
+        "The generic leapfrog differentiates through the previous kick.",
+        used=Condition(
+            lambda c: uses_generic_leapfrog(_dynamics(c)),
+            "config.dynamics.hamiltonian='learnable', or 'quadratic' with integrator 'leapfrog'",
+        ),
+    )
+
+
+def problems(settings: Settings) -> Iterator[str]:
+    """Yields a sentence for each contradiction of the settings."""
+    yield from _parts(settings)
+    yield from _flow(settings)
+    yield from _views(settings)
+
+
+def _parts(settings: Settings) -> Iterator[str]:
+    """Encoder, projector and predictor fit the loss."""
+    model, dynamics = settings.model, settings.section(Dynamics)
+    energy_weight = settings.section(Loss).energy_weight
+    if not model.split_qp:
+        yield (
+            f"config.model.split_qp is False but config.method={settings.method!r} needs the state "
+            "as [q | p]: set config.model.split_qp=True."
+        )
+    if model.projector != "identity":
+        yield (
+            f"config.model.projector is {model.projector!r}, which would mix q and p: "
+            f"set config.model.projector='identity' for config.method={settings.method!r}."
+        )
+    if dynamics.learn_dt:
+        yield (
+            "config.dynamics.learn_dt is True, but a learned dt collapses to zero in training "
+            "(the prediction loss is smallest when nothing moves): set it to False."
+        )
+    if energy_weight > 0 and dynamics.predictor != "hamiltonian":
+        yield (
+            f"config.loss.energy_weight is {energy_weight}, but predictor "
+            f"{dynamics.predictor!r} has no energy: set it to 0."
+        )
+    if (dynamics.predictor, dynamics.hamiltonian) == ("mlp", "quadratic"):
+        yield (
+            "config.dynamics.hamiltonian is 'quadratic', which leaves config.dynamics.predictor="
+            "'mlp' no parameters to match: set it to 'separable' or 'learnable'."
+        )
+
+
+def _flow(settings: Settings) -> Iterator[str]:
+    """The integrator is stable on the quadratic well, and damping leaves something to predict."""
+    dynamics = settings.section(Dynamics)
+    if dynamics.predictor != "hamiltonian":
+        return
+    generic = dynamics.integrator == "leapfrog" and dynamics.hamiltonian != "separable"
+    if settings.section(Parity).reference_leapfrog and generic and dynamics.damping > 0:
+        yield (
+            f"config.dynamics.damping is {dynamics.damping}, which the published leapfrog of "
+            "config.parity.reference_leapfrog does not have: set one of them to its default."
+        )
+    stiffness = 1.0 if dynamics.hamiltonian == "quadratic" else dynamics.base_coeff
+    longest = _YOSHIDA if dynamics.integrator == "yoshida4" else 1.0
+    if dynamics.dt * math.sqrt(stiffness) * longest >= 2:
+        well = (
+            ""
+            if dynamics.hamiltonian == "quadratic"
+            else f" with config.dynamics.base_coeff={dynamics.base_coeff}"
+        )
+        bound = "inf" if stiffness == 0 else f"{2 / math.sqrt(stiffness) / longest:.4g}"
+        yield (
+            f"config.dynamics.dt is {dynamics.dt}: {dynamics.integrator}{well} is unstable at it "
+            f"and the prediction would grow without bound: set it below {bound}."
+        )
+    decay = dynamics.damping * dynamics.dt * dynamics.steps
+    if decay > _DAMPING:
+        yield (
+            f"config.dynamics.damping is {dynamics.damping}: over the flow it shrinks the momentum "
+            f"by exp(-{decay:.4g}), and the backward prediction grows by as much: set it to "
+            f"{_DAMPING / dynamics.dt / dynamics.steps:.4g} or less."
+        )
+
+
+def _views(settings: Settings) -> Iterator[str]:
+    """Every view takes part in the prediction."""
+    data, pairing = settings.data, settings.section(Loss).pairing
+    if pairing != "local_to_global" and data.num_global_views < 2:
+        yield (
+            f"config.data.num_global_views is {data.num_global_views}, but config.loss.pairing="
+            f"{pairing!r} predicts one global view from another and needs 2 or more."
+        )
+    if pairing == "local_to_global" and data.num_local_views == 0:
+        yield (
+            "config.loss.pairing is 'local_to_global' but config.data.num_local_views is 0: "
+            "ask for local views, for example config.data.num_local_views=6."
+        )
+    if pairing != "local_to_global" and data.num_local_views > 0:
+        yield (
+            f"config.data.num_local_views is {data.num_local_views}, but config.loss.pairing="
+            f"{pairing!r} predicts no local view: set it to 0, or config.loss.pairing="
+            "'local_to_global'."
+        )
+    if pairing == "first_two" and data.num_global_views > 2:
+        yield (
+            f"config.data.num_global_views is {data.num_global_views}, but config.loss.pairing="
+            "'first_two' predicts only two of them: set it to 2, or config.loss.pairing="
+            "'all_global'."
+        )

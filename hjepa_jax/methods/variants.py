@@ -1,0 +1,45 @@
+"""Variants of recipes: the predictors of HJEPA, and the transforms of HamSIGReg."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def mlp_predictor(config: ConfigDict) -> None:
+    """Replaces the Hamiltonian flow by a residual MLP of the same parameter count."""
+    config.dynamics.predictor = "mlp"
+
+
+def identity_predictor(config: ConfigDict) -> None:
+    """Replaces the Hamiltonian flow by the identity: plain invariance between the views."""
+    config.dynamics.predictor = "identity"
+    config.train.predictor_lr = None
+
+
+def _hamsigreg(config: ConfigDict, **fields: Any) -> None:
+    config.method = "hamsigreg"
+    config.hamsigreg.update(**fields)
+
+
+def ham_diag(config: ConfigDict) -> None:
+    """SIGReg of a fixed diagonal transform of the state."""
+    _hamsigreg(config, kind="diag")
+
+
+def ham_chain(config: ConfigDict) -> None:
+    """SIGReg of the state under the token grid's periodic Laplacian."""
+    _hamsigreg(config, kind="chain_grid")
+
+
+def ham_learnable(config: ConfigDict) -> None:
+    """SIGReg against a learned radial spectrum on the token grid, trained adversarially."""
+    _hamsigreg(
+        config,
+        kind="learnable",
+        gauge="logdet",
+        identity_epochs=1.0,
+        base_ramp_epochs=5.0,
+        learnable_ramp_epochs=5.0,
+    )
