@@ -109,7 +109,7 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
         predictor, last = predictor_from_torch(state["predictor"])
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    spectral, rest = _spectrum(state["regularizer"], config.spectral.kind == "learnable")
+    spectral, rest = _spectrum(state["regularizer"], config.hamsigreg.kind == "learnable")
     params = {"encoder": encoder, "projector": projector, "predictor": predictor}
     stats = {"encoder": encoder_stats, "projector": projector_stats}
     _check_finite({**params, "running statistics": stats, "spectrum": spectral})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hjepa_jax.config import Config, steps_per_epoch, total_steps
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.methods.base import Method
 from hjepa_jax.runtime.devices import on_cpu
@@ -27,7 +28,7 @@ def _cut_schedules(config: Config, num_images: int) -> Iterator[str]:
     """Yields a sentence where config.train.max_steps ends a run before its warm-ups do."""
     steps = total_steps(config, num_images)
     epochs = steps / steps_per_epoch(num_images, config.data.batch_size)
-    unfinished = unfinished_schedules(config, epochs)
+    unfinished = unfinished_schedules(typed(config), epochs)
     # A run of a few steps is there to see that everything runs.
     if unfinished and config.train.max_steps == steps > 10:
         yield (

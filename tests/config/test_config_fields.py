@@ -281,7 +281,9 @@ def test_settings_of_the_mathematics_have_the_same_defaults() -> None:
     ):
         for own in dataclasses.fields(kind):
             row = rows().get(f"{section}.{own.name}")
-            assert row is None or own.name == "kind" or own.default == row.default, f"{kind.__name__}.{own.name}"
+            assert row is None or own.name == "kind" or own.default == row.default, (
+                f"{kind.__name__}.{own.name}"
+            )
     probe = {own.name: own.default for own in dataclasses.fields(ProbeSettings)}
     assert probe["epochs"] == rows()["evaluation.probe_epochs"].default
     assert probe["lr"] == (rows()["evaluation.probe_lr"].default,)

@@ -8,7 +8,8 @@ import pytest
 
 from configs import cifar100, imagenet100, quickstart
 from hjepa_jax.config import base_config, resolve, rows, total_steps, validation
-from hjepa_jax.config.unknown import RENAMED
+from hjepa_jax.config.settings import schema
+from hjepa_jax.config.unknown import RENAMED, unknown_field
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import robustness
 
@@ -66,7 +67,7 @@ def _changed(**fields):
     [
         ({"method": "hjpea"}, ["config.method", "'hjepa'"]),
         ({"train__epocs": 3}, ["config.train.epocs", "config.train.epochs"]),
-        ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'sigreg'"]),
+        ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'lejepa'"]),
         ({"model__split_qp": False, "evaluation__state_part": "qp"}, ["split_qp", "[q | p]"]),
         ({"model__projector": "mlp"}, ["config.model.projector", "identity"]),
         ({"resnet__token_dim": 7}, ["config.resnet.token_dim", "even"]),
@@ -170,6 +171,25 @@ def test_a_field_of_an_older_version_gets_one_clear_sentence(values, sentence) -
     with pytest.raises(ConfigError) as caught:
         validation.merge(base_config(), values)
     assert str(caught.value) == f"{sentence}: use the new name."
+
+
+def test_old_objectives_and_spectra_are_named_by_their_successors() -> None:
+    of = schema()
+    said = unknown_field(of, "objective")
+    assert said is not None
+    assert "is now config.method: 'hjepa', 'lejepa'" in said
+    assert unknown_field(of, "spectral.kind") == (
+        "config.spectral.kind is now config.hamsigreg.kind: use the new name."
+    )
+    assert unknown_field(of, "spectral.regulariser_weight") == (
+        "config.spectral.regulariser_weight is now config.hamsigreg.regularizer_weight: use the new "
+        "name."
+    )
+
+
+def test_a_configuration_of_version_0_1_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"^it was written by hjepa_jax 0\.1, whose runs [^\n]*$"):
+        validation.from_json('{"objective": "sigreg", "spectral": {"kind": "diag"}, "seed": 3}')
 
 
 def test_old_names_are_gone_and_new_ones_exist() -> None:
