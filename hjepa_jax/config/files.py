@@ -172,8 +172,8 @@ def _from_values(values: Mapping[str, Any]) -> ConfigDict:
     """Returns the base configuration with nested values, and the sections of the parts named."""
     if "objective" in values and "method" not in values:
         raise ConfigError(
-            "it was written by hjepa_jax 0.1, whose runs this version does not read: install 0.1 to "
-            "use it, or start a new run in another --workdir."
+            "it was written by hjepa_jax 0.1, whose runs this version does not read: install 0.1 "
+            "to use it, or start a new run in another --workdir."
         )
     config = base_config()
     for path in TABLES:

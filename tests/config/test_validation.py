@@ -182,8 +182,8 @@ def test_old_objectives_and_spectra_are_named_by_their_successors() -> None:
         "config.spectral.kind is now config.hamsigreg.kind: use the new name."
     )
     assert unknown_field(of, "spectral.regulariser_weight") == (
-        "config.spectral.regulariser_weight is now config.hamsigreg.regularizer_weight: use the new "
-        "name."
+        "config.spectral.regulariser_weight is now config.hamsigreg.regularizer_weight: use the "
+        "new name."
     )
 
 
