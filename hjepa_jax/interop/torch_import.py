@@ -147,7 +147,8 @@ def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
     Raises:
       ValueError: naming the entry that is something else.
     """
-    state = require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part) or {}
+    state: Mapping[str, Any] = checkpoint.get(part) or {}
+    require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part)
     for name, value in state.items():
         if not isinstance(value, (np.ndarray, np.generic)):
             raise ValueError(

@@ -9,12 +9,19 @@ import logging
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from jaxtyping import PyTree
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+    PreservationPolicy,
+)
 
 from hjepa_jax.config.directions import best_direction, direction_problem
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError, first_line
@@ -46,8 +53,8 @@ class _Saving(NamedTuple):
     """A save under way: its step, its `meta`, and its smallest array within nested dicts."""
 
     step: int
-    meta: dict[str, Any]
-    sample: Any
+    meta: Mapping[str, object]
+    sample: PyTree[np.ndarray]
 
 
 class Checkpointer:
@@ -107,7 +114,7 @@ class Checkpointer:
         """
         worst = math.inf if self._direction == "min" else -math.inf
         metric = functools.partial(_metric, self._best_metric, worst)
-        policies: list[Any] = [LatestN(keep_last)]
+        policies: list[PreservationPolicy] = [LatestN(keep_last)]
         if keep_best:
             policies.append(
                 BestN(
@@ -206,8 +213,8 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        state: Any,
-        meta: dict[str, Any],
+        state: PyTree[jax.Array],
+        meta: Mapping[str, object],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Starts saving in the background; the arrays are copied before this returns.
@@ -297,7 +304,11 @@ class Checkpointer:
         except (CheckpointError, UnreadableError) as error:
             return f"not known ({error})"
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self,
+        abstract_state: PyTree[jax.ShapeDtypeStruct] | Callable[[dict[str, Any]], PyTree],
+        step: int | None = None,
+    ) -> tuple[PyTree[jax.Array], dict[str, Any]]:
         """Restores a step, or the newest intact one.
 
         Args:

@@ -6,16 +6,27 @@ import errno
 import glob
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import orbax.checkpoint as ocp
 from etils import epath
+from jaxtyping import PyTree
 
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import checkpoint_files
+
+
+class _Shaped(Protocol):
+    """An array, or what describes one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> npt.DTypeLike: ...
 
 
 class LiteralPath(type(epath.Path())):
@@ -27,7 +38,7 @@ class LiteralPath(type(epath.Path())):
             yield self / name
 
 
-def named(tree: Any) -> dict[str, Any]:
+def named(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by their path, such as 'params/encoder/stem/kernel'."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -36,8 +47,8 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def mismatches(
-    found: Any,
-    wanted: Any,
+    found: PyTree[_Shaped],
+    wanted: PyTree[_Shaped],
     place: str,
     *,
     ignore_unknown: bool = False,
@@ -56,7 +67,7 @@ def mismatches(
       One clause for each array that differs, in the order of `wanted`, then of `found`.
     """
 
-    def described(leaf: Any) -> str:
+    def described(leaf: _Shaped) -> str:
         return f"{tuple(leaf.shape)} {leaf.dtype}" if dtypes else f"{tuple(leaf.shape)}"
 
     there, here = named(found), named(wanted)
@@ -81,7 +92,7 @@ def summary(clauses: list[str]) -> str:
     return clauses[0] + (f" (and {more} more differ)" if more else "")
 
 
-def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
+def check_contents(folder: pathlib.Path, abstract_state: PyTree[_Shaped]) -> None:
     """Compares the names and shapes of the saved arrays with the expected ones.
 
     Args:
@@ -104,7 +115,9 @@ def check_contents(folder: pathlib.Path, abstract_state: Any) -> None:
         )
 
 
-def read_arrays(folder: pathlib.Path, abstract_state: Any) -> Any:
+def read_arrays(
+    folder: pathlib.Path, abstract_state: PyTree[jax.ShapeDtypeStruct]
+) -> PyTree[jax.Array]:
     """Reads the arrays of a checkpoint whose files were verified.
 
     Args:
@@ -118,14 +131,14 @@ def read_arrays(folder: pathlib.Path, abstract_state: Any) -> Any:
       UnreadableError: if a device or network keeps failing.
       Exception: whatever orbax raises for inconsistent files.
     """
-    arguments: Any = ocp.args.PyTreeRestore(
+    arguments = ocp.args.PyTreeRestore(
         item=abstract_state,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
         # A field that was empty or not there yet has no arrays to read.
         partial_restore=True,
     )
 
-    def read(path: pathlib.Path) -> Any:
+    def read(path: pathlib.Path) -> PyTree[jax.Array]:
         try:
             return ocp.PyTreeCheckpointHandler().restore(LiteralPath(path), args=arguments)
         except Exception as error:
@@ -136,24 +149,24 @@ def read_arrays(folder: pathlib.Path, abstract_state: Any) -> Any:
     return checkpoint_files.read_patiently(folder / "state", read)
 
 
-def equal(one: Any, two: Any) -> bool:
+def equal(one: npt.ArrayLike, two: npt.ArrayLike) -> bool:
     """Returns whether two arrays hold the same bytes, NaNs and signs of zero included."""
     return np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 
-def smallest(state: Any) -> Any:
+def smallest(state: PyTree[jax.Array]) -> PyTree[np.ndarray]:
     """Returns a copy of the smallest non-empty array of a state, nested in dicts by its path."""
     leaves = [
         (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if np.size(leaf)
     ]
     path, leaf = min(leaves, key=lambda item: np.size(item[1]))
-    tree: Any = np.array(jax.device_get(leaf))
+    tree: PyTree[np.ndarray] = np.array(jax.device_get(leaf))
     for name in reversed(jax.tree_util.keystr(path, simple=True, separator="/").split("/")):
         tree = {name: tree}
     return tree
 
 
-def not_finite(state: Any) -> list[str]:
+def not_finite(state: PyTree[jax.Array]) -> list[str]:
     """Returns the names of a state's arrays that contain NaN or infinity.
 
     Each process checks its own shards. This runs on the host, where orbax copies the state anyway:

@@ -15,13 +15,13 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypedDict, TypeVar
 
 from hjepa_jax.errors import CheckpointError, TrainingError, UserError
 from hjepa_jax.storage import schema
 from hjepa_jax.storage.files import UnfitFileError, check_regular, printable, write_atomically
-from hjepa_jax.storage.schema import Fields, Maybe, Number, Table, Text, Whole
+from hjepa_jax.storage.schema import Fields, Kind, Maybe, Number, Table, Text, Whole
 
 _log = logging.getLogger(__name__)
 _Read = TypeVar("_Read")
@@ -62,6 +62,25 @@ _FILLED_LATER = ("commit_timestamp_nsecs", "performance_metrics")
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FAILED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+
+
+class FileChecksum(TypedDict):
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Checksums(TypedDict):
+    """What a manifest says of a checkpoint.
+
+    Attributes:
+      files: the checksums by name.
+      metadata: SHA-256 of the step's metadata; None if orbax never finished it.
+    """
+
+    files: dict[str, FileChecksum]
+    metadata: str | None
 
 
 class DamagedError(Exception):
@@ -107,7 +126,7 @@ def read_patiently(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _json(path: pathlib.Path, kind: Any) -> Any:
+def _json(path: pathlib.Path, kind: Kind[_Read]) -> _Read:
     """Reads a JSON file, allowing Infinity and NaN, which orbax writes."""
     try:
         return read_patiently(path, lambda p: schema.read_json(p, kind, constants=True))
@@ -120,7 +139,7 @@ def _digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _json_digest(content: Any) -> str:
+def _json_digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -163,8 +182,8 @@ def write_manifest(folder: pathlib.Path) -> None:
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1))
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the checksums of a checkpoint: 'files' (name -> 'bytes', 'sha256') and 'metadata'.
+def read_manifest(folder: pathlib.Path) -> Checksums:
+    """Returns the checksums of a checkpoint.
 
     Raises:
       DamagedError: if `checksums.json` is missing, altered or malformed.
@@ -176,7 +195,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return content["checksums"]
 
 
-def _check_files(folder: pathlib.Path, files: dict[str, Any]) -> None:
+def _check_files(folder: pathlib.Path, files: Mapping[str, FileChecksum]) -> None:
     for name, expected in files.items():
         size, path = expected["bytes"], folder / name
         try:
@@ -204,12 +223,12 @@ def verify(folder: pathlib.Path) -> None:
     _check_metadata(folder, manifest)
 
 
-def _check_metadata(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
+def _check_metadata(folder: pathlib.Path, manifest: Checksums) -> None:
     if manifest["metadata"] not in (None, _metadata_digest(folder)):
         raise DamagedError(f"{_METADATA} is altered: its checksum differs")
 
 
-def read_meta(folder: pathlib.Path, kind: Any) -> dict[str, Any]:
+def read_meta(folder: pathlib.Path, kind: Kind[_Read]) -> _Read:
     """Returns the JSON saved beside the arrays, checked to have the structure `kind`.
 
     Raises:
@@ -390,7 +409,7 @@ def silence_orbax() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     previous = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
         error = unraisable.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
             previous(unraisable)

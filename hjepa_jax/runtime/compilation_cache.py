@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-from typing import Any
 
 import jax
 
@@ -47,8 +46,7 @@ def enable() -> pathlib.Path | None:
     The folder is jax's own setting (JAX_COMPILATION_CACHE_DIR) if given, else
     `$XDG_CACHE_HOME/hjepa_jax` (`~/.cache/hjepa_jax`).
     """
-    settings: Any = jax.config
-    given = settings.jax_compilation_cache_dir
+    given = jax.config.values["jax_compilation_cache_dir"]
     if given:
         return pathlib.Path(given)
     kept = cache_folder()

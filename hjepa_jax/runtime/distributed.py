@@ -18,7 +18,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -68,16 +68,32 @@ class Cluster(NamedTuple):
     local_device_ids: tuple[int, ...] | None = None
 
 
-def _whole_number(text: Any, name: str) -> int:
+class _Launched(NamedTuple):
+    """What a launcher says of this process.
+
+    Attributes:
+      values: by the names of `_VARIABLES`.
+      number_here: number of this process on its machine, from 0.
+      tasks_here: number of processes on this machine.
+    """
+
+    values: Mapping[str, str | int]
+    number_here: int
+    tasks_here: int
+
+
+def _whole_number(text: str, name: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise UserError(f"{name} is {text!r}, which is not a whole number.") from None
 
 
-def _explicit(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def _explicit(
+    given: Mapping[str, str | int | None], environ: Mapping[str, str]
+) -> dict[str, str | int]:
     """Returns the values of flags and JAX's variables, which must not contradict each other."""
-    found: dict[str, Any] = {}
+    found: dict[str, str | int] = {}
     for name, variable in _VARIABLES.items():
         flag, value = given.get(name), environ.get(variable)
         if value is not None and name != "coordinator_address":
@@ -111,46 +127,47 @@ def _tasks_here(environ: Mapping[str, str]) -> int:
     return counts[min(int(environ.get("SLURM_NODEID", 0)), len(counts) - 1)]
 
 
-def _slurm(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what SLURM says of a step of several tasks, and nothing otherwise."""
+def _slurm(environ: Mapping[str, str]) -> _Launched | None:
+    """Returns what SLURM says of a step of several tasks; None without one."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     # In an interactive shell of an allocation, SLURM_NTASKS counts tasks that nobody started.
     count = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
     if count < 2 or any(name not in environ for name in needed):
-        return {}
+        return None
     # The ports above 61439 are for short-lived use; the job's number keeps jobs apart.
     port = environ.get("JAX_COORDINATOR_PORT") or 61440 + int(environ["SLURM_JOB_ID"]) % 4096
-    return {
+    values = {
         "coordinator_address": f"{_first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
         "num_processes": count,
         "process_id": int(environ["SLURM_PROCID"]),
-        "local": (int(environ["SLURM_LOCALID"]), _tasks_here(environ)),
     }
+    return _Launched(values, int(environ["SLURM_LOCALID"]), _tasks_here(environ))
 
 
-def _open_mpi(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what Open MPI's mpirun says, which is all but the coordinator's address."""
+def _open_mpi(environ: Mapping[str, str]) -> _Launched | None:
+    """Returns what Open MPI's mpirun says, all but the coordinator's address; None without it."""
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) < 2:
-        return {}
-    names = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
-    return {
+        return None
+    values = {
         "num_processes": int(environ["OMPI_COMM_WORLD_SIZE"]),
         "process_id": int(environ["OMPI_COMM_WORLD_RANK"]),
-        "local": tuple(int(environ[name]) for name in names),
     }
+    number, tasks = (int(environ[f"OMPI_COMM_WORLD_LOCAL_{name}"]) for name in ("RANK", "SIZE"))
+    return _Launched(values, number, tasks)
 
 
-def _local_devices(local: tuple[int, int], environ: Mapping[str, str]) -> tuple[int, ...] | None:
+def _local_devices(launched: _Launched, environ: Mapping[str, str]) -> tuple[int, ...] | None:
     """Returns the GPU of a task that shares its machine: one each, in the order of the tasks."""
-    number, tasks = local
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     bound = visible is not None and "," not in visible
-    if tasks == 1 or bound or "JAX_LOCAL_DEVICE_IDS" in environ:
+    if launched.tasks_here == 1 or bound or "JAX_LOCAL_DEVICE_IDS" in environ:
         return None
-    return (number,)
+    return (launched.number_here,)
 
 
-def find_cluster(given: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster | None:
+def find_cluster(
+    given: Mapping[str, str | int | None], environ: Mapping[str, str]
+) -> Cluster | None:
     """Determines this process's role among several; None for a single process.
 
     Args:
@@ -163,7 +180,7 @@ def find_cluster(given: Mapping[str, Any], environ: Mapping[str, str]) -> Cluste
     """
     explicit = _explicit(given, environ)
     launched = _slurm(environ) or _open_mpi(environ)
-    values = {**launched, **explicit}
+    values = {**(launched.values if launched else {}), **explicit}
     alone = values.get("num_processes") == 1 and values.get("process_id", 0) == 0
     if not values or alone:
         return None
@@ -173,7 +190,8 @@ def find_cluster(given: Mapping[str, Any], environ: Mapping[str, str]) -> Cluste
             f"{' and '.join(f'--{name}' for name in missing)} missing: several processes need all "
             f"three flags ({_EXAMPLE}) or their variables ({', '.join(_VARIABLES.values())})."
         )
-    address, count, number = (values[name] for name in _VARIABLES)
+    address = str(values["coordinator_address"])
+    count, number = int(values["num_processes"]), int(values["process_id"])
     if not re.fullmatch(r"\S+:\d+", address):
         raise UserError(
             f"--coordinator_address is {address!r}: it is host:port of process 0, "
@@ -185,10 +203,9 @@ def find_cluster(given: Mapping[str, Any], environ: Mapping[str, str]) -> Cluste
             f"0..{count - 1}."
         )
     # Who numbers the processes anew has not left SLURM's assignment of GPUs in force.
-    ours = "local" in launched and "process_id" not in explicit
-    return Cluster(
-        address, count, number, _local_devices(launched["local"], environ) if ours else None
-    )
+    if launched is None or "process_id" in explicit:
+        return Cluster(address, count, number)
+    return Cluster(address, count, number, _local_devices(launched, environ))
 
 
 def start(cluster: Cluster) -> None:
@@ -197,8 +214,7 @@ def start(cluster: Cluster) -> None:
     Raises:
       UserError: if the processes do not meet or have different numbers of devices.
     """
-    settings: Any = jax.config
-    if settings.jax_cpu_collectives_implementation is None:
+    if jax.config.values["jax_cpu_collectives_implementation"] is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     who = f"process {cluster.process_id} of {cluster.num_processes}"
     address = cluster.coordinator_address
@@ -232,7 +248,7 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def check_same(values: Mapping[str, Any], remedy: str) -> None:
+def check_same(values: Mapping[str, object], remedy: str) -> None:
     """Compares each value between the processes; all of them must call this.
 
     Args:
@@ -252,7 +268,7 @@ def check_same(values: Mapping[str, Any], remedy: str) -> None:
         raise UserError(f"the processes differ in {', '.join(differing)}: {remedy}.")
 
 
-def check_same_config(settings: Settings, flags: Mapping[str, Any] | None = None) -> None:
+def check_same_config(settings: Settings, flags: Mapping[str, object] | None = None) -> None:
     """Compares the configuration and flags between the processes; all of them must call this.
 
     Raises:

@@ -15,9 +15,9 @@ import logging
 import os
 import socket
 import time
-from typing import Any
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.storage.schema import JsonValue
 
 _log = logging.getLogger(__name__)
 
@@ -103,11 +103,11 @@ def _cause(error: OSError) -> str:
     return f"{error.strerror or error}. {_ADDRESS}."
 
 
-def _send(connection: socket.socket, **message: Any) -> None:
+def _send(connection: socket.socket, **message: JsonValue) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
+def _receive(connection: socket.socket, seconds: float) -> dict[str, JsonValue] | None:
     """Returns the next message; None if the other side closed, or said something else.
 
     Raises:

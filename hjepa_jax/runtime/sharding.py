@@ -9,16 +9,25 @@ name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 DATA_AXIS = "data"
 # View-major arrays [V, B, ...] are split over their second axis, all others over the first.
 VIEW_MAJOR = ("global_views", "local_views", "global_parameters", "local_parameters")
+_Tree = TypeVar("_Tree")
+
+
+class _HasMoments(Protocol):
+    """A tree with the state of an optimizer."""
+
+    @property
+    def opt_state(self) -> optax.OptState: ...
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -54,7 +63,9 @@ def split_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
 
 
-def state_shardings(mesh: Mesh, state: Any, *, shard_optimizer: bool) -> Any:
+def state_shardings(
+    mesh: Mesh, state: _HasMoments, *, shard_optimizer: bool
+) -> PyTree[NamedSharding]:
     """Returns the sharding of each leaf of a `TrainState` (arrays or their shapes)."""
     shardings = jax.tree.map(lambda _: replicated(mesh), state)
     if not shard_optimizer:
@@ -118,17 +129,19 @@ def sharded_optimizer(
     inserts the communication: the sum of the gradients, and the gathering of the updates.
     """
 
-    def everywhere(tree: Any) -> Any:
+    def everywhere(tree: _Tree) -> _Tree:
         return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
-    def share(tree: Any) -> Any:
+    def share(tree: _Tree) -> _Tree:
         # First replicated: else XLA would split the backward pass along the parameters' axes.
         return jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(x, split_sharding(mesh, x.shape)),
             everywhere(tree),
         )
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         part, new_state = optimizer.update(share(updates), state, share(params))
         return everywhere(part), new_state
 

@@ -11,9 +11,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TypeAlias
 
 import jax
 
@@ -47,6 +47,9 @@ class StoppedAtOnce(BaseException):
     """A signal ended work that saves nothing; no `except Exception` may swallow it."""
 
 
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
+
+
 class StopRequest:
     """A context in which SIGTERM, SIGHUP and the first SIGINT set a flag; the next SIGINT raises.
 
@@ -58,7 +61,7 @@ class StopRequest:
         self._asked = False
         self._at_once: str | None = None
         self._insisting = threading.Lock()
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

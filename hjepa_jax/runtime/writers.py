@@ -22,14 +22,19 @@ import threading
 import time
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorboardX.proto.event_pb2
+from google.protobuf.message import Message
 from tensorboardX import summary
 from tensorboardX.record_writer import masked_crc32c
 
 from hjepa_jax.errors import TrainingError
+
+if TYPE_CHECKING:
+    from clu import metric_writers
 
 _log = logging.getLogger(__name__)
 event_pb2: Any = tensorboardX.proto.event_pb2  # its classes are made at run time
@@ -73,7 +78,7 @@ class _EventFile:
             self.close()
             raise
 
-    def _append(self, event: Any) -> None:
+    def _append(self, event: Message) -> None:
         payload = event.SerializeToString()
         length = struct.pack("<Q", len(payload))
         record = length + struct.pack("<I", masked_crc32c(length))
@@ -89,7 +94,7 @@ class _EventFile:
             raise
         self._good += len(record)
 
-    def write(self, event: Any) -> None:
+    def write(self, event: Message) -> None:
         """Appends an event, or drops it, warning about the first of several in a row."""
         try:
             self._append(event)
@@ -133,7 +138,7 @@ class TensorboardXWriter:
           OSError: if the file cannot be created.
         """
         self._events = _EventFile(pathlib.Path(logdir), purge_step)
-        self._queue: queue.Queue[Any] = queue.Queue(_QUEUE_EVENTS)
+        self._queue: queue.Queue[Callable[[], Message] | None] = queue.Queue(_QUEUE_EVENTS)
         self._overflow = 0
         self._closed = False
         self._thread = threading.Thread(target=self._serve, daemon=True, name="event-writer")
@@ -148,13 +153,13 @@ class TensorboardXWriter:
             finally:
                 self._queue.task_done()
 
-    def _add(self, step: int, encode: Callable[[], Any]) -> None:
+    def _add(self, step: int, encode: Callable[[], Message]) -> None:
         """Queues the event of a summary that `encode` returns."""
         if self._closed:
             raise ValueError("This metric writer is closed.")
         now = time.time()
 
-        def event() -> Any:
+        def event() -> Message:
             return event_pb2.Event(wall_time=now, step=int(step), summary=encode())
 
         try:
@@ -162,13 +167,13 @@ class TensorboardXWriter:
         except queue.Full:
             self._overflow += 1
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
         """Queues numbers or arrays of one element, by tag."""
         for name, value in scalars.items():
             number = float(np.asarray(value))
             self._add(step, functools.partial(summary.scalar, name, number))
 
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+    def write_images(self, step: int, images: Mapping[str, npt.ArrayLike]) -> None:
         """Queues images [H, W, C] or [N, H, W, C], uint8 or floats in 0..1, by tag."""
         for name, value in images.items():
             array = np.asarray(value)
@@ -217,7 +222,7 @@ def import_metric_writers() -> types.ModuleType:
 
 def create_writer(
     workdir: pathlib.Path, *, active: bool = True, purge_step: int | None = None
-) -> Any:
+) -> metric_writers.MetricWriter:
     """Returns an asynchronous clu MetricWriter that writes TensorBoard events to the workdir.
 
     Args:
@@ -234,7 +239,7 @@ def create_writer(
     if not active:
         return metric_writers.MultiWriter([])
     try:
-        writer: Any = TensorboardXWriter(str(workdir), purge_step)
+        writer = TensorboardXWriter(str(workdir), purge_step)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -14,7 +14,7 @@ import tempfile
 import unicodedata
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol, overload, runtime_checkable
 
 from hjepa_jax.errors import UserError
 
@@ -287,7 +287,18 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         raise
 
 
-def json_ready(value: Any) -> Any:
+@runtime_checkable
+class _Listable(Protocol):
+    """An array or a number of numpy or jax."""
+
+    def tolist(self) -> object: ...
+
+
+@overload
+def json_ready(value: Mapping[str, object]) -> dict[str, object]: ...
+@overload
+def json_ready(value: object) -> object: ...
+def json_ready(value: object) -> object:
     """Converts a value to what strict JSON can hold, arrays and tuples to lists.
 
     NaN and infinity become None; a dictionary then lists them by path under 'not_finite', such as
@@ -298,8 +309,8 @@ def json_ready(value: Any) -> Any:
     return {**ready, "not_finite": lost} if lost and isinstance(ready, dict) else ready
 
 
-def _json_ready(value: Any, path: str, lost: dict[str, str]) -> Any:
-    if hasattr(value, "tolist"):  # an array or a number of numpy or jax
+def _json_ready(value: object, path: str, lost: dict[str, str]) -> object:
+    if isinstance(value, _Listable):
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(k): _json_ready(v, f"{path}.{k}", lost) for k, v in value.items()}
@@ -311,7 +322,7 @@ def _json_ready(value: Any, path: str, lost: dict[str, str]) -> Any:
     return value
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """Returns a value as indented, strict JSON; see `json_ready`."""
     return json.dumps(json_ready(value), indent=2, allow_nan=False) + "\n"
 

@@ -14,7 +14,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, NoReturn, TypeAlias, TypeGuard, TypeVar, cast
 
 from hjepa_jax.storage import files
 
@@ -22,9 +22,17 @@ from hjepa_jax.storage import files
 MAX_JSON_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class Kind(Generic[_T_co]):
+    """What a value must be; the parameter is the Python type of such a value."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class Whole(Kind[int]):
     """An integer from `low` to `high` inclusive, not a boolean."""
 
     low: int = -(2**63)
@@ -37,7 +45,7 @@ class Whole:
 
 
 @dataclasses.dataclass(frozen=True)
-class Number:
+class Number(Kind[float]):
     """A number, not a boolean; infinity and NaN only if `finite` is False."""
 
     finite: bool = True
@@ -47,7 +55,7 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
+class Truth(Kind[bool]):
     """True or false."""
 
     def __str__(self) -> str:
@@ -55,7 +63,7 @@ class Truth:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(Kind[str]):
     """Text that UTF-8 can encode, of at most `most` characters; one of `choices` if given."""
 
     most: int = 2**20
@@ -66,10 +74,10 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Items:
+class Items(Kind[list[_T]]):
     """A list of `least` to `most` values of one kind."""
 
-    kind: Any
+    kind: Kind[_T]
     least: int = 0
     most: int = 2**31
 
@@ -80,45 +88,48 @@ class Items:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Table(Kind[dict[str, _T]]):
     """A mapping from text to values of one kind."""
 
-    kind: Any
+    kind: Kind[_T]
 
     def __str__(self) -> str:
         return "a mapping"
 
 
 @dataclasses.dataclass(frozen=True)
-class Fields:
-    """A mapping with these keys; other keys are ignored."""
+class Fields(Kind[dict[str, Any]]):
+    """A mapping with these keys; other keys are ignored.
 
-    required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    optional: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    A type for each key would repeat the declaration, so the values have none.
+    """
+
+    required: Mapping[str, Kind[object]] = dataclasses.field(default_factory=dict)
+    optional: Mapping[str, Kind[object]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return "a mapping"
 
 
 @dataclasses.dataclass(frozen=True)
-class Maybe:
+class Maybe(Kind[_T | None]):
     """A value of the kind, or null."""
 
-    kind: Any
+    kind: Kind[_T]
 
     def __str__(self) -> str:
         return f"{self.kind}, or null"
 
 
 @dataclasses.dataclass(frozen=True)
-class Anything:
+class Anything(Kind[object]):
     """Any value."""
 
     def __str__(self) -> str:
         return "anything"
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Describes a value briefly for messages, however large or deep it is."""
     if value is None:
         return "null"
@@ -137,7 +148,7 @@ def described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def readable(value: Any) -> str:
+def readable(value: object) -> str:
     """Returns a name of any type as printable text."""
     if isinstance(value, bytes):
         value = value.decode(errors="backslashreplace")
@@ -145,17 +156,21 @@ def readable(value: Any) -> str:
     return text.encode("utf-8", errors="backslashreplace").decode()
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fits(value: object, kind: Kind[object]) -> bool:
     """Returns whether a value itself is of a kind, ignoring what it contains."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
     match kind:
         case Anything():
             return True
         case Whole():
-            return whole and kind.low <= value <= kind.high
+            return _is_whole(value) and kind.low <= value <= kind.high
         case Number():
-            number = whole or isinstance(value, float)
-            return number and (not kind.finite or (abs(value) < 2**1023 and math.isfinite(value)))
+            if not (_is_whole(value) or isinstance(value, float)):
+                return False
+            return not kind.finite or (abs(value) < 2**1023 and math.isfinite(value))
         case Truth():
             return isinstance(value, bool)
         case Text():
@@ -172,7 +187,7 @@ def _fits(value: Any, kind: Any) -> bool:
     raise TypeError(f"{kind!r} is no kind of value")
 
 
-def require(value: Any, kind: Any, source: Any, field: str = "") -> Any:
+def require(value: object, kind: Kind[_T], source: object, field: str = "") -> _T:
     """Returns a value unchanged if it has the declared structure.
 
     Args:
@@ -185,36 +200,42 @@ def require(value: Any, kind: Any, source: Any, field: str = "") -> Any:
       ValueError: naming the file, the field, what is required and what was found.
       TypeError: if `kind` is none of the above.
     """
-    declared = kind
     if isinstance(kind, Maybe):
-        if value is None:
-            return value
-        kind = kind.kind
+        if value is not None:
+            _check(value, kind.kind, kind, source, field)
+    else:
+        _check(value, kind, kind, source, field)
+    return cast(_T, value)
+
+
+def _check(
+    value: object, kind: Kind[object], declared: Kind[object], source: object, field: str
+) -> None:
+    """Checks a value and what it contains; messages say that it must be as `declared`."""
     if not _fits(value, kind):
         place = f"the field '{readable(field)}'" if field else "its content"
         raise ValueError(
             f"{source} is damaged: {place} must be {declared}, not {described(value)}."
         )
     prefix = f"{field}." if field else ""
-    match kind:
-        case Items():
+    match kind, value:
+        case Items(), list() | tuple():
             for number, item in enumerate(value):
                 require(item, kind.kind, source, f"{field}[{number}]")
-        case Table():
+        case Table(), Mapping():
             for key, item in value.items():
                 require(key, Text(), source, f"{prefix}{readable(key)[:40]}")
                 require(item, kind.kind, source, f"{prefix}{readable(key)[:40]}")
-        case Fields():
+        case Fields(), Mapping():
             for key in kind.required:
                 if key not in value:
                     raise ValueError(f"{source} is damaged: the field '{prefix}{key}' is missing.")
             for key, inner in {**kind.required, **kind.optional}.items():
                 if key in value:
                     require(value[key], inner, source, f"{prefix}{key}")
-    return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -223,11 +244,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(text: str) -> Any:
+def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: list[JsonValue] | dict[str, JsonValue]) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -242,8 +263,8 @@ def _check_depth(value: Any) -> None:
 
 
 def parse_json(
-    text: bytes | str, kind: Any, source: Any, *, field: str = "", constants: bool = False
-) -> Any:
+    text: bytes | str, kind: Kind[_T], source: object, *, field: str = "", constants: bool = False
+) -> _T:
     """Parses JSON text with a declared structure.
 
     Args:
@@ -279,8 +300,8 @@ def parse_json(
 
 
 def read_json(
-    path: pathlib.Path, kind: Any, *, most: int = MAX_JSON_BYTES, constants: bool = False
-) -> Any:
+    path: pathlib.Path, kind: Kind[_T], *, most: int = MAX_JSON_BYTES, constants: bool = False
+) -> _T:
     """Reads a JSON file with a declared structure.
 
     Args:
