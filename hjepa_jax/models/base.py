@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
@@ -39,11 +40,11 @@ class Encoder(nn.Module):
 
     sections: ClassVar[Mapping[str, type]] = {}
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     norm_groups: int = 1
 
     @classmethod
-    def build(cls, settings: Settings, dtype: Any, norm_groups: int) -> Self:
+    def build(cls, settings: Settings, dtype: DTypeLike, norm_groups: int) -> Self:
         """Returns the encoder that settings describe.
 
         Args:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import variance_scaling
+from jax.nn.initializers import Initializer, variance_scaling
+from jax.typing import DTypeLike
 
 from hjepa_jax.kernels.batch_norm import finish, normalize_batch
 from hjepa_jax.kernels.convolution import conv2d
@@ -18,7 +17,7 @@ kaiming_normal = variance_scaling(2.0, "fan_out", "normal")
 default_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-def wide_dtype(dtype: Any) -> jnp.dtype:
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Returns the dtype of parameters and statistics: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -38,7 +37,7 @@ class Conv(nn.Module):
     features: int
     size: int
     stride: int = 1
-    initializer: Any = kaiming_normal
+    initializer: Initializer = kaiming_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

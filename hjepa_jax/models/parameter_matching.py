@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 # Largest difference of the two counts, relative to the Hamiltonian's.
 TOLERANCE = 0.01
@@ -24,7 +25,7 @@ class MLPShape(NamedTuple):
     elementwise: int = 0
 
 
-def count_parameters(params: Any) -> int:
+def count_parameters(params: PyTree[jax.Array]) -> int:
     """Returns the number of scalars in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

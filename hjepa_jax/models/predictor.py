@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hjepa_jax.dynamics import hamiltonian as hm
 from hjepa_jax.dynamics.integrators import Integrator, flow_dtype, integrate
@@ -23,7 +23,9 @@ from hjepa_jax.models.parameter_matching import MLPShape, hamiltonian_sizes, mat
 Scalar = jax.Array | float
 
 
-def _init_layers(sizes: tuple[int, ...], dtype: Any) -> Any:
+def _init_layers(
+    sizes: tuple[int, ...], dtype: DTypeLike
+) -> Callable[[jax.Array], dict[str, dict[str, jax.Array]]]:
     """Initializer of {'layer0': {'kernel', 'bias'}, ...} for Linear layers between `sizes`."""
 
     def init(key: jax.Array) -> dict[str, dict[str, jax.Array]]:
@@ -32,7 +34,7 @@ def _init_layers(sizes: tuple[int, ...], dtype: Any) -> Any:
     return init
 
 
-def _as_layers(tree: Any) -> hm.MLPParams:
+def _as_layers(tree: Mapping[str, Mapping[str, jax.Array]]) -> hm.MLPParams:
     return tuple(dict(tree[f"layer{i}"]) for i in range(len(tree)))
 
 
@@ -86,7 +88,7 @@ class HamiltonianPredictor(_SizedPredictor):
     reference_leapfrog: bool = False
 
     @nn.compact
-    def _parts(self, half: int, dtype: Any) -> tuple[hm.MLPParams, jax.Array]:
+    def _parts(self, half: int, dtype: DTypeLike) -> tuple[hm.MLPParams, jax.Array]:
         """Returns the layers of f and the step length for states [..., 2 * half]."""
         layers: hm.MLPParams = ()
         if self.hamiltonian != "quadratic":
@@ -234,7 +236,7 @@ PREDICTORS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_predictor(kind: str, fields: Mapping[str, Any]) -> nn.Module:
+def build_predictor(kind: str, fields: Mapping[str, object]) -> nn.Module:
     """Returns a predictor.
 
     Only `HamiltonianPredictor` has an energy and a potential.

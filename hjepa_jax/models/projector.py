@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hjepa_jax.models.layers import BatchNorm, Linear
 
@@ -27,7 +26,7 @@ class Projector(nn.Module):
     kind: str = "identity"
     hidden_dim: int = 2048
     output_dim: int = 2048
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     norm_groups: int = 1
 
     @nn.compact

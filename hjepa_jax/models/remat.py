@@ -5,12 +5,16 @@ Our own code because XLA's CPU compiler undoes `flax.linen.remat` (see `ordering
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
+from jaxtyping import PyTree
 
 from hjepa_jax.runtime.devices import with_dependency
+
+_Variables: TypeAlias = Mapping[str, PyTree[jax.Array]]
 
 
 def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
@@ -24,20 +28,22 @@ def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
     """
     alone = block.clone(parent=None)
 
-    def call(module: Any, x: jax.Array) -> jax.Array:
+    def call(module: nn.Module, x: jax.Array) -> jax.Array:
         return module(x, train=True)
 
-    def forward(module: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(module: nn.Module, x: jax.Array) -> tuple[jax.Array, tuple[_Variables, jax.Array]]:
         variables = module.variables
         return module(x, train=True), (variables, x)
 
-    def backward(kept: Any, cotangent: jax.Array) -> tuple[Any, jax.Array]:
+    def backward(
+        kept: tuple[_Variables, jax.Array], cotangent: jax.Array
+    ) -> tuple[_Variables, jax.Array]:
         variables, x = kept
         fixed = {name: tree for name, tree in variables.items() if name != "params"}
         # One entry per image is enough to wait for, and stays on the image's device.
         x = with_dependency(x, cotangent.reshape(cotangent.shape[0], -1)[:, :1])
 
-        def again(params: Any, x: jax.Array) -> Any:
+        def again(params: PyTree[jax.Array], x: jax.Array) -> jax.Array:
             return alone.apply({**fixed, "params": params}, x, train=True, mutable=list(fixed))[0]
 
         _, pull_back = jax.vjp(again, variables["params"], x)

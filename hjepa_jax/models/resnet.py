@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
@@ -167,7 +168,7 @@ class ResNet(Encoder):
             )
 
     @classmethod
-    def build(cls, settings: Settings, dtype: Any, norm_groups: int) -> Self:
+    def build(cls, settings: Settings, dtype: DTypeLike, norm_groups: int) -> Self:
         """Returns the encoder that settings describe; arguments as `Encoder.build`."""
         return cls(
             settings=settings.section(ResNetSection),
