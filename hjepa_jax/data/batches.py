@@ -42,11 +42,11 @@ _OUR_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Loaded(NamedTuple):
-    """A decoded image with its label, and its index in the source."""
+    """A decoded image with its label, and its number in the source."""
 
     image: resize.Decoded
     label: int
-    index: int
+    number: int
 
 
 def _sentence(error: OSError) -> str:
@@ -234,7 +234,7 @@ def _parameters(
         data.augment,
         view_group.scale,
         key=key,
-        index=np.array([loaded.index for loaded in group])[source],
+        index=np.array([loaded.number for loaded in group])[source],
         view=np.repeat(view_group.numbers, count),
         height=sizes[:, 0],
         width=sizes[:, 1],
@@ -322,7 +322,7 @@ class BatchMaker:
         for part, group in self._loader.groups(indices, corrupt):
             images = [loaded.image for loaded in group]
             batch["label"][part] = [loaded.label for loaded in group]
-            batch["index"][part] = [loaded.index for loaded in group]
+            batch["index"][part] = [loaded.number for loaded in group]
             if shape is not None:
                 batch["images"][part] = np.stack([np.asarray(image) for image in images])
             for views in groups:

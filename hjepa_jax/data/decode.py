@@ -10,7 +10,7 @@ import logging
 import re
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from hjepa_jax.data.formats import pixels
 from hjepa_jax.errors import DataError
@@ -69,7 +69,7 @@ def extensions() -> tuple[str, ...]:
     return tuple(sorted(e for e, name in Image.registered_extensions().items() if name in known))
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes) -> ImageFile.ImageFile:
     """Opens an image without decoding it.
 
     Raises:

@@ -72,12 +72,7 @@ class FileChecksum(TypedDict):
 
 
 class Checksums(TypedDict):
-    """What a manifest says of a checkpoint.
-
-    Attributes:
-      files: the checksums by name.
-      metadata: SHA-256 of the step's metadata; None if orbax never finished it.
-    """
+    """Checksums of files by name, and of the metadata; None if orbax never finished them."""
 
     files: dict[str, FileChecksum]
     metadata: str | None

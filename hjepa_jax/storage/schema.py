@@ -14,7 +14,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Generic, NoReturn, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Generic, NoReturn, TypeAlias, TypeGuard, TypeVar, cast
 
 from hjepa_jax.storage import files
 
@@ -98,11 +98,8 @@ class Table(Kind[dict[str, _T]]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fields(Kind[dict[str, Any]]):
-    """A mapping with these keys; other keys are ignored.
-
-    A type for each key would repeat the declaration, so the values have none.
-    """
+class Fields(Kind[_T]):
+    """A mapping with these keys; other keys are ignored. The parameter is a TypedDict of them."""
 
     required: Mapping[str, Kind[object]] = dataclasses.field(default_factory=dict)
     optional: Mapping[str, Kind[object]] = dataclasses.field(default_factory=dict)

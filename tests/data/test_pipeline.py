@@ -419,7 +419,7 @@ def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:
     monkeypatch.setattr(batches, "_GROUP_PIXELS", 4 * 32 * 32)
     groups = list(loader.groups(np.arange(30)[::-1], []))
     assert [part.start for part, _ in groups] == [0, 5, 10, 15, 20, 25]
-    assert [x.index for _, group in groups for x in group] == list(range(30))[::-1]
+    assert [x.number for _, group in groups for x in group] == list(range(30))[::-1]
     config = data_config()
     (small,) = collect(config, source, num_steps=1)
     monkeypatch.undo()

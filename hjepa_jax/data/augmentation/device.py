@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,11 +142,11 @@ def augment_on_device(
     return jax.vmap(jax.vmap(one), in_axes=(None if crop else 0, 0))(images, parameters)
 
 
-def augment_batch(batch: Mapping[str, Any], data: Data) -> dict[str, Any]:
+def augment_batch(batch: Mapping[str, jax.Array], data: Data) -> dict[str, jax.Array]:
     """Makes the views of a batch that was prepared with `data.backend='device'`.
 
     Args:
-      batch: a batch of `train_batches`, on the host or on the devices; may be traced.
+      batch: a batch of `train_batches`, put on the devices; may be traced.
       data: `config.data`.
 
     Returns:

@@ -8,13 +8,17 @@ RandomGrayscale, GaussianBlur and RandomSolarize. Both backends (`host.apply` an
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.config.data import Augment
 from hjepa_jax.data import counter_random
+
+if TYPE_CHECKING:
+    import jax
 
 # The color operations, as numbered in ViewParameters.order.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -58,8 +62,8 @@ class ViewParameters(NamedTuple):
     sigma: npt.NDArray[np.float32]
     solarize: npt.NDArray[np.bool_]
 
-    def take(self, selection: Any) -> ViewParameters:
-        """Returns the parameters of the views at an index array, mask or slice."""
+    def take(self, selection: slice | Sequence[int]) -> ViewParameters:
+        """Returns the parameters of the views in a slice or list of indices."""
         return ViewParameters._make(field[selection] for field in self)
 
 
@@ -78,8 +82,8 @@ def pack(parameters: ViewParameters) -> npt.NDArray[np.float32]:
     return np.stack([columns[name].astype(np.float32) for name in PACKED], axis=-1)
 
 
-def unpack(packed: Any) -> dict[str, Any]:
-    """Returns the columns of packed parameters [..., len(PACKED)], of any array type, by name."""
+def unpack(packed: jax.Array) -> dict[str, jax.Array]:
+    """Returns the columns of packed parameters [..., len(PACKED)] by name."""
     return {name: packed[..., column] for column, name in enumerate(PACKED)}
 
 

@@ -13,8 +13,8 @@ import lzma
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, Protocol
 
 from hjepa_jax.data.decode import MAX_ENCODED_BYTES
 from hjepa_jax.storage.files import check_regular, printable
@@ -28,7 +28,16 @@ _ARCHIVE_BYTES = 1 << 40
 _MEMBER_BYTES = MAX_ENCODED_BYTES
 _UNPACKED_BYTES = 1 << 30
 _UNPACKED_RATIO = 30
-_OPENERS: dict[bytes, Any] = {
+
+
+class _Stream(Protocol):
+    """A stream of bytes, unpacked as it is read."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+_OPENERS: dict[bytes, Callable[[BinaryIO], _Stream]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
@@ -66,7 +75,7 @@ class Member(NamedTuple):
 class Archive:
     """A tar archive, plain or compressed by gzip, bzip2 or xz, that is read once, front to back."""
 
-    def __init__(self, stream: IO[bytes], limit: int, headers: int):
+    def __init__(self, stream: _Stream, limit: int, headers: int):
         self._stream = stream
         self._left = self._limit = limit
         self._headers_left = headers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,11 @@ from hjepa_jax.data.sources.splits import warn_once
 from hjepa_jax.errors import DataError
 from hjepa_jax.storage.files import printable
 from hjepa_jax.storage.schema import Anything, Fields, Items, Maybe, parse_json, readable
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_Label: TypeAlias = int | float | str
 
 
 class FoundLabels(NamedTuple):
@@ -50,7 +55,9 @@ class FoundLabels(NamedTuple):
         return np.array([*table, NO_LABEL], np.int32)[self.indices]
 
 
-def _declared(path: pathlib.Path, metadata: Any, column: str) -> tuple[str, ...] | None:
+def _declared(
+    path: pathlib.Path, metadata: Mapping[bytes, bytes] | None, column: str
+) -> tuple[str, ...] | None:
     """Returns the class names in the Hugging Face metadata; None if there are none."""
     text = (metadata or {}).get(b"huggingface")
     if text is None:
@@ -77,7 +84,7 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(distinct)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: _Label | bytes | None) -> _Label | None:
     """Returns a label as None (no label), an integer, a float or a string."""
     if value is None or value == "" or value == b"":
         return None
@@ -91,14 +98,14 @@ def _plain(value: Any) -> Any:
     return None if value == NO_LABEL else value
 
 
-def _sorted(values: set[Any]) -> list[Any]:
+def _sorted(values: set[_Label]) -> list[_Label]:
     try:
         return sorted(values)
     except TypeError:
         return sorted(values, key=str)
 
 
-def _name(value: Any, declared: tuple[str, ...] | None, where: str) -> str:
+def _name(value: _Label, declared: tuple[str, ...] | None, where: str) -> str:
     """Returns the class name of a label, looked up among the declared names if it is a number."""
     if declared is None or isinstance(value, str):
         return str(value)
@@ -153,7 +160,7 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
     return FoundLabels(tuple(names), rows, declared)
 
 
-def _concatenate_labels(columns: Sequence[Any]) -> Any:
+def _concatenate_labels(columns: Sequence[pyarrow.Table]) -> pyarrow.ChunkedArray:
     """Returns one chunked array; columns of null alone take the type of the others."""
     pyarrow = pyarrow_module()
     kinds = [table.schema.field(0).type for table in columns]

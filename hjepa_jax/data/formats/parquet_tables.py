@@ -6,10 +6,15 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from hjepa_jax.errors import DataError, first_line
 from hjepa_jax.storage.files import check_regular, printable
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
@@ -20,7 +25,7 @@ _DECODED_RATIO = 20
 _BATCH_ROWS = 1024
 
 
-def pyarrow_module() -> Any:
+def pyarrow_module() -> ModuleType:
     """Imports pyarrow.
 
     Raises:
@@ -37,7 +42,7 @@ def pyarrow_module() -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[Any]:
+def opened(path: pathlib.Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     """Opens a Parquet file.
 
     Errors of pyarrow inside the block become a DataError that names the file.
@@ -70,7 +75,7 @@ def opened(path: pathlib.Path) -> Iterator[Any]:
         ) from error
 
 
-def find_column(path: pathlib.Path, candidates: Sequence[str]) -> tuple[str | None, Any]:
+def find_column(path: pathlib.Path, candidates: Sequence[str]) -> tuple[str | None, pyarrow.Schema]:
     """Returns the first candidate that is a column of a file (else None), and the file's schema.
 
     Raises:
@@ -94,7 +99,7 @@ def num_rows(path: pathlib.Path) -> int:
         return file.metadata.num_rows
 
 
-def read_column(path: pathlib.Path, column: str) -> Any:
+def read_column(path: pathlib.Path, column: str) -> pyarrow.Table:
     """Returns one column of a file as a table, decoded in bounded steps.
 
     A value shared by many rows is stored once, so a small file may decode to any size.
@@ -125,7 +130,7 @@ def read_column(path: pathlib.Path, column: str) -> Any:
         return table
 
 
-def _claimed_bytes(group: Any, column: str) -> int:
+def _claimed_bytes(group: pyarrow.parquet.RowGroupMetaData, column: str) -> int:
     """Returns the unpacked bytes of a column in a row group, as claimed by the metadata."""
     parts = [group.column(number) for number in range(group.num_columns)]
     return sum(
@@ -135,7 +140,7 @@ def _claimed_bytes(group: Any, column: str) -> int:
     )
 
 
-def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> list[Any]:
+def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> list[pyarrow.Table]:
     """Returns the image column of each file, as a table with the single column 'image'.
 
     Raises:
@@ -171,7 +176,7 @@ def read_tables(files: Sequence[pathlib.Path], candidates: Sequence[str]) -> lis
     return tables
 
 
-def concatenate(tables: Sequence[Any]) -> Any:
+def concatenate(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
     """Concatenates tables.
 
     Raises:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 # What integers are taken to use, in bits: the first that holds every sampled value.
 _BITS = (1, 2, 4, 8, 10, 12, 14, 16)
@@ -52,10 +52,9 @@ class Ranges(NamedTuple):
     real: tuple[float, float] | None = None
 
 
-def raw_mode(image: Image.Image) -> str:
+def raw_mode(image: ImageFile.ImageFile) -> str:
     """Returns the raw mode of an image that is not loaded yet; '' if unknown."""
-    tiles: Any = getattr(image, "tile", None)
-    arguments: Any = tiles[0].args if tiles else ""
+    arguments = image.tile[0].args if image.tile else ""
     if isinstance(arguments, tuple) and arguments:
         arguments = arguments[0]
     return arguments if isinstance(arguments, str) else ""
@@ -71,7 +70,7 @@ def is_deep(image: Image.Image, raw: str) -> bool:
     )
 
 
-def read_low_bytes(image: Image.Image, raw: str) -> bool:
+def read_low_bytes(image: ImageFile.ImageFile, raw: str) -> bool:
     """Sets an image, not loaded yet, to read the low bytes of its 16-bit channels.
 
     Args:
@@ -84,10 +83,9 @@ def read_low_bytes(image: Image.Image, raw: str) -> bool:
     low = "RGBA" if raw == _GRAY_ALPHA else _LOW_BYTE.get(raw)
     if low is None:
         return False
-    stored: Any = image
-    stored.tile = [
+    image.tile = [
         tile._replace(args=(low, *tile.args[1:]) if isinstance(tile.args, tuple) else low)
-        for tile in stored.tile
+        for tile in image.tile
     ]
     return True
 

@@ -14,7 +14,7 @@ import re
 import struct
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ _LONG_TEXT = 1 << 20
 _KEYS = (str, bytes, int, float, bool, type(None))
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]")
 _ARRAY_MODULES = ("numpy.core", "numpy._core")
+_T = TypeVar("_T")
 
 
 class Name:
@@ -40,13 +41,13 @@ class Name:
 class ArrayType:
     """An array's element type as described by a pickle; integers only."""
 
-    def __init__(self, code: Any, *_: Any):
+    def __init__(self, code: object, *_: object):
         code = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(code, str) or not _INTEGERS.fullmatch(code):
             raise ValueError("it holds an array of other things than integers")
         self.dtype = np.dtype(code)
 
-    def build(self, state: Any) -> None:
+    def build(self, state: object) -> None:
         """Sets the byte order from the pickled state; the type code determines the rest.
 
         Raises:
@@ -62,10 +63,10 @@ class ArrayType:
 class Array:
     """An array as described by a pickle."""
 
-    def __init__(self, *_: Any):
-        self._parts: tuple[Any, Any, Any, Any] | None = None
+    def __init__(self, *_: object):
+        self._parts: tuple[object, object, object, object] | None = None
 
-    def build(self, state: Any) -> None:
+    def build(self, state: object) -> None:
         """Sets the pickled state (version, shape, type, Fortran order, bytes).
 
         Raises:
@@ -75,7 +76,7 @@ class Array:
             raise ValueError("it holds an array that is damaged")
         self._parts = (state[1], state[2], state[3], state[4])
 
-    def array(self) -> npt.NDArray[Any]:
+    def array(self) -> npt.NDArray[np.integer]:
         """Returns the array, read-only.
 
         Raises:
@@ -98,7 +99,7 @@ class Array:
         return values.reshape(shape, order="F" if fortran in (True, "F", b"F") else "C")
 
 
-def _from_buffer(*arguments: Any) -> Array:
+def _from_buffer(*arguments: object) -> Array:
     """Builds an array from the arguments that pickle protocol 5 stores."""
     if len(arguments) != 4:
         raise ValueError("it holds an array that is damaged")
@@ -108,7 +109,7 @@ def _from_buffer(*arguments: Any) -> Array:
     return array
 
 
-ARRAYS: dict[str, Callable[..., Any]] = {
+ARRAYS: dict[str, Callable[..., object]] = {
     "numpy.dtype": ArrayType,
     **{f"{module}.multiarray._reconstruct": Array for module in _ARRAY_MODULES},
     **{f"{module}.numeric._frombuffer": _from_buffer for module in _ARRAY_MODULES},
@@ -117,10 +118,10 @@ ARRAYS: dict[str, Callable[..., Any]] = {
 
 def load(
     content: bytes,
-    calls: Mapping[str, Callable[..., Any]],
+    calls: Mapping[str, Callable[..., object]],
     names: tuple[str, ...] = (),
-    persistent: Callable[[Any], Any] | None = None,
-) -> Any:
+    persistent: Callable[[object], object] | None = None,
+) -> object:
     """Returns the plain data of a pickle.
 
     Args:
@@ -143,7 +144,7 @@ def load(
     return loaded
 
 
-def _check_size(loaded: Any) -> None:
+def _check_size(loaded: object) -> None:
     """Refuses data shared so often or nested so deeply that walking it would not end.
 
     Raises:
@@ -167,19 +168,25 @@ def _check_size(loaded: Any) -> None:
 class _Machine:
     """A stack machine for the opcodes of plain data; its errors are those that `load` catches."""
 
-    def __init__(self, content: bytes, calls: Any, names: Any, persistent: Any):
+    def __init__(
+        self,
+        content: bytes,
+        calls: Mapping[str, Callable[..., object]],
+        names: tuple[str, ...],
+        persistent: Callable[[object], object] | None,
+    ):
         self._content = content
         self._position = 0
-        self._stack: list[Any] = []
+        self._stack: list[object] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[int, object] = {}
         # How Python 3 writes bytes, and none of them, for Python 2.
         self._calls = {"_codecs.encode": self._encode, "__builtin__.bytes": lambda: b"", **calls}
         self._names = names
         self._persistent = persistent
         self._encoded = 0
 
-    def run(self) -> Any:
+    def run(self) -> object:
         """Returns the pickled value."""
         for _ in range(_MAX_OPCODES):
             opcode = self._content[self._position]
@@ -214,22 +221,22 @@ class _Machine:
         self._position += 1
         return part
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self._stack.append(value)
 
-    def pop(self) -> Any:
+    def pop(self) -> object:
         if self._marks and len(self._stack) <= self._marks[-1]:
             raise IndexError
         return self._stack.pop()
 
-    def top(self, kind: Any) -> Any:
+    def top(self, kind: type[_T]) -> _T:
         """Returns the value on top of the stack, which must be an instance of `kind`."""
         value = self._stack[-1]
         if not isinstance(value, kind):
             raise TypeError
         return value
 
-    def since_mark(self) -> list[Any]:
+    def since_mark(self) -> list[object]:
         """Pops the values above the last mark."""
         mark = self._marks.pop()
         values = self._stack[mark:]
@@ -239,7 +246,7 @@ class _Machine:
     def mark(self) -> None:
         self._marks.append(len(self._stack))
 
-    def last(self, count: int) -> tuple[Any, ...]:
+    def last(self, count: int) -> tuple[object, ...]:
         """Pops the last `count` values."""
         values = [self.pop() for _ in range(count)]
         return tuple(reversed(values))
@@ -282,13 +289,13 @@ class _Machine:
             raise ValueError("it has a number of too many digits")
         self.push(self.number(size, signed=True))
 
-    def append(self, values: list[Any]) -> None:
+    def append(self, values: list[object]) -> None:
         self.top(list).extend(values)
 
-    def set_items(self, values: list[Any]) -> None:
+    def set_items(self, values: list[object]) -> None:
         self.top(dict).update(_pairs(values))
 
-    def named(self, module: Any, name: Any) -> None:
+    def named(self, module: object, name: object) -> None:
         """Pushes the name of an allowed global."""
         full = f"{_word(module)}.{_word(name)}"
         if full in self._calls or full in self._names:
@@ -318,7 +325,7 @@ class _Machine:
             raise ValueError("it refers to something outside it")
         self.push(self._persistent(self.pop()))
 
-    def _encode(self, text: Any, encoding: Any) -> bytes:
+    def _encode(self, text: object, encoding: object) -> bytes:
         """Decodes bytes as Python 3 stores them in old protocols; only Latin-1 is allowed."""
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
             raise ValueError("it holds bytes in another encoding than Latin-1")
@@ -328,11 +335,11 @@ class _Machine:
         return text.encode("latin1")
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _pairs(values: list[Any]) -> dict[Any, Any]:
+def _pairs(values: list[object]) -> dict[object, object]:
     keys = values[::2]
     if len(values) % 2 or not all(isinstance(key, _KEYS) for key in keys):
         raise TypeError

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -136,7 +136,7 @@ def cifar100_superclasses(class_names: Sequence[str]) -> npt.NDArray[np.int32] |
     return np.array([number[name] for name in class_names], np.int32)
 
 
-def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
+def load_pickle(content: bytes, name: str) -> dict[object, object]:
     """Loads the dictionary of one CIFAR file.
 
     Raises:
@@ -156,14 +156,18 @@ def load_pickle(content: bytes, name: str) -> dict[bytes, Any]:
         raise ValueError(f"Cannot read {name} as a CIFAR file: {error}.") from error
 
 
-def _folder_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
+def _folder_files(
+    path: pathlib.Path, archive: _Archive, names: tuple[str, ...]
+) -> Iterator[tuple[str, bytes]]:
     """Yields the name and content of the files that are there."""
     for name in names:
         if (path / name).exists():
             yield name, read_regular(path / name, archive.limit(name))
 
 
-def _archive_files(path: pathlib.Path, archive: _Archive, names: tuple[str, ...]) -> Iterator[Any]:
+def _archive_files(
+    path: pathlib.Path, archive: _Archive, names: tuple[str, ...]
+) -> Iterator[tuple[str, bytes]]:
     """Yields members by their last path component; nothing is ever written to disk."""
     left = set(names)
     with archives.opened(path, _MAX_ARCHIVE_BYTES, _MAX_MEMBERS) as opened:
@@ -191,7 +195,7 @@ def _how_to_get(name: str, root: str | None) -> str:
 
 
 def _batch(
-    name: str, source: str, loaded: dict[bytes, Any]
+    name: str, source: str, loaded: Mapping[object, object]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Returns the rows uint8 [N, 3072] and labels int64 [N] of one file."""
     key = _ARCHIVES[name].label_key
@@ -209,19 +213,18 @@ def _batch(
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     what = f"{source} ({key.decode()})"
-    schema.require(labels, schema.Items(schema.Whole(NO_LABEL, 2**31 - 1)), what)
+    labels = schema.require(labels, schema.Items(schema.Whole(NO_LABEL, 2**31 - 1)), what)
     if len(labels) != len(rows):
         raise ValueError(f"{what} has {len(labels)} labels of {len(rows)} images.")
     return rows, np.array(labels, np.int64)
 
 
-def _class_names(name: str, source: str, loaded: dict[bytes, Any]) -> list[str]:
+def _class_names(name: str, source: str, loaded: Mapping[object, object]) -> list[str]:
     """Returns the class names, as text whatever they are."""
     key = _ARCHIVES[name].names_key
-    names = loaded.get(key)
     what = f"{source} ({key.decode()})"
-    schema.require(names, schema.Items(schema.Anything(), least=1), what)
-    return [schema.readable(entry) for entry in names or ()]
+    names = schema.require(loaded.get(key), schema.Items(schema.Anything(), least=1), what)
+    return [schema.readable(entry) for entry in names]
 
 
 def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:

@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +80,7 @@ class ParquetSource:
         if len(self._labels) == 0:
             raise DataError(f"The Parquet files of {root} ({split}) have no rows.")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[ParquetSource], tuple[object, ...]]:
         # Worker processes read the images again rather than receive their content.
         arguments = (self._root, self._split, self._files, self.class_names, self._found)
         return ParquetSource, arguments

@@ -19,7 +19,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,40 @@ _LABELS_HEADER = re.compile(
     rb"'shape': \((\d{1,10}),\), \} *\n",
     re.DOTALL,
 )
-_SHARD = schema.Fields(
+
+
+class Shard(TypedDict):
+    """A shard in the index: its file, its images, and the size and SHA-256 of the file."""
+
+    file: str
+    num_images: int
+    bytes: int
+    sha256: str
+
+
+class _Note(Shard):
+    """A shard and what it was made from."""
+
+    content: NotRequired[str]
+
+
+class Split(TypedDict):
+    """A split in the index; `content` identifies what its shards were made from."""
+
+    num_images: int
+    content: str
+    shards: list[Shard]
+
+
+class Index(TypedDict):
+    """The content of `dataset.json`."""
+
+    format: str
+    class_names: list[str]
+    splits: dict[str, Split]
+
+
+_SHARD: schema.Fields[_Note] = schema.Fields(
     {
         "file": schema.Text(most=255),
         "num_images": schema.Whole(1, _MAX_IMAGES),
@@ -61,7 +94,7 @@ _SPLIT = schema.Fields(
         "shards": schema.Items(_SHARD, least=1),
     }
 )
-_INDEX = schema.Fields(
+_INDEX: schema.Fields[Index] = schema.Fields(
     {
         "class_names": schema.Items(schema.Text()),
         "splits": schema.Table(_SPLIT),
@@ -118,7 +151,7 @@ def _read_labels(path: pathlib.Path, count: int) -> npt.NDArray[np.int32]:
 class ShardSource:
     """One split of a prepared folder."""
 
-    def __init__(self, folder: pathlib.Path, split: str, index: dict[str, Any], cache_mb: float):
+    def __init__(self, folder: pathlib.Path, split: str, index: Index, cache_mb: float):
         """Opens a split; `index` is what `read_index` returned.
 
         Raises:
@@ -189,7 +222,7 @@ def is_prepared(folder: pathlib.Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def read_index(folder: pathlib.Path) -> dict[str, Any]:
+def read_index(folder: pathlib.Path) -> Index:
     """Returns the content of `dataset.json`.
 
     Raises:
@@ -197,10 +230,10 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
       OSError: if it cannot be read.
     """
     path = folder / INDEX
-    index = schema.read_json(path, schema.Anything())
-    if not isinstance(index, dict) or index.get("format") != _FORMAT:
+    content = schema.read_json(path, schema.Anything())
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is not an index of {_FORMAT}; prepare the data again.")
-    schema.require(index, _INDEX, path)
+    index = schema.require(content, _INDEX, path)
     for name, split in index["splits"].items():
         for shard in split["shards"]:
             file = shard["file"]
@@ -256,7 +289,7 @@ def verify(folder: pathlib.Path) -> list[str]:
 
 def _write_shard(
     source: ImageSource, numbers: range, path: pathlib.Path, progress: Callable[[int], None]
-) -> dict[str, Any]:
+) -> Shard:
     """Writes one shard and its note, which says what is in it; returns the note."""
     partial = _partial(path)
     # Groups of one record: random access decompresses nothing else.
@@ -265,7 +298,7 @@ def _write_shard(
         writer.write(pack(source.record(number)))
         progress(1)
     writer.close()
-    note = {
+    note: Shard = {
         "file": path.name,
         "num_images": len(numbers),
         "bytes": partial.stat().st_size,
@@ -275,7 +308,9 @@ def _write_shard(
     return note
 
 
-def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str, count: int) -> Any:
+def _finished_shard(
+    path: pathlib.Path, note_path: pathlib.Path, content: str, count: int
+) -> Shard | None:
     """Returns the note of a shard that is complete and made from this content, else None."""
     try:
         note = schema.read_json(note_path, _SHARD)
@@ -287,7 +322,7 @@ def _finished_shard(path: pathlib.Path, note_path: pathlib.Path, content: str, c
 
 
 def _finished_split(
-    folder: pathlib.Path, split: str, index: dict[str, Any], content: str, source: ImageSource
+    folder: pathlib.Path, split: str, index: Index, content: str, source: ImageSource
 ) -> bool:
     """Returns whether a split of the index is complete and made from this content."""
     entry = index["splits"].get(split)
@@ -323,8 +358,11 @@ def write_shards(
     if images_per_shard < 1:
         raise ValueError(f"A shard must hold at least one image, not {images_per_shard}.")
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {"format": _FORMAT, "class_names": list(source.class_names)}
-    index["splits"] = {}
+    index: Index = {
+        "format": _FORMAT,
+        "class_names": list(source.class_names),
+        "splits": {},
+    }
     if is_prepared(folder):
         try:
             index = read_index(folder)
@@ -339,7 +377,7 @@ def write_shards(
     if _finished_split(folder, split, index, content, source):
         progress(len(source))
         return
-    notes: list[dict[str, Any]] = []
+    notes: list[Shard] = []
     for start in range(0, len(source), images_per_shard):
         numbers = range(start, min(start + images_per_shard, len(source)))
         path = folder / f"{split}-{len(notes):05d}.array_record"
@@ -372,7 +410,7 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _remove_notes(folder: pathlib.Path, split: str, notes: Sequence[dict[str, Any]]) -> None:
+def _remove_notes(folder: pathlib.Path, split: str, notes: Sequence[Shard]) -> None:
     """Removes what only an unfinished preparation needs, and shards of an earlier, longer one."""
     kept = {note["file"] for note in notes}
     for path in folder.glob(f"{glob.escape(split)}-?????.*"):

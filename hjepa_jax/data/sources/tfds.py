@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from hjepa_jax.data.sources.splits import warn_once
 from hjepa_jax.errors import first_line
 from hjepa_jax.storage import schema
 from hjepa_jax.storage.files import check_regular
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 _MAX_CLASSES = 10_000_000
 _CONNECTORS = "tensorflow_datasets."
@@ -141,7 +144,7 @@ def _class_names(folder: str, label: Any) -> tuple[str, ...]:
     return tuple(schema.readable(name) for name in label.names)
 
 
-def _open(folder: str, split: str) -> tuple[Any, Any]:
+def _open(folder: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Any]:
     """Returns the data source with encoded images, and its information."""
     import tensorflow_datasets as tfds
 
@@ -173,7 +176,7 @@ def _open(folder: str, split: str) -> tuple[Any, Any]:
     return builder.as_data_source(split=split, decoders=decoders), info
 
 
-def _check_shards(split: Any) -> None:
+def _check_shards(split: tfds.core.SplitInfo) -> None:
     """Checks that every shard is there and has as many records as the metadata says."""
     paths = [pathlib.Path(path) for path in split.filepaths]
     if len(paths) != len(split.shard_lengths):
