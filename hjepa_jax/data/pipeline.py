@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from types import TracebackType
-from typing import Any
+from typing import TypeAlias
 
 import grain.python as grain
 import numpy as np
@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 _PAIRS_AT_ONCE = 64
+# A batch, and messages about corrupt images.
+_Made: TypeAlias = tuple[Batch, list[str]]
+_Make: TypeAlias = Callable[[int], _Made]
 
 
 class BatchStream(Iterator[Batch]):
@@ -52,7 +55,7 @@ class BatchStream(Iterator[Batch]):
       corrupt_count: number of corrupt images replaced in, or masked out of, the batches so far.
     """
 
-    def __init__(self, iterator: Watched, on_close: Sequence[Callable[[], None]] = ()):
+    def __init__(self, iterator: Watched[_Made], on_close: Sequence[Callable[[], None]] = ()):
         """Wraps an iterator over (batch, messages about corrupt images).
 
         Args:
@@ -135,7 +138,7 @@ Stop = Callable[[float], bool]
 
 
 def _stream(
-    make: Any, first: int, last: int, data: Data, num_threads: int, stop: Stop | None = None
+    make: _Make, first: int, last: int, data: Data, num_threads: int, stop: Stop | None = None
 ) -> BatchStream:
     """Returns the stream of make(first), ..., make(last - 1), computed ahead by threads."""
     _check_settings(data)
@@ -151,7 +154,9 @@ def _check_settings(data: Data) -> None:
         )
 
 
-def _dataset(make: Any, first: int, last: int, num_threads: int, ahead: int) -> Any:
+def _dataset(
+    make: _Make, first: int, last: int, num_threads: int, ahead: int
+) -> grain.IterDataset[_Made]:
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
     return grain.MapDataset.range(first, last).map(make).to_iter_dataset(options)
 

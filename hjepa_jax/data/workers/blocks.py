@@ -14,7 +14,6 @@ import os
 import pathlib
 from collections.abc import Mapping
 from multiprocessing import resource_tracker, shared_memory
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -195,7 +194,7 @@ class Share:
         return shared
 
 
-def taken_out(values: Any) -> npt.NDArray:
+def taken_out(values: npt.NDArray) -> npt.NDArray:
     """Copies an array to ordinary memory and frees its shared block at once.
 
     Grain frees blocks in a background thread, which may not run before the program exits.

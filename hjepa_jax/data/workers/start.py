@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import cloudpickle
 
@@ -72,14 +72,14 @@ class Handover:
     since the parent holds the other end open.
     """
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., object]):
         """Writes a function, pickled by cloudpickle, to the file."""
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
         path = ""
         if hasattr(os, "memfd_create"):
             self._file = os.fdopen(os.memfd_create("hjepa_jax"), "w+b")
             path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        if not os.access(path, os.R_OK):
+        if self._file is None or not os.access(path, os.R_OK):
             self.close()
             self._file = tempfile.NamedTemporaryFile(prefix="hjepa_jax-")  # noqa: SIM115
             path = self._file.name
@@ -102,7 +102,7 @@ def _load(path: str) -> Callable[..., Any]:
     return pickle.loads(pathlib.Path(path).read_bytes())
 
 
-def _call(path: str, *arguments: Any) -> Any:
+def _call(path: str, *arguments: object) -> Any:
     with _LOADING:  # a worker's threads come here together
         function = _load(path)
     return function(*arguments)

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from multiprocessing.process import BaseProcess
+from typing import ClassVar, Protocol, TypeVar, cast
 
 from absl import logging
 
@@ -22,6 +23,8 @@ _UNSEEN_SECONDS = 60.0
 _PATIENT_SECONDS = 300.0
 _CLOSE_SECONDS = 2.0
 _NAME = "grain-process-prefetch"
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 # Threads that closing could not end, for example in a read from a disk that does not answer.
 _stuck: list[threading.Thread] = []
 
@@ -38,7 +41,7 @@ class WorkerDied(Exception):
         self.exit_code = exit_code
 
 
-def _started() -> list[Any]:
+def _started() -> list[BaseProcess]:
     """Returns this process's children, including ended ones where Python keeps them.
 
     `active_children` drops children that have ended.
@@ -51,11 +54,11 @@ class _Workers:
     """The worker processes of one iterator, collected as they start."""
 
     _lock = threading.Lock()
-    _claimed: ClassVar[set[Any]] = set()
+    _claimed: ClassVar[set[BaseProcess]] = set()
 
     def __init__(self, count: int):
         self._count = count
-        self._mine: set[Any] = set()
+        self._mine: set[BaseProcess] = set()
 
     def look(self) -> None:
         """Claims newly started workers, up to the number this iterator expects."""
@@ -71,7 +74,7 @@ class _Workers:
         """Returns whether some workers were never seen; all start together at the first element."""
         return len(self._mine) < self._count
 
-    def dead(self, all_of_them: bool) -> Any:
+    def dead(self, all_of_them: bool) -> BaseProcess | None:
         """Returns a worker that has ended, or None; with `all_of_them`, None unless all have."""
         ended = [process for process in self._mine if not process.is_alive()]
         return ended[0] if ended and (len(ended) == len(self._mine) or not all_of_them) else None
@@ -84,8 +87,8 @@ class _Workers:
     def own_up(self) -> None:
         """Marks workers that exited with status 0 as failed; grain would wait for them forever."""
         for process in self._mine:
-            ended: Any = getattr(process, "_popen", None)
-            if process.exitcode == 0 and hasattr(ended, "returncode"):
+            ended = getattr(process, "_popen", None)
+            if process.exitcode == 0 and ended is not None and hasattr(ended, "returncode"):
                 ended.returncode = 1
 
     def forget(self) -> None:
@@ -94,7 +97,14 @@ class _Workers:
             self._mine.clear()
 
 
-class Watched(Iterator[Any]):
+class _Source(Protocol[_T_co]):
+    """An iterator that can be closed."""
+
+    def __next__(self) -> _T_co: ...
+    def close(self) -> None: ...
+
+
+class Watched(Iterator[_T]):
     """An iterator that fetches elements in a thread while the caller monitors the wait.
 
     The main thread can thus run Python's signal handlers at any time, and nothing that the iterator
@@ -103,7 +113,7 @@ class Watched(Iterator[Any]):
 
     def __init__(
         self,
-        iterator: Any,
+        iterator: _Source[_T],
         num_workers: int,
         stop: Callable[[float], bool] | None = None,
         *,
@@ -119,13 +129,13 @@ class Watched(Iterator[Any]):
           length: number of elements; needed with workers.
           ahead: maximum number of elements that all workers together make ahead.
         """
-        self._iterator: Any = iterator
+        self._iterator = iterator
         self._stop = stop
         self._left, self._ahead = length, ahead
         self._workers = _Workers(num_workers)
         # No SimpleQueue: its get(timeout) waits for ever where a signal comes near the timeout.
-        self._asked: queue.Queue[Callable[[], Any] | None] = queue.Queue()
-        self._answers: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
+        self._asked: queue.Queue[Callable[[], _T | None] | None] = queue.Queue()
+        self._answers: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._busy = False
 
@@ -136,15 +146,15 @@ class Watched(Iterator[Any]):
             except BaseException as error:
                 self._answers.put((None, error))
 
-    def _ask(self, work: Callable[[], Any]) -> None:
+    def _ask(self, work: Callable[[], _T | None]) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, daemon=True, name="hjepa-batches")
             self._thread.start()
         self._busy = True
         self._asked.put(work)
 
-    def _answer(self, seconds: float) -> Any:
-        """Returns the answer.
+    def _answer(self, seconds: float) -> _T | None:
+        """Returns the answer, None from work that has none.
 
         Raises:
           queue.Empty: if there is none within `seconds`.
@@ -156,7 +166,7 @@ class Watched(Iterator[Any]):
         self._left -= 1
         return element
 
-    def __next__(self) -> Any:
+    def __next__(self) -> _T:
         """Returns the next element.
 
         Raises:
@@ -168,7 +178,7 @@ class Watched(Iterator[Any]):
         dead_since = None
         while True:
             try:
-                return self._answer(_POLL_SECONDS)
+                return cast(_T, self._answer(_POLL_SECONDS))
             except queue.Empty:
                 now = time.monotonic()
             if self._stop is not None and self._stop(now - begun):
@@ -184,7 +194,7 @@ class Watched(Iterator[Any]):
                 if now - dead_since > _DEAD_SECONDS:
                     raise self._death(dead)
 
-    def _death(self, worker: Any) -> WorkerDied:
+    def _death(self, worker: BaseProcess) -> WorkerDied:
         """Returns the error for a dead worker, after giving grain's threads time to notice it."""
         death = WorkerDied(worker.exitcode)
         self._workers.own_up()
@@ -217,7 +227,7 @@ class Watched(Iterator[Any]):
                 _stuck.append(self._thread)
         self._workers.forget()
         # Grain's iterators complain if they are left to the end of the interpreter.
-        self._iterator = None
+        del self._iterator
 
 
 def any_stuck() -> bool:
