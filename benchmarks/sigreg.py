@@ -14,6 +14,7 @@ ceiling" compares the two products alone, 4 NDK operations, with a matrix produc
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.kernels.build import kernels
 from hjepa_jax.kernels.characteristic_function import characteristic_means
-from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
+from hjepa_jax.objectives.sigreg import sigreg
 
 T_MAX = 3.0
 
@@ -73,13 +74,13 @@ def compile_both(n: int, d: int, k: int, t: int) -> tuple[dict[str, Any], tuple[
     z = random.standard_normal((n, d), np.float32)
     slices = random.standard_normal((d, k), np.float32)
     arguments = jnp.asarray(z), jnp.asarray(slices / np.linalg.norm(slices, axis=0))
-    settings = SIGRegSettings(num_slices=k, t_max=T_MAX, n_points=t)
-    forms = {
+    ours = functools.partial(sigreg, t_max=T_MAX, n_points=t, weight_type="gaussian")
+    forms: dict[str, Callable[..., jax.Array]] = {
         "direct": lambda z, slices: direct(z, slices, t),
-        "hjepa_jax": lambda z, slices: sigreg(z, slices, settings, means=characteristic_means),
+        "hjepa_jax": functools.partial(ours, means=characteristic_means),
     }
     if jax.default_backend() == "cpu" and kernels():
-        forms["XLA's operations"] = lambda z, slices: sigreg(z, slices, settings)
+        forms["XLA's operations"] = ours
     compiled = {
         name: jax.jit(jax.value_and_grad(form)).lower(*arguments).compile()
         for name, form in forms.items()

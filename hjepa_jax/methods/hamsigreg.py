@@ -19,7 +19,6 @@ import optax
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
-from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Metrics, PyTree, Randomness, Suspect
 from hjepa_jax.methods.clipping import clip_by_global_norm
 from hjepa_jax.methods.fill import settings_from
@@ -45,7 +44,6 @@ from hjepa_jax.objectives.hamsigreg_updates import (
     is_update_step,
     update_loss,
 )
-from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 
 # Stream of the run's key; LeJEPA has 1 and 2.
 _SPECTRUM_SLICES = 3
@@ -199,12 +197,10 @@ class HamSIGReg(LeJEPA):
         options = self.hamsigreg
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": params, "alpha": alpha, "beta": beta}
-        value = sigreg(
+        value = self.sigreg_of(
             self.transform(coordinates, jax.lax.stop_gradient(z)),
             randomness["spectral_slices"],
-            settings_from(SIGRegSettings, self.sigreg),
-            subsample_index=randomness.get("subsample"),
-            means=characteristic_means,
+            randomness,
         )
         spectrum = learnable_spectrum(params, self.learnable, alpha, beta)
         return update_loss(

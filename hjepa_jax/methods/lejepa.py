@@ -15,10 +15,14 @@ from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Method, Metrics, PyTree, Randomness, Suspect, linear_warmup
-from hjepa_jax.methods.fill import settings_from
 from hjepa_jax.models.base import StateShape
-from hjepa_jax.objectives.lejepa import effective_weights, sigreg_objective
-from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices
+from hjepa_jax.objectives.lejepa import (
+    effective_weights,
+    lejepa_prediction,
+    lejepa_total,
+    state_statistics,
+)
+from hjepa_jax.objectives.sigreg import random_slices, random_subsample, sigreg
 
 # Streams of the run's key; numbers are never reused, so that adding one changes no other.
 _SLICES, _SUBSAMPLE = 1, 2
@@ -122,8 +126,24 @@ class LeJEPA(Method):
         if sigreg.subsample is not None:
             rows = num_rows if sigreg.statistics == "flattened" else num_images
             subsample_key = jax.random.fold_in(jax.random.fold_in(key, _SUBSAMPLE), step)
-            drawn["subsample"] = jax.random.permutation(subsample_key, rows)[: sigreg.subsample]
+            drawn["subsample"] = random_subsample(subsample_key, rows, sigreg.subsample)
         return drawn
+
+    def sigreg_of(self, z: jax.Array, slices: jax.Array, randomness: Randomness) -> jax.Array:
+        """Returns SIGReg of the drawn rows of states z [V, B, D] along `slices` [D, K]."""
+        options = self.sigreg
+        return sigreg(
+            z,
+            slices,
+            t_max=options.t_max,
+            n_points=options.n_points,
+            weight_type=options.weight_type,
+            statistics=options.statistics,
+            reduction=options.reduction,
+            clip_value=options.clip_value,
+            subsample_index=randomness.get("subsample"),
+            means=characteristic_means,
+        )
 
     def regularized(
         self,
@@ -132,19 +152,19 @@ class LeJEPA(Method):
         step: jax.Array,
         transform: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss of states z [V, B, D], SIGReg being of `transform(z)`."""
-        sigreg = self.sigreg
-        return sigreg_objective(
-            z,
-            randomness["slices"],
-            settings_from(SIGRegSettings, sigreg),
-            self.settings.data.num_global_views,
-            transform=transform,
-            subsample_index=randomness.get("subsample"),
-            weight=self.sigreg_weight(step),
-            loss_form=sigreg.loss_form,
-            means=characteristic_means,
+        """Returns the loss of states z [V, B, D], SIGReg being of `transform(z)`.
+
+        The metrics are 'pred', 'sigreg', 'total', and those of `state_statistics`.
+        """
+        weight = self.sigreg_weight(step)
+        prediction = lejepa_prediction(z, self.settings.data.num_global_views)
+        transformed = z if transform is None else transform(z)
+        regularizer = self.sigreg_of(transformed, randomness["slices"], randomness)
+        total = lejepa_total(
+            prediction, regularizer, weight=weight, loss_form=self.sigreg.loss_form
         )
+        losses = {"pred": prediction, "sigreg": regularizer, "total": total}
+        return total, {**losses, **state_statistics(z)}
 
     def loss(
         self,
@@ -154,7 +174,7 @@ class LeJEPA(Method):
         randomness: Randomness,
         step: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns prediction and SIGReg; see `Method` and `sigreg_objective`."""
+        """Returns prediction and SIGReg; see `Method` and `regularized`."""
         del params, method_state
         return self.regularized(z, randomness, step)
 

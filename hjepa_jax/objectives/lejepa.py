@@ -3,17 +3,13 @@
 Source: LeJEPA, arXiv 2511.08544.
 """
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from hjepa_jax.objectives.characteristic_function import Means, trigonometric_means
 from hjepa_jax.objectives.regularizers import at_least_float32, mean_penalty, pooled_variance
-from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
 
 LossForm = Literal["additive", "convex"]
 LOSS_FORMS: tuple[LossForm, ...] = get_args(LossForm)
@@ -74,57 +70,46 @@ def effective_weights(weight: float, loss_form: LossForm) -> dict[str, float]:
     return {"pred": prediction, "sigreg": float(weight), "sigreg/pred": ratio}
 
 
-def sigreg_objective(
-    z: Float[Array, "views batch d"],
-    slices: Float[Array, "d k"],
-    settings: SIGRegSettings,
-    num_global_views: int,
+def lejepa_total(
+    prediction: Float[Array, ""],
+    regularizer: Float[Array, "*statistics"],
     *,
     weight: Float[Array, ""] | float,
-    loss_form: LossForm = "additive",
-    transform: Callable[[Float[Array, "views batch d"]], Float[Array, "views batch d"]]
-    | None = None,
-    subsample_index: Int[Array | np.ndarray, " rows"] | None = None,
-    means: Means = trigonometric_means,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the total loss and its parts.
+    loss_form: LossForm,
+) -> Float[Array, ""]:
+    """Returns the total loss: prediction and SIGReg by their weights, see `effective_weights`.
 
     Args:
-        z: [V, B, D], global views first.
-        slices: [D, K] unit columns.
-        settings: settings of SIGReg.
-        num_global_views: how many of the V views are global.
+        prediction: `lejepa_prediction`.
+        regularizer: SIGReg, a scalar.
         weight: weight of SIGReg; may be traced (a schedule), and is not checked here.
-        loss_form: 'additive' or 'convex', see `effective_weights`.
-        transform: applied to z before SIGReg only (HamSIGReg: H^{1/2}); None = identity.
-        subsample_index: see `sigreg`.
-        means: see `sigreg`.
-
-    Returns:
-        (total, metrics): metrics has 'pred', 'sigreg', 'total' and the statistics 'z2',
-        'z_mean2' and 'z_std_min' of all views' rows, without gradient.
+        loss_form: one of LOSS_FORMS.
 
     Raises:
-        ValueError: an unknown form, settings.reduction 'none', or see `sigreg`.
+        ValueError: an unknown form, or statistics that are not reduced to a scalar.
     """
-    if settings.reduction == "none":
-        raise ValueError("sigreg.reduction 'none' gives no scalar loss: use 'mean' or 'sum'")
     _check_form(loss_form)
-    z = at_least_float32(z)
-    prediction = lejepa_prediction(z, num_global_views)
-    transformed = z if transform is None else transform(z)
-    regularizer = sigreg(
-        transformed, slices, settings, subsample_index=subsample_index, means=means
-    )
+    if regularizer.ndim:
+        raise ValueError(
+            f"SIGReg of shape {regularizer.shape} is no scalar loss: reduce it by 'mean' or 'sum'"
+        )
     kept = prediction if loss_form == "additive" else (1 - weight) * prediction
-    total = kept + weight * regularizer
-    rows = jax.lax.stop_gradient(z)
-    metrics = {
-        "pred": prediction,
-        "sigreg": regularizer,
-        "total": total,
+    return kept + weight * regularizer
+
+
+def state_statistics(z: Float[Array, "views batch d"]) -> dict[str, Float[Array, ""]]:
+    """Returns the logged statistics of all views' rows, without gradient.
+
+    Args:
+        z: [V, B, D]; computed in float32 (float64 stays).
+
+    Returns:
+        'z2', the mean square; 'z_mean2', the mean square of the dimensions' means; and
+        'z_std_min', the smallest deviation of a dimension.
+    """
+    rows = jax.lax.stop_gradient(at_least_float32(z))
+    return {
         "z2": jnp.mean(jnp.square(rows)),
         "z_mean2": mean_penalty(rows),
         "z_std_min": jnp.sqrt(jnp.min(pooled_variance(rows))),
     }
-    return total, metrics

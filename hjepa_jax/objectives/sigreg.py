@@ -9,7 +9,6 @@ Sources: LeJEPA, arXiv 2511.08544, section 4; T. W. Epps & L. B. Pulley, "A test
 on the empirical characteristic function", Biometrika 70 (1983).
 """
 
-import dataclasses
 from typing import Literal, get_args
 
 import jax
@@ -30,40 +29,6 @@ Reduction = Literal["mean", "sum", "none"]
 WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
-
-
-@dataclasses.dataclass(frozen=True)
-class SIGRegSettings:
-    """Settings of `sigreg`; field names are those of `config.sigreg`.
-
-    Attributes:
-        num_slices: directions K drawn by the caller with `random_slices`.
-        t_max: largest frequency; the frequencies are linspace(0, t_max, n_points).
-        n_points: number of frequencies, odd and >= 3.
-        weight_type: 'gaussian' weights frequency t by exp(-t^2/2), 'uniform' by 1.
-        subsample: use this many images, the rows `subsample_index` of every view; None = all.
-        clip_value: statistics below it count as zero and have no gradient; None = off.
-        reduction: 'mean' or 'sum' over slices and views; 'none' returns [V, K] (or [K]).
-        statistics: 'per_view' (one per view, N = images) or 'flattened' (one over views x images).
-    """
-
-    num_slices: int = 64
-    t_max: float = 3.0
-    n_points: int = 9
-    weight_type: WeightType = "gaussian"
-    subsample: int | None = None
-    clip_value: float | None = None
-    reduction: Reduction = "mean"
-    statistics: Statistics = "per_view"
-
-    def __post_init__(self) -> None:
-        _check_quadrature(self.t_max, self.n_points, self.weight_type)
-        _check_choice("sigreg.reduction", self.reduction, REDUCTIONS)
-        _check_choice("sigreg.statistics", self.statistics, STATISTICS)
-        if self.num_slices < 1:
-            raise ValueError(f"sigreg.num_slices must be at least 1, got {self.num_slices}")
-        if self.subsample is not None and self.subsample < 1:
-            raise ValueError(f"sigreg.subsample must be at least 1 or None, got {self.subsample}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -92,27 +57,35 @@ def random_slices(
 
     Returns:
         [D, K].
+
+    Raises:
+        ValueError: no directions.
     """
+    if num_slices < 1:
+        raise ValueError(f"sigreg.num_slices must be at least 1, got {num_slices}")
     directions = jax.random.normal(key, (dim, num_slices), dtype)
     return directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
 
 
 def random_subsample(
-    key: PRNGKeyArray, num_images: int, subsample: int | None
-) -> Int[Array, " {subsample}"] | None:
+    key: PRNGKeyArray, num_rows: int, subsample: int
+) -> Int[Array, " {subsample}"]:
     """Draws the rows for `sigreg` without replacement.
 
     Args:
         key: PRNG key.
-        num_images: how many there are.
-        subsample: how many to draw; None = all.
+        num_rows: how many there are.
+        subsample: how many to draw.
 
     Returns:
-        Indices [subsample], or None when all images are used.
+        Indices [subsample].
+
+    Raises:
+        ValueError: subsample is not in 1..num_rows.
     """
-    if subsample is None or subsample >= num_images:
-        return None
-    return jax.random.permutation(key, num_images)[:subsample]
+    if not 1 <= subsample <= num_rows:
+        raise ValueError(f"sigreg.subsample must lie in 1..{num_rows} (the rows), got {subsample}")
+    return jax.random.permutation(key, num_rows)[:subsample]
 
 
 def epps_pulley(
@@ -203,8 +176,13 @@ def _weighted_distance(
 def sigreg(
     z: Float[Array, "*views n d"],
     slices: Float[Array, "d k"],
-    settings: SIGRegSettings,
     *,
+    t_max: float,
+    n_points: int,
+    weight_type: WeightType,
+    statistics: Statistics = "per_view",
+    reduction: Reduction = "mean",
+    clip_value: float | None = None,
     subsample_index: Int[Array | np.ndarray, " rows"] | None = None,
     means: Means = trigonometric_means,
 ) -> Float[Array, "*statistics"]:
@@ -213,43 +191,41 @@ def sigreg(
     Args:
         z: [V, B, D] or [N, D], any float dtype; computed in float32 (float64 stays).
         slices: [D, K] unit columns, from `random_slices`.
-        settings: see `SIGRegSettings`.
+        t_max: see `epps_pulley`, as for the next two.
+        n_points: number of frequencies.
+        weight_type: weight of the frequencies.
+        statistics: 'per_view' (one per view, N = images) or 'flattened' (one over views x images).
+        reduction: 'mean' or 'sum' over slices and views; 'none' returns the statistics.
+        clip_value: statistics below it count as zero and have no gradient; None = off.
         subsample_index: [S] images used of every view, from `random_subsample`; for 'flattened'
-            statistics, rows of the B x V rows in image-major order.
+            statistics, rows of the B x V rows in image-major order; None = all.
         means: see `characteristic_function`.
 
     Returns:
         A scalar, or the statistics [V, K] ([K] without views or flattened) for reduction 'none'.
 
     Raises:
-        ValueError: shapes that do not fit, or settings.subsample without subsample_index.
+        ValueError: shapes that do not fit, an unknown choice, or see `epps_pulley`.
     """
+    _check_choice("sigreg.statistics", statistics, STATISTICS)
+    _check_choice("sigreg.reduction", reduction, REDUCTIONS)
     if z.ndim not in (2, 3) or slices.ndim != 2 or slices.shape[0] != z.shape[-1]:
         raise ValueError(
             f"z must be [V, B, D] or [N, D] and slices [D, K], got {z.shape} and {slices.shape}"
         )
     z = at_least_float32(z)
-    if settings.statistics == "flattened" and z.ndim == 3:
+    if statistics == "flattened" and z.ndim == 3:
         # Images before views: merging the axes then keeps a sharded batch axis in place.
         z = jnp.swapaxes(z, 0, 1).reshape(-1, z.shape[-1])
     if subsample_index is not None:
         z = jnp.take(z, subsample_index, axis=-2)
-    elif settings.subsample is not None and settings.subsample < z.shape[-2]:
-        raise ValueError(
-            f"sigreg.subsample = {settings.subsample} needs subsample_index "
-            "(draw it with random_subsample)"
-        )
     highest = jax.lax.Precision.HIGHEST
     projections = jnp.matmul(z, slices.astype(z.dtype), precision=highest)
-    statistics = epps_pulley(
-        projections,
-        t_max=settings.t_max,
-        n_points=settings.n_points,
-        weight_type=settings.weight_type,
-        means=means,
+    values = epps_pulley(
+        projections, t_max=t_max, n_points=n_points, weight_type=weight_type, means=means
     )
-    if settings.clip_value is not None:
-        statistics = jnp.where(statistics < settings.clip_value, 0.0, statistics)
-    if settings.reduction == "none":
-        return statistics
-    return jnp.mean(statistics) if settings.reduction == "mean" else jnp.sum(statistics)
+    if clip_value is not None:
+        values = jnp.where(values < clip_value, 0.0, values)
+    if reduction == "none":
+        return values
+    return jnp.mean(values) if reduction == "mean" else jnp.sum(values)

@@ -16,7 +16,6 @@ from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.objectives.hamsigreg import SpectralSettings
 from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 from hjepa_jax.objectives.hjepa import HJEPASettings
-from hjepa_jax.objectives.sigreg import SIGRegSettings
 
 ROWS = rows().values()
 NUMBERS = [row for row in ROWS if row.kind in (int, float)]
@@ -275,7 +274,6 @@ def test_sentences_about_values(path, value, end) -> None:
 def test_settings_of_the_mathematics_have_the_same_defaults() -> None:
     for kind, section in (
         (HJEPASettings, "loss"),
-        (SIGRegSettings, "sigreg"),
         (SpectralSettings, "hamsigreg"),
         (LearnableSettings, "hamsigreg"),
     ):

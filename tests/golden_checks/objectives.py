@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,7 @@ from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.objectives import regularizers
 from hjepa_jax.objectives.hjepa import HJEPASettings, prediction_loss
 from hjepa_jax.objectives.lejepa import lejepa_prediction
-from hjepa_jax.objectives.sigreg import (
-    SIGRegSettings,
-    epps_pulley,
-    epps_pulley_two_sided,
-    sigreg,
-)
+from hjepa_jax.objectives.sigreg import epps_pulley, epps_pulley_two_sided, sigreg
 
 LOSSES, SIGREG = load("losses.npz"), load("sigreg.npz")
 FLOAT64, FLOAT32 = 1e-9, 1e-5
@@ -222,20 +218,16 @@ def test_golden_objectives_sigreg(case: str) -> None:
     group = subtree(SIGREG, f"sigreg/{case}/")
     index: Any = group.get("subsample_idx")
     scalar = group["loss"].ndim == 0
-    settings = SIGRegSettings(
-        num_slices=group["A"].shape[1],
+    function = functools.partial(
+        sigreg,
         t_max=group["t_max"].item(),
         n_points=group["n_points"].item(),
         weight_type="uniform" if flag(group["weight_uniform"]) else "gaussian",
-        subsample=None if index is None else len(index),
         clip_value=group["clip_value"].item() if flag(group["has_clip"]) else None,
         reduction="none" if not scalar else "sum" if case.endswith("sum") else "mean",
+        subsample_index=index,
     )
-
-    def function(z: jax.Array, dtype: Any) -> jax.Array:
-        return sigreg(z, jnp.asarray(group["A"], dtype), settings, subsample_index=index)
-
-    check_both(group, function, "z")
+    check_both(group, lambda z, dtype: function(z, jnp.asarray(group["A"], dtype)), "z")
 
 
 @pytest.mark.parametrize("case", cases(SIGREG, "wrapper/"))

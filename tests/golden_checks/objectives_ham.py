@@ -17,7 +17,7 @@ from golden_checks.objectives import FLOAT32, FLOAT64, cases, flag
 from hjepa_jax.objectives import hamsigreg
 from hjepa_jax.objectives import hamsigreg_spectrum as learnable
 from hjepa_jax.objectives import hamsigreg_updates as updates
-from hjepa_jax.objectives.sigreg import SIGRegSettings, sigreg
+from hjepa_jax.objectives.sigreg import sigreg
 
 HAM, TRAIN = load("hamsigreg.npz"), load("train_steps.npz")
 BASES = ("identity", "r2", "laplacian")
@@ -82,9 +82,10 @@ def apply_and_pull(z: jax.Array, root: jax.Array, cot: jax.Array, kind: str, lay
     return out, *pull(cot)
 
 
-@functools.partial(quick_jit, static_argnums=2)
-def sigreg_and_gradient(z: jax.Array, slices: jax.Array, settings: SIGRegSettings) -> Any:
-    return jax.value_and_grad(sigreg)(z, slices, settings)
+@quick_jit
+def sigreg_and_gradient(z: jax.Array, slices: jax.Array) -> Any:
+    plain = functools.partial(sigreg, t_max=3.0, n_points=9, weight_type="gaussian")
+    return jax.value_and_grad(plain)(z, slices)
 
 
 def ham_cases(kind: str) -> list[Any]:
@@ -104,11 +105,10 @@ def check_transform(
 ) -> tuple[jax.Array, jax.Array]:
     """Checks transform, loss and their gradients in z; returns both gradients in the root."""
     dtype, tolerance = (jnp.float64, FLOAT64) if prefix else (jnp.float32, FLOAT32)
-    settings = SIGRegSettings(num_slices=group["A"].shape[1], t_max=3.0, n_points=9)
     z, cot, slices = (jnp.asarray(group[name], dtype) for name in ("z", "cot", "A"))
     out, grad_z, grad_root = apply_and_pull(z, root, cot, kind, layout)
     assert out.dtype == dtype
-    loss, grad_out = sigreg_and_gradient(out, slices, settings)
+    loss, grad_out = sigreg_and_gradient(out, slices)
     _, loss_grad_z, loss_grad_root = apply_and_pull(z, root, grad_out, kind, layout)
     assert_close(out, group[prefix + "transform"], tolerance, "transform")
     assert_close(grad_z, group[prefix + "grad_z"], tolerance, "grad_z")
@@ -341,12 +341,13 @@ def test_golden_objectives_ham_first_step(case: str) -> None:
     views = root["x"].shape[1]
     z = jnp.asarray(root["z_step0"]).reshape(views, -1, root["z_step0"].shape[-1])
     out = hamsigreg.apply_spectral(whole, params, z, alpha, beta)
-    sigreg_settings = SIGRegSettings(
-        num_slices=hp["regularizer.num_slices"].item(),
+    loss = sigreg(
+        out,
+        jnp.asarray(root["A"][0]),
         t_max=hp["regularizer.t_max"].item(),
         n_points=hp["regularizer.n_points"].item(),
+        weight_type="gaussian",
     )
-    loss = sigreg(out, jnp.asarray(root["A"][0]), sigreg_settings)
     assert_close(loss, root["loss/reg"][0], 1e-4, "reg")
     spectrum = learnable.learnable_spectrum(params, settings, alpha, beta)
     regularizer = learnable.spectral_regularizer(spectrum, settings)

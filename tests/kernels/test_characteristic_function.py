@@ -1,5 +1,7 @@
 """The native means of cosines and sines, against NumPy in float64, and SIGReg with them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from kernel_arrays import draw
 
 from hjepa_jax.kernels import characteristic_function
 from hjepa_jax.kernels.characteristic_function import characteristic_means, means_native
-from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
+from hjepa_jax.objectives.sigreg import random_slices, sigreg
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
@@ -52,11 +54,13 @@ def test_rounding_of_means_does_not_grow_with_the_rows() -> None:
 
 @pytest.mark.parametrize("statistics", ["per_view", "flattened"])
 def test_sigreg_and_its_gradient_are_the_plain_ones(statistics, monkeypatch) -> None:
-    settings = SIGRegSettings(num_slices=24, statistics=statistics)
+    plainly = functools.partial(
+        sigreg, t_max=3.0, n_points=9, weight_type="gaussian", statistics=statistics
+    )
     z, slices = jnp.asarray(draw(1, 2, 60, 12)), random_slices(jax.random.key(0), 12, 24)
 
     def both(**options):
-        function = jax.value_and_grad(lambda z: sigreg(z, slices, settings, **options))
+        function = jax.value_and_grad(lambda z: plainly(z, slices, **options))
         lowered = jax.jit(function).lower(z)
         return "hjepa_characteristic" in lowered.as_text(), lowered.compile()(z)
 

@@ -1,10 +1,6 @@
-"""The LeJEPA objective against NumPy and finite differences."""
+"""LeJEPA's prediction, weights and statistics against NumPy and finite differences."""
 
 from __future__ import annotations
-
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +8,14 @@ import numpy as np
 import pytest
 from finite_differences import assert_gradient, quick_jit
 
-from hjepa_jax.objectives.lejepa import effective_weights, lejepa_prediction, sigreg_objective
-from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
+from hjepa_jax.objectives.lejepa import (
+    effective_weights,
+    lejepa_prediction,
+    lejepa_total,
+    state_statistics,
+)
 
-SETTINGS = SIGRegSettings(num_slices=4, n_points=5)
 predict = quick_jit(lejepa_prediction, static_argnums=1)
-plain_sigreg = quick_jit(functools.partial(sigreg, settings=SETTINGS))
-
-
-# The weight is traced, as a schedule's is.
-@functools.partial(quick_jit, static_argnums=(3, 4))
-def objective(
-    z: jax.Array,
-    slices: jax.Array,
-    weight: jax.Array | float,
-    loss_form: str = "additive",
-    transform: Callable[[jax.Array], jax.Array] | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    options: dict[str, Any] = {"weight": weight, "loss_form": loss_form, "transform": transform}
-    return sigreg_objective(z, slices, SETTINGS, 2, **options)
 
 
 def views(count: int = 4) -> np.ndarray:
@@ -53,47 +38,20 @@ def test_prediction_of_equal_views_is_zero() -> None:
     assert predict(z, 2) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("loss_form", ["additive", "convex"])
-def test_objective_is_the_weighted_sum(loss_form: str) -> None:
-    z = jnp.asarray(views(), jnp.float32)
-    slices = random_slices(jax.random.key(0), 6, 4)
-    total, metrics = objective(z, slices, 0.3, loss_form)
-    prediction, regularizer = predict(z, 2), plain_sigreg(z, slices)
-    expected = (1.0 if loss_form == "additive" else 0.7) * prediction + 0.3 * regularizer
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
-    np.testing.assert_allclose(metrics["total"], total)
-    np.testing.assert_allclose(metrics["pred"], prediction)
-    np.testing.assert_allclose(metrics["sigreg"], regularizer)
-    flat = views().reshape(-1, 6)
-    np.testing.assert_allclose(metrics["z2"], (flat**2).mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["z_mean2"], (flat.mean(0) ** 2).mean(), rtol=1e-4)
-    np.testing.assert_allclose(metrics["z_std_min"], flat.std(0).min(), rtol=1e-5)
-
-
-def test_transform_reaches_sigreg_only() -> None:
-    z = jnp.asarray(views(), jnp.float32)
-    slices = random_slices(jax.random.key(0), 6, 4)
-    _, metrics = objective(z, slices, 1.0, "additive", lambda z: 2 * z)
-    np.testing.assert_allclose(metrics["sigreg"], plain_sigreg(2 * z, slices), rtol=1e-6)
-    np.testing.assert_allclose(metrics["pred"], predict(z, 2), rtol=1e-6)
-
-
-def test_objective_gradient_matches_differences() -> None:
-    with jax.enable_x64(True):
-        slices = random_slices(jax.random.key(1), 6, 4, jnp.float64)
-        assert_gradient(lambda z: sigreg_objective(z, slices, SETTINGS, 2, weight=0.5)[0], views(3))
-
-
-def test_metrics_carry_no_gradient_and_bfloat16_becomes_float32() -> None:
-    z = jnp.asarray(views(), jnp.bfloat16)
-    slices = random_slices(jax.random.key(0), 6, 4)
-    total, metrics = objective(z, slices, 0.1)
-    assert {total.dtype, *(value.dtype for value in metrics.values())} == {jnp.dtype("float32")}
-
-    def statistic(z: jax.Array) -> jax.Array:
-        return sigreg_objective(z, slices, SETTINGS, 2, weight=0.1)[1]["z_std_min"]
-
-    np.testing.assert_array_equal(quick_jit(jax.grad(statistic))(z), 0)
+def test_statistics_match_numpy_and_carry_no_gradient() -> None:
+    found = quick_jit(state_statistics)(jnp.asarray(views(), jnp.bfloat16))
+    flat = np.asarray(jnp.asarray(views(), jnp.bfloat16), np.float64).reshape(-1, 6)
+    wanted = {
+        "z2": (flat**2).mean(),
+        "z_mean2": (flat.mean(0) ** 2).mean(),
+        "z_std_min": flat.std(0).min(),
+    }
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == jnp.float32
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+    gradient = quick_jit(jax.grad(lambda z: state_statistics(z)["z_std_min"]))
+    np.testing.assert_array_equal(gradient(jnp.asarray(views(), jnp.float32)), 0)
 
 
 def test_effective_weights() -> None:
@@ -111,12 +69,14 @@ def test_effective_weights() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_cause() -> None:
-    z, slices = jnp.zeros((2, 4, 6)), jnp.zeros((6, 4))
     with pytest.raises(ValueError, match="1 <= num_global_views <= V"):
-        lejepa_prediction(z, 3)
+        lejepa_prediction(jnp.zeros((2, 4, 6)), 3)
     with pytest.raises(ValueError, match="additive, convex"):
         effective_weights(0.1, "sum")
     with pytest.raises(ValueError, match="at most 1"):
         effective_weights(1.5, "convex")
+    prediction, statistics = jnp.zeros(()), jnp.zeros((2, 4))
     with pytest.raises(ValueError, match="no scalar loss"):
-        sigreg_objective(z, slices, SIGRegSettings(reduction="none"), 2, weight=1.0)
+        lejepa_total(prediction, statistics, weight=1.0, loss_form="additive")
+    with pytest.raises(ValueError, match="additive, convex"):
+        lejepa_total(prediction, prediction, weight=1.0, loss_form="sum")

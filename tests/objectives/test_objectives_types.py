@@ -11,11 +11,11 @@ from annotations import bare_annotations, unchecked_functions
 from hjepa_jax.objectives import hamsigreg, linear_probe, regularizers
 from hjepa_jax.objectives import hamsigreg_spectrum as spectrum
 from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
-from hjepa_jax.objectives.lejepa import lejepa_prediction, sigreg_objective
-from hjepa_jax.objectives.sigreg import SIGRegSettings, epps_pulley, sigreg
+from hjepa_jax.objectives.lejepa import lejepa_prediction, lejepa_total
+from hjepa_jax.objectives.sigreg import epps_pulley, sigreg
 
 Z = jnp.zeros((2, 6, 4))
-SETTINGS = SIGRegSettings(num_slices=3)
+QUADRATURE: dict[str, Any] = {"t_max": 3.0, "n_points": 9, "weight_type": "gaussian"}
 PROBE = linear_probe.ProbeParams(jnp.ones(4), jnp.ones(4), jnp.ones((4, 3)), jnp.ones(3))
 
 
@@ -30,12 +30,12 @@ def test_every_public_function_is_annotated_and_checked() -> None:
         lambda: regularizers.budget(Z.astype(jnp.int32), 1.0, 1.0),
         lambda: regularizers.projected_covariance(Z, jnp.ones((5, 2)), 1e-4),
         lambda: regularizers.logdet_statistics(jnp.ones((3, 2))),
-        lambda: sigreg(Z, jnp.ones((5, 3)), SETTINGS),
-        lambda: sigreg(Z, jnp.ones((4, 3)), SETTINGS, subsample_index=jnp.ones(3)),
+        lambda: sigreg(Z, jnp.ones((5, 3)), **QUADRATURE),
+        lambda: sigreg(Z, jnp.ones((4, 3)), **QUADRATURE, subsample_index=jnp.ones(3)),
         lambda: epps_pulley(jnp.ones(3), t_max=3.0, n_points=5, weight_type="gaussian"),
-        lambda: SIGRegSettings(reduction="max"),  # type: ignore
+        lambda: sigreg(Z, jnp.ones((4, 3)), **QUADRATURE, reduction="max"),  # type: ignore
         lambda: lejepa_prediction(Z[0], 1),
-        lambda: sigreg_objective(Z, jnp.ones((4, 3)), SETTINGS, 2, weight=jnp.ones(2)),
+        lambda: lejepa_total(jnp.ones(()), jnp.ones(()), weight=jnp.ones(2), loss_form="additive"),
         lambda: hjepa_objective(
             Z, lambda z, _: z, None, {"q": jnp.ones((4, 2))}, HJEPASettings(), 2
         ),
@@ -54,5 +54,8 @@ def test_a_wrong_result_raises() -> None:
     """An implementation of the means that forgets the frequencies."""
     with pytest.raises(jaxtyping.TypeCheckError, match=r"return .*characteristic_function"):
         sigreg(
-            Z, jnp.ones((4, 3)), SETTINGS, means=lambda y, *_: (jnp.mean(y, -2), jnp.mean(y, -2))
+            Z,
+            jnp.ones((4, 3)),
+            **QUADRATURE,
+            means=lambda y, *_: (jnp.mean(y, -2), jnp.mean(y, -2)),
         )

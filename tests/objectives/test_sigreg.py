@@ -18,7 +18,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from hjepa_jax.objectives import characteristic_function as module
 from hjepa_jax.objectives.sigreg import (
-    SIGRegSettings,
     epps_pulley,
     epps_pulley_two_sided,
     random_slices,
@@ -26,7 +25,9 @@ from hjepa_jax.objectives.sigreg import (
     sigreg,
 )
 
-quick_sigreg = quick_jit(sigreg, static_argnums=2)
+QUADRATURE: dict[str, Any] = {"t_max": 3.0, "n_points": 9, "weight_type": "gaussian"}
+STATIC = (*QUADRATURE, "statistics", "reduction", "clip_value")
+quick_sigreg = quick_jit(sigreg, static_argnames=STATIC)
 quick_slices = quick_jit(random_slices, static_argnums=(1, 2))
 quick_epps_pulley = quick_jit(epps_pulley, static_argnames=("t_max", "n_points", "weight_type"))
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -109,24 +110,24 @@ def test_blocked_and_unrolled_means_agree(slices: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_sigreg_matches_numpy(statistics: str, reduction: str) -> None:
     z, slices = normal(3, 14, 5) * 1.2, normal(5, 7, seed=1)
-    settings = SIGRegSettings(num_slices=7, statistics=statistics, reduction=reduction)
+    options = {**QUADRATURE, "statistics": statistics, "reduction": reduction}
     rows = z if statistics == "per_view" else z.reshape(-1, 5)
     expected = getattr(np, reduction)(numpy_epps_pulley(rows @ slices, 3.0, 9))
     with jax.enable_x64(True):
-        value = quick_sigreg(jnp.asarray(z), jnp.asarray(slices), settings)
+        value = quick_sigreg(jnp.asarray(z), jnp.asarray(slices), **options)
         np.testing.assert_allclose(value, expected, rtol=1e-12)
-        assert_gradient(lambda z: sigreg(z, jnp.asarray(slices), settings), z)
+        assert_gradient(lambda z: sigreg(z, jnp.asarray(slices), **options), z)
 
 
 def test_clipped_statistics_count_zero_and_have_no_gradient() -> None:
     z, slices = normal(24, 6), np.eye(6)
     values = numpy_epps_pulley(z, 3.0, 9)
     clip = float(np.median(values))
-    settings = SIGRegSettings(num_slices=6, clip_value=clip, reduction="none")
+    options = {**QUADRATURE, "clip_value": clip, "reduction": "none"}
     with jax.enable_x64(True):
-        kept = quick_sigreg(jnp.asarray(z), jnp.asarray(slices), settings)
+        kept = quick_sigreg(jnp.asarray(z), jnp.asarray(slices), **options)
         np.testing.assert_allclose(kept, np.where(values < clip, 0, values))
-        total = quick_jit(jax.grad(lambda z: sigreg(z, jnp.asarray(slices), settings).sum()))
+        total = quick_jit(jax.grad(lambda z: sigreg(z, jnp.asarray(slices), **options).sum()))
         gradient = total(jnp.asarray(z))
         moved = np.any(np.asarray(gradient) != 0, axis=0)
         np.testing.assert_array_equal(moved, values >= clip)
@@ -134,16 +135,17 @@ def test_clipped_statistics_count_zero_and_have_no_gradient() -> None:
 
 def test_subsample_uses_the_same_rows_of_every_view() -> None:
     z, slices = normal(2, 20, 4), normal(4, 5, seed=1)
-    settings = SIGRegSettings(num_slices=5, subsample=6, reduction="none")
     index = random_subsample(jax.random.key(0), 20, 6)
-    assert index is not None
     assert len(np.unique(index)) == 6
-    value = quick_sigreg(jnp.asarray(z), jnp.asarray(slices), settings, subsample_index=index)
+    value = quick_sigreg(
+        jnp.asarray(z),
+        jnp.asarray(slices),
+        **QUADRATURE,
+        reduction="none",
+        subsample_index=index,
+    )
     expected = numpy_epps_pulley(z[:, np.asarray(index)] @ slices, 3.0, 9)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
-    assert random_subsample(jax.random.key(0), 20, None) is None
-    with pytest.raises(ValueError, match="needs subsample_index"):
-        sigreg(jnp.asarray(z), jnp.asarray(slices), settings)
 
 
 def test_slices_are_uniform_unit_columns() -> None:
@@ -161,17 +163,16 @@ def test_expected_value_for_exact_gaussian_samples() -> None:
     weights = np.full(17, 2 * t[1]) * np.exp(-(t**2) / 2)
     weights[[0, -1]] /= 2
     expected = (weights * (1 - np.exp(-(t**2)))).sum()
-    settings = SIGRegSettings(num_slices=2000, n_points=17)
+    options = {**QUADRATURE, "n_points": 17}
     z = jnp.asarray(normal(64, 2000), jnp.float32)
-    value = jax.jit(sigreg, static_argnums=2)(z, jnp.eye(2000), settings)
+    value = jax.jit(sigreg, static_argnames=STATIC)(z, jnp.eye(2000), **options)
     assert value == pytest.approx(expected, rel=0.05)
 
 
 def test_gaussian_is_preferred_and_descent_reaches_it() -> None:
-    settings = SIGRegSettings(num_slices=16)
     slices = quick_slices(jax.random.key(0), 8, 16)
     good = jnp.asarray(normal(128, 8), jnp.float32)
-    loss = jax.jit(functools.partial(sigreg, slices=slices, settings=settings))
+    loss = jax.jit(functools.partial(sigreg, slices=slices, **QUADRATURE))
     assert loss(good) < loss(0.5 * good)
     assert loss(good) < loss(2.0 * good)
     assert loss(good) < loss(good + 0.5)
@@ -190,9 +191,9 @@ def test_invariance_under_rotation_in_expectation() -> None:
     random = np.random.default_rng(0)
     z = random.exponential(size=(64, 6)) * np.linspace(0.3, 2, 6)
     rotation = np.linalg.qr(random.standard_normal((6, 6)))[0]
-    settings = SIGRegSettings(num_slices=4000, reduction="none")
+    every = functools.partial(quick_sigreg, **QUADRATURE, reduction="none")
     samples = [
-        np.asarray(quick_sigreg(jnp.asarray(x, jnp.float32), quick_slices(key, 6, 4000), settings))
+        np.asarray(every(jnp.asarray(x, jnp.float32), quick_slices(key, 6, 4000)))
         for x, key in zip((z, z @ rotation), jax.random.split(jax.random.key(0)))
     ]
     means = [sample.mean() for sample in samples]
@@ -201,9 +202,8 @@ def test_invariance_under_rotation_in_expectation() -> None:
     assert max(errors) < 0.05 * means[0]
     # With the directions rotated along it holds exactly.
     slices = np.asarray(quick_slices(jax.random.key(2), 6, 50))
-    settings = SIGRegSettings(num_slices=50)
     exact = [
-        float(quick_sigreg(jnp.asarray(x, jnp.float32), jnp.asarray(s, jnp.float32), settings))
+        float(quick_sigreg(jnp.asarray(x, jnp.float32), jnp.asarray(s, jnp.float32), **QUADRATURE))
         for x, s in ((z, slices), (z @ rotation, rotation.T @ slices))
     ]
     assert exact[0] == pytest.approx(exact[1], rel=1e-4)
@@ -212,11 +212,11 @@ def test_invariance_under_rotation_in_expectation() -> None:
 def test_bfloat16_is_computed_in_float32() -> None:
     z = jnp.asarray(normal(2, 16, 4), jnp.bfloat16)
     slices = quick_slices(jax.random.key(0), 4, 5)
-    settings = SIGRegSettings(num_slices=5)
-    value, gradient = quick_jit(jax.value_and_grad(sigreg), static_argnums=2)(z, slices, settings)
+    both = quick_jit(jax.value_and_grad(functools.partial(sigreg, **QUADRATURE)))
+    value, gradient = both(z, slices)
     assert value.dtype == jnp.float32
     assert gradient.dtype == jnp.bfloat16
-    wide = quick_sigreg(z.astype(jnp.float32), slices, settings)
+    wide = quick_sigreg(z.astype(jnp.float32), slices, **QUADRATURE)
     np.testing.assert_allclose(value, wide, rtol=1e-6)
 
 
@@ -235,9 +235,9 @@ def array_sizes(jaxpr: Jaxpr) -> list[int]:
 
 def test_no_array_has_a_frequency_axis_over_samples() -> None:
     rows, dim, slices, points = 512, 32, 256, 17
-    settings = SIGRegSettings(num_slices=slices, n_points=points)
+    options = {**QUADRATURE, "n_points": points}
     z, directions = jnp.zeros((rows, dim)), jnp.zeros((dim, slices))
-    function = jax.value_and_grad(lambda z, a: sigreg(z, a, settings))
+    function = jax.value_and_grad(functools.partial(sigreg, **options))
     sizes = array_sizes(jax.make_jaxpr(function)(z, directions).jaxpr)
     assert max(sizes) == rows * slices
     compiled = jax.jit(function).lower(z, directions).compile()
@@ -250,12 +250,12 @@ DEVICES_PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 jax.config.update("jax_num_cpu_devices", 4)
-from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
+from hjepa_jax.objectives.sigreg import random_slices, sigreg
 z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 12)), jnp.float32)
 slices = random_slices(jax.random.key(0), 12, 32)
 for statistics in ("per_view", "flattened"):
-    settings = SIGRegSettings(num_slices=32, statistics=statistics)
-    function = jax.jit(jax.value_and_grad(lambda z: sigreg(z, slices, settings)))
+    options = {"t_max": 3.0, "n_points": 9, "weight_type": "gaussian", "statistics": statistics}
+    function = jax.jit(jax.value_and_grad(lambda z: sigreg(z, slices, **options)))
     results = []
     for count in (1, 4):
         mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=jax.devices()[:count])
@@ -292,19 +292,26 @@ def test_loss_and_gradient_are_equal_on_one_and_four_devices() -> None:
         ({"weight_type": "flat"}, "gaussian, uniform"),
         ({"reduction": "max"}, "mean, sum, none"),
         ({"statistics": "all"}, "per_view, flattened"),
-        ({"num_slices": 0}, "at least 1"),
-        ({"subsample": 0}, "at least 1 or None"),
     ],
 )
-def test_invalid_settings(change: dict[str, Any], message: str) -> None:
+def test_invalid_options(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SIGRegSettings(**change)
+        sigreg(jnp.zeros((4, 5)), jnp.zeros((5, 2)), **{**QUADRATURE, **change})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_slices_and_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_slices must be at least 1"):
+        random_slices(jax.random.key(0), 4, 0)
+    for subsample in (0, 21):
+        with pytest.raises(ValueError, match=r"must lie in 1..20 .*, got"):
+            random_subsample(jax.random.key(0), 20, subsample)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"slices \[D, K\], got \(4, 5\) and \(6, 2\)"):
-        sigreg(jnp.zeros((4, 5)), jnp.zeros((6, 2)), SIGRegSettings())
+        sigreg(jnp.zeros((4, 5)), jnp.zeros((6, 2)), **QUADRATURE)
     with pytest.raises(ValueError, match=r"\[..., N, K\]"):
         epps_pulley(jnp.zeros(4), t_max=3.0, n_points=5, weight_type="gaussian")
     with pytest.raises(ValueError, match="t_min < t_max"):

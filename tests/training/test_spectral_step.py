@@ -7,9 +7,8 @@ import pytest
 
 from configs import cifar100
 from hjepa_jax.methods.base import Method
-from hjepa_jax.methods.fill import settings_from
 from hjepa_jax.methods.hamsigreg import HamSIGReg
-from hjepa_jax.objectives.sigreg import SIGRegSettings, random_slices, sigreg
+from hjepa_jax.objectives.sigreg import random_slices
 from hjepa_jax.training.setup import build_method
 
 
@@ -57,13 +56,12 @@ def _valuer(config):
     """Returns the compiled SIGReg of the transformed states, as a function of the spectrum."""
     z, drawn = _material(config)
     method = _method(config)
-    settings = settings_from(SIGRegSettings, method.sigreg)
 
     @jax.jit
     def value(params):
         coordinates = {"params": params, "alpha": drawn["alpha"], "beta": drawn["beta"]}
         moved = method.transform(coordinates, z)
-        return sigreg(moved, drawn["spectral_slices"], settings)
+        return method.sigreg_of(moved, drawn["spectral_slices"], drawn)
 
     return value
 

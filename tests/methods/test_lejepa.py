@@ -1,0 +1,115 @@
+"""LeJEPA: its loss is prediction and SIGReg by their weights, of the rows that it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from finite_differences import assert_gradient, quick_jit
+
+from configs import cifar100
+from hjepa_jax.config.checks import typed
+from hjepa_jax.methods.lejepa import LeJEPA
+from hjepa_jax.models.base import StateShape
+from hjepa_jax.objectives.lejepa import lejepa_prediction
+from hjepa_jax.objectives.sigreg import random_slices, sigreg
+
+DIM = 6
+
+
+def method(**fields: Any) -> LeJEPA:
+    """Returns the method with fields of config.sigreg."""
+    config = cifar100.get_config("sigreg-smoke")
+    config.sigreg.update({"num_slices": 4, "n_points": 5, **fields})
+    return LeJEPA(typed(config), StateShape(DIM), 4)
+
+
+def views(count: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 10, DIM))
+
+
+def loss(
+    z: jax.Array, transform: Callable[[jax.Array], jax.Array] | None = None, **fields: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the method's loss of states with slices that are always the same."""
+    drawn = {"slices": random_slices(jax.random.key(0), DIM, 4)}
+    return method(**fields).regularized(z, drawn, jnp.int32(0), transform)
+
+
+quick_loss = quick_jit(loss, static_argnames=("transform", "weight", "loss_form"))
+
+
+@quick_jit
+def plain_sigreg(z: jax.Array) -> jax.Array:
+    slices = random_slices(jax.random.key(0), DIM, 4)
+    return sigreg(z, slices, t_max=3.0, n_points=5, weight_type="gaussian")
+
+
+predict = quick_jit(lejepa_prediction, static_argnums=1)
+
+
+@pytest.mark.parametrize("loss_form", ["additive", "convex"])
+def test_loss_is_the_weighted_sum(loss_form: str) -> None:
+    z = jnp.asarray(views(), jnp.float32)
+    total, metrics = quick_loss(z, weight=0.3, loss_form=loss_form)
+    prediction, regularizer = predict(z, 2), plain_sigreg(z)
+    expected = (1.0 if loss_form == "additive" else 0.7) * prediction + 0.3 * regularizer
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["total"], total)
+    np.testing.assert_allclose(metrics["pred"], prediction)
+    np.testing.assert_allclose(metrics["sigreg"], regularizer, rtol=1e-6)
+    flat = views().reshape(-1, DIM)
+    np.testing.assert_allclose(metrics["z2"], (flat**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["z_mean2"], (flat.mean(0) ** 2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["z_std_min"], flat.std(0).min(), rtol=1e-5)
+
+
+def test_transform_reaches_sigreg_only() -> None:
+    z = jnp.asarray(views(), jnp.float32)
+    _, metrics = quick_loss(z, transform=lambda z: 2 * z)
+    np.testing.assert_allclose(metrics["sigreg"], plain_sigreg(2 * z), rtol=1e-6)
+    np.testing.assert_allclose(metrics["pred"], predict(z, 2), rtol=1e-6)
+
+
+def test_gradient_matches_differences() -> None:
+    with jax.enable_x64(True):
+        drawn = {"slices": random_slices(jax.random.key(1), DIM, 4, jnp.float64)}
+        half = method(weight=0.5)
+        assert_gradient(lambda z: half.regularized(z, drawn, jnp.int32(0))[0], views(3))
+
+
+def test_metrics_carry_no_gradient_and_bfloat16_becomes_float32() -> None:
+    z = jnp.asarray(views(), jnp.bfloat16)
+    total, metrics = quick_loss(z)
+    assert {total.dtype, *(value.dtype for value in metrics.values())} == {jnp.dtype("float32")}
+    gradient = quick_jit(jax.grad(lambda z: loss(z)[1]["z_std_min"]))(z)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows"),
+    [
+        ({}, None),
+        ({"subsample": 6}, 20),
+        ({"subsample": 6, "statistics": "flattened"}, 40),
+    ],
+    ids=["all", "images", "rows"],
+)
+def test_a_subsample_is_drawn_of_the_rows_of_a_statistic(
+    fields: dict[str, Any], rows: int | None
+) -> None:
+    def draw(step: int) -> dict[str, jax.Array]:
+        options: dict[str, Any] = {"num_rows": 40, "num_images": 20, "dtype": jnp.float32}
+        return method(**fields).draw(jax.random.key(0), jnp.int32(step), **options)
+
+    if rows is None:
+        assert draw(0).keys() == {"slices"}
+        return
+    drawn = np.stack([draw(step)["subsample"] for step in range(8)])
+    assert drawn.shape == (8, 6)
+    assert all(len(np.unique(row)) == 6 for row in drawn)
+    assert rows / 2 < drawn.max() < rows
