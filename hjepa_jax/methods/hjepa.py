@@ -6,7 +6,7 @@ Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from hjepa_jax.methods.base import (
     Suspect,
     linear_warmup,
 )
-from hjepa_jax.methods.fill import settings_from
 from hjepa_jax.methods.hjepa_settings import (
     Dynamics,
     Loss,
@@ -33,8 +32,23 @@ from hjepa_jax.methods.hjepa_settings import (
 )
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.models.predictor import build_predictor
-from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
-from hjepa_jax.objectives.regularizers import orthonormal_projection, projection_rank
+from hjepa_jax.objectives.hjepa import (
+    Energy,
+    Flow,
+    logdet_statistics_of_both,
+    prediction_loss,
+    state_statistics,
+)
+from hjepa_jax.objectives.regularizers import (
+    LogdetStatistics,
+    at_least_float32,
+    budget,
+    logdet_penalty,
+    mean_penalty,
+    orthonormal_projection,
+    projection_rank,
+    variance_floor,
+)
 
 # Stream of the run's key; numbers are never reused, so that adding one changes no other.
 _PROJECTIONS = 0
@@ -146,7 +160,7 @@ class HJEPA(Method):
         randomness: Randomness,
         step: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the prediction error with the regularizers; see `Method` and `hjepa_objective`.
+        """Returns the prediction error with the regularizers; see `Method` and `hjepa_loss`.
 
         With a potential V the metrics have 'V_var', the variance of V(q).
         """
@@ -160,18 +174,15 @@ class HJEPA(Method):
         def energy(state: jax.Array) -> Any:
             return predictor.apply(variables, state, scale, method="energy")
 
-        total, metrics = hjepa_objective(
+        total, metrics = hjepa_loss(
             z,
             flow,
             energy if hasattr(predictor, "energy") else None,
             randomness,
-            settings_from(
-                HJEPASettings,
-                self.options,
-                reverse_direction_sign=1 if self.parity.forward_directions_only else -1,
-                floor_p_variance=not self.parity.q_variance_floor_only,
-            ),
+            self.options,
             self.settings.data.num_global_views,
+            reverse_direction_sign=1 if self.parity.forward_directions_only else -1,
+            floor_p_variance=not self.parity.q_variance_floor_only,
         )
         if hasattr(predictor, "potential"):
             q = jax.lax.stop_gradient(z[..., : z.shape[-1] // 2])
@@ -252,3 +263,103 @@ class HJEPA(Method):
         for name, fields in terms.items():
             found.setdefault(name, Suspect(f"the loss term {name}", fields))
         return found
+
+
+def hjepa_loss(
+    z: jax.Array,
+    flow: Flow,
+    energy: Energy | None,
+    projections: Mapping[str, jax.Array],
+    options: Loss,
+    num_global_views: int,
+    *,
+    reverse_direction_sign: Literal[-1, 1] = -1,
+    floor_p_variance: bool = True,
+) -> tuple[jax.Array, Metrics]:
+    """Returns the total loss and its parts; every regularizer pools the rows of all views.
+
+    total = pred + budget_weight budget + var_weight (var_q + var_p)
+    + logdet_weight (logdet_q + logdet_p) + mean_weight mean.
+
+    Args:
+      z: [V, B, 2d], z = [q | p], global views first; computed in float32 (float64 stays).
+      flow: (z [S, B, 2d], direction +1 or -1) -> prediction [S, B, 2d].
+      energy: z [..., 2d] -> [...], or None.
+      projections: 'q' and 'p', each [d, k] with orthonormal columns.
+      options: the section `loss`.
+      num_global_views: how many of the V views are global.
+      reverse_direction_sign: see `prediction_loss`.
+      floor_p_variance: whether the variance floor applies to p; if not, 'var_p' is 0.
+
+    Returns:
+      (total, metrics): the unweighted losses 'pred', 'budget', 'var', 'var_q', 'var_p',
+      'logdet', 'logdet_q', 'logdet_p', 'mean', and 'total'; and without gradient those of
+      `state_statistics`, and 'z_mean2'.
+    """
+    z = at_least_float32(z)
+    prediction = prediction_loss(
+        flow,
+        energy,
+        z,
+        num_global_views=num_global_views,
+        pairing=options.pairing,
+        match=options.match,
+        p_weight=options.p_weight,
+        energy_weight=options.energy_weight,
+        bidirectional=options.bidirectional,
+        detach_target=options.detach_target,
+        reverse_direction_sign=reverse_direction_sign,
+    )
+    half = z.shape[-1] // 2
+    q, p = z[..., :half], z[..., half:]
+    regularizers, statistics = _regularizers(z, q, p, projections, options, floor_p_variance)
+    losses = {"pred": prediction, **regularizers}
+    total = (
+        losses["pred"]
+        + options.budget_weight * losses["budget"]
+        + options.var_weight * losses["var"]
+        + options.logdet_weight * losses["logdet"]
+        + options.mean_weight * losses["mean"]
+    )
+    metrics = {**losses, "total": total, **state_statistics(q, p, statistics)}
+    metrics["z_mean2"] = jax.lax.stop_gradient(losses["mean"])
+    return total, metrics
+
+
+def _regularizers(
+    z: jax.Array,
+    q: jax.Array,
+    p: jax.Array,
+    projections: Mapping[str, jax.Array],
+    options: Loss,
+    floor_p_variance: bool,
+) -> tuple[Metrics, tuple[LogdetStatistics, LogdetStatistics]]:
+    """Returns the unweighted terms that prevent collapse, and the statistics of q and p."""
+    var_q = variance_floor(q, options.q_std_floor, options.std_eps)
+    var_p = jnp.zeros_like(var_q)
+    if floor_p_variance:
+        var_p = variance_floor(p, options.p_std_floor, options.std_eps)
+    statistics = logdet_statistics_of_both(q, p, projections, options.logdet_eps)
+    logdet_q = logdet_penalty(
+        statistics[0],
+        logdet_floor=options.q_logdet_floor,
+        pr_floor=options.q_pr_floor,
+        eigmax_ceiling=options.q_eigmax_ceiling,
+    )
+    logdet_p = logdet_penalty(
+        statistics[1],
+        logdet_floor=options.p_logdet_floor,
+        pr_floor=options.p_pr_floor,
+        eigmax_ceiling=options.p_eigmax_ceiling,
+    )
+    terms = {
+        "budget": budget(z, options.q_target, options.p_target),
+        "var": var_q + var_p,
+        "logdet": logdet_q + logdet_p,
+        "mean": mean_penalty(z),
+        "var_q": var_q,
+        "var_p": var_p,
+        "logdet_q": logdet_q,
+        "logdet_p": logdet_p,
+    }
+    return terms, statistics

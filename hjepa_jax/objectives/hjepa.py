@@ -1,9 +1,9 @@
-"""The Hamiltonian JEPA objective: prediction by a flow plus anti-collapse regularizers.
+"""The terms of Hamiltonian JEPA: prediction by a flow, and the statistics of q and p.
 
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -14,13 +14,9 @@ from jaxtyping import Array, Float
 from hjepa_jax.objectives.regularizers import (
     LogdetStatistics,
     at_least_float32,
-    budget,
-    logdet_penalty,
     logdet_statistics,
-    mean_penalty,
     pooled_variance,
     projected_covariance,
-    variance_floor,
 )
 
 Flow = Callable[[Float[Array, "views batch n"], int], Float[Array, "views batch n"]]
@@ -32,53 +28,9 @@ MATCHES: tuple[Match, ...] = get_args(Match)
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
 
 
-@dataclasses.dataclass(frozen=True)
-class HJEPASettings:
-    """Settings of `hjepa_objective`; the fields are those of `config.loss`, documented there.
-
-    Attributes:
-        reverse_direction_sign: direction of the backward prediction, -1 (reversed flow) or +1;
-            for parity with the published ImageNet script, like the next one.
-        floor_p_variance: whether the variance floor applies to the momenta.
-    """
-
-    match: Match = "q"
-    p_weight: float = 0.2
-    energy_weight: float = 0.0
-    bidirectional: bool = True
-    detach_target: bool = True
-    pairing: Pairing = "first_two"
-    budget_weight: float = 0.2
-    var_weight: float = 0.5
-    logdet_weight: float = 0.5
-    mean_weight: float = 0.05
-    q_target: float = 1.0
-    p_target: float = 1.0
-    q_std_floor: float = 0.2
-    p_std_floor: float = 0.2
-    std_eps: float = 1e-4
-    logdet_dim: int = 128
-    logdet_eps: float = 1e-4
-    logdet_refresh_interval: int = 16
-    q_logdet_floor: float = -1.5
-    p_logdet_floor: float = -1.5
-    q_pr_floor: float | None = 0.12
-    p_pr_floor: float | None = 0.16
-    q_eigmax_ceiling: float | None = 0.35
-    p_eigmax_ceiling: float | None = 0.30
-    reverse_direction_sign: Literal[-1, 1] = -1
-    floor_p_variance: bool = True
-
-    def __post_init__(self) -> None:
-        for name, choices in (("match", MATCHES), ("pairing", PAIRINGS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"loss.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
-        if self.reverse_direction_sign not in (-1, 1):
-            raise ValueError(
-                f"reverse_direction_sign must be -1 or 1, got {self.reverse_direction_sign}"
-            )
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"loss.{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def view_pairs(pairing: Pairing, num_views: int, num_global_views: int) -> list[tuple[int, int]]:
@@ -94,8 +46,9 @@ def view_pairs(pairing: Pairing, num_views: int, num_global_views: int) -> list[
         num_global_views: how many of them are global.
 
     Raises:
-        ValueError: too few views for the pairing.
+        ValueError: an unknown pairing, or too few views for it.
     """
+    _check_choice("pairing", pairing, PAIRINGS)
     if not 1 <= num_global_views <= num_views:
         raise ValueError(
             f"num_global_views must lie in 1..{num_views} (the views of z), got {num_global_views}"
@@ -112,16 +65,16 @@ def view_pairs(pairing: Pairing, num_views: int, num_global_views: int) -> list[
     return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
-def _match(error: Float[Array, "pairs batch n"], settings: HJEPASettings) -> Float[Array, ""]:
+def _match(error: Float[Array, "pairs batch n"], match: Match, p_weight: float) -> Float[Array, ""]:
     """Returns the mean squared error [P, B, 2d] -> scalar of the part that is matched."""
     square = jnp.square(error)
-    if settings.match == "qp":
+    if match == "qp":
         return jnp.mean(square)
     half = error.shape[-1] // 2
-    if settings.match == "p":
+    if match == "p":
         return jnp.mean(square[..., half:])
     loss = jnp.mean(square[..., :half])
-    return loss + settings.p_weight * jnp.mean(square[..., half:]) if settings.p_weight else loss
+    return loss + p_weight * jnp.mean(square[..., half:]) if p_weight else loss
 
 
 def _directed_loss(
@@ -130,7 +83,11 @@ def _directed_loss(
     z: Float[Array, "views batch n"],
     pairs: list[tuple[int, int]],
     direction: int,
-    settings: HJEPASettings,
+    *,
+    match: Match,
+    p_weight: float,
+    energy_weight: float,
+    detach_target: bool,
 ) -> Float[Array, ""]:
     """Returns the mean loss of pairs of one direction; each source flows once, all in one call."""
     sources = sorted({source for source, _ in pairs})
@@ -138,17 +95,17 @@ def _directed_loss(
     z_hat = at_least_float32(flow(z_source, direction))
     rows = jnp.array([sources.index(source) for source, _ in pairs])
     target = z[jnp.array([target for _, target in pairs])]
-    if settings.detach_target:
+    if detach_target:
         target = jax.lax.stop_gradient(target)
-    loss = _match(z_hat[rows] - target, settings)
-    if settings.energy_weight:
+    loss = _match(z_hat[rows] - target, match, p_weight)
+    if energy_weight:
         if energy is None:
             raise ValueError(
                 "loss.energy_weight > 0 needs a predictor with an energy: "
                 "set dynamics.predictor = 'hamiltonian' or loss.energy_weight = 0"
             )
         drift = energy(z_hat) - jax.lax.stop_gradient(energy(z_source))
-        loss += settings.energy_weight * jnp.mean(jnp.square(drift)[rows])
+        loss += energy_weight * jnp.mean(jnp.square(drift)[rows])
     return loss
 
 
@@ -156,9 +113,15 @@ def prediction_loss(
     flow: Flow,
     energy: Energy | None,
     z: Float[Array, "views batch n"],
-    settings: HJEPASettings,
     *,
     num_global_views: int,
+    pairing: Pairing,
+    match: Match,
+    p_weight: float,
+    energy_weight: float,
+    bidirectional: bool,
+    detach_target: bool,
+    reverse_direction_sign: Literal[-1, 1],
 ) -> Float[Array, ""]:
     """Returns the error of predicting target views by the flow of source views.
 
@@ -171,35 +134,59 @@ def prediction_loss(
         energy: z [S, B, 2d] -> [S, B]; needed only for energy_weight > 0, whose term is
             mean (H(z_hat) - stop_gradient(H(z)))^2.
         z: [V, B, 2d], global views first.
-        settings: see `HJEPASettings`.
         num_global_views: how many of the V views are global.
+        pairing: which views predict each other, see `view_pairs`.
+        match: part of the state that is compared, one of MATCHES.
+        p_weight: weight of p's error beside match 'q'.
+        energy_weight: weight of the energy's drift along the flow.
+        bidirectional: also predict the source view from the target.
+        detach_target: no gradient through the target.
+        reverse_direction_sign: direction of the backward prediction: -1, the reversed flow, or +1,
+            for parity with the published ImageNet script.
 
     Raises:
-        ValueError: too few views for the pairing, or energy_weight > 0 without an energy.
+        ValueError: an unknown choice, too few views for the pairing, or energy_weight > 0 without
+            an energy.
     """
+    _check_choice("match", match, MATCHES)
+    if reverse_direction_sign not in (-1, 1):
+        raise ValueError(f"reverse_direction_sign must be -1 or 1, got {reverse_direction_sign}")
     if z.ndim != 3 or z.shape[-1] % 2:
         raise ValueError(f"z must be [V, B, 2d] with an even last axis, got {z.shape}")
     z = at_least_float32(z)
-    forward = view_pairs(settings.pairing, z.shape[0], num_global_views)
-    if not settings.bidirectional:
-        return _directed_loss(flow, energy, z, forward, 1, settings)
-    backward = [(target, source) for source, target in forward]
-    sign = settings.reverse_direction_sign
-    if sign == 1:
-        return _directed_loss(flow, energy, z, forward + backward, 1, settings)
-    return 0.5 * (
-        _directed_loss(flow, energy, z, forward, 1, settings)
-        + _directed_loss(flow, energy, z, backward, sign, settings)
+    directed = functools.partial(
+        _directed_loss,
+        flow,
+        energy,
+        z,
+        match=match,
+        p_weight=p_weight,
+        energy_weight=energy_weight,
+        detach_target=detach_target,
     )
+    forward = view_pairs(pairing, z.shape[0], num_global_views)
+    if not bidirectional:
+        return directed(forward, 1)
+    backward = [(target, source) for source, target in forward]
+    if reverse_direction_sign == 1:
+        return directed(forward + backward, 1)
+    return 0.5 * (directed(forward, 1) + directed(backward, reverse_direction_sign))
 
 
-def _logdet_statistics_of_both(
+def logdet_statistics_of_both(
     q: Float[Array, "*batch d"],
     p: Float[Array, "*batch d"],
     projections: Mapping[str, Float[Array, "d _"]],
     eps: float,
 ) -> tuple[LogdetStatistics, LogdetStatistics]:
-    """Returns the statistics of q and p, decomposed in one batch when the ranks agree."""
+    """Returns the log-det statistics of q and p, decomposed in one batch when the ranks agree.
+
+    Args:
+        q: rows [..., d].
+        p: rows [..., d].
+        projections: 'q' and 'p', each [d, k] with orthonormal columns.
+        eps: added to the covariances' diagonals.
+    """
     covariances = [
         projected_covariance(x, projections[name], eps) for name, x in (("q", q), ("p", p))
     ]
@@ -210,12 +197,22 @@ def _logdet_statistics_of_both(
     return q_statistics, p_statistics
 
 
-def _observed(
+def state_statistics(
     q: Float[Array, "*batch d"],
     p: Float[Array, "*batch d"],
     statistics: tuple[LogdetStatistics, LogdetStatistics],
 ) -> dict[str, Float[Array, ""]]:
-    """Returns the logged statistics, without gradient."""
+    """Returns the logged statistics, without gradient.
+
+    Args:
+        q: rows [..., d].
+        p: rows [..., d].
+        statistics: of q and of p, from `logdet_statistics_of_both`.
+
+    Returns:
+        'q_pr', 'q_logdet', 'q_eigmax', the smallest deviation of a dimension 'q_std_min', the
+        mean square 'q2', and the same of p.
+    """
     observed = {}
     for name, x, logdet in (("q", q, statistics[0]), ("p", p, statistics[1])):
         observed[f"{name}_pr"] = logdet.pr_norm
@@ -225,74 +222,3 @@ def _observed(
         observed[f"{name}_std_min"] = jnp.sqrt(jnp.min(pooled_variance(rows)))
         observed[f"{name}2"] = jnp.mean(jnp.square(rows))
     return {name: jax.lax.stop_gradient(value) for name, value in observed.items()}
-
-
-def hjepa_objective(
-    z: Float[Array, "views batch n"],
-    flow: Flow,
-    energy: Energy | None,
-    projections: Mapping[str, Float[Array, "n//2 _"]],
-    settings: HJEPASettings,
-    num_global_views: int,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the total loss and its parts; every regularizer pools the rows of all views.
-
-    total = pred + budget_weight budget + var_weight (var_q + var_p)
-    + logdet_weight (logdet_q + logdet_p) + mean_weight mean.
-
-    Args:
-        z: [V, B, 2d], z = [q | p], global views first; computed in float32 (float64 stays).
-        flow: (z [S, B, 2d], direction +1 or -1) -> prediction [S, B, 2d].
-        energy: z [..., 2d] -> [...], or None.
-        projections: 'q' and 'p', each [d, k] with orthonormal columns.
-        settings: see `HJEPASettings`.
-        num_global_views: how many of the V views are global.
-
-    Returns:
-        (total, metrics): the unweighted losses 'pred', 'budget', 'var', 'var_q', 'var_p',
-        'logdet', 'logdet_q', 'logdet_p', 'mean', and 'total'; and without gradient 'q_pr',
-        'q_logdet', 'q_eigmax', 'q_std_min', 'q2', the same for p, and 'z_mean2'.
-        With floor_p_variance=False, 'var_p' is 0.
-
-    Raises:
-        ValueError: see `prediction_loss` and `logdet_floor`.
-    """
-    z = at_least_float32(z)
-    prediction = prediction_loss(flow, energy, z, settings, num_global_views=num_global_views)
-    half = z.shape[-1] // 2
-    q, p = z[..., :half], z[..., half:]
-    var_q = variance_floor(q, settings.q_std_floor, settings.std_eps)
-    var_p = jnp.zeros_like(var_q)
-    if settings.floor_p_variance:
-        var_p = variance_floor(p, settings.p_std_floor, settings.std_eps)
-    statistics = _logdet_statistics_of_both(q, p, projections, settings.logdet_eps)
-    logdet_q = logdet_penalty(
-        statistics[0],
-        logdet_floor=settings.q_logdet_floor,
-        pr_floor=settings.q_pr_floor,
-        eigmax_ceiling=settings.q_eigmax_ceiling,
-    )
-    logdet_p = logdet_penalty(
-        statistics[1],
-        logdet_floor=settings.p_logdet_floor,
-        pr_floor=settings.p_pr_floor,
-        eigmax_ceiling=settings.p_eigmax_ceiling,
-    )
-    losses = {
-        "pred": prediction,
-        "budget": budget(z, settings.q_target, settings.p_target),
-        "var": var_q + var_p,
-        "logdet": logdet_q + logdet_p,
-        "mean": mean_penalty(z),
-    }
-    total = (
-        losses["pred"]
-        + settings.budget_weight * losses["budget"]
-        + settings.var_weight * losses["var"]
-        + settings.logdet_weight * losses["logdet"]
-        + settings.mean_weight * losses["mean"]
-    )
-    parts = {"var_q": var_q, "var_p": var_p, "logdet_q": logdet_q, "logdet_p": logdet_p}
-    metrics = {**losses, **parts, "total": total, **_observed(q, p, statistics)}
-    metrics["z_mean2"] = jax.lax.stop_gradient(losses["mean"])
-    return total, metrics

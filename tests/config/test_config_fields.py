@@ -15,7 +15,6 @@ from hjepa_jax.evaluation.probe import ProbeSettings
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.objectives.hamsigreg import SpectralSettings
 from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
-from hjepa_jax.objectives.hjepa import HJEPASettings
 
 ROWS = rows().values()
 NUMBERS = [row for row in ROWS if row.kind in (int, float)]
@@ -273,7 +272,6 @@ def test_sentences_about_values(path, value, end) -> None:
 
 def test_settings_of_the_mathematics_have_the_same_defaults() -> None:
     for kind, section in (
-        (HJEPASettings, "loss"),
         (SpectralSettings, "hamsigreg"),
         (LearnableSettings, "hamsigreg"),
     ):

@@ -16,7 +16,7 @@ from golden_checks.common import assert_close, groups, load, subtree
 from hjepa_jax.dynamics.hamiltonian import Hamiltonian, energy_of_state, separable
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.objectives import regularizers
-from hjepa_jax.objectives.hjepa import HJEPASettings, prediction_loss
+from hjepa_jax.objectives.hjepa import prediction_loss
 from hjepa_jax.objectives.lejepa import lejepa_prediction
 from hjepa_jax.objectives.sigreg import epps_pulley, epps_pulley_two_sided, sigreg
 
@@ -89,14 +89,14 @@ def test_golden_objectives_prediction(case: str) -> None:
         key=lambda name: int(name.rsplit(".", 1)[1]),
     )
     match, energy_flag, bidirectional, detach = case.split("_")
-    settings = HJEPASettings(
-        match="qp" if match == "qp" else "q",
-        p_weight=group["p_weight"].item(),
-        energy_weight=group["energy_weight"].item(),
-        bidirectional=bidirectional == "bi1",
-        detach_target=detach == "det1",
-    )
-    assert (settings.energy_weight > 0) == (energy_flag == "e1")
+    options: dict[str, Any] = {
+        "match": "qp" if match == "qp" else "q",
+        "p_weight": group["p_weight"].item(),
+        "energy_weight": group["energy_weight"].item(),
+        "bidirectional": bidirectional == "bi1",
+        "detach_target": detach == "det1",
+    }
+    assert (options["energy_weight"] > 0) == (energy_flag == "e1")
     with jax.enable_x64(True):
         params = tuple(
             {"kernel": jnp.asarray(root[f"{n}.weight"].T), "bias": jnp.asarray(root[f"{n}.bias"])}
@@ -108,8 +108,10 @@ def test_golden_objectives_prediction(case: str) -> None:
                 lambda z, direction: golden_hamiltonian_flow(params, z, direction),
                 lambda z: golden_energy(params, z),
                 jnp.stack([za, zb]),
-                settings,
                 num_global_views=2,
+                pairing="first_two",
+                reverse_direction_sign=-1,
+                **options,
             )
 
         za, zb = jnp.asarray(root["z_a"]), jnp.asarray(root["z_b"])

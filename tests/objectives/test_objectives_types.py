@@ -10,7 +10,7 @@ from annotations import bare_annotations, unchecked_functions
 
 from hjepa_jax.objectives import hamsigreg, linear_probe, regularizers
 from hjepa_jax.objectives import hamsigreg_spectrum as spectrum
-from hjepa_jax.objectives.hjepa import HJEPASettings, hjepa_objective
+from hjepa_jax.objectives.hjepa import logdet_statistics_of_both, view_pairs
 from hjepa_jax.objectives.lejepa import lejepa_prediction, lejepa_total
 from hjepa_jax.objectives.sigreg import epps_pulley, sigreg
 
@@ -36,9 +36,8 @@ def test_every_public_function_is_annotated_and_checked() -> None:
         lambda: sigreg(Z, jnp.ones((4, 3)), **QUADRATURE, reduction="max"),  # type: ignore
         lambda: lejepa_prediction(Z[0], 1),
         lambda: lejepa_total(jnp.ones(()), jnp.ones(()), weight=jnp.ones(2), loss_form="additive"),
-        lambda: hjepa_objective(
-            Z, lambda z, _: z, None, {"q": jnp.ones((4, 2))}, HJEPASettings(), 2
-        ),
+        lambda: logdet_statistics_of_both(Z, Z, {"q": jnp.ones((5, 2))}, 1e-4),
+        lambda: view_pairs("all", 2, 2),  # type: ignore
         lambda: hamsigreg.apply_chain(Z, jnp.ones(4)),  # one root per frequency, 4//2 + 1
         lambda: spectrum.apply_gauge(jnp.ones(3), "mean"),  # type: ignore
         lambda: linear_probe.cross_entropy(jnp.ones((6, 3)), jnp.ones(5, jnp.int32)),
