@@ -21,20 +21,26 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings
 from hjepa_jax.methods.base import Metrics, PyTree, Randomness, Suspect
 from hjepa_jax.methods.clipping import clip_by_global_norm
-from hjepa_jax.methods.fill import settings_from
 from hjepa_jax.methods.hamsigreg_settings import (
-    GRID_KINDS,
     HamSIGRegSection,
     problems,
     unfinished,
 )
 from hjepa_jax.methods.lejepa import LeJEPA
 from hjepa_jax.models.base import StateShape
-from hjepa_jax.objectives.hamsigreg import SpectralSettings, apply_spectral
+from hjepa_jax.objectives.hamsigreg import (
+    apply_chain,
+    apply_diag,
+    apply_tokens,
+    blend_identity,
+    chain_spectrum_1d,
+    chain_spectrum_grid,
+)
 from hjepa_jax.objectives.hamsigreg_spectrum import (
-    LearnableSettings,
+    Spectrum,
     init_learnable,
     learnable_spectrum,
+    spectral_buffers,
     spectral_health,
     spectral_regularizer,
 )
@@ -44,6 +50,7 @@ from hjepa_jax.objectives.hamsigreg_updates import (
     is_update_step,
     update_loss,
 )
+from hjepa_jax.objectives.regularizers import at_least_float32
 
 # Stream of the run's key; LeJEPA has 1 and 2.
 _SPECTRUM_SLICES = 3
@@ -53,8 +60,8 @@ class HamSIGReg(LeJEPA):
     """SIGReg of H^{1/2} z, H fixed or learned.
 
     Attributes:
-      spectrum: what H is.
-      learnable: the learned spectrum, None where H is fixed.
+      hamsigreg: the section `hamsigreg`.
+      learns: whether H is learned.
     """
 
     sections: ClassVar[Mapping[str, type]] = {**LeJEPA.sections, "hamsigreg": HamSIGRegSection}
@@ -63,19 +70,8 @@ class HamSIGReg(LeJEPA):
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """See `Method`."""
         super().__init__(settings, shape, steps_per_epoch)
-        self.hamsigreg = section = settings.section(HamSIGRegSection)
-        grid: dict[str, Any] = {}
-        self.learnable: LearnableSettings | None = None
-        if section.kind in GRID_KINDS:
-            side = shape.token_grid
-            grid = {"h": side, "w": side, "token_dim": shape.token_dim}
-            grid["split_qp"] = settings.model.split_qp
-            grid["reference_layout"] = section.reference_layout
-            if section.kind == "learnable":
-                self.learnable = settings_from(LearnableSettings, section, h=side, w=side)
-        self.spectrum: SpectralSettings = settings_from(
-            SpectralSettings, section, learnable=self.learnable, **grid
-        )
+        self.hamsigreg = settings.section(HamSIGRegSection)
+        self.learns = self.hamsigreg.kind == "learnable"
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
@@ -108,9 +104,14 @@ class HamSIGReg(LeJEPA):
 
     def init_state(self) -> PyTree:
         """Returns {'params', 'opt_state'} of the learned spectrum, {} where H is fixed."""
-        if self.learnable is None:
+        if not self.learns:
             return {}
-        params = init_learnable(self.learnable)
+        section = self.hamsigreg
+        params = init_learnable(
+            bins=section.bins,
+            span_max=section.span_max,
+            init_loglambda_span=section.init_loglambda_span,
+        )
         return {"params": params, "opt_state": self._optimizer().init(params)}
 
     def schedule(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -128,8 +129,72 @@ class HamSIGReg(LeJEPA):
 
     def transform(self, coordinates: PyTree, z: jax.Array) -> jax.Array:
         """Returns H^{1/2} z of states z [..., D], with H of `coordinates`."""
-        params, alpha, beta = (coordinates[name] for name in ("params", "alpha", "beta"))
-        return apply_spectral(self.spectrum, params, z, alpha, beta)
+        z, section, beta = at_least_float32(z), self.hamsigreg, coordinates["beta"]
+        if section.kind == "diag":
+            return apply_diag(z)
+        if section.kind == "chain":
+            base = chain_spectrum_1d(z.shape[-1], section.kappa, section.eps, section.gauge)
+            return apply_chain(z, jnp.sqrt(blend_identity(base, beta, z.dtype)))
+        side, token_dim = self._grid()
+        if section.kind == "chain_grid":
+            base = chain_spectrum_grid(side, side, section.kappa, section.eps, section.gauge)
+            root = jnp.sqrt(blend_identity(base, beta, z.dtype))
+        else:
+            learned = self.spectrum(coordinates["params"], coordinates["alpha"], beta)
+            root = jnp.sqrt(learned.spectrum).astype(z.dtype)
+        # The published code reads a learnable grid with as many rows as channels channels-first.
+        ambiguous = self.learns and side == token_dim
+        return apply_tokens(
+            z,
+            root,
+            token_dim,
+            split_qp=self.settings.model.split_qp and not section.reference_layout,
+            channels_first=section.reference_layout and ambiguous,
+        )
+
+    def _grid(self) -> tuple[int, int]:
+        """Returns (rows, channels) of the square token grid, which `problems` asks for."""
+        assert self.shape.token_grid is not None
+        assert self.shape.token_dim is not None
+        return self.shape.token_grid, self.shape.token_dim
+
+    def spectrum(
+        self, params: PyTree, alpha: jax.Array | float, beta: jax.Array | float
+    ) -> Spectrum:
+        """Returns the learned spectrum of H."""
+        section, (side, _) = self.hamsigreg, self._grid()
+        buffers = spectral_buffers(
+            side,
+            side,
+            bins=section.bins,
+            binning=section.binning,
+            base=section.base,
+            base_ridge=section.base_ridge,
+            base_strength=section.base_strength,
+        )
+        return learnable_spectrum(
+            params,
+            buffers,
+            alpha,
+            beta,
+            gauge=section.gauge,
+            span_max=section.span_max,
+            delta_clip=section.delta_clip,
+            center_delta=section.center_delta,
+            log_lambda_clip=section.log_lambda_clip,
+            eps_ridge=section.eps_ridge,
+        )
+
+    def _regularizer(self, spectrum: Spectrum) -> jax.Array:
+        """Returns the regularizer of the learned spectrum."""
+        section = self.hamsigreg
+        return spectral_regularizer(
+            spectrum,
+            curvature_weight=section.curvature_weight,
+            loglambda_l2_weight=section.loglambda_l2_weight,
+            cond_max=section.cond_max,
+            cond_weight=section.cond_weight,
+        )
 
     def draw(
         self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
@@ -137,7 +202,7 @@ class HamSIGReg(LeJEPA):
         """Draws as LeJEPA, with 'alpha', 'beta' and the spectrum's slices; see `Method`."""
         drawn = super().draw(key, step, num_rows=num_rows, num_images=num_images, dtype=dtype)
         drawn["alpha"], drawn["beta"] = self.schedule(step)
-        if self.learnable is not None:
+        if self.learns:
             drawn["spectral_slices"] = self._slices(key, step, _SPECTRUM_SLICES, dtype)
         return drawn
 
@@ -160,9 +225,9 @@ class HamSIGReg(LeJEPA):
         total, metrics = self.regularized(
             z, randomness, step, functools.partial(self.transform, coordinates)
         )
-        if self.learnable is not None:
-            spectrum = learnable_spectrum(spectrum_params, self.learnable, alpha, beta)
-            spec = spectral_regularizer(spectrum, self.learnable)
+        if self.learns:
+            spectrum = self.spectrum(spectrum_params, alpha, beta)
+            spec = self._regularizer(spectrum)
             # A constant to the encoder, counted so that the total is the full min-max objective.
             total = total + self.hamsigreg.regularizer_weight * spec
             metrics |= {"spec": spec, **spectral_health(spectrum)}
@@ -173,7 +238,7 @@ class HamSIGReg(LeJEPA):
         self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
     ) -> PyTree:
         """Updates the learned spectrum if this is one of its steps; see `Method`."""
-        if self.learnable is None:
+        if not self.learns:
             return method_state
         options, optimizer = self.hamsigreg, self._optimizer()
         weight = self.sigreg_weight(step)
@@ -193,7 +258,6 @@ class HamSIGReg(LeJEPA):
         self, params: PyTree, z: jax.Array, randomness: Randomness, weight: jax.Array | float
     ) -> jax.Array:
         """Returns what the spectrum's optimizer minimizes, of states z and SIGReg's weight."""
-        assert self.learnable is not None
         options = self.hamsigreg
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": params, "alpha": alpha, "beta": beta}
@@ -202,10 +266,10 @@ class HamSIGReg(LeJEPA):
             randomness["spectral_slices"],
             randomness,
         )
-        spectrum = learnable_spectrum(params, self.learnable, alpha, beta)
+        spectrum = self.spectrum(params, alpha, beta)
         return update_loss(
             value,
-            spectral_regularizer(spectrum, self.learnable),
+            self._regularizer(spectrum),
             mode=options.update_mode,
             weight=weight,
             spectral_weight=options.regularizer_weight,
@@ -215,7 +279,7 @@ class HamSIGReg(LeJEPA):
     def weights(self) -> dict[str, float]:
         """Returns the factor of each term in the total loss, and the ratio of the first two."""
         weights = super().weights()
-        if self.learnable is not None:
+        if self.learns:
             weights["spec"] = self.hamsigreg.regularizer_weight
         return weights
 

@@ -1,87 +1,23 @@
-"""HamSIGReg: the transform z -> H^{1/2} z that precedes SIGReg.
+"""HamSIGReg: the transforms z -> H^{1/2} z that precede SIGReg.
 
-Kinds: 'identity'; 'diag' (a fixed diagonal); 'chain' (periodic Laplacian along the flat state);
-'chain_grid' (periodic Laplacian on the token grid); 'learnable' (radial envelope on the token
-grid, see `hamsigreg_spectrum.py`). SIGReg of the transformed state asks for covariance H^{-1}.
+H is a fixed diagonal, or a function of the periodic Laplacian along the flat state or on the token
+grid; `hamsigreg_spectrum.py` has the learnable one. SIGReg of the transformed state asks for
+covariance H^{-1}.
 
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
 """
-
-import dataclasses
-from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hjepa_jax.objectives.hamsigreg_spectrum import (
-    GAUGES,
-    Gauge,
-    LearnableParams,
-    LearnableSettings,
-    SpectralBuffers,
-    learnable_spectrum,
-)
+from hjepa_jax.objectives.hamsigreg_spectrum import GAUGES, Gauge
 from hjepa_jax.objectives.regularizers import at_least_float32
-
-Kind = Literal["identity", "diag", "chain", "chain_grid", "learnable"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-GRID_KINDS = ("chain_grid", "learnable")
-
-
-@dataclasses.dataclass(frozen=True)
-class SpectralSettings:
-    """Settings of `apply_spectral`.
-
-    Attributes:
-        kind: one of KINDS.
-        kappa: strength of the Laplacian; the chain kinds have eigenvalues eps + kappa * Laplacian.
-        eps: smallest eigenvalue of the chain kinds, before normalization.
-        gauge: normalization of the chain kinds, 'trace' (mean 1) or 'logdet' (geometric mean 1).
-        h: rows of the token grid, for the grid kinds.
-        w: columns of the token grid.
-        token_dim: channels d_f of a token.
-        split_qp: the state is [q(h, w, d_f/2) | p(h, w, d_f/2)]; q and p are transformed
-            separately.
-        reference_layout: read the flat state as the published code does, which ignores split_qp and
-            takes a learnable grid with h = w = d_f for channels-first. For parity only.
-        learnable: settings of the learnable spectrum, on the same grid.
-    """
-
-    kind: Kind = "identity"
-    kappa: float = 1.0
-    eps: float = 1e-3
-    gauge: Gauge = "trace"
-    h: int | None = None
-    w: int | None = None
-    token_dim: int | None = None
-    split_qp: bool = False
-    reference_layout: bool = False
-    learnable: LearnableSettings | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in (("kind", KINDS), ("gauge", GAUGES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
-        if self.kind not in GRID_KINDS:
-            return
-        if not (self.h and self.w and self.token_dim):
-            raise ValueError(f"kind {self.kind!r} needs the token grid h, w and token_dim")
-        if self.split_qp and self.token_dim % 2 and not self.reference_layout:
-            raise ValueError(f"split_qp needs an even token_dim, got {self.token_dim}")
-        if self.kind == "learnable":
-            if self.learnable is None:
-                raise ValueError("kind 'learnable' needs LearnableSettings in `learnable`")
-            if (self.learnable.h, self.learnable.w) != (self.h, self.w):
-                raise ValueError(
-                    f"the learnable spectrum is for a {self.learnable.h} x {self.learnable.w} "
-                    f"grid, the tokens form {self.h} x {self.w}"
-                )
 
 
 def _gauged(spectrum: Float[np.ndarray, "*grid"], gauge: Gauge) -> Float[np.ndarray, "*grid"]:
+    if gauge not in GAUGES:
+        raise ValueError(f"gauge must be one of {', '.join(GAUGES)}, got {gauge!r}")
     mean = spectrum.mean() if gauge == "trace" else np.exp(np.log(spectrum).mean())
     return spectrum / mean
 
@@ -142,11 +78,17 @@ def blend_identity(
     return (1 - beta) + beta * jnp.asarray(spectrum, dtype)
 
 
+def apply_diag(z: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """Multiplies z [..., d] by `diag_sqrt`; bfloat16 is computed in float32, float64 stays."""
+    z = at_least_float32(z)
+    return z * jnp.asarray(diag_sqrt(z.shape[-1]), z.dtype)
+
+
 def apply_chain(
     z: Float[Array, "*batch d"], root: Float[Array, " d//2+1"]
 ) -> Float[Array, "*batch d"]:
     """Multiplies the real Fourier modes of z [..., d] by root [d//2 + 1], the spectrum's root."""
-    modes = jnp.fft.rfft(z, norm="ortho") * root
+    modes = jnp.fft.rfft(at_least_float32(z), norm="ortho") * root
     return jnp.fft.irfft(modes, n=z.shape[-1], norm="ortho")
 
 
@@ -168,6 +110,7 @@ def apply_grid(
     Raises:
         ValueError: the width of z is not h * w * d_f.
     """
+    z = at_least_float32(z)
     h, w = root.shape
     if z.shape[-1] != h * w * token_dim:
         raise ValueError(
@@ -182,60 +125,31 @@ def apply_grid(
     return jnp.fft.irfft2(modes, s=(h, w), axes=axes).reshape(z.shape)
 
 
-def _apply_tokens(
-    z: Float[Array, "*batch d"], root: Float[Array, "h w"], settings: SpectralSettings
-) -> Float[Array, "*batch d"]:
-    """`apply_grid` in the layout of the settings."""
-    token_dim = settings.token_dim
-    assert token_dim is not None
-    if settings.split_qp and not settings.reference_layout:
-        # [q | p] is two grids of d_f/2 channels one after the other.
-        halves = z.reshape(*z.shape[:-1], 2, -1)
-        return apply_grid(halves, root, token_dim // 2).reshape(z.shape)
-    ambiguous = settings.kind == "learnable" and settings.h == settings.w == token_dim
-    channels_first = settings.reference_layout and ambiguous
-    return apply_grid(z, root, token_dim, channels_first=channels_first)
-
-
-def apply_spectral(
-    settings: SpectralSettings,
-    params: LearnableParams | None,
+def apply_tokens(
     z: Float[Array, "*batch d"],
-    alpha: Float[Array, ""] | float = 1.0,
-    beta: Float[Array, ""] | float = 1.0,
+    root: Float[Array, "h w"],
+    token_dim: int,
     *,
-    buffers: SpectralBuffers | None = None,
+    split_qp: bool,
+    channels_first: bool = False,
 ) -> Float[Array, "*batch d"]:
-    """Returns H^{1/2} z.
+    """`apply_grid` of a state that may consist of two grids.
 
     Args:
-        settings: see `SpectralSettings`.
-        params: {'raw_span', 'raw_shape'} of kind 'learnable', else None.
-        z: [..., D]; bfloat16 is computed in float32, float64 stays.
-        alpha: strength of the learnable envelope; may be traced.
-        beta: share of the chain's or the learnable base's spectrum, from identity; may be traced.
-        buffers: the constants of the learnable grid; None = derived from the settings.
+        z: [..., h * w * d_f].
+        root: [h, w], see `apply_grid`.
+        token_dim: d_f.
+        split_qp: the state is [q(h, w, d_f/2) | p(h, w, d_f/2)]; q and p are transformed
+            separately.
+        channels_first: see `apply_grid`.
 
     Raises:
-        ValueError: kind 'learnable' without params, or a width that does not fit the grid.
+        ValueError: the width of z is not h * w * d_f, or an odd d_f has two halves.
     """
-    z = at_least_float32(z)
-    if settings.kind == "identity":
-        return z
-    if settings.kind == "diag":
-        return z * jnp.asarray(diag_sqrt(z.shape[-1]), z.dtype)
-    if settings.kind == "chain":
-        base = chain_spectrum_1d(z.shape[-1], settings.kappa, settings.eps, settings.gauge)
-        return apply_chain(z, jnp.sqrt(blend_identity(base, beta, z.dtype)))
-    assert settings.h is not None
-    assert settings.w is not None
-    if settings.kind == "chain_grid":
-        base = chain_spectrum_grid(
-            settings.h, settings.w, settings.kappa, settings.eps, settings.gauge
-        )
-        return _apply_tokens(z, jnp.sqrt(blend_identity(base, beta, z.dtype)), settings)
-    assert settings.learnable is not None
-    if params is None:
-        raise ValueError("kind 'learnable' needs its parameters (see init_learnable)")
-    spectrum = learnable_spectrum(params, settings.learnable, alpha, beta, buffers)
-    return _apply_tokens(z, jnp.sqrt(spectrum.spectrum).astype(z.dtype), settings)
+    if not split_qp:
+        return apply_grid(z, root, token_dim, channels_first=channels_first)
+    if token_dim % 2:
+        raise ValueError(f"split_qp needs an even token_dim, got {token_dim}")
+    # [q | p] is two grids of d_f/2 channels one after the other.
+    halves = z.reshape(*z.shape[:-1], 2, -1)
+    return apply_grid(halves, root, token_dim // 2, channels_first=channels_first).reshape(z.shape)

@@ -7,7 +7,6 @@ parameters. alpha and beta (the share of the base) are scheduled from identity t
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
@@ -27,62 +26,14 @@ BINNINGS: tuple[Binning, ...] = get_args(Binning)
 LearnableParams = Mapping[str, Float[Array | np.ndarray, "..."]]
 
 
-@dataclasses.dataclass(frozen=True)
-class LearnableSettings:
-    """Settings of the learnable spectrum on an h x w token grid.
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
-    Attributes:
-        h: rows of the token grid.
-        w: columns of the token grid.
-        bins: radial bins of the envelope.
-        base: fixed spectrum, divided by its mean: 1 ('identity'), a + b r^2 ('r2'), or a + b times
-            the grid Laplacian's eigenvalue ('laplacian'), a = base_ridge and b = base_strength.
-        gauge: 'trace' fixes the mean of the spectrum to 1, 'logdet' its geometric mean.
-        binning: how frequencies are assigned to the bins.
-        base_ridge: a.
-        base_strength: b.
-        span_max: bound of the envelope's total log-span.
-        init_loglambda_span: the log-span at the start (near 0 the sigmoid is saturated and the
-            spectrum would hardly ever move).
-        delta_clip: smooth bound of the envelope, 0 = off.
-        center_delta: subtract the envelope's mean over the grid.
-        log_lambda_clip: hard bound of the log spectrum before the ridge.
-        eps_ridge: added to the spectrum, which is then normalized again.
-        curvature_weight: see `spectral_regularizer`, as for the next three.
-        loglambda_l2_weight: weight of the mean square of delta.
-        cond_max: condition number above which the spectrum is penalized, 0 = off.
-        cond_weight: weight of that penalty.
-    """
 
-    h: int
-    w: int
-    bins: int = 8
-    base: Base = "laplacian"
-    gauge: Gauge = "trace"
-    binning: Binning = "linear_radius"
-    base_ridge: float = 1.0
-    base_strength: float = 4.0
-    span_max: float = 0.5
-    init_loglambda_span: float = 0.03
-    delta_clip: float = 0.0
-    center_delta: bool = False
-    log_lambda_clip: float = 3.0
-    eps_ridge: float = 0.0
-    curvature_weight: float = 1e-3
-    loglambda_l2_weight: float = 1e-4
-    cond_max: float = 0.0
-    cond_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.h < 1 or self.w < 1 or self.bins < 1:
-            raise ValueError(f"h, w, bins must be at least 1: {self.h}, {self.w}, {self.bins}")
-        for name, choices in (("base", BASES), ("gauge", GAUGES), ("binning", BINNINGS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
-        if not (self.span_max > 0 and self.log_lambda_clip > 0 and self.base_ridge > 0):
-            raise ValueError("span_max, log_lambda_clip and base_ridge must be positive")
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 class SpectralBuffers(NamedTuple):
@@ -152,7 +103,13 @@ def bin_indices(h: int, w: int, bins: int, binning: Binning) -> Int[np.ndarray, 
 
     Returns:
         Bins [h, w], int32; edges are computed in float32, as published.
+
+    Raises:
+        ValueError: an unknown binning, or no rows, columns or bins.
     """
+    _check_choice("binning", binning, BINNINGS)
+    if h < 1 or w < 1 or bins < 1:
+        raise ValueError(f"h, w, bins must be at least 1, got {h}, {w}, {bins}")
     rows, columns = _frequencies(h, w)
     radius = rows * rows + columns * columns
     if binning != "linear_radius_sq":
@@ -164,63 +121,116 @@ def bin_indices(h: int, w: int, bins: int, binning: Binning) -> Int[np.ndarray, 
     return np.searchsorted(edges[1:-1], radius, side="left").astype(np.int32)
 
 
-def base_log_spectrum(settings: LearnableSettings) -> Float[np.ndarray, "h w"]:
-    """Returns the log of the base spectrum [h, w], mean 1 before the log, in float64."""
-    rows, columns = (f.astype(np.float64) for f in _frequencies(settings.h, settings.w))
-    if settings.base == "identity":
-        shape = np.zeros((settings.h, settings.w))
-    elif settings.base == "r2":
+def base_log_spectrum(
+    h: int, w: int, *, base: Base, base_ridge: float, base_strength: float
+) -> Float[np.ndarray, "{h} {w}"]:
+    """Returns the log of the base spectrum [h, w], mean 1 before the log, in float64.
+
+    Args:
+        h: rows of the token grid.
+        w: columns of the token grid.
+        base: 1 ('identity'), a + b r^2 ('r2'), or a + b times the grid Laplacian's eigenvalue
+            ('laplacian').
+        base_ridge: a.
+        base_strength: b.
+
+    Raises:
+        ValueError: an unknown base, or a ridge that is not positive.
+    """
+    _check_choice("base", base, BASES)
+    _check_positive("base_ridge", base_ridge)
+    rows, columns = (f.astype(np.float64) for f in _frequencies(h, w))
+    if base == "identity":
+        shape = np.zeros((h, w))
+    elif base == "r2":
         shape = rows**2 + columns**2
     else:
         shape = 4 * np.sin(np.pi * rows) ** 2 + 4 * np.sin(np.pi * columns) ** 2
-    strength = 0.0 if settings.base == "identity" else settings.base_strength
-    base = settings.base_ridge + strength * shape
-    return np.log(base / base.mean())
+    strength = 0.0 if base == "identity" else base_strength
+    spectrum = base_ridge + strength * shape
+    return np.log(spectrum / spectrum.mean())
 
 
-def spectral_buffers(settings: LearnableSettings) -> SpectralBuffers:
-    """Returns the constants of the settings' grid."""
-    index = bin_indices(settings.h, settings.w, settings.bins, settings.binning)
-    return SpectralBuffers(index, base_log_spectrum(settings))
+def spectral_buffers(
+    h: int,
+    w: int,
+    *,
+    bins: int,
+    binning: Binning,
+    base: Base,
+    base_ridge: float,
+    base_strength: float,
+) -> SpectralBuffers:
+    """Returns the constants of an h x w grid; see `bin_indices` and `base_log_spectrum`."""
+    log_base = base_log_spectrum(
+        h, w, base=base, base_ridge=base_ridge, base_strength=base_strength
+    )
+    return SpectralBuffers(bin_indices(h, w, bins, binning), log_base)
 
 
 def init_learnable(
-    settings: LearnableSettings, dtype: jax.typing.DTypeLike = jnp.float32
+    *,
+    bins: int,
+    span_max: float,
+    init_loglambda_span: float,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> LearnableParams:
-    """Returns {'raw_span' [], 'raw_shape' [bins - 1]}: equal increments of the initial span."""
-    share = np.clip(settings.init_loglambda_span / settings.span_max, 1e-6, 1 - 1e-6)
+    """Returns {'raw_span' [], 'raw_shape' [bins - 1]}: equal increments of the initial span.
+
+    Args:
+        bins: radial bins of the envelope.
+        span_max: bound of the envelope's total log-span.
+        init_loglambda_span: the log-span at the start (near 0 the sigmoid is saturated and the
+            spectrum would hardly ever move).
+        dtype: floating-point dtype of the result.
+
+    Raises:
+        ValueError: span_max is not positive.
+    """
+    _check_positive("span_max", span_max)
+    share = np.clip(init_loglambda_span / span_max, 1e-6, 1 - 1e-6)
     return {
         "raw_span": jnp.asarray(np.log(share / (1 - share)), dtype),
-        "raw_shape": jnp.zeros((settings.bins - 1,), dtype),
+        "raw_shape": jnp.zeros((bins - 1,), dtype),
     }
 
 
-def envelope(params: LearnableParams, settings: LearnableSettings) -> Float[Array, " bins"]:
-    """Returns the non-decreasing log envelope [bins], which starts at 0."""
+def envelope(
+    params: LearnableParams, *, span_max: float, delta_clip: float
+) -> Float[Array, " bins"]:
+    """Returns the non-decreasing log envelope [bins], which starts at 0.
+
+    Args:
+        params: from `init_learnable`.
+        span_max: bound of the envelope's total log-span.
+        delta_clip: smooth bound of the envelope, 0 = off.
+
+    Raises:
+        ValueError: span_max is not positive.
+    """
+    _check_positive("span_max", span_max)
     raw_shape = params["raw_shape"]
     start = jnp.zeros((1,), raw_shape.dtype)
-    if settings.bins == 1:
+    if raw_shape.shape[0] == 0:
         return start
     increments = jax.nn.softplus(raw_shape) + 1e-12
     increments = increments / jnp.sum(increments)
-    span = settings.span_max * jax.nn.sigmoid(params["raw_span"])
+    span = span_max * jax.nn.sigmoid(params["raw_span"])
     values = span * jnp.concatenate([start, jnp.cumsum(increments)])
-    if settings.delta_clip > 0:
-        values = settings.delta_clip * jnp.tanh(values / settings.delta_clip)
+    if delta_clip > 0:
+        values = delta_clip * jnp.tanh(values / delta_clip)
     return values
 
 
-def init_increments(
-    settings: LearnableSettings, dtype: jax.typing.DTypeLike = jnp.float32
-) -> LearnableParams:
+def init_increments(bins: int, dtype: jax.typing.DTypeLike = jnp.float32) -> LearnableParams:
     """Returns {'offset' [], 'raw_increments' [bins - 1]} of the free envelope, log-span 1.6.
 
     Starts at -0.8 with equal increments that reach +0.8.
     """
-    increment = 1.6 / max(settings.bins - 1, 1)
+    increment = 1.6 / max(bins - 1, 1)
     return {
         "offset": jnp.asarray(-0.8, dtype),
-        "raw_increments": jnp.full((settings.bins - 1,), np.log(np.expm1(increment)), dtype),
+        "raw_increments": jnp.full((bins - 1,), np.log(np.expm1(increment)), dtype),
     }
 
 
@@ -231,38 +241,59 @@ def increment_envelope(params: LearnableParams) -> Float[Array, " bins"]:
 
 
 def apply_gauge(spectrum: Float[Array, "*grid"], gauge: Gauge) -> Float[Array, "*grid"]:
-    """Divides a positive spectrum by its mean ('trace') or its geometric mean ('logdet')."""
+    """Divides a positive spectrum by its mean ('trace') or its geometric mean ('logdet').
+
+    Raises:
+        ValueError: an unknown gauge.
+    """
+    _check_choice("gauge", gauge, GAUGES)
     if gauge == "trace":
         return spectrum / jnp.mean(spectrum)
     return spectrum / jnp.exp(jnp.mean(jnp.log(spectrum)))
 
 
 def increment_spectrum(
-    params: LearnableParams, settings: LearnableSettings, buffers: SpectralBuffers | None = None
+    params: LearnableParams,
+    buffers: SpectralBuffers,
+    *,
+    gauge: Gauge,
+    log_lambda_clip: float,
+    eps_ridge: float,
 ) -> Spectrum:
     """Returns the spectrum of the experimental envelope: no base, no schedules.
 
     Args:
         params: from `init_increments`.
-        settings: of these, gauge, log_lambda_clip and eps_ridge have an effect.
-        buffers: the grid's constants; None = `spectral_buffers(settings)`.
+        buffers: the grid's constants, of which the bins have an effect.
+        gauge: see `learnable_spectrum`, as for the next two.
+        log_lambda_clip: hard bound of the log spectrum before the ridge.
+        eps_ridge: added to the spectrum.
+
+    Raises:
+        ValueError: an unknown gauge, or a clip that is not positive.
     """
-    buffers = spectral_buffers(settings) if buffers is None else buffers
+    _check_positive("log_lambda_clip", log_lambda_clip)
     values = increment_envelope(params)
     delta = values[buffers.bin_index]
-    if settings.gauge == "logdet":
+    if gauge == "logdet":
         delta = delta - jnp.mean(delta)
-    log_spectrum = jnp.clip(delta, -settings.log_lambda_clip, settings.log_lambda_clip)
-    spectrum = apply_gauge(jnp.exp(log_spectrum) + settings.eps_ridge, settings.gauge)
+    log_spectrum = jnp.clip(delta, -log_lambda_clip, log_lambda_clip)
+    spectrum = apply_gauge(jnp.exp(log_spectrum) + eps_ridge, gauge)
     return Spectrum(values, delta, log_spectrum, spectrum)
 
 
 def learnable_spectrum(
     params: LearnableParams,
-    settings: LearnableSettings,
+    buffers: SpectralBuffers,
     alpha: Float[Array, ""] | float = 1.0,
     beta: Float[Array, ""] | float = 1.0,
-    buffers: SpectralBuffers | None = None,
+    *,
+    gauge: Gauge,
+    span_max: float,
+    delta_clip: float,
+    center_delta: bool,
+    log_lambda_clip: float,
+    eps_ridge: float,
 ) -> Spectrum:
     """Returns the spectrum of H.
 
@@ -271,25 +302,29 @@ def learnable_spectrum(
 
     Args:
         params: from `init_learnable`.
-        settings: see `LearnableSettings`.
+        buffers: the grid's constants, from `spectral_buffers`.
         alpha: strength of the learned envelope, 0..1; may be traced.
         beta: share of the base spectrum, 0..1; may be traced.
-        buffers: the grid's constants; None = `spectral_buffers(settings)`.
+        gauge: 'trace' fixes the mean of the spectrum to 1, 'logdet' its geometric mean.
+        span_max: see `envelope`, as for the next one.
+        delta_clip: smooth bound of the envelope.
+        center_delta: subtract the envelope's mean over the grid.
+        log_lambda_clip: hard bound of the log spectrum before the ridge.
+        eps_ridge: added to the spectrum.
+
+    Raises:
+        ValueError: an unknown gauge, or a span or clip that is not positive.
     """
-    buffers = spectral_buffers(settings) if buffers is None else buffers
-    values = envelope(params, settings)
+    _check_positive("log_lambda_clip", log_lambda_clip)
+    values = envelope(params, span_max=span_max, delta_clip=delta_clip)
     delta = values[buffers.bin_index]
-    if settings.center_delta:
+    if center_delta:
         delta = delta - jnp.mean(delta)
     base = jnp.exp(jnp.asarray(buffers.log_base, values.dtype))
     alpha, beta = jnp.asarray(alpha, values.dtype), jnp.asarray(beta, values.dtype)
     blended = ((1 - beta) + beta * base) * jnp.exp(alpha * delta)
-    log_spectrum = jnp.clip(
-        jnp.log(apply_gauge(blended, settings.gauge)),
-        -settings.log_lambda_clip,
-        settings.log_lambda_clip,
-    )
-    spectrum = apply_gauge(jnp.exp(log_spectrum) + settings.eps_ridge, settings.gauge)
+    log_spectrum = jnp.clip(jnp.log(apply_gauge(blended, gauge)), -log_lambda_clip, log_lambda_clip)
+    spectrum = apply_gauge(jnp.exp(log_spectrum) + eps_ridge, gauge)
     return Spectrum(values, delta, log_spectrum, spectrum)
 
 
@@ -298,20 +333,34 @@ def condition_number(spectrum: Spectrum) -> Float[Array, ""]:
     return jnp.exp(jnp.max(spectrum.log_spectrum) - jnp.min(spectrum.log_spectrum))
 
 
-def spectral_regularizer(spectrum: Spectrum, settings: LearnableSettings) -> Float[Array, ""]:
+def spectral_regularizer(
+    spectrum: Spectrum,
+    *,
+    curvature_weight: float,
+    loglambda_l2_weight: float,
+    cond_max: float,
+    cond_weight: float,
+) -> Float[Array, ""]:
     """Returns the regularizer of the spectrum.
 
     curvature_weight sum (second differences of the envelope)^2 + loglambda_l2_weight mean delta^2
     + cond_weight relu(cond - cond_max)^2. The last has no gradient, as published: it is reported,
     and it would otherwise pull on the two extreme frequencies alone.
+
+    Args:
+        spectrum: from `learnable_spectrum`.
+        curvature_weight: weight of the envelope's curvature.
+        loglambda_l2_weight: weight of the mean square of delta.
+        cond_max: condition number above which the spectrum is penalized, 0 = off.
+        cond_weight: weight of that penalty.
     """
-    loss = settings.loglambda_l2_weight * jnp.mean(jnp.square(spectrum.delta))
+    loss = loglambda_l2_weight * jnp.mean(jnp.square(spectrum.delta))
     if spectrum.envelope.shape[0] >= 3:
         curvature = jnp.diff(spectrum.envelope, n=2)
-        loss += settings.curvature_weight * jnp.sum(jnp.square(curvature))
-    if settings.cond_max > 0 and settings.cond_weight > 0:
-        excess = jax.nn.relu(condition_number(spectrum) - settings.cond_max)
-        loss += settings.cond_weight * jax.lax.stop_gradient(jnp.square(excess))
+        loss += curvature_weight * jnp.sum(jnp.square(curvature))
+    if cond_max > 0 and cond_weight > 0:
+        excess = jax.nn.relu(condition_number(spectrum) - cond_max)
+        loss += cond_weight * jax.lax.stop_gradient(jnp.square(excess))
     return loss
 
 

@@ -13,8 +13,6 @@ from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.probe import ProbeSettings
 from hjepa_jax.interop.torch_config import config_from_torch
-from hjepa_jax.objectives.hamsigreg import SpectralSettings
-from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 
 ROWS = rows().values()
 NUMBERS = [row for row in ROWS if row.kind in (int, float)]
@@ -270,16 +268,7 @@ def test_sentences_about_values(path, value, end) -> None:
     assert end in sentence
 
 
-def test_settings_of_the_mathematics_have_the_same_defaults() -> None:
-    for kind, section in (
-        (SpectralSettings, "hamsigreg"),
-        (LearnableSettings, "hamsigreg"),
-    ):
-        for own in dataclasses.fields(kind):
-            row = rows().get(f"{section}.{own.name}")
-            assert row is None or own.name == "kind" or own.default == row.default, (
-                f"{kind.__name__}.{own.name}"
-            )
+def test_settings_of_the_probe_have_the_same_defaults() -> None:
     probe = {own.name: own.default for own in dataclasses.fields(ProbeSettings)}
     assert probe["epochs"] == rows()["evaluation.probe_epochs"].default
     assert probe["lr"] == (rows()["evaluation.probe_lr"].default,)

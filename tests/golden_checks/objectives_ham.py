@@ -25,22 +25,31 @@ GAUGES = ("logdet", "trace")
 BINNINGS = ("linear_radius", "linear_radius_sq", "quantile_radius")
 
 
-def learnable_settings(group: Mapping[str, np.ndarray]) -> learnable.LearnableSettings:
-    fields = {
+INITIAL = ("bins", "span_max", "init_loglambda_span")
+BUFFERS = ("bins", "binning", "base", "base_ridge", "base_strength")
+SPECTRUM = ("gauge", "span_max", "delta_clip", "center_delta", "log_lambda_clip", "eps_ridge")
+REGULARIZER = ("curvature_weight", "loglambda_l2_weight", "cond_max", "cond_weight")
+
+
+def learnable_options(group: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns all options of a recorded learnable spectrum; `chosen` takes those of a function."""
+    fields: dict[str, Any] = {
         name.removeprefix("cfg/"): value.item()
         for name, value in group.items()
         if name.startswith("cfg/")
     }
-    fields["center_delta"] = bool(fields["center_delta"])
-    return learnable.LearnableSettings(
-        h=group["h"].item(),
-        w=group["w"].item(),
-        bins=group["bins"].item(),
-        base=BASES[group["base"].item()],
-        gauge=GAUGES[group["gauge"].item()],
-        binning=BINNINGS[group["binning"].item()],
+    return {
         **fields,
-    )
+        "center_delta": bool(fields["center_delta"]),
+        "bins": group["bins"].item(),
+        "base": BASES[group["base"].item()],
+        "gauge": GAUGES[group["gauge"].item()],
+        "binning": BINNINGS[group["binning"].item()],
+    }
+
+
+def chosen(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names}
 
 
 def check_bins(ours: Any, published: np.ndarray, binning: str) -> int:
@@ -95,6 +104,7 @@ def ham_cases(kind: str) -> list[Any]:
     known = {
         "all": lambda n: n not in experimental,
         "learnable": lambda n: f"{n}/raw_span" in HAM,
+        "spectrum": lambda n: f"{n}/sqrt_diag" in HAM or f"{n}/normalize_trace" in HAM,
         "fixed": lambda n: n not in experimental and f"{n}/raw_span" not in HAM,
     }
     return [n for n in groups(HAM) if known[kind](n)] or cases({})
@@ -144,14 +154,16 @@ OUTPUTS = {
 @pytest.mark.parametrize("case", ham_cases("learnable"))
 def test_golden_objectives_ham_learnable(case: str) -> None:
     group = subtree(HAM, f"{case}/")
-    settings = learnable_settings(group)
+    options = learnable_options(group)
     # The published buffers, alpha and beta are float32, also where the rest is float64.
     buffers = learnable.SpectralBuffers(group["bin_idx_2d"], group["loglam0_2d"])
     alpha, beta = (float(np.float32(group[name])) for name in ("alpha", "beta"))
 
     def roots(params: Any) -> Any:
-        result = learnable.learnable_spectrum(params, settings, alpha, beta, buffers)
-        regularizer = learnable.spectral_regularizer(result, settings)
+        result = learnable.learnable_spectrum(
+            params, buffers, alpha, beta, **chosen(options, SPECTRUM)
+        )
+        regularizer = learnable.spectral_regularizer(result, **chosen(options, REGULARIZER))
         return (jnp.sqrt(result.spectrum), regularizer), (result, learnable.spectral_health(result))
 
     @quick_jit
@@ -186,80 +198,80 @@ def test_golden_objectives_ham_learnable(case: str) -> None:
 
 @pytest.mark.parametrize("case", ham_cases("learnable"))
 def test_golden_objectives_ham_learnable_from_settings(case: str) -> None:
-    """The same through the public entry, with our own buffers and initial values."""
+    """The same with our own buffers and initial values, in float32."""
     group = subtree(HAM, f"{case}/")
-    settings = learnable_settings(group)
-    buffers = learnable.spectral_buffers(settings)
-    ties = check_bins(buffers.bin_index, group["bin_idx_2d"], settings.binning)
+    options = learnable_options(group)
+    h, w = group["h"].item(), group["w"].item()
+    buffers = learnable.spectral_buffers(h, w, **chosen(options, BUFFERS))
+    ties = check_bins(buffers.bin_index, group["bin_idx_2d"], options["binning"])
     assert_close(buffers.log_base, group["loglam0_2d"], 1e-6, "loglam0_2d")
-    initial = learnable.init_learnable(settings)
+    initial = learnable.init_learnable(**chosen(options, INITIAL))
     assert_close(initial["raw_span"], group["init_raw_span"], 1e-6, "init_raw_span")
-    whole = hamsigreg.SpectralSettings(
-        "learnable",
-        h=settings.h,
-        w=settings.w,
-        token_dim=group["d_f"].item(),
-        reference_layout=True,
-        learnable=settings,
-    )
+
+    @quick_jit
+    def transform(params: Any, z: jax.Array, alpha: Any, beta: Any) -> jax.Array:
+        result = learnable.learnable_spectrum(
+            params, buffers, alpha, beta, **chosen(options, SPECTRUM)
+        )
+        layout: dict[str, Any] = {"split_qp": False, "channels_first": channels_first(case)}
+        return hamsigreg.apply_tokens(z, jnp.sqrt(result.spectrum), group["d_f"].item(), **layout)
+
     params = {name: group[name] for name in ("raw_span", "raw_shape")}
-    compiled = quick_jit(hamsigreg.apply_spectral, static_argnums=0)
-    out = compiled(whole, params, group["z"], group["alpha"].item(), group["beta"].item())
+    out = transform(params, group["z"], group["alpha"].item(), group["beta"].item())
     if not ties:
         assert_close(out, group["transform"], FLOAT32, "transform")
 
 
-@pytest.mark.parametrize("case", ham_cases("fixed"))
+@pytest.mark.parametrize("case", ham_cases("spectrum"))
 def test_golden_objectives_ham_fixed_spectrum(case: str) -> None:
     group = subtree(HAM, f"{case}/")
+    beta = group["beta"].item() if "beta" in group else 1.0
+    z: Any = group["z"]
     if "sqrt_diag" in group:
-        ours, theirs = hamsigreg.diag_sqrt(group["z"].shape[-1]), group["sqrt_diag"]
-        settings = hamsigreg.SpectralSettings("diag")
-    elif "normalize_trace" in group:
+        ours, theirs = hamsigreg.diag_sqrt(z.shape[-1]), group["sqrt_diag"]
+        out = quick_jit(hamsigreg.apply_diag)(z)
+    else:
         kappa, eps = group["kappa"].item(), group["eps"].item()
         gauge = "trace" if flag(group["normalize_trace"]) else "logdet"
         if "lam_rfft_base" in group:
             theirs = group["lam_rfft_base"]
             ours = hamsigreg.chain_spectrum_1d(group["d"].item(), kappa, eps, gauge)
-            settings = hamsigreg.SpectralSettings("chain", kappa=kappa, eps=eps, gauge=gauge)
+            root = jnp.sqrt(hamsigreg.blend_identity(ours, beta, z.dtype))
+            out = quick_jit(hamsigreg.apply_chain)(z, root)
         else:
             h, w, token = (group[n].item() for n in ("h", "w", "d_f"))
             theirs = group["lam_grid_base"]
             ours = hamsigreg.chain_spectrum_grid(h, w, kappa, eps, gauge)
-            settings = hamsigreg.SpectralSettings(
-                "chain_grid", kappa=kappa, eps=eps, gauge=gauge, h=h, w=w, token_dim=token
-            )
-    else:
-        ours, theirs = np.ones(()), np.ones(())
-        settings = hamsigreg.SpectralSettings()
+            root = jnp.sqrt(hamsigreg.blend_identity(ours, beta, z.dtype))
+            out = quick_jit(hamsigreg.apply_grid, static_argnums=2)(z, root, token)
     assert_close(ours, theirs, 1e-6, "base spectrum")
-    beta = group["beta"].item() if "beta" in group else 1.0
     for name in ("sqrt_lam_rfft", "sqrt_lam_grid"):
         if name in group:
             root = np.sqrt(1 - beta + beta * ours)
             assert_close(root, group[name], 1e-6, name)
-    compiled = quick_jit(hamsigreg.apply_spectral, static_argnums=0)
-    out = compiled(settings, None, group["z"], 1.0, beta)
     assert_close(out, group["transform"], FLOAT32, "transform")
 
 
 @pytest.mark.parametrize("case", ham_cases("experimental"))
 def test_golden_objectives_ham_experimental(case: str) -> None:
     group = subtree(HAM, f"{case}/")
-    settings = learnable.LearnableSettings(
-        h=group["h"].item(),
-        w=group["w"].item(),
-        bins=group["bins"].item(),
-        gauge=GAUGES[group["gauge"].item()],
-        eps_ridge=group["eps_ridge"].item(),
-        log_lambda_clip=group["log_lambda_clip"].item(),
-    )
-    ties = check_bins(
-        learnable.spectral_buffers(settings).bin_index, group["bin_idx_2d"], settings.binning
-    )
+    bins = group["bins"].item()
+    options: dict[str, Any] = {
+        "gauge": GAUGES[group["gauge"].item()],
+        "eps_ridge": group["eps_ridge"].item(),
+        "log_lambda_clip": group["log_lambda_clip"].item(),
+    }
+    weights: dict[str, float] = {
+        "curvature_weight": 1e-3,
+        "loglambda_l2_weight": 1e-4,
+        "cond_max": 0.0,
+        "cond_weight": 0.0,
+    }
+    index = learnable.bin_indices(group["h"].item(), group["w"].item(), bins, "linear_radius")
+    ties = check_bins(index, group["bin_idx_2d"], "linear_radius")
     assert ties < group["bin_idx_2d"].size / 4
     buffers = learnable.SpectralBuffers(group["bin_idx_2d"], np.zeros(group["bin_idx_2d"].shape))
-    initial = learnable.init_increments(settings)
+    initial = learnable.init_increments(bins)
     assert_close(initial["offset"], group["init_g1"], 1e-6, "init_g1")
     assert_close(initial["raw_increments"], group["init_raw_deltas"], 1e-6, "init_raw_deltas")
     with jax.enable_x64(True):
@@ -270,14 +282,14 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         x = jnp.asarray(group["x"])
 
         def transform(params: Any, x: jax.Array) -> jax.Array:
-            root = jnp.sqrt(learnable.increment_spectrum(params, settings, buffers).spectrum)
+            root = jnp.sqrt(learnable.increment_spectrum(params, buffers, **options).spectrum)
             return hamsigreg.apply_grid(x.reshape(len(x), -1), root, x.shape[-1]).reshape(x.shape)
 
         @quick_jit
         def everything(params: Any, x: jax.Array, cot: jax.Array) -> Any:
             out, pull = jax.vjp(transform, params, x)
-            result = learnable.increment_spectrum(params, settings, buffers)
-            regularizer = learnable.spectral_regularizer(result, settings)
+            result = learnable.increment_spectrum(params, buffers, **options)
+            regularizer = learnable.spectral_regularizer(result, **weights)
             health = learnable.spectral_health(result, after_ridge=True)
             return out, *pull(cot), result, regularizer, health
 
@@ -330,17 +342,27 @@ def test_golden_objectives_ham_schedules(case: str) -> None:
 def test_golden_objectives_ham_first_step(case: str) -> None:
     root = subtree({k: TRAIN[k] for k in TRAIN if k.startswith(f"{case}/")}, f"{case}/")
     hp, grid = subtree(root, "hp/"), subtree(root, "hp/regularizer.ham_kwargs.")
-    fields = {k: grid[k].item() for k in grid if not k.endswith("_code") and k != "d_f"}
-    fields |= {"base": BASES[grid["base_code"].item()], "gauge": GAUGES[grid["gauge_code"].item()]}
-    settings = learnable.LearnableSettings(**fields)
-    whole = hamsigreg.SpectralSettings(
-        "learnable", h=settings.h, w=settings.w, token_dim=grid["d_f"].item(), learnable=settings
-    )
+    options: dict[str, Any] = {
+        "binning": "linear_radius",
+        "delta_clip": 0.0,
+        "center_delta": False,
+        "log_lambda_clip": 3.0,
+        "eps_ridge": 0.0,
+        "cond_max": 0.0,
+        "cond_weight": 0.0,
+        **{name: grid[name].item() for name in grid},
+        "base": BASES[grid["base_code"].item()],
+        "gauge": GAUGES[grid["gauge_code"].item()],
+    }
+    buffers = learnable.spectral_buffers(options["h"], options["w"], **chosen(options, BUFFERS))
     params = {n: jnp.asarray(root[f"init/learnable_h.{n}"]) for n in ("raw_span", "raw_shape")}
     alpha, beta = ham_schedule(root, 1)
     views = root["x"].shape[1]
     z = jnp.asarray(root["z_step0"]).reshape(views, -1, root["z_step0"].shape[-1])
-    out = hamsigreg.apply_spectral(whole, params, z, alpha, beta)
+    spectrum = learnable.learnable_spectrum(
+        params, buffers, alpha, beta, **chosen(options, SPECTRUM)
+    )
+    out = hamsigreg.apply_grid(z, jnp.sqrt(spectrum.spectrum), options["d_f"])
     loss = sigreg(
         out,
         jnp.asarray(root["A"][0]),
@@ -349,8 +371,7 @@ def test_golden_objectives_ham_first_step(case: str) -> None:
         weight_type="gaussian",
     )
     assert_close(loss, root["loss/reg"][0], 1e-4, "reg")
-    spectrum = learnable.learnable_spectrum(params, settings, alpha, beta)
-    regularizer = learnable.spectral_regularizer(spectrum, settings)
+    regularizer = learnable.spectral_regularizer(spectrum, **chosen(options, REGULARIZER))
     np.testing.assert_allclose(regularizer, root["loss/spec"][0], rtol=1e-4)
     spectral_now = root["loss/spec"][root["h_update_steps"] - 1]
     update = updates.update_loss(

@@ -75,6 +75,33 @@ def test_transform_reaches_sigreg_only() -> None:
     np.testing.assert_allclose(metrics["pred"], predict(z, 2), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"t_max": 2.0},
+        {"n_points": 9},
+        {"weight_type": "uniform"},
+        {"statistics": "flattened"},
+        {"reduction": "sum"},
+        {"clip_value": 0.5},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_field_of_sigreg_reaches_it(change: dict[str, Any]) -> None:
+    z, slices = jnp.asarray(views(), jnp.float32), random_slices(jax.random.key(0), DIM, 4)
+    options: dict[str, Any] = {"t_max": 3.0, "n_points": 5, "weight_type": "gaussian", **change}
+    found = method(**change).sigreg_of(z, slices, {})
+    np.testing.assert_allclose(found, sigreg(z, slices, **options), rtol=1e-5)
+    assert abs(found - plain_sigreg(z)) > 1e-3
+
+
+def test_sigreg_is_of_the_rows_that_were_drawn() -> None:
+    z, slices = jnp.asarray(views(), jnp.float32), random_slices(jax.random.key(0), DIM, 4)
+    rows = jnp.asarray([7, 2, 5])
+    found = method(subsample=3).sigreg_of(z, slices, {"subsample": rows})
+    np.testing.assert_allclose(found, plain_sigreg(z[:, rows]), rtol=1e-5)
+
+
 def test_gradient_matches_differences() -> None:
     with jax.enable_x64(True):
         drawn = {"slices": random_slices(jax.random.key(1), DIM, 4, jnp.float64)}

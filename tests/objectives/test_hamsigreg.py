@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,60 +16,87 @@ from hypothesis import strategies as st
 from hjepa_jax.objectives import hamsigreg_spectrum as learnable
 from hjepa_jax.objectives import hamsigreg_updates as updates
 from hjepa_jax.objectives.hamsigreg import (
-    SpectralSettings,
-    apply_spectral,
+    apply_chain,
+    apply_diag,
+    apply_grid,
+    apply_tokens,
+    blend_identity,
     chain_spectrum_1d,
     chain_spectrum_grid,
     diag_sqrt,
 )
-from hjepa_jax.objectives.hamsigreg_spectrum import LearnableSettings
 
-H, W, TOKEN = 4, 6, 2
+H, W, TOKEN, BINS = 4, 6, 2, 5
 DIM = H * W * TOKEN
-LEARNABLE = LearnableSettings(h=H, w=W, bins=5, init_loglambda_span=0.3, gauge="trace")
-GRID: dict[str, Any] = {"h": H, "w": W, "token_dim": TOKEN}
-KINDS = {
-    "identity": SpectralSettings(),
-    "diag": SpectralSettings("diag"),
-    "chain": SpectralSettings("chain", eps=0.1),
-    "chain_grid": SpectralSettings("chain_grid", eps=0.1, **GRID),
-    "learnable": SpectralSettings("learnable", learnable=LEARNABLE, **GRID),
-    "learnable_split": SpectralSettings("learnable", learnable=LEARNABLE, split_qp=True, **GRID),
+KINDS = ("diag", "chain", "chain_grid", "learnable", "learnable_split")
+INITIAL: dict[str, Any] = {"bins": BINS, "span_max": 0.5, "init_loglambda_span": 0.3}
+GRID: dict[str, Any] = {
+    "bins": BINS,
+    "binning": "linear_radius",
+    "base": "laplacian",
+    "base_ridge": 1.0,
+    "base_strength": 4.0,
 }
+SPECTRUM: dict[str, Any] = {
+    "gauge": "trace",
+    "span_max": 0.5,
+    "delta_clip": 0.0,
+    "center_delta": False,
+    "log_lambda_clip": 3.0,
+    "eps_ridge": 0.0,
+}
+BUFFERS = learnable.spectral_buffers(H, W, **GRID)
 
 
-def parameters(config: LearnableSettings = LEARNABLE, seed: int = 0) -> Any:
+def parameters(seed: int = 0) -> Any:
     random = np.random.default_rng(seed)
-    initial = learnable.init_learnable(config)
-    shape = random.standard_normal(config.bins - 1).astype(np.float32)
+    initial = learnable.init_learnable(**INITIAL)
+    shape = random.standard_normal(BINS - 1).astype(np.float32)
     return {"raw_span": np.asarray(initial["raw_span"] + 0.5), "raw_shape": shape}
 
 
-# alpha and beta are traced.
-transform = quick_jit(apply_spectral, static_argnums=0)
-quick_spectrum = quick_jit(learnable.learnable_spectrum, static_argnums=1)
+quick_spectrum = quick_jit(learnable.learnable_spectrum, static_argnames=tuple(SPECTRUM))
 
 
-def matrix(config: SpectralSettings, alpha: float = 0.7, beta: float = 0.6) -> np.ndarray:
+def apply(kind: str, params: Any, z: jax.Array, alpha: Any = 1.0, beta: Any = 1.0) -> jax.Array:
+    """Returns H^{1/2} z of each kind; alpha and beta may be traced."""
+    if kind == "diag":
+        return apply_diag(z)
+    wide = jnp.promote_types(z.dtype, jnp.float32)
+    if kind == "chain":
+        base = chain_spectrum_1d(z.shape[-1], 1.0, 0.1, "trace")
+        return apply_chain(z, jnp.sqrt(blend_identity(base, beta, wide)))
+    if kind == "chain_grid":
+        base = chain_spectrum_grid(H, W, 1.0, 0.1, "trace")
+        return apply_grid(z, jnp.sqrt(blend_identity(base, beta, wide)), TOKEN)
+    spectrum = learnable.learnable_spectrum(params, BUFFERS, alpha, beta, **SPECTRUM)
+    root = jnp.sqrt(spectrum.spectrum).astype(wide)
+    return apply_tokens(z, root, TOKEN, split_qp=kind == "learnable_split")
+
+
+transform = quick_jit(apply, static_argnums=0)
+
+
+def matrix(kind: str, alpha: float = 0.7, beta: float = 0.6) -> np.ndarray:
     """The matrix of H^{1/2} in float64, by its action on the unit vectors."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters())
-        return np.asarray(transform(config, params, jnp.eye(DIM), alpha, beta)).T
+        return np.asarray(transform(kind, params, jnp.eye(DIM), alpha, beta)).T
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transform_is_linear_symmetric_and_positive(kind: str) -> None:
-    root = matrix(KINDS[kind])
+    root = matrix(kind)
     np.testing.assert_allclose(root, root.T, atol=1e-12)
     assert np.linalg.eigvalsh(root).min() > 0
     z = np.random.default_rng(0).standard_normal((2, 3, DIM))
-    out = transform(KINDS[kind], parameters(), jnp.asarray(z, jnp.float32), 0.7, 0.6)
+    out = transform(kind, parameters(), jnp.asarray(z, jnp.float32), 0.7, 0.6)
     assert out.shape == z.shape
     np.testing.assert_allclose(out, z @ root.T, atol=1e-5)
 
 
 def test_chain_is_the_root_of_the_periodic_laplacian() -> None:
-    root = matrix(KINDS["chain"], beta=1.0)
+    root = matrix("chain", beta=1.0)
     laplacian = 2 * np.eye(DIM) - np.roll(np.eye(DIM), 1, 0) - np.roll(np.eye(DIM), -1, 0)
     wanted = 0.1 * np.eye(DIM) + laplacian
     square = root @ root
@@ -77,7 +104,7 @@ def test_chain_is_the_root_of_the_periodic_laplacian() -> None:
 
 
 def test_chain_grid_is_the_root_of_the_token_grids_laplacian() -> None:
-    root = matrix(KINDS["chain_grid"], beta=1.0)
+    root = matrix("chain_grid", beta=1.0)
 
     def ring(n: int) -> np.ndarray:
         return 2 * np.eye(n) - np.roll(np.eye(n), 1, 0) - np.roll(np.eye(n), -1, 0)
@@ -97,29 +124,27 @@ def test_gauges(gauge: str, dim: int) -> None:
     assert mean(chain_spectrum_1d(dim, 0.8, 0.01, gauge)) == pytest.approx(1)
     assert mean(chain_spectrum_grid(dim, 5, 0.8, 0.01, gauge)) == pytest.approx(1)
     assert np.prod(diag_sqrt(dim)) == pytest.approx(1)
-    config = dataclasses.replace(LEARNABLE, gauge=gauge, eps_ridge=0.05)
-    spectrum = quick_spectrum(parameters(), config, 0.8, 0.5).spectrum
+    options = {**SPECTRUM, "gauge": gauge, "eps_ridge": 0.05}
+    spectrum = quick_spectrum(parameters(), BUFFERS, 0.8, 0.5, **options).spectrum
     assert mean(np.asarray(spectrum)) == pytest.approx(1, rel=1e-5)
 
 
 def test_beta_zero_and_alpha_zero_are_the_identity() -> None:
     for kind in ("chain", "chain_grid", "learnable"):
-        np.testing.assert_allclose(
-            matrix(KINDS[kind], alpha=0.0, beta=0.0), np.eye(DIM), atol=1e-12
-        )
+        np.testing.assert_allclose(matrix(kind, alpha=0.0, beta=0.0), np.eye(DIM), atol=1e-12)
 
 
-def test_schedules_are_full_strength_by_default() -> None:
-    z = jnp.asarray(np.random.default_rng(0).standard_normal((3, DIM)), jnp.float32)
-    for kind in ("chain_grid", "learnable"):
-        by_default = transform(KINDS[kind], parameters(), z)
-        np.testing.assert_allclose(by_default, z @ matrix(KINDS[kind], 1.0, 1.0), atol=1e-5)
+def test_the_learned_spectrum_is_at_full_strength_by_default() -> None:
+    by_default = quick_spectrum(parameters(), BUFFERS, **SPECTRUM)
+    in_full = quick_spectrum(parameters(), BUFFERS, 1.0, 1.0, **SPECTRUM)
+    np.testing.assert_allclose(by_default.spectrum, in_full.spectrum, rtol=1e-6)
+    assert np.ptp(by_default.spectrum) > 0.5
 
 
 def test_split_state_is_two_grids() -> None:
     random = np.random.default_rng(0)
     tokens = jnp.asarray(random.standard_normal((3, H, W, TOKEN)), jnp.float32)
-    plain = transform(KINDS["learnable"], parameters(), tokens.reshape(3, -1))
+    plain = transform("learnable", parameters(), tokens.reshape(3, -1))
     plain = plain.reshape(3, H, W, TOKEN)
     half = TOKEN // 2
 
@@ -127,50 +152,43 @@ def test_split_state_is_two_grids() -> None:
         q, p = x[..., :half].reshape(3, -1), x[..., half:].reshape(3, -1)
         return jnp.concatenate([q, p], axis=-1)
 
-    out = transform(KINDS["learnable_split"], parameters(), split(tokens))
+    out = transform("learnable_split", parameters(), split(tokens))
     np.testing.assert_allclose(out, split(plain), atol=1e-5)
-    # The published layout reads the same numbers as one grid, which is another transform.
-    config = dataclasses.replace(KINDS["learnable_split"], reference_layout=True)
-    published = transform(config, parameters(), split(tokens))
-    as_one = transform(KINDS["learnable"], parameters(), split(tokens))
-    np.testing.assert_allclose(published, as_one, atol=1e-6)
-    assert np.abs(published - out).max() > 1e-3
+    as_one = transform("learnable", parameters(), split(tokens))
+    assert np.abs(as_one - out).max() > 1e-3
 
 
-def test_ambiguous_layout_only_on_request() -> None:
-    config = LearnableSettings(h=3, w=3, bins=3, init_loglambda_span=0.4)
-    ours = SpectralSettings("learnable", h=3, w=3, token_dim=3, learnable=config)
-    z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 3, 3)), jnp.float32)
-    params = parameters(config)
-    right = transform(ours, params, z.reshape(2, -1)).reshape(z.shape)
-    published = dataclasses.replace(ours, reference_layout=True)
+def test_channels_first_reads_the_state_as_channels_of_grids() -> None:
+    root = jnp.sqrt(jnp.asarray(chain_spectrum_grid(3, 3, 1.0, 0.1, "trace"), jnp.float32))
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 3, 4)), jnp.float32)
+    right = apply_grid(z.reshape(2, -1), root, 4).reshape(z.shape)
     moved = jnp.moveaxis(z, -1, 1).reshape(2, -1)
-    as_published = transform(published, params, moved).reshape(2, 3, 3, 3)
-    np.testing.assert_allclose(jnp.moveaxis(as_published, 1, -1), right, atol=1e-6)
-    assert (
-        np.abs(transform(published, params, z.reshape(2, -1)) - right.reshape(2, -1)).max() > 1e-3
-    )
+    for apply_layout in (apply_grid, functools.partial(apply_tokens, split_qp=False)):
+        first = apply_layout(moved, root, 4, channels_first=True).reshape(2, 4, 3, 3)
+        np.testing.assert_allclose(jnp.moveaxis(first, 1, -1), right, atol=1e-6)
+        last = apply_layout(moved, root, 4).reshape(2, 4, 3, 3)
+        assert np.abs(jnp.moveaxis(last, 1, -1) - right).max() > 1e-3
 
 
-quick_envelope = quick_jit(learnable.envelope, static_argnums=1)
+quick_envelope = quick_jit(learnable.envelope, static_argnames=("span_max", "delta_clip"))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-20, 20), st.lists(st.floats(-20, 20), min_size=4, max_size=4), st.booleans())
 def test_envelope_is_monotone_and_bounded(span: float, shape: list[float], clip: bool) -> None:
-    config = dataclasses.replace(LEARNABLE, delta_clip=0.2 if clip else 0.0)
     params = {"raw_span": jnp.float32(span), "raw_shape": jnp.asarray(shape, jnp.float32)}
-    values = np.asarray(quick_envelope(params, config))
+    values = np.asarray(quick_envelope(params, span_max=0.5, delta_clip=0.2 if clip else 0.0))
     assert values[0] == 0
     assert np.all(np.diff(values) >= -1e-7)
-    assert values[-1] <= (0.2 if clip else config.span_max) + 1e-6
+    assert values[-1] <= (0.2 if clip else 0.5) + 1e-6
 
 
 def test_initial_span_is_the_configured_one() -> None:
-    values = learnable.envelope(learnable.init_learnable(LEARNABLE), LEARNABLE)
+    bounds: dict[str, float] = {"span_max": 0.5, "delta_clip": 0.0}
+    values = learnable.envelope(learnable.init_learnable(**INITIAL), **bounds)
     np.testing.assert_allclose(values, np.linspace(0, 0.3, 5), atol=1e-6)
-    single = dataclasses.replace(LEARNABLE, bins=1)
-    np.testing.assert_array_equal(learnable.envelope(learnable.init_learnable(single), single), [0])
+    single = learnable.init_learnable(**{**INITIAL, "bins": 1})
+    np.testing.assert_array_equal(learnable.envelope(single, **bounds), [0])
 
 
 @pytest.mark.parametrize("binning", learnable.BINNINGS)
@@ -189,30 +207,34 @@ def test_bins_are_radial_and_cover(h: int, w: int, bins: int, binning: str) -> N
 
 
 def test_regularizer_matches_numpy_and_its_condition_term_has_no_gradient() -> None:
-    config = dataclasses.replace(
-        LEARNABLE, center_delta=True, curvature_weight=0.3, loglambda_l2_weight=0.7
-    )
-    heavy = dataclasses.replace(config, cond_max=1.1, cond_weight=5.0)
+    options = {**SPECTRUM, "center_delta": True}
+    light: dict[str, float] = {
+        "curvature_weight": 0.3,
+        "loglambda_l2_weight": 0.7,
+        "cond_max": 0.0,
+        "cond_weight": 0.0,
+    }
+    heavy = {**light, "cond_max": 1.1, "cond_weight": 5.0}
     params = parameters()
-    spectrum = quick_spectrum(params, config)
+    spectrum = quick_spectrum(params, BUFFERS, **options)
     values = np.asarray(spectrum.envelope, np.float64)
-    delta = values[learnable.bin_indices(H, W, 5, "linear_radius")]
+    delta = values[learnable.bin_indices(H, W, BINS, "linear_radius")]
     delta = delta - delta.mean()
     expected = 0.3 * (np.diff(values, n=2) ** 2).sum() + 0.7 * (delta**2).mean()
     np.testing.assert_allclose(
-        learnable.spectral_regularizer(spectrum, config), expected, rtol=1e-4
+        learnable.spectral_regularizer(spectrum, **light), expected, rtol=1e-4
     )
     lam = np.asarray(spectrum.spectrum, np.float64)
     excess = 5.0 * (lam.max() / lam.min() - 1.1) ** 2
-    both = learnable.spectral_regularizer(spectrum, heavy)
+    both = learnable.spectral_regularizer(spectrum, **heavy)
     np.testing.assert_allclose(both, expected + excess, rtol=1e-4)
 
-    def loss(params: Any, config: LearnableSettings) -> jax.Array:
-        spectrum = learnable.learnable_spectrum(params, config)
-        return learnable.spectral_regularizer(spectrum, config)
+    def loss(params: Any, **weights: float) -> jax.Array:
+        spectrum = learnable.learnable_spectrum(params, BUFFERS, **options)
+        return learnable.spectral_regularizer(spectrum, **weights)
 
-    gradient = quick_jit(jax.grad(loss), static_argnums=1)
-    light_grad, heavy_grad = (gradient(params, c) for c in (config, heavy))
+    gradient = quick_jit(jax.grad(loss), static_argnames=tuple(light))
+    light_grad, heavy_grad = (gradient(params, **weights) for weights in (light, heavy))
     jax.tree.map(np.testing.assert_array_equal, light_grad, heavy_grad)
 
 
@@ -224,11 +246,11 @@ def test_gradients_match_differences(kind: str) -> None:
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters())
 
         def in_z(z: jax.Array) -> jax.Array:
-            return jnp.sum(cot * apply_spectral(KINDS[kind], params, z, 0.7, 0.6))
+            return jnp.sum(cot * apply(kind, params, z, 0.7, 0.6))
 
         def in_shape(shape: jax.Array) -> jax.Array:
             changed = {"raw_span": shape[0], "raw_shape": shape[1:]}
-            return jnp.sum(cot * apply_spectral(KINDS[kind], changed, jnp.asarray(z), 0.7, 0.6))
+            return jnp.sum(cot * apply(kind, changed, jnp.asarray(z), 0.7, 0.6))
 
         assert_gradient(in_z, z)
         if kind != "chain":
@@ -258,28 +280,45 @@ def test_update_loss_is_adversarial_or_joint() -> None:
 def test_bfloat16_is_computed_in_float32() -> None:
     z = jnp.asarray(np.random.default_rng(0).standard_normal((3, DIM)), jnp.bfloat16)
     params = parameters()
-    for config in KINDS.values():
-        out = jax.eval_shape(lambda z, config=config: apply_spectral(config, params, z), z)
+    for kind in KINDS:
+        out = jax.eval_shape(lambda z, kind=kind: apply(kind, params, z), z)
         assert out.dtype == jnp.float32
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_errors_name_the_cause() -> None:
-    with pytest.raises(ValueError, match="identity, diag, chain, chain_grid, learnable"):
-        SpectralSettings("circle")
-    with pytest.raises(ValueError, match="needs the token grid"):
-        SpectralSettings("chain_grid")
+def test_errors_of_the_transforms_name_the_cause() -> None:
+    with pytest.raises(ValueError, match="gauge must be one of trace, logdet"):
+        chain_spectrum_grid(2, 2, 1.0, 0.1, "mean")
     with pytest.raises(ValueError, match="even token_dim"):
-        SpectralSettings("chain_grid", h=2, w=2, token_dim=3, split_qp=True)
-    with pytest.raises(ValueError, match="needs LearnableSettings"):
-        SpectralSettings("learnable", **GRID)
-    with pytest.raises(ValueError, match="the tokens form 2 x 2"):
-        SpectralSettings("learnable", h=2, w=2, token_dim=2, learnable=LEARNABLE)
-    with pytest.raises(ValueError, match="needs its parameters"):
-        apply_spectral(KINDS["learnable"], None, jnp.zeros((1, DIM)))
+        apply_tokens(jnp.zeros((1, 12)), jnp.ones((2, 2)), 3, split_qp=True)
     with pytest.raises(ValueError, match="width 7 is not a 4 x 6 grid"):
-        apply_spectral(KINDS["chain_grid"], None, jnp.zeros((1, 7)))
-    with pytest.raises(ValueError, match="binning must be one of"):
-        LearnableSettings(h=2, w=2, binning="log")
-    with pytest.raises(ValueError, match="must be positive"):
-        LearnableSettings(h=2, w=2, span_max=0.0)
+        apply_grid(jnp.zeros((1, 7)), jnp.ones((4, 6)), TOKEN)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"binning": "log"}, "binning must be one of"),
+        ({"base": "flat"}, "base must be one of"),
+        ({"base_ridge": 0.0}, "base_ridge must be positive"),
+        ({"bins": 0}, "h, w, bins must be at least 1, got 4, 6, 0"),
+        ({"gauge": "mean"}, "gauge must be one of"),
+        ({"span_max": 0.0}, "span_max must be positive"),
+        ({"log_lambda_clip": 0.0}, "log_lambda_clip must be positive"),
+    ],
+)
+def test_errors_of_the_learned_spectrum_name_the_cause(
+    change: dict[str, Any], message: str
+) -> None:
+    def spectrum() -> learnable.Spectrum:
+        grid = {name: change.get(name, value) for name, value in GRID.items()}
+        options = {name: change.get(name, value) for name, value in SPECTRUM.items()}
+        buffers = learnable.spectral_buffers(H, W, **grid)
+        return learnable.learnable_spectrum(parameters(), buffers, **options)
+
+    with pytest.raises(ValueError, match=message):
+        spectrum()
+    if "span_max" in change:
+        with pytest.raises(ValueError, match=message):
+            learnable.init_learnable(**{**INITIAL, **change})

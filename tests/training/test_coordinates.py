@@ -20,7 +20,6 @@ from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import evaluate, restore
 from hjepa_jax.evaluation.monitor import OnlineKnn
 from hjepa_jax.methods.hamsigreg import HamSIGReg
-from hjepa_jax.objectives.hamsigreg_spectrum import learnable_spectrum
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import make_encode, prepare
@@ -60,11 +59,7 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
     alpha, beta = 1.0, (2 - 1) / 5.0
     state = random_state(run, 8)
     assert isinstance(run.method, HamSIGReg)
-    learnable = run.method.learnable
-    assert learnable is not None
-    spectrum = np.asarray(
-        learnable_spectrum(state.method_state["params"], learnable, alpha, beta).spectrum
-    )
+    spectrum = np.asarray(run.method.spectrum(state.method_state["params"], alpha, beta).spectrum)
     assert step == 8
     assert np.ptp(spectrum) > 0.5
     expected = _dense_transform(spectrum, np.asarray(raw), config.resnet.token_dim)
