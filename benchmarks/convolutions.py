@@ -1,4 +1,4 @@
-"""Ways to compute the encoder's 3x3 convolutions and normalisation, beside XLA's own.
+"""Ways to compute the encoder's 3x3 convolutions and normalization, beside XLA's own.
 
     python benchmarks/convolutions.py --images 64 --shapes 32x64 16x128 8x256 --repeats 5
 
@@ -9,7 +9,7 @@ there is none), all passes in unrolled groups, Winograd's F(2x2, 3x3) in XLA, im
 padded to a multiple. All take turns and medians are printed, over XLA's time and as a share of the
 ceiling of a matrix product measured in the same turns: with fewer multiplications the share can
 pass 100 %. "error" is the largest difference from XLA's result over its largest entry. Batch
-normalisation with ReLU is timed as flax differentiates it, with one hand-written backward pass, and
+normalization with ReLU is timed as flax differentiates it, with one hand-written backward pass, and
 in the native kernels.
 """
 
@@ -109,7 +109,7 @@ def passes(convolve: Convolution) -> dict[str, Any]:
 
 
 def batch_norm_relu(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Batch normalisation of x [N, H, W, C] over its first axes, then ReLU."""
+    """Batch normalization of x [N, H, W, C] over its first axes, then ReLU."""
     mean = jnp.mean(x, (0, 1, 2))
     variance = jnp.mean(jnp.square(x), (0, 1, 2)) - jnp.square(mean)
     return jax.nn.relu((x - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias)
@@ -132,11 +132,11 @@ def _fused_forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
 def _fused_backward(residuals: Any, bar: jax.Array) -> Any:
     x, mean, inverse, scale, bias = residuals
     count = x.size // x.shape[-1]
-    normalised = (x - mean) * inverse
-    bar = jnp.where(normalised * scale + bias > 0, bar, 0)
+    normalized = (x - mean) * inverse
+    bar = jnp.where(normalized * scale + bias > 0, bar, 0)
     bar_bias = jnp.sum(bar, (0, 1, 2))
-    bar_scale = jnp.sum(bar * normalised, (0, 1, 2))
-    bar_x = (bar - (bar_bias + normalised * bar_scale) / count) * (inverse * scale)
+    bar_scale = jnp.sum(bar * normalized, (0, 1, 2))
+    bar_x = (bar - (bar_bias + normalized * bar_scale) / count) * (inverse * scale)
     return bar_x, bar_scale, bar_bias
 
 
@@ -188,8 +188,8 @@ def measure_shape(side: int, channels: int, args: argparse.Namespace) -> None:
             )
 
 
-def measure_normalisation(side: int, channels: int, args: argparse.Namespace) -> None:
-    """Prints value and gradient of normalisation with ReLU in both forms."""
+def measure_normalization(side: int, channels: int, args: argparse.Namespace) -> None:
+    """Prints value and gradient of normalization with ReLU in both forms."""
     keys = jax.random.split(jax.random.key(0), 2)
     x, bar = (jax.random.normal(key, (args.images, side, side, channels)) for key in keys)
     scale, bias = jnp.ones(channels), 0.1 * jnp.ones(channels)
@@ -210,7 +210,7 @@ def measure_normalisation(side: int, channels: int, args: argparse.Namespace) ->
     for name, (seconds, _) in spent.items():
         error = relative_error(functions[name](), expected)
         print(
-            f"| {args.images} x {side} x {channels} | normalisation and ReLU, value and gradient "
+            f"| {args.images} x {side} x {channels} | normalization and ReLU, value and gradient "
             f"| {name} | {1e3 * seconds:.1f} | {spent['plain'].wall / seconds:.2f} "
             f"| | {error:.0e} |",
             flush=True,
@@ -239,7 +239,7 @@ def main() -> None:
     for text in args.shapes:
         side, channels = (int(part) for part in text.split("x"))
         measure_shape(side, channels, args)
-        measure_normalisation(side, channels, args)
+        measure_normalization(side, channels, args)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/knn.py --train 50000 --test 10000 --dim 2048 --k 200
 
-All sides find the k neighbours of largest cosine similarity of the same random features, in turn
+All sides find the k neighbors of largest cosine similarity of the same random features, in turn
 (interleaved), and the medians and their ratios to ours are printed. Peak memory is measured in a
 process of its own for each side, above what its imports and the features take. Our first call,
 with compilation, is printed apart. On CPU all sides use all cores. "of ceiling" compares the
@@ -41,7 +41,7 @@ def ours(block: int, test_block: int) -> Search:
     from hjepa_jax.evaluation import knn
 
     def search(train: Array, test: Array, k: int) -> npt.NDArray[Any]:
-        return knn.nearest_neighbours(train, test, k, block=block, test_block=test_block)[0]
+        return knn.nearest_neighbors(train, test, k, block=block, test_block=test_block)[0]
 
     return search
 

@@ -3,7 +3,7 @@
     python benchmarks/method_levers.py --images 64 --width 64 --rank 128 --repeats 5
 
 - The encoder's value and gradient: all views in one pass (used), or one pass for each view, whose
-  batch normalisation then sees one view alone.
+  batch normalization then sees one view alone.
 - The flow's value and gradient: one force per step boundary (used), or two per step.
 - The Cholesky factors of the floors of q and p: one after the other (used), or batched.
 - The largest eigenvalue of a covariance: a full eigendecomposition (used), or power iteration.
@@ -112,7 +112,7 @@ def power_iteration(matrix: jax.Array, iterations: int) -> jax.Array:
     return top @ matrix @ top
 
 
-def factorisations(args: argparse.Namespace) -> None:
+def factorizations(args: argparse.Namespace) -> None:
     """The floors' matrix functions, of covariances as training has them."""
     rows = jax.random.normal(jax.random.key(0), (2, 1024, args.rank))
     scales = jnp.exp(-jnp.arange(args.rank) / (0.4 * args.rank))
@@ -142,7 +142,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}; float32\n")
     print("| what | way | ms | gain | error |\n|---|---|---:|---:|---:|")
-    factorisations(args)
+    factorizations(args)
     forces(args)
     encoder_passes(args)
 

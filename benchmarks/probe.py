@@ -5,7 +5,7 @@
 The features are random class means with noise, so that accuracies mean something. PyTorch, where
 installed, trains the same probe (LayerNorm and Linear, AdamW, cosine) from the same parameters over
 the same batches. scikit-learn solves what a user would take instead, logistic regression on
-standardised features by L-BFGS: another problem with the same purpose. All take turns, and medians
+standardized features by L-BFGS: another problem with the same purpose. All take turns, and medians
 are printed over ours; our first call, with compilation, is printed apart.
 """
 
@@ -54,15 +54,15 @@ def torch_probe(train: Split, test: Split, *, classes: int, settings: ProbeSetti
         linear.bias.copy_(torch.from_numpy(np.array(start.bias)))
     model = torch.nn.Sequential(torch.nn.LayerNorm(x.shape[1]), linear)
     (lr,) = settings.lr
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=settings.weight_decay)
     steps = -(-len(y) // settings.batch_size) * settings.epochs
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     orders = torch.from_numpy(shuffles(np.arange(len(y)), settings.epochs, settings.seed)).long()
     for order in orders:
         for rows in order.split(settings.batch_size):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     with torch.no_grad():
         return float((model(test_x).argmax(1) == test_y).float().mean())

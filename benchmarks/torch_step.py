@@ -1,7 +1,7 @@
 """The HJEPA training step in PyTorch, from the mathematics, for benchmarks/train_step.py alone.
 
 ResNet-18 tokens, leapfrog on H = |p|^2/2 + base/2 |q|^2 + scale f(q), prediction in both
-directions, budget, variance, log-det and mean regularisers, gradient clipping and AdamW, as
+directions, budget, variance, log-det and mean regularizers, gradient clipping and AdamW, as
 configs/cifar100.py sets them. Parameters are copied from ours so that the losses can be compared.
 """
 
@@ -172,7 +172,7 @@ def hjepa_loss(
 
 
 class TorchStep:
-    """A training step on one fixed batch; calling it does one optimiser step."""
+    """A training step on one fixed batch; calling it does one optimizer step."""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py --batch 64 128 256 --width 64
 
-The step is the jitted, donated one that training runs (encoder, predictor, losses, optimiser) on
+The step is the jitted, donated one that training runs (encoder, predictor, losses, optimizer) on
 one fixed random batch. PyTorch runs the same computation (benchmarks/torch_step.py) from the same
 parameters, in its default layout and in channels-last; the losses of the first step are compared.
 All take turns (interleaved; two steps in each, of which the second counts, as in training) and
@@ -40,7 +40,7 @@ from hjepa_jax.training.prepare import PreparedRun, prepare
 
 @contextlib.contextmanager
 def xla_operations() -> Iterator[None]:
-    """Traces convolutions and batch normalisation as XLA computes them by itself."""
+    """Traces convolutions and batch normalization as XLA computes them by itself."""
     chosen = layers.conv2d, build.kernels
     layers.conv2d, build.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
     try:

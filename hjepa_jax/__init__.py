@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenBLAS's threads spin for 2^26 cycles, 25 ms, after each factorisation, on the cores that XLA's
+# OpenBLAS's threads spin for 2^26 cycles, 25 ms, after each factorization, on the cores that XLA's
 # threads need: a third of a small model's step. Read when the library is loaded, so set here.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 

@@ -1,4 +1,4 @@
-"""Evaluation of a run: a checkpoint beside the same encoder at random initialisation."""
+"""Evaluation of a run: a checkpoint beside the same encoder at random initialization."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Evaluated(NamedTuple):
 def restore(
     config: Config, run: PreparedRun, workdir: pathlib.Path, which: str = "latest"
 ) -> Evaluated:
-    """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialisation).
+    """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialization).
 
     In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
     """

@@ -27,7 +27,7 @@ class LoadedRun:
 
     Attributes:
       config: the configuration that the run was trained with.
-      step: optimiser steps done at its checkpoint.
+      step: optimizer steps done at its checkpoint.
       run: method and mesh.
       encode_batch: the jitted encoder, uint8 [batch_size, S, S, 3] -> float32 [batch_size, D]
         with S = config.data.image_size.
@@ -58,7 +58,7 @@ class LoadedRun:
         )
 
     def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Encodes images as the evaluation does: short side resized, centre crop.
+        """Encodes images as the evaluation does: short side resized, center crop.
 
         Args:
           images: uint8 [N, H, W, 3], or a list of uint8 [H, W, 3] of any sizes.
@@ -191,7 +191,7 @@ def _devices(batch_size: int) -> list[Any]:
 def load_run(
     workdir: str | os.PathLike[str], *, step: int | str | None = None, batch_size: int = 64
 ) -> LoadedRun:
-    """Loads a run for inference; no data set is needed, nor memory for the optimiser's state.
+    """Loads a run for inference; no data set is needed, nor memory for the optimizer's state.
 
     Args:
       workdir: folder that training wrote: `config.json` and `checkpoints/`.

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.physics.figures import save_all
-from hjepa_jax.evaluation.physics.measure import compare_maps, showcase, summarise
+from hjepa_jax.evaluation.physics.measure import compare_maps, showcase, summarize
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
 _OUT = flags.DEFINE_string("out", "physics", "Folder for the pictures and figures.json.")
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"physics_showcase: {error}")
     except OSError as error:
         sys.exit(f"physics_showcase: cannot write to {_OUT.value}: {error}")
-    for name, figures in summarise(results).items():
+    for name, figures in summarize(results).items():
         drift, defect = figures["energy_drift_max_median"], figures["symplectic_defect_median"]
         shown = "  -" if drift is None else f"{drift:9.2e}"
         print(f"{name:16s} energy error {shown}   symplectic defect {defect:9.2e}")

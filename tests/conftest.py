@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of the tests' time is compilation, which XLA:CPU does in a third unoptimised.
+# Nearly all of the tests' time is compilation, which XLA:CPU does in a third unoptimized.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 )

@@ -53,7 +53,7 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
         assert 0 <= metrics["encoders"][row]["linear_probe"]["top1"] <= 100
         assert row in done.stdout
     pictures = {path.name for path in (folder / "eval/run").glob("*.png")}
-    assert pictures >= {"map.png", "flow.png", "neighbours.png"}
+    assert pictures >= {"map.png", "flow.png", "neighbors.png"}
 
 
 def test_eval_alone_gives_the_same_metrics(finished) -> None:

@@ -18,7 +18,7 @@ from hjepa_jax.evaluation.features import Features, select_state_part, state_par
 from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
-GALLERY_NEIGHBOURS = 8
+GALLERY_NEIGHBORS = 8
 # Of so many classes all are among the top five.
 TRIVIAL_TOP5 = 5
 # A few images make few steps in an epoch; the probe gets at least this many in all.
@@ -30,14 +30,14 @@ class Classification(NamedTuple):
 
     Attributes:
       metrics: `knn`, `linear_probe`, and where there is no accuracy `no_accuracy`, which says why.
-      neighbours: training indices int [M', K] of the rows `tested`, nearest first.
+      neighbors: training indices int [M', K] of the rows `tested`, nearest first.
       tested: test indices int [M'], of those with a label (of all where there is no accuracy).
       params: the trained probe; None where there is no accuracy.
       notes: sentences on the classifiers.
     """
 
     metrics: Metrics
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     tested: np.ndarray
     params: probe.ProbeParams | None
     notes: list[str]
@@ -67,12 +67,12 @@ def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, 
 def _without_accuracy(
     train: Features, test: Features, config: EvaluationSettings, mesh: Mesh | None, reason: str
 ) -> Classification:
-    """Neighbours for the pictures, and no accuracies."""
+    """Neighbors for the pictures, and no accuracies."""
     ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train.labels))
-    neighbours, _ = knn.nearest_neighbours(
+    neighbors, _ = knn.nearest_neighbors(
         train.features,
         test.features,
-        min(GALLERY_NEIGHBOURS, len(train.labels)),
+        min(GALLERY_NEIGHBORS, len(train.labels)),
         block=config.knn_block,
         mesh=mesh,
     )
@@ -82,7 +82,7 @@ def _without_accuracy(
         "linear_probe": {**dict.fromkeys(names), "lr": None, "train_loss": None},
         "no_accuracy": reason,
     }
-    return Classification(metrics, neighbours, np.arange(len(test.labels)), None, [])
+    return Classification(metrics, neighbors, np.arange(len(test.labels)), None, [])
 
 
 def probe_metrics(top1: float, top5: float, num_classes: int, count: int) -> Metrics:
@@ -125,14 +125,14 @@ def classify(
       test: features and labels to be tested on; rows labeled -1 are left out.
       num_classes: labels lie in 0..num_classes-1.
       config: `config.evaluation`.
-      mesh: see `nearest_neighbours`.
+      mesh: see `nearest_neighbors`.
       reference: count votes as the published protocol does, see `vote`.
       shared: how many test images are training images too; where all are, there is no accuracy.
       names: of the classes, for sentences.
 
     Returns:
       Metrics `knn` (k_values, top1, top5; headline_k among them) and `linear_probe` (top1, top5,
-      lr, train_loss), accuracies with their 95 % intervals; the neighbours and the probe. Where an
+      lr, train_loss), accuracies with their 95 % intervals; the neighbors and the probe. Where an
       accuracy would mean nothing it is None, and `no_accuracy` says why.
     """
     learn, learn_rows = labeled(train, "training", num_classes)
@@ -141,15 +141,15 @@ def classify(
     if reason:
         return _without_accuracy(train, test, config, mesh, reason)
     ks = knn.usable_ks((*config.knn_k, config.headline_k), len(learn.labels))
-    neighbours, similarities = knn.nearest_neighbours(
+    neighbors, similarities = knn.nearest_neighbors(
         learn.features,
         judge.features,
-        max(ks[-1], min(GALLERY_NEIGHBOURS, len(learn.labels))),
+        max(ks[-1], min(GALLERY_NEIGHBORS, len(learn.labels))),
         block=config.knn_block,
         mesh=mesh,
     )
     accuracy, answers = knn.vote(
-        learn.labels[neighbours],
+        learn.labels[neighbors],
         similarities,
         judge.labels,
         ks=ks,
@@ -170,7 +170,7 @@ def classify(
     }
     metrics = {"knn": without_trivial_top5(accuracy, num_classes), "linear_probe": linear}
     notes = validity.constant_notes(given, names)
-    return Classification(metrics, learn_rows[neighbours], tested, result.params, notes)
+    return Classification(metrics, learn_rows[neighbors], tested, result.params, notes)
 
 
 def classify_state_parts(

@@ -259,8 +259,8 @@ def diagnose(
             **covariance._asdict(),
             "eigenvalues": covariance.eigenvalues.tolist(),
         },
-        "cosine_similarity": similarity.summarise(cosine),
-        "feature_norms": similarity.summarise(np.linalg.norm(test, axis=1)),
+        "cosine_similarity": similarity.summarize(cosine),
+        "feature_norms": similarity.summarize(np.linalg.norm(test, axis=1)),
         "alignment_uniformity": similarity.alignment_uniformity(*views, *pairs),
     }
     return Diagnostics(metrics, cosine)

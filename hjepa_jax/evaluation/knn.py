@@ -1,7 +1,7 @@
-"""Exact k-nearest-neighbour classification by cosine similarity, in bounded memory.
+"""Exact k-nearest-neighbor classification by cosine similarity, in bounded memory.
 
 The training set is visited in blocks, and each block is merged into a running list of the best
-k_max neighbours, so neither N_test x N_train similarities nor a sort over N_train ever exist.
+k_max neighbors, so neither N_test x N_train similarities nor a sort over N_train ever exist.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ class KnnResult(TypedDict):
     top5_interval: list[list[float]]
 
 
-def _normalise(x: jax.Array) -> jax.Array:
+def _normalize(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _NORM_EPS)
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
-def _best_neighbours(
+def _best_neighbors(
     test: jax.Array, blocks: jax.Array, block_indices: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns similarities and training indices [T, k], best first, of test rows [T, D]."""
-    test = _normalise(test)
+    test = _normalize(test)
     none = jnp.full((len(test), k), -jnp.inf, test.dtype)
 
     def step(
@@ -64,7 +64,7 @@ def _best_neighbours(
 
 @functools.partial(jax.jit, static_argnames=("ks", "num_classes", "reference"))
 def _hits(
-    neighbour_labels: jax.Array,
+    neighbor_labels: jax.Array,
     weights: jax.Array,
     labels: jax.Array,
     *,
@@ -79,7 +79,7 @@ def _hits(
     sums = jnp.zeros_like(votes)
     top1, top5, answers, done = [], [], [], 0
     for k in ks:
-        new = neighbour_labels[:, done:k]
+        new = neighbor_labels[:, done:k]
         votes = votes.at[rows, new].add(1)
         sums = sums.at[rows, new].add(weights[:, done:k])
         done = k
@@ -105,14 +105,14 @@ def _share(count: int, most: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("block",))
 def _prepare_train(train: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Normalises [N, D] and cuts it into [blocks, B, D] with indices (-1 on padding), B <= block.
+    """Normalizes [N, D] and cuts it into [blocks, B, D] with indices (-1 on padding), B <= block.
 
     The blocks are of equal size, so that little is padded.
     """
     count = len(train)
     block = _share(count, block)
     pad = -count % block
-    blocks = jnp.pad(_normalise(train), ((0, pad), (0, 0))).reshape(-1, block, train.shape[1])
+    blocks = jnp.pad(_normalize(train), ((0, pad), (0, 0))).reshape(-1, block, train.shape[1])
     indices = jnp.arange(count + pad, dtype=jnp.int32)
     return blocks, jnp.where(indices < count, indices, -1).reshape(-1, block)
 
@@ -125,7 +125,7 @@ def _placements(mesh: Mesh | None) -> tuple[Any, Any, int]:
     return rows, NamedSharding(mesh, PartitionSpec()), mesh.size
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     train: npt.ArrayLike,
     test: npt.ArrayLike,
     k: int,
@@ -142,7 +142,7 @@ def nearest_neighbours(
     Args:
       train: [N, D], any float type; rows of norm zero have similarity 0 to everything.
       test: [M, D].
-      k: neighbours per test row, at most N.
+      k: neighbors per test row, at most N.
       block: training rows compared at a time, at most.
       test_block: test rows compared at a time, at most (but one for each device).
       mesh: devices over which the test rows of a block are spread (all axes of the mesh); the
@@ -177,7 +177,7 @@ def nearest_neighbours(
     for start in range(0, len(test), test_block):
         part = test[start : start + test_block]
         padded = np.pad(part, ((0, test_block - len(part)), (0, 0)))
-        found = _best_neighbours(jax.device_put(padded, by_rows), blocks, block_indices, k)
+        found = _best_neighbors(jax.device_put(padded, by_rows), blocks, block_indices, k)
         values, index = jax.device_put(found, everywhere)
         similarities.append(np.asarray(values)[: len(part)])
         indices.append(np.asarray(index)[: len(part)])
@@ -192,7 +192,7 @@ def usable_ks(ks: Sequence[int], num_train: int) -> tuple[int, ...]:
     """
     if not ks or min(ks) < 1:
         raise ConfigError(
-            f"config.evaluation.knn_k must hold numbers of neighbours >= 1, not {tuple(ks)}."
+            f"config.evaluation.knn_k must hold numbers of neighbors >= 1, not {tuple(ks)}."
         )
     kept = tuple(sorted({int(k) for k in ks if k <= num_train}))
     dropped = sorted({int(k) for k in ks if k > num_train})
@@ -228,7 +228,7 @@ def _fixed_point(similarities: npt.ArrayLike) -> npt.NDArray[np.int32]:
 
 
 def vote(
-    neighbour_labels: npt.ArrayLike,
+    neighbor_labels: npt.ArrayLike,
     similarities: npt.ArrayLike,
     test_labels: npt.ArrayLike,
     *,
@@ -236,16 +236,16 @@ def vote(
     num_classes: int,
     reference: bool = False,
 ) -> tuple[KnnResult, npt.NDArray[np.int32]]:
-    """Classifies by unweighted majority among the first k neighbours, for every k in one pass.
+    """Classifies by unweighted majority among the first k neighbors, for every k in one pass.
 
-    Classes of equally many votes are ranked by the sum of their neighbours' similarities, then by
+    Classes of equally many votes are ranked by the sum of their neighbors' similarities, then by
     their number. A class without a vote is no answer: at k = 1 top 5 is top 1.
 
     Args:
-      neighbour_labels: int [M, K], nearest first.
-      similarities: [M, K], of these neighbours.
+      neighbor_labels: int [M, K], nearest first.
+      similarities: [M, K], of these neighbors.
       test_labels: int [M].
-      ks: ascending numbers of neighbours, at most K.
+      ks: ascending numbers of neighbors, at most K.
       num_classes: classes; "top 5" is over at most all of them.
       reference: count as the published protocol does: ties go to the lowest class number, and
         classes without a vote fill the top five by their number (at k = 1 four of the five).
@@ -253,14 +253,14 @@ def vote(
     Returns:
       Accuracies with their intervals, and the class that each k answers, int [len(ks), M].
     """
-    truth, neighbours = np.asarray(test_labels), np.asarray(neighbour_labels)
+    truth, neighbors = np.asarray(test_labels), np.asarray(neighbor_labels)
     weights = _fixed_point(similarities)
     size = _share(len(truth), max(1, _VOTES_AT_ONCE // num_classes))
     parts = []
     for start in range(0, len(truth), size):
         rows = slice(start, start + size)
         pad = size - len(truth[rows])
-        given = (neighbours[rows], weights[rows], truth[rows])
+        given = (neighbors[rows], weights[rows], truth[rows])
         padded = [np.pad(x, [(0, pad), *[(0, 0)] * (x.ndim - 1)]) for x in given]
         found = _hits(*padded, ks=tuple(ks), num_classes=num_classes, reference=reference)
         parts.append([np.asarray(x)[:, : size - pad] for x in found])
@@ -300,10 +300,10 @@ def knn_accuracy(
       test_labels: int [M] in 0..num_classes-1.
       ks: see `vote`.
       num_classes: see `vote`.
-      block: see `nearest_neighbours`.
-      test_block: see `nearest_neighbours`.
+      block: see `nearest_neighbors`.
+      test_block: see `nearest_neighbors`.
       reference: see `vote`.
-      mesh: see `nearest_neighbours`.
+      mesh: see `nearest_neighbors`.
 
     Raises:
       ValueError: shapes or labels that do not fit, or no usable k.
@@ -316,7 +316,7 @@ def knn_accuracy(
             f"{len(np.asarray(train))} and {len(np.asarray(test))} features."
         )
     usable = usable_ks(ks, len(labels))
-    indices, similarities = nearest_neighbours(
+    indices, similarities = nearest_neighbors(
         train, test, usable[-1], block=block, test_block=test_block, mesh=mesh
     )
     return vote(

@@ -119,20 +119,20 @@ def _train_one(
     def schedule(step: Any) -> Any:
         return lr * 0.5 * (1.0 + jnp.cos(jnp.pi * step / (epochs * steps)))
 
-    optimiser = optax.adamw(schedule, weight_decay=weight_decay)
+    optimizer = optax.adamw(schedule, weight_decay=weight_decay)
 
     def step(carry: tuple[Any, Any], batch: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         params, state = carry
         rows, weight = batch
         loss, grads = jax.value_and_grad(_batch_loss)(params, x[rows], labels[rows], weight)
-        updates, state = optimiser.update(grads, state, params)
+        updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), loss * jnp.sum(weight)
 
     def epoch(carry: tuple[Any, Any], rows: jax.Array) -> tuple[Any, jax.Array]:
         carry, losses = lax.scan(step, carry, (rows, weights))
         return carry, jnp.sum(losses) / count
 
-    (params, _), losses = lax.scan(epoch, (params, optimiser.init(params)), batches)
+    (params, _), losses = lax.scan(epoch, (params, optimizer.init(params)), batches)
     return params, losses
 
 

@@ -23,7 +23,7 @@ from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import diagnostics, robustness, spectrum, validity
 from hjepa_jax.evaluation.classify import (
-    GALLERY_NEIGHBOURS,
+    GALLERY_NEIGHBORS,
     Classification,
     Metrics,
     check_few_shot,
@@ -60,7 +60,7 @@ class Sources:
       augmented_pairs: gives two augmented views of the same images, uint8 [M, S, S, 3] each.
       num_classes: labels lie in 0..num_classes-1.
       class_names: names for pictures; () = the numbers.
-      label_maps: coarser labellings to evaluate as well: name -> int [num_classes], the coarse
+      label_maps: coarser labelings to evaluate as well: name -> int [num_classes], the coarse
         class of each class.
     """
 
@@ -220,7 +220,7 @@ def _evaluate_encoder(
         labels=data.test.labels[rows],
         states=data.test_states.features[rows],
         query_states=data.test_states.features[queries],
-        neighbors=found.neighbours[shown, :GALLERY_NEIGHBOURS],
+        neighbors=found.neighbors[shown, :GALLERY_NEIGHBORS],
     )
     # Not the features, of which there would be two sets while the next encoder is evaluated.
     return metrics, (data.train.labels, data.test.labels), pictures, queries

@@ -21,7 +21,7 @@ from hjepa_jax.evaluation.classify import (
 from hjepa_jax.evaluation.features import Batch, Encode, Features, extract_features
 
 Images = npt.NDArray[np.uint8]
-# Grey of ITU-R BT.601.
+# Gray of ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -29,7 +29,7 @@ def _to_uint8(values: np.ndarray) -> Images:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _grey(images: Images, rng: np.random.Generator) -> Images:
+def _gray(images: Images, rng: np.random.Generator) -> Images:
     return _to_uint8(np.repeat((images @ _LUMA)[..., None], 3, axis=-1))
 
 
@@ -64,7 +64,7 @@ def _contrast(images: Images, rng: np.random.Generator) -> Images:
 
 
 def _occlusion(images: Images, rng: np.random.Generator) -> Images:
-    """A grey square over a quarter of the side, at a random place."""
+    """A gray square over a quarter of the side, at a random place."""
     side = max(1, images.shape[1] // 4)
     height, width = images.shape[1:3]
     covered = images.copy()
@@ -76,7 +76,7 @@ def _occlusion(images: Images, rng: np.random.Generator) -> Images:
 
 
 CORRUPTIONS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
-    "grey": _grey,
+    "grey": _gray,
     "noise": _noise,
     "blur": _blur,
     "shift": _shift,
@@ -127,7 +127,7 @@ def robustness_metrics(
       train: features (of that part) and labels of clean training images.
       clean: what `classify` returned for them, with accuracies.
       config: `config.evaluation`; `robustness` names the changes.
-      mesh: see `nearest_neighbours`.
+      mesh: see `nearest_neighbors`.
       reference: see `classify`.
 
     Returns:

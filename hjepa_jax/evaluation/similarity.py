@@ -14,7 +14,7 @@ _NORM_EPS = 1e-12
 _CHUNK = 4096
 
 
-def normalise_rows(features: npt.ArrayLike) -> np.ndarray:
+def normalize_rows(features: npt.ArrayLike) -> np.ndarray:
     """Returns rows [N, D] scaled to unit length; the norm is taken to be at least 1e-12."""
     x = np.asarray(features)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _NORM_EPS)
@@ -75,10 +75,10 @@ def cosine_similarities(
     features: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike
 ) -> np.ndarray:
     """Returns the cosine similarity [P] of the rows `first` and `second` (int [P]) of [N, D]."""
-    return _pairwise(normalise_rows(features), first, second, "dot")
+    return _pairwise(normalize_rows(features), first, second, "dot")
 
 
-def summarise(values: npt.ArrayLike) -> dict[str, float]:
+def summarize(values: npt.ArrayLike) -> dict[str, float]:
     """Returns mean, std (biased), p10, p50, p90 (linear interpolation), min and max of values."""
     x = np.asarray(values, np.float64)
     p10, p50, p90 = np.quantile(x, (0.1, 0.5, 0.9))
@@ -109,7 +109,7 @@ def alignment_uniformity(
     Raises:
       ValueError: views of different shapes.
     """
-    z1, z2 = normalise_rows(views1), normalise_rows(views2)
+    z1, z2 = normalize_rows(views1), normalize_rows(views2)
     if z1.shape != z2.shape:
         raise ValueError(
             f"Alignment compares two views of the same images, but their features have shapes "
@@ -124,7 +124,7 @@ def alignment_uniformity(
 
 
 def linear_cka(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Linear centred kernel alignment of [N, D1] and [N, D2] (Kornblith et al., ICML 2019).
+    """Linear centered kernel alignment of [N, D1] and [N, D2] (Kornblith et al., ICML 2019).
 
     1 = equal up to rotation and scale, 0 = uncorrelated (or one of them constant).
 

@@ -21,7 +21,7 @@ class Spectrum(NamedTuple):
     """Eigenvalues in descending order (the largest `top`), and summaries of them.
 
     The `_full` values use every eigenvalue, the others the largest `top` as published. All of these
-    are of centred features and say nothing of how much varies; `rankme` is of the features as they
+    are of centered features and say nothing of how much varies; `rankme` is of the features as they
     are, and `mean_share` the share of their energy that lies in the mean.
     """
 
@@ -64,7 +64,7 @@ def covariance_eigenvalues(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def effective_rank(eigenvalues: npt.ArrayLike) -> float:
-    """exp(entropy of the normalised eigenvalues), Roy and Vetterli, EUSIPCO 2007.
+    """exp(entropy of the normalized eigenvalues), Roy and Vetterli, EUSIPCO 2007.
 
     0 where all are zero: a state that has collapsed to a point has no dimensions.
     """
@@ -85,7 +85,7 @@ def participation_ratio(eigenvalues: npt.ArrayLike) -> float:
 
 
 def rankme(features: npt.ArrayLike) -> float:
-    """exp(entropy of the singular values of the uncentred features), Garrido et al., ICML 2023.
+    """exp(entropy of the singular values of the uncentered features), Garrido et al., ICML 2023.
 
     The entropy is of p_k = sigma_k / sum(sigma) + 1e-7, as in that paper. Features of zeros
     alone give 0.
@@ -100,7 +100,7 @@ def rankme(features: npt.ArrayLike) -> float:
 def mean_share(features: npt.ArrayLike) -> float:
     """|mean x|^2 / mean |x|^2 of features [N, D]: the share of the energy in the mean.
 
-    1 = all features are one point (zeros too), 0 = centred. It is the mean cosine similarity of
+    1 = all features are one point (zeros too), 0 = centered. It is the mean cosine similarity of
     pairs of features of equal length.
     """
     x = np.asarray(features, np.float64)
@@ -133,7 +133,7 @@ def subsample_rows(num_rows: int, max_samples: int, seed: int) -> npt.NDArray[np
 def covariance_spectrum(
     features: npt.ArrayLike, *, max_samples: int = 5000, top: int = 256, seed: int = 0
 ) -> Spectrum:
-    """Summarises the covariance of features [N, D], exactly (no randomised decomposition).
+    """Summarizes the covariance of features [N, D], exactly (no randomized decomposition).
 
     Args:
       features: [N, D], N at least 2.

@@ -109,10 +109,10 @@ def wilson(share: float, count: int) -> list[float]:
     if count < 1 or not 0 <= share <= 1:
         raise ValueError(f"An interval needs a share in [0, 1] of trials, not {share} of {count}.")
     square = _Z * _Z / count
-    centre = (share + square / 2) / (1 + square)
+    center = (share + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    low = 0.0 if share == 0 else max(centre - half, 0.0)
-    high = 1.0 if share == 1 else min(centre + half, 1.0)
+    low = 0.0 if share == 0 else max(center - half, 0.0)
+    high = 1.0 if share == 1 else min(center + half, 1.0)
     return [low, high]
 
 

@@ -67,7 +67,7 @@ def one_step(
         }
 
     arguments = (jax.device_put(state, everywhere), sharding.put_batch(mesh, batch))
-    # One step does not repay the optimisation of its code.
+    # One step does not repay the optimization of its code.
     compiled = both.lower(*arguments).compile(compiler_options=UNOPTIMIZED)
     return jax.device_get(compiled(*arguments))
 

@@ -33,7 +33,7 @@ TITLES = {
     "sigreg": "SIGReg (LeJEPA)",
     "mlp": "matched MLP predictor",
     "identity": "identity predictor",
-    "random": "random initialisation",
+    "random": "random initialization",
     "pixels": "raw pixels",
 }
 # Figures of the table: name in `headline` -> (title, factor, digits).

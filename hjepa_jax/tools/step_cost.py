@@ -82,7 +82,7 @@ def step_cost(config: Config, mesh: Any) -> Cost:
             "A single CPU device runs native kernels, which XLA does not count: give the process "
             "a second one (jax_num_cpu_devices)."
         )
-    # The optimisation of machine code changes neither operations nor buffers.
+    # The optimization of machine code changes neither operations nor buffers.
     run = prepare(changed(config, train__fast_compile=True), config.data.batch_size, mesh)
     compiled = run.step.lower(run.abstract_state, abstract_batch(config, mesh)).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()

@@ -200,7 +200,7 @@ def test_a_failing_picture_does_not_cost_the_evaluation(
         "cosine.png",
     }
     said = capsys.readouterr().out
-    for name in ("map.png", "neighbours.png", "flow.png"):
+    for name in ("map.png", "neighbors.png", "flow.png"):
         assert f"{name} could not be drawn (RuntimeError: no ink)" in said
 
 

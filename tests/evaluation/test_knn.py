@@ -14,14 +14,14 @@ from sklearn.neighbors import NearestNeighbors
 from hjepa_jax.evaluation import knn, validity
 
 
-def _reference_neighbours(train, test, k):
+def _reference_neighbors(train, test, k):
     """All similarities in float64, then a stable sort."""
     a, b = (x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
     return np.argsort(-(b @ a.T), axis=1, kind="stable")[:, :k]
 
 
 def _ranking(labels, similarities, num_classes, reference):
-    """Classes of one row of neighbours, best first, by Python's sort of (votes, sum, number)."""
+    """Classes of one row of neighbors, best first, by Python's sort of (votes, sum, number)."""
     votes = [int(np.sum(labels == c)) for c in range(num_classes)]
     sums = [float(np.sum(similarities[labels == c])) for c in range(num_classes)]
     if reference:
@@ -30,11 +30,11 @@ def _ranking(labels, similarities, num_classes, reference):
     return sorted(voted, key=lambda c: (-votes[c], -sums[c], c))
 
 
-def _counted(neighbour_labels, similarities, labels, k, num_classes, reference=False):
+def _counted(neighbor_labels, similarities, labels, k, num_classes, reference=False):
     """Top-1 and top-5 accuracy in plain Python."""
     orders = [
         _ranking(row[:k], np.asarray(near)[:k], num_classes, reference)
-        for row, near in zip(neighbour_labels, similarities, strict=True)
+        for row, near in zip(neighbor_labels, similarities, strict=True)
     ]
     top1 = [order[0] == truth for order, truth in zip(orders, labels, strict=True)]
     top5 = [truth in order[:5] for order, truth in zip(orders, labels, strict=True)]
@@ -46,13 +46,13 @@ def _signs(rng, count):
     return np.where(rng.random((count, 16)) < 0.5, -1.0, 1.0).astype(np.float32)
 
 
-def test_neighbours_agree_with_scikit_learn() -> None:
+def test_neighbors_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     train = rng.normal(size=(301, 24)).astype(np.float32)
     test = rng.normal(size=(77, 24)).astype(np.float32)
     search = NearestNeighbors(n_neighbors=17, metric="cosine", algorithm="brute").fit(train)
     distances, expected = search.kneighbors(test)
-    indices, similarities = knn.nearest_neighbours(train, test, 17, block=64, test_block=32)
+    indices, similarities = knn.nearest_neighbors(train, test, 17, block=64, test_block=32)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(similarities, 1.0 - distances, atol=2e-6)
 
@@ -63,22 +63,22 @@ def test_neighbours_agree_with_scikit_learn() -> None:
 def test_blocks_do_not_change_the_result_even_with_ties(block: int, test_block: int) -> None:
     rng = np.random.default_rng(1)
     train, test = _signs(rng, 100), _signs(rng, 41)
-    indices, _ = knn.nearest_neighbours(train, test, 30, block=block, test_block=test_block)
-    np.testing.assert_array_equal(indices, _reference_neighbours(train, test, 30))
+    indices, _ = knn.nearest_neighbors(train, test, 30, block=block, test_block=test_block)
+    np.testing.assert_array_equal(indices, _reference_neighbors(train, test, 30))
 
 
 def test_similarity_ignores_length_and_allows_zero_rows() -> None:
     train = np.array([[3.0, 0.0], [0.0, 0.0], [-5.0, 0.0], [0.01, 0.01]], np.float32)
-    indices, values = knn.nearest_neighbours(train, np.array([[2.0, 0.0]], np.float32), 4)
+    indices, values = knn.nearest_neighbors(train, np.array([[2.0, 0.0]], np.float32), 4)
     np.testing.assert_array_equal(indices[0], [0, 3, 1, 2])
     np.testing.assert_allclose(values[0], [1.0, np.sqrt(0.5), 0.0, -1.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [2, 3, 5])
-def test_padding_is_never_a_neighbour_even_of_opposite_rows(block: int) -> None:
+def test_padding_is_never_a_neighbor_even_of_opposite_rows(block: int) -> None:
     # All similarities are negative, so padding (similarity 0) would come first.
     train = -np.array([[1.0, 0.1], [1.0, 0.5], [1.0, 0.2], [1.0, 0.4], [1.0, 0.3]], np.float32)
-    indices, values = knn.nearest_neighbours(train, np.array([[1.0, 0.0]]), 5, block=block)
+    indices, values = knn.nearest_neighbors(train, np.array([[1.0, 0.0]]), 5, block=block)
     np.testing.assert_array_equal(indices[0], [1, 3, 4, 2, 0])
     assert values.max() < 0
 
@@ -102,10 +102,10 @@ def test_votes_agree_with_counting_by_hand(num_classes: int, reference: bool) ->
         test_block=16,
         reference=reference,
     )
-    found = _reference_neighbours(train, test, 64)
+    found = _reference_neighbors(train, test, 64)
     near = np.take_along_axis(test.astype(np.float64) @ train.T / 16, found, axis=1)
-    neighbours = labels[found]
-    expected = [_counted(neighbours, near, truth, k, num_classes, reference) for k in ks]
+    neighbors = labels[found]
+    expected = [_counted(neighbors, near, truth, k, num_classes, reference) for k in ks]
     assert result["k_values"] == list(ks)
     np.testing.assert_allclose(result["top1"], [top1 for top1, _ in expected], atol=1e-6)
     np.testing.assert_allclose(result["top5"], [top5 for _, top5 in expected], atol=1e-6)
@@ -235,7 +235,7 @@ def test_k_above_the_training_set_is_left_out_with_a_sentence(caplog) -> None:
     assert "k = [10, 200] left out, above the 7 training images" in caplog.text
     with pytest.raises(ValueError, match="exceeds the 3 training images"):
         knn.usable_ks((5, 10), 3)
-    with pytest.raises(ValueError, match="numbers of neighbours >= 1"):
+    with pytest.raises(ValueError, match="numbers of neighbors >= 1"):
         knn.usable_ks((0, 5), 3)
 
 
@@ -248,16 +248,16 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="got 3 training and 4 test labels"):
         knn.knn_accuracy(x, y[:3], x, y, ks=(1,), num_classes=3)
     with pytest.raises(ValueError, match="k = 5 needs at least 5 training images"):
-        knn.nearest_neighbours(x, x, 5)
+        knn.nearest_neighbors(x, x, 5)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", ["training", "test"])
-def test_features_that_are_not_finite_have_no_neighbours(odd: float, kind: str) -> None:
+def test_features_that_are_not_finite_have_no_neighbors(odd: float, kind: str) -> None:
     sets = {"training": np.eye(5), "test": np.eye(5)}
     sets[kind][2, 3] = odd
     with pytest.raises(ValueError, match=f"some {kind} features are not"):
-        knn.nearest_neighbours(sets["training"], sets["test"], 1)
+        knn.nearest_neighbors(sets["training"], sets["test"], 1)
 
 
 _ON_FOUR_DEVICES = """
@@ -269,8 +269,8 @@ mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 rng = np.random.default_rng(5)
 train = np.where(rng.random((90, 16)) < 0.5, -1.0, 1.0).astype(np.float32)
 test = np.where(rng.random((37, 16)) < 0.5, -1.0, 1.0).astype(np.float32)
-one = knn.nearest_neighbours(train, test, 11, block=32, test_block=10)
-four = knn.nearest_neighbours(train, test, 11, block=32, test_block=10, mesh=mesh)
+one = knn.nearest_neighbors(train, test, 11, block=32, test_block=10)
+four = knn.nearest_neighbors(train, test, 11, block=32, test_block=10, mesh=mesh)
 np.testing.assert_array_equal(one[0], four[0])
 np.testing.assert_array_equal(one[1], four[1])
 print("equal")

@@ -14,11 +14,11 @@ FAST = probe.ProbeSettings(epochs=3, batch_size=16)
 
 
 def _blobs(seed, count, dim=12, num_classes=4, spread=1.0):
-    """Gaussian blobs about fixed centres."""
+    """Gaussian blobs about fixed centers."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(100).normal(size=(num_classes, dim)) * 2.0
+    centers = np.random.default_rng(100).normal(size=(num_classes, dim)) * 2.0
     labels = rng.integers(num_classes, size=count)
-    x = centres[labels] + spread * rng.normal(size=(count, dim))
+    x = centers[labels] + spread * rng.normal(size=(count, dim))
     return x.astype(np.float32), labels.astype(np.int32)
 
 

@@ -81,7 +81,7 @@ def test_uniformity_is_over_pairs_of_different_rows() -> None:
 
 
 def test_summary_of_known_values() -> None:
-    summary = similarity.summarise(np.arange(11, dtype=np.float32)[::-1])
+    summary = similarity.summarize(np.arange(11, dtype=np.float32)[::-1])
     assert summary == {
         "mean": 5.0,
         "std": pytest.approx(np.sqrt(10.0)),
@@ -91,7 +91,7 @@ def test_summary_of_known_values() -> None:
         "min": 0.0,
         "max": 10.0,
     }
-    assert similarity.summarise([1.0, 2.0])["p10"] == pytest.approx(1.1)
+    assert similarity.summarize([1.0, 2.0])["p10"] == pytest.approx(1.1)
 
 
 def test_alignment_and_uniformity_in_closed_form() -> None:
@@ -135,8 +135,8 @@ def test_cka_is_invariant_to_rotation_scale_and_shift(count: int) -> None:
 def test_cka_agrees_with_its_definition_by_gram_matrices(count: int) -> None:
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(count, 10)), rng.normal(size=(count, 7))
-    centre = np.eye(count) - 1.0 / count
-    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    center = np.eye(count) - 1.0 / count
+    k, m = center @ x @ x.T @ center, center @ y @ y.T @ center
     expected = np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m))
     assert similarity.linear_cka(x, y) == pytest.approx(expected)
 

@@ -94,7 +94,7 @@ def test_one_class_has_no_accuracy_and_says_why() -> None:
 def test_an_evaluation_without_accuracy_is_still_written_and_drawn(tmp_path) -> None:
     found = evaluated((ROWS, np.full(80, 3)), (OTHERS, np.full(60, 3)), robustness=("grey",))
     folder = write_report(tmp_path / "run", found.metrics, found.pictures)
-    assert (folder / "neighbours.png").is_file()
+    assert (folder / "neighbors.png").is_file()
     assert "robustness" not in found.metrics["encoders"]["trained"]
     assert found.metrics["encoders"]["trained"]["diagnostics"]["alignment_uniformity"]
 
@@ -112,7 +112,7 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
     assert "no training image has a label" in evaluation.metrics["notes"][0]
     folder = write_report(tmp_path / "run", evaluation.metrics, evaluation.pictures)
     drawn = {path.name for path in folder.iterdir()}
-    assert {"knn.png", "map.png", "neighbours.png", "report.md"} <= drawn
+    assert {"knn.png", "map.png", "neighbors.png", "report.md"} <= drawn
     text = (folder / "report.md").read_text()
     assert "could not be drawn" not in text
     assert "classes: 0\n" in text
@@ -205,13 +205,13 @@ def test_test_images_of_classes_that_were_not_trained_on_are_told(classes, words
 
 def test_rows_without_label_neither_learn_nor_are_tested() -> None:
     rng = np.random.default_rng(3)
-    centres = 3 * rng.normal(size=(4, 8))
+    centers = 3 * rng.normal(size=(4, 8))
     truth, test_truth = rng.integers(4, size=60), rng.integers(4, size=40)
-    train = Features((centres[truth] + rng.normal(size=(60, 8))).astype(np.float32), truth)
-    test = Features((centres[test_truth] + rng.normal(size=(40, 8))).astype(np.float32), test_truth)
+    train = Features((centers[truth] + rng.normal(size=(60, 8))).astype(np.float32), truth)
+    test = Features((centers[test_truth] + rng.normal(size=(40, 8))).astype(np.float32), test_truth)
     config = settings(knn_k=(1, 5), headline_k=5)
     expected = classify(train, test, 4, config)
-    # Every second row is a copy without a label, which would be the nearest neighbour.
+    # Every second row is a copy without a label, which would be the nearest neighbor.
     mixed = [
         Features(np.repeat(s.features, 2, axis=0), np.stack([-np.ones_like(s.labels), s.labels], 1))
         for s in (train, test)
@@ -219,7 +219,7 @@ def test_rows_without_label_neither_learn_nor_are_tested() -> None:
     mixed = [s._replace(labels=s.labels.ravel()) for s in mixed]
     found = classify(*mixed, 4, config)
     assert found.metrics == expected.metrics
-    np.testing.assert_array_equal(found.neighbours, 2 * expected.neighbours + 1)
+    np.testing.assert_array_equal(found.neighbors, 2 * expected.neighbors + 1)
     np.testing.assert_array_equal(found.tested, np.arange(1, 80, 2))
     config.few_shot_trials = 2
     few = [few_shot_probe(*sets, 4, 3, config) for sets in (mixed, (train, test))]

@@ -51,11 +51,11 @@ def test_golden_evaluation_knn(block: int) -> None:
     assert np.all(np.asarray(result["top5"]) <= group["top5_max"] + 1e-9)
 
 
-def test_golden_evaluation_neighbours() -> None:
+def test_golden_evaluation_neighbors() -> None:
     group = _needs("knn/")
     k = group["neighbour_idx"].shape[1]
     with jax.enable_x64(True):
-        indices, values = knn.nearest_neighbours(
+        indices, values = knn.nearest_neighbors(
             group["train_feats"].astype(np.float64), group["test_feats"].astype(np.float64), k
         )
     np.testing.assert_array_equal(indices, group["neighbour_idx"])
@@ -82,7 +82,7 @@ def test_golden_evaluation_spectrum(case: str) -> None:
         (found.participation_ratio_full, "participation_ratio_full_exact"),
     ):
         common.assert_close(value, group[key], 1e-9, key)
-    # The published values come from a randomised decomposition, 1 % off where it is truncated.
+    # The published values come from a randomized decomposition, 1 % off where it is truncated.
     common.assert_close(found.effective_rank, group["ref_eff_rank_topq"], 0.05, "published")
 
 
@@ -92,9 +92,9 @@ def test_golden_evaluation_cosine_and_norms() -> None:
     common.assert_close(values, group["values"], 1e-5, "cosine")
     lengths = np.linalg.norm(group["feats"], axis=1)
     common.assert_close(lengths, norms["values"], 1e-5, "norms")
-    for name, value in similarity.summarise(values).items():
+    for name, value in similarity.summarize(values).items():
         common.assert_close(value, group[f"summary/{name}"], 1e-5, f"cosine {name}")
-    for name, value in similarity.summarise(lengths).items():
+    for name, value in similarity.summarize(lengths).items():
         common.assert_close(value, norms[f"summary/{name}"], 1e-5, f"norm {name}")
 
 

@@ -133,7 +133,7 @@ def test_golden_models_encoder(file: str, group: str) -> None:
         params, stats, _ = _as_float64_encoder(state, model)
         x = data[f"{group}/x" if f"{group}/x" in data else "input/x"].transpose(0, 2, 3, 1)
 
-        # At full width running unoptimised code takes longer than a little optimisation.
+        # At full width running unoptimized code takes longer than a little optimization.
         @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
         def run(params: Any, stats: Any, x: jax.Array, cot: jax.Array | None) -> Any:
             def train(params: Any) -> tuple[jax.Array, Any]:
@@ -228,9 +228,9 @@ def test_golden_models_checkpoint(dtype: Any, key: str, tolerance: float) -> Non
         variables = {"params": params, "batch_stats": stats}
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
         scaled = (data["images/uint8_nhwc"] / 255.0 - data["images/mean"]) / data["images/std"]
-        normalised = data["images/normalised_nchw"]
-        assert_close(scaled.transpose(0, 3, 1, 2), normalised, 1e-6, "normalised images")
-        x = jnp.asarray(normalised.transpose(0, 2, 3, 1), dtype)
+        normalized = data["images/normalised_nchw"]
+        assert_close(scaled.transpose(0, 3, 1, 2), normalized, 1e-6, "normalized images")
+        x = jnp.asarray(normalized.transpose(0, 2, 3, 1), dtype)
         z = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
         assert_close(z, data[key], tolerance, key)
         tree, ignored = predictor_from_torch(checkpoint["predictor"])

@@ -158,7 +158,7 @@ def check_losses(group, history):
 def check_first_gradient(group, setup, state, first, entries):
     clipped = first.gradient
     if setup.config.train.grad_clip is not None:
-        # What the optimiser sees: the recorded gradients are after clipping.
+        # What the optimizer sees: the recorded gradients are after clipping.
         clipped, _ = optax.identity().update(clipped, optax.EmptyState())
         skip = setup.config.parity.unclipped_predictor
         counted = {k: v for k, v in clipped.items() if not (skip and k == "predictor")}

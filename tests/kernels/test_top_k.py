@@ -82,11 +82,11 @@ def test_neighbors_are_those_of_lax(monkeypatch) -> None:
     found = []
     for least in (top_k._MIN_VALUES, 1):
         monkeypatch.setattr(top_k, "_MIN_VALUES", least)
-        knn._best_neighbours.clear_cache()
+        knn._best_neighbors.clear_cache()
         blocks = knn._prepare_train(train, block=128)
-        traced = str(jax.make_jaxpr(functools.partial(knn._best_neighbours, k=3))(test, *blocks))
+        traced = str(jax.make_jaxpr(functools.partial(knn._best_neighbors, k=3))(test, *blocks))
         assert ("hjepa_merge_top_k" in traced) == (least == 1)
-        found.append(knn.nearest_neighbours(train, test, 9, block=128, test_block=40))
-    knn._best_neighbours.clear_cache()
+        found.append(knn.nearest_neighbors(train, test, 9, block=128, test_block=40))
+    knn._best_neighbors.clear_cache()
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -253,7 +253,7 @@ def test_evaluation_treats_images_apart_and_training_does_not(tiny):
             jax.tree.leaves(updates["batch_stats"]), jax.tree.leaves(variables["batch_stats"])
         )
     )
-    # The token head ends in a BatchNorm of scale 1: every channel is standardised over the batch.
+    # The token head ends in a BatchNorm of scale 1: every channel is standardized over the batch.
     tokens = np.asarray(z).reshape(4, 2, 64, 3)
     np.testing.assert_allclose(tokens.mean((0, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(tokens.std((0, 2)), 1, atol=1e-2)

@@ -1,4 +1,4 @@
-"""OpenBLAS's threads, which XLA's factorisations use on the CPU, leave the cores to XLA's."""
+"""OpenBLAS's threads, which XLA's factorizations use on the CPU, leave the cores to XLA's."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ print(min(spun))
 """
 
 
-def test_no_thread_spins_after_a_factorisation() -> None:
+def test_no_thread_spins_after_a_factorization() -> None:
     """Asleep, the process takes no processor time; spinning threads take 25 ms each time."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """jit without optimisation: one quick compilation instead of one for every operation."""
+    """jit without optimization: one quick compilation instead of one for every operation."""
     flags = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function, compiler_options=flags, **options)
 

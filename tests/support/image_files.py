@@ -12,7 +12,7 @@ from hjepa_jax.config import base_config
 
 
 def photo(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
-    """A smooth colourful image with some texture, uint8 [height, width, 3]."""
+    """A smooth colorful image with some texture, uint8 [height, width, 3]."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)

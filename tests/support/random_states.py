@@ -30,7 +30,7 @@ def random_state(run: PreparedRun, step: int, seed: int = 0) -> TrainState:
 
 
 def save_initial_run(config: Config, workdir: pathlib.Path) -> None:
-    """Writes a run of no steps: the encoder at its initialisation, whose features differ well."""
+    """Writes a run of no steps: the encoder at its initialization, whose features differ well."""
     run = prepare(config, config.data.batch_size, sharding.data_mesh())
     checkpointer = Checkpointer(workdir / "checkpoints")
     checkpointer.save(0, run.init(), {"data": {"step": 0}})

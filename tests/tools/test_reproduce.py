@@ -73,11 +73,11 @@ def test_tables_pair_by_seed_and_give_mean_and_deviation() -> None:
     }
     table = results_table(rows)
     assert "| HJEPA | 2 | 55.00 ± 7.07 |" in table
-    assert "| random initialisation | 1 | 10.00 |" in table
+    assert "| random initialization | 1 | 10.00 |" in table
     differences = differences_table(rows)
     # Seeds 0 and 1 are shared: differences of 10 and 5 points.
     assert "| HJEPA − SIGReg (LeJEPA) | 2 | +7.50 [+5.00, +10.00] |" in differences
-    assert "| HJEPA − random initialisation | 1 | +40.00 |" in differences
+    assert "| HJEPA − random initialization | 1 | +40.00 |" in differences
 
 
 def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path) -> None:
@@ -133,7 +133,7 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         assert done.stdout.count(expected) == 1
     text = (tmp_path / "RESULTS.md").read_text()
     assert "1 of 1 runs finished; seeds 3" in text
-    for row in ("SIGReg (LeJEPA)", "random initialisation", "raw pixels"):
+    for row in ("SIGReg (LeJEPA)", "random initialization", "raw pixels"):
         assert re.search(rf"^\| {re.escape(row)} \| 1 \| \d", text, re.MULTILINE), row
     assert str(tmp_path) not in text
     assert "jaxlib" in text

@@ -166,7 +166,7 @@ def test_an_older_step_and_a_damaged_newest_one(workdir, loaded, tmp_path) -> No
         hjepa_jax.load(copy, step=2)
 
 
-def test_the_optimiser_state_takes_no_memory(workdir) -> None:
+def test_the_optimizer_state_takes_no_memory(workdir) -> None:
     _, state = _reference(workdir)
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     del state

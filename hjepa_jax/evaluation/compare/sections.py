@@ -58,7 +58,7 @@ CURVES = {
     "lr": "Learning rate",
 }
 _PICTURES = {
-    "neighbours.png": "Test images and their nearest training images",
+    "neighbors.png": "Test images and their nearest training images",
     "map.png": "Test features: principal axes and t-SNE",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }

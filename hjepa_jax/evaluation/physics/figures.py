@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hjepa_jax.evaluation.physics.measure import Measurement, MeasurementSetup, summarise
+from hjepa_jax.evaluation.physics.measure import Measurement, MeasurementSetup, summarize
 from hjepa_jax.evaluation.report.figures import new_figure, save_each, tidy
 from hjepa_jax.evaluation.report.plots import PALETTE
 from hjepa_jax.evaluation.report.text import plot_texts
@@ -119,15 +119,15 @@ def blob_picture(results: Results, setup: MeasurementSetup) -> Figure:
     q_limits, p_limits = _view(results)
     shades = [0.35 + 0.65 * k / (len(times) - 1) for k in range(len(times))]
     for index, (axes, (name, m)) in enumerate(zip(panels, results.items())):
-        colour = PALETTE[index % 6]
+        color = PALETTE[index % 6]
         for time, shade in zip(times, shades):
             loop = m.blob[time]
             if not np.isfinite(loop).all():
                 continue
             area = m.action[time] / m.action[0]
             label = f"{time}: {area:.4g}" if abs(area) < 1e4 else f"{time}: {area:.1e}"
-            axes.fill(*loop.T, facecolor=colour, alpha=0.25 * shade, edgecolor="none")
-            axes.plot(*np.vstack([loop, loop[:1]]).T, color=colour, alpha=shade, label=label)
+            axes.fill(*loop.T, facecolor=color, alpha=0.25 * shade, edgecolor="none")
+            axes.plot(*np.vstack([loop, loop[:1]]).T, color=color, alpha=shade, label=label)
         axes.set(title=name, xlim=q_limits, ylim=p_limits, aspect="equal")
         axes.set_xlabel(f"q[{setup.plane}]")
         axes.legend(
@@ -246,7 +246,7 @@ def save_all(results: Results, setup: MeasurementSetup, folder: pathlib.Path) ->
     A picture that cannot be drawn is left out with a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "figures.json", json_text(summarise(results)))
+    write_atomically(folder / "figures.json", json_text(summarize(results)))
     results = dict(zip(plot_texts(results), results.values(), strict=True))
     drawn: dict[str, Callable[[], Any]] = {
         "energy.png": lambda: energy_picture(results, setup),

@@ -44,11 +44,11 @@ class MeasurementSetup:
 
     Attributes:
       states: an ensemble [B, 2d]; energies, covariances and reversal are measured on it.
-      centre: a state [2d]; the grid and the blob lie around it, in one conjugate plane.
+      center: a state [2d]; the grid and the blob lie around it, in one conjugate plane.
       plane: index i of that plane (q_i, p_i).
       extent: half the side of the grid of initial conditions.
       grid_size: grid points a side.
-      blob_offset: where in the plane, from the centre, the loop of initial conditions lies.
+      blob_offset: where in the plane, from the center, the loop of initial conditions lies.
       blob_radius: its radius.
       blob_points: points on the loop.
       applications: times that a map is applied.
@@ -56,7 +56,7 @@ class MeasurementSetup:
     """
 
     states: jax.Array
-    centre: jax.Array
+    center: jax.Array
     plane: int = 0
     extent: float = 2.0
     grid_size: int = 48
@@ -67,9 +67,9 @@ class MeasurementSetup:
     jacobian_states: int = 256
 
     def _in_plane(self, q: jax.Array, p: jax.Array) -> jax.Array:
-        """States [N, 2d] at the centre, displaced by q [N] and p [N] in the plane."""
-        half = self.centre.shape[-1] // 2
-        out = jnp.broadcast_to(self.centre, (q.size, 2 * half))
+        """States [N, 2d] at the center, displaced by q [N] and p [N] in the plane."""
+        half = self.center.shape[-1] // 2
+        out = jnp.broadcast_to(self.center, (q.size, 2 * half))
         return out.at[:, self.plane].add(q).at[:, half + self.plane].add(p)
 
     def grid(self) -> jax.Array:
@@ -87,7 +87,7 @@ class MeasurementSetup:
 
     def project(self, z: jax.Array) -> jax.Array:
         """Returns (q_i, p_i) [..., 2] of states [..., 2d]."""
-        half = self.centre.shape[-1] // 2
+        half = self.center.shape[-1] // 2
         return z[..., jnp.array([self.plane, half + self.plane])]
 
 
@@ -138,8 +138,8 @@ def _rollout(step: Flow, z: jax.Array, observe: Callable[[jax.Array], Any], time
 
 def _spread(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Trace and participation ratio of the covariance of z [B, 2d], through its Gram matrix."""
-    centred = z - jnp.mean(z, axis=0)
-    gram = centred @ centred.T / (z.shape[0] - 1)
+    centered = z - jnp.mean(z, axis=0)
+    gram = centered @ centered.T / (z.shape[0] - 1)
     trace = jnp.trace(gram)
     return trace, trace**2 / jnp.sum(gram**2)
 
@@ -214,13 +214,13 @@ def compare_maps(maps: Mapping[str, PhaseMap], setup: MeasurementSetup) -> dict[
     """Measures every map on the same setup.
 
     Raises:
-      ValueError: no maps, or states and centre of different or odd width, or a plane outside.
+      ValueError: no maps, or states and center of different or odd width, or a plane outside.
     """
-    width = setup.centre.shape[-1]
+    width = setup.center.shape[-1]
     if not maps or width % 2 or setup.states.shape[-1] != width:
         raise ValueError(
             f"compare_maps needs at least one map and states of one even width, not "
-            f"{len(maps)} maps, states of width {setup.states.shape[-1]}, a centre of {width}."
+            f"{len(maps)} maps, states of width {setup.states.shape[-1]}, a center of {width}."
         )
     if not 0 <= setup.plane < width // 2 or setup.applications < 1:
         raise ValueError(
@@ -235,7 +235,7 @@ def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def summarise(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
+def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
     """Returns the figures of every map as plain numbers for JSON (None = not finite or unknown)."""
     out: dict[str, dict[str, Any]] = {}
     for name, m in measurements.items():
@@ -296,9 +296,9 @@ def showcase(
     states = join_state(radius * jnp.cos(angle), radius * jnp.sin(angle))
     setup = MeasurementSetup(
         states=states,
-        centre=jnp.zeros(2),
+        center=jnp.zeros(2),
         grid_size=grid_size,
-        # Off centre, where the period depends on the energy, the flow shears the loop.
+        # Off center, where the period depends on the energy, the flow shears the loop.
         blob_offset=(1.0, 0.0),
         applications=applications,
     )
@@ -349,7 +349,7 @@ def setup_of_states(
     radius = float(jnp.sqrt(spread[plane]))
     return MeasurementSetup(
         states=states,
-        centre=jnp.mean(states, axis=0),
+        center=jnp.mean(states, axis=0),
         plane=plane,
         extent=2 * radius,
         grid_size=grid_size,

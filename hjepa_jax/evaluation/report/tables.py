@@ -29,7 +29,7 @@ _CAPTIONS = {
     "knn.png": "kNN accuracy over the number of neighbors",
     "cosine.png": "Cosine similarities of random pairs of test images",
     "map.png": "Test features: principal axes and t-SNE",
-    "neighbours.png": "Test images and their nearest training images",
+    "neighbors.png": "Test images and their nearest training images",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
 _ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
@@ -263,7 +263,7 @@ def painters(
         "knn.png": lambda: figures.knn_accuracy(metrics),
         "cosine.png": lambda: figures.cosine_histogram(inputs()),
         "map.png": lambda: figures.feature_map(inputs()),
-        "neighbours.png": lambda: figures.neighbors(inputs()),
+        "neighbors.png": lambda: figures.neighbors(inputs()),
     }
     if flow is not None:
         drawn["flow.png"] = lambda: flow_figure(flow(inputs()), inputs())

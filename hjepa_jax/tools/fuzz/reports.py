@@ -78,7 +78,7 @@ def _write_run(folder: pathlib.Path, name: str, rng: random.Random) -> None:
         "encoders": {kind: _encoder(rng) for kind in ("trained", "random")},
     }
     (report / "metrics.json").write_text(json.dumps(metrics))
-    (report / "neighbours.png").write_bytes(b"\x89PNG")
+    (report / "neighbors.png").write_bytes(b"\x89PNG")
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
@@ -87,10 +87,10 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     for name in _RUNS:
         _write_run(folder, name, rng)
     name = rng.choice(_RUNS)
-    file = rng.choice(("metrics.json",) * 6 + ("neighbours.png", "config.json"))
+    file = rng.choice(("metrics.json",) * 6 + ("neighbors.png", "config.json"))
     path = folder / ("runs" if file == "config.json" else "eval") / name / file
     damage = rng.choice(("json", "json", "json", "bytes", "place"))
-    if damage == "place" or file == "neighbours.png":
+    if damage == "place" or file == "neighbors.png":
         what = damage_place(rng, path)
     else:
         change = damage_json if damage == "json" else damage_bytes

@@ -67,7 +67,7 @@ def write_run(
     }
     (report / "metrics.json").write_text(json.dumps(metrics))
     Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(
-        report / "neighbours.png"
+        report / "neighbors.png"
     )
     writer = create_writer(workdir)
     for at in range(0, step + 1, 10):
@@ -360,7 +360,7 @@ def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tm
     workdir = write_run(tmp_path, "x", seed=0, knn=0.5)
     report = tmp_path / "eval" / "x"
     for name in ("map.png", "flow.png"):
-        shutil.copy(report / "neighbours.png", report / name)
+        shutil.copy(report / "neighbors.png", report / name)
     text = page(load([workdir]))
     assert text.count("data:image/png;base64,") == 3
     assert text.count('<figure class="wide">') == 1

@@ -5,7 +5,7 @@ import pytest
 
 from configs import quickstart
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.physics.measure import compare_maps, summarise
+from hjepa_jax.evaluation.physics.measure import compare_maps, summarize
 from hjepa_jax.tools.physics_runs import maps_of_runs
 from hjepa_jax.train import train
 
@@ -22,7 +22,7 @@ def test_the_hamiltonian_run_is_symplectic_and_the_mlp_run_is_not(workdirs) -> N
     maps, setup = maps_of_runs(
         [workdirs / "hjepa", workdirs / "mlp"], num_states=16, applications=4
     )
-    figures = summarise(compare_maps(maps, setup))
+    figures = summarize(compare_maps(maps, setup))
     assert list(figures) == ["hjepa", "mlp"]
     defects = {name: values["symplectic_defect_median"] for name, values in figures.items()}
     assert defects["hjepa"] < 1e-5

@@ -1,4 +1,4 @@
-"""Physics comparison: figures of maps whose behaviour is known, files of the script."""
+"""Physics comparison: figures of maps whose behavior is known, files of the script."""
 
 import json
 import pathlib
@@ -63,7 +63,7 @@ def test_known_maps_have_known_figures(linear):
     np.testing.assert_allclose(growth.action / growth.action[0], powers, rtol=1e-12)
     np.testing.assert_allclose(growth.variance / growth.variance[0], powers, rtol=1e-12)
     np.testing.assert_allclose(growth.participation, growth.participation[0], rtol=1e-12)
-    # The corner of the grid lies at (2, 2) from the centre.
+    # The corner of the grid lies at (2, 2) from the center.
     np.testing.assert_allclose(growth.grid_drift[0, 0], 8 * (powers[-1] - 1), rtol=1e-12)
     covariance = np.cov(np.asarray(setup.states).T)
     np.testing.assert_allclose(growth.variance[0], np.trace(covariance), rtol=1e-12)
@@ -79,7 +79,7 @@ def test_area_of_the_loop_is_that_of_a_circle(linear):
 
 
 def test_a_wrong_inverse_and_a_missing_energy_are_reported(linear):
-    found = measure.summarise(linear[0])
+    found = measure.summarize(linear[0])
     assert found["wrong inverse"]["reversal_error_once_median"] > 0.1
     assert "energy_drift_max_median" not in found["wrong inverse"]
     assert found["growth"]["energy_drift_grid_max"] > 1
@@ -95,7 +95,7 @@ def test_divergence_becomes_null_and_is_still_drawn(tmp_path):
     )
     explosive = measure.PhaseMap(lambda z: 1e10 * z**3, lambda z: z, radius)
     results = measure.compare_maps({"rotation": rotation(0.3), "cube": explosive}, setup)
-    found = measure.summarise(results)
+    found = measure.summarize(results)
     assert found["cube"]["energy_drift_final_median"] is None
     written = figures.save_all(results, setup, tmp_path)
     assert all(path.stat().st_size > 0 for path in written)

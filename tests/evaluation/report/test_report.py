@@ -67,7 +67,7 @@ def test_folder_holds_json_markdown_and_pictures(tmp_path: pathlib.Path) -> None
     assert json.loads((folder / "metrics.json").read_text()) == found.metrics
     text = (folder / "report.md").read_text()
     names = {path.name for path in folder.iterdir()}
-    drawn = {"spectrum.png", "knn.png", "cosine.png", "map.png", "neighbours.png"}
+    drawn = {"spectrum.png", "knn.png", "cosine.png", "map.png", "neighbors.png"}
     assert names == {"metrics.json", "report.md"} | drawn
     for name in sorted(drawn):
         assert f"]({name})" in text
@@ -228,13 +228,12 @@ def test_text_of_pictures_is_never_a_formula() -> None:
     assert plot_text("plain name") == "plain name"
 
 
-@pytest.mark.parametrize("name", ["spectrum.png", "cosine.png", "map.png", "neighbours.png"])
+@pytest.mark.parametrize("name", ["spectrum.png", "cosine.png", "map.png", "neighbors.png"])
 def test_a_failing_picture_costs_that_picture_and_a_sentence(name, tmp_path, monkeypatch) -> None:
     found = full_evaluation()
     first = tables.write_numbers(tmp_path / "run", found.metrics)
     (first / name).write_text("of an earlier run of this evaluation")
     function = {"spectrum": "spectra", "cosine": "cosine_histogram", "map": "feature_map"}
-    function["neighbours"] = "neighbors"
     for slow in ("feature_map", "neighbors"):
         monkeypatch.setattr(figures, slow, lambda _: figures.new_figure(1, 1))
 
@@ -263,7 +262,7 @@ def test_data_that_cannot_be_read_again_costs_the_pictures_of_images_alone(tmp_p
 
     folder = tables.write_numbers(tmp_path / "run", found.metrics)
     failed = tables.write_pictures(folder, found.metrics, tables.painters(found.metrics, gone))
-    assert set(failed) == {"cosine.png", "map.png", "neighbours.png"}
+    assert set(failed) == {"cosine.png", "map.png", "neighbors.png"}
     assert {path.name for path in folder.glob("*.png")} == {"spectrum.png", "knn.png"}
 
 
