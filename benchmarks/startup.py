@@ -5,7 +5,7 @@
 Every start is a process of its own, with compilation_cache.enable() as the command line has it, in
 a cache folder that is empty for the first start and kept for the second. The stages of a start:
 import of the package, preparation and initial state, compilation (or loading) of the step, and the
-first step itself. Random images of the configuration's size take the place of the data set.
+first step itself. Random images of the configuration's size take the place of the dataset.
 """
 
 from __future__ import annotations

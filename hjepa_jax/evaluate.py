@@ -161,7 +161,7 @@ def _notes(config: Config, saved: Config, which: str, same_listing: bool = False
     """Returns a sentence where a checkpoint was chosen on the images on which it is reported.
 
     Data are the same under the same root, or where the training images are listed alike, as of a
-    data set that was moved or whose path is written in another way.
+    dataset that was moved or whose path is written in another way.
     """
     metric, online = saved.checkpoint.best_metric, saved.evaluation
     on_test = metric.startswith("online/knn_") and online.online_holdout is None

@@ -191,7 +191,7 @@ def _devices(batch_size: int) -> list[Any]:
 def load_run(
     workdir: str | os.PathLike[str], *, step: int | str | None = None, batch_size: int = 64
 ) -> LoadedRun:
-    """Loads a run for inference; no data set is needed, nor memory for the optimizer's state.
+    """Loads a run for inference; no dataset is needed, nor memory for the optimizer's state.
 
     Args:
       workdir: folder that training wrote: `config.json` and `checkpoints/`.

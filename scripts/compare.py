@@ -2,8 +2,8 @@
 
 python scripts/compare.py runs/a runs/b --out=compare.html
 
-Name workdirs (their reports are looked for in --eval_dir), or report folders. Runs that differ in
-their seed alone are grouped; the first group is the baseline.
+Name workdirs (whose reports are searched for in --eval_dir) or report folders. Runs that differ
+only in their seed are grouped; the first group is the baseline.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 python scripts/export_encoder.py --workdir=runs/x --out=encoder.stablehlo
 
-'.stablehlo' is for JAX (`jax.export.deserialize`) and what else reads StableHLO, '.onnx' for ONNX
+'.stablehlo' is for JAX (`jax.export.deserialize`) and other readers of StableHLO, '.onnx' for ONNX
 runtimes. Images uint8 [N, S, S, 3] in, features float32 [N, D] out.
 """
 
@@ -20,7 +20,7 @@ from hjepa_jax.interop.export_encoder import export_encoder
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write, .stablehlo or .onnx.", required=True)
 _STATE_PART = flags.DEFINE_enum("state_part", "qp", ["q", "p", "qp"], "Part of the state.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint step; the latest by default.")
 
 
 def main(argv: list[str]) -> None:

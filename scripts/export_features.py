@@ -17,15 +17,15 @@ from hjepa_jax.runtime import compilation_cache
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write, .npz or .parquet.", required=True)
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Which images.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Split to encode.")
 _STATE_PART = flags.DEFINE_enum("state_part", "qp", ["q", "p", "qp"], "Part of the state.")
 _ROOT = flags.DEFINE_string("root", None, "Folder of the data, if it has moved.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Images in one pass.", lower_bound=1)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint step; the latest by default.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images per batch.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
-    """Loads the run, encodes, writes."""
+    """Loads the run, encodes its data, and writes the features."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     absl_logging.set_verbosity(absl_logging.WARNING)

@@ -1,8 +1,8 @@
-"""Converts a checkpoint of the published PyTorch code into a workdir of ours.
+"""Converts a checkpoint of the published PyTorch code to a workdir.
 
     python scripts/import_torch_checkpoint.py --checkpoint=last.pth --workdir=runs/imported
 
-PyTorch itself is not needed. Evaluate it afterwards with `--mode=eval` and the printed
+PyTorch itself is not needed. Then evaluate the workdir with `--mode=eval` and the printed
 configuration.
 """
 
@@ -22,7 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "New folder to write.", required
 
 
 def main(argv: list[str]) -> None:
-    """Imports, saves, and tells what was left out."""
+    """Imports and saves the checkpoint, and prints what was left out."""
     del argv
     try:
         workdir = local_path(_WORKDIR.value, "--workdir")

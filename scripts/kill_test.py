@@ -1,9 +1,9 @@
-"""Kills a run again and again, and checks that it ends bit-exact with an undisturbed one.
+"""Kills a run repeatedly, and checks that it ends bit-identical to an undisturbed one.
 
 python scripts/kill_test.py --kills=50 --seed=0 --out=soak --config=configs/quickstart.py:smoke
 
-Further `--override='--config.section.field=value'` go to every attempt. It takes about
-half a minute a kill, most of it start-up.
+Every attempt gets the arguments given by `--override='--config.section.field=value'`. A kill takes
+about half a minute, mostly startup.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _KILLS = flags.DEFINE_integer("kills", 50, "Attempts to kill or stop.", lower_bo
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the kill times.")
 _OUT = flags.DEFINE_string("out", None, "Empty or new folder for the runs.", required=True)
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py:smoke", "Configuration file.")
-_STEPS_A_KILL = flags.DEFINE_integer("steps_per_kill", 8, "Length of the run in steps, by kill.")
+_STEPS_A_KILL = flags.DEFINE_integer("steps_per_kill", 8, "Length of the run in steps, per kill.")
 _OVERRIDES = flags.DEFINE_multi_string("override", [], "Argument for every attempt; repeatable.")
 
 
 def main(argv: list[str]) -> None:
-    """Runs, tells, prints the summary."""
+    """Runs the test and prints the summary."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     absl_logging.set_verbosity(absl_logging.WARNING)

@@ -2,8 +2,8 @@
 
     python scripts/layout_check.py --config=configs/cifar100.py:smoke [--devices=1,2,4,8]
 
-Takes one step of the configuration in each layout, on forced CPU devices unless GPUs are there,
-and prints the largest relative difference from one device. Exit status 1 if it exceeds
+Takes one step of the configuration in each layout, on virtual CPU devices unless there are GPUs,
+and prints the largest relative difference from one device. The exit status is 1 if it exceeds
 --tolerance.
 """
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     del argv
     if not _DEVICES.value or not all(re.fullmatch(r"[1-9]\d{0,3}", n) for n in _DEVICES.value):
         given = ",".join(_DEVICES.value)
-        sys.exit(f"layout_check: --devices={given}: they are whole numbers from 1 to 9999.")
+        sys.exit(f"layout_check: --devices={given}: use integers from 1 to 9999.")
     counts = [int(text) for text in _DEVICES.value]
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))

@@ -1,10 +1,10 @@
-"""Compares symplectic maps with others: pictures, a GIF and the figures as JSON.
+"""Compares symplectic maps with others: plots, a GIF and the measurements as JSON.
 
     python scripts/physics_showcase.py --out=physics
     python scripts/physics_showcase.py --out=physics --runs=runs/hjepa,runs/mlp
 
 The first measures a pendulum under leapfrog, Runge-Kutta 4 and explicit Euler at equal cost, in
-float64; the second a trained Hamiltonian predictor beside its matched MLP, on encoded test images.
+float64; the second a trained Hamiltonian predictor and its matched MLP, on encoded test images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OUT = flags.DEFINE_string("out", "physics", "Folder for the pictures and figure
 _RUNS = flags.DEFINE_list("runs", [], "Workdirs: an HJEPA run, then those to compare it with.")
 _DT = flags.DEFINE_float("dt", 0.25, "Step length of leapfrog.", lower_bound=1e-6)
 _APPLICATIONS = flags.DEFINE_integer("applications", 100, "Applications of each map.", 1)
-_GRID = flags.DEFINE_integer("grid", 48, "Initial conditions a side of the energy grid.", 2)
+_GRID = flags.DEFINE_integer("grid", 48, "Initial conditions per side of the energy grid.", 2)
 _ENSEMBLE = flags.DEFINE_integer("ensemble", 256, "States of the ensemble.", 2)
 
 

@@ -2,9 +2,9 @@
 
 python scripts/reproduce.py --root=/data/cifar10 --scale=small --out=runs/reproduce
 
-`--root` is an image folder (or what else data.name=folder reads). Every method gets the same
-recipe; start the same command again after an interruption: finished runs are not run again, and
-an interrupted one goes on from its checkpoint.
+`--root` is an image folder (or anything else that data.name=folder reads). Every method uses the
+same recipe. Run the same command again after an interruption: finished runs are skipped, and an
+interrupted one resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.")
 _OVERRIDES = flags.DEFINE_multi_string(
     "override", [], "'section.field=value' for every run; may be repeated."
 )
-_REPORT_ONLY = flags.DEFINE_boolean("report_only", False, "Write the document of what is finished.")
+_REPORT_ONLY = flags.DEFINE_boolean("report_only", False, "Only write the document.")
 
 
 def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes the document."""
+    """Runs the unfinished runs, then writes the document."""
     try:
         if argv[1:]:
             raise UserError(f"{argv[1]!r} is an unexpected argument.")
         if not all(text.isdigit() for text in _SEEDS.value):
-            raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds are whole numbers.")
+            raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds must be integers.")
         data = [] if _ROOT.value is None else ["data.name=folder", f"data.root={_ROOT.value}"]
         out, report = local_path(_OUT.value, "--out"), local_path(_REPORT.value, "--report")
         check_writable_folder(out, "--out", checkpoints=True)
@@ -62,21 +62,21 @@ def main(argv: list[str]) -> None:
     except (UserError, OSError) as error:
         sys.exit(f"reproduce: {error}")
     except KeyboardInterrupt:
-        sys.exit("reproduce: interrupted; start the same command again to go on.")
+        sys.exit("reproduce: interrupted; run the same command again to continue.")
     print(f"document: {_REPORT.value}")
     if failed:
         sys.exit(f"reproduce: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 
 
 def _command() -> str:
-    """Returns the command without what names this machine's folders."""
-    kept = [
+    """Returns the command without the arguments that name local folders."""
+    shared = [
         argument
         for argument in sys.argv[1:]
         if not argument.startswith(("--root", "--out", "--report", "--notes"))
     ]
     root = ["--root=DIR"] if _ROOT.value else []
-    return shlex.join(["python", "scripts/reproduce.py", *root, *kept])
+    return shlex.join(["python", "scripts/reproduce.py", *root, *shared])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Estimates memory and speed of a training step before there is a machine to run it on.
+"""Estimates memory and speed of a training step on a machine that you do not have yet.
 
     python scripts/step_cost.py --config=configs/cifar100.py --devices=8 \
         --peak_tflops=400 --bandwidth_gbs=2000 --interconnect_gbs=200 --efficiency=0.4
 
-Compiles the step for that many devices on the CPU, from shapes alone, and prints operations,
-bytes, memory and an upper bound of images/s (a roofline), and what each memory option would save.
-Peak, bandwidth and interconnect are of one device; without them this machine is measured, and
-divided by the devices, which share it.
+Compiles the step for that many CPU devices, from shapes alone, and prints operations, bytes,
+memory, an upper bound on images/s (a roofline), and what each memory option would save. Peak,
+bandwidth and interconnect are per device; without them, this machine is measured, and its rates are
+divided by the number of devices.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MEMORY = flags.DEFINE_float(
     "bandwidth_gbs", None, "Memory bandwidth of one device in GB/s; None = measure."
 )
 _INTERCONNECT = flags.DEFINE_float(
-    "interconnect_gbs", None, "Bandwidth between devices in GB/s; None = that of the memory."
+    "interconnect_gbs", None, "Bandwidth between devices in GB/s; None = memory bandwidth."
 )
-_EFFICIENCY = flags.DEFINE_float("efficiency", 1.0, "Share of the peak that is reached.")
+_EFFICIENCY = flags.DEFINE_float("efficiency", 1.0, "Fraction of the peak that is achieved.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     count = _DEVICES.value
     given = {f.name: f.value for f in (_DEVICES, _PEAK, _MEMORY, _INTERCONNECT, _EFFICIENCY)}
     jax.config.update("jax_platforms", "cpu")
-    # Never one alone: for a lone CPU the convolutions are written differently.
+    # At least two: a single CPU device would use the native convolutions.
     jax.config.update("jax_num_cpu_devices", max(count, 2))
     from hjepa_jax.config import validation
     from hjepa_jax.errors import UserError

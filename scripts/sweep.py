@@ -3,7 +3,7 @@
 python scripts/sweep.py --config=configs/quickstart.py --variants=hjepa,sigreg --seeds=0,1,2 \
     --setting='train.lr=1e-3' --setting='train.lr=2e-3' --out=sweeps/lr
 
-Start the same command again after an interruption: finished runs are not run again.
+Run the same command again after an interruption: finished runs are skipped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _COMMON = flags.DEFINE_multi_string("common", [], "Override for every run; may b
 
 
 def main(argv: list[str]) -> None:
-    """Runs, tells, writes the table."""
+    """Runs the sweep and writes the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     try:
         if not all(text.lstrip("-").isdigit() for text in _SEEDS.value):
-            raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds are whole numbers.")
+            raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds must be integers.")
         out = local_path(_OUT.value, "--out")
         check_writable_folder(out, "--out", checkpoints=True)
         runs = plan(
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         sys.exit(f"sweep: {error}")
     except KeyboardInterrupt:
-        sys.exit("sweep: interrupted; start the same command again to go on.")
+        sys.exit("sweep: interrupted; run the same command again to continue.")
     if failed:
         sys.exit(f"sweep: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
 

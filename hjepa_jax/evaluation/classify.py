@@ -1,4 +1,4 @@
-"""kNN and linear probe of one pair of training and test features, with settings from the config."""
+"""kNN and linear probe on one pair of training and test features, with settings from the config."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
 GALLERY_NEIGHBORS = 8
-# Of so many classes all are among the top five.
+# With at most this many classes, top-5 accuracy is always 1.
 TRIVIAL_TOP5 = 5
-# A few images make few steps in an epoch; the probe gets at least this many in all.
+# An epoch of few images has few steps; a few-shot probe gets at least this many in total.
 _FEW_SHOT_STEPS = 500
 
 
 class Classification(NamedTuple):
-    """What `classify` found.
+    """The result of `classify`.
 
     Attributes:
-      metrics: `knn`, `linear_probe`, and where there is no accuracy `no_accuracy`, which says why.
-      neighbors: training indices int [M', K] of the rows `tested`, nearest first.
-      tested: test indices int [M'], of those with a label (of all where there is no accuracy).
-      params: the trained probe; None where there is no accuracy.
-      notes: sentences on the classifiers.
+      metrics: `knn`, `linear_probe`, and `no_accuracy` with the reason if there is no accuracy.
+      neighbors: training indices int [M', K] for the rows `tested`, nearest first.
+      tested: indices int [M'] of the labeled test images (of all if there is no accuracy).
+      params: the trained probe; None if there is no accuracy.
+      notes: sentences about the classifiers.
     """
 
     metrics: Metrics
@@ -56,18 +56,18 @@ def probe_settings(config: EvaluationSettings) -> probe.ProbeSettings:
 
 
 def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, np.ndarray]:
-    """Returns the rows that have a label, and their numbers; DataError for a label out of range."""
+    """Returns the labeled rows and their indices; DataError if a label is out of range."""
     rows = np.flatnonzero(has_label(features.labels))
-    kept = features
-    if len(rows) < len(features.labels):  # no copy where all have one
-        kept = Features(features.features[rows], features.labels[rows])
-    return kept._replace(labels=knn.check_labels(kept.labels, num_classes, what)), rows
+    known = features
+    if len(rows) < len(features.labels):  # no copy if all are labeled
+        known = Features(features.features[rows], features.labels[rows])
+    return known._replace(labels=knn.check_labels(known.labels, num_classes, what)), rows
 
 
 def _without_accuracy(
     train: Features, test: Features, config: EvaluationSettings, mesh: Mesh | None, reason: str
 ) -> Classification:
-    """Neighbors for the pictures, and no accuracies."""
+    """Returns the neighbors for the gallery, with None for every accuracy."""
     ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train.labels))
     neighbors, _ = knn.nearest_neighbors(
         train.features,
@@ -93,9 +93,9 @@ def probe_metrics(top1: float, top5: float, num_classes: int, count: int) -> Met
 
 
 def without_trivial_top5(metrics: Any, num_classes: int) -> Metrics:
-    """Returns accuracies without those of the top five where there are no more classes than that.
+    """Returns the metrics with top-5 accuracies set to None if there are at most five classes.
 
-    Every answer would be right. None stands for them.
+    Any classifier would reach 1.
     """
     if num_classes > TRIVIAL_TOP5:
         return dict(metrics)
@@ -118,59 +118,59 @@ def classify(
     shared: int = 0,
     names: Sequence[str] = (),
 ) -> Classification:
-    """Tests kNN and a linear probe that learn on `train`.
+    """Fits kNN and a linear probe on `train` and tests them on `test`.
 
     Args:
-      train: features and labels to learn from; rows labeled -1 are left out.
-      test: features and labels to be tested on; rows labeled -1 are left out.
+      train: features and labels to fit; rows labeled -1 are skipped.
+      test: features and labels to test on; rows labeled -1 are skipped.
       num_classes: labels lie in 0..num_classes-1.
       config: `config.evaluation`.
       mesh: see `nearest_neighbors`.
       reference: count votes as the published protocol does, see `vote`.
-      shared: how many test images are training images too; where all are, there is no accuracy.
-      names: of the classes, for sentences.
+      shared: number of test images that are also training images; if all are, there is no accuracy.
+      names: class names, for messages.
 
     Returns:
-      Metrics `knn` (k_values, top1, top5; headline_k among them) and `linear_probe` (top1, top5,
-      lr, train_loss), accuracies with their 95 % intervals; the neighbors and the probe. Where an
-      accuracy would mean nothing it is None, and `no_accuracy` says why.
+      Metrics `knn` (k_values including headline_k, top1, top5) and `linear_probe` (top1, top5, lr,
+      train_loss), with 95 % intervals of the accuracies; the neighbors and the probe. Meaningless
+      accuracies are None, and `no_accuracy` gives the reason.
     """
-    learn, learn_rows = labeled(train, "training", num_classes)
-    judge, tested = labeled(test, "test", num_classes)
+    train_set, train_rows = labeled(train, "training", num_classes)
+    test_set, tested = labeled(test, "test", num_classes)
     reason = validity.why_no_accuracy(train.labels, test.labels, shared, names)
     if reason:
         return _without_accuracy(train, test, config, mesh, reason)
-    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(learn.labels))
+    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train_set.labels))
     neighbors, similarities = knn.nearest_neighbors(
-        learn.features,
-        judge.features,
-        max(ks[-1], min(GALLERY_NEIGHBORS, len(learn.labels))),
+        train_set.features,
+        test_set.features,
+        max(ks[-1], min(GALLERY_NEIGHBORS, len(train_set.labels))),
         block=config.knn_block,
         mesh=mesh,
     )
     accuracy, answers = knn.vote(
-        learn.labels[neighbors],
+        train_set.labels[neighbors],
         similarities,
-        judge.labels,
+        test_set.labels,
         ks=ks,
         num_classes=num_classes,
         reference=reference,
     )
-    result = probe.linear_probe(learn, judge, num_classes, probe_settings(config))
+    result = probe.linear_probe(train_set, test_set, num_classes, probe_settings(config))
     linear = probe_metrics(result.top1, result.top5, num_classes, len(tested))
     linear |= {"lr": result.lr, "train_loss": float(result.losses[-1])}
     if result.validation:
         linear["cross_validation_top1"] = list(result.validation)
-        bounds = [wilson(share, len(learn_rows)) for share in result.validation]
+        bounds = [wilson(share, len(train_rows)) for share in result.validation]
         linear["cross_validation_top1_interval"] = bounds
     k = max((k for k in ks if k <= config.headline_k), default=ks[0])
     given = {
         f"kNN@{k}": answers[ks.index(k)],
-        "the linear probe": probe.probe_answers(result.params, judge.features),
+        "the linear probe": probe.probe_answers(result.params, test_set.features),
     }
     metrics = {"knn": without_trivial_top5(accuracy, num_classes), "linear_probe": linear}
     notes = validity.constant_notes(given, names)
-    return Classification(metrics, learn_rows[neighbors], tested, result.params, notes)
+    return Classification(metrics, train_rows[neighbors], tested, result.params, notes)
 
 
 def classify_state_parts(
@@ -182,9 +182,9 @@ def classify_state_parts(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
-    """Tests kNN and probe on q, p and qp.
+    """Runs `classify` on q, p and qp.
 
-    `done` = (state part, its metrics) is not computed again; `options` are those of `classify`.
+    `done` = (state part, metrics) is reused; `options` are passed to `classify`.
     """
     result: Metrics = {}
     for name in state_parts_of(split_qp=True):
@@ -200,13 +200,13 @@ def classify_state_parts(
 
 
 def check_few_shot(labels: npt.NDArray[np.integer], per_class: int, num_classes: int) -> None:
-    """Raises a ConfigError when a class has fewer than `per_class` training images."""
+    """Raises a ConfigError if a class has fewer than `per_class` training images."""
     values = np.asarray(labels)
     known = knn.check_labels(values[has_label(values)], num_classes, "training")
     counts = np.bincount(known, minlength=num_classes)
     if not 1 <= per_class <= counts.min():
         raise ConfigError(
-            f"config.evaluation.few_shot asks for {per_class} training images of each class, but "
+            f"config.evaluation.few_shot asks for {per_class} training images per class, but "
             f"class {counts.argmin()} has only {counts.min()}; leave {per_class} out."
         )
 
@@ -214,7 +214,7 @@ def check_few_shot(labels: npt.NDArray[np.integer], per_class: int, num_classes:
 def few_shot_rows(
     labels: npt.NDArray[np.integer], per_class: int, num_classes: int, seed: tuple[int, int]
 ) -> np.ndarray:
-    """Draws `per_class` rows of each class; ConfigError when a class has fewer."""
+    """Draws `per_class` rows of each class; ConfigError if a class has fewer."""
     check_few_shot(labels, per_class, num_classes)
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = [order[labels[order] == c][:per_class] for c in range(num_classes)]
@@ -224,9 +224,9 @@ def few_shot_rows(
 def few_shot_probe(
     train: Features, test: Features, num_classes: int, per_class: int, config: EvaluationSettings
 ) -> Metrics:
-    """Probes that learn from `per_class` images of each class, over several draws of these.
+    """Trains probes on several random draws of `per_class` images per class.
 
-    The settings are the probe's, at the first learning rate, with epochs for 500 steps.
+    Uses the probe's settings, with the first learning rate and enough epochs for 500 steps.
 
     Returns:
       Mean and standard deviation (n - 1; 0 for one draw) of 'top1' and 'top5' over draws, with the
@@ -260,9 +260,9 @@ def coarse_metrics(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
-    """Tests kNN and probe on coarser labels; each map holds the coarse class of each class.
+    """Runs `classify` on coarser labels; each map holds the coarse class of each class.
 
-    `options` are those of `classify`.
+    `options` are passed to `classify`.
     """
     result: Metrics = {}
     for name, mapping in label_maps.items():

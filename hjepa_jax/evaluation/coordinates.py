@@ -1,7 +1,7 @@
 """Coordinates in which states are evaluated: as encoded, or as HamSIGReg's H^{1/2} z.
 
-SIGReg asks for an isotropic H^{1/2} z, so that distances between raw states weigh directions in
-which the spectrum is small more than training did. Source: arXiv 2605.20107, evaluation protocol.
+SIGReg makes H^{1/2} z isotropic, so distances between raw states give directions with a small
+spectrum more weight than training did. Source: arXiv 2605.20107, evaluation protocol.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Compose = Callable[[Encode, Any, int], Encode]
 
 
 def coordinates_of(config: Config, method: Method, mesh: Any) -> Compose:
-    """Returns what puts an encoder into the coordinates of config.evaluation.coordinates.
+    """Returns a function that makes encoders use config.evaluation.coordinates.
 
     Args:
       config: the configuration of the evaluation.
-      method: with the epochs of the training, in which the spectrum's ramps count.
+      method: the method, with the epochs of training, which the spectrum's ramps depend on.
       mesh: the devices that hold the encoder's output.
 
     Returns:
-      A function (encode, method state, step) -> encode. The method state is the one after `step`
-      steps; the coordinates are those of the last of them.
+      A function (encode, method state, step) -> encode. The method state is that after `step`
+      steps; the coordinates are those of the last step.
 
     Raises:
       ConfigError: if the method's loss acts on the states as they are.

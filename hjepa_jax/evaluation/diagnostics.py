@@ -14,59 +14,59 @@ from hjepa_jax.evaluation import similarity, spectrum
 from hjepa_jax.evaluation.features import select_state_part
 
 Metrics = dict[str, Any]
-# Directions on which the participation ratio is taken, as loss.logdet_dim by default.
+# Random directions for the participation ratio, as many as loss.logdet_dim has by default.
 _ALARM_DIM = 128
 _NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
-# More energy than this in the mean: less than 1 % tells one image from another. Encoders at random
-# initialization have 90 to 95 %.
+# If the mean holds more than this share of the energy, less than 1 % distinguishes images. Randomly
+# initialized encoders have 90 to 95 %.
 MEAN_CEILING = 0.99
-# Prediction errors of a flow that moves states at all sensibly are below the state's square.
+# In units of the state's mean square, which any reasonable flow stays below.
 _PREDICTION_CEILING = 1000.0
-# Shares of the largest possible participation ratio, and standard deviations, below these, and mean
-# squares further than this factor from their budget, raise an alarm.
+# Alarm thresholds: the participation ratio over its maximum, the standard deviation, and the factor
+# between a mean square and its budget.
 _RATIO_FLOOR = 0.03
 _DEVIATION_FLOOR = 0.02
 _BUDGET_FACTOR = 4.0
 
 
-# (part of the state, what is wrong) -> what to do, see `Method.remedy`.
+# (part of the state, loss term) -> advice, see `Method.remedy`.
 Remedy: TypeAlias = Callable[[str, str], str | None]
 
 
 def no_remedy(part: str, term: str) -> None:
-    """Advises nothing."""
+    """Gives no advice."""
     del part, term
 
 
 class AlarmKind(enum.Enum):
-    """What can be wrong with a state; the value is the sentence, the advice follows it."""
+    """Kinds of alarm; the value is the message, which the advice follows."""
 
     NOT_FINITE = (
-        "Not finite: {subject}. Training has diverged; failure.json in the workdir of a run that "
-        "stopped says what came first and which fields to look at"
+        "Not finite: {subject}. Training has diverged; if the run stopped, failure.json in its "
+        "workdir says what failed first and which fields to check"
     )
     PREDICTION_ERROR = (
-        "The prediction error is {value:.4g} where the mean square of the state is {scale:.4g} "
+        "The prediction error is {value:.4g}, but the mean square of the state is {scale:.4g} "
         "(alarm above {limit:g} times that)"
     )
     ONE_POINT = (
-        "The {subject} is nearly one point: {value:.2f} % of its energy lies in the mean over "
-        "images (alarm above {limit:g} %)"
+        "The {subject} has nearly collapsed to a point: {value:.2f} % of its energy is in the mean "
+        "over images (alarm above {limit:g} %)"
     )
     FEW_DIRECTIONS = (
-        "The {subject} varies in few directions (participation ratio {value:.3f} of the possible, "
-        "alarm below {limit:g})"
+        "The {subject} varies in few directions (participation ratio {value:.3f} of its "
+        "maximum, alarm below {limit:g})"
     )
     FLAT_DIMENSION = (
         "A dimension of the {subject} hardly varies (standard deviation {value:.4f}, alarm below "
         "{limit:g})"
     )
     BELOW_BUDGET = (
-        "The mean square of the {subject} is {value:.4g}, more than {limit:g} times below its "
+        "The mean square of the {subject} is {value:.4g}, less than 1/{limit:g} of its "
         "budget {scale:g}"
     )
     ABOVE_BUDGET = (
-        "The mean square of the {subject} is {value:.4g}, more than {limit:g} times above its "
+        "The mean square of the {subject} is {value:.4g}, more than {limit:g} times its "
         "budget {scale:g}"
     )
 
@@ -76,11 +76,11 @@ class Alarm(NamedTuple):
 
     Attributes:
       kind: what is wrong.
-      subject: what it is about: a part of the state, or the figures that are not finite.
-      value: the figure that raised it.
-      limit: what the figure is held against.
-      scale: what the limit is relative to.
-      advice: what to do, the end of the sentence; None where there is nothing to advise.
+      subject: the part of the state, or the names of the metrics that are not finite.
+      value: the measured value.
+      limit: the threshold.
+      scale: the value that the threshold is relative to.
+      advice: what to do, which ends the sentence; None if there is no advice.
     """
 
     kind: AlarmKind
@@ -91,7 +91,7 @@ class Alarm(NamedTuple):
     advice: str | None = None
 
     def sentence(self, *, advice: bool = True) -> str:
-        """Returns the alarm as a sentence, which ends with the advice unless told otherwise."""
+        """Returns the alarm as a sentence, which ends with the advice if `advice` is True."""
         text = self.kind.value.format(
             subject=self.subject, value=self.value, limit=self.limit, scale=self.scale
         )
@@ -99,17 +99,17 @@ class Alarm(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """Metrics, and the cosine similarities [P] of random pairs behind their summary."""
+    """Metrics, and the cosine similarities [P] of random pairs that they summarize."""
 
     metrics: Metrics
     cosine: np.ndarray
 
 
 def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
-    """Returns the share of a part's energy that lies in its mean; None where it is not known.
+    """Returns the share of a part's energy that lies in its mean; None if unknown.
 
-    As `<part>_mean_share`, or from what training logs: the means over dimensions of the squared
-    mean and of the square.
+    It is `<part>_mean_share`, or the ratio of two metrics that training logs: the squared mean and
+    the square, averaged over dimensions.
     """
     if f"{part}_mean_share" in metrics:
         return metrics[f"{part}_mean_share"]
@@ -122,9 +122,9 @@ def mean_share_of(metrics: Mapping[str, float], part: str) -> float | None:
 
 
 def _prediction_alarm(metrics: Mapping[str, float], remedy: Remedy) -> Alarm | None:
-    """Returns the alarm on a prediction error out of all proportion to the state; None if not.
+    """Returns an alarm if the prediction error is far larger than the state, else None.
 
-    A prediction of zero errs by the mean square of the state. Only where q and p are logged.
+    The error of predicting zero is the state's mean square. Needs logged q and p.
     """
     error, squares = metrics.get("pred"), [metrics.get("q2"), metrics.get("p2")]
     scale = max((square for square in squares if square is not None), default=math.nan)
@@ -144,7 +144,7 @@ def _prediction_alarm(metrics: Mapping[str, float], remedy: Remedy) -> Alarm | N
 def _part_alarms(
     metrics: Mapping[str, float], part: str, target: float, remedy: Remedy
 ) -> Iterator[Alarm]:
-    """Yields the alarms of one part of the state, the gravest first."""
+    """Yields the alarms of one part of the state, most severe first."""
     name = _NAMES[part]
     share, square = mean_share_of(metrics, part), metrics.get(f"{part}2")
     ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
@@ -171,20 +171,20 @@ def collapse_alarms(
     targets: Mapping[str, float] | None = None,
     remedy: Remedy = no_remedy,
 ) -> list[Alarm]:
-    """Returns what is wrong with the state of one training step.
+    """Returns the alarms raised by the metrics of one training step.
 
-    Only fields that are present are judged, so logs of every method can be passed.
+    Metrics that are absent are not checked, so logs of any method can be passed.
 
     Args:
       metrics: for q, p and z: `q_pr` (participation ratio over its largest possible value),
         `q_std_min` (smallest standard deviation of a dimension), `q2` (mean square) and
         `q_mean2` (mean of the squared mean) or `q_mean_share`; and `pred`, the prediction error.
-        Of all others only that they are finite is judged.
+        All others are only checked for being finite.
       targets: budget of the mean square of 'q' and 'p'; None = 1 for both.
-      remedy: of the method, see `Method.remedy`.
+      remedy: the method's advice, see `Method.remedy`.
 
     Returns:
-      The alarms, the gravest first; an empty list when all is well.
+      The alarms, most severe first; an empty list if there are none.
     """
     broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
     alarms = [Alarm(AlarmKind.NOT_FINITE, ", ".join(broken))] if broken else []
@@ -202,17 +202,17 @@ def state_alarms(
     targets: Mapping[str, float] | None = None,
     remedy: Remedy = no_remedy,
 ) -> list[Alarm]:
-    """Judges states [N, D] as training's alarms do, each half of [q | p] or the whole z.
+    """Raises the alarms of training for states [N, D]: for each half of [q | p], or for z.
 
     Args:
-      states: of the training images.
+      states: states of the training images.
       split_qp: whether they are [q | p].
       config: `config.evaluation`.
-      targets: mean squares that training aimed at, by part; None = these are not judged.
-      remedy: of the method, see `Method.remedy`.
+      targets: training's target mean squares, by part; None = not checked.
+      remedy: the method's advice, see `Method.remedy`.
 
     Returns:
-      The alarms, the gravest first.
+      The alarms, most severe first.
     """
     rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
     figures: dict[str, float] = {}
@@ -236,10 +236,10 @@ def diagnose(
     *,
     reference: bool = False,
 ) -> Diagnostics:
-    """Describes the distribution of features.
+    """Computes label-free metrics of features.
 
     Args:
-      train: features [N, D] whose covariance spectrum is taken (training images are more).
+      train: features [N, D] for the covariance spectrum (the larger set).
       test: features [M, D] for cosine similarities and norms.
       views: features [B, D] of two augmented views, for alignment and uniformity.
       config: `config.evaluation`.
@@ -247,7 +247,7 @@ def diagnose(
 
     Returns:
       Metrics `covariance_spectrum_topq`, `cosine_similarity`, `feature_norms` and
-      `alignment_uniformity`, and the cosines.
+      `alignment_uniformity`, and the cosine similarities.
     """
     covariance = spectrum.covariance_spectrum(
         train, max_samples=config.spectrum_samples, top=config.spectrum_top, seed=config.seed

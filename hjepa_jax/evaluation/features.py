@@ -1,4 +1,4 @@
-"""Frozen features of a data set, and the part of the state (q, p or both) that is evaluated."""
+"""Frozen features of a dataset, and the part of the state (q, p or both) that is evaluated."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy.typing as npt
 
 from hjepa_jax.errors import ConfigError, DataError, UserError
 
-# images uint8 [N, S, S, 3] -> features [N, D]; jitted (and sharded) by whoever makes it.
+# images uint8 [N, S, S, 3] -> features [N, D]; already jitted (and sharded).
 Encode = Callable[[Any], Any]
 Batch = Mapping[str, Any]
 STATE_PARTS = ("q", "p", "qp")
 
 
 class Features(NamedTuple):
-    """Features float32 [N, D] and labels int32 [N] of a data set, in its order, on the host."""
+    """Features float32 [N, D] and labels int32 [N] of a dataset, in order, on the host."""
 
     features: np.ndarray
     labels: np.ndarray
 
 
 def _to_host(pending: Any, keep: np.ndarray) -> np.ndarray:
-    """Waits for one batch of features and returns its rows that are images, float32."""
+    """Waits for one batch of features and returns the rows of real images, float32."""
     if isinstance(pending, jax.Array) and not (
         pending.is_fully_addressable or pending.is_fully_replicated
     ):
@@ -52,10 +52,10 @@ def _check_finite(features: npt.NDArray[np.float32]) -> None:
 
 
 def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
-    """Encodes a data set once and gathers the features on the host.
+    """Encodes a dataset once and gathers the features on the host.
 
-    One batch is always on its way while the one before it is copied back, so the device does not
-    wait for the host.
+    Each batch is dispatched before the previous one is copied back, so the device does not wait
+    for the host.
 
     Args:
       encode: images uint8 [N, S, S, 3] -> features [N, D], normally jitted.
@@ -84,7 +84,7 @@ def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
     if pending is not None:
         rows.append(_to_host(pending, keep))
     if not sum(map(len, rows)):
-        raise DataError("There are no images to evaluate: the data source gave no batches.")
+        raise DataError("There are no images to evaluate: the data source yielded no batches.")
     features = np.concatenate(rows)
     _check_finite(features)
     return Features(features, np.concatenate(labels))
@@ -112,10 +112,10 @@ def state_parts_of(split_qp: bool) -> tuple[str, ...]:
 
 
 def select_state_part(features: np.ndarray, state_part: str, split_qp: bool) -> np.ndarray:
-    """Returns the q half, the p half or the whole of states [..., 2d] = [q | p].
+    """Returns the q half, the p half, or all of states [..., 2d] = [q | p].
 
     Raises:
-      ConfigError: an unknown part, or q or p of a state that has no such halves.
+      ConfigError: an unknown part, or q or p of a state without halves.
       ValueError: an odd width.
     """
     if state_part not in STATE_PARTS:

@@ -1,7 +1,7 @@
 """Exact k-nearest-neighbor classification by cosine similarity, in bounded memory.
 
-The training set is visited in blocks, and each block is merged into a running list of the best
-k_max neighbors, so neither N_test x N_train similarities nor a sort over N_train ever exist.
+The training set is processed in blocks, and each block is merged into a running list of the best
+k_max neighbors, so neither N_test x N_train similarities nor a sort over N_train is ever needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hjepa_jax.kernels.top_k import merge_top_k
 
 _LOG = logging.getLogger(__name__)
 _NORM_EPS = 1e-12
-# Votes of so many test rows times classes are counted at a time: bounds the memory.
+# Test rows times classes whose votes are counted at a time; bounds the memory.
 _VOTES_AT_ONCE = 2**24
 
 
@@ -72,7 +72,7 @@ def _hits(
     num_classes: int,
     reference: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns hits of T test rows, bool [len(ks), T], in the top 1 and top 5, and the answers."""
+    """Returns top-1 and top-5 hits of T test rows, bool [len(ks), T], and the predicted classes."""
     rows = jnp.arange(len(labels))[:, None]
     numbers = jnp.arange(num_classes)
     votes = jnp.zeros((len(labels), num_classes), jnp.int32)
@@ -83,34 +83,34 @@ def _hits(
         votes = votes.at[rows, new].add(1)
         sums = sums.at[rows, new].add(weights[:, done:k])
         done = k
-        # The place of the true class; a full sort over the classes would take far longer.
-        own = jnp.take_along_axis(votes, labels[:, None], axis=1)
-        own_sum = jnp.take_along_axis(sums, labels[:, None], axis=1)
+        # The rank of the true class; a full sort over the classes would take far longer.
+        true_votes = jnp.take_along_axis(votes, labels[:, None], axis=1)
+        true_sum = jnp.take_along_axis(sums, labels[:, None], axis=1)
         lower = numbers < labels[:, None]
-        tied = lower if reference else (sums > own_sum) | ((sums == own_sum) & lower)
-        place = jnp.sum((votes > own) | ((votes == own) & tied), axis=1)
-        counted = (own[:, 0] > 0) | reference
-        top1.append((place == 0) & counted)
-        top5.append((place < 5) & counted)
+        tied = lower if reference else (sums > true_sum) | ((sums == true_sum) & lower)
+        rank = jnp.sum((votes > true_votes) | ((votes == true_votes) & tied), axis=1)
+        counted = (true_votes[:, 0] > 0) | reference
+        top1.append((rank == 0) & counted)
+        top5.append((rank < 5) & counted)
         most = votes == votes.max(axis=1, keepdims=True)
         best = jnp.where(most, 0 if reference else sums, jnp.iinfo(jnp.int32).min)
         answers.append(jnp.argmax(best, axis=1))
     return jnp.stack(top1), jnp.stack(top5), jnp.stack(answers)
 
 
-def _share(count: int, most: int) -> int:
-    """Returns the size of as few equal parts of `count` as have at most `most` each."""
+def _part_size(count: int, most: int) -> int:
+    """Returns the part size that splits `count` into the fewest equal parts of at most `most`."""
     return -(-count // -(-count // most))
 
 
 @functools.partial(jax.jit, static_argnames=("block",))
 def _prepare_train(train: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Normalizes [N, D] and cuts it into [blocks, B, D] with indices (-1 on padding), B <= block.
+    """Normalizes [N, D] and splits it into [blocks, B, D] with indices (-1 = padding), B <= block.
 
-    The blocks are of equal size, so that little is padded.
+    The blocks have equal size, to keep the padding small.
     """
     count = len(train)
-    block = _share(count, block)
+    block = _part_size(count, block)
     pad = -count % block
     blocks = jnp.pad(_normalize(train), ((0, pad), (0, 0))).reshape(-1, block, train.shape[1])
     indices = jnp.arange(count + pad, dtype=jnp.int32)
@@ -118,7 +118,7 @@ def _prepare_train(train: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _placements(mesh: Mesh | None) -> tuple[Any, Any, int]:
-    """Returns where test rows and everything else go, and the number of devices."""
+    """Returns the shardings of test rows and of everything else, and the number of devices."""
     if mesh is None:
         return None, None, 1
     rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -143,17 +143,17 @@ def nearest_neighbors(
       train: [N, D], any float type; rows of norm zero have similarity 0 to everything.
       test: [M, D].
       k: neighbors per test row, at most N.
-      block: training rows compared at a time, at most.
-      test_block: test rows compared at a time, at most (but one for each device).
-      mesh: devices over which the test rows of a block are spread (all axes of the mesh); the
-        training set is copied to each. None = where JAX puts arrays by default.
+      block: maximum number of training rows compared at a time.
+      test_block: maximum number of test rows compared at a time (at least one per device).
+      mesh: devices that share the test rows of a block (over all mesh axes); each holds the whole
+        training set. None = JAX's default device.
 
     Returns:
       Training indices int [M, k] and similarities [M, k], best first.
 
     Raises:
-      ValueError: shapes that do not match, features that are not finite, an empty set, or k
-        outside 1..N.
+      ValueError: mismatched shapes, features that are not finite, an empty set, or k outside
+        1..N.
     """
     train, test = np.asarray(train), np.asarray(test)
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
@@ -172,7 +172,7 @@ def nearest_neighbors(
             raise ValueError(f"kNN needs finite features, but some {kind} features are not.")
     by_rows, everywhere, devices = _placements(mesh)
     blocks, block_indices = jax.device_put(_prepare_train(train, block=block), everywhere)
-    test_block = -(-_share(len(test), test_block) // devices) * devices
+    test_block = -(-_part_size(len(test), test_block) // devices) * devices
     indices, similarities = [], []
     for start in range(0, len(test), test_block):
         part = test[start : start + test_block]
@@ -188,26 +188,26 @@ def usable_ks(ks: Sequence[int], num_train: int) -> tuple[int, ...]:
     """Returns the distinct k in ascending order, without those above the training set size.
 
     Raises:
-      ConfigError: no k is left, or one is below 1.
+      ConfigError: no k is usable, or one is below 1.
     """
     if not ks or min(ks) < 1:
         raise ConfigError(
-            f"config.evaluation.knn_k must hold numbers of neighbors >= 1, not {tuple(ks)}."
+            f"config.evaluation.knn_k must contain numbers of neighbors >= 1, not {tuple(ks)}."
         )
-    kept = tuple(sorted({int(k) for k in ks if k <= num_train}))
-    dropped = sorted({int(k) for k in ks if k > num_train})
-    if not kept:
+    usable = tuple(sorted({int(k) for k in ks if k <= num_train}))
+    skipped = sorted({int(k) for k in ks if k > num_train})
+    if not usable:
         raise ConfigError(
             f"Every k in config.evaluation.knn_k={tuple(ks)} exceeds the {num_train} training "
             "images; add a smaller one."
         )
-    if dropped:
-        _LOG.warning("kNN: k = %s left out, above the %d training images.", dropped, num_train)
-    return kept
+    if skipped:
+        _LOG.warning("kNN: skipping k = %s, above the %d training images.", skipped, num_train)
+    return usable
 
 
 def check_labels(labels: npt.ArrayLike, num_classes: int, what: str) -> np.ndarray:
-    """Returns labels as int32 [N]; DataError when one lies outside 0..num_classes-1."""
+    """Returns labels as int32 [N]; DataError if one lies outside 0..num_classes-1."""
     values = np.asarray(labels)
     if values.size and not 0 <= values.min() <= values.max() < num_classes:
         raise DataError(
@@ -218,9 +218,9 @@ def check_labels(labels: npt.ArrayLike, num_classes: int, what: str) -> np.ndarr
 
 
 def _fixed_point(similarities: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Returns similarities [M, K] as integers whose sums over K fit, the same on every device.
+    """Returns similarities [M, K] as int32 fixed-point numbers whose sums over K do not overflow.
 
-    Sums of floats depend on their order, which a GPU does not promise; the unit is a power of two.
+    Float sums depend on their order, which a GPU does not guarantee; the unit is a power of two.
     """
     values = np.asarray(similarities, np.float64)
     unit = 2.0 ** (30 - math.ceil(math.log2(max(values.shape[1], 1))))
@@ -238,24 +238,24 @@ def vote(
 ) -> tuple[KnnResult, npt.NDArray[np.int32]]:
     """Classifies by unweighted majority among the first k neighbors, for every k in one pass.
 
-    Classes of equally many votes are ranked by the sum of their neighbors' similarities, then by
-    their number. A class without a vote is no answer: at k = 1 top 5 is top 1.
+    Ties are broken by the sum of the neighbors' similarities, then by class index. A class without
+    votes is never an answer: at k = 1, top 5 equals top 1.
 
     Args:
       neighbor_labels: int [M, K], nearest first.
-      similarities: [M, K], of these neighbors.
+      similarities: [M, K], of the same neighbors.
       test_labels: int [M].
       ks: ascending numbers of neighbors, at most K.
-      num_classes: classes; "top 5" is over at most all of them.
-      reference: count as the published protocol does: ties go to the lowest class number, and
-        classes without a vote fill the top five by their number (at k = 1 four of the five).
+      num_classes: number of classes; top 5 is over at most all of them.
+      reference: count as the published protocol does: ties go to the lowest class index, and
+        classes without votes fill the top five in order of index (four of five at k = 1).
 
     Returns:
-      Accuracies with their intervals, and the class that each k answers, int [len(ks), M].
+      Accuracies with their intervals, and the predicted class for each k, int [len(ks), M].
     """
     truth, neighbors = np.asarray(test_labels), np.asarray(neighbor_labels)
     weights = _fixed_point(similarities)
-    size = _share(len(truth), max(1, _VOTES_AT_ONCE // num_classes))
+    size = _part_size(len(truth), max(1, _VOTES_AT_ONCE // num_classes))
     parts = []
     for start in range(0, len(truth), size):
         rows = slice(start, start + size)
@@ -289,9 +289,9 @@ def knn_accuracy(
     reference: bool = False,
     mesh: Mesh | None = None,
 ) -> KnnResult:
-    """Returns kNN accuracies for all k from one exact search: see the two functions it joins.
+    """Returns kNN accuracies for all k from one search, by `nearest_neighbors` and `vote`.
 
-    A k above the number of training rows is left out with a logged sentence (`usable_ks`).
+    A k above the number of training rows is skipped with a warning (`usable_ks`).
 
     Args:
       train: training features [N, D].
@@ -306,7 +306,7 @@ def knn_accuracy(
       mesh: see `nearest_neighbors`.
 
     Raises:
-      ValueError: shapes or labels that do not fit, or no usable k.
+      ValueError: mismatched shapes or labels, or no usable k.
     """
     labels = check_labels(train_labels, num_classes, "training")
     truth = check_labels(test_labels, num_classes, "test")

@@ -1,4 +1,4 @@
-"""What a training run tells about itself on the way: its views, alarms, and a periodic kNN."""
+"""Monitoring of a training run: sample views, collapse alarms, and a periodic kNN."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ _SHEET_IMAGES = 12
 
 
 class AlarmLog:
-    """Collapse alarms, each kind reported once for each part of the state."""
+    """Collapse alarms, each kind reported once per part of the state."""
 
     def __init__(self, targets: Mapping[str, float], remedy: Remedy = no_remedy):
-        """Takes what the method asks of the mean squares, and what it advises."""
+        """Takes the method's target mean squares and its advice."""
         self._targets, self._remedy = targets, remedy
-        self._told: set[tuple[AlarmKind, str]] = set()
+        self._reported: set[tuple[AlarmKind, str]] = set()
 
     def new(self, metrics: Mapping[str, float]) -> list[Alarm]:
-        """Returns the alarms that were never there before."""
+        """Returns the alarms that were not raised before."""
         found = collapse_alarms(metrics, targets=self._targets, remedy=self._remedy)
-        fresh = [alarm for alarm in found if (alarm.kind, alarm.subject) not in self._told]
-        self._told |= {(alarm.kind, alarm.subject) for alarm in fresh}
+        fresh = [alarm for alarm in found if (alarm.kind, alarm.subject) not in self._reported]
+        self._reported |= {(alarm.kind, alarm.subject) for alarm in fresh}
         return fresh
 
 
 def _shared(train: ImageSource, test: ImageSource) -> int:
-    """Returns how many test images are stored as training images as well."""
+    """Returns how many test images are also stored as training images."""
 
     def digests(source: ImageSource) -> Iterator[bytes]:
         for index in range(len(source)):
             try:
                 record = source.record(index)
             except (OSError, ValueError):
-                continue  # the evaluation itself will say so
+                continue  # the evaluation reports it
             if record.encoded is not None:
                 yield hashlib.blake2b(record.encoded, digest_size=12).digest()
             elif record.image is not None:
@@ -74,7 +74,7 @@ def _shared(train: ImageSource, test: ImageSource) -> int:
 
 
 def check_online_labels(config: Config, train: ImageSource) -> None:
-    """Refuses an online probe whose accuracy would mean nothing; DataError."""
+    """Raises a DataError if the online probe's accuracy would be meaningless."""
     if not config.evaluation.online_probe:
         return
     sentence = validity.one_class(train.labels(), "training", train.class_names)
@@ -88,15 +88,14 @@ def check_online_labels(config: Config, train: ImageSource) -> None:
 class OnlineKnn:
     """kNN of the encoder under training, on at most `online_images` images of each set.
 
-    Tested are images of the test split, or those of `online_holdout`; of both sets those with a
-    label.
+    It tests on the test split or on `online_holdout`; unlabeled images of both sets are skipped.
     """
 
     def __init__(self, config: Config, run: PreparedRun, train: ImageSource):
-        """Opens the images to test and checks that classes, labels and batches fit.
+        """Opens the test images and checks classes, labels and batch size.
 
         Raises:
-          ConfigError, DataError: if they do not, with a sentence on what to do.
+          ConfigError, DataError: if they do not fit together.
         """
         settings = config.evaluation
         sentence = sharding.divisibility_error(
@@ -114,8 +113,8 @@ class OnlineKnn:
         num_classes = len(train.class_names)
         if ranked == "online/knn_top5" and num_classes <= TRIVIAL_TOP5:
             raise ConfigError(
-                f"config.checkpoint.best_metric is {ranked!r}, but of {num_classes} classes "
-                "all are among the top five: set it to 'online/knn_top1'."
+                f"config.checkpoint.best_metric is {ranked!r}, but with {num_classes} classes "
+                "top-5 accuracy is always 1: set it to 'online/knn_top1'."
             )
         self._config, self._run = config, run
         self._sources = _sets(settings, train, test)
@@ -127,8 +126,8 @@ class OnlineKnn:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder.
 
-        Each with the bounds of its 95 % interval over test images, '_low' and '_high'. With five or
-        fewer classes there is no top 5.
+        Each comes with its 95 % interval over test images, as '_low' and '_high'. With five or
+        fewer classes, top 5 is omitted.
         """
         config, settings = self._config, self._config.evaluation
         raw = make_encode(self._run, state.params, state.batch_stats)
@@ -164,12 +163,12 @@ class OnlineKnn:
 
 
 def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSource]:
-    """Returns what the online kNN learns on and tests; DataError where that would mean nothing."""
+    """Returns the online kNN's training and test images; DataError if it would be meaningless."""
     try:
         sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
-        learn, judge = sets
+        known, tested = sets
         reason = validity.why_no_accuracy(
-            learn.labels(), judge.labels(), _shared(learn, judge), train.class_names
+            known.labels(), tested.labels(), _shared(known, tested), train.class_names
         )
     except ValueError as error:
         reason = str(error)
@@ -182,17 +181,17 @@ def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSou
 
 
 class TrainingMonitor:
-    """Watches a run: what it writes goes to the log and to TensorBoard, nothing to the state."""
+    """Watches a run and writes to the log and TensorBoard; it never changes the state."""
 
     def __init__(self, config: Config, run: PreparedRun, source: ImageSource, writer: Any):
-        """Prepares what `config.evaluation` asks for; errors as `OnlineKnn`."""
+        """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
         self._config, self._run, self._writer = config, run, writer
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = config.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(config, run, source) if online else None
 
     def show_views(self, step: int, batch: Mapping[str, jax.Array]) -> None:
-        """Writes a contact sheet of this process's first images, where the host makes the views."""
+        """Writes a contact sheet of this process's first images if the host makes the views."""
         names = [name for name in ("global_views", "local_views") if name in batch]
         if self._config.data.backend != "host" or not names:
             return
@@ -200,22 +199,22 @@ class TrainingMonitor:
         self._writer.write_images(step, {"views": contact_sheet(views, _SHEET_IMAGES)})
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs alarms when they come up for the first time."""
+        """Logs alarms that were not raised before."""
         for alarm in self._alarms.new(metrics):
             _log.warning("step %d: %s", step, alarm.sentence())
 
     def is_due(self, step: int) -> bool:
-        """Returns whether `scores` is to be called after this step."""
+        """Returns whether `scores` should be called after this step."""
         if self._knn is None:
             return False
         return step % self._knn.every_steps == 0 or step == self._run.num_steps
 
     def scores(self, step: int, state: TrainState) -> dict[str, float]:
-        """Runs the kNN and writes what it finds, which is also returned."""
+        """Runs the kNN, writes its accuracies, and returns them."""
         assert self._knn is not None
         scores = self._knn(state)
         self._writer.write_scalars(step, scores)
         figures = (scores[f"online/knn_top1{end}"] for end in ("", "_low", "_high"))
-        told = "step %d: kNN top-1 %.1f %% (95 %% interval %.1f to %.1f)"
-        _log.info(told, step, *(100 * figure for figure in figures))
+        message = "step %d: kNN top-1 %.1f %% (95 %% interval %.1f to %.1f)"
+        _log.info(message, step, *(100 * figure for figure in figures))
         return scores

@@ -31,16 +31,16 @@ from hjepa_jax.objectives.linear_probe import (
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """How the probe is trained.
+    """Training settings of the probe.
 
     Attributes:
       epochs: passes over the training set.
-      batch_size: images per step; the last, shorter batch of an epoch is kept.
-      lr: initial learning rates, each trained at the same time; one is the published protocol.
-        Of several, the best by cross-validation on the training set alone is reported.
-      weight_decay: of AdamW, on all parameters.
-      seed: of the initial parameters, batch order and folds.
-      folds: of that cross-validation.
+      batch_size: images per step; the last, smaller batch of an epoch is used.
+      lr: initial learning rates, trained in parallel; the published protocol uses one. If there
+        are several, the best in cross-validation on the training set is reported.
+      weight_decay: weight decay of AdamW, on all parameters.
+      seed: seed of the initial parameters, batch order and folds.
+      folds: number of cross-validation folds.
     """
 
     epochs: int = 50
@@ -64,14 +64,14 @@ class ProbeSettings:
 
 
 class ProbeResult(NamedTuple):
-    """What a probe reached.
+    """The result of training a probe.
 
     Attributes:
       top1, top5: test accuracies of the reported learning rate; top 5 is over at most C classes.
       losses: its mean training cross-entropy of each epoch, float [epochs].
       lr: the reported learning rate.
       params: its trained parameters.
-      validation: mean cross-validated top-1 for each learning rate; empty when there is one.
+      validation: mean cross-validated top-1 for each learning rate; empty if there is only one.
     """
 
     top1: float
@@ -113,7 +113,7 @@ def _train_one(
     steps = -(-count // batch_size)
     batches = jnp.pad(permutations, ((0, 0), (0, steps * batch_size - count)))
     batches = batches.reshape(epochs, steps, batch_size)
-    # Padding comes last, so the same weights serve every epoch.
+    # Padding comes last, so the same weights work for every epoch.
     weights = (jnp.arange(steps * batch_size) < count).astype(x.dtype).reshape(steps, batch_size)
 
     def schedule(step: Any) -> Any:
@@ -156,7 +156,7 @@ def train_probe(
       params: initial parameters.
       features: [N, D].
       labels: int [N].
-      permutations: int [epochs, P], the rows in the order in which each epoch takes them.
+      permutations: int [epochs, P], the order of the rows in each epoch.
       lrs: [L].
       batch_size: rows per step; the last batch of an epoch may be shorter.
       weight_decay: decoupled, on all parameters.
@@ -167,7 +167,7 @@ def train_probe(
     train = functools.partial(_train_one, batch_size=batch_size, weight_decay=weight_decay)
     x = standardize(features)
     if len(lrs) == 1:
-        # Mapped over one, all products would be batched ones, which take twice the time on a CPU.
+        # vmap over a single rate would batch all matmuls, which takes twice the time on a CPU.
         trained = train(params, x, labels, permutations, lrs[0])
         return jax.tree.map(lambda leaf: leaf[None], trained)
     return jax.vmap(train, in_axes=(None, None, None, None, 0))(
@@ -190,7 +190,7 @@ def _answers(params: ProbeParams, features: jax.Array) -> jax.Array:
 
 
 def probe_answers(params: ProbeParams, features: npt.ArrayLike) -> np.ndarray:
-    """Returns the class int [N] that a probe answers for features [N, D]."""
+    """Returns the class int [N] that a probe predicts for features [N, D]."""
     return np.asarray(_answers(params, jnp.asarray(features)))
 
 
@@ -241,7 +241,7 @@ def _check_sets(
     test: tuple[npt.ArrayLike, npt.ArrayLike],
     num_classes: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns the four arrays on the device, or says in a ValueError what does not fit."""
+    """Returns the four arrays on the device; ValueError if they do not match."""
     x, test_x = jnp.asarray(train[0]), jnp.asarray(test[0])
     y = knn.check_labels(train[1], num_classes, "training")
     test_y = knn.check_labels(test[1], num_classes, "test")
@@ -274,10 +274,10 @@ def linear_probe(
       permutations: int [epochs, N], the batch order of each epoch; None = drawn from the seed.
 
     Returns:
-      The result at the only learning rate, or at the one best in cross-validation on `train`.
+      The result at the only learning rate, or at the best one in cross-validation on `train`.
 
     Raises:
-      ValueError: shapes or labels that do not fit, or impossible settings.
+      ValueError: mismatched shapes or labels, or invalid settings.
     """
     settings = settings or ProbeSettings()
     x, y, test_x, test_y = _check_sets(train, test, num_classes)

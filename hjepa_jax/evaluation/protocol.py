@@ -1,9 +1,9 @@
 """The evaluation protocol: encoders and data in, one nested dictionary of metrics out.
 
-Features are of images without augmentation. kNN and probes learn on the training set and are
-tested on the test set; the spectrum and CKA are of training features, which are more; cosine
-similarities and norms of test features; alignment and uniformity of pairs of augmented views.
-For other coordinates of the state (such as H^{1/2} z) pass an encoder composed with the transform,
+Features come from images without augmentation. kNN and probes are fit on the training set and
+tested on the test set. The spectrum and CKA use training features, which are more numerous; cosine
+similarities and norms use test features; alignment and uniformity use pairs of augmented views.
+For other coordinates of the state (such as H^{1/2} z), pass an encoder composed with the transform;
 see `coordinates.py`.
 """
 
@@ -45,7 +45,7 @@ from hjepa_jax.evaluation.features import (
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import PIXELS, differences, notes_of
 
-# Version 2 added intervals, notes and null figures, and counts kNN votes and pairs differently;
+# Version 2 added intervals, notes and null values, and counts kNN votes and pairs differently;
 # version 3 renamed `variant` to `state_part` and `qp_variants` to `state_parts`.
 SCHEMA_VERSION = 3
 
@@ -55,13 +55,13 @@ class Sources:
     """The data of an evaluation.
 
     Attributes:
-      train_batches, test_batches: each call gives the set anew and in the same order, as dicts
-        of 'image' uint8 [N, S, S, 3], 'label' [N] and 'mask' [N] (see `extract_features`).
-      augmented_pairs: gives two augmented views of the same images, uint8 [M, S, S, 3] each.
+      train_batches, test_batches: each call iterates over the set in the same order, as dicts of
+        'image' uint8 [N, S, S, 3], 'label' [N] and 'mask' [N] (see `extract_features`).
+      augmented_pairs: returns two augmented views of the same images, uint8 [M, S, S, 3] each.
       num_classes: labels lie in 0..num_classes-1.
-      class_names: names for pictures; () = the numbers.
-      label_maps: coarser labelings to evaluate as well: name -> int [num_classes], the coarse
-        class of each class.
+      class_names: names for pictures; () = class indices.
+      label_maps: additional coarser labelings: name -> int [num_classes], the coarse class of
+        each class.
     """
 
     train_batches: Callable[[], Iterable[Batch]]
@@ -74,7 +74,7 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Metrics, ready for JSON, and the inputs of the pictures.
+    """JSON-ready metrics, and the inputs of the pictures.
 
     Attributes:
       metrics: see `run_protocol`.
@@ -86,12 +86,12 @@ class Evaluation:
 
     @functools.cached_property
     def pictures(self) -> gallery.PictureInputs:
-        """Inputs of the pictures, read from the data when they are first asked for."""
+        """Inputs of the pictures, read from the data on first access."""
         return self.make_pictures()
 
 
 def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
-    """Encodes images [N, S, S, 3] as their pixels in [0, 1], block means of at most 32 x 32."""
+    """Encodes images [N, S, S, 3] as pixels in [0, 1], averaged over blocks to at most 32 x 32."""
     count, side = images.shape[:2]
     factor = -(-side // 32)
     cut = side // factor * factor
@@ -101,7 +101,7 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
 
 
 class _Setting(NamedTuple):
-    """What all encoders of an evaluation are evaluated on and with; see `run_protocol`."""
+    """Data and settings shared by all encoders of an evaluation; see `run_protocol`."""
 
     sources: Sources
     pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
@@ -110,16 +110,16 @@ class _Setting(NamedTuple):
     reference: bool
     targets: Mapping[str, float] | None
     remedy: diagnostics.Remedy
-    witness: validity.Witness
+    overlap: validity.Overlap
 
     def classification(self) -> dict[str, Any]:
-        """Returns the options of `classify`; to be asked when both sets have been read."""
-        names, shared = self.sources.class_names, self.witness.shared()
+        """Returns the options of `classify`; call it after both sets have been read."""
+        names, shared = self.sources.class_names, self.overlap.shared()
         return {"reference": self.reference, "shared": shared, "names": names}
 
 
 class _Encoded(NamedTuple):
-    """The features of one encoder: whole states and the evaluated part of them."""
+    """The features of one encoder: full states and the evaluated part of them."""
 
     train_states: Features
     test_states: Features
@@ -130,27 +130,27 @@ class _Encoded(NamedTuple):
 
 
 def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
-    """Encodes both sets, and checks what can be before anything else is computed."""
-    sources, config, witness = setting.sources, setting.config, setting.witness
+    """Encodes both sets; checks few-shot settings and set sizes before any other computation."""
+    sources, config, overlap = setting.sources, setting.config, setting.overlap
     state_part = config.state_part if split_qp else "qp"
     select = functools.partial(select_state_part, state_part=state_part, split_qp=split_qp)
-    train = extract_features(encode, witness.watch("train", sources.train_batches()))
+    train = extract_features(encode, overlap.watch("train", sources.train_batches()))
     for shots in config.few_shot:
         check_few_shot(train.labels, shots, sources.num_classes)
-    test = extract_features(encode, witness.watch("test", sources.test_batches()))
+    test = extract_features(encode, overlap.watch("test", sources.test_batches()))
     if min(len(train.labels), len(test.labels)) < 2:
         raise DataError(
             f"The evaluation needs at least two training and two test images, but there are "
             f"{len(train.labels)} and {len(test.labels)}."
         )
-    learn, judge = (s._replace(features=select(s.features)) for s in (train, test))
-    return _Encoded(train, test, learn, judge, state_part, select)
+    parts = [s._replace(features=select(s.features)) for s in (train, test)]
+    return _Encoded(train, test, parts[0], parts[1], state_part, select)
 
 
 def _optional_parts(
     encode: Encode, data: _Encoded, found: Classification, setting: _Setting
 ) -> Metrics:
-    """Few-shot probes, coarser labels and changed images, where asked for and of a meaning."""
+    """Returns few-shot, coarse-label and robustness metrics, if requested and meaningful."""
     sources, config, mesh = setting.sources, setting.config, setting.mesh
     metrics: Metrics = {}
     if config.few_shot and found.params is not None:
@@ -180,7 +180,7 @@ def _optional_parts(
 def _evaluate_encoder(
     encode: Encode, split_qp: bool, setting: _Setting
 ) -> tuple[Metrics, tuple[np.ndarray, np.ndarray], gallery.EncoderPictures, np.ndarray]:
-    """Returns metrics of one encoder, both sets' labels, what pictures need, and their queries."""
+    """Returns one encoder's metrics, both sets' labels, its picture inputs, and their queries."""
     sources, config, mesh = setting.sources, setting.config, setting.mesh
     data = _encode(encode, split_qp, setting)
     views = [encode_images(encode, v, config.batch_size) for v in setting.pair]
@@ -222,14 +222,14 @@ def _evaluate_encoder(
         query_states=data.test_states.features[queries],
         neighbors=found.neighbors[shown, :GALLERY_NEIGHBORS],
     )
-    # Not the features, of which there would be two sets while the next encoder is evaluated.
+    # Not the features, which would take memory while the next encoder is evaluated.
     return metrics, (data.train.labels, data.test.labels), pictures, queries
 
 
 def _picture_inputs(
     sources: Sources, encoders: dict[str, gallery.EncoderPictures], queries: np.ndarray
 ) -> gallery.PictureInputs:
-    """Reads the data once more, for the images that the gallery shows."""
+    """Reads the data again for the images in the gallery."""
     shown = np.unique(np.concatenate([one.neighbors.ravel() for one in encoders.values()]))
     return gallery.PictureInputs(
         encoders=encoders,
@@ -263,22 +263,22 @@ def run_protocol(
       split_qp: whether the encoders' features are states [q | p].
       mesh: devices that share the kNN's test rows; None = the default device.
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
-      notes: sentences to begin `metrics['notes']` with.
+      notes: sentences placed first in `metrics['notes']`.
       reference: config.evaluation.reference_evaluation.
-      targets: mean squares of 'q' and 'p', or of 'z', that training aimed at; None = not judged.
-      remedy: of the method that was trained, see `Method.remedy`.
+      targets: training's target mean squares of 'q' and 'p', or of 'z'; None = not checked.
+      remedy: the method's advice, see `Method.remedy`.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
-      `largest_class_share` (of these), `headline_k`, `notes` (sentences on what the figures do not
-      say), `encoders` (for each name: state_part, feature_dim, knn, linear_probe, diagnostics,
-      collapse, alarms, notes, and, where asked for, state_parts, few_shot, coarse, robustness) and
-      `trained_minus_random`; and picture inputs.
+      `largest_class_share` (of these), `headline_k`, `notes` (caveats, as sentences), `encoders`
+      (for each name: state_part, feature_dim, knn, linear_probe, diagnostics, collapse, alarms,
+      notes, and, if requested, state_parts, few_shot, coarse, robustness) and
+      `trained_minus_random`; and the picture inputs.
 
     Raises:
-      ValueError: no encoder, or data, labels or settings that do not fit (a sentence says which).
+      ValueError: no encoder, or data, labels or settings that do not match.
     """
-    # Settings that are used late are checked early, so that no hours of work are lost to them.
+    # Settings that are used late are checked first, so that an error does not waste hours.
     probe_settings(config)
     robustness.check_names(config.robustness)
     if not encoders:
@@ -288,23 +288,23 @@ def run_protocol(
         todo.append((PIXELS, pixels, False))
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
-    witness, pair = validity.Witness(), sources.augmented_pairs()
-    setting = _Setting(sources, pair, config, mesh, reference, targets, remedy, witness)
+    overlap, pair = validity.Overlap(), sources.augmented_pairs()
+    setting = _Setting(sources, pair, config, mesh, reference, targets, remedy, overlap)
     for name, encode, split in todo:
         metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, setting)
-    learned, tested = labels
+    train_labels, test_labels = labels
     return Evaluation(
         metrics={
             "schema_version": SCHEMA_VERSION,
             "info": dict(info or {}),
             "num_classes": sources.num_classes,
-            "num_test_images": int(np.count_nonzero(has_label(tested))),
-            "largest_class_share": validity.largest_share(tested),
+            "num_test_images": int(np.count_nonzero(has_label(test_labels))),
+            "largest_class_share": validity.largest_share(test_labels),
             "headline_k": config.headline_k,
-            "notes": notes_of(metrics, learned, tested, witness.shared(), notes),
+            "notes": notes_of(metrics, train_labels, test_labels, overlap.shared(), notes),
             "encoders": metrics,
             "trained_minus_random": differences(metrics, config.headline_k),
         },
-        # Later: the numbers are done, and must not be lost to data that cannot be read again.
+        # Deferred: the numbers must not be lost if the data cannot be read again.
         make_pictures=lambda: _picture_inputs(sources, pictures, queries),
     )

@@ -1,4 +1,4 @@
-"""What an evaluation needs, checked before the hours of training that it follows."""
+"""Checks of what an evaluation needs, made before hours of training."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ class Sets(NamedTuple):
 
 
 def check_same_classes(train: ImageSource, test: ImageSource, remedy: str) -> None:
-    """Checks that both sets number the same classes.
+    """Checks that both sets have the same classes in the same order.
 
     Raises:
-      DataError: if not, naming the classes that only one has; `remedy` says what to do.
+      DataError: if not, naming the classes that only one has; the message ends with `remedy`.
     """
     if train.class_names == test.class_names:
         return
-    told = []
+    differing = []
     for ours, theirs, which in ((test, train, "test"), (train, test, "training")):
         lone = sorted(set(ours.class_names) - set(theirs.class_names))
         if lone:
             more = f" and {len(lone) - _NAMES_SHOWN} more" if len(lone) > _NAMES_SHOWN else ""
-            told.append(f"only the {which} images have {', '.join(lone[:_NAMES_SHOWN])}{more}")
+            differing.append(f"only the {which} images have {', '.join(lone[:_NAMES_SHOWN])}{more}")
     raise DataError(
         f"the classes of the two splits differ: {len(train.class_names)} in {train.description}, "
         f"{len(test.class_names)} in {test.description} "
-        f"({'; '.join(told) or 'the same ones in another order'}): {remedy}."
+        f"({'; '.join(differing) or 'the same ones in another order'}): {remedy}."
     )
 
 
 def open_sets(settings: Settings) -> Sets:
-    """Opens the images of an evaluation, and checks that its settings can be met by them.
+    """Opens the images of an evaluation and checks its settings against them.
 
     Raises:
-      ConfigError, DataError: a split that is missing or too small, classes that differ, or more
-        neighbors, shots or folds than there are images.
+      ConfigError, DataError: a missing or too small split, different classes, or more neighbors,
+        shots or folds than images.
     """
     evaluation = settings.evaluation
     sets = Sets(open_split(settings, "train"), open_split(settings, "test"))
@@ -65,7 +65,7 @@ def open_sets(settings: Settings) -> Sets:
     labels = sets.train.labels()
     labeled = int(np.count_nonzero(has_label(labels)))
     if not labeled or not has_label(sets.test.labels()).any():
-        return sets  # there is no accuracy then, of which the evaluation says why
+        return sets  # the evaluation reports why there is no accuracy
     wanted = (*evaluation.knn_k, evaluation.headline_k)
     if min(wanted) > labeled:
         usable_ks(wanted, labeled)
@@ -81,15 +81,15 @@ def open_sets(settings: Settings) -> Sets:
 
 
 def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path, mesh: Any) -> Sets:
-    """Checks what an evaluation needs besides a checkpoint, and returns its images.
+    """Checks everything that an evaluation needs but a checkpoint, and returns its images.
 
     Args:
       settings: the configuration.
       eval_dir: folder of reports, which is created.
-      mesh: of `sharding.data_mesh`.
+      mesh: the mesh of `sharding.data_mesh`.
 
     Raises:
-      UserError: one of its kinds, each with a sentence that says what to do.
+      UserError: something is missing or does not match; the message says what to do.
     """
     size = settings.evaluation.batch_size
     sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")

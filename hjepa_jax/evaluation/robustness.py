@@ -1,4 +1,4 @@
-"""Changes of test images that leave their class as it is, on the host, seeded by position."""
+"""Corruptions of test images that preserve their class, on the host, seeded by batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _blur(images: Images, rng: np.random.Generator) -> Images:
 
 
 def _shift(images: Images, rng: np.random.Generator) -> Images:
-    """Up to an eighth of the side in each direction, edges repeated."""
+    """Shift by up to an eighth of the side in each direction, edges repeated."""
     reach = max(1, images.shape[1] // 8)
     padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
     height, width = images.shape[1:3]
@@ -86,22 +86,22 @@ CORRUPTIONS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises a ConfigError for a change that is not known."""
+    """Raises a ConfigError for an unknown corruption."""
     for name in names:
         if name not in CORRUPTIONS:
             raise ConfigError(
-                f"config.evaluation.robustness holds {name!r}; it knows {', '.join(CORRUPTIONS)}."
+                f"config.evaluation.robustness contains {name!r}; use {', '.join(CORRUPTIONS)}."
             )
 
 
 def corrupt(images: Images, name: str, rng: np.random.Generator) -> Images:
-    """Returns changed images uint8 [N, S, S, 3]; ConfigError for an unknown name."""
+    """Returns corrupted images uint8 [N, S, S, 3]; ConfigError for an unknown name."""
     check_names((name,))
     return CORRUPTIONS[name](np.asarray(images), rng)
 
 
 def corrupt_batches(batches: Iterable[Batch], name: str, seed: int) -> Iterator[Batch]:
-    """Changes the images of every batch; the same seed and batches give the same images."""
+    """Corrupts the images of every batch; the same seed and batches give the same images."""
     for number, batch in enumerate(batches):
         rng = np.random.default_rng((seed, number))
         yield {**batch, "image": corrupt(batch["image"], name, rng)}
@@ -118,40 +118,40 @@ def robustness_metrics(
     *,
     reference: bool = False,
 ) -> Metrics:
-    """Tests what learned on clean images on changed test images.
+    """Tests classifiers that were fit on clean images on corrupted test images.
 
     Args:
       encode: the encoder.
-      select: takes the evaluated part of its features.
+      select: selects the evaluated part of its features.
       test_batches: the test set.
       train: features (of that part) and labels of clean training images.
-      clean: what `classify` returned for them, with accuracies.
-      config: `config.evaluation`; `robustness` names the changes.
+      clean: the result of `classify` for them, with accuracies.
+      config: `config.evaluation`; `robustness` names the corruptions.
       mesh: see `nearest_neighbors`.
       reference: see `classify`.
 
     Returns:
-      For each change, `knn` at headline_k (or the largest k there is) and `linear_probe`.
+      For each corruption, `knn` at headline_k (or the largest possible k) and `linear_probe`.
     """
     assert clean.params is not None
     num_classes = clean.params.bias.shape[0]
-    learn, _ = labeled(train, "training", num_classes)
+    train_set, _ = labeled(train, "training", num_classes)
     result: Metrics = {}
     for name in config.robustness:
-        changed = corrupt_batches(test_batches(), name, config.seed)
-        found = extract_features(encode, changed)
-        judge, _ = labeled(found._replace(features=select(found.features)), "test", num_classes)
+        corrupted = corrupt_batches(test_batches(), name, config.seed)
+        found = extract_features(encode, corrupted)
+        test_set, _ = labeled(found._replace(features=select(found.features)), "test", num_classes)
         accuracy = knn.knn_accuracy(
-            *learn,
-            *judge,
-            ks=(min(config.headline_k, len(learn.labels)),),
+            *train_set,
+            *test_set,
+            ks=(min(config.headline_k, len(train_set.labels)),),
             num_classes=num_classes,
             block=config.knn_block,
             reference=reference,
             mesh=mesh,
         )
-        top1, top5 = probe.probe_accuracy(clean.params, *judge)
-        count = len(judge.labels)
+        top1, top5 = probe.probe_accuracy(clean.params, *test_set)
+        count = len(test_set.labels)
         result[name] = {
             "knn": without_trivial_top5(accuracy, num_classes),
             "linear_probe": probe_metrics(float(top1), float(top5), num_classes, count),

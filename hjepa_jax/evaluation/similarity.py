@@ -23,12 +23,12 @@ def normalize_rows(features: npt.ArrayLike) -> np.ndarray:
 def random_pairs(
     num_rows: int, num_pairs: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Draws distinct pairs of different rows uniformly: no row meets itself, no pair comes twice.
+    """Draws distinct pairs of different rows uniformly, without replacement.
 
     Args:
       num_rows: N, at least 2.
-      num_pairs: wanted; where there are fewer, N (N - 1) / 2, all of them are returned.
-      seed: of the draw.
+      num_pairs: number of pairs to draw, limited to all N (N - 1) / 2.
+      seed: seed of the draw.
 
     Returns:
       Row numbers int [P] and [P].
@@ -43,8 +43,8 @@ def random_pairs(
         chosen = np.arange(total)
     else:
         chosen = np.random.default_rng(seed).choice(total, num_pairs, replace=False)
-    # A round-robin of an odd number m of rows: round o pairs i with i + o (mod m). The last of an
-    # even number meets every row in round 0.
+    # Round-robin over an odd number m of rows: round o pairs i with i + o (mod m). If N is even,
+    # round 0 pairs the last row with every other one.
     odd = num_rows % 2
     m = num_rows - 1 + odd
     first, turn = chosen % m, chosen // m + odd
@@ -55,7 +55,7 @@ def random_pairs(
 def reference_pairs(
     num_rows: int, num_pairs: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Draws pairs as the published protocol does: a row may meet itself, a pair may come twice."""
+    """Draws pairs with replacement, self-pairs included, as the published protocol does."""
     first, second = np.random.default_rng(seed).integers(num_rows, size=(2, num_pairs))
     return first, second
 
@@ -100,7 +100,7 @@ def alignment_uniformity(
       views2: features [N, D] of another augmentation of the same images.
       first: int [P], rows of `views1`: the first of each pair for the uniformity.
       second: int [P], rows of `views1`: the second of each pair.
-      t: its exponent.
+      t: exponent of the uniformity.
 
     Returns:
       'alignment': mean |z1 - z2|^2 (0 = views agree), 'uniformity':

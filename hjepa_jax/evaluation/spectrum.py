@@ -1,7 +1,7 @@
-"""Covariance spectra of features and the effective dimensions read from them.
+"""Covariance spectra of features and the effective dimensions derived from them.
 
-On the host in float64: the small eigenvalues of a nearly collapsed state lie far below the
-rounding of float32.
+Computed on the host in float64: the small eigenvalues of a nearly collapsed state are far below
+float32 rounding errors.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _RANKME_EPS = 1e-7
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues in descending order (the largest `top`), and summaries of them.
+    """The largest `top` eigenvalues in descending order, and summaries of the spectrum.
 
-    The `_full` values use every eigenvalue, the others the largest `top` as published. All of these
-    are of centered features and say nothing of how much varies; `rankme` is of the features as they
-    are, and `mean_share` the share of their energy that lies in the mean.
+    The `_full` values use every eigenvalue, the others the largest `top` as published. They are for
+    centered features and do not depend on their scale; `rankme` uses the uncentered features, and
+    `mean_share` is the share of their energy in the mean.
     """
 
     eigenvalues: np.ndarray
@@ -66,7 +66,7 @@ def covariance_eigenvalues(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def effective_rank(eigenvalues: npt.ArrayLike) -> float:
     """exp(entropy of the normalized eigenvalues), Roy and Vetterli, EUSIPCO 2007.
 
-    0 where all are zero: a state that has collapsed to a point has no dimensions.
+    0 if all are zero: a state that has collapsed to a point has no dimensions.
     """
     values = np.asarray(eigenvalues, np.float64)
     if not values.any():
@@ -77,7 +77,7 @@ def effective_rank(eigenvalues: npt.ArrayLike) -> float:
 
 
 def participation_ratio(eigenvalues: npt.ArrayLike) -> float:
-    """(sum lambda)^2 / sum lambda^2; 0 where all are zero."""
+    """(sum lambda)^2 / sum lambda^2; 0 if all are zero."""
     values = np.asarray(eigenvalues, np.float64)
     if not values.any():
         return 0.0
@@ -87,8 +87,8 @@ def participation_ratio(eigenvalues: npt.ArrayLike) -> float:
 def rankme(features: npt.ArrayLike) -> float:
     """exp(entropy of the singular values of the uncentered features), Garrido et al., ICML 2023.
 
-    The entropy is of p_k = sigma_k / sum(sigma) + 1e-7, as in that paper. Features of zeros
-    alone give 0.
+    The entropy is of p_k = sigma_k / sum(sigma) + 1e-7, as in that paper. All-zero
+    features give 0.
     """
     sigma = np.sqrt(_gram_eigenvalues(np.asarray(features, np.float64)))
     if not sigma.any():
@@ -100,8 +100,8 @@ def rankme(features: npt.ArrayLike) -> float:
 def mean_share(features: npt.ArrayLike) -> float:
     """|mean x|^2 / mean |x|^2 of features [N, D]: the share of the energy in the mean.
 
-    1 = all features are one point (zeros too), 0 = centered. It is the mean cosine similarity of
-    pairs of features of equal length.
+    1 = all features are equal (also all zero), 0 = centered. For features of equal norm it is the
+    mean cosine similarity of pairs.
     """
     x = np.asarray(features, np.float64)
     energy = float(np.mean(np.sum(x * x, axis=1)))
@@ -109,21 +109,21 @@ def mean_share(features: npt.ArrayLike) -> float:
 
 
 def projected_participation(features: npt.ArrayLike, rank: int, seed: int) -> float:
-    """Participation ratio over its largest value of features [N, D] on random directions.
+    """Participation ratio, relative to its maximum, of features [N, D] on random directions.
 
-    The figure that training logs as 'q_pr': of the covariance on min(rank, D, N - 1) orthonormal
-    directions, in [0, 1]; 0 where nothing varies.
+    Training logs it as 'q_pr': it is that of the covariance on min(rank, D, N - 1) orthonormal
+    directions, in [0, 1]; 0 for constant features.
     """
     x = np.asarray(features, np.float64)
-    kept = min(rank, x.shape[1], len(x) - 1)
-    drawn = np.random.default_rng(seed).normal(size=(x.shape[1], kept))
-    # Centered first: products of equal rows may differ in their rounding.
+    directions = min(rank, x.shape[1], len(x) - 1)
+    drawn = np.random.default_rng(seed).normal(size=(x.shape[1], directions))
+    # Center first: products of equal rows may round differently.
     values = covariance_eigenvalues((x - x.mean(axis=0)) @ np.linalg.qr(drawn)[0])
-    return participation_ratio(values) / kept
+    return participation_ratio(values) / directions
 
 
 def subsample_rows(num_rows: int, max_samples: int, seed: int) -> npt.NDArray[np.int64]:
-    """Returns all row numbers, or a seeded choice of `max_samples` of them in ascending order."""
+    """Returns all row indices, or a seeded sample of `max_samples` of them in ascending order."""
     if num_rows <= max_samples:
         return np.arange(num_rows)
     rng = np.random.default_rng(seed)
@@ -137,9 +137,9 @@ def covariance_spectrum(
 
     Args:
       features: [N, D], N at least 2.
-      max_samples: rows used; more are cut to a seeded choice.
-      top: eigenvalues kept, cut to what max_samples rows allow: min(D, rows - 1).
-      seed: of that choice.
+      max_samples: maximum number of rows; of more, a seeded sample is used.
+      top: number of eigenvalues to keep, limited to min(D, rows - 1).
+      seed: seed of the sample.
 
     Raises:
       UserError: fewer than two rows, or `top` below 1.
@@ -149,11 +149,11 @@ def covariance_spectrum(
     x = np.asarray(features)
     x = x[subsample_rows(len(x), max_samples, seed)]
     values = covariance_eigenvalues(x)
-    kept = values[: min(top, x.shape[1], len(x) - 1)]
+    largest = values[: min(top, x.shape[1], len(x) - 1)]
     return Spectrum(
-        eigenvalues=kept,
-        effective_rank=effective_rank(kept),
-        participation_ratio=participation_ratio(kept),
+        eigenvalues=largest,
+        effective_rank=effective_rank(largest),
+        participation_ratio=participation_ratio(largest),
         effective_rank_full=effective_rank(values),
         participation_ratio_full=participation_ratio(values),
         rankme=rankme(x),

@@ -1,4 +1,4 @@
-"""When an accuracy means nothing, and what else a reader of one must know, in sentences."""
+"""Checks whether accuracies are meaningful, and caveats about them, as sentences."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import counted
 from hjepa_jax.evaluation.features import Batch
 
-# Rows of pixels that tell one image from another; all of a large image would take long to digest.
+# Rows of pixels that are hashed; hashing all rows of a large image would take long.
 _ROWS = 64
 # Two-sided 95 % quantile of the normal distribution.
 _Z = 1.959963984540054
-# Half the widest interval of an accuracy, in points, from which on it is worth a sentence.
+# 95 % intervals with at least this half-width, in points, get a note.
 _WIDE_POINTS = 5.0
 
 
 def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
-    """Returns a digest of the pixels of an image [S, S, 3] (of 64 or more of its rows)."""
+    """Returns a digest of the pixels of an image [S, S, 3] (of at least 64 rows)."""
     part = np.ascontiguousarray(image[:: max(1, len(image) // _ROWS)])
     return hashlib.blake2b(part.data, digest_size=12).digest()
 
 
-class Witness:
-    """Digests of the labeled training and test images that pass by, without another reading."""
+class Overlap:
+    """Counts labeled test images that are also training images, while both sets are being read."""
 
     def __init__(self) -> None:
-        """Starts with nothing seen."""
+        """Starts with no images."""
         self._seen: dict[str, list[bytes]] = {}
 
     def watch(self, name: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches of the set `name` ('train' or 'test'), noting them the first time."""
+        """Yields the batches of the set `name` ('train' or 'test'), hashed on the first pass."""
         if name in self._seen:
             yield from batches
             return
@@ -49,13 +49,13 @@ class Witness:
         self._seen[name] = found
 
     def shared(self) -> int:
-        """Returns how many labeled test images are labeled training images as well."""
+        """Returns how many labeled test images are also labeled training images."""
         known = set(self._seen.get("train", ()))
         return sum(digest in known for digest in self._seen.get("test", ()))
 
 
 def one_class(labels: npt.ArrayLike, kind: str, names: Sequence[str] = ()) -> str | None:
-    """Returns a sentence where the labels that there are do not tell classes apart."""
+    """Returns why the labels do not distinguish classes; None if they do."""
     values = np.asarray(labels)
     found = np.unique(values[has_label(values)])
     if not len(found):
@@ -72,32 +72,32 @@ def why_no_accuracy(
     shared: int = 0,
     names: Sequence[str] = (),
 ) -> str | None:
-    """Says why an accuracy on these sets would say nothing about the features; None where it does.
+    """Returns why an accuracy on these sets would be meaningless; None if it is not.
 
     Args:
       train_labels: int [N]; -1 = no label.
       test_labels: int [M]; -1 = no label.
-      shared: labeled test images that are training images too.
-      names: of the classes.
+      shared: number of labeled test images that are also training images.
+      names: class names.
     """
     train, test = np.asarray(train_labels), np.asarray(test_labels)
     for labels, kind in ((train, "training"), (test, "test")):
         sentence = one_class(labels, kind, names)
         if sentence:
-            return f"{sentence}, so that an accuracy would say nothing about the features."
+            return f"{sentence}, so an accuracy would say nothing about the features."
     if shared and shared == np.count_nonzero(has_label(test)):
         return (
-            f"all {shared} test images are training images as well, so that an accuracy would only "
-            "say that an image is similar to itself; give a test split of other images."
+            f"all {shared} test images are also training images, so an accuracy would only show "
+            "that an image is similar to itself; use a test split of other images."
         )
     return None
 
 
 def wilson(share: float, count: int) -> list[float]:
-    """Returns the 95 % interval [low, high] of a share of successes, by Wilson's score.
+    """Returns the 95 % Wilson score interval [low, high] of a share of successes.
 
-    It says how far the accuracy of `count` test images may be from that of their population. Unlike
-    the normal approximation it is never empty at 0 and 1 and never leaves [0, 1].
+    For an accuracy on `count` test images, it bounds the accuracy on their population. Unlike the
+    normal approximation, it has a positive width at 0 and 1 and stays within [0, 1].
 
     Args:
       share: successes over `count`, in [0, 1].
@@ -117,7 +117,7 @@ def wilson(share: float, count: int) -> list[float]:
 
 
 def largest_share(labels: npt.ArrayLike) -> float | None:
-    """Returns the share of the largest class among labels int [M]: what a constant answer gets."""
+    """Returns the share of the largest class among labels int [M], a constant answer's accuracy."""
     values = np.asarray(labels)
     values = values[has_label(values)]
     return float(np.bincount(values).max() / len(values)) if len(values) else None
@@ -126,9 +126,9 @@ def largest_share(labels: npt.ArrayLike) -> float | None:
 def notes_on_sets(
     train_labels: npt.ArrayLike, test_labels: npt.ArrayLike, shared: int = 0
 ) -> list[str]:
-    """Returns sentences on what makes accuracies on these sets uncertain; [] where nothing does.
+    """Returns caveats about accuracies on these sets, as sentences.
 
-    Where there is no accuracy (`why_no_accuracy`), only images without a label are counted.
+    If accuracies are meaningless (`why_no_accuracy`), only unlabeled images are mentioned.
     """
     train, test = np.asarray(train_labels), np.asarray(test_labels)
     judged = why_no_accuracy(train, test, shared) is None
@@ -136,34 +136,34 @@ def notes_on_sets(
 
 
 def _doubts(train: np.ndarray, test: np.ndarray, shared: int) -> list[str]:
-    """Returns sentences on test images that are shared, few, or of unknown classes."""
+    """Returns caveats about test images that are shared, few, or of classes unseen in training."""
     tested = int(np.count_nonzero(has_label(test)))
     notes = []
     if shared:
         notes.append(
-            f"{shared} of the {tested} test images are training images as well, which flatters "
+            f"{shared} of the {tested} test images are also training images, which inflates "
             "every accuracy."
         )
     low, high = wilson(0.5, tested)
     points = 50 * (high - low)
     if points >= _WIDE_POINTS:
         notes.append(
-            f"With {tested} test images the 95 % interval of an accuracy reaches up to "
-            f"{points:.0f} points to either side: smaller differences may be chance."
+            f"With {tested} test images, the 95 % interval of an accuracy is up to "
+            f"±{points:.0f} points: smaller differences may be due to chance."
         )
     absent = np.setdiff1d(test[has_label(test)], train[has_label(train)])
     if len(absent):
         count = int(np.isin(test, absent).sum())
         number = counted(len(absent), "class", "classes")
         notes.append(
-            f"{count} of the {tested} test images are of {number} that no training image has: they "
+            f"{count} of the {tested} test images are of {number} without training images and "
             "cannot be classified correctly."
         )
     return notes
 
 
 def _unlabeled(train: np.ndarray, test: np.ndarray) -> list[str]:
-    """Returns a sentence for each set with images that have no label."""
+    """Returns a sentence for each set with unlabeled images."""
     notes = []
     for labels, kind, fate in (
         (train, "training", "neither vote in kNN nor train a probe"),
@@ -178,14 +178,14 @@ def _unlabeled(train: np.ndarray, test: np.ndarray) -> list[str]:
 
 
 def constant_notes(answers: Mapping[str, npt.ArrayLike], names: Sequence[str] = ()) -> list[str]:
-    """Returns a sentence for each classifier (by name) that answers one class for all images."""
+    """Returns a sentence for each classifier (by name) that predicts one class for all images."""
     notes = []
     for classifier, given in answers.items():
         found = np.unique(np.asarray(given))
         if len(found) == 1:
             name = names[found[0]] if found[0] < len(names) else found[0]
             notes.append(
-                f"{classifier} answers one class ({name}) for every test image: its accuracy is "
+                f"{classifier} predicts one class ({name}) for every test image: its accuracy is "
                 "that class's share of the test set and says nothing about the features."
             )
     return notes

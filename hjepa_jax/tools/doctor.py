@@ -2,7 +2,7 @@
 
     python -m hjepa_jax.tools.doctor --config=configs/cifar100.py [--workdir=runs/x]
 
-Every line says 'ok' or 'problem' and how to fix it. The exit status is 1 if there is a problem.
+Every line says 'ok', or 'problem' and how to fix it. The exit status is 1 if there is a problem.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "runs", "Folder whose disk is checked.", flag_values=_FLAGS
 )
 
-# Combinations that were seen to fail: (package, specifier that fails, why and what to do).
+# Versions that are known to fail: (package, specifier, reason and remedy).
 KNOWN_BAD = (
-    ("numpy", "<2.1", "older than the wheels of jax accept; pip install -U numpy"),
+    ("numpy", "<2.1", "older than jax's wheels accept; pip install -U numpy"),
     ("protobuf", "<4.21", "TensorBoard events cannot be written; pip install -U protobuf"),
     ("orbax-checkpoint", "<0.12", "has no AnyPreservationPolicy; pip install -U orbax-checkpoint"),
 )
@@ -84,7 +84,7 @@ def check_devices() -> Iterator[Finding]:
     if shutil.which("nvidia-smi") and jax.default_backend() == "cpu":
         yield Finding(
             "gpu",
-            "an NVIDIA driver is here, but jax runs on the CPU",
+            "an NVIDIA driver is installed, but jax runs on the CPU",
             "install the CUDA extra: pip install 'hjepa_jax[cuda]'",
         )
 
@@ -101,11 +101,11 @@ def check_kernels() -> Iterator[Finding]:
 
 
 def check_tensorflow() -> Iterator[Finding]:
-    """Reports an installed TensorFlow: it is not needed, but clu imports it, which takes time."""
+    """Reports an installed TensorFlow, which is not needed but slows startup, as clu imports it."""
     found = importlib.util.find_spec("tensorflow") is not None
     yield Finding(
         "tensorflow",
-        "present (not needed: it slows the start)" if found else "absent, as it should be",
+        "installed (not needed, and slows startup)" if found else "not installed (not needed)",
     )
 
 
@@ -125,11 +125,11 @@ def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
 
 
 def check_cache() -> Iterator[Finding]:
-    """Reports where compiled programs are cached; otherwise every start compiles them again."""
+    """Reports where compiled programs are cached."""
     folder = compilation_cache.enable()
-    fact = "none, as there is no home folder that can be written to: compilation at every start"
-    remedy = "; set XDG_CACHE_HOME to a folder that stays, to keep what is compiled"
-    yield Finding("cache", fact + remedy if folder is None else str(folder))
+    missing = "none, as there is no writable home folder, so every start compiles again; set "
+    missing += "XDG_CACHE_HOME to a permanent folder to avoid that"
+    yield Finding("cache", missing if folder is None else str(folder))
 
 
 def check_shared_memory(config: Config) -> Iterator[Finding]:
@@ -173,7 +173,7 @@ def check_dry_run(config: Config) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         state = train(config, pathlib.Path(folder))
     seconds = time.perf_counter() - start
-    yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, compilation included")
+    yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, including compilation")
 
 
 def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
@@ -190,7 +190,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
 
         def check_config() -> Iterator[Finding]:
             validation.validate(config)
-            yield Finding("config", "every field is known, used and consistent")
+            yield Finding("config", "all fields are known, used and consistent")
 
         checks.append(("config", check_config))
         checks.append(("data", lambda: check_data(config)))
@@ -199,7 +199,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
     for name, check in checks:
         try:
             yield from check()
-        except Exception as error:  # the doctor reports whatever is broken and goes on
+        except Exception as error:  # the doctor reports whatever is broken and continues
             text = (
                 str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             )
@@ -207,7 +207,7 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
 
 
 def report(found: Iterator[Finding], stream: Any = None) -> bool:
-    """Prints the findings as they arrive and returns whether there is no problem."""
+    """Prints the findings as they arrive; returns False if there is a problem."""
     stream = stream or sys.stdout
     healthy = True
     for finding in found:
@@ -235,7 +235,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
-    # The dry run's checkpoint would tell its story between the findings.
+    # The dry run would log between the findings.
     absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()
     try:

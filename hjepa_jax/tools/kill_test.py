@@ -1,7 +1,7 @@
-"""Endurance test: a run that is killed again and again must end as an undisturbed one.
+"""Endurance test: a run that is killed repeatedly must end in the state of an undisturbed one.
 
-Each attempt at the run ends in one of four ways: kill -9 at any time from its start on, between two
-checkpoints, or in the middle of a save; or SIGTERM, which must save and end with status 0.
+Each attempt at the run ends in one of four ways: kill -9 during startup, between checkpoints, or
+during a save; or SIGTERM, on which the run must save and exit with status 0.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def saving_step(workdir: pathlib.Path) -> int:
-    """Returns the step of the save under way; -1 if there is none."""
+    """Returns the step of the save in progress; -1 if there is none."""
     folders = checkpoint_files.temporary_folders(workdir / "checkpoints")
     steps = [re.match(r"\d+", folder.name) for folder in folders]
     return max((int(found.group()) for found in steps if found), default=-1)
@@ -71,7 +71,7 @@ def saving_step(workdir: pathlib.Path) -> int:
 
 @dataclasses.dataclass
 class Soak:
-    """What was done to the run, and what came of it."""
+    """Counts of kills, attempts, runs and interrupted saves."""
 
     kills: dict[str, int]
     attempts: int = 0
@@ -81,15 +81,15 @@ class Soak:
 
     @property
     def total(self) -> int:
-        """All attempts that were killed or stopped."""
+        """The number of attempts that were killed or stopped."""
         return sum(self.kills.values())
 
     def summary(self) -> str:
-        """Returns the figures in a line or two."""
+        """Returns the counts as a sentence."""
         ways = ", ".join(f"{name} {count}" for name, count in self.kills.items())
         return (
             f"{self.total} kills ({ways}) in {self.attempts} attempts of {self.runs} runs; "
-            f"{self.torn_saves} saves cut off in the middle; slowest stop on SIGTERM "
+            f"{self.torn_saves} saves interrupted; slowest stop on SIGTERM "
             f"{self.slowest_stop:.1f} s; every final state bit-identical."
         )
 
@@ -100,7 +100,7 @@ class _Attempt:
     def __init__(self, workdir: pathlib.Path, overrides: Sequence[str], log: pathlib.Path):
         self.workdir = workdir
         self._log = log
-        # A kill must reach this process alone, and a Ctrl-C at the terminal none of them.
+        # A kill must hit only this process, and Ctrl-C at the terminal none.
         with open_log(log) as file:
             self.process = subprocess.Popen(
                 command(workdir, overrides),
@@ -118,7 +118,7 @@ class _Attempt:
             self.kill()
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Returns whether the condition came true while the process lived."""
+        """Waits for a condition; returns False if the process ended first."""
         while not condition():
             if self.process.poll() is not None:
                 return False
@@ -133,7 +133,7 @@ class _Attempt:
         self.process.wait()
 
     def kill_in_save(self, after: int) -> bool:
-        """Kills while a save of a step above `after` is written; False if the run ended first."""
+        """Kills during a save of a step above `after`; returns False if the run ended first."""
         while self.wait_for(lambda: saving_step(self.workdir) > after):
             self.process.send_signal(signal.SIGSTOP)
             if saving_step(self.workdir) > after:
@@ -150,7 +150,7 @@ class _Attempt:
         return time.monotonic() - start
 
     def require_success(self) -> None:
-        """Waits for the end; raises TrainingError unless its status is 0."""
+        """Waits for the process to end; raises a TrainingError unless its exit status is 0."""
         status = self.process.wait(_ATTEMPT_SECONDS)
         if status != 0:
             lines = self._log.read_text(errors="replace").strip().splitlines()
@@ -161,7 +161,7 @@ class _Attempt:
 def _end_attempt(
     attempt: _Attempt, kill_point: str, stride: int, startup: float, rng: random.Random
 ) -> bool:
-    """Waits for the kill point, then ends the attempt; False if the run ended by itself before."""
+    """Waits for the kill point, then ends the attempt; returns False if the run ended first."""
     steps = checkpoint_steps(attempt.workdir)
     after = (steps[-1] if steps else 0) + rng.randrange(stride)
     if kill_point == "start":
@@ -189,7 +189,7 @@ def _one_run(
     end_attempt: Callable[[_Attempt, str], bool],
     log: Callable[[str], None],
 ) -> None:
-    """Starts and ends a run until `kills` are done, then lets it finish."""
+    """Starts and kills a run until `kills` are done, then lets it finish."""
     kill_points = list(done.kills)
     while done.total < kills:
         kill_point = kill_points[done.total % len(kill_points)]
@@ -202,7 +202,7 @@ def _one_run(
         done.kills[kill_point] += 1
         torn = saving_step(workdir)
         done.torn_saves += torn >= 0
-        note = f", step {torn} half saved" if torn >= 0 else ""
+        note = f", save of step {torn} interrupted" if torn >= 0 else ""
         steps = checkpoint_steps(workdir)
         log(f"kill {done.total}/{kills} ({kill_point}): checkpoints {steps}{note}")
     with start(workdir) as attempt:
@@ -218,22 +218,23 @@ def soak(
     kill_points: Sequence[str] = KILL_POINTS,
     log: Callable[[str], None] = print,
 ) -> Soak:
-    """Runs once undisturbed, then again and again with kills, and compares the final states.
+    """Runs once undisturbed, then repeatedly with kills, and compares the final states.
 
     Args:
       out: an empty or new folder for the runs and their logs.
-      kills: attempts to kill or stop; a run that ends before is compared, and another begun.
-      seed: of the kill times.
-      overrides: arguments of `hjepa_jax.main`, its --config among them.
-      kill_points: the ways to end an attempt, in turn.
+      kills: number of attempts to kill or stop; if a run ends first, the next one is started.
+      seed: seed of the kill times.
+      overrides: arguments of `hjepa_jax.main`, including --config.
+      kill_points: the ways to end an attempt, used cyclically.
       log: called with a line per attempt.
 
     Raises:
-      TrainingError: if a run fails, hangs, or ends in another state; the arrays are named.
+      TrainingError: if a run fails, hangs, or ends in a different state; the message names the
+        arrays that differ.
     """
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
-    whole, done = out / "whole", Soak(dict.fromkeys(kill_points, 0))
+    reference, done = out / "undisturbed", Soak(dict.fromkeys(kill_points, 0))
 
     def start(workdir: pathlib.Path) -> _Attempt:
         done.attempts += 1
@@ -241,12 +242,12 @@ def soak(
         threads = f"--config.data.num_threads={1 + done.attempts % 3}"
         return _Attempt(workdir, [*overrides, threads], out / "log.txt")
 
-    with start(whole) as undisturbed:
-        begun = time.monotonic()
-        undisturbed.wait_for(lambda: bool(checkpoint_steps(whole)))
-        startup = time.monotonic() - begun
+    with start(reference) as undisturbed:
+        start_time = time.monotonic()
+        undisturbed.wait_for(lambda: bool(checkpoint_steps(reference)))
+        startup = time.monotonic() - start_time
         undisturbed.require_success()
-    expected = final_state(whole)
+    expected = final_state(reference)
     stride = max(2, int(expected.step) // (kills + 1))
 
     def end_attempt(attempt: _Attempt, kill_point: str) -> bool:
@@ -259,7 +260,7 @@ def soak(
         differing = differing_arrays(expected, final_state(workdir))
         if differing:
             raise TrainingError(
-                f"the run in {workdir} ended otherwise than the one in {whole}: "
+                f"the run in {workdir} did not end in the state of the one in {reference}: "
                 f"{', '.join(differing)} differ."
             )
     return done

@@ -67,7 +67,7 @@ def one_step(
         }
 
     arguments = (jax.device_put(state, everywhere), sharding.put_batch(mesh, batch))
-    # One step does not repay the optimization of its code.
+    # Optimizing the code takes longer than one step saves.
     compiled = both.lower(*arguments).compile(compiler_options=UNOPTIMIZED)
     return jax.device_get(compiled(*arguments))
 
@@ -90,7 +90,7 @@ def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str
     """
     if config.model.batch_norm == "local":
         raise ConfigError(
-            "config.model.batch_norm is 'local', with which a step depends on the number of "
+            "config.model.batch_norm is 'local', which makes a step depend on the number of "
             "devices: compare layouts with config.model.batch_norm='global'."
         )
     setup, state = float64_setup(config, total=10, per_epoch=2)

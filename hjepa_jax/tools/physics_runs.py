@@ -47,7 +47,7 @@ def maps_of_runs(
     """
     runs = {path.name: load_run(path) for path in workdirs}
     if len(runs) < len(workdirs) or not runs:
-        raise UserError(f"the runs need names of their own, got {[p.name for p in workdirs]}.")
+        raise UserError(f"the runs need distinct names, got {[p.name for p in workdirs]}.")
     for name, run in runs.items():
         if run.predictor[0] is None:
             raise UserError(f"the run {name} has no predictor: give runs of config.method='hjepa'.")
@@ -58,7 +58,7 @@ def maps_of_runs(
         if width != states.shape[1]:
             raise UserError(
                 f"the states of {name} have width {width}, those of the first run "
-                f"{states.shape[1]}: compare runs of one encoder."
+                f"{states.shape[1]}: compare runs with the same encoder."
             )
     maps = predictor_maps({name: run.predictor for name, run in runs.items()}, first.residual_scale)
     return maps, setup_of_states(jnp.asarray(states), applications=applications)

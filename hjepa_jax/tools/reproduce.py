@@ -1,4 +1,4 @@
-"""Compares methods over seeds on one data set and writes the results as a document.
+"""Compares methods over seeds on one dataset and writes the results as a document.
 
 The runs are a sweep (`hjepa_jax.tools.sweep`) and therefore resumable; this module plans them,
 gathers their evaluations, and writes the document and its figures.
@@ -48,9 +48,9 @@ FIGURES = {
     "mean_share": ("energy in mean %", 100, 1),
 }
 _PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-# The recipe of configs/cifar100.py in full, and scaled to hours on a CPU. The small one keeps the
-# shape of its schedules (warm-ups over a third of training, eight rows a dimension of the floor)
-# with batches of 128, since ten epochs of 512 would be 190 steps.
+# The full recipe of configs/cifar100.py, and one that takes hours on a CPU. The small one keeps the
+# proportions (warm-ups over a third of training, eight rows per dimension of the log-det floor) and
+# has batches of 128, since ten epochs with batches of 512 would be only 190 steps.
 SCALES: dict[str, tuple[str, ...]] = {
     "full": (),
     "small": (
@@ -124,7 +124,7 @@ def gather(runs: Mapping[tuple[str, int], SweepRun], out: pathlib.Path) -> Resul
 def figures(result: Result) -> dict[str, dict[int, dict[str, float]]]:
     """Returns row -> seed -> headline figures: the methods, then 'random' and 'pixels'.
 
-    Both references are taken from the first method's runs: they depend on the seed alone.
+    Both references are taken from the first method's runs: they depend only on the seed.
     """
     rows = {
         method: {s: headline(m["encoders"]["trained"], m["headline_k"]) for s, m in by.items()}
@@ -235,8 +235,8 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
     sections = [
         "# Results",
         f"{done} of {planned} runs finished; seeds {', '.join(map(str, seeds))}. Mean ± standard "
-        "deviation over the seeds; the features are those of the frozen encoder (q for the "
-        "predictor methods, the whole state for SIGReg, as in the published protocol).",
+        "deviation over the seeds; features are from the frozen encoder (q for the predictor "
+        "methods, the full state for SIGReg, as in the published protocol).",
         results_table(rows),
         "Paired by seed, with 95 % percentile bootstrap intervals over the pairs:",
         differences_table(rows),
@@ -244,7 +244,7 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
         state_parts_table(result),
         *(f"![{name}]({images}/{name}.png)" for name in ("knn", "spectra", "curves")),
         notes.strip(),
-        f"## How it was made\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",
+        f"## How to reproduce\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -258,10 +258,10 @@ def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
       **parts: further arguments of `document`.
 
     Raises:
-      UserError: if no run is finished.
+      UserError: if no run has finished.
     """
     if not result.metrics:
-        raise UserError("no run is finished: there is nothing to report yet.")
+        raise UserError("no run has finished: there is nothing to report yet.")
     images = report.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     write_atomically(report, document(result, images=images.name, **parts))

@@ -18,7 +18,7 @@ from hjepa_jax.evaluation.report.figures import (
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, Any]]]
 Curves = Mapping[str, Mapping[int, Mapping[str, Curve]]]
-# Logged terms drawn against the step: tag -> title; methods that lack one are left out of it.
+# Logged metrics to draw: tag -> title; methods that lack a metric are left out of its panel.
 _CURVES = {
     "total": "total loss",
     "pred": "prediction loss",
@@ -77,7 +77,7 @@ def spectra(metrics: Metrics, titles: Mapping[str, str]) -> Figure:
 
 
 def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
-    """Draws logged terms by step, mean and range over seeds, one panel per term."""
+    """Draws logged metrics by step, mean and range over seeds, one panel per metric."""
     figure = new_figure(10.0, 5.6)
     panels = figure.subplots(2, 3)
     styles = styles_of(list(curves))

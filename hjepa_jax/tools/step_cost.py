@@ -1,10 +1,10 @@
-"""What a training step costs, from the compiled program alone: no data and no accelerator needed.
+"""Estimates the cost of a training step from the compiled program, without data or accelerator.
 
-The program is compiled for the CPU with as many devices as asked for. Operations are those of any
-back end. XLA counts the body of a loop once, so steps of the flow beyond the first are missing (1 %
+The program is compiled for the requested number of CPU devices. Operation counts hold for any
+backend. XLA counts the body of a loop once, so integration steps beyond the first are missing (1 %
 of all operations with 8 steps of the default model). Bytes and memory are those of XLA's CPU
-compiler, which fuses less than an accelerator's and widens bfloat16 to float32, so that an
-accelerator is likely to need less. Augmentation on the device is not counted.
+compiler, which fuses less than an accelerator's and widens bfloat16 to float32, so an accelerator
+probably needs less. Augmentation on the device is not counted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from hjepa_jax.training.prepare import prepare
 
 
 class Cost(NamedTuple):
-    """What one step takes of each device.
+    """Cost of one step on each device.
 
-    flops: floating-point operations. bytes: read and written by all operations. state, temporary:
-    bytes of parameters, moments and batch, and of what is computed between. peak: of all memory.
-    reduced: bytes that a device sends for gradients, and for updates where moments are split.
+    Attributes:
+      flops: floating-point operations.
+      bytes: bytes read and written by all operations.
+      state: bytes of parameters, optimizer moments and batch.
+      temporary: bytes of intermediate values.
+      peak: bytes of peak memory.
+      reduced: bytes sent for gradients, and for updates if the optimizer moments are sharded.
     """
 
     flops: float
@@ -42,7 +46,7 @@ class Cost(NamedTuple):
 
 
 class Hardware(NamedTuple):
-    """One device: operations/s at its peak, bytes/s of its memory and to the other devices."""
+    """Peak operations/s of one device, and bytes/s of its memory and interconnect."""
 
     flops: float
     memory: float
@@ -82,14 +86,14 @@ def step_cost(config: Config, mesh: Any) -> Cost:
             "A single CPU device runs native kernels, which XLA does not count: give the process "
             "a second one (jax_num_cpu_devices)."
         )
-    # The optimization of machine code changes neither operations nor buffers.
+    # Optimizing the machine code changes neither operations nor buffers.
     run = prepare(changed(config, train__fast_compile=True), config.data.batch_size, mesh)
     compiled = run.step.lower(run.abstract_state, abstract_batch(config, mesh)).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     devices = mesh.devices.size
-    # A ring sends every byte but a device's own once to sum it, and once more to hand it on.
+    # A ring all-reduce sends every byte twice: to reduce it, and to gather the sums.
     passes = 3 if config.train.shard_optimizer else 2
     gradient = 4 * count_parameters(run.abstract_state.params)
     return Cost(
@@ -97,18 +101,18 @@ def step_cost(config: Config, mesh: Any) -> Cost:
         analysis["bytes accessed"],
         arguments,
         temporary,
-        arguments + kept + temporary,
+        arguments + outputs + temporary,
         passes * gradient * (devices - 1) / devices,
     )
 
 
 def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str, float]:
-    """Returns the seconds of a step: the larger of compute and memory, then the communication.
+    """Estimates the seconds of a step: the maximum of compute and memory, plus communication.
 
     Args:
-      cost: of one device.
-      hardware: of one device.
-      efficiency: the share of the peak that computation reaches, of 1.
+      cost: cost of a step on one device.
+      hardware: peak rates of one device.
+      efficiency: fraction of the peak that computation achieves.
     """
     compute = cost.flops / (hardware.flops * efficiency)
     memory, sent = cost.bytes / hardware.memory, cost.reduced / hardware.interconnect
@@ -121,7 +125,7 @@ def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str,
 
 
 def options(config: Config, devices: int) -> dict[str, Config]:
-    """Returns the configuration as it is and with each memory option that it can still turn on."""
+    """Returns the configuration as it is, and with each memory option that is still off."""
     found = {"as configured": config}
     if config.model.encoder == "resnet" and config.resnet.remat == "none":
         found["resnet.remat=blocks"] = changed(config, resnet__remat="blocks")
@@ -147,8 +151,8 @@ def measure_machine(size: int = 1024, megabytes: int = 128) -> tuple[float, floa
     """Measures this machine: operations/s of a float32 matrix product, bytes/s of a copy.
 
     Args:
-      size: of the square matrices.
-      megabytes: of the block that is copied (2**20 bytes each).
+      size: side of the square matrices.
+      megabytes: size of the block that is copied, in units of 2**20 bytes.
     """
     matrix = jnp.ones((size, size), jnp.float32)
     block = jnp.ones((megabytes * 2**18,), jnp.float32)
@@ -158,7 +162,7 @@ def measure_machine(size: int = 1024, megabytes: int = 128) -> tuple[float, floa
 
 
 def check_positive(values: dict[str, float | None]) -> None:
-    """Raises ConfigError if a flag that is given is not above 0."""
+    """Raises a ConfigError if a given flag is not above 0."""
     for name, value in values.items():
         if value is not None and not value > 0:
             raise ConfigError(f"--{name} is {value}: it must be above 0.")
@@ -187,17 +191,17 @@ def report(config: Config, devices: int, hardware: Hardware, efficiency: float) 
     bound = "compute" if seconds["compute"] >= seconds["memory"] else "memory"
     return "\n".join(
         [
-            f"{devices} device(s), {config.data.batch_size} images a step, of each device:",
+            f"{devices} device(s), {config.data.batch_size} images per step; per device:",
             f"  {hardware.flops * efficiency / 1e12:.3g} TFLOP/s sustained, "
             f"{hardware.memory / 1e9:.3g} GB/s memory, "
-            f"{hardware.interconnect / 1e9:.3g} GB/s between devices",
-            f"  {cost.flops / 1e9:.3g} GFLOP a step",
+            f"{hardware.interconnect / 1e9:.3g} GB/s interconnect",
+            f"  {cost.flops / 1e9:.3g} GFLOP per step",
             f"  compute {seconds['compute']:.3g} s, memory {seconds['memory']:.3g} s, "
-            f"communication {seconds['communication']:.3g} s: bound by {bound}",
+            f"communication {seconds['communication']:.3g} s: {bound}-bound",
             f"expected: {config.data.batch_size / seconds['step']:.0f} images/s, "
-            f"{seconds['step']:.3g} s a step",
+            f"{seconds['step']:.3g} s per step",
             "",
-            "| each device | GFLOP | GB moved | state MiB | temporary MiB | peak MiB | saving "
+            "| per device | GFLOP | GB moved | state MiB | temporary MiB | peak MiB | saving "
             "| MB sent | images/s |",
             f"|---|{'---:|' * 8}",
             *rows,

@@ -30,7 +30,7 @@ from hjepa_jax.evaluation.report.tables import NOTHING, markdown_table
 from hjepa_jax.storage.files import json_text, open_log, write_atomically
 from hjepa_jax.storage.schema import Items, Table, Text, read_json
 
-# What each run is a process of.
+# The command that runs each process.
 MAIN = (sys.executable, "-m", "hjepa_jax.main")
 # Columns of the table: figure of `headline` -> (title, factor, digits).
 COLUMNS = {
@@ -68,7 +68,7 @@ def _override(text: str) -> str:
     """Returns 'train.lr=1e-3' as '--config.train.lr=1e-3'."""
     name, equals, value = text.removeprefix("--").removeprefix("config.").partition("=")
     if not (name and equals):
-        raise UserError(f"{text!r} is no override: write 'section.field=value'.")
+        raise UserError(f"{text!r} is not an override: write 'section.field=value'.")
     return f"--config.{name}={value}"
 
 
@@ -115,7 +115,7 @@ def plan(
     names = [run.name for run in runs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise UserError(f"The sweep has runs twice: {', '.join(repeated)}. Name each once.")
+        raise UserError(f"The sweep has duplicate runs: {', '.join(repeated)}. Name each once.")
     return runs
 
 
@@ -123,7 +123,7 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
     """Records the runs' commands, and refuses a folder in which a run had a different command.
 
     Raises:
-      UserError: naming the run and what differs.
+      UserError: if a run had a different command, naming what differs.
     """
     path = out / "commands.json"
     known: dict[str, list[str]] = {}
@@ -137,7 +137,7 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
         differing = sorted(set(before) ^ set(run.arguments))
         if differing:
             raise UserError(
-                f"{out} holds a run {run.name} of another command (differing: "
+                f"{out} has a run {run.name} with a different command (differing: "
                 f"{' '.join(differing)}): choose another --out."
             )
     out.mkdir(parents=True, exist_ok=True)
@@ -156,13 +156,13 @@ def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
             return load_metrics(folder)
         except UserError as error:
             raise UserError(
-                f"{folder / METRICS} cannot be read ({error}): delete it and start again."
+                f"{folder / METRICS} cannot be read ({error}): delete it and run the sweep again."
             ) from error
     return None
 
 
 def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> str | None:
-    """Runs one process to its end; returns None, or one line about its failure."""
+    """Runs one process; returns None, or one line about its failure."""
     log = out / "logs" / f"{run.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open_log(log) as file:
@@ -181,7 +181,7 @@ def execute(run: SweepRun, out: pathlib.Path, command: Sequence[str] = MAIN) -> 
 def run_all(
     runs: Sequence[SweepRun],
     out: pathlib.Path,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     command: Sequence[str] = MAIN,
 ) -> dict[str, str]:
     """Runs all unfinished runs, one after another; a failure does not stop the others.
@@ -189,7 +189,7 @@ def run_all(
     Args:
       runs: the runs of the sweep.
       out: the sweep's folder.
-      tell: receives a line about each run and each failure.
+      log: called with a line about each run and each failure.
       command: program and arguments that precede those of a run.
 
     Returns:
@@ -200,15 +200,15 @@ def run_all(
     for number, run in enumerate(runs, 1):
         label = f"[{number}/{len(runs)}] {run.name}"
         if metrics_of(run, out) is not None:
-            tell(f"{label}: finished before")
+            log(f"{label}: already finished")
             continue
-        tell(f"{label}: runs, log in {out / 'logs' / run.name}.txt")
+        log(f"{label}: running, log in {out / 'logs' / run.name}.txt")
         error = execute(run, out, command)
         if error is None and metrics_of(run, out) is None:
             error = f"it ended without {out / 'eval' / run.name}/metrics.json"
         if error:
             failed[run.name] = error
-            tell(f"{label}: failed: {error}")
+            log(f"{label}: failed: {error}")
     return failed
 
 
@@ -225,7 +225,7 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
     for group in groups.values():
         values = {name: [f[name] for f in group["runs"].values()] for name in COLUMNS}
         group["mean"] = {name: float(np.mean(v)) for name, v in values.items()}
-        # One run has no spread: None, not 0, which would claim that it has none.
+        # The spread of one run is unknown: None, not 0.
         group["std"] = {
             name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in values.items()
         }
@@ -235,7 +235,7 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
 def mean_and_deviation(mean: float, std: float | None, factor: float, digits: int) -> str:
     """Formats 'mean ± std', both times `factor`; only the mean if `std` is None."""
     if not math.isfinite(mean):
-        return NOTHING  # of a figure without a value in one of the runs
+        return NOTHING  # a run lacks this value
     spread = "" if std is None else f" ± {factor * std:.{digits}f}"
     return f"{factor * mean:.{digits}f}{spread}"
 

@@ -107,8 +107,8 @@ def test_alarm_is_told_once_in_plain_words(watched) -> None:
     assert {step for step, v in values if v.tag == "q_pr"} == {1, 2}
     told = [line for line in lines if "varies in few directions" in line]
     assert told == [
-        "step 1: The position q varies in few directions (participation ratio 0.010 of the "
-        "possible, alarm below 0.03): raise loss.logdet_weight or loss.q_logdet_floor."
+        "step 1: The position q varies in few directions (participation ratio 0.010 of its "
+        "maximum, alarm below 0.03): raise loss.logdet_weight or loss.q_logdet_floor."
     ]
 
 

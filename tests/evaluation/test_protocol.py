@@ -150,7 +150,7 @@ def test_figures_are_those_of_direct_calls() -> None:
     assert one["robustness"]["grey"]["knn"]["top1"][0] == one["knn"]["top1"][2]
     assert one["robustness"]["grey"]["linear_probe"]["top1"] == one["linear_probe"]["top1"]
     assert one["robustness"]["shift"]["knn"]["top1"][0] < one["knn"]["top1"][2]
-    # Of two classes both are among the top five.
+    # With two classes, top-5 accuracy is always 1.
     assert one["coarse"]["parity"]["knn"]["top5"] == [None] * 3
     assert one["coarse"]["parity"]["linear_probe"]["top5"] is None
     assert one["coarse"]["parity"]["linear_probe"]["top1"] > 0.5
@@ -211,8 +211,8 @@ def test_what_cannot_be_evaluated_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"few_shot": (5, 10_000)}, "few_shot asks for 10000 training images of each class"),
-        ({"robustness": ("fog",)}, "'fog'; it knows grey"),
+        ({"few_shot": (5, 10_000)}, "few_shot asks for 10000 training images per class"),
+        ({"robustness": ("fog",)}, "'fog'; use grey"),
         ({"probe_lr": -1.0}, "learning rates must be positive"),
     ],
 )
@@ -267,7 +267,7 @@ def test_changes_are_seeded_and_keep_shape_and_labels(name: str) -> None:
 
 
 def test_an_unknown_change_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'fog'; it knows grey, noise"):
+    with pytest.raises(ValueError, match="'fog'; use grey, noise"):
         list(robustness.corrupt_batches([{"image": np.zeros((1, 8, 8, 3))}], "fog", 0))
 
 
@@ -302,12 +302,17 @@ def test_alarms_are_silent_when_all_is_well() -> None:
         ("p_pr", 0.01, AlarmKind.FEW_DIRECTIONS, "momentum p varies in few directions"),
         ("p_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "of the momentum p hardly varies"),
         ("z_std_min", 1e-4, AlarmKind.FLAT_DIMENSION, "of the state z hardly varies"),
-        ("q2", 0.1, AlarmKind.BELOW_BUDGET, "0.1, more than 4 times below its budget 1"),
-        ("p2", 9.0, AlarmKind.ABOVE_BUDGET, "9, more than 4 times above its budget 1"),
+        ("q2", 0.1, AlarmKind.BELOW_BUDGET, "0.1, less than 1/4 of its budget 1"),
+        ("p2", 9.0, AlarmKind.ABOVE_BUDGET, "9, more than 4 times its budget 1"),
         ("total", math.nan, AlarmKind.NOT_FINITE, "Not finite: total. Training has diverged"),
         ("q2", math.inf, AlarmKind.NOT_FINITE, "Not finite: q2"),
-        ("p_mean_share", 0.995, AlarmKind.ONE_POINT, "momentum p is nearly one point: 99.50 %"),
-        ("pred", 1e6, AlarmKind.PREDICTION_ERROR, "1e+06 where the mean square of the state is 1"),
+        (
+            "p_mean_share",
+            0.995,
+            AlarmKind.ONE_POINT,
+            "momentum p has nearly collapsed to a point: 99.50 %",
+        ),
+        ("pred", 1e6, AlarmKind.PREDICTION_ERROR, "1e+06, but the mean square of the state is 1"),
     ],
 )
 def test_each_alarm_says_what_is_wrong(field, value, kind, words) -> None:

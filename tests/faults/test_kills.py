@@ -45,21 +45,21 @@ def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) ->
         text=True,
     )
     try:
-        refused = holder_while_training(out / "whole", soak)
+        refused = holder_while_training(out / "undisturbed", soak)
         told, errors = soak.communicate(timeout=400)
     finally:
         soak.kill()
     assert soak.returncode == 0, errors
-    assert re.search(r"process \d+ on .* is training in .*whole", refused)
+    assert re.search(r"process \d+ on .* is training in .*undisturbed", refused)
     assert "3 kills (save 1, term 1, step 1, start 0)" in told
     assert "every final state bit-identical" in told
-    assert re.search(r"kill 1/3 \(save\): .* half saved", told)
+    assert re.search(r"kill 1/3 \(save\): .*, save of step \d+ interrupted", told)
     log = (out / "log.txt").read_text()
     assert "its save was broken off" in log
     assert "SIGTERM: stopping after this step" in log
     assert "stopped as asked after step" in log
     assert "Traceback" not in log
-    for run in ("whole", "killed-1"):
+    for run in ("undisturbed", "killed-1"):
         folder = out / run / "checkpoints"
         assert checkpoint_files.temporary_folders(folder) == []
         checkpoint_files.verify(folder / "20")

@@ -52,7 +52,7 @@ def target(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (3, 0, 0, "AssertionError: 2 is not 3"),
         (4, 0, 0, "SIGSEGV"),
         (5, 0, 0, "exit status 7"),
-        (6, 0, 0, "no end within 0.5 s"),
+        (6, 0, 0, "not finished within 0.5 s"),
     ],
 )
 def test_ends_are_told_apart(kind, refused, right, text, target, monkeypatch) -> None:
@@ -61,7 +61,7 @@ def test_ends_are_told_apart(kind, refused, right, text, target, monkeypatch) ->
     assert (report.tried, report.refused, report.right) == (2, refused, right)
     assert len(report.other) == 2 - refused - right
     assert all(text in line for line in report.other)
-    assert f"anything else {len(report.other)}" in str(report)
+    assert f"{len(report.other)} defects" in str(report)
 
 
 def test_an_attempt_can_be_repeated_alone(target, monkeypatch) -> None:

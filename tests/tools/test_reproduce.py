@@ -127,7 +127,7 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         *(f"--override={text}" for text in overrides),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    for expected in ("runs, log in", "finished before"):
+    for expected in ("running, log in", "already finished"):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count(expected) == 1

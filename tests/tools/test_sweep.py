@@ -171,7 +171,7 @@ def test_finished_runs_are_not_started_again(tmp_path, command) -> None:
     sweep.run_all(make_plan(out), out, lambda _: None, command)
     more, told = make_plan(out, seeds=(0, 1, 2)), []
     sweep.run_all(more, out, told.append, command)
-    assert sum("finished before" in line for line in told) == 4
+    assert sum("already finished" in line for line in told) == 4
     for run in more:
         assert (out / "runs" / run.name / "starts").read_text() == "x"
 
@@ -208,11 +208,11 @@ def test_what_is_wrong_is_a_sentence(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     sweep.run_all(make_plan(out, seeds=(0,), settings=("",)), out, lambda _: None, command)
     changed = make_plan(out, seeds=(0,), settings=("",), common=("train.epochs=25",))
-    with pytest.raises(UserError, match=r"hjepa-seed0 of another command .*epochs=25.*--out"):
+    with pytest.raises(UserError, match=r"hjepa-seed0 with a different command .*epochs=25.*--out"):
         sweep.run_all(changed, out, lambda _: None, command)
-    with pytest.raises(UserError, match="runs twice: hjepa-seed0"):
+    with pytest.raises(UserError, match="duplicate runs: hjepa-seed0"):
         make_plan(out, seeds=(0, 0), settings=("",))
-    with pytest.raises(UserError, match=r"'lr' is no override: write 'section\.field=value'"):
+    with pytest.raises(UserError, match=r"'lr' is not an override: write 'section\.field=value'"):
         make_plan(out, settings=("lr",))
     with pytest.raises(UserError, match="names a variant"):
         sweep.plan("configs/quickstart.py:sigreg", out, variants=("hjepa",), seeds=(0,))
@@ -230,7 +230,7 @@ def test_script_refuses_seeds_that_are_none(tmp_path) -> None:
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.strip() == "sweep: --seeds=a,1: seeds are whole numbers."
+    assert done.stderr.strip() == "sweep: --seeds=a,1: seeds must be integers."
     assert not (tmp_path / "sweep").exists()
 
 
@@ -246,6 +246,6 @@ def test_script_tabulates_what_is_finished(tmp_path, command) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished before") == 4
+    assert done.stdout.count("already finished") == 4
     assert "| sigreg | 2 | 50.50 ± 0.71 |" in done.stdout
     assert "4 of 4 runs finished" in (out / "results.md").read_text()

@@ -249,12 +249,12 @@ def test_online_knn_leaves_out_images_without_label(monkeypatch) -> None:
     scores = found(random_state(run, 0))
     # A share of the 30 that are tested.
     assert 30 * scores["online/knn_top1"] == pytest.approx(round(30 * scores["online/knn_top1"]))
-    # With five classes or fewer all are among the top five.
+    # With five or fewer classes, top-5 accuracy is always 1.
     few, run = _online_with(np.arange(40) % 5, monkeypatch, classes=5)
     assert "online/knn_top5" not in few(random_state(run, 0))
     ranking = {"keep_best": 1, "best_metric": "online/knn_top5"}
     _online_with(np.arange(40) % 6, monkeypatch, classes=6, **ranking)
-    with pytest.raises(ConfigError, match="of 5 classes all are among the top five"):
+    with pytest.raises(ConfigError, match="with 5 classes top-5 accuracy is always 1"):
         _online_with(np.arange(40) % 5, monkeypatch, classes=5, **ranking)
 
 
@@ -276,7 +276,7 @@ def test_online_test_of_the_training_images_is_refused() -> None:
     config.data.test_split = "train"
     source = open_split(config, "train")
     run = prepare(config, len(source), sharding.data_mesh())
-    with pytest.raises(DataError, match="test images are training images as well"):
+    with pytest.raises(DataError, match="test images are also training images"):
         monitor.OnlineKnn(config, run, open_split(config, "test"))
 
 

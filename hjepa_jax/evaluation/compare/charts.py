@@ -1,4 +1,4 @@
-"""Line charts and interval plots as inline SVG: text and shapes alone, no network, no scripts."""
+"""Line charts and interval plots as inline SVG, with text and shapes only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from hjepa_jax.evaluation.report.plots import PALETTE, Axes, Series
 from hjepa_jax.storage.files import printable
 
-# Where the colors are used up, dashes tell lines apart.
+# Where colors repeat, dashes distinguish lines.
 COLORS = (*PALETTE, "#000000")
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
@@ -20,7 +20,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def escape(value: Any) -> str:
-    """Returns a value as text that HTML takes for text."""
+    """Returns a value as text, escaped for HTML."""
     return html.escape(printable(str(value)))
 
 
@@ -30,12 +30,12 @@ def color(style: int) -> str:
 
 
 def dashes(style: int) -> str:
-    """Returns the dashes of a style number, which differ where colors repeat."""
+    """Returns the dash pattern of a style number; patterns differ where colors repeat."""
     return "2 3" if style < 0 else DASHES[style // len(COLORS) % len(DASHES)]
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns about `count` round numbers from low to high, which must be in this order."""
+    """Returns about `count` round numbers in [low, high]; only `low` unless low < high."""
     if not low < high:
         return [low]
     raw = (high - low) / count
@@ -47,7 +47,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Returns powers of ten from low to high, or round numbers where there are fewer than two."""
+    """Returns powers of ten from low to high, or round numbers if there are fewer than two."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     powers = [10.0**i for i in range(first, last + 1)]
     stride = -(-len(powers) // 7) if powers else 1
@@ -86,8 +86,8 @@ def _limits(values: list[float], logarithmic: bool, margin: float) -> tuple[floa
     return low - room, high + room
 
 
-def _kept(series: Series, axes: Axes) -> list[int]:
-    """Returns the positions of the points that can be drawn: finite, positive on log axes."""
+def _drawable(series: Series, axes: Axes) -> list[int]:
+    """Returns the indices of the points that can be drawn: finite, and positive on log axes."""
     return [
         i
         for i, (x, y) in enumerate(zip(series.x, series.y, strict=True))
@@ -109,15 +109,15 @@ def _draw(
     to_y: Callable[[float], float],
     opacity: float,
 ) -> str:
-    kept, ink = _kept(series, axes), color(series.style)
+    indices, ink = _drawable(series, axes), color(series.style)
     parts = []
-    if series.low is not None and series.high is not None and len(kept) > 1:
-        floor = min(series.y[i] for i in kept) if axes.log_y else -math.inf
-        upper = [(to_x(series.x[i]), to_y(series.high[i])) for i in kept]
-        lower = [(to_x(series.x[i]), to_y(max(series.low[i], floor))) for i in reversed(kept)]
+    if series.low is not None and series.high is not None and len(indices) > 1:
+        floor = min(series.y[i] for i in indices) if axes.log_y else -math.inf
+        upper = [(to_x(series.x[i]), to_y(series.high[i])) for i in indices]
+        lower = [(to_x(series.x[i]), to_y(max(series.low[i], floor))) for i in reversed(indices)]
         outline = _path([*upper, *lower])
         parts.append(f'<path d="{outline}Z" fill="{ink}" fill-opacity="{opacity}"/>')
-    points = [(to_x(series.x[i]), to_y(series.y[i])) for i in kept]
+    points = [(to_x(series.x[i]), to_y(series.y[i])) for i in indices]
     dash = f' stroke-dasharray="{dashes(series.style)}"' if dashes(series.style) else ""
     if len(points) > 1:
         parts.append(
@@ -125,12 +125,12 @@ def _draw(
             f'stroke-linejoin="round"{dash}/>'
         )
     if len(points) <= _MARKED_POINTS:
-        for i, (x, y) in zip(kept, points, strict=True):
+        for i, (x, y) in zip(indices, points, strict=True):
             shown = f"{100 * series.y[i]:.2f} %" if axes.percent else number(series.y[i])
-            told = escape(f"{series.name}: {shown} at {number(series.x[i])}")
+            tooltip = escape(f"{series.name}: {shown} at {number(series.x[i])}")
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{ink}">'
-                f"<title>{told}</title></circle>"
+                f"<title>{tooltip}</title></circle>"
             )
     return "".join(parts)
 
@@ -174,13 +174,13 @@ def _grid(
 
 
 def line_chart(series: Sequence[Series], axes: Axes, *, width: int = 560, height: int = 330) -> str:
-    """Returns a line chart as SVG; '' where no series has a point that can be drawn."""
-    xs = [s.x[i] for s in series for i in _kept(s, axes)]
-    ys = [s.y[i] for s in series for i in _kept(s, axes)]
+    """Returns a line chart as SVG; '' if no series has a point that can be drawn."""
+    xs = [s.x[i] for s in series for i in _drawable(s, axes)]
+    ys = [s.y[i] for s in series for i in _drawable(s, axes)]
     for one in series:
         for band in (one.low, one.high):
             if band is not None:
-                ys += [band[i] for i in _kept(one, axes) if band[i] > 0 or not axes.log_y]
+                ys += [band[i] for i in _drawable(one, axes) if band[i] > 0 or not axes.log_y]
     if not xs:
         return ""
     x_low, x_high = _limits(xs, axes.log_x, 0.03)
@@ -193,7 +193,7 @@ def line_chart(series: Sequence[Series], axes: Axes, *, width: int = 560, height
     if x_ticks is None:
         x_ticks = log_ticks(x_low, x_high) if axes.log_x else nice_ticks(x_low, x_high)
     y_ticks = log_ticks(y_low, y_high) if axes.log_y else nice_ticks(y_low, y_high)
-    # Many bands upon each other would hide the lines.
+    # Many overlapping bands would hide the lines.
     opacity = 0.16 if len(series) <= 4 else 0.07
     drawn = "".join(_draw(one, axes, to_x, to_y, opacity) for one in series)
     described = escape(f"{axes.y_label or 'values'} over {axes.x_label}")
@@ -205,7 +205,7 @@ def line_chart(series: Sequence[Series], axes: Axes, *, width: int = 560, height
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A value with its interval, None where there is none; `style` chooses the color."""
+    """A value with its interval (None = none); `style` selects the color."""
 
     name: str
     value: float
@@ -214,7 +214,7 @@ class Interval:
 
 
 def interval_chart(rows: Sequence[Interval], label: str, width: int = 560) -> str:
-    """Returns one horizontal interval per row about a line at zero, as SVG; '' without rows."""
+    """Returns one horizontal interval per row and a line at zero, as SVG; '' without rows."""
     if not rows:
         return ""
     names = [r.name if len(r.name) <= 26 else f"{r.name[:25]}…" for r in rows]
@@ -235,17 +235,17 @@ def interval_chart(rows: Sequence[Interval], label: str, width: int = 560) -> st
     for position, (name, row) in enumerate(zip(names, rows, strict=True)):
         y, ink = _TOP + 30 * position + 15, color(row.style)
         parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        told = f"{row.name}: {row.value:+.3g}"
+        tooltip = f"{row.name}: {row.value:+.3g}"
         if row.interval is not None:
             first, last = row.interval
-            told += f" [{first:+.3g}, {last:+.3g}]"
+            tooltip += f" [{first:+.3g}, {last:+.3g}]"
             parts.append(
                 f'<line x1="{to_x(first):.1f}" x2="{to_x(last):.1f}" y1="{y}" y2="{y}" '
                 f'stroke="{ink}" stroke-width="3" stroke-linecap="round"/>'
             )
         parts.append(
             f'<circle cx="{to_x(row.value):.1f}" cy="{y}" r="5.5" fill="{ink}" stroke="#fff" '
-            f'stroke-width="1.5"><title>{escape(told)}</title></circle>'
+            f'stroke-width="1.5"><title>{escape(tooltip)}</title></circle>'
         )
     parts.append(
         f'<text x="{(left + width - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle" '

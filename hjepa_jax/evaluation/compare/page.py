@@ -1,7 +1,6 @@
 """Comparison of runs as one self-contained HTML page: no network, no scripts.
 
-Runs that differ in their seed alone form a group; the first group is the baseline that the others
-are measured against.
+Runs that differ only in their seed form a group; the first group is the baseline for the others.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from hjepa_jax.evaluation.compare.runs import Group, RunResult, group_runs, load
 from hjepa_jax.evaluation.compare.style import STYLE
 from hjepa_jax.storage.files import check_writable_file, local_path, write_atomically
 
-# Settings that are free to differ, or are reported separately.
-_TOLD = {
+# Settings that may differ, or have a warning of their own.
+_NOT_COMPARED = {
     "seed",
     "evaluation.reference_evaluation",
     "evaluation.headline_k",
@@ -28,73 +27,73 @@ _TOLD = {
 
 
 def _nested(run: RunResult, part: str) -> Mapping[str, Any]:
-    """Returns a part of what a report says of itself; {} where it does not, as older ones."""
-    found = run.metrics["info"].get(part)
-    return found if isinstance(found, Mapping) else {}
+    """Returns a part of a report's `info`; {} if it is missing, as in older reports."""
+    value = run.metrics["info"].get(part)
+    return value if isinstance(value, Mapping) else {}
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
-    """Returns sentences on what makes the runs hard to compare."""
+    """Returns warnings about what makes the runs hard to compare."""
     runs = [run for group in groups for run in group.runs]
-    said = []
+    found = []
     fields = {
-        "data": ("data sets", "unknown"),
+        "data": ("datasets", "unknown"),
         "step": ("numbers of steps", "unknown"),
         "coordinates": ("coordinates", "raw"),
     }
     for field, (what, default) in fields.items():
         values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
         if len(values) > 1:
-            said.append(f"These runs have different {what}: {', '.join(values)}.")
+            found.append(f"These runs have different {what}: {', '.join(values)}.")
     tested = {_nested(run, "test_images").get("fingerprint", "unknown") for run in runs}
     if len(tested) > 1:
-        said.append("These runs were tested on different images.")
+        found.append("These runs were tested on different images.")
     settings = [_nested(run, "settings") for run in runs]
-    names = sorted({name for one in settings if one for name in one} - _TOLD)
+    names = sorted({name for one in settings if one for name in one} - _NOT_COMPARED)
     differing = [n for n in names if len({json.dumps(one.get(n)) for one in settings if one}) > 1]
     if differing:
-        said.append(f"These runs were evaluated with different settings: {', '.join(differing)}.")
+        found.append(f"These runs were evaluated with different settings: {', '.join(differing)}.")
     state_parts = sorted({run.metrics["encoders"]["trained"]["state_part"] for run in runs})
     if len(state_parts) > 1:
-        said.append(f"Different parts of the state were evaluated: {', '.join(state_parts)}.")
+        found.append(f"Different parts of the state were evaluated: {', '.join(state_parts)}.")
     if len({run.metrics["headline_k"] for run in runs}) > 1:
-        said.append("The headline k of kNN differs between runs; each row is at its own.")
+        found.append("The headline k of kNN differs between runs; each row uses its own k.")
     if len({bool(one.get("evaluation.reference_evaluation")) for one in settings}) > 1:
-        said.append(
+        found.append(
             "Some runs count votes and pairs as published (evaluation.reference_evaluation)."
         )
     if len({run.metrics.get("schema_version") for run in runs}) > 1:
-        said.append(
-            "These reports are of different versions, which count ties and top-5 of kNN, cosine "
-            "similarities and uniformity in different ways: evaluate the older ones again."
+        found.append(
+            "These reports come from different versions, which compute kNN ties and top-5, cosine "
+            "similarities and uniformity differently: evaluate the older runs again."
         )
-    told: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for run in runs:
         for note in run.metrics.get("notes", ()):
-            told.setdefault(str(note), []).append(run.name)
-    said += [f"{note} ({', '.join(names)})" for note, names in told.items()]
+            names_by_note.setdefault(str(note), []).append(run.name)
+    found += [f"{note} ({', '.join(names)})" for note, names in names_by_note.items()]
     single = [group.name for group in groups if len(group.runs) < 2]
     if single:
-        said.append(
-            f"One run only of {', '.join(single)}: differences from or to it have no interval, "
-            "and may be the luck of a seed."
+        found.append(
+            f"Only one run of {', '.join(single)}: differences that involve it have no interval "
+            "and may be due to the seed."
         )
     elif len(groups) > 1 and min(len(group.runs) for group in groups) < 5:
-        said.append("With fewer than five seeds, bootstrap intervals are narrower than they claim.")
-    return said
+        found.append("With fewer than five seeds, bootstrap intervals are too narrow.")
+    return found
 
 
 def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
     """Returns the page as HTML."""
     baseline = groups[0].name
     sections = [
-        ("Figures", parts.summary_table(groups)),
+        ("Summary", parts.summary_table(groups)),
         ("Differences", parts.intervals(groups)),
         ("Neighbors and spectra", parts.knn_and_spectra(groups)),
         ("Training", parts.training_curves(groups)),
         ("Position q, momentum p, and both", parts.state_parts_table(groups)),
-        ("Few images, coarser labels, changed images", parts.extra_table(groups)),
-        ("What differs in the configurations", parts.configuration_table(groups)),
+        ("Few-shot, coarse labels, and corrupted images", parts.extra_table(groups)),
+        ("Configuration differences", parts.configuration_table(groups)),
         ("Runs", parts.runs_table(groups)),
         ("Pictures", parts.galleries(groups)),
     ]
@@ -102,18 +101,18 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text
     )
     count = sum(len(group.runs) for group in groups)
-    told = "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(groups))
+    warned = "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(groups))
     note = (
-        f"{count} runs in {len(groups)} groups; runs of a group differ in their seed alone. "
-        "Values are means ± standard deviations over seeds, bands go from the lowest to the "
-        f"highest run. Small figures are differences from {baseline} with 95\u00a0% bootstrap "
-        "intervals over seeds, colored where the interval leaves zero out."
+        f"{count} runs in {len(groups)} groups; runs of a group differ only in their seed. "
+        "Values are means ± standard deviations over seeds; bands span the lowest to the highest "
+        f"run. Small numbers are differences from {baseline} with 95\u00a0% bootstrap intervals "
+        "over seeds, colored if the interval excludes zero."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="note">{escape(note)}</p>{told}{body}'
+        f'<h1>{escape(title)}</h1><p class="note">{escape(note)}</p>{warned}{body}'
         "</main></body></html>\n"
     )
 
@@ -124,8 +123,8 @@ def compare(
     """Reads runs, groups them and writes the page to `out`; see `load_result` for the paths.
 
     Raises:
-      UserError: no runs, a run named twice, one without a report, or a place that cannot be
-        written to.
+      UserError: no runs, a run named twice, one without a report, or an `out` that is not
+        writable.
     """
     if not paths:
         raise UserError("There is nothing to compare: name one or more runs.")

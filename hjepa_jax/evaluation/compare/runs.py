@@ -38,7 +38,7 @@ from hjepa_jax.storage.schema import (
 _FREE = ("seed", "checkpoint.", "log.", "evaluation.online_")
 _FREE += tuple(path for path, row in rows().items() if row.spec.own)
 _EVENTS_BYTES = 2**32
-# What a comparison reads of metrics.json; a figure that has no value is null (NaN in older ones).
+# What a comparison reads from metrics.json; missing values are null (NaN in older reports).
 _FIGURE = Maybe(Number(finite=False))
 _INTERVAL = Maybe(Items(Number(), 2, 2))
 _KNN = Fields(
@@ -100,11 +100,11 @@ class RunResult:
     """One evaluated run.
 
     Attributes:
-      name: of its folder.
+      name: name of its folder.
       report: folder of metrics.json and the pictures.
       metrics: content of metrics.json.
-      config: flat configuration, dotted name -> value; {} where the workdir was not found.
-      curves: TensorBoard tag -> (steps, values); {} where there are no events.
+      config: flat configuration, dotted name -> value; {} if the workdir was not found.
+      curves: TensorBoard tag -> (steps, values); {} without event files.
     """
 
     name: str
@@ -114,7 +114,7 @@ class RunResult:
     curves: dict[str, Curve]
 
     def figures(self, encoder: str = "trained") -> dict[str, float]:
-        """Returns the headline figures of one of its encoders."""
+        """Returns the headline figures of one encoder."""
         return headline(self.metrics["encoders"][encoder], self.metrics["headline_k"])
 
     def intervals(self) -> dict[str, tuple[float, float] | None]:
@@ -122,13 +122,13 @@ class RunResult:
         return headline_intervals(self.metrics["encoders"]["trained"], self.metrics["headline_k"])
 
     def is_one_point(self) -> bool:
-        """Returns whether the trained encoder's state is nearly one point."""
+        """Returns whether the trained encoder's state has nearly collapsed to a point."""
         return self.figures()["mean_share"] > MEAN_CEILING
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     name: str
     runs: tuple[RunResult, ...]
@@ -143,12 +143,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _events(path: pathlib.Path) -> Iterator[Any]:
-    """Yields the events of a file (length, checksum, payload, checksum), up to a cut-off end."""
+    """Yields the events of a file (length, checksum, payload, checksum), up to a truncated one."""
     from google.protobuf.message import DecodeError
     from tensorboardX.proto import event_pb2
     from tensorboardX.record_writer import masked_crc32c
 
-    damaged = f"{path} is damaged, or no TensorBoard event file: delete or move it."
+    damaged = f"{path} is damaged or not a TensorBoard event file: delete or move it."
     try:
         data, position = read_regular(path, _EVENTS_BYTES), 0
     except OSError as error:
@@ -160,7 +160,7 @@ def _events(path: pathlib.Path) -> Iterator[Any]:
         payload = data[position + 12 : position + 12 + length]
         position += 12 + length + 4
         if position > len(data):
-            return  # a run that is writing, or was killed while it did
+            return  # the run is writing, or was killed while writing
         event: Any = event_pb2.Event()  # type: ignore[attr-defined]
         try:
             event.ParseFromString(payload)
@@ -172,11 +172,11 @@ def _events(path: pathlib.Path) -> Iterator[Any]:
 def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
     """Returns the scalars of a workdir's event files: tag -> (ascending steps, values).
 
-    Where a resumed run logged a step again, the later file counts; what was logged behind the step
-    at which it went on is void, as for TensorBoard.
+    If a resumed run logged a step again, the later file wins. Values logged at or after the step
+    from which it resumed are discarded, as in TensorBoard.
 
     Raises:
-      UserError: a file that is no event file.
+      UserError: a file that is not an event file.
     """
     found: dict[str, dict[int, float]] = {}
     for path in sorted(workdir.glob("events.out.tfevents.*")):
@@ -195,7 +195,7 @@ def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
 
 
 def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields all of an encoder's metrics that have a kNN."""
+    """Yields an encoder's metrics, and those nested in them that have a kNN."""
     yield one
     for part in ("state_parts", "coarse", "robustness"):
         yield from (found for found in one.get(part, {}).values() if "knn" in found)
@@ -209,10 +209,10 @@ def _is_older_layout(metrics: Mapping[str, Any]) -> bool:
 
 
 def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the metrics of a report, with NaN for figures that have no value.
+    """Returns the metrics of a report, with NaN for missing values.
 
     Raises:
-      UserError: no evaluation of a trained run, or one that is damaged.
+      UserError: not an evaluation of a trained run, or a damaged one.
     """
     path = folder / METRICS
     try:
@@ -228,29 +228,31 @@ def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
                 ks, top1 = classified["knn"]["k_values"], classified["knn"]["top1"]
                 if len(ks) != len(top1) or ks != sorted(set(ks)):
                     raise ValueError(
-                        f"{path} is damaged: a kNN has {len(top1)} figures for k={ks}."
+                        f"{path} is damaged: a kNN has {len(top1)} accuracies for k={ks}."
                     )
         return {**metrics, "encoders": _with_nan(metrics["encoders"])}
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no evaluation of a trained run: {first_line(error)}") from error
+        raise UserError(
+            f"{path} is not an evaluation of a trained run: {first_line(error)}"
+        ) from error
 
 
 def _with_nan(value: Any) -> Any:
-    """Returns metrics with NaN for the figures that have no value, which JSON holds as null."""
+    """Returns metrics with NaN for missing values, which are null in JSON."""
     if isinstance(value, dict):
-        kept = {name: one for name, one in value.items() if name.endswith("_interval")}
-        return {name: _with_nan(one) for name, one in value.items()} | kept
+        intervals = {name: one for name, one in value.items() if name.endswith("_interval")}
+        return {name: _with_nan(one) for name, one in value.items()} | intervals
     if isinstance(value, list):
         return [_with_nan(one) for one in value]
     return math.nan if value is None else value
 
 
 def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the report folder of a run: the one of most steps, the first made of several.
+    """Returns the report folder of a run: the one with the most steps, or the first of several.
 
-    Reports on data that the run was not trained on or in other coordinates come last.
+    Reports on data that the run was not trained on, or in other coordinates, rank last.
     """
     if (path / METRICS).is_file():
         return path
@@ -262,7 +264,7 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
             f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
             "--mode=eval, or name the folder with --eval_dir."
         )
-    special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, which are named by folder
+    special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, named by folder
 
     def rank(folder: pathlib.Path) -> tuple[bool, int]:
         info = known[folder]["info"]
@@ -275,8 +277,8 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
     """Reads one run.
 
     Args:
-      path: its workdir, whose report is looked for in `eval_dir` and in `../../eval` beside it
-        (where a sweep puts it); or a report folder itself, which has no curves.
+      path: its workdir, whose report is searched for in `eval_dir` and in `../../eval` relative to
+        it (where a sweep puts it); or a report folder, which has no curves.
       eval_dir: folder of reports.
 
     Raises:
@@ -293,15 +295,15 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
 
 
 def group_runs(results: Sequence[RunResult]) -> list[Group]:
-    """Puts runs together that differ in their seed alone, in the order of their first run.
+    """Groups runs that differ only in their seed, in the order of each group's first run.
 
-    A run of unknown configuration forms its own group. A group is named after its runs: what
-    comes before 'seed<n>', or the first one's name.
+    A run with an unknown configuration forms its own group. A group is named after its runs: by
+    the part before 'seed<n>', or by the name of the first one.
     """
     members: dict[str, list[RunResult]] = {}
     for position, result in enumerate(results):
-        kept = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_FREE)]
-        key = json.dumps(kept) if kept else f"run {position}"
+        fixed = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_FREE)]
+        key = json.dumps(fixed) if fixed else f"run {position}"
         members.setdefault(key, []).append(result)
     groups: list[Group] = []
     for runs in members.values():
@@ -334,8 +336,8 @@ def bootstrap_difference(
     """Returns mean(values) - mean(baseline) and its percentile bootstrap interval over seeds.
 
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: both groups are
-    resampled with replacement, each on its own. Below about five seeds the interval is too
-    narrow; with one seed in either group there is none.
+    resampled with replacement, independently. With fewer than about five seeds the interval is
+    too narrow; with one seed in either group it is None.
     """
     ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     difference = float(ours.mean() - theirs.mean())
@@ -351,8 +353,8 @@ def paired_interval(
 ) -> tuple[float, float] | None:
     """Returns the percentile bootstrap interval of the mean of paired differences [n].
 
-    As `bootstrap_difference`, but the pairs are resampled. None for fewer than two pairs; with
-    three it is narrower than the confidence says.
+    Like `bootstrap_difference`, but the pairs are resampled. None for fewer than two pairs; with
+    three it is too narrow.
     """
     sample = np.asarray(differences, np.float64)
     if len(sample) < 2:

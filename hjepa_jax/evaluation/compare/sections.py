@@ -28,7 +28,7 @@ from hjepa_jax.storage.files import read_regular
 
 _log = logging.getLogger(__name__)
 
-# Figure -> (title, factor, digits, whether more is better; None = neither).
+# Figure -> (title, factor, digits, whether higher is better; None = neither).
 FIGURES: dict[str, tuple[str, float, int, bool | None]] = {
     "knn": ("kNN@{k} %", 100, 2, True),
     "knn_first": ("kNN@{first} %", 100, 2, True),
@@ -41,9 +41,9 @@ FIGURES: dict[str, tuple[str, float, int, bool | None]] = {
     "alignment": ("alignment", 1, 3, None),
     "uniformity": ("uniformity", 1, 3, None),
 }
-# Training curves in this order, where a run has them: tag -> title.
+# Training curves, in order, if a run has them: tag -> title.
 CURVES = {
-    "total": "Loss (each objective has its own)",
+    "total": "Loss (not comparable between objectives)",
     "pred": "Prediction loss",
     "online/knn_top1": "kNN top-1 during training",
     "online/probe_top1": "Linear probe top-1 on training views",
@@ -63,12 +63,12 @@ _PICTURES = {
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
 _PICTURE_BYTES = 2**26
-# These would be too small to read beside another one.
+# Pictures that would be too small to read at half width.
 _WIDE = ("flow.png",)
 
 
 def _name(text: str) -> str:
-    """Returns a run's name for the first column, which may break after its punctuation."""
+    """Returns a run's name for the first column, with line breaks allowed after punctuation."""
     return re.sub(r"([-_.=])", r"\1<wbr>", escape(text))
 
 
@@ -91,7 +91,7 @@ def _values(group: Group, figure: str) -> list[float]:
 
 
 def _titles(groups: Sequence[Group]) -> dict[str, str]:
-    """Returns the columns' titles; the one of the smallest k is left out where k is that."""
+    """Returns the column titles, without the smallest k if that is the headline k."""
     metrics = groups[0].runs[0].metrics
     ks = metrics["encoders"]["trained"]["knn"]["k_values"]
     k = max((k for k in ks if k <= metrics["headline_k"]), default=ks[0])
@@ -102,12 +102,12 @@ def _titles(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _shown(value: float, digits: int) -> str:
-    """Returns a figure with so many decimals; a dash for one that has no value."""
+    """Formats a number with `digits` decimals, or as a dash if it is missing."""
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    """Returns the standard deviation of several values; '' of one."""
+    """Formats the standard deviation of several values; '' for one."""
     if len(values) < 2:
         return ""
     return f" <small>± {_shown(float(np.std(values, ddof=1)), digits)}</small>"
@@ -122,17 +122,17 @@ def _cell(group: Group, baseline: Group, figure: str) -> str:
     reference = [factor * value for value in _values(baseline, figure)]
     difference, interval = bootstrap_difference(values, reference)
     kind = ""
-    # Of a state that is nearly one point, ranks are those of the noise around it.
-    points = figure in RANKS and any(run.is_one_point() for run in (*group.runs, *baseline.runs))
-    if points or not math.isfinite(difference):
+    # Ranks of a nearly collapsed state are those of its noise.
+    collapsed = figure in RANKS and any(run.is_one_point() for run in (*group.runs, *baseline.runs))
+    if collapsed or not math.isfinite(difference):
         return f"<td>{text}</td>"
-    told = f"{difference:+.{digits}f}"
+    note = f"{difference:+.{digits}f}"
     if interval is not None:
-        told += f"<br>[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+        note += f"<br>[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
         if more_is_better is not None and interval[0] * interval[1] > 0:
             kind = " better" if (difference > 0) == more_is_better else " worse"
-    told = told.replace("-", "−")
-    return f'<td>{text}<div class="difference{kind}">{told}</div></td>'
+    note = note.replace("-", "−")
+    return f'<td>{text}<div class="difference{kind}">{note}</div></td>'
 
 
 def summary_table(groups: Sequence[Group]) -> str:
@@ -162,7 +162,7 @@ def summary_table(groups: Sequence[Group]) -> str:
 
 
 def intervals(groups: Sequence[Group]) -> str:
-    """Returns charts of the differences from the first group; '' where it is the only one."""
+    """Returns charts of the differences from the first group; '' if it is the only one."""
     if len(groups) < 2:
         return ""
     titles, parts = _titles(groups), []
@@ -174,7 +174,7 @@ def intervals(groups: Sequence[Group]) -> str:
             difference, interval = bootstrap_difference(values, reference)
             if math.isfinite(difference):
                 rows.append(charts.Interval(group.name, difference, interval, style))
-        label = f"{titles[figure].removesuffix(' %')}: points above {groups[0].name}"
+        label = f"{titles[figure].removesuffix(' %')}: difference from {groups[0].name} in points"
         parts.append(f"<figure>{charts.interval_chart(rows, label)}</figure>")
     return f'<div class="grid2">{"".join(parts)}</div>'
 
@@ -215,7 +215,7 @@ def knn_and_spectra(groups: Sequence[Group]) -> str:
 
 
 def training_curves(groups: Sequence[Group]) -> str:
-    """Returns small charts of what was logged in training; '' where no run has events."""
+    """Returns small charts of logged training metrics; '' if no run has events."""
     figures = []
     for tag, title in CURVES.items():
         series = []
@@ -237,7 +237,7 @@ def training_curves(groups: Sequence[Group]) -> str:
 
 
 def state_parts_table(groups: Sequence[Group]) -> str:
-    """Returns kNN and probe of q, p and qp; '' where no run has them."""
+    """Returns kNN and probe accuracies of q, p and qp; '' if no run has them."""
     rows = []
     for style, group in enumerate(groups):
         found = [run.metrics["encoders"]["trained"].get("state_parts", {}) for run in group.runs]
@@ -262,7 +262,7 @@ def state_parts_table(groups: Sequence[Group]) -> str:
 
 
 def _extra_tests(run: RunResult) -> dict[str, dict[str, Any]]:
-    """Returns the optional parts of an evaluation by title: few images, coarse labels, changes."""
+    """Returns the optional parts of an evaluation by title: few-shot, coarse, and robustness."""
     one = run.metrics["encoders"]["trained"]
     titles = {"few_shot": "{} images per class", "coarse": "{} labels", "robustness": "{} images"}
     return {
@@ -273,7 +273,7 @@ def _extra_tests(run: RunResult) -> dict[str, dict[str, Any]]:
 
 
 def extra_table(groups: Sequence[Group]) -> str:
-    """Returns probe top-1 of the optional parts, a column per group; '' where there are none."""
+    """Returns probe top-1 of the optional parts, a column per group; '' if there are none."""
     found = [[_extra_tests(run) for run in group.runs] for group in groups]
     names = list(dict.fromkeys(name for tests in found for one in tests for name in one))
     if not names:
@@ -294,12 +294,12 @@ def extra_table(groups: Sequence[Group]) -> str:
 
 
 def _probe_top1(found: dict[str, Any]) -> float:
-    """Returns the probe's accuracy in a part that has one, or is one."""
+    """Returns probe top-1 of an optional part, which has a probe or is one."""
     return found.get("linear_probe", found)["top1"]
 
 
 def galleries(groups: Sequence[Group]) -> str:
-    """Returns the pictures of each group's first report, embedded; '' where there are none."""
+    """Returns the pictures of each group's first report, embedded; '' if there are none."""
     parts = []
     for file, caption in _PICTURES.items():
         wide = ' class="wide"' if file in _WIDE else ""
@@ -310,7 +310,7 @@ def galleries(groups: Sequence[Group]) -> str:
             try:
                 picture = read_regular(path, _PICTURE_BYTES)
             except OSError as error:
-                _log.warning("this picture is left out: %s", error)
+                _log.warning("skipping a picture: %s", error)
                 continue
             data = base64.b64encode(picture).decode("ascii")
             title = f"{_swatch(style)}{escape(group.runs[0].name)}: {escape(caption)}"
@@ -322,7 +322,7 @@ def galleries(groups: Sequence[Group]) -> str:
 
 
 def configuration_table(groups: Sequence[Group]) -> str:
-    """Returns the configuration fields that differ between groups; '' where none does."""
+    """Returns the configuration fields that differ between groups; '' if none does."""
     fields = differing_fields(groups)
     if not fields:
         return ""

@@ -1,4 +1,4 @@
-"""Pictures of `measure.compare_maps`, drawn with matplotlib's object API (no display needed)."""
+"""Plots of `measure.compare_maps`, drawn with matplotlib's object API (no display needed)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 # Lines differ in style as well as in color.
 _LINES = ("-", "--", "-.", ":", "-", "--")
 _DPI = 140
-# Values below this are rounding: logarithmic axes end there.
+# Smaller values are rounding errors: logarithmic axes end here.
 _FLOOR = 1e-17
 _SNAPSHOTS = 4
-# Applications of the orbit that a frame of the GIF shows.
+# Applications of the map that a frame of the GIF shows as the orbit.
 _TRAIL = 25
 
 Results = Mapping[str, Measurement]
@@ -39,9 +39,9 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _band(axes: Axes, x: np.ndarray, values: np.ndarray, index: int, label: str) -> None:
-    """Median over the last axis as a line, 10 to 90 % as a band; non-finite values drop out."""
-    kept = np.isfinite(values).any(axis=-1)
-    x, values = x[kept], values[kept]
+    """Median over the last axis as a line, 10 to 90 % as a band; non-finite values are dropped."""
+    finite = np.isfinite(values).any(axis=-1)
+    x, values = x[finite], values[finite]
     values = np.where(np.isfinite(values), np.maximum(np.abs(values), _FLOOR), np.nan)
     low, middle, high = np.nanquantile(values, (0.1, 0.5, 0.9), axis=-1)
     axes.plot(x, middle, label=label, linewidth=1.8, **_style(index))
@@ -49,9 +49,9 @@ def _band(axes: Axes, x: np.ndarray, values: np.ndarray, index: int, label: str)
 
 
 def energy_picture(results: Results, setup: MeasurementSetup) -> Figure | None:
-    """Energy error in time, and its largest value over a grid of initial conditions.
+    """Energy error over time, and its maximum on a grid of initial conditions.
 
-    None where no map has an energy.
+    None if no map has an energy.
     """
     known = {n: m for n, m in results.items() if m.energy is not None}
     if not known:
@@ -63,7 +63,7 @@ def energy_picture(results: Results, setup: MeasurementSetup) -> Figure | None:
         assert m.energy is not None
         drift = m.energy - m.energy[0]
         _band(panels[0], np.arange(1, len(drift)), drift[1:], index, name)
-    panels[0].set(yscale="log", xlabel="applications of the map", ylabel="|H − H at start|")
+    panels[0].set(yscale="log", xlabel="applications of the map", ylabel="|H − H₀|")
     panels[0].set_title("Energy error (median, 10–90 %)")
     panels[0].legend(framealpha=0.85, edgecolor="none", fontsize=8.5)
     tidy(panels[0])
@@ -81,12 +81,12 @@ def energy_picture(results: Results, setup: MeasurementSetup) -> Figure | None:
     panels[1].set_ylabel(f"start: p[{setup.plane}]")
     assert image is not None
     bar = figure.colorbar(image, ax=list(panels[1:]), shrink=0.9, extend="both")
-    bar.set_label("largest |H − H at start| of the run")
+    bar.set_label("max |H − H₀| over the run")
     return figure
 
 
 def reversal_picture(results: Results) -> Figure:
-    """Error of running forward and back, against the number of applications."""
+    """Error after running forward and back, over the number of applications."""
     figure = new_figure(5.4, 4.0, _DPI)
     axes = figure.subplots()
     for index, (name, m) in enumerate(results.items()):
@@ -99,7 +99,7 @@ def reversal_picture(results: Results) -> Figure:
 
 
 def _view(results: Results) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limits around the most compact map's blobs; others may run out of the frame."""
+    """Axis limits around the most compact map's blobs; others may leave the frame."""
     spans = []
     for m in results.values():
         points = m.blob[np.isfinite(m.blob).all(axis=(1, 2))].reshape(-1, 2).astype(np.float64)
@@ -136,12 +136,12 @@ def blob_picture(results: Results, setup: MeasurementSetup) -> Figure:
             ncols=2,
             loc="upper center",
             bbox_to_anchor=(0.5, -0.17),
-            title="after applications: area",
+            title="applications: area",
             title_fontsize=8,
         )
         tidy(axes)
     panels[0].set_ylabel(f"p[{setup.plane}]")
-    figure.suptitle("A loop of initial conditions; its area relative to the start")
+    figure.suptitle("A loop of initial conditions, and its area relative to the start")
     return figure
 
 
@@ -195,7 +195,7 @@ def covariance_picture(results: Results) -> Figure:
 def orbit_frames(
     results: Results, setup: MeasurementSetup, *, state: int = 0, frames: int = 60
 ) -> list[Image.Image]:
-    """Frames of one state's orbit in the plane under every map, beside its energy in time."""
+    """Frames of one state's orbit in the plane under every map, next to its energy over time."""
     names = list(results)
     steps = len(next(iter(results.values())).path)
     paths = {n: results[n].path[:, state] for n in names}
@@ -260,5 +260,5 @@ def save_all(results: Results, setup: MeasurementSetup, folder: pathlib.Path) ->
         del drawn["energy.png"]
     failed = save_each(folder, drawn, bbox_inches="tight")
     for name, reason in failed.items():
-        _log.warning("%s could not be drawn (%s); the figures are written.", name, reason)
+        _log.warning("%s could not be drawn (%s); figures.json is written.", name, reason)
     return [folder / name for name in (*drawn, "figures.json") if name not in failed]

@@ -1,7 +1,7 @@
-"""What a map of phase space preserves: energy, time reversal, volume, the symplectic form.
+"""Conservation by maps of phase space: energy, reversibility, volume, and the symplectic form.
 
-The measurements take any map, a numerical integrator as well as a trained predictor, as a pair of
-functions; `physics_pictures.py` draws them.
+A map is a pair of functions, such as a numerical integrator or a trained predictor. `figures.py`
+plots the measurements.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Flow = Callable[[jax.Array], jax.Array]
 
 
 class PhaseMap(NamedTuple):
-    """A map of states and what is meant as its inverse.
+    """A map of states and its intended inverse.
 
     Attributes:
       forward, backward: [..., 2d] -> [..., 2d], differentiable in forward mode.
@@ -40,19 +40,19 @@ class PhaseMap(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MeasurementSetup:
-    """Where and how long maps are measured.
+    """Initial conditions and duration of the measurements.
 
     Attributes:
       states: an ensemble [B, 2d]; energies, covariances and reversal are measured on it.
       center: a state [2d]; the grid and the blob lie around it, in one conjugate plane.
       plane: index i of that plane (q_i, p_i).
       extent: half the side of the grid of initial conditions.
-      grid_size: grid points a side.
-      blob_offset: where in the plane, from the center, the loop of initial conditions lies.
-      blob_radius: its radius.
-      blob_points: points on the loop.
-      applications: times that a map is applied.
-      jacobian_states: states of the ensemble whose Jacobian is taken.
+      grid_size: grid points per side.
+      blob_offset: position in the plane, relative to the center, of a loop of initial conditions.
+      blob_radius: radius of the loop.
+      blob_points: number of points on the loop.
+      applications: number of times that a map is applied.
+      jacobian_states: number of states of the ensemble whose Jacobian is computed.
     """
 
     states: jax.Array
@@ -100,7 +100,7 @@ class Measurement:
       grid_drift: largest |H_t - H_0| over the run for every grid point [grid_size, grid_size].
       path: the ensemble in the plane [T+1, B, 2].
       reversal_times: numbers of applications [R].
-      reversal_error: |b(f(z)) - z| / (1 + |z|) after that many there and back [R, B].
+      reversal_error: |b(f(z)) - z| / (1 + |z|) after as many applications forward and back [R, B].
       defect: symplectic defect of one application at some states [J].
       log_volume: log |det J| of one application at the same states [J].
       blob: the loop in the plane [T+1, P, 2].
@@ -214,7 +214,7 @@ def compare_maps(maps: Mapping[str, PhaseMap], setup: MeasurementSetup) -> dict[
     """Measures every map on the same setup.
 
     Raises:
-      ValueError: no maps, or states and center of different or odd width, or a plane outside.
+      ValueError: no maps, states and center of different or odd width, or a plane out of range.
     """
     width = setup.center.shape[-1]
     if not maps or width % 2 or setup.states.shape[-1] != width:
@@ -231,12 +231,12 @@ def compare_maps(maps: Mapping[str, PhaseMap], setup: MeasurementSetup) -> dict[
 
 
 def _number(value: Any) -> float | None:
-    """A JSON number; None where the map left the finite numbers."""
+    """A JSON number; None if it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
 def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
-    """Returns the figures of every map as plain numbers for JSON (None = not finite or unknown)."""
+    """Returns summary numbers of every map for JSON (None = not finite or unknown)."""
     out: dict[str, dict[str, Any]] = {}
     for name, m in measurements.items():
         figures = {
@@ -252,7 +252,7 @@ def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, An
             "participation_ratio_final": m.participation[-1],
         }
         if m.energy is not None and m.grid_drift is not None:
-            drift = np.abs(m.energy - m.energy[0])  # infinite where the map diverged
+            drift = np.abs(m.energy - m.energy[0])  # infinite if the map diverged
             figures |= {
                 "energy_start_mean": np.mean(m.energy[0]),
                 "energy_drift_final_median": np.median(drift[-1]),
@@ -268,11 +268,11 @@ def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, An
 def showcase(
     *, dt: float = 0.25, applications: int = 100, grid_size: int = 48, ensemble: int = 256
 ) -> tuple[dict[str, PhaseMap], MeasurementSetup]:
-    """A pendulum under leapfrog and two non-symplectic integrators at EQUAL cost.
+    """A pendulum under leapfrog and two non-symplectic integrators at equal cost.
 
-    One application covers the time 4 * dt with four force evaluations: four leapfrog steps (the
-    fifth force is the next application's first), four explicit Euler steps, one Runge-Kutta step.
-    The ensemble swings: its energies stay below the separatrix (2).
+    One application covers a time of 4 * dt with four force evaluations: four leapfrog steps (the
+    next application reuses the fifth force), four explicit Euler steps, or one Runge-Kutta step.
+    The ensemble oscillates: its energies are below the separatrix (2).
     """
     system = systems.pendulum()
     energy = functools.partial(energy_of_state, system)
@@ -315,8 +315,8 @@ def predictor_maps(
       residual_scale: the scale that training ended with.
 
     Returns:
-      The maps in the same order. The energy of all is that of the first predictor that has one:
-      a matched MLP is judged by the Hamiltonian it is compared with.
+      The maps in the same order. All have the energy of the first predictor with a Hamiltonian: a
+      matched MLP is measured by the Hamiltonian that it is compared with.
     """
     energy: Any = next(
         (
@@ -342,7 +342,7 @@ def setup_of_states(
 ) -> MeasurementSetup:
     """A setup around the mean of encoded states [B, 2d], in their plane of largest variance.
 
-    A Jacobian of 2d = 2048 numbers takes 2048 tangents: keep jacobian_states small.
+    A Jacobian at 2d = 2048 takes 2048 tangents: keep jacobian_states small.
     """
     spread = jnp.sum(jnp.square(jnp.stack(split_state(jnp.std(states, axis=0)))), axis=0)
     plane = int(jnp.argmax(spread))

@@ -1,4 +1,4 @@
-"""What an evaluation is of: checkpoint, images, settings and versions, for its report."""
+"""The provenance of a report: checkpoint, images, settings and versions."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.ready import Sets
 from hjepa_jax.storage.files import printable
 
-# Fields of `data` and `evaluation` that change no figure, and those that are stated elsewhere.
+# Fields of `data` and `evaluation` that do not affect results, or are reported elsewhere.
 _OMITTED = ("evaluation.batch_size", "evaluation.knn_block", "evaluation.online_")
 _OMITTED += ("data.batch_size", "data.name")
 _NAMES_SHOWN, _NAME_LENGTH = 20, 200
 
 
 class Watched:
-    """The images of a set, each call anew; remembers what was left out.
+    """The batches of a set; every call reads it again and records what was skipped.
 
     Attributes:
       source: the images.
-      images: how many were evaluated; None until they have been read once to their end.
-      left_out: names of, and reasons for, those that could not be decoded.
+      images: number of images evaluated; None until the set has been read completely.
+      left_out: names of images that could not be decoded, with reasons.
     """
 
     def __init__(self, settings: Settings, source: ImageSource):
@@ -50,7 +50,7 @@ class Watched:
             self.images, self.left_out = count, stream.corrupt_images
 
     def facts(self, split: str) -> dict[str, Any]:
-        """Returns what the report says of the set."""
+        """Returns the entry of the set in the report."""
         unlabeled = int(np.count_nonzero(~has_label(self.source.labels())))
         names = [printable(name)[:_NAME_LENGTH] for name in self.left_out[:_NAMES_SHOWN]]
         rest = len(self.left_out) - len(names)
@@ -67,7 +67,7 @@ class Watched:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """Returns the settings of an evaluation that its figures depend on, by dotted name."""
+    """Returns the settings that affect an evaluation's results, by dotted name."""
     return {
         name: value
         for name, value in validation.flatten(config)
@@ -80,15 +80,15 @@ def settings_of(config: Config) -> dict[str, Any]:
 def about(
     config: Config, saved: Config, run: str, step: int, chosen: str, trained: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what is known before the images are read.
+    """Returns the part of `info` that is known before the images are read.
 
     Args:
-      config: of the evaluation.
-      saved: the run's own.
-      run: its name.
-      step: of the checkpoint.
-      chosen: how it was chosen: 'latest', 'best' or a step.
-      trained: what the checkpoint says of its training data: `num_images`, `fingerprint`.
+      config: configuration of the evaluation.
+      saved: configuration of the run.
+      run: name of the run.
+      step: step of the checkpoint.
+      chosen: how the checkpoint was chosen: 'latest', 'best' or a step.
+      trained: what the checkpoint records about its training data: `num_images`, `fingerprint`.
     """
     how = {
         "latest": "the newest",
@@ -97,7 +97,7 @@ def about(
     return {
         "run": run,
         "step": step,
-        "checkpoint": how.get(chosen, "as asked for"),
+        "checkpoint": how.get(chosen, "as requested"),
         **({"best_by": saved.checkpoint.best_metric} if chosen == "best" else {}),
         "method": saved.method,
         "data": config.data.name,
@@ -118,7 +118,7 @@ def about(
 
 
 def about_images(config: Config, train: Watched, test: Watched) -> dict[str, Any]:
-    """Returns what is known of both sets when they have been read, and the settings."""
+    """Returns the entries of both sets, which must have been read, and the settings."""
     return {
         "train_images": train.facts(config.data.train_split),
         "test_images": test.facts(config.data.test_split),
@@ -127,5 +127,5 @@ def about_images(config: Config, train: Watched, test: Watched) -> dict[str, Any
 
 
 def watch(settings: Settings, sets: Sets) -> tuple[Watched, Watched]:
-    """Returns the training and the test images, watched."""
+    """Returns the training and the test images as `Watched` sets."""
     return Watched(settings, sets.train), Watched(settings, sets.test)

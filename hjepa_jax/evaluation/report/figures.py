@@ -46,7 +46,7 @@ _DPI = 150
 
 
 def save_figure(figure: Figure, path: pathlib.Path, **options: Any) -> None:
-    """Writes a figure as a PNG, whole or not at all; a link in its place is replaced."""
+    """Writes a figure as a PNG atomically; an existing link is replaced."""
     content = io.BytesIO()
     figure.savefig(content, format="png", **options)
     write_atomically(path, content.getvalue())
@@ -62,15 +62,15 @@ def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
 def save_each(
     folder: pathlib.Path, drawn: Mapping[str, Callable[[], Figure | bytes]], **options: Any
 ) -> dict[str, str]:
-    """Draws every picture into a folder; one that fails costs itself alone.
+    """Draws every picture into a folder; an error affects only its own picture.
 
     Args:
-      folder: where they go.
-      drawn: file name -> function that draws it, or returns the file's content.
-      **options: of matplotlib's `savefig`.
+      folder: the destination.
+      drawn: file name -> function that draws the picture, or returns the file's content.
+      **options: passed to matplotlib's `savefig`.
 
     Returns:
-      For each picture that is missing, what went wrong in one line.
+      The error of each picture that could not be drawn, in one line, by file name.
     """
     failed: dict[str, str] = {}
     for name, draw in drawn.items():
@@ -80,9 +80,9 @@ def save_each(
                 write_atomically(folder / name, picture)
             else:
                 save_figure(picture, folder / name, **options)
-        except Exception as error:  # of matplotlib, of its fonts, of data that is read again, ...
+        except Exception as error:  # from matplotlib, fonts, data that is read again, ...
             failed[name] = f"{type(error).__name__}: {first_line(error)}"
-            # One of an earlier time would pass for this one's.
+            # An old picture would pass for a new one.
             with contextlib.suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
     return failed
@@ -110,7 +110,7 @@ def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def draw_series(axes: Axes, series: Sequence[plots.Series], described: plots.Axes) -> None:
-    """Draws lines, with markers where the ticks are the points, and their bands."""
+    """Draws lines and their bands, with markers if the ticks are at the points."""
     for one in series:
         if not len(one.x):
             continue
@@ -137,7 +137,7 @@ def draw_series(axes: Axes, series: Sequence[plots.Series], described: plots.Axe
 
 
 def spectra(metrics: Mapping[str, Any]) -> Figure:
-    """Covariance eigenvalues against their rank, both logarithmic, each over its largest."""
+    """Covariance eigenvalues relative to the largest, by rank, on logarithmic axes."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     series = []
@@ -152,7 +152,7 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
 
 
 def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
-    """Draws kNN top-1 accuracy over k with 95% intervals, and the level of chance."""
+    """Draws kNN top-1 accuracy over k with 95% intervals, and the chance level."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     series = []
@@ -217,7 +217,7 @@ def _draw_map(
     shown: Sequence[int],
     names: Mapping[int, str],
 ) -> None:
-    """Draws points [M, 2], the classes `shown` each in its own color and shape."""
+    """Draws points [M, 2], with a color and a marker for each class in `shown`."""
     others = ~np.isin(labels, shown)
     if others.any():
         axes.scatter(*plane[others].T, s=6, color="0.85", linewidths=0, label="other classes")
@@ -237,16 +237,16 @@ def _draw_map(
 
 
 def feature_map(inputs: PictureInputs) -> Figure:
-    """Test features on their first two principal axes, and below by t-SNE.
+    """Test features on their first two principal axes, and by t-SNE below.
 
-    At most ten classes are colored; images without a label are among the others.
+    At most ten classes are colored; unlabeled images are drawn as other classes.
     """
     count = len(inputs.encoders)
     labels = next(iter(inputs.encoders.values())).labels
     shown = np.unique(labels[has_label(labels)])[:_MAX_MAP_CLASSES].tolist()
     names = {label: plot_text(inputs.class_names[label], LEGEND_LETTERS) for label in shown}
     longest = max(map(len, names.values()), default=0)
-    # The legend must not take the room of the maps.
+    # The legend must not shrink the maps.
     figure = new_figure(3.4 * count + max(1.2, 0.6 + 0.1 * longest), 6.8)
     panels = figure.subplots(2, count, squeeze=False)
     for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
@@ -257,7 +257,7 @@ def feature_map(inputs: PictureInputs) -> Figure:
         above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
         _draw_map(below, tsne(one.features), one.labels, shown, names)
         below.set_title(f"{plot_text(name)}: t-SNE")
-        below.set_xlabel("only neighborhoods have a meaning")
+        below.set_xlabel("only neighborhoods are meaningful")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(),
         loc="outside right center",
@@ -269,17 +269,17 @@ def feature_map(inputs: PictureInputs) -> Figure:
 
 
 def class_name(names: Sequence[str], label: int) -> str:
-    """Returns the name of a label, that of -1 included."""
+    """Returns the class name of a label, or 'no label' for -1."""
     return "no label" if label == NO_LABEL else names[label]
 
 
 def short_name(name: str) -> str:
-    """Cuts a class name to what fits under a small image."""
+    """Truncates a class name to fit under a small image."""
     return plot_text(name, 13)
 
 
 def _draw_row(axes: Axes, top: float, tiles: Sequence[tuple[np.ndarray, str, str | None]]) -> None:
-    """Draws images of side 1 side by side, each with its caption and the color of its frame."""
+    """Draws images of side 1 side by side, each with a caption and a frame color."""
     for column, (image, caption, color) in enumerate(tiles):
         left = 1.1 * column
         axes.imshow(image, extent=(left, left + 1, top + 1, top), interpolation="nearest")
@@ -292,8 +292,8 @@ def _draw_row(axes: Axes, top: float, tiles: Sequence[tuple[np.ndarray, str, str
 def neighbors(inputs: PictureInputs) -> Figure:
     """Test images, and their nearest training images under each encoder.
 
-    A neighbor of the query's class has a green frame and a tick, another a red one and a cross,
-    so the picture can be read without colors.
+    Neighbors of the query's class have a green frame and a check mark, others an orange frame and a
+    cross, so the picture can be read without colors.
     """
     names, classes = list(inputs.encoders), inputs.class_names
     columns = 1 + inputs.encoders[names[0]].neighbors.shape[1]

@@ -33,8 +33,8 @@ class HalfPicture:
 
     Attributes:
       trajectories: [T, Q, 2].
-      cloud: [M, 2], the images that the axes are of.
-      shares: [2], their shares of variance.
+      cloud: [M, 2], the states that define the axes.
+      shares: [2], the shares of variance of the axes.
     """
 
     trajectories: np.ndarray
@@ -44,7 +44,7 @@ class HalfPicture:
 
 @dataclasses.dataclass(frozen=True)
 class FlowPicture:
-    """Trajectories of Q states from the past through time 0, the encoded images, to the future.
+    """Trajectories of Q states, backward and forward in time from the encoded images at time 0.
 
     Attributes:
       times: [T].
@@ -59,7 +59,7 @@ class FlowPicture:
 
 
 def trajectories(flow: Flow, states: np.ndarray, applications: int) -> np.ndarray:
-    """Returns states [2 * applications + 1, Q, 2d]: flowed backward, as given, flowed forward."""
+    """Returns states [2 * applications + 1, Q, 2d] in order of time; the middle ones are given."""
     halves: list[list[np.ndarray]] = []
     for direction in (-1.0, 1.0):
         half = [np.asarray(states)]
@@ -77,13 +77,13 @@ def _half(paths: np.ndarray, cloud: np.ndarray) -> HalfPicture:
 def flow_picture(
     flow: Flow, samples: np.ndarray, cloud: np.ndarray, applications: int = APPLICATIONS
 ) -> FlowPicture:
-    """Follows states in both directions of time.
+    """Follows states backward and forward in time.
 
     Args:
       flow: the learned flow.
       samples: states [Q, 2d] to follow.
-      cloud: states [M, 2d] of many images, whose principal axes the pictures have.
-      applications: of the flow, in each direction.
+      cloud: states [M, 2d] of many images, which define the principal axes.
+      applications: number of applications of the flow in each direction.
     """
     paths = trajectories(flow, samples, applications)
     half = samples.shape[1] // 2

@@ -1,8 +1,8 @@
-"""Where the report of an evaluation goes, and where those of a run are found again.
+"""Folders of evaluation reports: where a report is written, and how those of a run are found.
 
-The first evaluation of a run goes to `<eval_dir>/<run>`. One that differs in anything (checkpoint,
-data, number of images, settings, versions) goes to `<run>-step<N>-<data>-<digest>`, so that none
-overwrites another, and the same evaluation lands in the same place again.
+The first evaluation of a run goes to `<eval_dir>/<run>`. A different one (in checkpoint, data,
+number of images, settings, or versions) goes to `<run>-step<N>-<data>-<digest>`, so that none
+overwrites another; a repeated evaluation goes to the same folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hjepa_jax.storage.files import json_text
 from hjepa_jax.storage.schema import Fields, read_json
 
 METRICS = "metrics.json"
-# A file name has at most 255 bytes, of which what follows the run's name needs some.
+# A file name has at most 255 bytes; some are needed for the suffix after the run's name.
 _NAME_BYTES = 160
 
 
 def report_name(workdir: pathlib.Path) -> str:
-    """Returns the name of a run, and of the folder of its first report: its workdir's, cut."""
+    """Returns the name of a run and its first report folder: its workdir's name, truncated."""
     name = os.path.basename(os.path.abspath(workdir)) or "run"
     encoded = name.encode()
     if len(encoded) <= _NAME_BYTES:
@@ -34,9 +34,9 @@ def report_name(workdir: pathlib.Path) -> str:
 
 
 def _identity(metrics: Mapping[str, Any]) -> str:
-    """What makes two evaluations the same one: `info`, and the evaluated parts of the states."""
+    """Returns what identifies an evaluation: `info`, and the evaluated parts of the states."""
     parts = {name: one["state_part"] for name, one in metrics["encoders"].items()}
-    # As JSON, so that tuples and lists are alike.
+    # As JSON, in which tuples and lists are equal.
     return json.dumps(json.loads(json_text([metrics["info"], parts])), sort_keys=True)
 
 
@@ -44,18 +44,18 @@ def read_metrics(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the metrics of a report.
 
     Raises:
-      OSError, ValueError: no such file, or no JSON object; the message is a sentence.
+      OSError, ValueError: no such file, or not a JSON object.
     """
     return read_json(folder / METRICS, Fields(), constants=True)
 
 
 def _is_free(folder: pathlib.Path, identity: str) -> bool:
-    """Whether a report may go there: nothing is there, or an earlier run of this evaluation."""
+    """Returns whether a report may go there: it is free, or has the same evaluation."""
     if not os.path.lexists(folder):
         return True
     if not folder.is_dir():
         return False
-    # A write that was cut off leaves nothing but a temporary file.
+    # An interrupted write leaves only a temporary file.
     if all(entry.name.startswith(f".{METRICS}.") for entry in folder.iterdir()):
         return True
     try:
@@ -65,11 +65,11 @@ def _is_free(folder: pathlib.Path, identity: str) -> bool:
 
 
 def report_folder(out_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -> pathlib.Path:
-    """Returns the folder that a report goes to, without ever losing another one.
+    """Returns the folder that a report goes to, which never has a different report.
 
-    That is `out_dir` if it is absent, empty, or holds an earlier run of the same evaluation (the
-    same `info`, encoders and parts of the state), which is replaced; otherwise
-    `out_dir-step<N>-<data>-<digest>` of this evaluation, with a number if that is taken by others.
+    It is `out_dir` if that is absent, empty, or has a report of the same evaluation (the same
+    `info`, encoders and parts of the state), which is replaced; otherwise
+    `out_dir-step<N>-<data>-<digest>`, with a number if that is taken.
     """
     base, identity = pathlib.Path(out_dir), _identity(metrics)
     if _is_free(base, identity):
@@ -87,14 +87,14 @@ def report_folder(out_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -
 
 
 def find_reports(eval_dir: pathlib.Path, run: str) -> list[pathlib.Path]:
-    """Returns the folders in `eval_dir` with an evaluation of a run, its first one first.
+    """Returns the folders in `eval_dir` with an evaluation of a run, the first one first.
 
-    Reports that do not name their run belong to it where their folder's name is its, perhaps with a
-    number after it; so do those that cannot be read.
+    Reports that do not name their run, or cannot be read, belong to it if the name of their folder
+    is that of the run, optionally with a number.
     """
     if not eval_dir.is_dir():
         return []
-    # Of an earlier version the second report of a run is `<run>-2`.
+    # Earlier versions named the second report of a run `<run>-2`.
     plain = re.compile(re.escape(run) + r"(-\d+)?")
     digested = re.compile(re.escape(run) + r"-(.+-)?[0-9a-f]{8}(-\d+)?")
     found = []

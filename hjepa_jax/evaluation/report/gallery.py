@@ -1,4 +1,4 @@
-"""What the pictures show: chosen test images, their neighbors, and a sample of features."""
+"""Inputs of the pictures: some test images, their neighbors, and a sample of features."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from hjepa_jax.evaluation.features import Batch
 
 NUM_QUERIES = 6
 MAP_POINTS = 1500
-# Position in its data set -> (image uint8 [S, S, 3], label).
+# Position in its dataset -> (image uint8 [S, S, 3], label).
 Images = Mapping[int, tuple[np.ndarray, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPictures:
-    """What pictures show of one encoder.
+    """Inputs of the pictures from one encoder.
 
     Attributes:
       cosine: similarities of random pairs of test images, [P].
       features, labels: features [M, D] and labels int [M] of some test images.
-      states: their whole states, of which the features may be a part.
+      states: their full states, of which the features may be a part.
       query_states: the states [Q, D] of the queries.
       neighbors: training indices int [Q, K] of the queries' neighbors, nearest first.
     """
@@ -54,9 +54,9 @@ class PictureInputs:
 
 
 def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:
-    """Returns the images at the given positions of a data set (padding rows do not count).
+    """Returns the images at the given positions of a dataset (padding rows do not count).
 
-    Stops at the last of them, and then closes `batches` if it can be closed.
+    Stops after the last of them and closes `batches` if possible.
     """
     wanted = {int(i) for i in indices}
     found: dict[int, tuple[np.ndarray, int]] = {}
@@ -78,7 +78,7 @@ def collect_images(batches: Iterable[Batch], indices: Iterable[int]) -> Images:
 
 
 def choose_queries(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A seeded choice of test images, not of results: of distinct classes while these last."""
+    """Returns a seeded choice of test images, independent of results, distinct classes first."""
     order = np.random.default_rng(seed).permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
     first = np.sort(first)

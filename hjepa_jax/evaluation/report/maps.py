@@ -1,4 +1,4 @@
-"""Features in two dimensions: on their principal axes, and by t-SNE."""
+"""Two-dimensional maps of features: principal axes and t-SNE."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What t-SNE sees of the features: their first principal components.
+# t-SNE gets this many principal components of the features.
 _TSNE_COMPONENTS = 50
 _TSNE_PERPLEXITY = 30.0
-# Perplexity asks for three times as many neighbors; fewer points have no map.
+# t-SNE uses three times as many neighbors as its perplexity; fewer points than this have no map.
 _TSNE_MIN_POINTS = 4
 
 
 class PrincipalAxes(NamedTuple):
-    """The mean [D] of features, their first axes as columns [D, K], and shares of variance [K].
+    """Mean [D], first principal axes as columns [D, K], and their shares of variance [K].
 
-    Axes that features of a smaller rank do not have are 0.
+    Axes beyond the rank of the features are 0.
     """
 
     mean: np.ndarray
@@ -42,10 +42,10 @@ def principal_axes(features: np.ndarray, count: int) -> PrincipalAxes:
 
 
 def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns t-SNE coordinates [M, 2] of features [M, D], from their principal plane.
+    """Returns t-SNE coordinates [M, 2] of features [M, D], initialized by their principal plane.
 
-    Zeros where there are too few points, or all are one. Source: van der Maaten and Hinton,
-    "Visualizing Data using t-SNE" (JMLR 9, 2008), as scikit-learn has it.
+    Zeros if there are too few points, or all are equal. Source: van der Maaten and Hinton,
+    "Visualizing Data using t-SNE" (JMLR 9, 2008), as implemented in scikit-learn.
     """
     components = principal_axes(features, _TSNE_COMPONENTS).project(features)
     spread = components[:, 0].std()
@@ -60,6 +60,6 @@ def tsne(features: np.ndarray, seed: int = 0) -> np.ndarray:
         init=(components[:, :2] * (1e-4 / spread)).astype(np.float32),
         random_state=seed,
     )
-    # Its threads wait for each other in every iteration: on busy cores that takes most of the time.
+    # Its threads synchronize in every iteration, which takes most of the time on busy cores.
     with threadpool_limits(1, "openmp"):
         return method.fit_transform((components / spread).astype(np.float32))

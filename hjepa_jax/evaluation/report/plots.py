@@ -1,4 +1,4 @@
-"""What plots of kNN accuracy and covariance spectra show, independent of how they are drawn."""
+"""Data of the plots of kNN accuracy and covariance spectra, for any way of drawing them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SMALLEST_SHARE = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A line: points (x, y), perhaps with a band low..high; `style` selects color and dashes."""
+    """A line: points (x, y), optionally with a band low..high; `style` selects color and dashes."""
 
     name: str
     x: Sequence[float]
@@ -63,7 +63,7 @@ def knn_axes(series: Iterable[Series]) -> Axes:
 
 
 def numbers(values: Iterable[float | None]) -> list[float]:
-    """Returns numbers of metrics.json; null becomes NaN, which is not drawn."""
+    """Returns numbers from metrics.json; null becomes NaN, which is not drawn."""
     return [math.nan if value is None else value for value in values]
 
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation's table, their intervals and differences, and sentences on them."""
+"""Headline figures of an evaluation, their intervals and differences, and notes on them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 
 Metrics = Mapping[str, Any]
-# Encoders that nothing trained: advice on training is not for them.
+# Encoders that were not trained get no advice on training.
 PIXELS = "pixels"
 _UNTRAINED = ("random", PIXELS)
-# Figures of centered features: they say nothing of a state that is all mean.
+# Computed from centered features: meaningless for a state that is nearly all mean.
 RANKS = ("effective_rank", "participation_ratio")
 
 
 def headline_position(encoder_metrics: Mapping[str, Any], k: int) -> int:
-    """Returns the position of the largest k not above `k` (the first where there is none)."""
+    """Returns the position of the largest k not above `k` (the first if there is none)."""
     ks = encoder_metrics["knn"]["k_values"]
     return max(i for i, used in enumerate(ks) if used <= k or i == 0)
 
 
 def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
-    """Returns the figures of one row of the table; kNN at the largest k not above `k`.
+    """Returns the headline figures of one encoder; kNN at the largest k not above `k`.
 
-    A figure that has no value (null in metrics.json, or absent from an older one) is NaN.
+    Missing values (null in metrics.json, or absent from an older one) are NaN.
     """
     neighbors = encoder_metrics["knn"]
     measured = encoder_metrics["diagnostics"]
@@ -51,7 +51,7 @@ def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
 def headline_intervals(
     encoder_metrics: Mapping[str, Any], k: int
 ) -> dict[str, tuple[float, float] | None]:
-    """Returns the 95% interval of each accuracy of `headline`; None where there is none."""
+    """Returns the 95% interval of each accuracy of `headline`; None if there is none."""
     neighbors = encoder_metrics["knn"].get("top1_interval") or [None]
     linear = encoder_metrics["linear_probe"]
     position = min(headline_position(encoder_metrics, k), len(neighbors) - 1)
@@ -68,9 +68,9 @@ def headline_intervals(
 
 
 def differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float | None]:
-    """Returns trained minus random of every headline figure; empty when one is missing.
+    """Returns trained minus random for every headline figure; empty without both encoders.
 
-    None where either figure is, and for the ranks where either state is nearly one point.
+    None if either value is missing, and for ranks if either state has nearly collapsed to a point.
     """
     if not {"trained", "random"} <= encoders.keys():
         return {}
@@ -90,27 +90,26 @@ def notes_of(
     shared: int,
     given: Sequence[str],
 ) -> list[str]:
-    """Returns what a reader of the figures must know, in sentences, the gravest first.
+    """Returns caveats about the results, as sentences, most severe first.
 
     Args:
       encoders: metrics by name.
       train_labels: int [N] of the training set, -1 = no label.
       test_labels: int [M] of the test set, -1 = no label.
-      shared: labeled test images that are training images too.
-      given: sentences that come first.
+      shared: number of labeled test images that are also training images.
+      given: sentences to begin with.
     """
     first = next(iter(encoders.values()))
     notes = list(given)
     if "no_accuracy" in first:
         notes.append(f"No accuracy: {first['no_accuracy']}")
     for name, one in encoders.items():
-        # Advice on training is for what was trained.
-        told = one["collapse"] if name in _UNTRAINED else one["alarms"]
-        notes += [f"{name}: {sentence}" for sentence in told]
+        alarms = one["collapse"] if name in _UNTRAINED else one["alarms"]
+        notes += [f"{name}: {sentence}" for sentence in alarms]
         if one["collapse"]:
             notes.append(
                 f"{name}: effective rank and participation ratio describe centered features and "
-                "say nothing about a state that is nearly one point; read RankMe instead."
+                "are meaningless for a nearly collapsed state; use RankMe instead."
             )
         notes += [f"{name}: {sentence}" for sentence in one["notes"]]
     return notes + validity.notes_on_sets(train_labels, test_labels, shared)

@@ -1,4 +1,4 @@
-"""An evaluation as a table on the terminal, and as a folder of JSON, Markdown and pictures."""
+"""Output of an evaluation: a table on the terminal, and a folder of JSON, Markdown and pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CAPTIONS = {
 }
 _ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
 _PERCENT = (*_ACCURACIES, "mean_share")
-# A figure that has no value, or would mean nothing.
+# Stands for a missing or meaningless value.
 NOTHING = "–"
 Metrics = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ def _used_k(metrics: Metrics) -> tuple[int, int]:
 
 
 def _columns(metrics: Metrics) -> dict[str, str]:
-    """Returns the title of each column; figures of the same k are not shown twice."""
+    """Returns the title of each column; kNN at the same k is not shown twice."""
     k, first = _used_k(metrics)
     titles = {"knn": f"kNN@{k} %", "knn_first": f"kNN@{first} %"}
     if k == first:
@@ -74,7 +74,7 @@ def _cell(name: str, value: float | None, signed: bool = False) -> str:
 
 
 def _interval(low_high: Sequence[float] | None) -> str:
-    """Returns the interval of an accuracy in whole per cent, rounded outwards; '' for none."""
+    """Formats the interval of an accuracy in whole percent, rounded outward; '' for none."""
     if not low_high:
         return ""
     low, high = (100 * bound for bound in low_high)
@@ -101,8 +101,8 @@ def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[s
 def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """Prints one row for each encoder, and trained minus random (percentages in points).
 
-    Under each accuracy is its 95% interval; below the table is what the figures do not say. The
-    participation ratio is in the report alone.
+    Below each accuracy is its 95% interval, and below the table are the notes. The participation
+    ratio is only in the report.
     """
     encoders = metrics["encoders"]
     parts = {one["state_part"] for one in encoders.values()}
@@ -126,14 +126,14 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table, the first column to the left and the others to the right."""
+    """Returns the lines of a table, the first column left-aligned and the others right-aligned."""
     cells = [[markdown_text(cell) for cell in line] for line in (header, *rows)]
     lines = [cells[0], ["---", *["---:"] * (len(header) - 1)], *cells[1:]]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _percent(value: float | None, low_high: Sequence[float] | None = None) -> str:
-    """Returns an accuracy with its interval, such as '83.1 % (75–90)'."""
+    """Formats an accuracy with its interval, such as '83.1 % (75–90)'."""
     if value is None or not math.isfinite(value):
         return NOTHING
     interval = _interval(low_high)
@@ -141,7 +141,7 @@ def _percent(value: float | None, low_high: Sequence[float] | None = None) -> st
 
 
 def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
-    """Returns the 'top1' or 'top5' of a probe, or of kNN at a position of its k."""
+    """Formats 'top1' or 'top5' of a probe, or of kNN at a position in its k values."""
     value, interval = found[top], found.get(f"{top}_interval")
     if position is not None:
         value, interval = value[position], interval and interval[position]
@@ -149,7 +149,7 @@ def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
 
 
 def _state_part_rows(metrics: Metrics) -> list[list[str]]:
-    """Returns kNN and probe rows of q, p and qp of every encoder that has them."""
+    """Returns rows with kNN and probe accuracies of q, p and qp, for encoders that have them."""
     k, _ = _used_k(metrics)
     rows = []
     for name, one in metrics["encoders"].items():
@@ -163,7 +163,7 @@ def _state_part_rows(metrics: Metrics) -> list[list[str]]:
 
 
 def _extra_rows(metrics: Metrics) -> list[list[str]]:
-    """Returns probe top-1 (and kNN, where there is one) of the optional parts."""
+    """Returns rows with probe top-1 (and kNN, if there is one) of the optional parts."""
     rows = []
     for name, one in metrics["encoders"].items():
         for shots, found in one.get("few_shot", {}).items():
@@ -180,7 +180,7 @@ def _extra_rows(metrics: Metrics) -> list[list[str]]:
 
 
 def _facts(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Yields what was evaluated, one line each, nested as it is."""
+    """Yields the lines of a nested Markdown list."""
     for key, value in values.items():
         name = f"{indent}- {markdown_text(key)}:"
         if isinstance(value, Mapping):
@@ -197,20 +197,20 @@ def markdown(
     picture_names: Sequence[str] = (),
     failed: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns the report as Markdown, with links to the pictures beside it.
+    """Returns the report as Markdown, with links to the pictures in the same folder.
 
     Args:
-      metrics: of `evaluate`.
+      metrics: metrics of `evaluate`.
       picture_names: the pictures' files.
-      failed: those of them that could not be drawn, and why.
+      failed: file name -> error, for those that could not be drawn.
     """
     lines = ["# Evaluation", ""]
     nested = {k: v for k, v in metrics["info"].items() if isinstance(v, Mapping)}
     lines += _facts({k: v for k, v in metrics["info"].items() if k not in nested})
     count, largest = metrics["num_classes"], metrics.get("largest_class_share")
-    told = [f"chance {1 / count:.1%}"] if count else []
-    told += [f"one answer for all images {largest:.1%}"] if largest is not None else []
-    lines += [f"- classes: {count}" + (f" ({', '.join(told)})" if told else ""), ""]
+    trivial = [f"chance {1 / count:.1%}"] if count else []
+    trivial += [f"largest class {largest:.1%}"] if largest is not None else []
+    lines += [f"- classes: {count}" + (f" ({', '.join(trivial)})" if trivial else ""), ""]
     lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
     lines += [""] if metrics.get("notes") else []
     columns = _columns(metrics)
@@ -218,12 +218,12 @@ def markdown(
     lines += markdown_table(["encoder", *columns.values()], table)
     lines += [
         "",
-        "Beside each accuracy is its 95% interval (Wilson's) over test images. Differences of "
-        "percentages are in points. Effective rank and participation ratio are of the covariance "
-        "of training features and say nothing about features nearly at one point; RankMe is of "
-        "the features as they are, and 'in mean' the share of their energy that all images have "
-        "in common; alignment (lower: augmented views agree) and "
-        "uniformity (lower: features spread more evenly) are on the unit sphere.",
+        "Each accuracy is followed by its 95% Wilson interval over test images. Differences of "
+        "percentages are in points. Effective rank and participation ratio describe the covariance "
+        "of training features and are meaningless if these have nearly collapsed to a point. "
+        "RankMe describes the uncentered features, and 'in mean' is the share of their energy in "
+        "the mean over images. Alignment (lower: augmented views agree) and uniformity (lower: "
+        "features spread more evenly) are measured on the unit sphere.",
     ]
     parts = _state_part_rows(metrics)
     if parts:
@@ -234,7 +234,7 @@ def markdown(
     extra = _extra_rows(metrics)
     if extra:
         k, _ = _used_k(metrics)
-        lines += ["", "## Few images, coarser labels, changed images", ""]
+        lines += ["", "## Few-shot, coarse labels, and corrupted images", ""]
         lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
     for name in picture_names:
         title = _CAPTIONS[name]
@@ -251,12 +251,12 @@ def painters(
     inputs: Callable[[], PictureInputs],
     flow: Callable[[PictureInputs], FlowPicture] | None = None,
 ) -> dict[str, Callable[[], Figure]]:
-    """Returns for every picture, by file name, the function that draws it.
+    """Returns the function that draws each picture, by file name.
 
     Args:
-      metrics: of `evaluate`.
-      inputs: returns what the pictures of images and features need.
-      flow: follows the gallery's states under the learned flow, where there is one.
+      metrics: metrics of `evaluate`.
+      inputs: returns the inputs of the pictures of images and features.
+      flow: follows the gallery's states under the learned flow, if there is one.
     """
     drawn: dict[str, Callable[[], Figure]] = {
         "spectrum.png": lambda: figures.spectra(metrics),
@@ -271,14 +271,14 @@ def painters(
 
 
 def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
-    """Writes metrics.json and report.md, each whole or not at all; see `report_folder`.
+    """Writes metrics.json and report.md atomically; see `report_folder`.
 
     Returns:
       The folder written to.
 
     Raises:
-      UserError: if it cannot be written to; the metrics are then in a file of the system's
-        temporary folder, which is named, or printed.
+      UserError: if the folder is not writable; the metrics are then in a temporary file that the
+        message names, or printed.
     """
     text = json_text(metrics)
     try:
@@ -292,7 +292,7 @@ def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
 
 
 def _rescue(text: str) -> str:
-    """Puts metrics that have no other place where they can be found, and says where."""
+    """Saves metrics to a temporary file, or prints them; returns a sentence that says which."""
     try:
         handle, path = tempfile.mkstemp(prefix="hjepa_jax-metrics-", suffix=".json")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -306,14 +306,15 @@ def _rescue(text: str) -> str:
 def write_pictures(
     folder: pathlib.Path, metrics: Metrics, drawn: Mapping[str, Callable[[], Figure]]
 ) -> dict[str, str]:
-    """Draws every picture into the folder of the numbers; one that fails costs itself alone.
+    """Draws every picture into the report folder; an error affects only its own picture.
 
     Returns:
-      For each picture that is missing, what went wrong in one line; report.md says it too.
+      The error of each picture that could not be drawn, in one line, by file name; report.md has
+      them too.
     """
     failed = figures.save_each(folder, drawn)
     try:
         write_atomically(folder / "report.md", markdown(metrics, tuple(drawn), failed))
-    except OSError as error:  # the one without pictures is there
+    except OSError as error:  # report.md without pictures exists
         failed["report.md"] = f"{type(error).__name__}: {first_line(error)}"
     return failed

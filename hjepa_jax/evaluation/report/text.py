@@ -1,4 +1,4 @@
-"""Names of others (classes, files, runs) as text in pictures and in Markdown."""
+"""Names of classes, files and runs, escaped for pictures and Markdown."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from matplotlib import font_manager
 from hjepa_jax.storage.files import printable
 
 NO_NAME = "(no name)"
-# More would take the room of what a legend explains.
+# Longer names would crowd out the plot.
 LEGEND_LETTERS = 24
-# What Markdown gives a meaning within a line: an underscore only at the edge of a word, brackets
-# only where a link or an image would begin to be one.
+# Characters with a meaning in a line of Markdown: underscores only at the edge of a word, brackets
+# only where a link or an image could start.
 _MARKDOWN = re.compile(r"[\\`*|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|\](?=[(\[:])")
 
 
 @functools.cache
 def _characters() -> frozenset[int]:
-    """Returns the characters that the font of the pictures has."""
+    """Returns the characters in the font of the pictures."""
     path = font_manager.findfont(font_manager.FontProperties())
     return frozenset(font_manager.get_font(path).get_charmap())
 
 
 def plot_text(name: str, limit: int = 40) -> str:
-    """Returns a name as matplotlib draws it letter by letter, also in a legend.
+    """Returns a name as text that matplotlib draws literally, also in a legend.
 
-    Formulas are not set ('$'), names that begin with '_' are not left out of legends, and what the
-    font cannot draw is shown as its number. Longer names than `limit` characters are cut.
+    A '$' starts no formula, a leading '_' does not hide the name from legends, and characters that
+    the font lacks are shown as escape sequences. Names are truncated to `limit` characters.
     """
     shown = "".join(
         c if ord(c) in _characters() else c.encode("ascii", "backslashreplace").decode()
@@ -43,7 +43,7 @@ def plot_text(name: str, limit: int = 40) -> str:
 
 
 def plot_texts(names: Iterable[str]) -> list[str]:
-    """Returns `plot_text` of names, with a number after those that would be the same."""
+    """Returns `plot_text` of names, with numbers that make duplicates distinct."""
     shown: list[str] = []
     for name in names:
         text = plot_text(name, LEGEND_LETTERS)
@@ -56,6 +56,6 @@ def plot_texts(names: Iterable[str]) -> list[str]:
 
 
 def markdown_text(value: Any) -> str:
-    """Returns a value as one line of text that Markdown and HTML take for nothing but text."""
+    """Returns a value as one line of text, escaped for Markdown and HTML."""
     text = html.escape(printable(str(value)), quote=False)
     return _MARKDOWN.sub(r"\\\g<0>", text)

@@ -77,8 +77,8 @@ def _draw_samples(
 def flow_figure(flow: FlowPicture, inputs: PictureInputs) -> Figure:
     """Trajectories of the gallery's test images through q and p, and energy over time.
 
-    Dashed lines lie in the past (the flow backward in time), full ones in the future; gray points
-    are the states of other test images, whose principal axes these are.
+    Dashed lines are the past (the flow backward in time), solid lines the future; gray points are
+    the states of other test images, which define the principal axes.
     """
     figure = new_figure(13.4, 4.6)
     widths = {"width_ratios": [0.3, 1, 1, 1], "wspace": 0.08}
@@ -90,7 +90,7 @@ def flow_figure(flow: FlowPicture, inputs: PictureInputs) -> Figure:
     _draw_energies(right, flow)
     span = f"{flow.times[-1]:.3g}"
     figure.suptitle(
-        f"States of test images (dots) under the learned flow: to time {span} (arrows), and from "
-        f"time -{span} (dashed)"
+        f"States of test images (dots) under the learned flow: forward to time {span} (arrows), "
+        f"and backward to time -{span} (dashed)"
     )
     return figure

@@ -1,4 +1,4 @@
-"""Seeded damage to files for the fuzzers: bytes, JSON, and replacing a file by something else."""
+"""Seeded damage to files for the fuzzers: in bytes, in JSON, or by replacing the file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def damage_bytes(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     length = len(data)
     place = rng.randrange(length) if length else 0
     if length and rng.random() < 0.3:
-        # Formats keep what they trust most at either end.
+        # Formats keep their most important fields at either end.
         near = min(length, rng.choice((64, 600)))
         place = rng.choice((rng.randrange(near), length - 1 - rng.randrange(near)))
     size = rng.choice((1, 4, 8, 64, 1000))
@@ -106,7 +106,7 @@ def _short(value: Any) -> str:
 
 
 def damage_place(rng: random.Random, path: pathlib.Path) -> str:
-    """Replaces a file by something else and returns a description of that."""
+    """Replaces a file by something else and returns what that is."""
     kind = rng.choice(
         ("nothing", "folder", "pipe", "endless", "broken link", "loop", "huge", "empty", "link")
     )

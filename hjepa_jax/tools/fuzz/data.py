@@ -1,7 +1,7 @@
-"""Target `data`: damaged data sets of every kind, opened, listed and decoded.
+"""Target `data`: damaged datasets of every kind, opened, listed and decoded.
 
-An attempt is right if it reads consistent data, and every image that its format protects, or whose
-file was not touched, equals the stored one.
+An attempt is right if it reads consistent data, and if every image that its format protects, or
+whose file is intact, equals the stored one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _config(sample: Sample, folder: pathlib.Path, skip: bool) -> Any:
 
 
 def _check_listing(source: ImageSource) -> None:
-    """What a source says of itself is consistent, and can be printed and written."""
+    """Checks that a source's metadata is consistent and can be printed and written."""
     labels = source.labels()
     assert len(source) > 0, "no images"
     assert labels.dtype == np.int32, f"labels of type {labels.dtype}"
@@ -61,12 +61,12 @@ def _check_listing(source: ImageSource) -> None:
     classes = len(source.class_names)
     assert all(-1 <= label < classes for label in labels.tolist()), "a label of no class"
     for text in (*source.class_names, source.description, source.fingerprint()):
-        assert isinstance(text, str), f"{text!r} is no text"
+        assert isinstance(text, str), f"{text!r} is not text"
         text.encode()
 
 
 def _read(config: Any, split: str, intact: set[bytes] | None) -> None:
-    """Opens and reads a split as evaluation and training do; compares what must be intact."""
+    """Opens and reads a split as evaluation and training do; compares the intact images."""
     source = open_split(config, split)
     _check_listing(source)
     loader = batches.Loader(config, source, full_size=True)
@@ -125,7 +125,7 @@ def _write_damaged(
 def _cifar_values(
     rng: random.Random, sample: Sample, folder: pathlib.Path
 ) -> tuple[str, bool | None]:
-    """A CIFAR file that holds other values, pickled in another way, or claims other sizes."""
+    """A CIFAR file with other values, another pickle protocol, or false sizes."""
     values: dict[str, Any] = dict(samples.cifar_values(sample.name))
     name = rng.choice(sorted(values))
     value = dict(values[name])
@@ -190,7 +190,7 @@ def _write_cifar(sample: Sample, files: dict[str, bytes], folder: pathlib.Path) 
 def _tar_headers(
     rng: random.Random, sample: Sample, folder: pathlib.Path
 ) -> tuple[str, bool | None]:
-    """An archive with a header that lies, before or in place of a member."""
+    """An archive with a false header, before or in place of a member."""
     (name,) = sample.files
     content = sample.files[name]
     plain = bytearray(gzip.decompress(content) if name.endswith(".gz") else content)
@@ -262,7 +262,7 @@ def _parquet_values(
 def _labels_file(
     rng: random.Random, sample: Sample, folder: pathlib.Path
 ) -> tuple[str, bool | None]:
-    """Labels of shards with another shape, type or number."""
+    """Labels of shards with another shape, type or count."""
     files = dict(sample.files)
     shape = rng.choice(("(100000000000,)", "(9,)", "(9, 1)", "()", "(-1,)", "(" * 200, "(0,)"))
     kind = rng.choice(("<i4", "|O", "<f8", "<U9", "|u1", ">i8", "<M8[s]"))
@@ -274,7 +274,7 @@ def _labels_file(
 
 
 def _odd_names(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tuple[str, bool | None]:
-    """Folders and files whose names are no text, very long or meant for something else."""
+    """Folders and files whose names are not text, are very long, or have a special meaning."""
     samples.write(sample.files, folder)
     names = (b"\xff\xfe", b"a\nb", b"$_$", b"<b>", b" ", b"x" * 250, b"a[0:5]", "ä".encode(), b".x")
     name = rng.choice(names)
@@ -289,7 +289,7 @@ def _odd_names(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tupl
 
 
 def _exif(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tuple[str, bool | None]:
-    """A JPEG file whose EXIF is damaged; its pixels are not."""
+    """A JPEG file with damaged EXIF and intact pixels."""
     files = dict(sample.files)
     name = rng.choice([name for name in sorted(files) if name.endswith(".jpeg")])
     content = files[name]
@@ -332,7 +332,7 @@ def _prepare_archive(
         try:
             archives.unpack(folder / "x.tar", out)
         except (ValueError, OSError) as error:
-            # The script ends with this sentence.
+            # The script exits with this message.
             raise UserError(str(error)) from error
         finally:
             assert {path.name for path in folder.iterdir()} == {"x.tar", "outside", "out"}
@@ -343,7 +343,7 @@ def _prepare_archive(
 
 
 def _prepare_again(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """A preparation of shards that goes on in a folder whose files are damaged or left over."""
+    """A preparation of shards that resumes in a folder with damaged or leftover files."""
     images, done = samples.sample("folder"), samples.sample("shards")
     samples.write(images.files, folder / "images")
     notes = json.loads(done.files["dataset.json"])["splits"]["train"]
@@ -363,7 +363,7 @@ def _prepare_again(rng: random.Random, folder: pathlib.Path) -> tuple[str, Calla
                 source = open_folder(folder / "images", split)
                 shards.write_shards(source, split, folder / "out", images_per_shard=4)
         except (ValueError, OSError) as error:
-            # The script ends with this sentence.
+            # The script exits with this message.
             raise UserError(str(error)) from error
         _make_attempt(done, folder / "out", skip=False, checked=True)()
 
@@ -382,7 +382,7 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Makes a damaged data set below `folder`; see `worker`."""
+    """Makes a damaged dataset below `folder`; see `worker`."""
     kind = rng.choice((*samples.KINDS, "archive", "preparation"))
     if kind == "preparation":
         return _prepare_again(rng, folder)

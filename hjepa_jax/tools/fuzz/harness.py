@@ -2,10 +2,10 @@
 
     python -m hjepa_jax.tools.fuzz TARGET --seed=0 --count=1000
 
-An attempt is refused with an error message (a UserError), right (it returned a result that passed
-a check), or anything else: a traceback, a hang, a crash of the process, too much memory. Anything
-else is a defect of the package; the exit status is then 1. Every attempt depends on target, seed
-and number alone, so that `--first=N --count=1` repeats number N.
+An attempt is refused with an error message (a UserError), or right (its result passed a check).
+Anything else is a defect of the package: a traceback, a hang, a crash, or too much memory; the exit
+status is then 1. An attempt depends only on target, seed and number, so `--first=N --count=1`
+repeats number N.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import threading
 from typing import Any
 
-# Module of each target; what it must define stands in fuzz_worker.py.
+# Module of each target; worker.py says what it must define.
 TARGETS: dict[str, str] = {
     "data": "hjepa_jax.tools.fuzz.data",
     "runs": "hjepa_jax.tools.fuzz.runs",
@@ -42,7 +42,7 @@ class Report:
       tried: number of attempts.
       refused: number refused with an error message.
       right: number accepted with the right result.
-      other: a line for each attempt with any other outcome, which is a defect.
+      other: a line for each attempt with another outcome, which is a defect.
     """
 
     tried: int = 0
@@ -52,14 +52,14 @@ class Report:
 
     def __str__(self) -> str:
         head = (
-            f"tried {self.tried}: refused with a sentence {self.refused}, right {self.right}, "
-            f"anything else {len(self.other)}"
+            f"tried {self.tried}: {self.refused} refused with a message, {self.right} right, "
+            f"{len(self.other)} defects"
         )
         return "\n".join([head, *(f"  {line}" for line in self.other)])
 
 
 class _Worker:
-    """A process that makes attempts, so that no crash or hang of theirs is ours."""
+    """A process that makes attempts, which isolates the fuzzer from their crashes and hangs."""
 
     def __init__(self, module: str):
         command = [sys.executable, "-m", "hjepa_jax.tools.fuzz.worker", module]
@@ -156,7 +156,7 @@ def _attempt(worker: _Worker, report: Report, number: int, seconds: float) -> bo
             about = f"number {number} ({reply['about']})"
             reply = worker.reply(seconds)
     except queue.Empty:
-        report.other.append(f"{about}: no end within {seconds:g} s")
+        report.other.append(f"{about}: not finished within {seconds:g} s")
         return False
     if reply is None:
         report.other.append(f"{about}: {worker.death()}")
@@ -175,8 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="number of the first attempt")
-    parser.add_argument("--seconds", type=float, default=30.0, help="longest time of one attempt")
-    parser.add_argument("--out", type=pathlib.Path, help="file that the report is also written to")
+    parser.add_argument("--seconds", type=float, default=30.0, help="time limit of one attempt")
+    parser.add_argument("--out", type=pathlib.Path, help="also write the report to this file")
     given = parser.parse_args(arguments)
     report = run(
         TARGETS[given.target],

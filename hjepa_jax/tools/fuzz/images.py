@@ -1,7 +1,7 @@
 """Target `images`: folders of every image mode, format, shape, EXIF and name, some damaged.
 
-An attempt opens both splits, makes a training batch and evaluates. Intact images must be read with
-the pixels that Pillow's own `convert` gives, upright or turned, whatever else lies beside them.
+An attempt opens both splits, makes a training batch, and reads the evaluation batches. Intact
+images must have the pixels of Pillow's `convert`, upright or rotated.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _image(rng: random.Random) -> tuple[str, bytes, str]:
             if mode not in _DEEP:
                 image = image.convert(mode)
             image.save(buffer, kind, **options)
-            # What Pillow itself cannot read again is not intact.
+            # An image that Pillow cannot read back is not intact.
             Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
         except Exception:
             continue
@@ -116,8 +116,8 @@ def _check_pixels(content: bytes, about: str) -> None:
 
 
 def _write(rng: random.Random, root: pathlib.Path) -> tuple[list[str], list[bytes], bool]:
-    """Writes two splits; returns what is in them, the intact files, and whether all files are."""
-    about, intact, whole = [], [], True
+    """Writes two splits; returns the damage, the intact files, and whether all are intact."""
+    about, intact, all_intact = [], [], True
     classes = rng.sample(_NAMES, rng.randrange(1, 4))
     for split in (rng.choice(("train", "Train", "training")), rng.choice(("test", "val", "valid"))):
         for name in classes:
@@ -136,7 +136,7 @@ def _write(rng: random.Random, root: pathlib.Path) -> tuple[list[str], list[byte
                 if damaged and "(" not in what:
                     what = f"{what} ({damage_place(rng, pathlib.Path(os.fsdecode(path)))})"
                 if damaged:
-                    whole = False
+                    all_intact = False
                     about.append(f"{split}: {what}")
                 else:
                     intact.append(content)
@@ -145,13 +145,13 @@ def _write(rng: random.Random, root: pathlib.Path) -> tuple[list[str], list[byte
                     file.write(b"junk")
             if rng.random() < 0.1:
                 os.symlink(rng.choice((b"nowhere", folder, b".", b"link")), folder + b"/link")
-    return about, intact, whole
+    return about, intact, all_intact
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
     """Makes an odd image folder; see `worker`."""
-    about, intact, whole = _write(rng, folder)
-    # Pillow warns about odd metadata; that is not what is tried here.
+    about, intact, all_intact = _write(rng, folder)
+    # Pillow warns about odd metadata, which is not tested here.
     warnings.simplefilter("ignore")
     skip = rng.random() < 0.7
     config: Any = base_config()
@@ -171,10 +171,10 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
                 with eval_batches(config, source, 4) as stream:
                     seen = sum(int(batch["mask"].sum()) for batch in stream)
                 assert seen + stream.corrupt_count == len(source)
-                assert not whole or seen == len(source), "an intact image was left out"
+                assert not all_intact or seen == len(source), "an intact image was left out"
         except CorruptImageError as error:
-            if whole or " at 0x" in str(error):
+            if all_intact or " at 0x" in str(error):
                 raise AssertionError(f"refused although intact, or by address: {error}") from error
             raise
 
-    return f"{len(intact)} intact images; {'; '.join(about) or 'all whole'}", attempt
+    return f"{len(intact)} intact images; {'; '.join(about) or 'no damaged ones'}", attempt

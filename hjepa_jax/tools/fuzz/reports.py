@@ -18,7 +18,7 @@ _RUNS = ("a-seed0", "a-seed1", "b-seed0")
 
 
 def _encoder(rng: random.Random) -> dict[str, Any]:
-    """Returns what an evaluation finds of an encoder."""
+    """Returns random metrics of an encoder."""
 
     def figures(count: int) -> list[float]:
         return sorted(rng.random() for _ in range(count))
@@ -82,7 +82,7 @@ def _write_run(folder: pathlib.Path, name: str, rng: random.Random) -> None:
 
 
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
-    """Returns what was damaged, and the comparison and the sweep of the runs."""
+    """Damages a file of three runs; returns a description, and their sweep and comparison."""
     logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     for name in _RUNS:
         _write_run(folder, name, rng)

@@ -1,7 +1,7 @@
 """Target `runs`: a run with damaged files is loaded, evaluated, resumed and compared.
 
-An attempt is right if it restores the newest checkpoint bit-exact, or the previous one if the
-newest was touched. Stray files beside the checkpoints must do no harm.
+An attempt is right if it restores the latest checkpoint bit-exact, or the previous one if the
+latest was damaged. Stray files next to the checkpoints must do no harm.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from hjepa_jax.training.saved_run import (
 from hjepa_jax.training.state import TrainState
 
 _STEPS = (1, 2)
-# Files that are read as JSON before any checksum can be compared.
+# Files that are read as JSON before a checksum can be compared.
 _RECORDS = ("config.json", "lock", "checksums.json", "_CHECKPOINT_METADATA")
 _NAMES = ("3.damaged", "2~", "9", "002", "٣", "1\n", ".nfs00", "3.orbax-checkpoint-tmp-7", "notes")
 _NAMES += ("2.damaged", "1.metrics.damaged", "metadata", "x" * 250, "\udcff", "9" * 40)
@@ -53,7 +53,7 @@ _NAMES += ("2.damaged", "1.metrics.damaged", "metadata", "x" * 250, "\udcff", "9
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """A run of random numbers: its files, and the state of each of its checkpoints."""
+    """A run with random states: its files, and the state of each checkpoint."""
 
     config: Config
     run: PreparedRun
@@ -63,7 +63,7 @@ class _Sample:
 
 
 def _config() -> Config:
-    """The smallest run that has every part: flow, statistics, moments, a ranking."""
+    """The smallest run with all parts: flow, batch statistics, moments, and a best checkpoint."""
     config = base_config()
     config.data.update(
         name="digits", image_size=16, batch_size=8, max_train_images=16, num_threads=1
@@ -87,7 +87,7 @@ def _random_state(run: PreparedRun, step: int) -> TrainState:
 
 @functools.cache
 def _sample() -> _Sample:
-    """Makes the run, once in a process."""
+    """Makes the run, once per process."""
     config = _config()
     source = open_split(config, "train")
     run, identity = (
@@ -115,7 +115,7 @@ def _sample() -> _Sample:
 
 
 def _metrics() -> dict[str, Any]:
-    """What an evaluation of the run might have found."""
+    """Plausible metrics of an evaluation of the run."""
     one = {
         "state_part": "q",
         "knn": {"k_values": [1, 20], "top1": [0.5, 0.6], "top5": [0.5, 0.9]},
@@ -146,7 +146,7 @@ def _write(files: dict[str, bytes], folder: pathlib.Path) -> None:
 
 
 def _put_odd(rng: random.Random, path: pathlib.Path) -> str:
-    """Puts something that is none of ours at a path where nothing is, and returns what."""
+    """Creates a foreign file, folder or link at an unused path, and returns its kind."""
     kind = rng.choice(("file", "folder", "pipe", "broken link", "endless", "link", "JSON"))
     if kind == "file":
         path.write_bytes(rng.randbytes(rng.choice((0, 10, 5000))))
@@ -172,7 +172,7 @@ def _stray(rng: random.Random, workdir: pathlib.Path) -> str:
 
 def _files(workdir: pathlib.Path) -> list[pathlib.Path]:
     found = [path for path in workdir.rglob("*") if not path.is_symlink() and path.is_file()]
-    # The names that orbax gives to arrays' files are random; an attempt must be repeatable.
+    # Orbax gives array files random names, but an attempt must be repeatable.
     return sorted(found, key=lambda p: (p.parent, p.stat().st_size if p.parent.name == "d" else p))
 
 
@@ -196,13 +196,13 @@ def _damage_file(rng: random.Random, workdir: pathlib.Path) -> str:
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(content)
             damage = damage_json
-    told, damaged = damage(rng, content)
+    about, damaged = damage(rng, content)
     path.write_bytes(damaged)
     if how == "signed" and path.parent.name in ("meta", "metrics"):
         with contextlib.suppress(checkpoint_files.DamagedError, OSError):
             checkpoint_files.write_manifest(path.parent.parent)
-            told = f"{told}, checksums made to fit"
-    return f"{name}: {told}"
+            about = f"{about}, checksums updated"
+    return f"{name}: {about}"
 
 
 def _damage_folder(rng: random.Random, workdir: pathlib.Path) -> str:
@@ -229,7 +229,7 @@ def _equal(one: Any, two: Any) -> bool:
 
 @dataclasses.dataclass
 class _Attempt:
-    """A damaged run and what may come of it."""
+    """A damaged run, and ways of reading it."""
 
     sample: _Sample
     workdir: pathlib.Path
@@ -238,7 +238,7 @@ class _Attempt:
     def check(self, step: int, found: Any, wanted: Callable[[TrainState], Any]) -> None:
         """Compares a restored value with the one saved at that step."""
         assert step in _STEPS, f"step {step} was never saved"
-        assert step == 2 or "checkpoints/2" in self.touched, "the newest was not taken"
+        assert step == 2 or "checkpoints/2" in self.touched, "the latest was not taken"
         assert _equal(found, wanted(self.sample.states[step])), f"step {step} has changed"
 
     def load(self, rng: random.Random) -> None:
@@ -286,7 +286,7 @@ class _Attempt:
                     save(sample.config, sample.identity, [], following, checkpointer)
                     checkpointer.wait()
                     again, _ = checkpointer.restore(sample.run.abstract_state)
-                    assert _equal(again, following), "what was saved afterwards has changed"
+                    assert _equal(again, following), "the next checkpoint has changed"
             finally:
                 checkpointer.close()
 
@@ -304,7 +304,7 @@ class _Attempt:
         config.train.init_from = str(self.workdir)
         state = initial_state(config, self.sample.run)
         steps = [n for n, saved in self.sample.states.items() if _equal(saved.params, state.params)]
-        assert steps, "the parameters are of no checkpoint"
+        assert steps, "the parameters are not those of a checkpoint"
         self.check(steps[0], state.batch_stats, lambda s: s.batch_stats)
 
 
@@ -320,7 +320,7 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     """Writes a damaged run; returns a description and one way of reading it."""
     sample, workdir = _sample(), folder / "run"
     if rng.random() < 0.02:
-        jax.clear_caches()  # Each attempt prepares the run anew, which piles up.
+        jax.clear_caches()  # Each attempt compiles the run again, which fills the caches.
     _write(sample.files, folder)
     damages, only_strays = [], rng.random() < 0.2
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -342,12 +342,12 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
                 raise AssertionError("refused, though nothing was damaged") from error
             raise
 
-    told = "; ".join(damage for damage in damages if damage) or "nothing"
-    return f"{way.__name__}: {told}", run
+    about = "; ".join(damage for damage in damages if damage) or "nothing"
+    return f"{way.__name__}: {about}", run
 
 
 def _touched(sample: _Sample, folder: pathlib.Path) -> set[str]:
-    """Returns 'config.json', 'checkpoints/<step>' and so on, as far as any file differs."""
+    """Returns those of 'config.json', 'checkpoints/<step>' and so on whose files differ."""
     touched = set()
     for name, content in sample.files.items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""Small intact data sets of every supported kind, for the `data` fuzzer to damage."""
+"""Small intact datasets of every supported kind, for the `data` fuzzer to damage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
 class Sample(NamedTuple):
-    """An intact data set.
+    """An intact dataset.
 
     Attributes:
       name: the `config.data.name` that reads it.
@@ -222,5 +222,5 @@ KINDS = tuple(_MAKERS)
 
 @functools.cache
 def sample(kind: str) -> Sample:
-    """Returns the intact data set of a kind; cached."""
+    """Returns the intact dataset of a kind; cached."""
     return _MAKERS[kind]()

@@ -1,7 +1,7 @@
 """Target `settings`: odd values of one to four fields of a tiny configuration.
 
-Validation refuses them, or they train two steps and are evaluated: finite throughout, and a
-divergence is explained by one of the fields that were drawn.
+Validation refuses them, or they train two steps and are evaluated: all numbers must be finite, and
+a divergence must be blamed on one of the fields that were drawn.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from hjepa_jax.methods.variants import (
 )
 from hjepa_jax.train import train
 
-# Where the value belongs to the row's kind, and where it cannot.
+# Values of a numeric kind, and of others.
 _NUMBERS = (math.nan, math.inf, -math.inf, -1, 0, 1, 2, 3, 1e-30, 1e12, 2**70, -(2**70), 10**9)
 _OTHERS = (None, True, "", "x", "None", (), [], {}, (1,), (1, None), "0.5", b"x", 1j)
-# A resource that a small machine lacks is none of this target's business.
-_UNTRIED = ("method", "data.name", "data.root", "train.init_from")
-# Fields that make a run longer and are cut after they were accepted.
+# Fields that name a method, a dataset or a folder are not tested.
+_UNTESTED = ("method", "data.name", "data.root", "train.init_from")
+# Fields that make a run longer, reduced after validation.
 _CUT = {
     "train.max_steps": 2,
     "evaluation.probe_epochs": 2,
@@ -78,7 +78,7 @@ def _inside(rng: random.Random, row: Row) -> Any:
     assert spec.at_most is not None
     step = 1 if row.kind is int else 1e-6
     near = [low, low + step, low - step]
-    # A size at the bound that its row states may well need the memory of a large machine.
+    # A size at its upper bound may need the memory of a large machine.
     if row.kind is float or spec.at_most == 2**31 - 1:
         near += [spec.at_most, spec.at_most + step]
     first = row.default[0] if row.length is not None and row.default else row.default
@@ -116,7 +116,7 @@ def draw(rng: random.Random) -> tuple[str, Config, dict[str, Any]]:
     """Returns (method, configuration, the fields that were set)."""
     method = rng.choice(list(_METHODS))
     config = _tiny(method)
-    names = [name for name in rows() if name not in _UNTRIED]
+    names = [name for name in rows() if name not in _UNTESTED]
     changes = {}
     for name in rng.sample(names, rng.randint(1, 4)):
         changes[name] = _odd_value(rng, rows()[name])

@@ -33,7 +33,7 @@ _STORAGES = {"f4": "FloatStorage", "f8": "DoubleStorage", "f2": "HalfStorage", "
 
 
 class _Tensor:
-    """An array as torch refers to it; every part may lie."""
+    """An array as torch refers to it; any part may be false."""
 
     def __init__(self, array: np.ndarray):
         self.array = array
@@ -45,7 +45,7 @@ class _Tensor:
 
 
 def _checkpoint() -> dict[str, Any]:
-    """A published checkpoint with tensors of the right dimensions and few numbers."""
+    """A published checkpoint whose tensors have the right number of dimensions and few numbers."""
     rng = np.random.default_rng(0)
 
     def tensor(dimensions: int) -> _Tensor:
@@ -207,7 +207,7 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     def attempt() -> None:
         imported = translate(load_torch(path))
         found = _numbers((imported.params, imported.batch_stats, imported.spectral))
-        # A flipped bit in the pickle may give a tensor another type, but no number of its own.
+        # A flipped bit in the pickle may change the type of a tensor, and thereby its numbers.
         assert kind == "pickle" or found <= stored, sorted(found - stored)[:5]
 
     return f"{kind}: {about}", attempt

@@ -20,7 +20,7 @@ from typing import Any
 
 from hjepa_jax.errors import UserError
 
-# Memory beyond that of the imports at which an attempt fails, and growth that counts as a defect.
+# Memory limit of an attempt, beyond that of the imports, and growth that counts as a defect.
 _ADDRESS_SPACE = 6 << 30
 _RESIDENT_KIB = 1 << 20
 
@@ -34,7 +34,7 @@ def _outcome(attempt: Any) -> dict[str, str]:
         if not str(error).strip():
             return {"outcome": "other", "what": f"{type(error).__name__} without a sentence"}
         found = {"outcome": "refused"}
-    except BaseException as error:  # Whatever else it is, it is a defect to report.
+    except BaseException as error:  # Anything else is a defect to report.
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{pathlib.Path(place.filename).name}:{place.lineno}"
         text = f"{type(error).__name__}: {str(error)[:300]} ({where})"
@@ -54,7 +54,7 @@ def _limit_memory() -> None:
 def main() -> None:
     """Answers requests, one line each, until standard input ends."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    # What the package prints must not be taken for a reply.
+    # What the package prints must not pass for a reply.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def reply(values: dict[str, str]) -> None:

@@ -159,7 +159,7 @@ def test_curves_of_resumed_and_cut_off_files(tmp_path) -> None:
     last.write_bytes(last.read_bytes()[:-3])
     assert runs.read_curves(tmp_path)["total"][1].tolist() == [0, 1, 202, 203, 4]
     last.write_text("this is no event file at all")
-    with pytest.raises(UserError, match=r"tfevents\.2 is damaged, or no TensorBoard event file"):
+    with pytest.raises(UserError, match=r"tfevents\.2 is damaged or not a TensorBoard event file"):
         runs.read_curves(tmp_path)
 
 
@@ -321,7 +321,7 @@ def test_page_is_whole_and_needs_no_network(workdirs) -> None:
     shown = " ".join(parser.texts)
     for words in ("kNN@20 %", "53.00", "72.00", "± 3.61", "+19.00", "train.lr", "random encoder"):
         assert words in shown, words
-    for heading in ("Figures", "Differences", "Neighbors and spectra", "Training", "Pictures"):
+    for heading in ("Summary", "Differences", "Neighbors and spectra", "Training", "Pictures"):
         assert f"<h2>{heading}</h2>" in text
     # The lowest of the better group is above the highest of the other: no doubt in the interval.
     assert 'class="difference better">+19.00<br>[+1' in text
@@ -350,10 +350,10 @@ def test_optional_parts_are_tabulated_where_they_were_measured(tmp_path) -> None
 def test_single_runs_are_compared_without_intervals(workdirs) -> None:
     text = page(load([workdirs[0], workdirs[3]]))
     assert "+20.00</div>" in text
-    assert "One run only of plain-seed0, better-seed0" in text
+    assert "Only one run of plain-seed0, better-seed0" in text
     alone = page(load(workdirs[:1]))
     assert "<h2>Differences</h2>" not in alone
-    assert "<h2>What differs in the configurations</h2>" not in alone
+    assert "<h2>Configuration differences</h2>" not in alone
 
 
 def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tmp_path) -> None:
@@ -424,7 +424,7 @@ def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
     file.write_text(json.dumps(metrics))
     assert "count votes and pairs as published" in page(load(paths))
     old = write_run(tmp_path, "old", seed=0, knn=0.5)
-    assert "These reports are of different versions" in page(load([*paths, old]))
+    assert "These reports come from different versions" in page(load([*paths, old]))
 
 
 def test_a_report_in_an_earlier_layout_is_one_sentence(tmp_path) -> None:
@@ -477,7 +477,7 @@ def test_what_is_wrong_is_a_sentence(workdirs, tmp_path) -> None:
     with pytest.raises(UserError, match=r"has no evaluation in .*--mode=eval"):
         compare([tmp_path / "nothing"], out, none)
     (tmp_path / "metrics.json").write_text('{"encoders": {}}')
-    with pytest.raises(UserError, match=r"metrics\.json is no evaluation of a trained run"):
+    with pytest.raises(UserError, match=r"metrics\.json is not an evaluation of a trained run"):
         compare([tmp_path], out, none)
     with pytest.raises(UserError, match="cannot be written"):
         compare(workdirs[:1], tmp_path / "metrics.json" / "x.html", none)
