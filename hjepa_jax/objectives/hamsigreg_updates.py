@@ -55,7 +55,7 @@ def update_loss(
     mode: UpdateMode,
     weight: Float[Array, ""] | float,
     spectral_weight: float,
-    adversarial_multiplier: float = 1.0,
+    adversarial_multiplier: float,
 ) -> Float[Array, "*steps"]:
     """Returns the loss that the spectrum's own optimizer minimizes.
 
