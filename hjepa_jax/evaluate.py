@@ -1,4 +1,4 @@
-"""Evaluation of a run: a checkpoint beside the same encoder at random initialization."""
+"""Evaluation of a run: a checkpoint against the same encoder at random initialization."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from hjepa_jax.training.setup import build_method
 
 _log = logging.getLogger(__name__)
 
-# What an evaluation may choose; all else belongs to the run.
+# Fields that an evaluation may set; all others are those of the run.
 _OWN = ("data.", "evaluation.", "train.", "log.")
-# What an evaluation needs of a TrainState.
+# The parts of a TrainState that an evaluation needs.
 _PARTS = (*PARTS, "method_state")
 
 
 def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources:
-    """Returns the data of the evaluation that a configuration asks for, of its opened sets."""
+    """Returns the data of an evaluation, from a configuration and its opened sets."""
     samples, names = config.evaluation.alignment_samples, train.source.class_names
 
     def pairs() -> Any:
@@ -68,10 +68,10 @@ def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources
 
 
 def of_run(config: Config, saved: Config) -> Config:
-    """Returns the configuration of an evaluation: all that made the run is the run's own.
+    """Returns the configuration of an evaluation of a run.
 
-    From `config` are images, settings of the evaluation, and what the machine is told; from `saved`
-    the seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
+    `config` gives the images and the settings of the evaluation and the machine; `saved` gives the
+    seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
     """
     of_source = section_prefixes(SOURCES, config.data.name)
     merged = saved.copy_and_resolve_references()
@@ -82,7 +82,7 @@ def of_run(config: Config, saved: Config) -> Config:
     if validation.differences(
         saved, config, lambda name: name.startswith(("data.name", "data.train_split", *of_source))
     ):
-        merged.evaluation.online_holdout = None  # of images that are not those of the training
+        merged.evaluation.online_holdout = None  # for other images than those of training
     ignored = validation.differences(
         saved, config, lambda name: not _chosen_here(name) and not name.startswith(of_source)
     )
@@ -92,18 +92,18 @@ def of_run(config: Config, saved: Config) -> Config:
 
 
 def _chosen_here(name: str) -> bool:
-    """Returns whether an evaluation may choose a field; what is measured in training it may not."""
+    """Returns whether an evaluation may set a field; it may not set what training measures."""
     return name.startswith(_OWN) and not name.startswith("evaluation.online_")
 
 
 class Evaluated(NamedTuple):
-    """What is evaluated of a run.
+    """The parts of a run that are evaluated.
 
     Attributes:
-      encoders: by name.
-      step: of the checkpoint.
-      flow: the learned flow, where it has one.
-      data: what the checkpoint says of its training data.
+      encoders: encoders by name.
+      step: step of the checkpoint.
+      flow: the learned flow, if the method has one.
+      data: what the checkpoint records about its training data.
     """
 
     encoders: dict[str, Encode]
@@ -117,9 +117,9 @@ def restore(
 ) -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialization).
 
-    In the coordinates H^{1/2} z both have the H of the checkpoint: the encoder alone differs.
+    In the coordinates H^{1/2} z both use the H of the checkpoint: only the encoder differs.
     """
-    # What is best is the run's own choice, whatever configuration it is evaluated with.
+    # The metric of the best checkpoint is the run's, whatever configuration evaluates it.
     chooses = saved_config(workdir) if which == "best" else config
     checkpointer = open_saved(chooses, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
@@ -138,11 +138,11 @@ def restore(
 
 
 def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
-    """Returns the Hamiltonian flow after `step` steps, None of a method without one."""
+    """Returns the Hamiltonian flow after `step` steps; None for a method without one."""
     if not isinstance(method, HasFlow) or method.flow_time is None:
         return None
     predictor, time = method.predictor, method.flow_time
-    # On the host: of several processes one alone draws.
+    # On the host, since only one of several processes draws.
     variables = {"params": jax.device_get(params.get("predictor", {}))}
     scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
 
@@ -158,10 +158,10 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
 
 
 def _notes(config: Config, saved: Config, which: str, same_listing: bool = False) -> list[str]:
-    """Returns a sentence where a checkpoint was chosen on the images on which it is reported.
+    """Returns a sentence if a checkpoint was chosen on the images on which it is reported.
 
-    Data are the same under the same root, or where the training images are listed alike, as of a
-    dataset that was moved or whose path is written in another way.
+    Data are the same if the root is the same, or if the training images have the same listing, as
+    those of a dataset that was moved or whose path is spelled differently.
     """
     metric, online = saved.checkpoint.best_metric, saved.evaluation
     on_test = metric.startswith("online/knn_") and online.online_holdout is None
@@ -171,47 +171,47 @@ def _notes(config: Config, saved: Config, which: str, same_listing: bool = False
         return []
     return [
         f"This checkpoint was chosen by {metric} on images of the test split that is reported "
-        "here, which flatters its accuracies: train with config.evaluation.online_holdout to "
+        "here, which inflates its accuracies: train with config.evaluation.online_holdout to "
         "choose on training images that are held out."
     ]
 
 
 def _coordinate_fields(saved: Config) -> tuple[str, ...]:
-    """Returns what must agree where the evaluation is in the coordinates of a run's loss."""
+    """Returns the fields that must agree to evaluate in the coordinates of a run's loss."""
     return ("method", *method_part(saved).coordinate_fields)
 
 
 def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
-    """Returns the steps of an epoch of the training that wrote a checkpoint's `meta`."""
+    """Returns the steps per epoch of the training that wrote a checkpoint's `meta`."""
     data = meta["data"]
     if "num_images" in data:
         return steps_per_epoch(data["num_images"], data["batch_size"])
     if config.evaluation.coordinates == "raw":
-        return 1  # nothing counts in it
+        return 1  # not used
     raise CheckpointError(
-        f"{workdir} was imported and does not say how long its epochs were, in which the ramps of "
-        "its spectrum count: set config.evaluation.coordinates='raw'."
+        f"{workdir} was imported and does not record the length of its epochs, which the ramps of "
+        "its spectrum depend on: set config.evaluation.coordinates='raw'."
     )
 
 
 def check_before_training(config: Config, eval_dir: pathlib.Path, which: str = "latest") -> None:
-    """Checks what the evaluation behind a training will need, as far as it can be known.
+    """Checks what the evaluation after training will need, as far as it is known.
 
     Raises:
-      UserError: one of its kinds, each with a sentence that says what to do.
+      UserError: something is missing or does not match; the message says what to do.
     """
     validation.validate(config)
     check_choice(which)
     if which == "best" and not config.checkpoint.keep_best:
         raise ConfigError(
-            "--checkpoint=best, but config.checkpoint.keep_best is 0, so that no checkpoint is "
-            "kept for being the best: set it to 1 or more."
+            "--checkpoint=best, but config.checkpoint.keep_best is 0, so the best checkpoint is "
+            "not kept: set it to 1 or more."
         )
     sets = check_evaluation_ready(config, eval_dir, sharding.data_mesh())
     steps = total_steps(config, len(sets.train))
     if which.isdigit() and int(which) > steps:
         raise CheckpointError(
-            f"--checkpoint={which}, but the training has only {steps} steps: give one of them."
+            f"--checkpoint={which}, but training has only {steps} steps: choose one of them."
         )
 
 
@@ -220,14 +220,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of `workdir`, prints the table and writes the report.
 
-    The report goes to `eval_dir/<name of workdir>`. The data is the configuration's, which may be
-    another than the run was trained on. `which` is 'latest', 'best' or a step.
+    The report goes to `eval_dir/<name of workdir>`. The data are those of the configuration, which
+    may differ from those of training. `which` is 'latest', 'best' or a step.
 
     Returns:
       The metrics, as in `metrics.json`.
 
     Raises:
-      UserError: one of its kinds, each with a sentence that says what to do.
+      UserError: something is missing or does not match; the message says what to do.
     """
     validation.validate(config, training=False)
     eval_dir, mesh = local_path(eval_dir, "--eval_dir"), sharding.data_mesh()
@@ -238,11 +238,11 @@ def evaluate(
     check_encoder(config, saved, workdir, () if raw else _coordinate_fields(saved))
     config = of_run(config, saved)
     train, test = watch(config, check_evaluation_ready(config, eval_dir, mesh))
-    # Nothing is trained, so that the data may be smaller than a batch of the training.
+    # Nothing is trained, so the data may be smaller than a training batch.
     run = prepare(config, config.data.batch_size, mesh)
     found = restore(config, run, workdir, which)
     name = report_name(workdir)
-    # Of many files a fingerprint takes seconds.
+    # The fingerprint of many files takes seconds.
     same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")
     evaluation = run_protocol(
         found.encoders,
@@ -264,11 +264,11 @@ def evaluate(
 
 
 def _report(evaluation: Evaluation, flow: Flow | None, out: pathlib.Path) -> None:
-    """Writes the numbers, shows them, and then draws, which may fail without losing any."""
+    """Writes and prints the numbers, then draws the pictures, so that no error there loses them."""
     folder = write_numbers(out, evaluation.metrics)
     try:
         print_table(evaluation.metrics)
-    except (OSError, UnicodeError) as error:  # a terminal that is gone, or cannot show it
+    except (OSError, UnicodeError) as error:  # the terminal is gone, or cannot show it
         _log.warning("the table cannot be printed (%s); it is in %s/report.md", error, folder)
 
     def follow(inputs: PictureInputs) -> FlowPicture:

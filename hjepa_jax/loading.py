@@ -27,12 +27,12 @@ class LoadedRun:
 
     Attributes:
       config: the configuration that the run was trained with.
-      step: optimizer steps done at its checkpoint.
+      step: optimizer step of its checkpoint.
       run: method and mesh.
       encode_batch: the jitted encoder, uint8 [batch_size, S, S, 3] -> float32 [batch_size, D]
         with S = config.data.image_size.
       encoder_variables: the encoder's {'params', 'batch_stats'}.
-      batch_size: images in one pass of the encoder.
+      batch_size: images per pass of the encoder.
     """
 
     def __init__(self, run: PreparedRun, state: dict[str, Any], batch_size: int):
@@ -64,15 +64,15 @@ class LoadedRun:
           images: uint8 [N, H, W, 3], or a list of uint8 [H, W, 3] of any sizes.
 
         Returns:
-          The states float32 [N, D]; [q | p] where config.model.split_qp.
+          The states float32 [N, D]; [q | p] if config.model.split_qp.
 
         Raises:
-          UserError: images of another type or shape, none, or features that are not finite.
+          UserError: no images, images of a wrong type or shape, or features that are not finite.
         """
         size, resize = self.config.data.image_size, self.config.data.eval_resize
         prepared = [eval_image(_checked(image), size, resize) for image in images]
         if not prepared:
-            raise UserError("There are no images to encode: give at least one.")
+            raise UserError("There are no images to encode: pass at least one.")
         return encode_images(self.encode_batch, np.stack(prepared), self.batch_size)
 
     def encode_state_part(
@@ -82,7 +82,7 @@ class LoadedRun:
 
         Args:
           images: see `encode`.
-          state_part: 'q', 'p' or 'qp'; by default what config.evaluation.state_part says.
+          state_part: 'q', 'p' or 'qp'; config.evaluation.state_part by default.
 
         Raises:
           ConfigError: an unknown state part, or q or p of an encoder without them.
@@ -96,14 +96,14 @@ class LoadedRun:
         """Maps states by the run's predictor: the learned flow over `steps * dt`.
 
         Args:
-          z: states [..., D], as `encode` gives them.
+          z: states [..., D], as returned by `encode`.
           direction: 1 forward in time, -1 backward.
 
         Returns:
           The predicted states float32 [..., D].
 
         Raises:
-          UserError: the run has no predictor, or another width or direction.
+          UserError: the run has no predictor, or a wrong width or direction.
         """
         states = self._checked_states(z)
         if direction not in (1, -1):
@@ -114,7 +114,7 @@ class LoadedRun:
         """Returns the learned Hamiltonian H(z) of states [..., D] as float32 [...].
 
         Raises:
-          UserError: the run has no Hamiltonian, or another width.
+          UserError: the run has no Hamiltonian, or a wrong width.
         """
         states = self._checked_states(z)
         if self._flow_method.flow_time is None:
@@ -126,7 +126,7 @@ class LoadedRun:
 
     @property
     def residual_scale(self) -> jax.Array:
-        """The residual scale of the last step that was trained, where its warm-up was not over."""
+        """The residual scale of the last training step, in case its warm-up was not over."""
         return self._flow_method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
 
     @property
@@ -165,7 +165,7 @@ class LoadedRun:
         if states.ndim < 1 or states.shape[-1] != width:
             raise UserError(
                 f"States have shape {states.shape}, but those of this run are [..., {width}]: "
-                "give what encode returned (the whole state, not its q or p)."
+                "use what encode returns (the full state, not its q or p)."
             )
         return states
 
@@ -182,7 +182,7 @@ def _checked(image: Any) -> npt.NDArray[np.uint8]:
 
 
 def _devices(batch_size: int) -> list[Any]:
-    """Returns as many of this process's devices as the run's batch splits over evenly."""
+    """Returns as many of this process's devices as the run's batch divides evenly over."""
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
     return devices[:count]
@@ -191,13 +191,13 @@ def _devices(batch_size: int) -> list[Any]:
 def load_run(
     workdir: str | os.PathLike[str], *, step: int | str | None = None, batch_size: int = 64
 ) -> LoadedRun:
-    """Loads a run for inference; no dataset is needed, nor memory for the optimizer's state.
+    """Loads a run for inference, without a dataset or memory for the optimizer state.
 
     Args:
       workdir: folder that training wrote: `config.json` and `checkpoints/`.
       step: the checkpoint wanted; None for the newest readable one, 'best' for the best by the
         run's config.checkpoint.best_metric.
-      batch_size: images in one pass of the encoder; fewer are filled up, so that it compiles once.
+      batch_size: images per pass of the encoder; fewer are padded, so that it compiles once.
 
     Raises:
       CheckpointError: no run there, no such step, or no readable checkpoint.
@@ -211,7 +211,7 @@ def load_run(
     if isinstance(step, str):
         step = chosen_step(checkpointer, step)
     elif step is not None and (isinstance(step, bool) or not isinstance(step, (int, np.integer))):
-        raise CheckpointError(f"step is {step!r}: give a whole number, 'best', or None.")
+        raise CheckpointError(f"step is {step!r}: use an integer, 'best', or None.")
     steps = checkpointer.steps()
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -223,7 +223,7 @@ def load_run(
         return prepare(config, count, mesh)
 
     def prepared(meta: dict[str, Any]) -> PreparedRun:
-        # The images of the training, which its schedules count in, if it knew them.
+        # Schedules depend on the number of training images, if it is recorded.
         return of_images(meta["data"].get("num_images", config.data.batch_size))
 
     state, meta = restore_parts(checkpointer, prepared, step)

@@ -1,4 +1,4 @@
-"""One evaluation from its checks to its report: what it is of, where it goes, what it may lose."""
+"""An evaluation from its checks to its report: provenance, location, and failures."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """No pictures, which take longer than all else."""
+    """No pictures, which take longer than everything else."""
     monkeypatch.setattr("hjepa_jax.evaluate.painters", lambda *_: {})
 
 
@@ -97,7 +97,7 @@ def test_no_evaluation_of_a_run_overwrites_another(workdir, tmp_path, undrawn, c
         texts.append((folders[-1] / "metrics.json").read_text())
     assert folders[0] == tmp_path / "eval" / "run"
     assert len(set(folders)) == len(wanted)
-    # The same evaluation again goes to the same place and finds the same.
+    # A repeated evaluation goes to the same folder and has the same metrics.
     assert (folders[-1], texts[-1]) == (folders[1], texts[1])
     assert [f.name.rpartition("-")[0] for f in folders[1:6]] == [
         "run-step1-digits",
@@ -140,7 +140,7 @@ def test_the_report_says_what_was_evaluated(workdir, tmp_path, undrawn) -> None:
     assert f"- fingerprint: {test['fingerprint']}" in text
 
 
-def test_what_is_left_out_is_counted_and_named_in_bounds(tmp_path) -> None:
+def test_skipped_images_are_counted_and_a_limited_number_named(tmp_path) -> None:
     images = np.zeros((5, 16, 16, 3), np.uint8)
     source = ArraySource("made", images, [0, -1, 1, -1, 0], ["a", "b"])
     watched = about.Watched(small(), source)
@@ -155,14 +155,14 @@ def test_what_is_left_out_is_counted_and_named_in_bounds(tmp_path) -> None:
     assert max(map(len, facts["corrupt"])) <= 200
 
 
-def test_what_is_best_is_the_runs_own(workdir, tmp_path, undrawn) -> None:
+def test_the_metric_of_the_best_checkpoint_is_that_of_the_run(workdir, tmp_path, undrawn) -> None:
     config = small()
     assert config.checkpoint.best_metric != "pred"
     assert evaluate(config, workdir, tmp_path, "best")["info"]["step"] == 1
 
 
-def test_all_that_made_the_run_is_the_runs_own(workdir, tmp_path, undrawn, caplog) -> None:
-    """Seeds of the random encoder and of subsets, and the method, whatever the command says."""
+def test_seed_and_method_are_those_of_the_run(workdir, tmp_path, undrawn, caplog) -> None:
+    """Seeds of the random encoder and of subsets, and the method, despite the command."""
     found = []
     for seed in (7, 42):
         config = small(random_baseline=True)
@@ -183,7 +183,7 @@ def test_all_that_made_the_run_is_the_runs_own(workdir, tmp_path, undrawn, caplo
     assert saved.evaluation.probe_epochs == 1
 
 
-def test_a_failing_picture_does_not_cost_the_evaluation(
+def test_a_failing_picture_does_not_fail_the_evaluation(
     workdir, tmp_path, monkeypatch, capsys
 ) -> None:
     def fail(*_):
@@ -204,7 +204,7 @@ def test_a_failing_picture_does_not_cost_the_evaluation(
         assert f"{name} could not be drawn (RuntimeError: no ink)" in said
 
 
-def test_a_terminal_that_cannot_show_the_table_costs_nothing(
+def test_a_terminal_that_cannot_show_the_table_does_no_harm(
     workdir, tmp_path, undrawn, monkeypatch
 ) -> None:
     for name, encoding in (("ascii", "ascii"), ("closed", "utf-8")):
@@ -258,7 +258,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_an_evaluation_lacks_is_found_before_the_training(case, tmp_path, monkeypatch) -> None:
+def test_unmet_needs_of_the_evaluation_are_found_before_training(
+    case, tmp_path, monkeypatch
+) -> None:
     def train(*_: object) -> None:
         raise AssertionError("trained")
 
@@ -276,7 +278,7 @@ def test_what_an_evaluation_lacks_is_found_before_the_training(case, tmp_path, m
     assert len(str(refusal.value)) < 500
 
 
-def test_a_place_for_reports_that_is_none_is_found_before_the_work(workdir, tmp_path) -> None:
+def test_an_unwritable_report_folder_is_found_before_any_computation(workdir, tmp_path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"--eval_dir=.*file is a file and no folder"):
         check_before_training(small(), tmp_path / "file" / "eval")
@@ -284,12 +286,12 @@ def test_a_place_for_reports_that_is_none_is_found_before_the_work(workdir, tmp_
         evaluate(small(), workdir, tmp_path / "file")
 
 
-def test_what_is_ready_is_not_refused(tmp_path) -> None:
+def test_a_valid_evaluation_is_not_rejected(tmp_path) -> None:
     config = small()
     config.checkpoint.keep_best = 1
     for which in ("latest", "best", "2"):
         check_before_training(config, tmp_path / "eval", which)
-    # Without labels there is no accuracy, and so nothing that would be missing for it.
+    # Without labels there is no accuracy, and its needs do not matter.
     images = np.zeros((4, 16, 16, 3), np.uint8)
     source = ArraySource("made", images, [-1] * 4, ["a"])
     with pytest.MonkeyPatch.context() as patch:
@@ -313,7 +315,7 @@ def test_classes_that_differ_are_named(train, test, words) -> None:
         ready.check_same_classes(*sources, "do something")
 
 
-def test_a_run_without_checkpoints_is_a_sentence(tmp_path) -> None:
+def test_a_run_without_checkpoints_is_reported(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         evaluate(small(), tmp_path / "run", tmp_path / "eval")
     assert not (tmp_path / "run").exists()

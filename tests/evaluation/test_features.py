@@ -37,7 +37,7 @@ def test_features_are_in_order_and_padding_is_dropped(count: int, size: int) -> 
     assert found.labels.dtype == np.int32
 
 
-def test_batches_without_mask_are_whole() -> None:
+def test_batches_without_mask_have_no_padding() -> None:
     batches = [{k: b[k] for k in ("image", "label")} for b in _batches(6, 3)]
     assert features.extract_features(encode, batches).features.shape == (6, 12)
 
@@ -84,7 +84,7 @@ def test_wrong_shape_from_the_encoder_is_an_error() -> None:
         features.extract_features(lambda images: jnp.zeros((2, 4)), _batches(3, 3))
 
 
-def test_variants_are_the_halves_of_the_state() -> None:
+def test_state_parts_are_the_halves_of_the_state() -> None:
     z = np.arange(24.0).reshape(2, 12)
     q, p = (features.select_state_part(z, name, split_qp=True) for name in ("q", "p"))
     np.testing.assert_array_equal(np.concatenate([q, p], axis=-1), z)
@@ -100,7 +100,7 @@ def test_halves_of_an_unsplit_state_are_an_error(name: str) -> None:
         features.select_state_part(np.zeros((2, 4)), name, split_qp=False)
 
 
-def test_impossible_variants_are_errors() -> None:
+def test_invalid_state_parts_are_errors() -> None:
     with pytest.raises(ValueError, match="'z'; it must be one of"):
         features.select_state_part(np.zeros((2, 4)), "z", split_qp=True)
     with pytest.raises(ValueError, match="even width, but these features have 5"):

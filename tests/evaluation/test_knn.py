@@ -139,7 +139,7 @@ def test_a_class_without_a_vote_is_never_a_hit() -> None:
     assert _vote([9, 8, 9], [0.9, 0.8, 0.7], 8, **options)[1] == 1.0
 
 
-def test_ties_go_to_the_nearer_class_then_to_the_lower_number() -> None:
+def test_ties_go_to_the_nearer_class_then_to_the_lower_index() -> None:
     options = {"ks": (4,), "num_classes": 4}
     labels, near = [3, 1, 1, 3], [0.9, 0.8, 0.7, 0.5]
     assert _vote(labels, near, 1, **options) == (1.0, 1.0, 1)
@@ -148,9 +148,9 @@ def test_ties_go_to_the_nearer_class_then_to_the_lower_number() -> None:
     assert _vote(labels, [0.5] * 4, 3, **options) == (0.0, 1.0, 1)
     # Sums of negative similarities: the less negative is nearer.
     assert _vote(labels, [-0.1, -0.2, -0.3, -0.9], 1, **options)[0] == 1.0
-    # The published counting knows the number alone.
+    # The published counting uses only the index.
     assert _vote(labels, [0.9, 0.8, 0.5, 0.7], 1, **options, reference=True)[2] == 1
-    # Six classes of one vote each: the five nearest are the top five, whatever their number.
+    # Six classes of one vote each: the five nearest are the top five, whatever their index.
     six = {"ks": (6,), "num_classes": 6}
     near = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     assert [_vote(range(5, -1, -1), near, c, **six)[1] for c in range(6)] == [0.0] + [1.0] * 5
@@ -180,7 +180,7 @@ def test_any_votes_agree_with_counting_by_hand(rows, truth) -> None:
         assert answers[i].tolist() == wanted
 
 
-def test_votes_counted_in_parts_are_those_counted_at_once(monkeypatch) -> None:
+def test_votes_counted_in_parts_equal_those_counted_at_once(monkeypatch) -> None:
     rng = np.random.default_rng(8)
     labels, near = rng.integers(9, size=(50, 20)), -np.sort(rng.normal(size=(50, 20)), axis=1)
     arguments = (labels, np.clip(near, -1, 1), rng.integers(9, size=50))
@@ -196,7 +196,7 @@ def test_votes_counted_in_parts_are_those_counted_at_once(monkeypatch) -> None:
 )
 def test_intervals_are_wilsons(share: float, count: int) -> None:
     low, high = validity.wilson(share, count)
-    # Where the distance is 1.96 standard errors of the bound itself, which is its definition.
+    # By definition, the distance is 1.96 standard errors at the bound.
     for bound in (low, high):
         error = np.sqrt(bound * (1 - bound) / count)
         assert abs(share - bound) == pytest.approx(1.959964 * error, abs=1e-6)
@@ -229,7 +229,7 @@ def test_all_k_in_one_pass_equal_each_k_alone() -> None:
         assert (alone["top1"][0], alone["top5"][0]) == (together["top1"][i], together["top5"][i])
 
 
-def test_k_above_the_training_set_is_left_out_with_a_sentence(caplog) -> None:
+def test_k_above_the_training_set_is_skipped_with_a_warning(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         assert knn.usable_ks((1, 5, 10, 200), 7) == (1, 5)
     assert "skipping k = [10, 200], above the 7 training images" in caplog.text
@@ -239,7 +239,7 @@ def test_k_above_the_training_set_is_left_out_with_a_sentence(caplog) -> None:
         knn.usable_ks((0, 5), 3)
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_mismatches_are_named() -> None:
     x, y = np.ones((4, 3)), np.array([0, 1, 2, 0])
     with pytest.raises(ValueError, match="test labels go from 0 to 2, but with 2 classes"):
         knn.knn_accuracy(x[:2], y[:2], x, y, ks=(1,), num_classes=2)
@@ -277,7 +277,7 @@ print("equal")
 """
 
 
-def test_four_devices_give_what_one_gives() -> None:
+def test_four_devices_give_the_same_result_as_one() -> None:
     environment = dict(os.environ, JAX_PLATFORMS="cpu")
     environment["JAX_NUM_CPU_DEVICES"] = "4"
     command = [sys.executable, "-W", "error", "-c", _ON_FOUR_DEVICES]

@@ -1,4 +1,4 @@
-"""What training tells on the way: views, alarms and kNN."""
+"""Monitoring of training: views, alarms and kNN."""
 
 import io
 import logging
@@ -38,7 +38,7 @@ def online_config():
 
 
 def prepare_without_step(*arguments):
-    """A prepared run whose step is a random state, at no compilation, and figures of collapse."""
+    """A prepared run with a random state instead of a compiled step, and collapsed metrics."""
     run = prepare(*arguments)
 
     def step(state, batch):
@@ -102,7 +102,7 @@ def test_first_views_are_in_tensorboard(watched) -> None:
     np.testing.assert_array_equal(decoded, expected)
 
 
-def test_alarm_is_told_once_in_plain_words(watched) -> None:
+def test_alarm_is_logged_once_in_plain_words(watched) -> None:
     _, lines, values = watched
     assert {step for step, v in values if v.tag == "q_pr"} == {1, 2}
     told = [line for line in lines if "varies in few directions" in line]
@@ -112,7 +112,7 @@ def test_alarm_is_told_once_in_plain_words(watched) -> None:
     ]
 
 
-def test_kinds_of_alarms_are_told_apart() -> None:
+def test_kinds_of_alarms_are_distinguished() -> None:
     log = monitor.AlarmLog({"q": 1.0, "p": 1.0})
     assert log.new({"q_pr": 0.5}) == []
     assert len(log.new({"q_pr": 0.012})) == 1
@@ -129,7 +129,7 @@ def _make(config):
     return monitor.OnlineKnn(config, run, source)
 
 
-def test_what_does_not_fit_is_a_sentence() -> None:
+def test_mismatches_are_reported_in_one_sentence() -> None:
     config = online_config()
     assert _make(config).every_steps == 1
     config.evaluation.online_every_epochs = 3.0
@@ -157,7 +157,7 @@ def test_online_fields_are_checked() -> None:
         validation.validate(config)
 
 
-def test_evaluation_of_cifar100_uses_them() -> None:
+def test_cifar100_config_uses_the_online_fields() -> None:
     fine = sorted(name for five in CIFAR100_SUPERCLASSES.values() for name in five)
     images = np.zeros((100, 32, 32, 3), np.uint8)
     source = ArraySource("cifar100", images, np.arange(100), fine)

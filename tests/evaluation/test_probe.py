@@ -96,7 +96,7 @@ def test_rates_trained_together_equal_each_alone() -> None:
             np.testing.assert_allclose(a[i], b[0], atol=2e-5)
 
 
-def test_long_training_reaches_what_logistic_regression_does() -> None:
+def test_long_training_reaches_logistic_regression() -> None:
     train, test = _blobs(3, 400, spread=4.0), _blobs(4, 400, spread=4.0)
     result = probe.linear_probe(train, test, 4, probe.ProbeSettings(100, 32, lr=(1e-2,)))
     model = LogisticRegression(max_iter=1000).fit(_layer_norm(train[0]), train[1])
@@ -106,7 +106,7 @@ def test_long_training_reaches_what_logistic_regression_does() -> None:
     assert result.losses[-1] < result.losses[0]
 
 
-def test_same_seed_same_result_other_seed_another() -> None:
+def test_the_seed_determines_the_result() -> None:
     train, test = _blobs(5, 60, spread=3.0), _blobs(6, 40, spread=3.0)
     first, again = (probe.linear_probe(train, test, 4, FAST) for _ in range(2))
     np.testing.assert_array_equal(first.params.kernel, again.params.kernel)
@@ -114,7 +114,7 @@ def test_same_seed_same_result_other_seed_another() -> None:
     assert np.abs(np.asarray(first.params.kernel) - np.asarray(other.params.kernel)).max() > 1e-3
 
 
-def test_of_several_rates_the_best_in_cross_validation_is_reported() -> None:
+def test_the_best_of_several_rates_in_cross_validation_is_reported() -> None:
     train, test = _blobs(7, 120), _blobs(8, 80)
     settings = probe.ProbeSettings(epochs=3, batch_size=16, lr=(1e-6, 1e-2), folds=4)
     result = probe.linear_probe(train, test, 4, settings)
@@ -154,7 +154,7 @@ def test_top5_is_over_at_most_all_classes() -> None:
     assert float(probe.topk_accuracy(logits, labels, 5)) == 1.0
 
 
-def test_impossible_settings_and_shapes_are_errors() -> None:
+def test_invalid_settings_and_shapes_are_errors() -> None:
     train = _blobs(10, 20)
     with pytest.raises(ValueError, match="learning rates must be positive"):
         probe.ProbeSettings(lr=(0.0,))

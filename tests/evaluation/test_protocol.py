@@ -1,4 +1,4 @@
-"""The protocol end to end on small real images, and its parts against direct calls."""
+"""The protocol end to end on small real images, and its parts compared with direct calls."""
 
 import functools
 import json
@@ -74,7 +74,7 @@ def settings(**changes):
 
 @functools.cache
 def full_evaluation() -> protocol.Evaluation:
-    """Everything switched on, once for all tests here and of the report."""
+    """An evaluation with all options on, shared by the tests here and of the report."""
     config = settings(
         state_part="qp",
         pixel_baseline=True,
@@ -131,7 +131,7 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
-def test_figures_are_those_of_direct_calls() -> None:
+def test_metrics_equal_those_of_direct_calls() -> None:
     one = full_evaluation().metrics["encoders"]["trained"]
     images, labels = digits()
     z = trained(images)
@@ -156,7 +156,7 @@ def test_figures_are_those_of_direct_calls() -> None:
     assert one["coarse"]["parity"]["linear_probe"]["top1"] > 0.5
 
 
-def test_the_chosen_variant_is_the_one_evaluated() -> None:
+def test_the_chosen_state_part_is_evaluated() -> None:
     config = settings(state_part="q", all_state_parts=False)
     metrics = protocol.run_protocol({"only": trained}, sources(), config, split_qp=True).metrics
     one, every = metrics["encoders"]["only"], full_evaluation().metrics["encoders"]["trained"]
@@ -201,7 +201,7 @@ def test_without_split_the_whole_state_is_evaluated() -> None:
     assert metrics["trained_minus_random"] == {}
 
 
-def test_what_cannot_be_evaluated_is_an_error() -> None:
+def test_invalid_input_is_an_error() -> None:
     with pytest.raises(ValueError, match="no encoder to evaluate"):
         protocol.run_protocol({}, sources(), settings(), split_qp=False)
     with pytest.raises(ValueError, match="labels go from 0 to 9, but with 5 classes"):
@@ -216,7 +216,7 @@ def test_what_cannot_be_evaluated_is_an_error() -> None:
         ({"probe_lr": -1.0}, "learning rates must be positive"),
     ],
 )
-def test_bad_settings_stop_the_evaluation_before_it_works(
+def test_bad_settings_are_rejected_before_any_computation(
     changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "classify", lambda *_: pytest.fail("worked"))
@@ -235,7 +235,7 @@ def test_few_shot_draws_are_balanced_and_seeded() -> None:
         classify.few_shot_rows(np.array([1, 1]), 1, 2, (0, 0))
 
 
-def test_few_shot_probe_learns_more_from_more_images() -> None:
+def test_few_shot_probe_improves_with_more_images() -> None:
     images, labels = digits()
     z = trained(images)
     train, test = Features(z[:300], labels[:300]), Features(z[300:400], labels[300:400])
@@ -254,7 +254,7 @@ def test_pixels_are_block_means() -> None:
 
 
 @pytest.mark.parametrize("name", list(robustness.CORRUPTIONS))
-def test_changes_are_seeded_and_keep_shape_and_labels(name: str) -> None:
+def test_corruptions_are_seeded_and_keep_shape_and_labels(name: str) -> None:
     images = np.random.default_rng(2).integers(256, size=(5, 16, 16, 3)).astype(np.uint8)
     batch = {"image": images, "label": np.arange(5), "mask": np.ones(5, bool)}
     (first,), (again,) = (list(robustness.corrupt_batches([batch], name, 3)) for _ in range(2))
@@ -266,7 +266,7 @@ def test_changes_are_seeded_and_keep_shape_and_labels(name: str) -> None:
     assert np.abs(first["image"].astype(int) - images.astype(int)).max() <= 255
 
 
-def test_an_unknown_change_lists_the_known_ones() -> None:
+def test_an_unknown_corruption_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'fog'; use grey, noise"):
         list(robustness.corrupt_batches([{"image": np.zeros((1, 8, 8, 3))}], "fog", 0))
 
@@ -289,7 +289,7 @@ def test_collecting_images_closes_the_stream_and_skips_padding() -> None:
     assert closed == [True]
 
 
-def test_alarms_are_silent_when_all_is_well() -> None:
+def test_there_are_no_alarms_for_a_healthy_state() -> None:
     well = {"q_pr": 0.3, "p_pr": 0.3, "q_std_min": 0.2, "p_std_min": 0.2, "q2": 1.1, "p2": 0.9}
     assert diagnostics.collapse_alarms(well) == []
     assert diagnostics.collapse_alarms({"total": 3.0, "lr": 0.1}) == []
@@ -335,12 +335,12 @@ def test_every_kind_of_alarm_is_raised_and_has_its_own_sentence() -> None:
         ({"pred": 6e8, "q2": 1.0, "p2": 1.0}, True),
         ({"pred": 5.0, "q2": 1e-4, "p2": 0.3e-3}, True),  # the state is small, not the error
         ({"pred": 900.0, "q2": 0.5, "p2": 1.0}, False),
-        ({"pred": 6e8, "q2": 1.0, "p2": 3e6}, False),  # the state itself has run away
+        ({"pred": 6e8, "q2": 1.0, "p2": 3e6}, False),  # the state itself has diverged
         ({"pred": 6e8}, False),
-        ({"pred": math.inf, "q2": 1.0, "p2": 1.0}, False),  # not finite, which is said already
+        ({"pred": math.inf, "q2": 1.0, "p2": 1.0}, False),  # not finite, which has its own alarm
     ],
 )
-def test_a_prediction_error_out_of_proportion_is_an_alarm(metrics, told) -> None:
+def test_a_huge_prediction_error_raises_an_alarm(metrics, told) -> None:
     remedy = build_method(quickstart.get_config("smoke"), 4).remedy
     found = [
         a.sentence()

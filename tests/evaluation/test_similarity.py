@@ -38,7 +38,7 @@ def test_pairs_are_seeded_distinct_and_uniform() -> None:
 
 @given(count=st.integers(2, 40), wanted=st.integers(1, 900), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_no_row_meets_itself_and_no_pair_comes_twice(count: int, wanted: int, seed: int) -> None:
+def test_pairs_are_distinct_without_self_pairs(count: int, wanted: int, seed: int) -> None:
     first, second = similarity.random_pairs(count, wanted, seed)
     pairs = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
     assert all(len(pair) == 2 and max(pair) < count for pair in pairs)
@@ -46,7 +46,7 @@ def test_no_row_meets_itself_and_no_pair_comes_twice(count: int, wanted: int, se
     assert len(pairs) == len(first) == min(wanted, count * (count - 1) // 2)
 
 
-def test_pairs_of_many_rows_cost_no_memory_of_their_square() -> None:
+def test_pairs_of_many_rows_need_no_quadratic_memory() -> None:
     first, second = similarity.random_pairs(1_300_000, 20_000, seed=0)
     assert len({*zip(first.tolist(), second.tolist(), strict=True)}) == 20_000
     assert (first != second).all()
@@ -58,7 +58,7 @@ def test_one_row_has_no_pairs() -> None:
         similarity.random_pairs(1, 5, seed=0)
 
 
-def test_published_pairs_may_repeat_and_meet_themselves() -> None:
+def test_published_pairs_may_repeat_and_include_self_pairs() -> None:
     first, second = similarity.reference_pairs(6, 5000, seed=2)
     # Every ordered pair of six rows, self-pairs too, at a rate near 1/36.
     counts = np.bincount(first * 6 + second, minlength=36) / 5000

@@ -25,7 +25,7 @@ def test_eigenvalues_agree_with_numpy(count: int, dim: int) -> None:
     assert np.all(np.diff(found) <= 0)
 
 
-def test_given_spectrum_is_found_and_summarized() -> None:
+def test_a_known_spectrum_is_recovered_and_summarized() -> None:
     values = [4.0, 2.0, 1.0, 1.0]
     found = spectrum.covariance_spectrum(_with_spectrum(values, 40), top=3)
     np.testing.assert_allclose(found.eigenvalues, values[:3], rtol=1e-10)

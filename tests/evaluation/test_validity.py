@@ -1,4 +1,4 @@
-"""What an evaluation says where an accuracy means nothing: sets, labels, collapse, constants."""
+"""Notes on meaningless accuracies: sets, labels, collapse, constant predictions."""
 
 import copy
 import io
@@ -120,13 +120,13 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
     assert set(captions) == {"no label"}
 
 
-def test_test_images_that_were_trained_on_are_counted() -> None:
+def test_test_images_in_the_training_set_are_counted() -> None:
     labels = digits()[1]
     equal = evaluated((ROWS, labels[ROWS]), (ROWS[::-1], labels[ROWS[::-1]])).metrics
     reason = equal["encoders"]["trained"]["no_accuracy"]
     assert "all 80 test images are also training images" in reason
     assert equal["encoders"]["trained"]["knn"]["top1"] == [None, None]
-    # In part: the accuracies stay, and a sentence says how many.
+    # A partial overlap: the accuracies stay, and a note gives the count.
     part = np.concatenate([ROWS[:7], OTHERS])
     metrics = evaluated((ROWS, labels[ROWS]), (part, labels[part])).metrics
     assert "no_accuracy" not in metrics["encoders"]["trained"]
@@ -136,7 +136,7 @@ def test_test_images_that_were_trained_on_are_counted() -> None:
     assert not any("as well" in note for note in apart["notes"])
 
 
-def test_the_same_image_of_no_label_is_no_leak() -> None:
+def test_an_unlabeled_duplicate_is_not_a_leak() -> None:
     labels = digits()[1][ROWS].copy()
     labels[40:] = -1
     overlap = validity.Overlap()
@@ -149,7 +149,7 @@ def test_the_same_image_of_no_label_is_no_leak() -> None:
     assert overlap.shared() == 40
 
 
-def test_constant_answers_are_told() -> None:
+def test_constant_predictions_are_reported() -> None:
     labels = digits()[1]
     encoders = {"trained": lambda images: np.ones((len(images), 8), np.float32)}
     metrics = evaluated((ROWS, labels[ROWS]), (OTHERS, labels[OTHERS]), encoders).metrics
@@ -161,7 +161,7 @@ def test_constant_answers_are_told() -> None:
     assert "predicts one class" not in " ".join(varied["notes"])
 
 
-def test_what_one_answer_would_get_is_told() -> None:
+def test_the_share_of_the_largest_class_is_reported() -> None:
     assert validity.largest_share([0, 2, 2, 2, -1, -1, -1, -1]) == 0.75
     assert validity.largest_share([-1, -1]) is None
     labels = digits()[1]
@@ -171,7 +171,7 @@ def test_what_one_answer_would_get_is_told() -> None:
     assert f"(chance 10.0%, largest class {share:.1%})" in tables.markdown(metrics)
 
 
-def test_few_test_images_are_told_with_the_width() -> None:
+def test_few_test_images_are_reported_with_the_interval_width() -> None:
     rng = np.random.default_rng(0)
     few = validity.notes_on_sets(rng.integers(3, size=50), np.arange(36) % 3)
     assert any("With 36 test images" in note and "16 points" in note for note in few)
@@ -187,7 +187,7 @@ def test_few_test_images_are_told_with_the_width() -> None:
         (np.arange(50) % 3, np.full(36, -1), 0),
     ],
 )
-def test_no_accuracy_has_no_interval_and_no_doubts(train, test, shared) -> None:
+def test_without_accuracy_there_are_no_caveats_about_it(train, test, shared) -> None:
     told = validity.notes_on_sets(train, test, shared)
     assert told == (
         ["36 of the 36 test images have no label: they are not tested."] if test[0] < 0 else []
@@ -198,12 +198,12 @@ def test_no_accuracy_has_no_interval_and_no_doubts(train, test, shared) -> None:
     ("classes", "words"),
     [(3, "400 of the 1200 test images are of 1 class"), (6, "800 of the 1200 .* 4 classes")],
 )
-def test_test_images_of_classes_that_were_not_trained_on_are_told(classes, words) -> None:
+def test_test_images_of_classes_unseen_in_training_are_reported(classes, words) -> None:
     (told,) = validity.notes_on_sets(np.arange(50) % 2, np.arange(1200) % classes)
     assert re.match(f"{words} without training images and cannot be", told)
 
 
-def test_rows_without_label_neither_learn_nor_are_tested() -> None:
+def test_unlabeled_rows_are_neither_fit_nor_tested() -> None:
     rng = np.random.default_rng(3)
     centers = 3 * rng.normal(size=(4, 8))
     truth, test_truth = rng.integers(4, size=60), rng.integers(4, size=40)
@@ -229,13 +229,13 @@ def test_rows_without_label_neither_learn_nor_are_tested() -> None:
     coarse = {"half": np.array([0, 0, 1, 1])}
     two, one = (coarse_metrics(*sets, coarse, config) for sets in (mixed, (train, test)))
     assert two == one
-    # What has labels throughout is not copied: it may be half of the machine's memory.
+    # A fully labeled set is not copied: it may take half of the machine's memory.
     assert labeled(train, "training", 4)[0].features is train.features
     with pytest.raises(DataError, match="go from -2"):
         classify(train._replace(labels=train.labels - 2), test, 4, config)
 
 
-def test_missing_labels_through_the_whole_protocol() -> None:
+def test_missing_labels_in_the_full_protocol() -> None:
     labels = digits()[1]
     partly = labels.copy()
     partly[ROWS[::2]] = partly[OTHERS[::3]] = -1
@@ -263,7 +263,7 @@ def _point(rng, count: int = 200, dim: int = 32, spread: float = 0.03) -> np.nda
     return (np.ones(dim) + spread * rng.normal(size=(count, dim))).astype(np.float32)
 
 
-def test_one_point_plus_noise_is_called_collapsed() -> None:
+def test_one_point_plus_noise_is_reported_as_collapsed() -> None:
     x = _point(np.random.default_rng(0))
     found = spectrum.covariance_spectrum(x)
     assert found.effective_rank > 25
@@ -282,14 +282,14 @@ def test_one_point_plus_noise_is_called_collapsed() -> None:
     assert alarm.sentence() == f"{sentence[:-1]}: raise sigreg.weight."
     healthy = np.random.default_rng(1).normal(size=(200, 32))
     assert diagnostics.state_alarms(healthy, False, settings()) == []
-    # Of [q | p] the half that has collapsed is named.
+    # For [q | p], the collapsed half is named.
     half = np.concatenate([healthy, x], axis=1)
     found = diagnostics.state_alarms(half, True, settings())
     points = [alarm.subject for alarm in found if alarm.kind is AlarmKind.ONE_POINT]
     assert points == ["momentum p"]
 
 
-def test_the_budget_is_judged_where_training_had_one() -> None:
+def test_the_budget_is_checked_if_training_had_one() -> None:
     x = 10 * np.random.default_rng(1).normal(size=(200, 32))
     assert diagnostics.state_alarms(x, False, settings()) == []
     (alarm,) = diagnostics.state_alarms(x, False, settings(), {"z": 1.0})
@@ -322,7 +322,7 @@ def test_share_of_the_mean_by_its_definition(values) -> None:
     assert share == (x.mean(0) @ x.mean(0) / energy if energy else 1.0)
 
 
-def test_projected_participation_is_the_trainings() -> None:
+def test_projected_participation_is_that_of_training() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(300, 20)) * np.arange(1, 21)
     values = np.linalg.eigvalsh(np.cov(x.T))
@@ -334,7 +334,7 @@ def test_projected_participation_is_the_trainings() -> None:
     assert spectrum.projected_participation(line, 8, 0) == pytest.approx(1 / 8)
 
 
-def test_training_is_alarmed_by_one_point_too() -> None:
+def test_training_raises_an_alarm_for_one_point_too() -> None:
     # Means over dimensions of the squared mean and of the square, as both objectives log them.
     for logged in ({"z_mean2": 0.999, "z2": 1.0}, {"z_mean2": 0.999, "q2": 0.8, "p2": 1.2}):
         (alarm,) = diagnostics.collapse_alarms(logged)
@@ -343,7 +343,7 @@ def test_training_is_alarmed_by_one_point_too() -> None:
     assert diagnostics.collapse_alarms({"z_mean2": 0.999}) == []
 
 
-def test_a_collapse_is_no_gain_in_rank() -> None:
+def test_a_collapse_is_not_a_gain_in_rank() -> None:
     labels = digits()[1]
     rng = np.random.default_rng(4)
     weights = rng.normal(size=(64, 32)).astype(np.float32)
@@ -376,7 +376,7 @@ def test_a_collapse_is_no_gain_in_rank() -> None:
         assert f"+{gain:.1f}" not in row
 
 
-def test_published_counting_is_an_option_of_the_whole_evaluation() -> None:
+def test_published_counting_is_an_option_of_the_evaluation() -> None:
     labels = digits()[1]
     images = digits()[0]
     config = settings(state_part="qp", knn_k=(1, 20), probe_epochs=1)
@@ -409,7 +409,7 @@ def test_published_counting_is_an_option_of_the_whole_evaluation() -> None:
     assert other["diagnostics"][name]["uniformity"] > one["diagnostics"][name]["uniformity"]
 
 
-def test_too_few_images_are_a_sentence_before_the_work() -> None:
+def test_too_few_images_are_rejected_before_any_computation() -> None:
     labels = digits()[1]
     with pytest.raises(DataError, match="two training and two test images, but there are 80 and 1"):
         evaluated((ROWS, labels[ROWS]), (OTHERS[:1], labels[OTHERS[:1]]))
@@ -429,7 +429,7 @@ def test_old_metrics_without_intervals_can_still_be_read() -> None:
     assert [low, high] == validity.wilson(share, 60)
 
 
-def test_probe_answers_are_its_largest_logits() -> None:
+def test_probe_predictions_are_its_largest_logits() -> None:
     params = probe.init_probe(0, 6, 3)
     x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     expected = np.asarray(probe.probe_logits(params, jnp.asarray(x))).argmax(1)

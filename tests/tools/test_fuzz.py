@@ -1,4 +1,4 @@
-"""The fuzzing harness: each kind of end is told apart, and a crash ends one attempt alone."""
+"""The fuzzing harness: outcomes are distinguished, and a crash ends only one attempt."""
 
 import pathlib
 import textwrap
@@ -55,7 +55,7 @@ def target(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (6, 0, 0, "not finished within 0.5 s"),
     ],
 )
-def test_ends_are_told_apart(kind, refused, right, text, target, monkeypatch) -> None:
+def test_outcomes_are_distinguished(kind, refused, right, text, target, monkeypatch) -> None:
     monkeypatch.setenv("KIND", str(kind))
     report = harness.run(target, seed=3, count=2, seconds=0.5)
     assert (report.tried, report.refused, report.right) == (2, refused, right)
@@ -75,7 +75,7 @@ def test_an_attempt_can_be_repeated_alone(target, monkeypatch) -> None:
     ("name", "count"),
     [("data", 40), ("torch", 40), ("images", 25), ("runs", 25), ("reports", 30)],
 )
-def test_no_attempt_of_a_target_ends_badly(name, count) -> None:
+def test_no_attempt_of_a_target_finds_a_defect(name, count) -> None:
     report = harness.run(harness.TARGETS[name], seed=17, count=count, seconds=90.0)
     assert report.tried == count
     assert report.other == []
@@ -83,7 +83,7 @@ def test_no_attempt_of_a_target_ends_badly(name, count) -> None:
     assert report.right > 0, report
 
 
-def test_the_command_reports_and_fails_on_anything_else(target, tmp_path, monkeypatch) -> None:
+def test_the_command_reports_and_fails_on_defects(target, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(harness.TARGETS, "data", target)
     out = tmp_path / "report.txt"
     for kind, status in (("0", 0), ("1", 0), ("3", 1)):

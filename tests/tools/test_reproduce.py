@@ -35,11 +35,11 @@ def _row(knn: float) -> dict[str, float]:
     return {name: knn for name in FIGURES}
 
 
-def test_every_method_gets_the_same_recipe_but_for_its_own_schedules(tmp_path) -> None:
+def test_every_method_gets_the_same_recipe_except_for_its_schedules(tmp_path) -> None:
     runs = plan_runs(
         tmp_path, methods=METHODS, seeds=(0, 1), scale="small", overrides=("log.every_steps=7",)
     )
-    # Seed by seed, so that whatever is finished is balanced.
+    # Seed by seed, so that finished runs are balanced.
     assert list(runs)[:5] == [(m, 0) for m in METHODS] + [("hjepa", 1)]
     recipes = {}
     for (method, seed), run in runs.items():
@@ -54,7 +54,7 @@ def test_every_method_gets_the_same_recipe_but_for_its_own_schedules(tmp_path) -
         plan_runs(tmp_path, methods=["sigrge"], seeds=(0,), scale="small", overrides=())
 
 
-def test_paired_interval_is_that_of_the_mean_difference() -> None:
+def test_paired_interval_is_for_the_mean_difference() -> None:
     rng = np.random.default_rng(1)
     sample = rng.normal(2.0, 1.0, 400)
     found = paired_interval(sample)
@@ -80,7 +80,7 @@ def test_tables_pair_by_seed_and_give_mean_and_deviation() -> None:
     assert "| HJEPA − random initialization | 1 | +40.00 |" in differences
 
 
-def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path) -> None:
+def test_a_meaningless_accuracy_in_one_seed_leaves_the_mean_missing(tmp_path) -> None:
     rows = {"hjepa": {0: _row(0.5), 1: _row(math.nan)}, "sigreg": {0: _row(0.4), 1: _row(0.4)}}
     assert "| HJEPA | 2 | – |" in results_table(rows)
     assert "| HJEPA − SIGReg (LeJEPA) | 2 | – |" in differences_table(rows)
@@ -93,7 +93,7 @@ def test_an_accuracy_that_means_nothing_in_one_seed_is_none_of_the_mean(tmp_path
     knn_sweep({"hjepa": {0: metrics}}, {"hjepa": "HJEPA"}).savefig(tmp_path / "knn.png")
 
 
-def test_nothing_finished_is_said(tmp_path) -> None:
+def test_no_finished_run_is_reported(tmp_path) -> None:
     with pytest.raises(UserError, match="nothing to report"):
         write_document(Result({}, {}), tmp_path / "R.md", command="", notes="", planned=4)
 
@@ -141,7 +141,7 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         assert (tmp_path / f"images/{name}.png").stat().st_size > 10_000
 
 
-def test_a_failing_picture_does_not_cost_the_document(tmp_path, monkeypatch, caplog) -> None:
+def test_a_failing_picture_does_not_fail_the_document(tmp_path, monkeypatch, caplog) -> None:
     def fail(*_):
         raise RuntimeError("no ink")
 

@@ -1,4 +1,4 @@
-"""The cost of a step: arithmetic by hand, and the script as it is."""
+"""The cost of a step: hand calculations, and the script."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_a_single_cpu_device_is_refused() -> None:
-    """Its convolutions are foreign calls, of which XLA counts no operation."""
+    """Its convolutions are foreign calls, whose operations XLA does not count."""
     with pytest.raises(ValueError, match="native kernels"):
         step_cost.step_cost(cifar100.get_config("smoke"), sharding.data_mesh())
 
@@ -32,7 +32,7 @@ def test_seconds_of_a_step() -> None:
     assert slow["step"] == pytest.approx(3.02)
 
 
-def test_options_that_are_on_are_not_offered() -> None:
+def test_options_in_use_are_not_offered() -> None:
     config = cifar100.get_config("smoke")
     assert len(step_cost.options(config, 8)) == 4
     assert "train.shard_optimizer=True" not in step_cost.options(config, 1)
@@ -56,9 +56,9 @@ def test_machine_is_measured() -> None:
 
 
 def test_script_plans_for_eight_devices() -> None:
-    """Each option saves what it is for; the figures of the table fit together."""
+    """Each option saves what it should, and the numbers in the table are consistent."""
     command = [sys.executable, "scripts/step_cost.py", "--config=configs/cifar100.py:sigreg-smoke"]
-    # Several blocks, since recomputing saves what is inside all but one.
+    # Several blocks, since recomputation saves the insides of all but one.
     command.append("--config.resnet.stage_blocks=(2, 2, 2, 2)")
     hardware = ["--peak_tflops=1", "--bandwidth_gbs=10", "--interconnect_gbs=1"]
     done = subprocess.run(
@@ -86,6 +86,6 @@ def test_script_plans_for_eight_devices() -> None:
     assert remat[saving] < 0
     assert split[sent] == pytest.approx(1.5 * plain[sent], rel=0.01)
     assert plain[peak] == pytest.approx(plain[state] + plain[temporary], rel=0.02)
-    # 16 images; 0.5 TFLOP/s is more than enough here, so that 10 GB/s of memory bound it.
+    # 16 images; 0.5 TFLOP/s is more than enough here, so it is bound by 10 GB/s of memory.
     seconds = plain[moved] / 10 + plain[sent] / 1e3
     assert plain[rate] == pytest.approx(16 / seconds, rel=0.01)

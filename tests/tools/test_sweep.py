@@ -65,7 +65,7 @@ def make_plan(out: pathlib.Path, seeds=(0, 1), **changes):
     return sweep.plan("configs/quickstart.py", out, seeds=seeds, **arguments)
 
 
-def test_plan_is_the_product_with_names_of_its_own(tmp_path) -> None:
+def test_plan_is_the_product_with_unique_names(tmp_path) -> None:
     runs = sweep.plan(
         "configs/cifar100.py",
         tmp_path,
@@ -94,8 +94,8 @@ def test_plan_is_the_product_with_names_of_its_own(tmp_path) -> None:
         assert re.fullmatch(r"[\w.=-]+", run.name)
 
 
-def test_commands_of_a_plan_are_what_main_takes(tmp_path) -> None:
-    """--mode=eval ends at once, after flags and configuration were accepted."""
+def test_commands_of_a_plan_are_accepted_by_main(tmp_path) -> None:
+    """--mode=eval exits right after flags and configuration are accepted."""
     (run,) = sweep.plan(
         "configs/quickstart.py",
         tmp_path,
@@ -135,7 +135,7 @@ def test_runs_results_and_table(tmp_path, command) -> None:
     assert (out / "results.md").read_text() == text
 
 
-def test_a_figure_without_a_value_is_a_dash_and_null(tmp_path, command) -> None:
+def test_a_missing_value_is_a_dash_and_null(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     runs = make_plan(out, settings=("",))
     sweep.run_all(runs, out, lambda _: None, command)
@@ -152,7 +152,7 @@ def test_a_figure_without_a_value_is_a_dash_and_null(tmp_path, command) -> None:
     assert found["groups"]["hjepa"]["mean"]["probe_top1"] is None
 
 
-def test_a_report_of_another_evaluation_of_a_run_does_not_take_its_place(tmp_path, command) -> None:
+def test_another_evaluation_of_a_run_is_not_used_as_its_report(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     (run,) = make_plan(out, seeds=(0,), settings=("",))
     sweep.run_all([run], out, lambda _: None, command)
@@ -161,7 +161,7 @@ def test_a_report_of_another_evaluation_of_a_run_does_not_take_its_place(tmp_pat
     other.mkdir()
     (other / "metrics.json").write_text(json.dumps({**metrics, "info": {"run": run.name}}))
     assert sweep.metrics_of(run, out) == metrics
-    # Where it is the only one, as after a report that was cut off, it is the run's.
+    # If it is the only one, as after an interrupted report, it is that of the run.
     (out / "eval" / run.name / "metrics.json").unlink()
     assert sweep.metrics_of(run, out)["info"] == {"run": run.name}
 
@@ -176,7 +176,7 @@ def test_finished_runs_are_not_started_again(tmp_path, command) -> None:
         assert (out / "runs" / run.name / "starts").read_text() == "x"
 
 
-def test_a_report_that_was_cut_off_is_run_again_and_found(tmp_path, command) -> None:
+def test_a_run_with_an_incomplete_report_is_repeated(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     runs = make_plan(out, seeds=(0,))
     folder = out / "eval" / runs[0].name
@@ -188,7 +188,7 @@ def test_a_report_that_was_cut_off_is_run_again_and_found(tmp_path, command) -> 
     assert len(sweep.results(runs, out)["groups"]) == 2
 
 
-def test_a_failure_is_told_and_does_not_stop_the_others(tmp_path, command) -> None:
+def test_a_failure_is_reported_and_does_not_stop_the_others(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     runs = make_plan(out, seeds=(13, 1), settings=("",))
     failed = sweep.run_all(runs, out, lambda _: None, command)
@@ -204,7 +204,7 @@ def test_a_failure_is_told_and_does_not_stop_the_others(tmp_path, command) -> No
     assert "2 of 2 runs finished" in sweep.write_results(runs, out)
 
 
-def test_what_is_wrong_is_a_sentence(tmp_path, command) -> None:
+def test_errors_are_one_sentence(tmp_path, command) -> None:
     out = tmp_path / "sweep"
     sweep.run_all(make_plan(out, seeds=(0,), settings=("",)), out, lambda _: None, command)
     changed = make_plan(out, seeds=(0,), settings=("",), common=("train.epochs=25",))
@@ -221,7 +221,7 @@ def test_what_is_wrong_is_a_sentence(tmp_path, command) -> None:
         sweep.run_all(make_plan(out, seeds=(0,), settings=("",)), out, lambda _: None, command)
 
 
-def test_script_refuses_seeds_that_are_none(tmp_path) -> None:
+def test_script_rejects_invalid_seeds(tmp_path) -> None:
     flags = ("--config=configs/quickstart.py", "--seeds=a,1", f"--out={tmp_path}/sweep")
     done = subprocess.run(
         [sys.executable, "scripts/sweep.py", *flags],

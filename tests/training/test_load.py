@@ -189,7 +189,7 @@ def test_errors_are_sentences(workdir, loaded, tmp_path) -> None:
         hjepa_jax.load(workdir, step=7)
     # Both are equal to 1, a step that there is.
     for step in (True, 1.0):
-        with pytest.raises(CheckpointError, match=f"step is {step}: give a whole number"):
+        with pytest.raises(CheckpointError, match=f"step is {step}: use an integer"):
             hjepa_jax.load(workdir, step=step)
     assert hjepa_jax.load(workdir, step=np.int64(1)).step == 1
     with pytest.raises(UserError, match="uint8"):

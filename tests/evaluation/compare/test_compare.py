@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def encoder_metrics(knn: float, probe: float, rng: np.random.Generator) -> dict:
-    """Returns what an evaluation finds, at the given accuracies."""
+    """Returns the metrics of an evaluation with the given accuracies."""
     classified = {
         "knn": {"k_values": [1, 5, 20], "top1": [knn - 0.1, knn - 0.05, knn], "top5": [1.0] * 3},
         "linear_probe": {"top1": probe, "top5": 0.9},
@@ -95,7 +95,7 @@ def load(workdirs):
     return runs.group_runs([runs.load_result(path, pathlib.Path("none")) for path in workdirs])
 
 
-def test_seeds_are_grouped_and_what_differs_is_named(workdirs) -> None:
+def test_seeds_are_grouped_and_differences_are_named(workdirs) -> None:
     groups = load(workdirs)
     assert [group.name for group in groups] == ["plain", "better"]
     assert [len(group.runs) for group in groups] == [3, 3]
@@ -108,7 +108,7 @@ def test_seeds_are_grouped_and_what_differs_is_named(workdirs) -> None:
     assert alone[0].runs[0].curves == {}
 
 
-def test_groups_of_one_name_are_told_apart(tmp_path) -> None:
+def test_groups_with_the_same_name_are_distinguished(tmp_path) -> None:
     paths = [
         write_run(tmp_path / place, f"x-seed{seed}", seed=seed, knn=0.5, lr=lr)
         for place, lr in (("a", 0.1), ("b", 0.2))
@@ -117,7 +117,7 @@ def test_groups_of_one_name_are_told_apart(tmp_path) -> None:
     assert [group.name for group in load(paths)] == ["x", "x (2)"]
 
 
-def test_newest_report_of_a_run_is_taken(tmp_path) -> None:
+def test_latest_report_of_a_run_is_used(tmp_path) -> None:
     workdir = write_run(tmp_path, "x", seed=0, knn=0.5, step=60)
     eval_dir = tmp_path / "elsewhere"
     for name, run, step in (
@@ -134,7 +134,7 @@ def test_newest_report_of_a_run_is_taken(tmp_path) -> None:
     assert runs.load_result(workdir, eval_dir).report == tmp_path / "eval/x"
     shutil.rmtree(tmp_path / "eval")
     assert runs.load_result(workdir, eval_dir).report == eval_dir / "x-2"
-    # Of two reports of one step, the run's first one; of a later step, that.
+    # The first of two reports at the same step; otherwise the one at the later step.
     for step in (20, 30):
         folder = eval_dir / f"x-step{step}-digits-0123abcd"
         folder.mkdir()
@@ -144,7 +144,7 @@ def test_newest_report_of_a_run_is_taken(tmp_path) -> None:
         assert runs.load_result(workdir, eval_dir).report == expected
 
 
-def test_curves_of_resumed_and_cut_off_files(tmp_path) -> None:
+def test_curves_of_resumed_and_truncated_files(tmp_path) -> None:
     for start in (0, 2):
         writer = create_writer(tmp_path)
         for step in range(start, 5):
@@ -180,7 +180,7 @@ def test_bootstrap_agrees_with_scipy() -> None:
     assert turned == pytest.approx((-interval[1], -interval[0]), abs=0.03)
 
 
-def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_bootstrap_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(3)
     hits = 0
     for trial in range(200):
@@ -224,11 +224,11 @@ def test_points_lie_where_the_axes_say(log) -> None:
     circles = [e for e in elements if e.tag == "circle"]
     assert len(circles) == 3
     assert circles[0].find("title").text == "a<b: 2 at 1"
-    # Ticks of x carry their values: each point stands above its own.
+    # Each point is above the x tick with its value.
     ticks = {e.text: float(e.get("x")) for e in elements if e.tag == "text" and e.get("x")}
     for circle, at in zip(circles, ("1", "10", "100"), strict=True):
         assert float(circle.get("cx")) == pytest.approx(ticks[at], abs=0.11)
-    # Heights are linear in y (or its logarithm), larger further up.
+    # Heights are linear in y (or its logarithm) and increase upward.
     heights = [float(circle.get("cy")) for circle in circles]
     values = np.log10(y) if log else np.array(y)
     expected = (values[1] - values[2]) / (values[1] - values[0])
@@ -308,7 +308,7 @@ class Balanced(html.parser.HTMLParser):
         self.texts.append(data)
 
 
-def test_page_is_whole_and_needs_no_network(workdirs) -> None:
+def test_page_is_complete_and_needs_no_network(workdirs) -> None:
     text = page(load(workdirs))
     parser = Balanced()
     parser.feed(text)
@@ -323,7 +323,7 @@ def test_page_is_whole_and_needs_no_network(workdirs) -> None:
         assert words in shown, words
     for heading in ("Summary", "Differences", "Neighbors and spectra", "Training", "Pictures"):
         assert f"<h2>{heading}</h2>" in text
-    # The lowest of the better group is above the highest of the other: no doubt in the interval.
+    # All runs of the better group are above those of the other, so the interval excludes zero.
     assert 'class="difference better">+19.00<br>[+1' in text
     assert 'class="difference worse"' not in text
     assert "fewer than five seeds" in shown
@@ -331,7 +331,7 @@ def test_page_is_whole_and_needs_no_network(workdirs) -> None:
     assert 'class="difference worse">−19.00<br>[−2' in turned
 
 
-def test_optional_parts_are_tabulated_where_they_were_measured(tmp_path) -> None:
+def test_optional_parts_are_tabulated_if_measured(tmp_path) -> None:
     paths = [write_run(tmp_path, f"x-seed{s}", seed=s, knn=0.5) for s in (0, 1)]
     paths.append(write_run(tmp_path, "y", seed=0, knn=0.5, lr=0.2))
     for position, path in enumerate(paths):
@@ -356,7 +356,7 @@ def test_single_runs_are_compared_without_intervals(workdirs) -> None:
     assert "<h2>Configuration differences</h2>" not in alone
 
 
-def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tmp_path) -> None:
+def test_maps_and_flows_of_reports_are_embedded_with_the_wide_one_in_its_own_row(tmp_path) -> None:
     workdir = write_run(tmp_path, "x", seed=0, knn=0.5)
     report = tmp_path / "eval" / "x"
     for name in ("map.png", "flow.png"):
@@ -369,7 +369,7 @@ def test_maps_and_flows_of_reports_are_embedded_the_wide_one_alone_in_its_row(tm
     assert "principal axes and t-SNE" in text
 
 
-def test_figures_without_a_value_are_no_traceback(tmp_path) -> None:
+def test_missing_values_raise_no_error(tmp_path) -> None:
     workdirs = [write_run(tmp_path, f"{n}-seed0", seed=0, knn=0.5, lr=lr) for n, lr in NAMED_RATES]
     path = tmp_path / "eval" / "b-seed0" / "metrics.json"
     metrics = json.loads(path.read_text())
@@ -411,7 +411,7 @@ def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
     assert "RankMe" in shown
     assert "energy in mean %" in shown
     assert "99.9" in shown
-    # Of one point the effective rank is no gain, while RankMe says what is lost.
+    # For one point, a higher effective rank is no gain, while RankMe shows the loss.
     assert "31.5" in shown
     assert "+7.2" not in shown
     assert "−30.2" in shown
@@ -437,7 +437,7 @@ def test_a_report_in_an_earlier_layout_is_one_sentence(tmp_path) -> None:
         load([path])
 
 
-def test_accuracies_that_mean_nothing_in_several_seeds(tmp_path) -> None:
+def test_meaningless_accuracies_in_several_seeds(tmp_path) -> None:
     paths = [
         write_run(tmp_path, f"{n}-seed{seed}", seed=seed, knn=0.5, lr=lr)
         for n, lr in NAMED_RATES
@@ -468,7 +468,7 @@ def test_names_cannot_break_the_page(name, tmp_path) -> None:
     assert name in parser.texts
 
 
-def test_what_is_wrong_is_a_sentence(workdirs, tmp_path) -> None:
+def test_errors_are_one_sentence(workdirs, tmp_path) -> None:
     out, none = tmp_path / "page.html", pathlib.Path("none")
     with pytest.raises(UserError, match="name one or more runs"):
         compare([], out, none)
@@ -511,11 +511,11 @@ def test_script_writes_a_page_that_a_browser_shows(workdirs, tmp_path) -> None:
     for style in (0, 1):
         ink = [int(charts.color(style)[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels - ink).sum(axis=-1) < 12).sum() > 700
-    # Nothing sticks out to the right of the page's column.
+    # Nothing extends to the right of the page's column.
     assert (pixels[:, -12:] == pixels[0, 0]).all()
 
 
-def test_other_images_and_settings_are_warned_of(tmp_path) -> None:
+def test_different_images_and_settings_give_warnings(tmp_path) -> None:
     workdirs = [write_run(tmp_path, f"{n}-seed0", seed=0, knn=0.5, lr=lr) for n, lr in NAMED_RATES]
     told = []
     for images, epochs in (("x", 50), ("x", 5), ("y", 50)):

@@ -1,4 +1,4 @@
-"""The physics diagnostics on trained predictors: a Hamiltonian flow beside its matched MLP."""
+"""The physics diagnostics on trained predictors: a Hamiltonian flow and its matched MLP."""
 
 import numpy as np
 import pytest

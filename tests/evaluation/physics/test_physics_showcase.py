@@ -1,4 +1,4 @@
-"""Physics comparison: figures of maps whose behavior is known, files of the script."""
+"""Physics comparison: measurements of known maps, and the files of the script."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def rotation(angle, growth=1.0):
 
 @pytest.fixture(scope="module")
 def linear():
-    """Rotations in two planes: one symplectic, one growing by 10 % an application."""
+    """Rotations in two planes: one symplectic, one growing by 10 % per application."""
     with jax.enable_x64(True):
         states = jax.random.normal(jax.random.key(0), (32, 4), jnp.float64)
         setup = measure.MeasurementSetup(
@@ -45,7 +45,7 @@ def linear():
         return measure.compare_maps(maps, setup), setup
 
 
-def test_known_maps_have_known_figures(linear):
+def test_known_maps_have_the_expected_measurements(linear):
     results, setup = linear
     rotation_, growth = results["rotation"], results["growth"]
     for m in (rotation_, growth):
@@ -158,8 +158,8 @@ def test_script_writes_pictures_and_figures(tmp_path):
         assert animation.n_frames == 13
 
 
-def test_a_failing_picture_costs_that_picture_alone(tmp_path, monkeypatch, caplog) -> None:
-    """The figures are written first; names of runs are drawn as they are."""
+def test_a_failing_picture_affects_no_other(tmp_path, monkeypatch, caplog) -> None:
+    """figures.json is written first; run names are drawn literally."""
     maps, setup = measure.showcase(applications=4, grid_size=2, ensemble=4)
     first = next(iter(maps.values()))
     results = measure.compare_maps({"$_$": first, "_run": first}, setup)

@@ -1,4 +1,4 @@
-"""What plots show: the series of one run and of several, and how matplotlib draws them."""
+"""Data of the plots: the series of one run and of several, and how matplotlib draws them."""
 
 import math
 

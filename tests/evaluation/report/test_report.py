@@ -1,4 +1,4 @@
-"""The report: table, Markdown, pictures, and never losing an earlier evaluation."""
+"""The report: table, Markdown, pictures, and no loss of earlier evaluations."""
 
 import copy
 import dataclasses
@@ -79,7 +79,7 @@ def test_folder_holds_json_markdown_and_pictures(tmp_path: pathlib.Path) -> None
     assert "trained: parity labels" in text
 
 
-def test_same_evaluation_is_replaced_another_is_kept(tmp_path: pathlib.Path) -> None:
+def test_the_same_evaluation_is_replaced_and_a_different_one_kept(tmp_path: pathlib.Path) -> None:
     metrics = full_evaluation().metrics
     out = tmp_path / "run"
     first = write_report(out, metrics)
@@ -94,7 +94,7 @@ def test_same_evaluation_is_replaced_another_is_kept(tmp_path: pathlib.Path) -> 
     third = write_report(out, other)
     assert re.fullmatch(r"run-step7-[0-9a-f]{8}", third.name)
     assert len({first, second, third}) == 3
-    assert find_reports(tmp_path, "run") == [out]  # the others do not say that they are of 'run'
+    assert find_reports(tmp_path, "run") == [out]  # the others do not name 'run'
 
 
 def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:
@@ -111,7 +111,7 @@ def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"info": 3}', "[" * 10**5, '{"info": {}}', "\0"])
-def test_a_report_that_is_none_of_ours_is_left_alone(content, tmp_path) -> None:
+def test_a_foreign_report_is_not_overwritten(content, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text(content)
     folder = write_report(tmp_path / "run", full_evaluation().metrics)
@@ -119,13 +119,13 @@ def test_a_report_that_is_none_of_ours_is_left_alone(content, tmp_path) -> None:
     assert (tmp_path / "run" / "metrics.json").read_text() == content
 
 
-def test_a_write_that_was_cut_off_does_not_take_the_place(tmp_path) -> None:
+def test_an_interrupted_write_does_not_occupy_the_folder(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".metrics.json.abc").write_text("{")
     assert write_report(tmp_path / "run", full_evaluation().metrics) == tmp_path / "run"
 
 
-def test_a_long_name_of_a_run_leaves_room_for_what_follows(tmp_path) -> None:
+def test_a_long_run_name_leaves_room_for_a_suffix(tmp_path) -> None:
     workdir = tmp_path / ("ü" * 127)
     workdir.mkdir()
     for step in (7, 8):
@@ -180,7 +180,7 @@ def test_collapsed_features_can_still_be_drawn() -> None:
     figures.feature_map(collapsed).savefig(io.BytesIO())
 
 
-# Names that break mathtext, vanish from legends, cannot be printed, or are no name at all.
+# Names that break mathtext, vanish from legends, cannot be printed, or are empty.
 ODD_NAMES = (
     "$_$",
     "_hidden",
@@ -199,27 +199,27 @@ def _with_names(names: tuple[str, ...]) -> gallery.PictureInputs:
     return dataclasses.replace(full_evaluation().pictures, class_names=names)
 
 
-def test_odd_class_names_are_drawn_as_they_are(tmp_path) -> None:
+def test_odd_class_names_are_drawn_literally(tmp_path) -> None:
     metrics = full_evaluation().metrics
     folder = write_report(tmp_path / "run", metrics, _with_names(ODD_NAMES))
     assert "could not be drawn" not in (folder / "report.md").read_text()
     assert len(list(folder.glob("*.png"))) == 5
     figure = figures.feature_map(_with_names(ODD_NAMES))
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    # None is left out of the legend, and each can be told from the others.
+    # All are in the legend, and all are distinct.
     assert len(set(shown)) == 10
     assert " _hidden" in shown
     assert r"\$_\$" in shown
     assert NO_NAME in shown
     assert max(map(len, shown)) <= 26
-    # A long name does not take the room of the maps.
+    # A long name does not shrink the maps.
     figure.draw_without_rendering()
     width = figure.get_size_inches()[0] * figure.dpi
     for axes in figure.axes:
         assert axes.get_window_extent().width > 0.2 * width
 
 
-def test_text_of_pictures_is_never_a_formula() -> None:
+def test_picture_text_is_never_a_formula() -> None:
     for name in ODD_NAMES:
         shown = plot_text(name)
         assert cbook.is_math_text(shown) is False
@@ -229,7 +229,7 @@ def test_text_of_pictures_is_never_a_formula() -> None:
 
 
 @pytest.mark.parametrize("name", ["spectrum.png", "cosine.png", "map.png", "neighbors.png"])
-def test_a_failing_picture_costs_that_picture_and_a_sentence(name, tmp_path, monkeypatch) -> None:
+def test_a_failing_picture_is_reported_and_affects_no_other(name, tmp_path, monkeypatch) -> None:
     found = full_evaluation()
     first = tables.write_numbers(tmp_path / "run", found.metrics)
     (first / name).write_text("of an earlier run of this evaluation")
@@ -246,7 +246,7 @@ def test_a_failing_picture_costs_that_picture_and_a_sentence(name, tmp_path, mon
     drawn = tables.painters(found.metrics, lambda: found.pictures)
     failed = tables.write_pictures(numbers, found.metrics, drawn)
     assert failed == {name: "RuntimeError: <b>no</b> ink"}
-    # The one of the earlier run of this evaluation would pass for its own.
+    # The old picture would pass for the new one.
     assert sorted(path.name for path in numbers.glob("*.png")) == sorted(set(drawn) - {name})
     assert json.loads((numbers / "metrics.json").read_text()) == found.metrics
     text = (numbers / "report.md").read_text()
@@ -254,7 +254,7 @@ def test_a_failing_picture_costs_that_picture_and_a_sentence(name, tmp_path, mon
     assert text.count("![") == 4
 
 
-def test_data_that_cannot_be_read_again_costs_the_pictures_of_images_alone(tmp_path) -> None:
+def test_unreadable_data_affects_only_the_pictures_of_images(tmp_path) -> None:
     found = full_evaluation()
 
     def gone() -> gallery.PictureInputs:
@@ -266,7 +266,7 @@ def test_data_that_cannot_be_read_again_costs_the_pictures_of_images_alone(tmp_p
     assert {path.name for path in folder.glob("*.png")} == {"spectrum.png", "knn.png"}
 
 
-def test_numbers_that_are_none_are_null_with_their_reason(tmp_path) -> None:
+def test_missing_numbers_are_null_with_a_reason(tmp_path) -> None:
     metrics = json.loads(json.dumps(full_evaluation().metrics))
     one = metrics["encoders"]["trained"]
     one["linear_probe"]["top1"] = math.nan
@@ -297,7 +297,7 @@ def test_numbers_that_are_none_are_null_with_their_reason(tmp_path) -> None:
         drawn[name]().savefig(io.BytesIO())
 
 
-def test_names_are_text_in_the_report_and_nothing_else() -> None:
+def test_names_are_escaped_in_the_report() -> None:
     metrics = copy.deepcopy(full_evaluation().metrics)
     metrics["info"] = {
         "run": "<img src=x onerror=alert(1)>",
@@ -315,7 +315,7 @@ def test_names_are_text_in_the_report_and_nothing_else() -> None:
     assert markdown_text("_a_ [b](c)") == r"\_a\_ [b\](c)"
 
 
-def test_a_folder_that_fills_up_while_the_evaluation_runs_loses_no_number(
+def test_a_folder_that_fills_up_during_the_evaluation_loses_no_numbers(
     tmp_path, monkeypatch
 ) -> None:
     (tmp_path / "file").write_text("x")
@@ -328,7 +328,7 @@ def test_a_folder_that_fills_up_while_the_evaluation_runs_loses_no_number(
     assert json.loads(rescued.read_text()) == full_evaluation().metrics
 
 
-def test_metrics_without_any_place_are_printed(tmp_path, monkeypatch, capsys) -> None:
+def test_metrics_that_cannot_be_written_are_printed(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "file").write_text("x")
 
     def full(*_, **__):
@@ -340,9 +340,7 @@ def test_metrics_without_any_place_are_printed(tmp_path, monkeypatch, capsys) ->
     assert json.loads(capsys.readouterr().out) == full_evaluation().metrics
 
 
-def test_a_disk_that_fills_up_behind_the_numbers_costs_pictures_alone(
-    tmp_path, monkeypatch
-) -> None:
+def test_a_disk_that_fills_up_after_the_numbers_loses_only_pictures(tmp_path, monkeypatch) -> None:
     found = full_evaluation()
     folder = tables.write_numbers(tmp_path / "run", found.metrics)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Maps of features, and trajectories under a flow, against what is known of them."""
+"""Maps of features, and trajectories under a flow, compared with known ones."""
 
 import io
 
@@ -25,13 +25,13 @@ def test_principal_axes_are_the_eigenvectors_of_the_covariance() -> None:
     overlap = np.abs(vectors[:, :3:-1].T @ found.axes)
     np.testing.assert_allclose(overlap, np.eye(2), atol=1e-9)
     np.testing.assert_allclose(found.project(features).mean(axis=0), 0, atol=1e-9)
-    # One point in many dimensions has no axes, and still a place.
+    # One point in many dimensions has no axes, but a position.
     single = maps.principal_axes(features[:1], 2)
     np.testing.assert_array_equal(single.project(features[:1]), np.zeros((1, 2)))
     assert single.shares.tolist() == [0, 0]
 
 
-def test_tsne_keeps_neighbors_and_repeats_itself() -> None:
+def test_tsne_keeps_neighbors_and_is_deterministic() -> None:
     features, labels = _clusters(80, np.random.default_rng(1))
     plane = maps.tsne(features)
     distances = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
@@ -58,7 +58,7 @@ def _rotation(omega: float, duration: float) -> flows.Flow:
     return flows.Flow(step, energy, duration)
 
 
-def test_trajectories_go_from_the_past_to_the_future_in_the_clouds_planes() -> None:
+def test_trajectories_run_forward_in_time_in_the_planes_of_the_cloud() -> None:
     rng = np.random.default_rng(2)
     cloud, samples = rng.normal(size=(50, 12)), rng.normal(size=(3, 12))
     omega, duration, applications = 0.7, 0.25, 6
@@ -79,7 +79,7 @@ def test_trajectories_go_from_the_past_to_the_future_in_the_clouds_planes() -> N
 
 @pytest.mark.parametrize("scale", [1.0, 0.0])
 def test_picture_shows_every_sample_in_its_color(scale) -> None:
-    """Also of a collapsed encoder, whose states are all 0."""
+    """Also for a collapsed encoder, whose states are all 0."""
     rng = np.random.default_rng(3)
     cloud, samples = scale * rng.normal(size=(60, 8)), scale * rng.normal(size=(6, 8))
     images = {i: (rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), i) for i in range(6)}
@@ -92,7 +92,7 @@ def test_picture_shows_every_sample_in_its_color(scale) -> None:
     if not scale:
         return
     pixels = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
-    # Right of the images, whose frames have the colors too.
+    # To the right of the images, whose frames have the same colors.
     drawn = pixels[:, pixels.shape[1] // 5 :]
     for color in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"):
         ink = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
