@@ -123,7 +123,7 @@ def test_doctor_finds_a_healthy_installation() -> None:
         "jax: ",
         "devices: ",
         "cpu kernels: ",
-        "tensorflow: absent",
+        "tensorflow: not installed",
         "disk: ",
         "data train: ",
         "dry run: 2",
