@@ -200,7 +200,7 @@ def test_errors_are_sentences(workdir, loaded, tmp_path) -> None:
         loaded.encode_state_part(np.zeros((1, 16, 16, 3), np.uint8), "z")
     with pytest.raises(UserError, match="direction is 2"):
         loaded.flow(np.zeros((1, 512), np.float32), 2)
-    with pytest.raises(UserError, match="the whole state"):
+    with pytest.raises(UserError, match="the full state"):
         loaded.flow(np.zeros((1, 3), np.float32))
 
 
