@@ -253,7 +253,8 @@ def evaluate(
         info=about(config, saved, name, found.step, which, found.data),
         notes=_notes(config, saved, which, same_listing),
         reference=config.evaluation.reference_evaluation,
-        targets=run.method.targets() if raw else {},
+        # Behind a projector or a transform, the loss asks nothing of the states evaluated here.
+        targets=run.method.targets() if raw and config.model.projector == "identity" else {},
         remedy=run.method.remedy,
     )
     evaluation.metrics["info"].update(about_images(config, train, test))

@@ -119,8 +119,8 @@ class LoadedRun:
         states = self._checked_states(z)
         if self._flow_method.flow_time is None:
             raise UserError(
-                f"The predictor {self.config.dynamics.predictor!r} of this run has no energy; "
-                "only config.dynamics.predictor='hamiltonian' has."
+                "The predictor of this run has no energy; with config.method='hjepa', "
+                "config.dynamics.predictor='hamiltonian' has one."
             )
         return np.asarray(self._apply(states, method="energy"))
 

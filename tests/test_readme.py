@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Program and script of a command -> the file that runs it, and a text found there.
 RUN_BY = {
     "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
+    "examples.own_method:VICReg": ("tests/test_examples.py", "examples.own_method:VICReg"),
     "examples.own_encoder:PatchMixer": ("tests/test_examples.py", "own_encoder:PatchMixer"),
     "srun": ("tests/runtime/test_distributed.py", "SLURM_PROCID"),
     "--coordinator_address": ("tests/runtime/test_distributed.py", "--coordinator_address="),

@@ -142,7 +142,7 @@ def _prediction_alarm(metrics: Mapping[str, float], remedy: Remedy) -> Alarm | N
 
 
 def _part_alarms(
-    metrics: Mapping[str, float], part: str, target: float, remedy: Remedy
+    metrics: Mapping[str, float], part: str, target: float | None, remedy: Remedy
 ) -> Iterator[Alarm]:
     """Yields the alarms of one part of the state, most severe first."""
     name = _NAMES[part]
@@ -158,7 +158,7 @@ def _part_alarms(
     if deviation is not None and deviation < _DEVIATION_FLOOR:
         advice = remedy(part, "var")
         yield Alarm(AlarmKind.FLAT_DIMENSION, name, deviation, _DEVIATION_FLOOR, advice=advice)
-    if square is None or not math.isfinite(square):
+    if target is None or square is None or not math.isfinite(square):
         return
     if not target / _BUDGET_FACTOR <= square <= target * _BUDGET_FACTOR:
         kind = AlarmKind.BELOW_BUDGET if square < target else AlarmKind.ABOVE_BUDGET
@@ -180,7 +180,8 @@ def collapse_alarms(
         `q_std_min` (smallest standard deviation of a dimension), `q2` (mean square) and
         `q_mean2` (mean of the squared mean) or `q_mean_share`; and `pred`, the prediction error.
         All others are only checked for being finite.
-      targets: budget of the mean square of 'q' and 'p'; None = 1 for both.
+      targets: budget of the mean square by part, whose square is not checked if absent; None = 1
+        for all parts.
       remedy: the method's advice, see `Method.remedy`.
 
     Returns:
@@ -191,7 +192,8 @@ def collapse_alarms(
     if (alarm := _prediction_alarm(metrics, remedy)) is not None:
         alarms.append(alarm)
     for part in _NAMES:
-        alarms += _part_alarms(metrics, part, (targets or {}).get(part, 1.0), remedy)
+        target = 1.0 if targets is None else targets.get(part)
+        alarms += _part_alarms(metrics, part, target, remedy)
     return alarms
 
 

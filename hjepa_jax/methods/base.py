@@ -1,7 +1,14 @@
 """What a method is: the loss of the states of a batch, and all that belongs to it.
 
 The train step, the loop, the evaluation and the configuration know this class and no method's name.
-A method is one subclass of `Method` in a file of its own, here or in a user's project.
+A method is one subclass of `Method` in a file of its own, here or in a user's project, and
+`config.method` names it; `examples/own_method.py` is a short one.
+
+In a step, the encoder and then the projector map V views of B images to states z [V, B, D]. `draw`
+makes random numbers for them, `loss` is differentiated with respect to z and the parameters of
+`init`, the optimizer updates the parameters, and `update_state` the method state. All four are
+traced by `jax.jit`: they must be pure functions of their arguments and of the configuration. They
+see the whole batch, however many devices and micro-batches it is split over.
 """
 
 from __future__ import annotations
@@ -24,14 +31,19 @@ Randomness: TypeAlias = dict[str, jax.Array]
 
 
 class Rate(NamedTuple):
-    """The learning rate of a parameter group: `peak` after the warm-up, `floor` at the end."""
+    """The learning rate of a part: `peak` after config.train.warmup_epochs, `floor` at the end."""
 
     peak: float
     floor: float
 
 
 class Suspect(NamedTuple):
-    """What is not finite, for a sentence, and the fields of the configuration to look at."""
+    """Advice on something that is not finite.
+
+    Attributes:
+      what: the beginning of a sentence that ends with "is not finite", such as "the flow".
+      fields: dotted names of the fields to look at, such as "loss.std_eps".
+    """
 
     what: str
     fields: tuple[str, ...]
@@ -40,13 +52,15 @@ class Suspect(NamedTuple):
 class Method(abc.ABC):
     """A method, built from the configuration; it holds no arrays.
 
-    Subclasses define `loss`; everything else has a default.
+    Subclasses define `loss`; everything else has a default. A method that predicts states has the
+    attributes of `HasFlow` as well, and one that transforms them those of `HasCoordinates`.
 
     Attributes:
-      sections: the sections of the configuration that the method adds, by name.
+      sections: its own sections of the configuration by name, frozen dataclasses of `field(...)`;
+        the first line of a dataclass's docstring describes the section.
       coordinate_fields: see `HasCoordinates`; () = the loss acts on the states as they are.
-      settings: the run's configuration.
-      shape: of the states that the loss receives.
+      settings: the run's configuration; `settings.section(Kind)` returns the method's own section.
+      shape: of the states that the loss receives: the projector's output, if there is a projector.
       steps_per_epoch: for schedules that count in epochs.
     """
 
@@ -54,60 +68,91 @@ class Method(abc.ABC):
     coordinate_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
-        """Takes a checked configuration and what follows from encoder and data."""
+        """Takes a checked configuration, and what follows from the encoder and the data."""
         self.settings = settings
         self.shape = shape
         self.steps_per_epoch = steps_per_epoch
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings."""
+        """Yields a sentence for each contradiction of the settings; they are then refused.
+
+        The bounds of single fields are checked before.
+
+        Args:
+          settings: the configuration; `settings.section` returns the method's own sections.
+        """
         del settings
         yield from ()
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) of each warm-up or ramp that does not end within the epochs."""
+        """Yields (field, value) of each warm-up or ramp that does not end within the epochs.
+
+        Args:
+          settings: the configuration.
+          epochs: of the training; not always a whole number.
+        """
         del settings, epochs
         yield from ()
 
     @classmethod
     def trains_predictor(cls, settings: Settings) -> bool:
-        """Returns whether `init` has a part 'predictor', trained at config.train.predictor_lr."""
+        """Returns whether `init` has a part 'predictor', trained at config.train.predictor_lr.
+
+        If not, setting that field is refused.
+        """
         del settings
         return False
 
     @classmethod
     def shrink(cls, config: ConfigDict) -> None:
-        """Reduces the method's sections to the size of a smoke test: a few steps of tiny states."""
+        """Reduces the method's sections to the size of a smoke test: two steps of tiny states.
+
+        Args:
+          config: with the method's sections, whose fields are set in place.
+        """
         del config
 
     def warnings(self) -> Iterator[str]:
-        """Yields a sentence for each setting that is allowed but likely a mistake."""
+        """Yields a sentence for each setting that is allowed but likely a mistake.
+
+        They are logged when training starts.
+        """
         yield from ()
 
     def init(self, key: jax.Array, z: jax.Array) -> dict[str, PyTree]:
-        """Returns the parameters that the main optimizer trains beside the encoder, by part.
+        """Returns the parameters that the optimizer trains in addition to the encoder's, by part.
+
+        A part is a tree of arrays under a name of your choice other than 'encoder' and 'projector',
+        such as {'predictor': ...}.
 
         Args:
           key: typed PRNG key.
-          z: zeros [2, D] of the shape and dtype of the states.
+          z: zeros [2, D] of the width and dtype of the states.
         """
         del key, z
         return {}
 
     def init_state(self) -> PyTree:
-        """Returns the initial method state: what the method itself updates after each step."""
+        """Returns the initial method state, a tree of arrays that no gradient changes.
+
+        `update_state` changes it after each step. Checkpoints hold it.
+        """
         return {}
 
     def draw(
         self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
     ) -> Randomness:
-        """Draws what is random in the loss of a step: a function of key and step alone.
+        """Draws the random numbers of a step by name, from key and step alone.
+
+        Nothing else in a method may be random, so that resumed runs are bit-exact and results do
+        not depend on the number of devices. Derive a key per step and purpose by
+        `jax.random.fold_in`.
 
         Args:
-          key: typed PRNG key of the run.
-          step: int32 scalar.
+          key: typed PRNG key of the run, the same in every step.
+          step: int32 scalar, the optimizer steps done before this one.
           num_rows: V*B states over all devices.
           num_images: B images over all devices.
           dtype: of the states.
@@ -126,102 +171,138 @@ class Method(abc.ABC):
     ) -> tuple[jax.Array, Metrics]:
         """Returns the loss of the states of a whole batch, and scalars to log.
 
+        The scalars are logged under their names, and 'total', 'grad_norm' and 'lr' are added. Each
+        term of the loss should be among them, without its weight: a report on a loss that is not
+        finite says which term it was. Alarms of collapse need one or more of the statistics
+        'z_std_min', 'z2' and 'z_mean2' (`objectives.lejepa.state_statistics`), or 'q_...' and
+        'p_...' in place of 'z_...' for the halves of the state. Set config.checkpoint.best_mode to
+        rank checkpoints by a scalar whose name the package does not know.
+
         Args:
-          params: trained parameters by part; those of `init` among them.
+          params: all trained parameters by part, those of `init` among them.
           method_state: see `init_state`.
-          z: [V, B, D], global views first; float32, or float64 in numerical checks.
-          randomness: of `draw`.
+          z: [V, B, D], the config.data.num_global_views global views first; float32, or float64 in
+            numerical checks.
+          randomness: what `draw` returned.
           step: int32 scalar, the optimizer steps done before this one.
+
+        Returns:
+          (scalar that is minimized, scalars by name).
         """
 
     def update_state(
         self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
     ) -> PyTree:
-        """Returns the method state after a step; arguments as in `loss`."""
+        """Returns the method state after a step, a tree as of `init_state`.
+
+        No gradient is taken of it. If the loss of the step was not finite, the result is dropped.
+
+        Args:
+          method_state: before the step.
+          z: see `loss`; from the parameters before the step.
+          randomness: see `loss`.
+          step: see `loss`.
+        """
         del z, randomness, step
         return method_state
 
     def weights(self) -> dict[str, float]:
-        """Returns the factor of each term in the total loss, for printing."""
+        """Returns the factor of each term in the loss by name, logged when training starts."""
         return {}
 
     def learning_rates(self) -> dict[str, Rate]:
-        """Returns the rates of the parts of `init` that do not follow the main learning rate.
+        """Returns the learning rates of the parts of `init` that have their own.
 
-        By default that is a part 'predictor', whose rate is config.train.predictor_lr if set.
+        All others have config.train.lr. By default, a part 'predictor' has
+        config.train.predictor_lr if that is set.
         """
         train = self.settings.train
         peak = train.predictor_lr or train.lr
         return {"predictor": Rate(peak, peak * train.min_lr_ratio)}
 
     def unclipped(self) -> frozenset[str]:
-        """Returns the parts whose gradient is neither clipped nor counted in the norm."""
+        """Returns the parts that config.train.grad_clip neither clips nor counts in the norm."""
         return frozenset()
 
     def decayed(self, params: PyTree) -> PyTree:
-        """Returns a tree of bool: which parameters the weight decay applies to."""
+        """Returns a tree of bool: which parameters the weight decay applies to.
+
+        Args:
+          params: all trained parameters by part, the encoder's among them.
+        """
         return jax.tree.map(lambda _: True, params)
 
     def targets(self) -> dict[str, float]:
-        """Returns the mean square that the loss asks of the parts of the state: 'q', 'p' or 'z'."""
+        """Returns the mean square that the loss drives a part of the state to: 'q', 'p' or 'z'.
+
+        A mean square four times larger or smaller raises an alarm. Parts that are left out are not
+        checked.
+        """
         return {}
 
     def remedy(self, part: str, term: str) -> str:
-        """Returns what to change when the state collapses, for the end of a sentence.
+        """Returns what to change when the state collapses: the end of a sentence, no period.
 
         Args:
-          part: of the state, 'q', 'p' or 'z'.
-          term: what is wrong: 'mean', 'logdet' (few directions), 'var' (a flat dimension),
-            'budget' (the mean square) or 'pred' (the prediction error).
+          part: of the state: 'q', 'p' or 'z'.
+          term: what is wrong: 'mean' (all states are nearly the same), 'logdet' (they vary in few
+            directions), 'var' (a dimension hardly varies), 'budget' (the mean square, see
+            `targets`) or 'pred' (the metric 'pred', the prediction error, is far above the mean
+            square).
         """
         del part, term
         return "change the weights of the loss"
 
     def suspects(self) -> dict[str, Suspect]:
-        """Returns by loss term and parameter part what to look at when it is not finite.
+        """Returns advice for each metric and each part of the parameters that may be not finite.
 
-        The first that is not finite is reported.
+        The keys are names of metrics of `loss` and of parts of `init`. The first that is not
+        finite, in the order of the mapping, is reported.
         """
         return {}
 
 
 @runtime_checkable
 class HasFlow(Protocol):
-    """A method that predicts states from states.
+    """A method that predicts states from states, which `hjepa_jax.load(...).flow` then does too.
 
     Attributes:
-      predictor: module (z [..., D], direction, residual_scale) -> z_hat [..., D].
-      flow_time: time that the predictor flows for, None where it is no flow of a Hamiltonian. With
-        a time it has `energy(z, residual_scale)` as well.
+      predictor: module (z [..., D], direction, residual_scale) -> z_hat [..., D], whose parameters
+        are the part 'predictor'.
+      flow_time: time over which the predictor integrates a Hamiltonian; None for other predictors.
+        If it is not None, the module also has a method `energy(z, residual_scale)`.
     """
 
     predictor: nn.Module
     flow_time: float | None
 
     def residual_scale(self, step: jax.Array) -> jax.Array:
-        """Returns the potential's residual scale at a step."""
+        """Returns the factor of the learned part of the energy at a step, a scalar."""
         ...
 
 
 @runtime_checkable
 class HasCoordinates(Protocol):
-    """A method whose loss acts on transformed states, in which they can be evaluated as well.
+    """A method whose loss acts on transformed states.
+
+    With config.evaluation.coordinates='sqrt_h' the transformed states are evaluated.
 
     Attributes:
-      coordinate_fields: beginnings of the fields that define the transform.
+      coordinate_fields: beginnings of the dotted names of the fields that define the transform,
+        which an evaluation must share with its run.
     """
 
     coordinate_fields: ClassVar[tuple[str, ...]]
 
     def coordinates(self, method_state: PyTree, step: jax.Array) -> PyTree:
-        """Returns the arrays that define the transform at a step."""
+        """Returns the arrays that define the transform at a step; arguments as in `loss`."""
         ...
 
     def transform(self, coordinates: PyTree, z: jax.Array) -> jax.Array:
-        """Returns the states z [..., D] in the coordinates."""
+        """Returns the transformed states of z [..., D], of the same shape."""
         ...
 
 
 def linear_warmup(step: jax.Array, steps: float) -> jax.Array:
-    """Returns the share of a linear warm-up over `steps` steps that a step has, at most 1."""
+    """Returns min(1, (step + 1) / steps): a factor that grows linearly to 1 over `steps` steps."""
     return jnp.minimum(1.0, (jnp.asarray(step, jnp.result_type(float)) + 1) / steps)

@@ -75,8 +75,9 @@ def one_step(
 def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Compares each layout with the first one.
 
-    Gradient differences are relative to the largest gradient of all leaves, since a leaf whose
-    gradient is zero up to rounding has no scale.
+    Differences of gradients and parameters are relative to the largest entry of all leaves: a leaf
+    whose gradient is zero up to rounding, such as a bias in front of batch normalization, has no
+    scale of its own, nor has its update.
 
     Args:
       config: the configuration.
@@ -97,10 +98,13 @@ def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str
     batch = _random_batch(config)
     results = {count: one_step(setup, state, batch, count) for count in counts}
     first = results[counts[0]]
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first["gradient"]))
+    largest = {
+        group: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first[group]))
+        for group in ("gradient", "params")
+    }
 
     def relative(path: Any, ours: Any, reference: Any) -> float:
-        scale = largest if path[0].key == "gradient" else float(np.abs(reference).max())
+        scale = largest.get(path[0].key, float(np.abs(reference).max()))
         return float(np.abs(np.asarray(ours) - reference).max()) / max(scale, 1e-30)
 
     return {

@@ -122,12 +122,15 @@ def diagnosis(
     learning = (*rates, "train.grad_clip") if updated else ()
     suspects = method.suspects()
     terms = [suspect for name, suspect in suspects.items() if name in bad]
+    others = [name for name in bad if name != "total"]
     if any(name in bad for name in _STATISTICS):
         what, fields = "the encoder's output is not finite", _PIXELS
     elif terms:
         what, fields = f"{terms[0].what} is not finite", terms[0].fields
+    elif others:
+        what, fields = f"the metric {others[0]} is not finite", ()
     elif bad:
-        what, fields = f"the loss is not finite, but its terms are ({bad[0]})", ()
+        what, fields = "the loss is not finite, but its terms are", ()
     else:
         norms = report["gradient_norms"]
         name = next((n for n, value in norms.items() if isinstance(value, str)), "all of it")

@@ -354,3 +354,4 @@ def test_a_huge_prediction_error_raises_an_alarm(metrics, told) -> None:
 def test_alarms_follow_the_given_budget() -> None:
     assert diagnostics.collapse_alarms({"q2": 9.0}, targets={"q": 9.0, "p": 1.0}) == []
     assert len(diagnostics.collapse_alarms({"q2": 1.0}, targets={"q": 9.0, "p": 1.0})) == 1
+    assert diagnostics.collapse_alarms({"z2": 9.0, "q2": 1.0}, targets={"q": 1.0}) == []
