@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Mapping
 
 from hjepa_jax.config.fields import FIXED, FREE, LARGEST, Row
-from hjepa_jax.config.settings import rows, schema, sections
+from hjepa_jax.config.flags import split_overrides
+from hjepa_jax.config.parts import TABLES
+from hjepa_jax.config.settings import schema
 from hjepa_jax.errors import UserError
 
 _HEAD = """# Configuration
@@ -68,39 +71,41 @@ def _table(found: list[Row]) -> list[str]:
     return lines
 
 
-def page(section: str | None = None) -> str:
+def page(section: str | None = None, parts: Mapping[str, str] | None = None) -> str:
     """Returns the fields as Markdown.
 
     Args:
       section: dotted name of a section, with the sections in it; None = all.
+      parts: fields of TABLES by dotted name; parts named by import path add their sections.
 
     Raises:
-      UserError: if there is no such section.
+      UserError: if there is no such section or part.
     """
-    meanings = schema().meanings
-    if section is not None and section not in sections():
-        nearest = difflib.get_close_matches(section, sorted(sections()), 1, 0.0)[0]
+    of = schema(parts)
+    if section is not None and section not in of.sections:
+        nearest = difflib.get_close_matches(section, sorted(of.sections), 1, 0.0)[0]
         raise UserError(
             f"{section!r} is not a section of the configuration: did you mean {nearest!r}?"
         )
     lines = [_HEAD] if section is None else []
-    for path, meaning in meanings.items():
+    for path, meaning in of.meanings.items():
         if section is not None and path != section and not path.startswith(f"{section}."):
             continue
-        found = [row for row in rows().values() if row.path.rpartition(".")[0] == path]
+        found = [row for row in of.rows.values() if row.path.rpartition(".")[0] == path]
         lines += [f"## {path or 'Top level'}", "", meaning, "", *_table(found), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def run() -> None:
-    """Entry point of `hjepa config [SECTION]`.
+    """Entry point of `hjepa config [SECTION] [--config.method=MODULE:CLASS]`.
 
-    Exits with one sentence for a section that does not exist.
+    Exits with one sentence for a section or part that does not exist.
     """
-    given = sys.argv[1:]
-    if len(given) > 1 or given[:1] in (["-h"], ["--help"]):
-        sys.exit("usage: hjepa config [SECTION]")
     try:
-        print(page(given[0] if given else None), end="")
+        given, overrides = split_overrides(sys.argv[1:])
+        named = {path: str(value) for path, value in overrides if path in TABLES}
+        if len(given) > 1 or len(named) < len(overrides) or given[:1] in (["-h"], ["--help"]):
+            sys.exit("usage: hjepa config [SECTION] [--config.method=MODULE:CLASS]")
+        print(page(given[0] if given else None, named), end="")
     except UserError as error:
         sys.exit(f"hjepa_jax: {error}")

@@ -57,3 +57,30 @@ def test_the_command_prints_a_section_or_a_sentence(monkeypatch, capsys) -> None
         cli.main()
     with pytest.raises(UserError):
         page("")
+
+
+def test_the_command_prints_a_section_of_a_part_of_your_own(monkeypatch, capsys) -> None:
+    own = "examples.own_method:VICReg"
+    monkeypatch.setattr(sys, "argv", ["hjepa", "config", "vicreg", f"--config.method={own}"])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert printed == page("vicreg", {"method": own})
+    assert "| `gamma` | `float` | `1.0` | > 0 | Standard deviation" in printed
+    assert f"To use it, set config.method='{own}'." in printed
+    # Other pages know nothing of it.
+    assert "vicreg" not in page()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.method=examples.own_method:VicReg"], "has no class 'VicReg'"),
+        (["--config.train.lr=1"], "usage: hjepa config"),
+        (["data", "train"], "usage: hjepa config"),
+    ],
+)
+def test_what_the_command_cannot_print_is_a_sentence(arguments, words, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["hjepa", "config", *arguments])
+    with pytest.raises(SystemExit, match=words) as caught:
+        cli.main()
+    assert "\n" not in str(caught.value)
