@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data import batches
 from hjepa_jax.data.sources import folder
 from hjepa_jax.data.sources.base import ArraySource, ImageSource, decode
@@ -149,7 +150,7 @@ def torch_epoch(config: Any, source: ImageSource) -> Callable[[], None]:
 
 def our_epoch(config: Any, source: ImageSource) -> Callable[[], None]:
     """Returns a function that makes one epoch of batches in this thread."""
-    make = batches.BatchMaker(config, source, 0, 1)
+    make = batches.BatchMaker(typed(config), source, 0, 1)
 
     def run() -> None:
         for step in range(len(source) // config.data.batch_size):

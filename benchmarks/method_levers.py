@@ -26,6 +26,7 @@ from leapfrog import RESIDUAL_SCALE
 from startup import read_config
 
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.dynamics.hamiltonian import init_mlp, separable
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.training.setup import build_encoder
@@ -49,7 +50,7 @@ def encoder_passes(args: argparse.Namespace) -> None:
     config = read_config("configs/cifar100.py")
     config.model.compute_dtype = "float32"
     config.resnet.width = args.width
-    encoder = build_encoder(config)
+    encoder = build_encoder(typed(config))
     keys = jax.random.split(jax.random.key(0))
     shape = (2, args.images, config.data.image_size, config.data.image_size, 3)
     views = jax.random.normal(keys[0], shape)

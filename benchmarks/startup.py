@@ -35,6 +35,7 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
 
     import hjepa_jax.config.flags
     import hjepa_jax.train  # noqa: F401
+    from hjepa_jax.config.checks import typed
     from hjepa_jax.runtime import compilation_cache, sharding
     from hjepa_jax.training.prepare import prepare
 
@@ -46,7 +47,7 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
     if width is not None:
         config.resnet.width = width
     mesh = sharding.data_mesh()
-    run = prepare(config, 10 * batch, mesh)
+    run = prepare(typed(config), 10 * batch, mesh)
     state = jax.block_until_ready(run.init())
     marks.append(time.perf_counter())
     side = config.data.image_size

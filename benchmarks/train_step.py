@@ -29,6 +29,7 @@ import numpy as np
 from startup import read_config
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.kernels import build
 from hjepa_jax.kernels.build import Kernels, kernels
 from hjepa_jax.kernels.convolution import conv2d_plain
@@ -61,7 +62,7 @@ def our_runner(
 ) -> tuple[Runner, PreparedRun, float, float]:
     """Returns a runner of our step, the run, seconds of compilation and MB of temporaries."""
     mesh = sharding.data_mesh()
-    run = prepare(config, 10 * config.data.batch_size, mesh)
+    run = prepare(typed(config), 10 * config.data.batch_size, mesh)
     batch = sharding.put_batch(mesh, {"global_views": views})
     state = run.init()
     with tracing:

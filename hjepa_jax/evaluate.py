@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config, steps_per_epoch, total_steps, validation
-from hjepa_jax.config.files import choose_part
+from hjepa_jax.config import Settings, resolve, steps_per_epoch, total_steps
+from hjepa_jax.config.files import differences
 from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
 from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.open import open_data_set
@@ -50,12 +51,12 @@ _OWN = ("data.", "evaluation.", "train.", "log.")
 _PARTS = (*PARTS, "method_state")
 
 
-def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources:
+def evaluation_sources(settings: Settings, train: Watched, test: Watched) -> Sources:
     """Returns the data of an evaluation, from a configuration and its opened sets."""
-    samples, names = config.evaluation.alignment_samples, train.source.class_names
+    samples, names = settings.evaluation.alignment_samples, train.source.class_names
 
     def pairs() -> Any:
-        return tuple(augmented_pairs(config, test.source, samples, config.seed))
+        return tuple(augmented_pairs(settings, test.source, samples, settings.seed))
 
     return Sources(
         train_batches=train,
@@ -63,28 +64,31 @@ def evaluation_sources(config: Config, train: Watched, test: Watched) -> Sources
         augmented_pairs=pairs,
         num_classes=len(names),
         class_names=names,
-        label_maps=open_data_set(config).label_maps(names),
+        label_maps=open_data_set(settings).label_maps(names),
     )
 
 
-def of_run(config: Config, saved: Config) -> Config:
-    """Returns the configuration of an evaluation of a run.
+def of_run(settings: Settings, saved: Settings) -> Settings:
+    """Returns the settings of an evaluation of a run.
 
-    `config` gives the images and the settings of the evaluation and the machine; `saved` gives the
-    seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
+    `settings` gives the images and the settings of the evaluation and the machine; `saved` gives
+    the seed (of the random encoder, and of subsets), the method and the choice of checkpoints.
     """
-    of_source = section_prefixes(SOURCES, config.data.name)
-    merged = saved.copy_and_resolve_references()
-    choose_part(merged, "data.name", config.data.name)
-    for name, value in validation.flatten(config):
-        if _chosen_here(name) or name.startswith(of_source):
-            validation.set_field(merged, name, value)
-    if validation.differences(
-        saved, config, lambda name: name.startswith(("data.name", "data.train_split", *of_source))
+    of_source = section_prefixes(SOURCES, settings.data.name)
+    merged = saved.replace(
+        {
+            name: value
+            for name, value in settings.values().items()
+            if _chosen_here(name) or name.startswith(of_source)
+        }
+    )
+    if differences(
+        saved, settings, lambda name: name.startswith(("data.name", "data.train_split", *of_source))
     ):
-        merged.evaluation.online_holdout = None  # for other images than those of training
-    ignored = validation.differences(
-        saved, config, lambda name: not _chosen_here(name) and not name.startswith(of_source)
+        # It belongs to the images of the training, which these are not.
+        merged = merged.replace({"evaluation.online_holdout": None})
+    ignored = differences(
+        saved, settings, lambda name: not _chosen_here(name) and not name.startswith(of_source)
     )
     if ignored:
         _log.info("evaluated as the run was trained: %s", ", ".join(ignored))
@@ -113,24 +117,24 @@ class Evaluated(NamedTuple):
 
 
 def restore(
-    config: Config, run: PreparedRun, workdir: pathlib.Path, which: str = "latest"
+    settings: Settings, run: PreparedRun, workdir: pathlib.Path, which: str = "latest"
 ) -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialization).
 
     In the coordinates H^{1/2} z both use the H of the checkpoint: only the encoder differs.
     """
     # The metric of the best checkpoint is the run's, whatever configuration evaluates it.
-    chooses = saved_config(workdir) if which == "best" else config
-    checkpointer = open_saved(chooses, workdir)
+    chooses = saved_config(workdir) if which == "best" else settings
+    checkpointer = open_saved(chooses.checkpoint, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
     step, method_state = int(state["step"]), state["method_state"]
-    epoch = _epoch_of(meta, config, workdir)
-    method = build_method(config, epoch)
-    compose = coordinates_of(config, method, run.mesh)
+    epoch = _epoch_of(meta, settings, workdir)
+    method = build_method(settings, epoch)
+    compose = coordinates_of(settings, method, run.mesh)
     raw = make_encode(run, state["params"], state["batch_stats"])
     encoders = {"trained": compose(raw, method_state, step)}
-    if config.evaluation.random_baseline:
+    if settings.evaluation.random_baseline:
         fresh = run.init()
         raw = make_encode(run, fresh.params, fresh.batch_stats)
         encoders["random"] = compose(raw, method_state, step)
@@ -157,7 +161,9 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
     return Flow(flow, energy, time)
 
 
-def _notes(config: Config, saved: Config, which: str, same_listing: bool = False) -> list[str]:
+def _notes(
+    settings: Settings, saved: Settings, which: str, same_listing: bool = False
+) -> list[str]:
     """Returns a sentence if a checkpoint was chosen on the images on which it is reported.
 
     Data are the same if the root is the same, or if the training images have the same listing, as
@@ -165,8 +171,10 @@ def _notes(config: Config, saved: Config, which: str, same_listing: bool = False
     """
     metric, online = saved.checkpoint.best_metric, saved.evaluation
     on_test = metric.startswith("online/knn_") and online.online_holdout is None
-    same = all(config.data[name] == saved.data[name] for name in ("name", "test_split"))
-    same = same and (same_listing or config.data.root == saved.data.root)
+    same = all(
+        getattr(settings.data, name) == getattr(saved.data, name) for name in ("name", "test_split")
+    )
+    same = same and (same_listing or settings.data.root == saved.data.root)
     if which != "best" or not on_test or not same:
         return []
     return [
@@ -176,17 +184,17 @@ def _notes(config: Config, saved: Config, which: str, same_listing: bool = False
     ]
 
 
-def _coordinate_fields(saved: Config) -> tuple[str, ...]:
+def _coordinate_fields(saved: Settings) -> tuple[str, ...]:
     """Returns the fields that must agree to evaluate in the coordinates of a run's loss."""
     return ("method", *method_part(saved).coordinate_fields)
 
 
-def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> int:
+def _epoch_of(meta: dict[str, Any], settings: Settings, workdir: pathlib.Path) -> int:
     """Returns the steps per epoch of the training that wrote a checkpoint's `meta`."""
     data = meta["data"]
     if "num_images" in data:
         return steps_per_epoch(data["num_images"], data["batch_size"])
-    if config.evaluation.coordinates == "raw":
+    if settings.evaluation.coordinates == "raw":
         return 1  # not used
     raise CheckpointError(
         f"{workdir} was imported and does not record the length of its epochs, which the ramps of "
@@ -194,21 +202,22 @@ def _epoch_of(meta: dict[str, Any], config: Config, workdir: pathlib.Path) -> in
     )
 
 
-def check_before_training(config: Config, eval_dir: pathlib.Path, which: str = "latest") -> None:
+def check_before_training(
+    settings: Settings, eval_dir: pathlib.Path, which: str = "latest"
+) -> None:
     """Checks what the evaluation after training will need, as far as it is known.
 
     Raises:
       UserError: something is missing or does not match; the message says what to do.
     """
-    validation.validate(config)
     check_choice(which)
-    if which == "best" and not config.checkpoint.keep_best:
+    if which == "best" and not settings.checkpoint.keep_best:
         raise ConfigError(
             "--checkpoint=best, but config.checkpoint.keep_best is 0, so the best checkpoint is "
             "not kept: set it to 1 or more."
         )
-    sets = check_evaluation_ready(config, eval_dir, sharding.data_mesh())
-    steps = total_steps(config, len(sets.train))
+    sets = check_evaluation_ready(settings, eval_dir, sharding.data_mesh())
+    steps = total_steps(settings.train, steps_per_epoch(len(sets.train), settings.data.batch_size))
     if which.isdigit() and int(which) > steps:
         raise CheckpointError(
             f"--checkpoint={which}, but training has only {steps} steps: choose one of them."
@@ -216,7 +225,10 @@ def check_before_training(config: Config, eval_dir: pathlib.Path, which: str = "
 
 
 def evaluate(
-    config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path, which: str = "latest"
+    settings: ConfigDict | Settings,
+    workdir: pathlib.Path,
+    eval_dir: pathlib.Path,
+    which: str = "latest",
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of `workdir`, prints the table and writes the report.
 
@@ -229,35 +241,35 @@ def evaluate(
     Raises:
       UserError: something is missing or does not match; the message says what to do.
     """
-    validation.validate(config, training=False)
+    settings = resolve(settings, training=False)
     eval_dir, mesh = local_path(eval_dir, "--eval_dir"), sharding.data_mesh()
     check_choice(which)
     check_has_checkpoints(workdir)
     saved = saved_config(workdir)
-    raw = config.evaluation.coordinates == "raw"
-    check_encoder(config, saved, workdir, () if raw else _coordinate_fields(saved))
-    config = of_run(config, saved)
-    train, test = watch(config, check_evaluation_ready(config, eval_dir, mesh))
+    raw = settings.evaluation.coordinates == "raw"
+    check_encoder(settings, saved, workdir, () if raw else _coordinate_fields(saved))
+    settings = of_run(settings, saved)
+    train, test = watch(settings, check_evaluation_ready(settings, eval_dir, mesh))
     # Nothing is trained, so the data may be smaller than a training batch.
-    run = prepare(config, config.data.batch_size, mesh)
-    found = restore(config, run, workdir, which)
+    run = prepare(settings, settings.data.batch_size, mesh)
+    found = restore(settings, run, workdir, which)
     name = report_name(workdir)
     # The fingerprint of many files takes seconds.
     same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")
     evaluation = run_protocol(
         found.encoders,
-        evaluation_sources(config, train, test),
-        config.evaluation,
-        split_qp=config.model.split_qp,
+        evaluation_sources(settings, train, test),
+        settings.evaluation,
+        split_qp=settings.model.split_qp,
         mesh=sharding.local_mesh(),
-        info=about(config, saved, name, found.step, which, found.data),
-        notes=_notes(config, saved, which, same_listing),
-        reference=config.evaluation.reference_evaluation,
+        info=about(settings, saved, name, found.step, which, found.data),
+        notes=_notes(settings, saved, which, same_listing),
+        reference=settings.evaluation.reference_evaluation,
         # Behind a projector or a transform, the loss asks nothing of the states evaluated here.
-        targets=run.method.targets() if raw and config.model.projector == "identity" else {},
+        targets=run.method.targets() if raw and settings.model.projector == "identity" else {},
         remedy=run.method.remedy,
     )
-    evaluation.metrics["info"].update(about_images(config, train, test))
+    evaluation.metrics["info"].update(about_images(settings, train, test))
     evaluation = dataclasses.replace(evaluation, metrics=json_ready(evaluation.metrics))
     if distributed.is_primary():
         _report(evaluation, found.flow, eval_dir / name)

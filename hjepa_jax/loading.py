@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Settings
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_state_part
@@ -26,7 +26,7 @@ class LoadedRun:
     """The encoder and predictor of a run, ready for use.
 
     Attributes:
-      config: the configuration that the run was trained with.
+      settings: the configuration that the run was trained with.
       step: optimizer step of its checkpoint.
       run: method and mesh.
       encode_batch: the jitted encoder, uint8 [batch_size, S, S, 3] -> float32 [batch_size, D]
@@ -37,7 +37,7 @@ class LoadedRun:
 
     def __init__(self, run: PreparedRun, state: dict[str, Any], batch_size: int):
         """Takes a prepared run and the parts of its state that inference needs."""
-        self.config: Config = run.config
+        self.settings: Settings = run.settings
         self.step = int(state["step"])
         self.run = run
         devices = run.mesh.devices.size
@@ -51,9 +51,9 @@ class LoadedRun:
         self._predictor_params = state["params"].get("predictor", {})
 
     def __repr__(self) -> str:
-        data = self.config.data
+        data = self.settings.data
         return (
-            f"LoadedRun(method={self.config.method!r}, data={data.name!r}, "
+            f"LoadedRun(method={self.settings.method!r}, data={data.name!r}, "
             f"step={self.step}, image_size={data.image_size})"
         )
 
@@ -69,7 +69,7 @@ class LoadedRun:
         Raises:
           UserError: no images, images of a wrong type or shape, or features that are not finite.
         """
-        size, resize = self.config.data.image_size, self.config.data.eval_resize
+        size, resize = self.settings.data.image_size, self.settings.data.eval_resize
         prepared = [eval_image(_checked(image), size, resize) for image in images]
         if not prepared:
             raise UserError("There are no images to encode: pass at least one.")
@@ -87,8 +87,8 @@ class LoadedRun:
         Raises:
           ConfigError: an unknown state part, or q or p of an encoder without them.
         """
-        chosen = self.config.evaluation.state_part if state_part is None else state_part
-        split = self.config.model.split_qp
+        chosen = self.settings.evaluation.state_part if state_part is None else state_part
+        split = self.settings.model.split_qp
         select_state_part(np.zeros((0, 2), np.float32), chosen, split)  # before the work, not after
         return select_state_part(self.encode(images), chosen, split)
 
@@ -142,7 +142,7 @@ class LoadedRun:
         method = self.run.method
         if not isinstance(method, HasFlow):
             raise UserError(
-                f"This run was trained with config.method={self.config.method!r}, which has "
+                f"This run was trained with config.method={self.settings.method!r}, which has "
                 "no predictor: there is no flow. Load an 'hjepa' run."
             )
         return method
@@ -161,7 +161,7 @@ class LoadedRun:
     def _checked_states(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
         _ = self._flow_method
         states = np.asarray(z, np.float32)
-        width = self.run.encoder.shape(self.config.data.image_size).dim
+        width = self.run.encoder.shape(self.settings.data.image_size).dim
         if states.ndim < 1 or states.shape[-1] != width:
             raise UserError(
                 f"States have shape {states.shape}, but those of this run are [..., {width}]: "
@@ -206,8 +206,8 @@ def load_run(
     folder = local_path(workdir, "workdir")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
-    config = saved_config(folder)
-    checkpointer = open_saved(config, folder)
+    settings = saved_config(folder)
+    checkpointer = open_saved(settings.checkpoint, folder)
     if isinstance(step, str):
         step = chosen_step(checkpointer, step)
     elif step is not None and (isinstance(step, bool) or not isinstance(step, (int, np.integer))):
@@ -216,15 +216,15 @@ def load_run(
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
-    mesh = sharding.data_mesh(_devices(config.data.batch_size))
+    mesh = sharding.data_mesh(_devices(settings.data.batch_size))
 
     @functools.cache
     def of_images(count: int) -> PreparedRun:
-        return prepare(config, count, mesh)
+        return prepare(settings, count, mesh)
 
     def prepared(meta: dict[str, Any]) -> PreparedRun:
         # Schedules depend on the number of training images, if it is recorded.
-        return of_images(meta["data"].get("num_images", config.data.batch_size))
+        return of_images(meta["data"].get("num_images", settings.data.batch_size))
 
     state, meta = restore_parts(checkpointer, prepared, step)
     return LoadedRun(prepared(meta), state, batch_size)

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from hjepa_jax.config import Config, Settings, resolve
+from hjepa_jax.config import Settings, resolve
 from hjepa_jax.config.flags import define_config, run_program
 from hjepa_jax.data.workers import watched
 from hjepa_jax.errors import UserError
@@ -75,7 +75,7 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> 
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
         with StopRequest() as stop:
-            _stages(_CONFIG.value, workdir, eval_dir, stop)
+            _stages(settings, workdir, eval_dir, stop)
     except RunStopped as stopped:
         # A job scheduler takes status 0 as it is meant: nothing is lost.
         _say(str(stopped))
@@ -86,24 +86,24 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> 
 
 
 def _stages(
-    config: Config, workdir: pathlib.Path, eval_dir: pathlib.Path, stop: StopRequest
+    settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path, stop: StopRequest
 ) -> None:
     """Trains, then evaluates; a stop in the last step of the training stops both."""
     if _MODE.value == "train_and_eval":
         from hjepa_jax.evaluate import check_before_training
 
-        check_before_training(config, eval_dir, _CHECKPOINT.value)
+        check_before_training(settings, eval_dir, _CHECKPOINT.value)
     if _MODE.value != "eval":
         from hjepa_jax.train import train
 
-        state = train(config, workdir, stop)
+        state = train(settings, workdir, stop)
         if _MODE.value != "train" and stop.agreed(together=True):
             raise RunStopped(int(state.step), int(state.step))
     if _MODE.value != "train":
         from hjepa_jax.evaluate import evaluate
 
         with stop.at_once("the evaluation"):
-            evaluate(config, workdir, eval_dir, _CHECKPOINT.value)
+            evaluate(settings, workdir, eval_dir, _CHECKPOINT.value)
 
 
 def _say(sentence: str) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config, validation
+from hjepa_jax.config import Settings, resolve
+from hjepa_jax.config.files import save as save_settings
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.open import open_split
@@ -44,15 +46,15 @@ _log = logging.getLogger(__name__)
 
 
 def placed_batches(
-    config: Config, run: PreparedRun, stream: BatchStream, timer: WaitTimer
+    settings: Settings, run: PreparedRun, stream: BatchStream, timer: WaitTimer
 ) -> Iterator[dict[str, jax.Array]]:
     """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed."""
     put = functools.partial(sharding.put_batch, run.mesh)
-    return timer.measure(device_prefetch(stream, put, config.data.device_prefetch))
+    return timer.measure(device_prefetch(stream, put, settings.data.device_prefetch))
 
 
 def open_stream(
-    config: Config,
+    settings: Settings,
     source: ImageSource,
     first: int,
     count: int,
@@ -60,7 +62,7 @@ def open_stream(
 ) -> BatchStream:
     """Returns this process's part of `count` batches from number `first` on; see train_batches."""
     return train_batches(
-        config,
+        settings,
         source,
         start_step=first,
         process_index=jax.process_index(),
@@ -70,9 +72,9 @@ def open_stream(
     )
 
 
-def load_batch(config: Config, run: PreparedRun, source: ImageSource, number: int) -> Any:
+def load_batch(settings: Settings, run: PreparedRun, source: ImageSource, number: int) -> Any:
     """Returns one batch, placed on the mesh."""
-    with open_stream(config, source, number, 1) as stream:
+    with open_stream(settings, source, number, 1) as stream:
         return sharding.put_batch(run.mesh, next(stream))
 
 
@@ -80,7 +82,7 @@ def load_batch(config: Config, run: PreparedRun, source: ImageSource, number: in
 class _Session:
     """What one process's share of a run works with, from the restored step `first` on."""
 
-    config: Config
+    settings: Settings
     run: PreparedRun
     source: ImageSource
     identity: dict[str, Any]
@@ -94,7 +96,9 @@ class _Session:
     first: int
 
 
-def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None) -> TrainState:
+def train(
+    config: ConfigDict | Settings, workdir: pathlib.Path, stop: StopRequest | None = None
+) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
     Writes `config.json`, TensorBoard events and `checkpoints/` into the workdir.
@@ -108,8 +112,8 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
       UserError: one of its kinds, each with a sentence that says what to do.
       RunStopped: a signal asked the run to end; it is saved.
     """
-    validation.validate(config)
-    if config.data.num_workers:
+    settings = resolve(config)
+    if settings.data.num_workers:
         check_can_start()
     workdir = local_path(workdir, "--workdir")
     if distributed.is_primary():
@@ -117,10 +121,12 @@ def train(config: Config, workdir: pathlib.Path, stop: StopRequest | None = None
         check_replaceable(workdir)
     asked = StopRequest() if stop is None else contextlib.nullcontext(stop)
     with WorkdirLock(workdir) as lock, asked as current, report_disk_full(workdir):
-        return _train(config, workdir, current, lock)
+        return _train(settings, workdir, current, lock)
 
 
-def _opened(config: Config, stop: StopRequest) -> tuple[ImageSource, PreparedRun, dict[str, Any]]:
+def _opened(
+    settings: Settings, stop: StopRequest
+) -> tuple[ImageSource, PreparedRun, dict[str, Any]]:
     """Opens and reads the data, which may take long, and builds the run; a stop ends it at once.
 
     Of several processes none can end alone: they agree before their first step.
@@ -128,37 +134,37 @@ def _opened(config: Config, stop: StopRequest) -> tuple[ImageSource, PreparedRun
     alone = jax.process_count() == 1
     try:
         with stop.at_once("the opening of the data") if alone else contextlib.nullcontext():
-            source = open_split(config, "train")
-            check_online_labels(config, source)
-            run = prepare(config, len(source), sharding.data_mesh(), len(source.class_names))
-            return source, run, data_identity(config, source)
+            source = open_split(settings, "train")
+            check_online_labels(settings, source)
+            run = prepare(settings, len(source), sharding.data_mesh(), len(source.class_names))
+            return source, run, data_identity(settings, source)
     except StoppedAtOnce:
         raise RunStopped(None) from None
 
 
 def _train(
-    config: Config, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
+    settings: Settings, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
 ) -> TrainState:
-    source, run, identity = _opened(config, stop)
-    checkpointer = open_checkpoints(config, workdir)
-    state, skipped = restore_or_init(run, checkpointer, config, identity)
+    source, run, identity = _opened(settings, stop)
+    checkpointer = open_checkpoints(settings.checkpoint, workdir)
+    state, skipped = restore_or_init(run, checkpointer, settings, identity)
     primary = distributed.is_primary()
     if primary:
-        validation.save(config, workdir)
+        save_settings(settings, workdir)
     first = int(state.step)
     _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
     weights = ", ".join(f"{name} {value:g}" for name, value in run.method.weights().items())
     _log.info("effective weights of the loss: %s", weights)
-    for sentence in cautions(config, run.method, len(source)):
+    for sentence in cautions(settings, run.method, len(source)):
         _log.warning("%s", sentence)
-    load = functools.partial(load_batch, config, run, source)
-    guard = NonFiniteGuard(config, run, workdir, load, skipped)
+    load = functools.partial(load_batch, settings, run, source)
+    guard = NonFiniteGuard(settings, run, workdir, load, skipped)
     writer = create_writer(workdir, active=primary, purge_step=first + 1)
     display = ProgressDisplay(run.num_steps, first, quiet=not primary)
     try:
-        monitor = TrainingMonitor(config, run, source, writer)
+        monitor = TrainingMonitor(settings, run, source, writer)
         session = _Session(
-            config=config,
+            settings=settings,
             run=run,
             source=source,
             identity=identity,
@@ -201,23 +207,28 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     Returns:
       (state, whether it has failed).
     """
-    config, run = session.config, session.run
+    settings, run = session.settings, session.run
     first = int(state.step)
-    every = config.checkpoint.every_steps or run.method.steps_per_epoch
+    every = settings.checkpoint.every_steps or run.method.steps_per_epoch
     number = first + len(session.guard.skipped)
     left, ends_wait = run.num_steps - first, session.stop.ends_wait
     metrics: Any = {}
-    with open_stream(config, session.source, number, left, ends_wait) as stream:
+    with open_stream(settings, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = LogClock(first)
-        for step, batch in enumerate(placed_batches(config, run, stream, timer), start=first + 1):
+        for step, batch in enumerate(placed_batches(settings, run, stream, timer), start=first + 1):
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)
             if step == session.first + 1:
-                ranking(config, metrics, {})  # an unknown metric is told now, not at the first save
+                ranking(
+                    settings.checkpoint, metrics, {}
+                )  # an unknown metric is told now, not at the first save
             session.display.step(step)
-            logs = step % config.log.every_steps == 0 or step in (session.first + 1, run.num_steps)
+            logs = step % settings.log.every_steps == 0 or step in (
+                session.first + 1,
+                run.num_steps,
+            )
             stops = session.stop.agreed(together=logs)
             saves = step % every == 0 or step == run.num_steps
             scores_due = session.monitor.is_due(step) and not stops
@@ -230,7 +241,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
                 with clock.paused():
                     scores = session.monitor.scores(step, state)
             if saves:
-                _save(session, state, ranking(config, metrics, scores))
+                _save(session, state, ranking(settings.checkpoint, metrics, scores))
             if stops:
                 break
     # Also where the stream ended early, for a stop came while it waited.
@@ -241,7 +252,7 @@ def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) ->
     session.lock.check()
     session.guard.check_state(state, session.checkpointer.steps())
     skipped = session.guard.skipped
-    save(session.config, session.identity, skipped, state, session.checkpointer, metrics)
+    save(session.settings, session.identity, skipped, state, session.checkpointer, metrics)
 
 
 def _write_log(
@@ -257,7 +268,7 @@ def _write_log(
     del values["failed_step"]
     values = logged_figures(values)
     steps, elapsed = clock.restart(step)
-    values["images_per_second"] = steps * session.config.data.batch_size / elapsed
+    values["images_per_second"] = steps * session.settings.data.batch_size / elapsed
     values["data_wait_share"] = timer.take() / elapsed
     values["corrupt_images"] = distributed.sum_over_processes(stream.corrupt_count)
     values["skipped_batches"] = len(session.guard.skipped)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         path = export_encoder(run, _OUT.value, state_part=_STATE_PART.value)
     except UserError as error:
         sys.exit(f"export_encoder: {error}")
-    size = run.config.data.image_size
+    size = run.settings.data.image_size
     print(f"encoder of step {run.step} for uint8 images [N, {size}, {size}, 3] in {path}")
 
 

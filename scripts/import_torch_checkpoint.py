@@ -12,7 +12,6 @@ import sys
 
 from absl import app, flags
 
-from hjepa_jax.config import validation
 from hjepa_jax.errors import UserError
 from hjepa_jax.interop.torch_import import load_torch, save_imported, translate
 from hjepa_jax.storage.files import check_writable_folder, local_path
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> None:
         save_imported(imported, workdir)
     except UserError as error:
         sys.exit(f"import_torch_checkpoint: {error}")
-    print(validation.to_json(imported.config))
+    print(imported.settings.to_json())
     for name in imported.ignored:
         print(f"left out: {name}")
     print(f"step {imported.step} written to {workdir}")

@@ -31,13 +31,12 @@ def main(argv: list[str]) -> None:
     counts = [int(text) for text in _DEVICES.value]
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))
-    from hjepa_jax.config import validation
+    from hjepa_jax.config import resolve
     from hjepa_jax.errors import UserError
     from hjepa_jax.tools.layout_check import compare_layouts
 
     try:
-        validation.validate(_CONFIG.value)
-        compared = compare_layouts(_CONFIG.value, counts)
+        compared = compare_layouts(resolve(_CONFIG.value), counts)
     except UserError as error:
         sys.exit(f"layout_check: {error}")
     worst = 0.0

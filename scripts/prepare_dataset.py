@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.formats import archives
 from hjepa_jax.data.sources import shards, splits
 from hjepa_jax.data.sources.open import open_source
@@ -52,7 +53,7 @@ def prepare(options: argparse.Namespace, root: pathlib.Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for split in options.splits:
-            source = open_source(config, split, options.splits)
+            source = open_source(typed(config), split, options.splits)
             task = progress.add_task(split, total=len(source))
 
             def advance(images: int, task=task) -> None:

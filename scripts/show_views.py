@@ -10,7 +10,7 @@ import sys
 from absl import flags
 from PIL import Image
 
-from hjepa_jax.config import validation
+from hjepa_jax.config import resolve
 from hjepa_jax.config.flags import define_config, run_program
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import train_batches
@@ -32,11 +32,10 @@ def main(argv: list[str]) -> None:
         if out.suffix.lower() != ".png":
             raise UserError(f"--out={out} must end in .png.")
         check_writable_file(out, "--out")
-        validation.validate(config)
         # The host makes the same views as the device.
-        config.data.backend = "host"
-        source = open_source(config, config.data.train_split)
-        with train_batches(config, source, start_step=_STEP.value, num_steps=1) as stream:
+        settings = resolve(config).replace({"data.backend": "host"})
+        source = open_source(settings, settings.data.train_split)
+        with train_batches(settings, source, start_step=_STEP.value, num_steps=1) as stream:
             sheet = contact_sheet(next(stream), _IMAGES.value)
         Image.fromarray(sheet).save(out)
     except (UserError, ValueError, OSError) as error:

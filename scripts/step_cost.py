@@ -38,13 +38,13 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     # At least two: a single CPU device would use the native convolutions.
     jax.config.update("jax_num_cpu_devices", max(count, 2))
-    from hjepa_jax.config import validation
+    from hjepa_jax.config import resolve
     from hjepa_jax.errors import UserError
     from hjepa_jax.tools import step_cost
 
     try:
         step_cost.check_positive(given)
-        validation.validate(_CONFIG.value)
+        settings = resolve(_CONFIG.value)
         peak, memory = _PEAK.value, _MEMORY.value
         if peak is None or memory is None:
             flops, moved = step_cost.measure_machine()
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
             memory = moved / count / 1e9 if memory is None else memory
         between = memory if _INTERCONNECT.value is None else _INTERCONNECT.value
         hardware = step_cost.Hardware(peak * 1e12, memory * 1e9, between * 1e9)
-        print(step_cost.report(_CONFIG.value, count, hardware, _EFFICIENCY.value))
+        print(step_cost.report(settings, count, hardware, _EFFICIENCY.value))
     except UserError as error:
         sys.exit(f"step_cost: {error}")
 

@@ -13,6 +13,7 @@ import pytest
 
 import hjepa_jax
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import ConfigError, UserError
@@ -197,7 +198,7 @@ def test_vicreg_is_the_mean_of_the_published_loss_over_pairs(views) -> None:
     config = base_config(method=VICREG[16:])
     config.data.num_global_views = views
     config.vicreg.gamma = 1.1
-    method = build_method(config, 4)
+    method = build_method(typed(config), 4)
     # Deviations on both sides of gamma, and a mean that no term but the statistics sees.
     scale = np.array([0.3, 0.8, 1.5, 2.0])
     z = 5 + scale * np.random.default_rng(0).normal(size=(views, 6, 4))
@@ -246,5 +247,5 @@ def test_what_is_no_method_is_one_sentence(name) -> None:
     config = base_config()
     config.method = name
     with pytest.raises(ConfigError, match=r"config\.method is") as caught:
-        build_method(config, 4)
+        build_method(typed(config), 4)
     assert "\n" not in str(caught.value)

@@ -2,17 +2,18 @@
 
 The files in the folder `configs/` are small deltas of `base_config()`; `resolve` checks the result
 and returns the typed `Settings` that code takes. To add a field, declare it with `field(...)` in
-the dataclass of its section (data.py, model.py, losses.py, training.py): its default, type, bounds,
-meaning, and when it has an effect stand there and nowhere else. Rules between fields stand in
-rules.py.
+the dataclass of its section (here in data.py, model.py or training.py; those of a method, an
+encoder or a data set in its own file): its default, type, bounds, meaning, and when it has an
+effect stand there and nowhere else. Rules between fields stand in rules.py, or in the part that
+they concern.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 from hjepa_jax.config.checks import resolve
+from hjepa_jax.config.data import Data
 from hjepa_jax.config.files import base_config
 from hjepa_jax.config.settings import (
     Settings,
@@ -21,9 +22,9 @@ from hjepa_jax.config.settings import (
     rows,
     sections,
 )
+from hjepa_jax.config.training import Train
 
 __all__ = [
-    "Config",
     "Settings",
     "base_config",
     "may_change_on_resume",
@@ -37,13 +38,8 @@ __all__ = [
 ]
 
 
-# Until every function takes `Settings`.
-Config: TypeAlias = Any
-
-
-def view_sizes(config: Config) -> dict[str, tuple[int, int]]:
+def view_sizes(data: Data) -> dict[str, tuple[int, int]]:
     """Returns (number, side in pixels) of each kind of views that a batch has."""
-    data = config.data
     sizes = {"global_views": (data.num_global_views, data.image_size)}
     if data.num_local_views:
         sizes["local_views"] = (data.num_local_views, data.local_size)
@@ -55,7 +51,12 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size
 
 
-def total_steps(config: Config, num_images: int) -> int:
-    """Returns the optimiser steps of a whole run."""
-    steps = math.ceil(config.train.epochs * steps_per_epoch(num_images, config.data.batch_size))
-    return steps if config.train.max_steps is None else min(steps, config.train.max_steps)
+def total_steps(train: Train, epoch_steps: int) -> int:
+    """Returns the optimizer steps of a whole run.
+
+    Args:
+      train: the section `train`.
+      epoch_steps: steps in one epoch.
+    """
+    steps = math.ceil(train.epochs * epoch_steps)
+    return steps if train.max_steps is None else min(steps, train.max_steps)

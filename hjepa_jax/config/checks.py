@@ -86,11 +86,11 @@ def typed(config: ConfigDict | Settings) -> Settings:
     return build(of, {path: coerce(row, values[path]) for path, row in of.rows.items()})
 
 
-def resolve(config: ConfigDict, *, training: bool = True) -> Settings:
+def resolve(config: ConfigDict | Settings, *, training: bool = True) -> Settings:
     """Checks a configuration, once for each entrance of the package.
 
     Args:
-      config: the whole configuration.
+      config: the whole configuration; settings were checked and are returned as they are.
       training: whether it is to be trained; what is evaluated may be a run that was cut short.
 
     Returns:
@@ -99,6 +99,8 @@ def resolve(config: ConfigDict, *, training: bool = True) -> Settings:
     Raises:
       ConfigError: with one sentence per problem, one a line.
     """
+    if isinstance(config, Settings):
+        return config
     settings = typed(config)
     found = list(contradictions(settings, training=training))
     if found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 
 from hjepa_jax.config.fields import Row
 from hjepa_jax.config.parts import TABLES, load_part
-from hjepa_jax.config.settings import Schema, schema
+from hjepa_jax.config.settings import Schema, Settings, schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
@@ -119,25 +118,20 @@ def set_field(config: ConfigDict, path: str, value: Any) -> None:
     config[name] = value
 
 
-def differences(there: Any, here: Any, counts: Callable[[str], bool]) -> list[str]:
+def differences(there: Settings, here: Settings, counts: Callable[[str], bool]) -> list[str]:
     """Returns each field that `counts` and has another value here, with both values, for people."""
-    old = dict(flatten(there))
+    old = there.values()
     return [
         f"config.{name} ({old.get(name)!r} there, {value!r} here)"
-        for name, value in flatten(here)
+        for name, value in here.values().items()
         if counts(name) and old.get(name) != value
     ]
 
 
-def to_json(config: ConfigDict) -> str:
-    """Returns the resolved configuration as indented JSON."""
-    return json.dumps(config.to_dict(), indent=2)
-
-
-def save(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes the resolved configuration to `config.json`, whole or not at all."""
+def save(settings: Settings, workdir: pathlib.Path) -> None:
+    """Writes the settings to `config.json`, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / "config.json", to_json(config) + "\n")
+    write_atomically(workdir / "config.json", settings.to_json() + "\n")
 
 
 def read(path: pathlib.Path) -> ConfigDict:
@@ -151,7 +145,7 @@ def read(path: pathlib.Path) -> ConfigDict:
 
 
 def from_json(text: str, source: Any = "the configuration", field: str = "") -> ConfigDict:
-    """Reads a configuration that `to_json` wrote, with its types restored from the base.
+    """Reads a configuration that `Settings.to_json` wrote, with its types restored from the base.
 
     Args:
       text: the JSON.

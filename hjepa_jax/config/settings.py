@@ -65,13 +65,6 @@ class Settings:
                 return found
         raise KeyError(kind.__name__)
 
-    def __getattr__(self, name: str) -> Any:
-        """Returns a part's section by name, until every caller asks for its class."""
-        try:
-            return self.__dict__["parts"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
     def values(self) -> dict[str, Any]:
         """Returns the value of every field by its dotted name, in the order of declaration."""
         return {path: self.value(path) for path in schema_of(self).rows}
@@ -94,8 +87,14 @@ class Settings:
         return json.dumps(nested, indent=2, sort_keys=True)
 
     def replace(self, changes: Mapping[str, Any]) -> Settings:
-        """Returns the settings with other values of some fields, by dotted name; not checked."""
-        return build(schema_of(self), {**self.values(), **changes})
+        """Returns the settings with other values of some fields, by dotted name; not checked.
+
+        Where a change names another part, its own sections are at their defaults.
+        """
+        named = {path: changes.get(path, self.value(path)) for path in TABLES}
+        of, kept = schema(named), self.values()
+        defaults = {path: row.default for path, row in of.rows.items()}
+        return build(of, {**defaults, **kept, **changes})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,23 +66,18 @@ def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
       process_count: number of processes that share a batch.
 
     Raises:
-      ValueError: if batch size, source and processes do not fit together, or a setting is unknown.
+      ValueError: if batch size, source and processes do not fit together.
     """
     batch_size = data.batch_size
-    if batch_size <= 0 or batch_size % process_count:
+    if batch_size % process_count:
         raise ValueError(
-            f"data.batch_size {batch_size} must be a positive multiple of the "
-            f"{process_count} processes."
+            f"data.batch_size {batch_size} must be a multiple of the {process_count} processes."
         )
     if len(source) < batch_size:
         raise ValueError(
             f"data.batch_size {batch_size} is larger than the {len(source)} images of "
             f"{source.description}; make it smaller."
         )
-    if data.backend not in ("host", "device"):
-        raise ValueError(f"data.backend is '{data.backend}'; it must be 'host' or 'device'.")
-    if data.on_corrupt not in ("error", "skip"):
-        raise ValueError(f"data.on_corrupt is '{data.on_corrupt}'; it must be 'error' or 'skip'.")
 
 
 @functools.lru_cache(maxsize=4)

@@ -141,17 +141,8 @@ def _stream(
     make: _Make, first: int, last: int, data: Data, num_threads: int, stop: Stop | None = None
 ) -> BatchStream:
     """Returns the stream of make(first), ..., make(last - 1), computed ahead by threads."""
-    _check_settings(data)
     ahead = max(data.prefetch_batches, num_threads)
     return BatchStream(Watched(iter(_dataset(make, first, last, num_threads, ahead)), 0, stop))
-
-
-def _check_settings(data: Data) -> None:
-    if min(data.num_threads, data.prefetch_batches) < 1 or data.num_workers < 0:
-        raise ValueError(
-            "data.num_threads and data.prefetch_batches must be at least 1 and data.num_workers "
-            f"at least 0, not {data.num_threads}, {data.prefetch_batches} and {data.num_workers}."
-        )
 
 
 def _dataset(
@@ -185,7 +176,6 @@ def _worker_stream(
     Raises:
       DataError: if workers cannot be started or shared memory is too small for their batches.
     """
-    _check_settings(data)
     start.check_can_start()
     blocks.remove_leftovers()
     shortage = blocks.shortage(_in_flight(data) * make.batch_bytes())

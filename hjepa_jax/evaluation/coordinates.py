@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Settings
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.methods.base import HasCoordinates, Method
@@ -21,11 +21,11 @@ from hjepa_jax.runtime import sharding
 Compose = Callable[[Encode, Any, int], Encode]
 
 
-def coordinates_of(config: Config, method: Method, mesh: Any) -> Compose:
+def coordinates_of(settings: Settings, method: Method, mesh: Any) -> Compose:
     """Returns a function that makes encoders use config.evaluation.coordinates.
 
     Args:
-      config: the configuration of the evaluation.
+      settings: the configuration of the evaluation.
       method: the method, with the epochs of training, which the spectrum's ramps depend on.
       mesh: the devices that hold the encoder's output.
 
@@ -36,12 +36,12 @@ def coordinates_of(config: Config, method: Method, mesh: Any) -> Compose:
     Raises:
       ConfigError: if the method's loss acts on the states as they are.
     """
-    if config.evaluation.coordinates == "raw":
+    if settings.evaluation.coordinates == "raw":
         return lambda encode, method_state, step: encode
     if not isinstance(method, HasCoordinates):
         raise ConfigError(
-            f"config.evaluation.coordinates is {config.evaluation.coordinates!r}, but the loss of "
-            f"{type(method).__name__} acts on the states as they are: set it to 'raw'."
+            f"config.evaluation.coordinates is {settings.evaluation.coordinates!r}, but the loss "
+            f"of {type(method).__name__} acts on the states as they are: set it to 'raw'."
         )
     apply = jax.jit(method.transform, out_shardings=sharding.replicated(mesh))
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Settings
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource
@@ -73,9 +74,9 @@ def _shared(train: ImageSource, test: ImageSource) -> int:
     return sum(digest in known for digest in digests(test))
 
 
-def check_online_labels(config: Config, train: ImageSource) -> None:
+def check_online_labels(settings: Settings, train: ImageSource) -> None:
     """Raises a DataError if the online probe's accuracy would be meaningless."""
-    if not config.evaluation.online_probe:
+    if not settings.evaluation.online_probe:
         return
     sentence = validity.one_class(train.labels(), "training", train.class_names)
     if sentence:
@@ -91,37 +92,38 @@ class OnlineKnn:
     It tests on the test split or on `online_holdout`; unlabeled images of both sets are skipped.
     """
 
-    def __init__(self, config: Config, run: PreparedRun, train: ImageSource):
+    def __init__(self, settings: Settings, run: PreparedRun, train: ImageSource):
         """Opens the test images and checks classes, labels and batch size.
 
         Raises:
           ConfigError, DataError: if they do not fit together.
         """
-        settings = config.evaluation
+        evaluation = settings.evaluation
         sentence = sharding.divisibility_error(
-            settings.batch_size, run.mesh, "config.evaluation.batch_size"
+            evaluation.batch_size, run.mesh, "config.evaluation.batch_size"
         )
         if sentence:
             raise ConfigError(sentence)
-        test = open_split(config, "test" if settings.online_holdout is None else "holdout")
+        test = open_split(settings, "test" if evaluation.online_holdout is None else "holdout")
         check_same_classes(
             train,
             test,
             "set config.evaluation.online_every_epochs=None, or give a test split of the same",
         )
-        ranked = config.checkpoint.keep_best and config.checkpoint.best_metric
+        ranked = settings.checkpoint.keep_best and settings.checkpoint.best_metric
         num_classes = len(train.class_names)
         if ranked == "online/knn_top5" and num_classes <= TRIVIAL_TOP5:
             raise ConfigError(
                 f"config.checkpoint.best_metric is {ranked!r}, but with {num_classes} classes "
                 "top-5 accuracy is always 1: set it to 'online/knn_top1'."
             )
-        self._config, self._run = config, run
-        self._sources = _sets(settings, train, test)
-        self._k = usable_ks((settings.headline_k,), len(self._sources[0]))
+        self._settings, self._run = settings, run
+        self._sources = _sets(evaluation, train, test)
+        self._k = usable_ks((evaluation.headline_k,), len(self._sources[0]))
         epoch = run.method.steps_per_epoch
-        self._in_coordinates = coordinates_of(config, run.method, run.mesh)
-        self.every_steps = max(1, round(settings.online_every_epochs * epoch))
+        self._in_coordinates = coordinates_of(settings, run.method, run.mesh)
+        assert evaluation.online_every_epochs is not None
+        self.every_steps = max(1, round(evaluation.online_every_epochs * epoch))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder.
@@ -129,14 +131,14 @@ class OnlineKnn:
         Each comes with its 95 % interval over test images, as '_low' and '_high'. With five or
         fewer classes, top 5 is omitted.
         """
-        config, settings = self._config, self._config.evaluation
+        settings, evaluation = self._settings, self._settings.evaluation
         raw = make_encode(self._run, state.params, state.batch_stats)
         encode = self._in_coordinates(raw, state.method_state, int(state.step))
         sets = []
         for source in self._sources:
-            with eval_batches(config, source, settings.batch_size) as batches:
+            with eval_batches(settings, source, evaluation.batch_size) as batches:
                 sets.append(extract_features(encode, batches))
-        part, split_qp = settings.state_part, config.model.split_qp
+        part, split_qp = evaluation.state_part, settings.model.split_qp
         train, test = (
             s._replace(features=select_state_part(s.features, part, split_qp)) for s in sets
         )
@@ -146,8 +148,8 @@ class OnlineKnn:
             *test,
             ks=self._k,
             num_classes=num_classes,
-            block=settings.knn_block,
-            reference=config.evaluation.reference_evaluation,
+            block=evaluation.knn_block,
+            reference=evaluation.reference_evaluation,
             mesh=sharding.local_mesh(),
         )
         scores = {}
@@ -162,7 +164,7 @@ class OnlineKnn:
         return scores
 
 
-def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSource]:
+def _sets(settings: Evaluation, train: ImageSource, test: ImageSource) -> list[ImageSource]:
     """Returns the online kNN's training and test images; DataError if it would be meaningless."""
     try:
         sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
@@ -183,17 +185,17 @@ def _sets(settings: Any, train: ImageSource, test: ImageSource) -> list[ImageSou
 class TrainingMonitor:
     """Watches a run and writes to the log and TensorBoard; it never changes the state."""
 
-    def __init__(self, config: Config, run: PreparedRun, source: ImageSource, writer: Any):
+    def __init__(self, settings: Settings, run: PreparedRun, source: ImageSource, writer: Any):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
-        self._config, self._run, self._writer = config, run, writer
+        self._settings, self._run, self._writer = settings, run, writer
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
-        online = config.evaluation.online_every_epochs is not None
-        self._knn = OnlineKnn(config, run, source) if online else None
+        online = settings.evaluation.online_every_epochs is not None
+        self._knn = OnlineKnn(settings, run, source) if online else None
 
     def show_views(self, step: int, batch: Mapping[str, jax.Array]) -> None:
         """Writes a contact sheet of this process's first images if the host makes the views."""
         names = [name for name in ("global_views", "local_views") if name in batch]
-        if self._config.data.backend != "host" or not names:
+        if self._settings.data.backend != "host" or not names:
             return
         views = {name: np.asarray(batch[name].addressable_shards[0].data) for name in names}
         self._writer.write_images(step, {"views": contact_sheet(views, _SHEET_IMAGES)})

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.config import validation
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import select_state_part
 from hjepa_jax.interop.export_features import write_whole
@@ -46,7 +45,7 @@ def encoder_function(
     Raises:
       ConfigError: an unknown state part, or q or p of an encoder without them.
     """
-    split = run.config.model.split_qp
+    split = run.settings.model.split_qp
     select_state_part(np.zeros((0, 2), np.float32), state_part, split)
     setup = run.run.setup
     if portable:
@@ -60,7 +59,7 @@ def encoder_function(
 
 
 def _image_shape(run: LoadedRun, count: Any) -> tuple[Any, ...]:
-    size = run.config.data.image_size
+    size = run.settings.data.image_size
     return count, size, size, 3
 
 
@@ -127,12 +126,12 @@ def export_encoder(
     check_writable_file(path, "out")
     content = FORMATS[path.suffix](run, state_part)
     about = {
-        "image_size": run.config.data.image_size,
-        "resize_short_side": run.config.data.eval_resize or run.config.data.image_size,
+        "image_size": run.settings.data.image_size,
+        "resize_short_side": run.settings.data.eval_resize or run.settings.data.image_size,
         "preparation": "RGB, short side resized, centre crop, uint8 [N, size, size, 3]",
         "state_part": state_part,
         "step": run.step,
-        "config": json.loads(validation.to_json(run.config)),
+        "config": json.loads(run.settings.to_json()),
     }
     write_whole(path.with_name(f"{path.name}.json"), lambda file: file.write(_encoded(about)))
     write_whole(path, lambda file: file.write(content))

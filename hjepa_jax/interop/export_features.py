@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_jax.config import validation
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
@@ -42,14 +41,14 @@ def split_features(
     """
     if split not in ("train", "test"):
         raise UserError(f"split is {split!r}: it is 'train' or 'test'.")
-    config = run.config.copy_and_resolve_references()
+    settings = run.settings
     if root is not None:
-        config.data.root = root
-    select_state_part(np.zeros((0, 2), np.float32), state_part, config.model.split_qp)
-    source = open_split(config, split)
-    with eval_batches(config, source, run.batch_size) as batches:
+        settings = settings.replace({"data.root": root})
+    select_state_part(np.zeros((0, 2), np.float32), state_part, settings.model.split_qp)
+    source = open_split(settings, split)
+    with eval_batches(settings, source, run.batch_size) as batches:
         found = extract_features(run.encode_batch, batches)
-    features = select_state_part(found.features, state_part, config.model.split_qp)
+    features = select_state_part(found.features, state_part, settings.model.split_qp)
     return found._replace(features=features), tuple(source.class_names)
 
 
@@ -144,7 +143,7 @@ def export_features(
         "split": split,
         "state_part": state_part,
         "step": run.step,
-        "config": json.loads(validation.to_json(run.config)),
+        "config": json.loads(run.settings.to_json()),
     }
     save_features(path, found, names, about)
     return found

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config, base_config, rows
-from hjepa_jax.config.validation import flatten
+from hjepa_jax.config import base_config, rows
+from hjepa_jax.config.files import flatten
 from hjepa_jax.config.values import problems_of, shown
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.hamsigreg_settings import GRID_KINDS
@@ -128,7 +129,7 @@ def _converted(name: str, value: Any, kind: type) -> Any:
     raise ConfigError(f"the published configuration's {name} is {shown(value)}, no {kind.__name__}")
 
 
-def _copy(source: Published, names: Mapping[str, str], target: Config) -> None:
+def _copy(source: Published, names: Mapping[str, str], target: ConfigDict) -> None:
     """Sets the fields that are present, in our field's type."""
     for theirs, ours in names.items():
         value = source.get(theirs)
@@ -167,7 +168,7 @@ def is_imagenet_script(published: Published) -> bool:
     return _section(published, "model").get("encoder_stem", "cifar") == "imagenet"
 
 
-def _set_floors(loss: Config, floors: Published) -> None:
+def _set_floors(loss: ConfigDict, floors: Published) -> None:
     """Variance, budget and log-det settings of the HJEPA regularizer."""
     same = {
         "q_per_dim_target": "q_target",
@@ -197,7 +198,7 @@ def _set_floors(loss: Config, floors: Published) -> None:
             )
 
 
-def _set_hjepa(config: Config, published: Published) -> None:
+def _set_hjepa(config: ConfigDict, published: Published) -> None:
     hjepa, loss, train = (_section(published, name) for name in ("hjepa", "loss", "train"))
     _copy(hjepa, _DYNAMICS, config.dynamics)
     # The published code keeps dt in a float32 buffer.
@@ -226,7 +227,7 @@ def _set_hjepa(config: Config, published: Published) -> None:
     )
 
 
-def _set_sigreg(config: Config, published: Published) -> None:
+def _set_sigreg(config: ConfigDict, published: Published) -> None:
     regularizer, train = (_section(published, name) for name in ("regularizer", "train"))
     config.method = "lejepa"
     config.train.grad_clip = None
@@ -249,7 +250,7 @@ def _set_sigreg(config: Config, published: Published) -> None:
     config.hamsigreg.reference_layout = config.hamsigreg.kind in GRID_KINDS
 
 
-def config_from_torch(published: Published) -> Config:
+def config_from_torch(published: Published) -> ConfigDict:
     """Translates a configuration of the published scripts, deviations included.
 
     Args:

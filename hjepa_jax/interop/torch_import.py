@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.config import Config, validation
+from hjepa_jax.config import Settings
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.files import save
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_file import load_torch_file
@@ -21,6 +23,8 @@ from hjepa_jax.interop.torch_names import (
     projector_from_torch,
     unwrapped,
 )
+from hjepa_jax.methods.hamsigreg_settings import HamSIGRegSection
+from hjepa_jax.models.resnet import ResNetSection
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, named, summary
@@ -53,14 +57,14 @@ class Imported(NamedTuple):
     """A converted checkpoint.
 
     Attributes:
-      config: the configuration, with the parity flags of its script.
+      settings: the settings, with the parity flags of its script.
       params, batch_stats: trees as in TrainState.
       spectral: parameters of a learnable spectrum, {} where there is none.
       step: the global step (0 if the checkpoint has none).
       ignored: names of entries without influence on the result.
     """
 
-    config: Config
+    settings: Settings
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     spectral: dict[str, np.ndarray]
@@ -100,21 +104,24 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
         require(checkpoint["config"], Table(Anything()), "the checkpoint", "config")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    config = config_from_torch(checkpoint["config"])
+    settings = typed(config_from_torch(checkpoint["config"]))
+    resnet = settings.section(ResNetSection)
     try:
         encoder, encoder_stats, ignored = encoder_from_torch(
-            state["encoder"], head=config.resnet.head, token_layer=config.resnet.token_layer
+            state["encoder"], head=resnet.head, token_layer=resnet.token_layer
         )
         projector, projector_stats, more = projector_from_torch(state["projector"])
         predictor, last = predictor_from_torch(state["predictor"])
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    spectral, rest = _spectrum(state["regularizer"], config.hamsigreg.kind == "learnable")
+    spectral, rest = _spectrum(
+        state["regularizer"], settings.section(HamSIGRegSection).kind == "learnable"
+    )
     params = {"encoder": encoder, "projector": projector, "predictor": predictor}
     stats = {"encoder": encoder_stats, "projector": projector_stats}
     _check_finite({**params, "running statistics": stats, "spectrum": spectral})
     return Imported(
-        config,
+        settings,
         {part: tree for part, tree in params.items() if tree},
         {part: tree for part, tree in stats.items() if tree},
         spectral,
@@ -186,11 +193,11 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     Raises:
       CheckpointError: if the workdir already has checkpoints, or shapes differ.
     """
-    config = imported.config
+    settings = imported.settings
     folder = workdir / "checkpoints"
     if folder.exists():
         raise CheckpointError(f"{folder} exists already: choose another --workdir.")
-    run = prepare(config, config.data.batch_size, sharding.data_mesh())
+    run = prepare(settings, settings.data.batch_size, sharding.data_mesh())
     fresh = run.init()
     found = {"params": imported.params, "batch_stats": imported.batch_stats}
     wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
@@ -215,8 +222,8 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
         method_state=method_state,
     )
     checkpointer = Checkpointer(folder)
-    meta = {"config": validation.to_json(config), "data": {"step": imported.step}}
+    meta = {"config": settings.to_json(), "data": {"step": imported.step}}
     checkpointer.save(imported.step, state, meta)
     checkpointer.close()
-    validation.save(config, workdir)
+    save(settings, workdir)
     return state

@@ -7,6 +7,7 @@ Every line says 'ok', or 'problem' and how to fix it. The exit status is 1 if th
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hjepa_jax.config import Config, validation
+from hjepa_jax.config import Settings, resolve
 from hjepa_jax.config.flags import define_config, parse_command_line
 from hjepa_jax.errors import UserError
 from hjepa_jax.runtime import compilation_cache
@@ -132,28 +134,31 @@ def check_cache() -> Iterator[Finding]:
     yield Finding("cache", missing if folder is None else str(folder))
 
 
-def check_shared_memory(config: Config) -> Iterator[Finding]:
+def check_shared_memory(settings: Settings) -> Iterator[Finding]:
     """Checks that the batches of worker processes fit into shared memory."""
     from hjepa_jax.data.pipeline import shared_memory_needed
     from hjepa_jax.data.sources.open import open_split
     from hjepa_jax.data.workers import blocks
 
-    if not config.data.num_workers:
+    if not settings.data.num_workers:
         return
     blocks.remove_leftovers()
-    needed, free = shared_memory_needed(config, open_split(config, "train")), blocks.free_bytes()
+    needed, free = (
+        shared_memory_needed(settings, open_split(settings, "train")),
+        blocks.free_bytes(),
+    )
     room = "unknown" if free is None else blocks.mib(free)
     fact = f"{room} free, {blocks.mib(needed)} needed by data.num_workers"
     yield Finding("shared memory", fact, blocks.shortage(needed))
 
 
-def check_data(config: Config) -> Iterator[Finding]:
+def check_data(settings: Settings) -> Iterator[Finding]:
     """Opens both splits and decodes one image of each."""
     from hjepa_jax.data.sources.base import decode
     from hjepa_jax.data.sources.open import open_split
 
     for split in ("train", "test"):
-        source = open_split(config, split)
+        source = open_split(settings, split)
         image = decode(source.record(0))
         yield Finding(
             f"data {split}",
@@ -162,21 +167,18 @@ def check_data(config: Config) -> Iterator[Finding]:
         )
 
 
-def check_dry_run(config: Config) -> Iterator[Finding]:
+def check_dry_run(settings: Settings) -> Iterator[Finding]:
     """Trains two steps of the configuration in a temporary folder."""
     from hjepa_jax.train import train
 
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.train.max_steps = 2
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        state = train(config, pathlib.Path(folder))
+        state = train(settings.replace({"train.max_steps": 2}), pathlib.Path(folder))
     seconds = time.perf_counter() - start
     yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, including compilation")
 
 
-def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
+def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Finding]:
     """Yields the findings of every check; a check that raises becomes a finding with its error."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", check_versions),
@@ -187,15 +189,16 @@ def findings(config: Config | None, workdir: pathlib.Path) -> Iterator[Finding]:
         ("cache", check_cache),
     ]
     if config is not None:
+        settings = functools.cache(lambda: resolve(config))
 
         def check_config() -> Iterator[Finding]:
-            validation.validate(config)
+            settings()
             yield Finding("config", "all fields are known, used and consistent")
 
         checks.append(("config", check_config))
-        checks.append(("data", lambda: check_data(config)))
-        checks.append(("shared memory", lambda: check_shared_memory(config)))
-        checks.append(("dry run", lambda: check_dry_run(config)))
+        checks.append(("data", lambda: check_data(settings())))
+        checks.append(("shared memory", lambda: check_shared_memory(settings())))
+        checks.append(("dry run", lambda: check_dry_run(settings())))
     for name, check in checks:
         try:
             yield from check()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.config import Config, view_sizes
+from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import UNOPTIMIZED
@@ -19,12 +19,12 @@ from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import apply_gradient, loss_and_gradient
 
 
-def _random_batch(config: Config) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(config.seed)
-    count = config.data.batch_size
+def _random_batch(settings: Settings) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(settings.seed)
+    count = settings.data.batch_size
     return {
         name: rng.integers(0, 256, (views, count, size, size, 3), dtype=np.uint8)
-        for name, (views, size) in view_sizes(config).items()
+        for name, (views, size) in view_sizes(settings.data).items()
     }
 
 
@@ -34,14 +34,16 @@ def _float64(tree: Any) -> Any:
     )
 
 
-def float64_setup(config: Config, *, total: int, per_epoch: int) -> tuple[StepSetup, TrainState]:
+def float64_setup(
+    settings: Settings, *, total: int, per_epoch: int
+) -> tuple[StepSetup, TrainState]:
     """Returns the step's setup of a configuration and its initial state, all in float64.
 
     Needs `jax_enable_x64`.
     """
-    setup = build_setup(config, total_steps=total, steps_per_epoch=per_epoch, dtype=jnp.float64)
+    setup = build_setup(settings, total_steps=total, steps_per_epoch=per_epoch, dtype=jnp.float64)
     init = jax.jit(functools.partial(init_state, setup, None))
-    key = jax.random.key(config.seed)
+    key = jax.random.key(settings.seed)
     compiled = init.lower(key).compile(compiler_options=UNOPTIMIZED)
     return setup, _float64(compiled(key))
 
@@ -72,7 +74,7 @@ def one_step(
     return jax.device_get(compiled(*arguments))
 
 
-def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Compares each layout with the first one.
 
     Differences of gradients and parameters are relative to the largest entry of all leaves: a leaf
@@ -80,7 +82,7 @@ def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str
     scale of its own, nor has its update.
 
     Args:
-      config: the configuration.
+      settings: the configuration.
       counts: numbers of devices; the first is the reference.
 
     Returns:
@@ -89,13 +91,13 @@ def compare_layouts(config: Config, counts: Sequence[int]) -> dict[int, dict[str
     Raises:
       ConfigError: if config.model.batch_norm is 'local'.
     """
-    if config.model.batch_norm == "local":
+    if settings.model.batch_norm == "local":
         raise ConfigError(
             "config.model.batch_norm is 'local', which makes a step depend on the number of "
             "devices: compare layouts with config.model.batch_norm='global'."
         )
-    setup, state = float64_setup(config, total=10, per_epoch=2)
-    batch = _random_batch(config)
+    setup, state = float64_setup(settings, total=10, per_epoch=2)
+    batch = _random_batch(settings)
     results = {count: one_step(setup, state, batch, count) for count in counts}
     first = results[counts[0]]
     largest = {

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hjepa_jax.config import Config, validation, view_sizes
+from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.parameter_matching import count_parameters
+from hjepa_jax.models.resnet import ResNetSection
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import is_single_cpu
 from hjepa_jax.training.prepare import prepare
@@ -53,28 +54,24 @@ class Hardware(NamedTuple):
     interconnect: float
 
 
-def abstract_batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(settings: Settings, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the views of a batch as shapes, split over the mesh."""
     return {
         name: jax.ShapeDtypeStruct(
-            (views, config.data.batch_size, size, size, 3),
+            (views, settings.data.batch_size, size, size, 3),
             jnp.uint8,
             sharding=sharding.batch_sharding(mesh, name),
         )
-        for name, (views, size) in view_sizes(config).items()
+        for name, (views, size) in view_sizes(settings.data).items()
     }
 
 
-def changed(config: Config, **fields: Any) -> Config:
+def changed(settings: Settings, **fields: Any) -> Settings:
     """Returns a copy with fields set, 'section__name' as in resnet__remat='blocks'."""
-    copy = validation.from_json(validation.to_json(config))
-    for path, value in fields.items():
-        section, _, name = path.partition("__")
-        copy[section][name] = value
-    return copy
+    return settings.replace({path.replace("__", "."): value for path, value in fields.items()})
 
 
-def step_cost(config: Config, mesh: Any) -> Cost:
+def step_cost(settings: Settings, mesh: Any) -> Cost:
     """Compiles the step of a configuration for `mesh` and returns its cost for each device.
 
     Raises:
@@ -87,14 +84,14 @@ def step_cost(config: Config, mesh: Any) -> Cost:
             "a second one (jax_num_cpu_devices)."
         )
     # Optimizing the machine code changes neither operations nor buffers.
-    run = prepare(changed(config, train__fast_compile=True), config.data.batch_size, mesh)
-    compiled = run.step.lower(run.abstract_state, abstract_batch(config, mesh)).compile()
+    run = prepare(changed(settings, train__fast_compile=True), settings.data.batch_size, mesh)
+    compiled = run.step.lower(run.abstract_state, abstract_batch(settings, mesh)).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     devices = mesh.devices.size
     # A ring all-reduce sends every byte twice: to reduce it, and to gather the sums.
-    passes = 3 if config.train.shard_optimizer else 2
+    passes = 3 if settings.train.shard_optimizer else 2
     gradient = 4 * count_parameters(run.abstract_state.params)
     return Cost(
         analysis["flops"],
@@ -124,16 +121,16 @@ def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str,
     }
 
 
-def options(config: Config, devices: int) -> dict[str, Config]:
+def options(settings: Settings, devices: int) -> dict[str, Settings]:
     """Returns the configuration as it is, and with each memory option that is still off."""
-    found = {"as configured": config}
-    if config.model.encoder == "resnet" and config.resnet.remat == "none":
-        found["resnet.remat=blocks"] = changed(config, resnet__remat="blocks")
-    count = 2 * config.train.accumulation
-    if config.data.batch_size % (devices * count) == 0:
-        found[f"train.accumulation={count}"] = changed(config, train__accumulation=count)
-    if devices > 1 and not config.train.shard_optimizer:
-        found["train.shard_optimizer=True"] = changed(config, train__shard_optimizer=True)
+    found = {"as configured": settings}
+    if settings.model.encoder == "resnet" and settings.section(ResNetSection).remat == "none":
+        found["resnet.remat=blocks"] = changed(settings, resnet__remat="blocks")
+    count = 2 * settings.train.accumulation
+    if settings.data.batch_size % (devices * count) == 0:
+        found[f"train.accumulation={count}"] = changed(settings, train__accumulation=count)
+    if devices > 1 and not settings.train.shard_optimizer:
+        found["train.shard_optimizer=True"] = changed(settings, train__shard_optimizer=True)
     return found
 
 
@@ -168,7 +165,7 @@ def check_positive(values: dict[str, float | None]) -> None:
             raise ConfigError(f"--{name} is {value}: it must be above 0.")
 
 
-def report(config: Config, devices: int, hardware: Hardware, efficiency: float) -> str:
+def report(settings: Settings, devices: int, hardware: Hardware, efficiency: float) -> str:
     """Returns the plan as text: the cost, the estimate, and a table of the memory options.
 
     Raises:
@@ -176,7 +173,7 @@ def report(config: Config, devices: int, hardware: Hardware, efficiency: float) 
     """
     mesh = sharding.data_mesh(jax.devices()[:devices])
     rows, first = [], None
-    for name, variant in options(config, devices).items():
+    for name, variant in options(settings, devices).items():
         cost = step_cost(variant, mesh)
         seconds = step_seconds(cost, hardware, efficiency)
         first = first or (cost, seconds)
@@ -184,21 +181,21 @@ def report(config: Config, devices: int, hardware: Hardware, efficiency: float) 
             f"| {name} | {cost.flops / 1e9:.3g} | {cost.bytes / 1e9:.3g} | "
             f"{cost.state / 2**20:.4g} | {cost.temporary / 2**20:.4g} | {cost.peak / 2**20:.4g} | "
             f"{cost.peak / first[0].peak - 1:+.0%} | {cost.reduced / 1e6:.3g} | "
-            f"{config.data.batch_size / seconds['step']:.0f} |"
+            f"{settings.data.batch_size / seconds['step']:.0f} |"
         )
     assert first is not None
     cost, seconds = first
     bound = "compute" if seconds["compute"] >= seconds["memory"] else "memory"
     return "\n".join(
         [
-            f"{devices} device(s), {config.data.batch_size} images per step; per device:",
+            f"{devices} device(s), {settings.data.batch_size} images per step; per device:",
             f"  {hardware.flops * efficiency / 1e12:.3g} TFLOP/s sustained, "
             f"{hardware.memory / 1e9:.3g} GB/s memory, "
             f"{hardware.interconnect / 1e9:.3g} GB/s interconnect",
             f"  {cost.flops / 1e9:.3g} GFLOP per step",
             f"  compute {seconds['compute']:.3g} s, memory {seconds['memory']:.3g} s, "
             f"communication {seconds['communication']:.3g} s: {bound}-bound",
-            f"expected: {config.data.batch_size / seconds['step']:.0f} images/s, "
+            f"expected: {settings.data.batch_size / seconds['step']:.0f} images/s, "
             f"{seconds['step']:.3g} s per step",
             "",
             "| per device | GFLOP | GB moved | state MiB | temporary MiB | peak MiB | saving "

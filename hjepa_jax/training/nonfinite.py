@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import math
-import operator
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.config import Config
+from hjepa_jax.config import Settings
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.methods.base import Method
 from hjepa_jax.runtime import distributed, sharding
@@ -58,12 +57,12 @@ def _worst_first(norms: dict[str, float]) -> list[str]:
 
 
 def failure_report(
-    config: Config, run: PreparedRun, state: TrainState, batch: Any
+    settings: Settings, run: PreparedRun, state: TrainState, batch: Any
 ) -> dict[str, Any]:
     """Recomputes the loss and gradient that failed, and says what they are made of.
 
     Args:
-      config: the run's configuration.
+      settings: the run's configuration.
       run: the prepared run.
       state: the state before the failed step.
       batch: the placed batch.
@@ -77,7 +76,7 @@ def failure_report(
     @functools.partial(
         jax.jit,
         out_shardings=sharding.replicated(run.mesh),
-        compiler_options=compiler_options(config),
+        compiler_options=compiler_options(settings.train),
     )
     def measure(state: TrainState, batch: Any) -> Any:
         loss = loss_and_gradient(run.setup, state, batch)
@@ -98,27 +97,27 @@ _PIXELS = ("data.mean", "data.std")
 _STATISTICS = ("q2", "p2", "z2", "z_mean2")
 
 
-def _named(config: Config, names: Iterable[str]) -> str:
+def _named(settings: Settings, names: Iterable[str]) -> str:
     """Returns the fields with their values, for a sentence."""
-    return ", ".join(f"config.{name} ({operator.attrgetter(name)(config)!r})" for name in names)
+    return ", ".join(f"config.{name} ({settings.value(name)!r})" for name in names)
 
 
 def diagnosis(
-    config: Config, method: Method, report: Mapping[str, Any], *, updated: bool
+    settings: Settings, method: Method, report: Mapping[str, Any], *, updated: bool
 ) -> tuple[str, str]:
     """Returns (what is not finite, what to look at) of a failure.
 
     Args:
-      config: the run's configuration.
+      settings: the run's configuration.
       method: knows the fields behind its terms and parameters.
       report: with 'not_finite', 'loss_terms' and 'gradient_norms'.
       updated: whether the parameters have been updated before; if not, it is no matter of how.
     """
     if report["not_finite"]:
         where = f"{report['not_finite'][0]} is not finite, although the loss and gradient were"
-        return where, _named(config, (f"train.{name}" for name in _OPTIMIZER))
+        return where, _named(settings, (f"train.{name}" for name in _OPTIMIZER))
     bad = [name for name, value in report["loss_terms"].items() if isinstance(value, str)]
-    rates = ("train.lr", "train.predictor_lr") if config.train.predictor_lr else ("train.lr",)
+    rates = ("train.lr", "train.predictor_lr") if settings.train.predictor_lr else ("train.lr",)
     learning = (*rates, "train.grad_clip") if updated else ()
     suspects = method.suspects()
     terms = [suspect for name, suspect in suspects.items() if name in bad]
@@ -137,7 +136,7 @@ def diagnosis(
         what = f"the gradient is not finite ({name})"
         part = name.partition("/")[0]
         fields = suspects[part].fields if part in suspects else _PIXELS
-    return what, _named(config, (*learning, *fields) or ("train.lr",))
+    return what, _named(settings, (*learning, *fields) or ("train.lr",))
 
 
 class NonFiniteGuard:
@@ -150,14 +149,14 @@ class NonFiniteGuard:
 
     def __init__(
         self,
-        config: Config,
+        settings: Settings,
         run: PreparedRun,
         workdir: pathlib.Path,
         load_batch: Callable[[int], Any],
         skipped: list[int],
     ):
         """Takes what a report needs; `load_batch` maps a number to its placed batch."""
-        self._config, self._run, self._workdir = config, run, workdir
+        self._settings, self._run, self._workdir = settings, run, workdir
         self._load_batch = load_batch
         self.skipped = skipped
         self._failed_step, self._in_a_row = -1, 0
@@ -175,7 +174,7 @@ class NonFiniteGuard:
         good = roll_back(state)
         step = int(good.step)
         number = step + len(self.skipped)
-        settings = self._config.train
+        settings = self._settings.train
         skip = settings.on_nonfinite == "skip"
         self.check_state(good, saved)
         advice = self._write_report(good, step, number, saved)
@@ -206,7 +205,7 @@ class NonFiniteGuard:
             return
         step = int(state.step)
         report = {"not_finite": names[:_LARGEST] or ["an array of another process"]}
-        what, fields = diagnosis(self._config, self._run.method, report, updated=True)
+        what, fields = diagnosis(self._settings, self._run.method, report, updated=True)
         self._write({"step": step, "action": "stop", "checkpoints": saved, **report})
         raise TrainingError(
             f"after step {step} {what}, so that it is not saved ({self._told(saved)}): change one "
@@ -219,10 +218,10 @@ class NonFiniteGuard:
 
     def _write_report(self, state: TrainState, step: int, number: int, saved: list[int]) -> str:
         """Writes what was found; returns what to do about it."""
-        found = failure_report(self._config, self._run, state, self._load_batch(number))
+        found = failure_report(self._settings, self._run, state, self._load_batch(number))
         updated = step > 0
         what, fields = diagnosis(
-            self._config, self._run.method, {"not_finite": [], **found}, updated=updated
+            self._settings, self._run.method, {"not_finite": [], **found}, updated=updated
         )
         why = "" if updated else "nothing was updated yet, so that it is not the learning rate; "
         advice = f"{why}{what}: see to {fields}"
@@ -231,7 +230,7 @@ class NonFiniteGuard:
                 "step": step,
                 "batch": number,
                 "epoch": number // self._run.method.steps_per_epoch,
-                "action": self._config.train.on_nonfinite,
+                "action": self._settings.train.on_nonfinite,
                 "skipped_before": list(self.skipped),
                 "checkpoints": saved,
                 "advice": advice,

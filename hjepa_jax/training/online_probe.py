@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hjepa_jax.config import Config
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.objectives.linear_probe import (
     ProbeParams,
     cross_entropy,
@@ -22,32 +22,32 @@ from hjepa_jax.objectives.linear_probe import (
 )
 
 
-def _optimizer(config: Config) -> optax.GradientTransformation:
-    settings = config.evaluation
+def _optimizer(settings: Evaluation) -> optax.GradientTransformation:
     # A constant rate: the features move until the end of the run.
     return optax.adamw(settings.probe_lr, weight_decay=settings.probe_weight_decay)
 
 
-def _evaluated_part(config: Config, z: jax.Array) -> jax.Array:
+def _evaluated_part(settings: Evaluation, split_qp: bool, z: jax.Array) -> jax.Array:
     """Returns what config.evaluation.state_part names of states [..., D]: q, p or all."""
-    part, half = config.evaluation.state_part, z.shape[-1] // 2
-    if part == "qp" or not config.model.split_qp:
+    part, half = settings.state_part, z.shape[-1] // 2
+    if part == "qp" or not split_qp:
         return z
     return z[..., :half] if part == "q" else z[..., half:]
 
 
 def init_online_probe(
-    config: Config, width: int, num_classes: int, key: jax.Array
+    settings: Evaluation, split_qp: bool, width: int, num_classes: int, key: jax.Array
 ) -> dict[str, Any]:
     """Returns {'params', 'opt_state'} of a new probe, float32.
 
     Args:
-      config: the configuration.
+      settings: the section `evaluation`.
+      split_qp: config.model.split_qp.
       width: D of the states z.
       num_classes: labels lie in 0..num_classes-1.
       key: typed PRNG key; kernel and bias are uniform(+-1/sqrt(features)).
     """
-    dim = _evaluated_part(config, jnp.zeros(width)).shape[0]
+    dim = _evaluated_part(settings, split_qp, jnp.zeros(width)).shape[0]
     bound = 1 / math.sqrt(dim)
     keys = jax.random.split(key)
     kernel, bias = (
@@ -55,16 +55,17 @@ def init_online_probe(
         for k, shape in zip(keys, ((dim, num_classes), (num_classes,)))
     )
     params = ProbeParams(jnp.ones(dim, jnp.float32), jnp.zeros(dim, jnp.float32), kernel, bias)
-    return {"params": params, "opt_state": _optimizer(config).init(params)}
+    return {"params": params, "opt_state": _optimizer(settings).init(params)}
 
 
 def update_online_probe(
-    config: Config, probe: dict[str, Any], z: jax.Array, labels: jax.Array
+    settings: Evaluation, split_qp: bool, probe: dict[str, Any], z: jax.Array, labels: jax.Array
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """Trains the probe on one batch.
 
     Args:
-      config: the configuration.
+      settings: the section `evaluation`.
+      split_qp: config.model.split_qp.
       probe: {'params', 'opt_state'}.
       z: [V, B, D], the step's states.
       labels: int [B]; -1 = no label: such an image does not count.
@@ -76,7 +77,7 @@ def update_online_probe(
     """
     # On accelerators XLA might fuse the probe into the encoder, and round that in another way.
     detached = jax.lax.optimization_barrier(jax.lax.stop_gradient(z))
-    features = _evaluated_part(config, detached.astype(jnp.float32))
+    features = _evaluated_part(settings, split_qp, detached.astype(jnp.float32))
     truth = jnp.broadcast_to(jnp.maximum(labels, 0), features.shape[:-1])
     counts = jnp.broadcast_to(labels >= 0, truth.shape)
     number = jnp.sum(counts)
@@ -89,7 +90,7 @@ def update_online_probe(
         return mean(cross_entropy(logits, truth)), mean(jnp.argmax(logits, axis=-1) == truth)
 
     (value, top1), gradient = jax.value_and_grad(loss, has_aux=True)(probe["params"])
-    updates, opt_state = _optimizer(config).update(gradient, probe["opt_state"], probe["params"])
+    updates, opt_state = _optimizer(settings).update(gradient, probe["opt_state"], probe["params"])
     trained = {"params": optax.apply_updates(probe["params"], updates), "opt_state": opt_state}
     # Momentum and decay would move it without a label, too.
     kept = jax.tree.map(lambda new, old: jnp.where(number > 0, new, old), trained, probe)

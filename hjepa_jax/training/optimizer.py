@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hjepa_jax.config import Config
+from hjepa_jax.config.training import Train
 from hjepa_jax.methods.base import Method, Rate
 from hjepa_jax.methods.clipping import clip_by_global_norm
 
@@ -37,9 +37,8 @@ def warmup_cosine(
     return schedule
 
 
-def learning_rates(config: Config, method: Method, *, total_steps: int) -> dict[str, Schedule]:
+def learning_rates(train: Train, method: Method, *, total_steps: int) -> dict[str, Schedule]:
     """Returns the schedule of each parameter group: MAIN and the method's own."""
-    train = config.train
     rates = {MAIN: Rate(train.lr, train.lr * train.min_lr_ratio), **method.learning_rates()}
     return {
         group: warmup_cosine(
@@ -54,10 +53,9 @@ def learning_rates(config: Config, method: Method, *, total_steps: int) -> dict[
 
 
 def make_optimizer(
-    config: Config, method: Method, rates: dict[str, Schedule]
+    train: Train, method: Method, rates: dict[str, Schedule]
 ) -> optax.GradientTransformation:
     """Returns AdamW with a learning rate for each group."""
-    train = config.train
 
     def groups(params: Any) -> Any:
         return {

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hjepa_jax.config import Config, steps_per_epoch, total_steps
+from hjepa_jax.config import Settings, steps_per_epoch, total_steps
+from hjepa_jax.config.training import Train
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.base import Method
 from hjepa_jax.models.base import Encoder
@@ -26,9 +27,9 @@ UNOPTIMIZED: Any = {
 }
 
 
-def compiler_options(config: Config) -> Any:
+def compiler_options(train: Train) -> Any:
     """Returns the options that the train step, and what must agree with it, compile with."""
-    return UNOPTIMIZED if config.train.fast_compile else None
+    return UNOPTIMIZED if train.fast_compile else None
 
 
 class PreparedRun(NamedTuple):
@@ -43,9 +44,9 @@ class PreparedRun(NamedTuple):
     abstract_state: Any
 
     @property
-    def config(self) -> Config:
+    def settings(self) -> Settings:
         """The run's configuration."""
-        return self.setup.config
+        return self.setup.settings
 
     @property
     def encoder(self) -> Encoder:
@@ -59,12 +60,12 @@ class PreparedRun(NamedTuple):
 
 
 def prepare(
-    config: Config, num_images: int, mesh: Any, num_classes: int | None = None
+    settings: Settings, num_images: int, mesh: Any, num_classes: int | None = None
 ) -> PreparedRun:
     """Builds modules, optimizer, and the jitted, donated init and step functions.
 
     Args:
-      config: a validated configuration.
+      settings: the run's settings.
       num_images: of the training split; what an epoch is follows from it.
       mesh: of `sharding.data_mesh`.
       num_classes: of the training labels; None = the state has no online probe.
@@ -73,31 +74,33 @@ def prepare(
       ConfigError: if the batch does not split over the devices or exceeds the data set.
     """
     sentence = sharding.divisibility_error(
-        config.data.batch_size,
+        settings.data.batch_size,
         mesh,
         "config.data.batch_size",
-        accumulation=config.train.accumulation,
+        accumulation=settings.train.accumulation,
     )
     if sentence:
         raise ConfigError(sentence)
-    if config.data.batch_size > num_images:
+    if settings.data.batch_size > num_images:
         raise ConfigError(
-            f"config.data.batch_size is {config.data.batch_size} but the training split has only "
+            f"config.data.batch_size is {settings.data.batch_size} but the training split has only "
             f"{num_images} images: set it to {num_images} or less."
         )
-    epoch_steps = steps_per_epoch(num_images, config.data.batch_size)
-    num_steps = total_steps(config, num_images)
-    groups = mesh.devices.size if config.model.batch_norm == "local" else 1
+    epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
+    num_steps = total_steps(settings.train, epoch_steps)
+    groups = mesh.devices.size if settings.model.batch_norm == "local" else 1
     setup = build_setup(
-        config, total_steps=num_steps, steps_per_epoch=epoch_steps, norm_groups=groups
+        settings, total_steps=num_steps, steps_per_epoch=epoch_steps, norm_groups=groups
     )
-    if config.train.shard_optimizer:
+    if settings.train.shard_optimizer:
         setup = dataclasses.replace(setup, optimizer=sharded_optimizer(setup.optimizer, mesh))
     init = functools.partial(init_state, setup, num_classes)
-    key = jax.random.key(config.seed)
+    key = jax.random.key(settings.seed)
     everywhere = sharding.replicated(mesh)
     shapes = jax.eval_shape(init, key)
-    placement = sharding.state_shardings(mesh, shapes, shard_optimizer=config.train.shard_optimizer)
+    placement = sharding.state_shardings(
+        mesh, shapes, shard_optimizer=settings.train.shard_optimizer
+    )
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -107,7 +110,7 @@ def prepare(
         functools.partial(train_step, setup),
         donate_argnums=0,
         out_shardings=(placement, everywhere),
-        compiler_options=compiler_options(config),
+        compiler_options=compiler_options(settings.train),
     )
 
     def initialize() -> TrainState:
@@ -121,7 +124,7 @@ def prepare(
 
 def frozen_encoder(setup: StepSetup, variables: Any, images: jax.Array) -> Any:
     """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], by running statistics."""
-    data, encoder = setup.config.data, setup.encoder
+    data, encoder = setup.settings.data, setup.encoder
     inputs = normalize(images, data.mean, data.std, encoder.dtype)
     return encoder.apply(variables, inputs, train=False)
 

@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hjepa_jax.config import Config, may_change_on_resume, validation
+from hjepa_jax.config import Settings, may_change_on_resume
+from hjepa_jax.config.files import differences
+from hjepa_jax.config.training import Checkpoint
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.runtime import distributed
@@ -20,26 +22,26 @@ from hjepa_jax.training.state import TrainState
 KNN = "online/knn_"
 
 
-def data_identity(config: Config, source: ImageSource) -> dict[str, Any]:
+def data_identity(settings: Settings, source: ImageSource) -> dict[str, Any]:
     """Returns what the batches' numbers count in; it reads all of the source, so once a run."""
     return {
-        "seed": config.seed,
+        "seed": settings.seed,
         "num_images": len(source),
-        "batch_size": config.data.batch_size,
+        "batch_size": settings.data.batch_size,
         "fingerprint": source.fingerprint(),
     }
 
 
-def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) -> None:
+def check_same_run(saved: dict[str, Any], settings: Settings, folder: pathlib.Path) -> None:
     """Refuses to continue a run under another configuration, naming the fields that differ.
 
     Raises:
       CheckpointError: if a field that changes the state or the batches differs.
     """
-    differing = validation.differences(
+    differing = differences(
         config_in(saved, folder),
-        config,
-        lambda name: not may_change_on_resume(name, config),
+        settings,
+        lambda name: not may_change_on_resume(name, settings),
     )
     if differing:
         raise CheckpointError(
@@ -49,7 +51,7 @@ def check_same_run(saved: dict[str, Any], config: Config, folder: pathlib.Path) 
 
 
 def restore_or_init(
-    run: PreparedRun, checkpointer: Checkpointer, config: Config, identity: Mapping[str, Any]
+    run: PreparedRun, checkpointer: Checkpointer, settings: Settings, identity: Mapping[str, Any]
 ) -> tuple[TrainState, list[int]]:
     """Returns the newest checkpoint's state, or a new one, and the batches skipped before it.
 
@@ -61,10 +63,10 @@ def restore_or_init(
         here, f"give all of them the same data and a --workdir that all see ({checkpointer.folder})"
     )
     if not checkpointer.steps():
-        return initial_state(config, run), []
+        return initial_state(settings, run), []
     state, meta = checkpointer.restore(run.abstract_state)
     check_finite(state, checkpointer.folder)
-    check_same_run(meta, config, checkpointer.folder)
+    check_same_run(meta, settings, checkpointer.folder)
     skipped = meta["data"].get("skipped", [])
     here = {"step": int(state.step), "skipped": skipped, **identity}
     if {"skipped": [], **meta["data"]} != here:
@@ -75,9 +77,8 @@ def restore_or_init(
     return state, list(skipped)
 
 
-def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
+def open_checkpoints(settings: Checkpoint, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a workdir for saving."""
-    settings = config.checkpoint
     return Checkpointer(
         workdir / "checkpoints",
         keep_last=settings.keep_last,
@@ -88,15 +89,15 @@ def open_checkpoints(config: Config, workdir: pathlib.Path) -> Checkpointer:
 
 
 def ranking(
-    config: Config, metrics: Mapping[str, Any], scores: Mapping[str, float]
+    settings: Checkpoint, metrics: Mapping[str, Any], scores: Mapping[str, float]
 ) -> dict[str, float]:
     """Returns the metric that a checkpoint is ranked by; {} where none is, or it is not due.
 
     Raises:
       ConfigError: if config.checkpoint.best_metric is no metric of this run.
     """
-    name = config.checkpoint.best_metric
-    if not config.checkpoint.keep_best:
+    name = settings.best_metric
+    if not settings.keep_best:
         return {}
     if name.startswith(KNN):
         return {name: scores[name]} if name in scores else {}
@@ -111,7 +112,7 @@ def ranking(
 
 
 def save(
-    config: Config,
+    settings: Settings,
     identity: Mapping[str, Any],
     skipped: list[int],
     state: TrainState,
@@ -121,7 +122,7 @@ def save(
     """Starts saving the state with its data position and configuration."""
     step = int(state.step)
     meta = {
-        "config": validation.to_json(config),
+        "config": settings.to_json(),
         "data": {"step": step, "skipped": list(skipped), **identity},
     }
     to.save(step, state, meta, metrics)

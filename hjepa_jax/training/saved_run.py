@@ -11,8 +11,11 @@ from typing import Any
 
 import jax
 
-from hjepa_jax.config import Config, may_change_on_resume, validation
+from hjepa_jax.config import Settings, may_change_on_resume
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.files import differences, from_json, read
 from hjepa_jax.config.parts import ENCODERS, section_prefixes
+from hjepa_jax.config.training import Checkpoint
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -30,15 +33,15 @@ _ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
 PARTS = ("step", "params", "batch_stats")
 
 
-def saved_config(workdir: pathlib.Path) -> Config:
-    """Reads the configuration that a run saved.
+def saved_config(workdir: pathlib.Path) -> Settings:
+    """Reads the settings that a run saved.
 
     Raises:
       CheckpointError: if the workdir has none or it cannot be read.
     """
     path = workdir / "config.json"
     try:
-        return validation.read(path)
+        return typed(read(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: is {workdir} a run's workdir?") from None
     except (OSError, ValueError, TypeError) as error:
@@ -60,7 +63,7 @@ def check_replaceable(workdir: pathlib.Path) -> None:
             )
 
 
-def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Config:
+def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Settings:
     """Returns the configuration in the `meta` of a checkpoint.
 
     Raises:
@@ -72,7 +75,7 @@ def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Config:
             "choose another --workdir."
         )
     try:
-        return validation.from_json(meta["config"], folder, field="config")
+        return typed(from_json(meta["config"], folder, field="config"))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"the configuration in the checkpoint of {folder} cannot be read: {first_line(error)}"
@@ -80,12 +83,12 @@ def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Config:
 
 
 def check_encoder(
-    config: Config, saved: Config, workdir: pathlib.Path, more: tuple[str, ...] = ()
+    settings: Settings, saved: Settings, workdir: pathlib.Path, more: tuple[str, ...] = ()
 ) -> None:
     """Refuses a configuration whose encoder is not the checkpoint's, naming the fields.
 
     Args:
-      config: the configuration in use.
+      settings: those in use.
       saved: the run's.
       workdir: the run's, for the message.
       more: beginnings of further fields that must agree.
@@ -93,8 +96,8 @@ def check_encoder(
     Raises:
       CheckpointError: if a field of the encoder, or one of `more`, differs.
     """
-    fields = (*_ENCODER_FIELDS, *section_prefixes(ENCODERS, config.model.encoder), *more)
-    differing = validation.differences(saved, config, lambda name: name.startswith(fields))
+    fields = (*_ENCODER_FIELDS, *section_prefixes(ENCODERS, settings.model.encoder), *more)
+    differing = differences(saved, settings, lambda name: name.startswith(fields))
     if differing:
         raise CheckpointError(
             f"the run in {workdir} is another one: {', '.join(differing)}. Give the values that it "
@@ -108,14 +111,13 @@ def check_has_checkpoints(workdir: pathlib.Path) -> None:
         raise CheckpointError(f"{workdir} holds no checkpoints: train first, with --mode=train.")
 
 
-def open_saved(config: Config, workdir: pathlib.Path) -> Checkpointer:
+def open_saved(settings: Checkpoint, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a finished or running run, for reading.
 
     Raises:
       CheckpointError: if there is no such folder.
     """
     check_has_checkpoints(workdir)
-    settings = config.checkpoint
     return Checkpointer(
         workdir / "checkpoints",
         best_metric=settings.best_metric,
@@ -181,7 +183,7 @@ def restore_parts(
 def _check_agrees(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """Refuses a `config.json` that says of the training what its checkpoint, checked, does not."""
     here = saved_config(workdir)
-    differing = validation.differences(
+    differing = differences(
         config_in(meta, workdir), here, lambda name: not may_change_on_resume(name, here)
     )
     if differing:
@@ -206,7 +208,7 @@ def check_finite(state: Any, folder: pathlib.Path) -> None:
         )
 
 
-def initial_state(config: Config, run: PreparedRun) -> TrainState:
+def initial_state(settings: Settings, run: PreparedRun) -> TrainState:
     """Returns a new state; with `train.init_from`, parameters and statistics are another run's.
 
     Those of a projector or predictor of another shape stay random; the encoder must fit.
@@ -214,15 +216,15 @@ def initial_state(config: Config, run: PreparedRun) -> TrainState:
     Raises:
       CheckpointError: if that run has no readable checkpoint, or another encoder.
     """
-    if config.train.init_from is None:
+    if settings.train.init_from is None:
         return run.init()
-    workdir = local_path(config.train.init_from, "config.train.init_from")
+    workdir = local_path(settings.train.init_from, "config.train.init_from")
     saved = saved_config(workdir)
-    check_encoder(config, saved, workdir)
+    check_encoder(settings, saved, workdir)
     # Neither changes a parameter, but both may not fit this run's devices and data.
-    saved.data.batch_size = config.data.batch_size
-    there = prepare(saved, config.data.batch_size, run.mesh)
-    checkpointer = open_saved(saved, workdir)
+    saved = saved.replace({"data.batch_size": settings.data.batch_size})
+    there = prepare(saved, settings.data.batch_size, run.mesh)
+    checkpointer = open_saved(saved.checkpoint, workdir)
     found, _ = restore_parts(checkpointer, there, None)
     checkpointer.close()
     check_finite(found, checkpointer.folder)

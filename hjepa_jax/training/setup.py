@@ -9,8 +9,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 import optax
 
-from hjepa_jax.config import Config, Settings
-from hjepa_jax.config.checks import typed
+from hjepa_jax.config import Settings
 from hjepa_jax.config.parts import ENCODERS, METHODS, load_subclass
 from hjepa_jax.methods.base import Method
 from hjepa_jax.models.base import Encoder, StateShape
@@ -23,14 +22,14 @@ class StepSetup:
     """All that a train step needs beside its arguments; built once from the configuration.
 
     Attributes:
-      config: the run's configuration.
+      settings: the run's settings.
       encoder, projector: Flax modules; the loss sees the projector's output.
       method: the loss, and what is trained beside the encoder.
       optimizer: of encoder, projector and the method's parts.
       rates: the learning rate of each parameter group.
     """
 
-    config: Config
+    settings: Settings
     encoder: Encoder
     projector: Projector
     method: Method
@@ -38,35 +37,34 @@ class StepSetup:
     rates: dict[str, Schedule]
 
 
-def build_encoder(config: Config, *, dtype: Any = None, norm_groups: int = 1) -> Encoder:
+def build_encoder(settings: Settings, *, dtype: Any = None, norm_groups: int = 1) -> Encoder:
     """Returns the encoder of a configuration; arguments as `build_setup`.
 
     Raises:
       ConfigError: if there is no such encoder.
     """
-    settings = typed(config)
     kind = load_subclass(ENCODERS, settings.model.encoder, Encoder, "encoder")
     numbers = jnp.dtype(settings.model.compute_dtype) if dtype is None else dtype
     return kind.build(settings, numbers, norm_groups)
 
 
-def build_method(config: Config, steps_per_epoch: int) -> Method:
+def build_method(settings: Settings, steps_per_epoch: int) -> Method:
     """Returns the method of a configuration.
 
     Args:
-      config: a validated configuration.
+      settings: the run's settings.
       steps_per_epoch: of the training.
     """
-    shape = build_encoder(config).shape(config.data.image_size)
-    if config.model.projector != "identity":
-        shape = StateShape(config.model.projector_dim)
-    kind = load_subclass(METHODS, config.method, Method, "method")
+    shape = build_encoder(settings).shape(settings.data.image_size)
+    if settings.model.projector != "identity":
+        shape = StateShape(settings.model.projector_dim)
+    kind = load_subclass(METHODS, settings.method, Method, "method")
     build = cast(Callable[[Settings, StateShape, int], Method], kind)
-    return build(typed(config), shape, steps_per_epoch)
+    return build(settings, shape, steps_per_epoch)
 
 
 def build_setup(
-    config: Config,
+    settings: Settings,
     *,
     total_steps: int,
     steps_per_epoch: int,
@@ -76,15 +74,15 @@ def build_setup(
     """Returns the modules, the method and the optimizer of a configuration.
 
     Args:
-      config: a validated configuration.
+      settings: the run's settings.
       total_steps: of the training, for the schedules.
       steps_per_epoch: of the training.
       dtype: overrides config.model.compute_dtype (float64 in numerical checks).
       norm_groups: parts of a batch with statistics of their own: the number of devices with
         config.model.batch_norm='local', else 1.
     """
-    model = config.model
-    encoder = build_encoder(config, dtype=dtype, norm_groups=norm_groups)
+    model = settings.model
+    encoder = build_encoder(settings, dtype=dtype, norm_groups=norm_groups)
     projector = Projector(
         kind=model.projector,
         hidden_dim=model.projector_hidden,
@@ -92,7 +90,7 @@ def build_setup(
         dtype=encoder.dtype,
         norm_groups=norm_groups,
     )
-    method = build_method(config, steps_per_epoch)
-    rates = learning_rates(config, method, total_steps=total_steps)
-    optimizer = make_optimizer(config, method, rates)
-    return StepSetup(config, encoder, projector, method, optimizer, rates)
+    method = build_method(settings, steps_per_epoch)
+    rates = learning_rates(settings.train, method, total_steps=total_steps)
+    optimizer = make_optimizer(settings.train, method, rates)
+    return StepSetup(settings, encoder, projector, method, optimizer, rates)

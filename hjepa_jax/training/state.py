@@ -46,9 +46,9 @@ def init_state(setup: StepSetup, num_classes: int | None, key: jax.Array) -> Tra
       num_classes: of the labels, for the online probe; None = without it.
       key: a typed PRNG key, from which parameters and the training stream derive.
     """
-    config, encoder, projector = setup.config, setup.encoder, setup.projector
+    settings, encoder, projector = setup.settings, setup.encoder, setup.projector
     encoder_key, projector_key, method_key, stream = jax.random.split(key, 4)
-    size = config.data.image_size
+    size = settings.data.image_size
     images = jnp.zeros((2, size, size, 3), encoder.dtype)
     variables = encoder.init(encoder_key, images, train=False)
     encoded = jax.eval_shape(lambda v: encoder.apply(v, images, train=False), variables)
@@ -59,9 +59,13 @@ def init_state(setup: StepSetup, num_classes: int | None, key: jax.Array) -> Tra
     params |= setup.method.init(method_key, jnp.zeros(z.shape, z.dtype))
     stats = {part: tree["batch_stats"] for part, tree in parts.items() if tree.get("batch_stats")}
     probe = {}
-    if config.evaluation.online_probe and num_classes is not None:
+    if settings.evaluation.online_probe and num_classes is not None:
         probe = init_online_probe(
-            config, encoded.shape[-1], num_classes, jax.random.fold_in(key, 4)
+            settings.evaluation,
+            settings.model.split_qp,
+            encoded.shape[-1],
+            num_classes,
+            jax.random.fold_in(key, 4),
         )
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -41,11 +41,11 @@ def encode_views(
     Returns:
       (z [V, B, D] in float32 or float64, new batch statistics).
     """
-    batch = augment_batch(batch, setup.config.data)
+    batch = augment_batch(batch, setup.settings.data)
     views = [batch[name] for name in ("global_views", "local_views") if name in batch]
     if len(views) == 2 and views[0].shape[2:] == views[1].shape[2:]:
         views = [jnp.concatenate(views)]
-    data = setup.config.data
+    data = setup.settings.data
     states = []
     for group in views:
         num_views, num_images = group.shape[:2]
@@ -116,7 +116,7 @@ def loss_and_gradient(
         total, extras = loss_of_states(params, z)
         return total, (stats, extras, jax.lax.stop_gradient(z))
 
-    count = setup.config.train.accumulation
+    count = setup.settings.train.accumulation
     if count == 1:
         (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         stats, (metrics, drawn), z = rest
@@ -150,7 +150,10 @@ def train_step(
     step = loss_and_gradient(setup, state, batch, randomness)
     new, metrics = apply_gradient(setup, state, step)
     if state.probe:
-        probe, scores = update_online_probe(setup.config, state.probe, step.z, batch["label"])
+        settings = setup.settings
+        probe, scores = update_online_probe(
+            settings.evaluation, settings.model.split_qp, state.probe, step.z, batch["label"]
+        )
         good = new.failed_step < 0
         kept = jax.tree.map(
             lambda after, before: jnp.where(good, after, before), probe, state.probe

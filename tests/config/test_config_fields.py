@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from configs import cifar100, quickstart
-from hjepa_jax.config import base_config, may_change_on_resume, rows, validation
+from hjepa_jax.config import base_config, files, may_change_on_resume, resolve, rows
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.settings import schema
+from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.probe import ProbeSettings
@@ -100,12 +103,12 @@ def test_lists_and_whole_numbers_are_taken_as_meant() -> None:
     config = base_config()
     config.data.global_scale = [0.5, 1]
     config.train.lr = 1
-    validation.validate(config)
-    assert validation.from_json(validation.to_json(config)).data.global_scale == (0.5, 1.0)
+    resolve(config)
+    assert files.from_json(typed(config).to_json()).data.global_scale == (0.5, 1.0)
     with pytest.raises(ConfigError, match=r"config\.train is 3, but it is a section"):
-        validation.merge(base_config(), {"train": 3})
+        files.merge(base_config(), {"train": 3})
     with pytest.raises(ConfigError, match="cannot be read"):
-        validation.from_json("{")
+        files.from_json("{")
 
 
 def changed(config, **fields):
@@ -179,7 +182,7 @@ def changed(config, **fields):
 def test_fields_that_make_nonsense_together_are_one_sentence(variant, fields, words) -> None:
     config = changed(cifar100.get_config(variant), **fields)
     with pytest.raises(ConfigError, match=words) as caught:
-        validation.validate(config)
+        resolve(config)
     assert "\n" not in str(caught.value)
 
 
@@ -205,21 +208,21 @@ def test_fields_that_make_nonsense_together_are_one_sentence(variant, fields, wo
     ],
 )
 def test_what_is_unusual_but_sensible_is_allowed(variant, fields) -> None:
-    validation.validate(changed(cifar100.get_config(variant), **fields))
+    resolve(changed(cifar100.get_config(variant), **fields))
 
 
 def test_a_run_cut_short_may_still_be_evaluated() -> None:
     config = changed(cifar100.get_config(), train__epochs=3)
-    validation.validate(config, training=False)
+    resolve(config, training=False)
 
 
 def test_what_a_resume_may_change() -> None:
     config = quickstart.get_config()
-    free = {path for path in rows() if may_change_on_resume(path, config)}
+    free = {path for path in rows() if may_change_on_resume(path, typed(config))}
     assert free >= {"data.cache_mb", "data.root", "evaluation.state_part", "log.every_steps"}
     assert not free & {"seed", "train.lr", "train.epochs", "data.batch_size", "resnet.width"}
     config.evaluation.online_probe = True
-    assert free - {path for path in rows() if may_change_on_resume(path, config)} == {
+    assert free - {path for path in rows() if may_change_on_resume(path, typed(config))} == {
         f"evaluation.{name}"
         for name in ("online_probe", "state_part", "probe_lr", "probe_weight_decay")
     }
@@ -242,7 +245,7 @@ def test_what_a_resume_may_change() -> None:
     ],
 )
 def test_suggestions_know_the_fields_words(asked, meant) -> None:
-    assert (validation.unknown_field(asked) or "").endswith(f"did you mean config.{meant}?")
+    assert (unknown_field(schema(), asked) or "").endswith(f"did you mean config.{meant}?")
 
 
 @pytest.mark.parametrize(
@@ -277,8 +280,8 @@ def test_settings_of_the_probe_have_the_same_defaults() -> None:
 def test_an_unknown_data_set_is_named_with_the_nearest() -> None:
     config = changed(cifar100.get_config(), data__name="cifar-100")
     with pytest.raises(ConfigError, match=r"'cifar-100', which is none of .*'cifar100'"):
-        validation.validate(config)
-    validation.validate(changed(cifar100.get_config(), data__name="tfds:stl10"))
+        resolve(config)
+    resolve(changed(cifar100.get_config(), data__name="tfds:stl10"))
 
 
 PUBLISHED = {

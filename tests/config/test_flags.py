@@ -6,7 +6,8 @@ import sys
 import pytest
 from absl import flags
 
-from hjepa_jax.config import base_config, validation
+from hjepa_jax.config import base_config, files
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.flags import (
     define_config,
     load_config,
@@ -62,7 +63,7 @@ def parse(*arguments: str):
     ],
 )
 def test_overrides_mean_what_they_say(arguments, path, expected) -> None:
-    found = dict(validation.flatten(parse(QUICKSTART, *arguments)))[path]
+    found = dict(files.flatten(parse(QUICKSTART, *arguments)))[path]
     assert found == expected
     assert type(found) is type(expected)
 
@@ -169,7 +170,7 @@ def test_an_override_needs_a_configuration() -> None:
 
 def test_a_saved_configuration_is_read_and_checked(tmp_path) -> None:
     saved = load_config("configs/cifar100.py:ham_chain-smoke")
-    validation.save(saved, tmp_path)
+    files.save(typed(saved), tmp_path)
     file = tmp_path / "config.json"
     assert load_config(str(file)) == saved
     assert parse(f"--config={file}", "--config.seed=9").seed == 9
@@ -192,7 +193,7 @@ def test_a_saved_configuration_is_read_and_checked(tmp_path) -> None:
         file.write_text(damaged)
         with pytest.raises(UserError, match=words):
             load_config(str(file))
-    assert validation.from_json(json.dumps(values)) == saved
+    assert files.from_json(json.dumps(values)) == saved
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hjepa_jax.config import validation
+from hjepa_jax.config import resolve
 from hjepa_jax.errors import ConfigError, TrainingError
 from hjepa_jax.tools.fuzz import harness, settings
 
@@ -14,7 +14,7 @@ def test_validation_of_odd_settings_ends_in_sentences() -> None:
     for number in range(200):
         _, config, _ = settings.draw(random.Random(f"7/{number}"))
         try:
-            validation.validate(config)
+            resolve(config)
         except ConfigError as error:
             refused += 1
             lines += str(error).splitlines()

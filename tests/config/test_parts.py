@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from hjepa_jax.config import base_config, parts, resolve, settings
-from hjepa_jax.config.files import from_json, to_json
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.files import from_json
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.errors import ConfigError, UserError
 
@@ -72,7 +73,7 @@ def test_the_command_line_takes_the_fields_in_any_order(part_first) -> None:
 def test_json_brings_the_section_back() -> None:
     config = base_config(source=PART)
     config.own.strength = 2.0
-    assert own_of(resolve(from_json(to_json(config)))).strength == 2.0
+    assert own_of(resolve(from_json(typed(config).to_json()))).strength == 2.0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from configs import cifar100, imagenet100, quickstart
-from hjepa_jax.config import base_config, resolve, rows, total_steps, validation
+from hjepa_jax.config import base_config, files, resolve, rows, total_steps
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.settings import schema
 from hjepa_jax.config.unknown import RENAMED, unknown_field
 from hjepa_jax.errors import ConfigError
@@ -24,8 +25,8 @@ ALL = [
 @pytest.mark.parametrize(("module", "variant"), ALL)
 def test_every_config_is_valid_and_survives_json(module, variant) -> None:
     config = module.get_config(variant)
-    validation.validate(config)
-    assert validation.from_json(validation.to_json(config)) == config
+    resolve(config)
+    assert files.from_json(typed(config).to_json()) == config
 
 
 def test_default_variant_is_hjepa() -> None:
@@ -109,7 +110,7 @@ def _changed(**fields):
 def test_problems_are_one_clear_sentence(fields, words) -> None:
     config = _changed(**fields)
     with pytest.raises(ConfigError) as caught:
-        validation.validate(config)
+        resolve(config)
     lines = str(caught.value).splitlines()
     assert len(lines) == 1, lines
     for word in words:
@@ -125,9 +126,9 @@ def test_unknown_variant_names_the_nearest() -> None:
 
 def test_steps_of_a_run() -> None:
     config = cifar100.get_config()
-    assert total_steps(config, 50_000) == 30 * 97
+    assert total_steps(resolve(config).train, 97) == 30 * 97
     config.train.max_steps = 5
-    assert total_steps(config, 50_000) == 5
+    assert total_steps(resolve(config).train, 97) == 5
 
 
 def test_optional_fields_take_none_and_keep_their_type() -> None:
@@ -169,7 +170,7 @@ def test_every_field_is_documented_and_used() -> None:
 )
 def test_a_field_of_an_older_version_gets_one_clear_sentence(values, sentence) -> None:
     with pytest.raises(ConfigError) as caught:
-        validation.merge(base_config(), values)
+        files.merge(base_config(), values)
     assert str(caught.value) == f"{sentence}: use the new name."
 
 
@@ -189,7 +190,7 @@ def test_old_objectives_and_spectra_are_named_by_their_successors() -> None:
 
 def test_a_configuration_of_version_0_1_is_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^it was written by hjepa_jax 0\.1, whose runs [^\n]*$"):
-        validation.from_json('{"objective": "sigreg", "spectral": {"kind": "diag"}, "seed": 3}')
+        files.from_json('{"objective": "sigreg", "spectral": {"kind": "diag"}, "seed": 3}')
 
 
 def test_old_names_are_gone_and_new_ones_exist() -> None:
@@ -200,4 +201,4 @@ def test_old_names_are_gone_and_new_ones_exist() -> None:
 @pytest.mark.parametrize("variant", ["hjepa", "sigreg", "smoke"])
 def test_settings_are_written_as_the_configuration_is(variant):
     config = cifar100.get_config(variant)
-    assert resolve(config).to_json() == validation.to_json(config)
+    assert resolve(config).to_json() == typed(config).to_json()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_files import cifar_files, data_config, encode, photo, write_folder
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data import pipeline
 from hjepa_jax.data.sources import shards, splits
 from hjepa_jax.data.sources.base import ArraySource, ImageSource
@@ -67,7 +68,7 @@ def of_cifar(labels):
             contents[f"data_batch_{number + 1}"] = content
         for name, content in contents.items():
             (folder / name).write_bytes(content)
-        return open_source(data_config(name="cifar10", root=str(folder)), "train")
+        return open_source(typed(data_config(name="cifar10", root=str(folder))), "train")
 
     return make
 
@@ -103,7 +104,7 @@ def of_tfds(labels):
                     yield number, {"image": encode(photo(number), "PNG")} | one
 
         Partly(data_dir=folder, file_format="array_record").download_and_prepare()
-        return open_source(data_config(name="tfds:partly", root=str(folder)), "train")
+        return open_source(typed(data_config(name="tfds:partly", root=str(folder))), "train")
 
     return make
 
@@ -145,10 +146,10 @@ def test_missing_labels_are_minus_one_and_no_class(case, tmp_path) -> None:
     assert len(source.class_names) == len(names)
     assert pickle.loads(pickle.dumps(source)).labels().tolist() == got
     config = data_config(batch_size=2, image_size=16)
-    with pipeline.train_batches(config, source, num_steps=1) as stream:
+    with pipeline.train_batches(typed(config), source, num_steps=1) as stream:
         (batch,) = stream
     assert batch["label"].tolist() == [got[index] for index in batch["index"]]
-    with pipeline.eval_batches(config, source, len(source)) as stream:
+    with pipeline.eval_batches(typed(config), source, len(source)) as stream:
         (batch,) = stream
     assert batch["label"].tolist() == got
     assert batch["mask"].all()
@@ -167,7 +168,7 @@ def test_labels_below_minus_one_are_refused(tmp_path) -> None:
 def opened(root: pathlib.Path, train: str = "train", test: str = "test"):
     names = {"train_split": train, "test_split": test}
     config = data_config(name="folder", root=str(root), **names)
-    return open_source(config, train), open_source(config, test)
+    return open_source(typed(config), train), open_source(typed(config), test)
 
 
 def classes_of(source: ImageSource) -> list[str]:
@@ -248,7 +249,7 @@ def test_three_splits_are_numbered_and_prepared_together(tmp_path) -> None:
     write_folder(tmp_path / "images", counts)
     config = data_config(name="folder", root=str(tmp_path / "images"))
     for split in counts:
-        source = open_source(config, split, list(counts))
+        source = open_source(typed(config), split, list(counts))
         assert source.class_names == ("b", "c", "a", "d")
         shards.write_shards(source, split, tmp_path / "shards")
     assert classes_of(open_root(str(tmp_path / "shards"), "val", 0)) == ["a", "c"]
@@ -265,7 +266,7 @@ def test_exported_features_have_the_same_numbers_in_every_split(tmp_path) -> Non
     write_folder(tmp_path / "data", {"train": {"cat": 2, "dog": 2}, "test": {"dog": 3}})
     config = data_config(name="folder", root=str(tmp_path / "data"), image_size=16)
     run = types.SimpleNamespace(
-        config=config,
+        settings=typed(config),
         batch_size=4,
         encode_batch=lambda images: images.reshape(len(images), -1)[:, :4].astype(np.float32),
     )

@@ -18,6 +18,7 @@ from image_files import data_config, photo, write_folder
 from PIL import Image
 
 from hjepa_jax.config import base_config, resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.data.augmentation.host import eval_image
@@ -37,7 +38,7 @@ def array_source(count: int = 70) -> ArraySource:
 
 
 def collect(config, source, **arguments) -> list[dict[str, np.ndarray]]:
-    with pipeline.train_batches(config, source, **arguments) as stream:
+    with pipeline.train_batches(typed(config), source, **arguments) as stream:
         return list(stream)
 
 
@@ -134,7 +135,7 @@ def test_worker_processes_make_the_same_stream(tmp_path) -> None:
 
 
 def test_streams_end_and_close() -> None:
-    stream = pipeline.train_batches(data_config(), array_source())
+    stream = pipeline.train_batches(typed(data_config()), array_source())
     for _ in range(3):
         next(stream)
     stream.close()
@@ -149,22 +150,18 @@ def test_streams_end_and_close() -> None:
     [
         ({"batch_size": 71}, {}, "larger than the 70 images"),
         ({"batch_size": 15}, {"process_count": 2}, "multiple of the 2 processes"),
-        ({"batch_size": 0}, {}, "positive multiple"),
         ({}, {"process_index": 1}, "Process 1 of 1"),
         ({}, {"start_step": -1}, "step -1"),
-        ({"on_corrupt": "ignore"}, {}, "'error' or 'skip'"),
-        ({"backend": "gpu"}, {}, "'host' or 'device'"),
-        ({"num_threads": 0}, {}, "data.num_threads"),
     ],
 )
 def test_impossible_streams_are_refused(fields, arguments, words) -> None:
     with pytest.raises(ValueError, match=words):
-        pipeline.train_batches(data_config(**fields), array_source(), **arguments)
+        pipeline.train_batches(typed(data_config(**fields)), array_source(), **arguments)
 
 
 def test_eval_batches_cover_the_source_in_order_with_a_mask() -> None:
     source = array_source(21)
-    with pipeline.eval_batches(data_config(num_threads=3), source, 8) as stream:
+    with pipeline.eval_batches(typed(data_config(num_threads=3)), source, 8) as stream:
         made = list(stream)
     assert [b["image"].shape for b in made] == [(8, 32, 32, 3)] * 3
     assert np.concatenate([b["mask"] for b in made]).tolist() == [True] * 21 + [False] * 3
@@ -172,13 +169,13 @@ def test_eval_batches_cover_the_source_in_order_with_a_mask() -> None:
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in made])[:21], source.labels())
     assert not made[-1]["image"][5:].any()
     with pytest.raises(ValueError, match="must be positive, not 0"):
-        pipeline.eval_batches(data_config(), source, 0)
+        pipeline.eval_batches(typed(data_config()), source, 0)
 
 
 def test_eval_batches_decode_jpegs_at_full_size(tmp_path) -> None:
     root = write_folder(tmp_path, {"test": {"a": 2}}, 300, 400)
     source = open_root(str(root), "test", 0)
-    (batch,) = pipeline.eval_batches(data_config(image_size=28, eval_resize=32), source, 2)
+    (batch,) = pipeline.eval_batches(typed(data_config(image_size=28, eval_resize=32)), source, 2)
     with Image.open(root / "test" / "a" / "000.jpg") as image:
         expected = eval_image(image, 28, 32)
     np.testing.assert_array_equal(batch["image"][0], expected)
@@ -186,13 +183,13 @@ def test_eval_batches_decode_jpegs_at_full_size(tmp_path) -> None:
 
 def test_augmented_pairs_are_two_views_of_seeded_images() -> None:
     config, source = data_config(), array_source(30)
-    first, second = pipeline.augmented_pairs(config, source, 12, seed=1)
+    first, second = pipeline.augmented_pairs(typed(config), source, 12, seed=1)
     assert first.shape == second.shape == (12, 32, 32, 3)
     assert (first != second).mean() > 0.5
-    again = pipeline.augmented_pairs(config, source, 12, seed=1)
+    again = pipeline.augmented_pairs(typed(config), source, 12, seed=1)
     np.testing.assert_array_equal(first, again[0])
-    assert (first != pipeline.augmented_pairs(config, source, 12, seed=2)[0]).any()
-    assert len(pipeline.augmented_pairs(config, source, 99, seed=1)[0]) == 30
+    assert (first != pipeline.augmented_pairs(typed(config), source, 12, seed=2)[0]).any()
+    assert len(pipeline.augmented_pairs(typed(config), source, 99, seed=1)[0]) == 30
     # Without augmentation but a resize to the same size, both views are the image itself.
     plain = data_config(global_scale=(1.0, 1.0))
     plain.data.augment.update(
@@ -203,7 +200,7 @@ def test_augmented_pairs_are_two_views_of_seeded_images() -> None:
         solarize_probability=0.0,
         crop_aspect=(1.0, 1.0),
     )
-    first, second = pipeline.augmented_pairs(plain, source, 12, seed=1)
+    first, second = pipeline.augmented_pairs(typed(plain), source, 12, seed=1)
     np.testing.assert_array_equal(first, second)
     assert all(any((view == image).all() for image in source.images) for view in first)
 
@@ -230,7 +227,7 @@ def test_corrupt_images_are_replaced_reported_once_and_counted(tmp_path, caplog)
     for threads in (1, 2):
         config = data_config(batch_size=24, on_corrupt="skip", num_threads=threads)
         caplog.clear()
-        with pipeline.train_batches(config, source, num_steps=3) as stream:
+        with pipeline.train_batches(typed(config), source, num_steps=3) as stream:
             made[threads] = list(stream)
         assert stream.corrupt_count == 6
         messages = [r.getMessage() for r in caplog.records if "Skipped" in r.getMessage()]
@@ -246,12 +243,12 @@ def test_corrupt_images_are_replaced_reported_once_and_counted(tmp_path, caplog)
 
 def test_corrupt_images_are_masked_in_evaluation(tmp_path) -> None:
     source = open_root(str(damaged_folder(tmp_path)), "train", 0)
-    with pipeline.eval_batches(data_config(on_corrupt="skip"), source, 24) as stream:
+    with pipeline.eval_batches(typed(data_config(on_corrupt="skip")), source, 24) as stream:
         (batch,) = stream
     assert np.flatnonzero(~batch["mask"]).tolist() == [3, 19]
     assert stream.corrupt_count == 2
     with pytest.raises(CorruptImageError, match=r"a/003\.jpg"):
-        next(pipeline.eval_batches(data_config(), source, 24))
+        next(pipeline.eval_batches(typed(data_config()), source, 24))
 
 
 def test_all_images_corrupt_and_vanished_images_end_the_stream(tmp_path) -> None:
@@ -313,7 +310,7 @@ def test_thin_images_are_trained_on_and_evaluated(shape, backend, tmp_path) -> N
     made = augment_batch(batch, data_config(**fields).data)
     assert made["global_views"].shape == (2, 2, 24, 24, 3)
     assert np.asarray(made["local_views"]).std() > 1
-    with pipeline.eval_batches(data_config(**fields, eval_resize=28), source, 2) as stream:
+    with pipeline.eval_batches(typed(data_config(**fields, eval_resize=28)), source, 2) as stream:
         (batch,) = stream
     middle = np.asarray(decode(source.record(0)))[shape[0] // 2, shape[1] // 2]
     # The crop is of the middle of the image.
@@ -338,7 +335,7 @@ def test_a_thin_image_is_not_made_huge_on_the_way(monkeypatch) -> None:
 def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:
     """Ctrl-C and job schedulers signal all processes; stopping is the parent's to arrange."""
     config = data_config(num_workers=1)
-    with pipeline.train_batches(config, array_source(), num_steps=12) as stream:
+    with pipeline.train_batches(typed(config), array_source(), num_steps=12) as stream:
         next(stream)
         for number in (signal.SIGINT, signal.SIGTERM):
             for worker in multiprocessing.active_children():
@@ -349,7 +346,7 @@ def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:
 
 def test_killed_worker_is_an_error_within_seconds() -> None:
     config = data_config(num_workers=2)
-    with pipeline.train_batches(config, array_source()) as stream:
+    with pipeline.train_batches(typed(config), array_source()) as stream:
         next(stream)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         start = time.perf_counter()
@@ -415,7 +412,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
 
 def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:
     source = array_source(30)
-    loader = batches.Loader(data_config(), source)
+    loader = batches.Loader(typed(data_config()), source)
     monkeypatch.setattr(batches, "_GROUP_PIXELS", 4 * 32 * 32)
     groups = list(loader.groups(np.arange(30)[::-1], []))
     assert [part.start for part, _ in groups] == [0, 5, 10, 15, 20, 25]

@@ -10,6 +10,7 @@ import pytest
 from image_files import data_config, encode, write_folder
 from PIL import Image, TiffImagePlugin
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data import decode as decode_module
 from hjepa_jax.data.batches import Loader
 from hjepa_jax.data.decode import decode_image, sample_limits
@@ -100,12 +101,12 @@ def test_the_bits_that_are_used_become_the_eight(bits, channels, tmp_path) -> No
     stored = [values(bits, seed, channels) for seed in range(3)]
     dark = values(4, 9, channels)
     config = folder_of(tmp_path, {"train": [png16(one) for one in (*stored, dark)]})
-    source = open_source(config, "train")
+    source = open_source(typed(config), "train")
     for index, one in enumerate((*stored, dark)):
         gray = one if channels == 1 else one[..., :1] if channels == 2 else one[..., :3]
         expected = np.broadcast_to((gray >> (bits - 8)).reshape(*SHAPE, -1), (*SHAPE, 3))
         np.testing.assert_array_equal(decode(source.record(index)), expected)
-        np.testing.assert_array_equal(Loader(config, source).decode(index).image, expected)
+        np.testing.assert_array_equal(Loader(typed(config), source).decode(index).image, expected)
     assert pickle.loads(pickle.dumps(source)).record(3) == source.record(3)
 
 
@@ -137,7 +138,7 @@ def test_the_bits_that_are_used_become_the_eight(bits, channels, tmp_path) -> No
     ],
 )
 def test_every_deep_format_is_scaled_by_what_is_there(encoded, expected, tmp_path) -> None:
-    source = open_source(folder_of(tmp_path, {"train": [encoded]}), "train")
+    source = open_source(typed(folder_of(tmp_path, {"train": [encoded]})), "train")
     got = decode(source.record(0))
     if expected is None:
         # All of a signed range is used, from black to white.
@@ -180,7 +181,7 @@ def test_deep_images_are_turned(kind, orientation, tmp_path) -> None:
         stored = values(12, 0, 3)
         factor = 16 if kind == "rgb whole" else 1
         encoded = tiff16(stored * factor, 2, orientation=orientation)
-    source = open_source(folder_of(tmp_path, {"train": [encoded]}), "train")
+    source = open_source(typed(folder_of(tmp_path, {"train": [encoded]})), "train")
     expected = TURNED[orientation](stored.reshape(*SHAPE, -1) >> 4)
     got = decode(source.record(0))
     np.testing.assert_array_equal(got, np.broadcast_to(expected, (*expected.shape[:2], 3)))
@@ -190,9 +191,9 @@ def test_the_training_split_decides_for_every_split(tmp_path, caplog) -> None:
     train, test = values(12, 0), values(9, 1)
     config = folder_of(tmp_path, {"train": [png16(train)] * 2, "test": [png16(test)]})
     for _ in range(2):
-        found = open_source(config, "test")
+        found = open_source(typed(config), "test")
         np.testing.assert_array_equal(decode(found.record(0))[..., 0], test >> 4)
-        open_source(config, "train")
+        open_source(typed(config), "train")
     told = [r.getMessage() for r in caplog.records if "more than 8 bits" in r.getMessage()]
     assert len(told) == len(set(told)) == 2
     assert "0 .. 4095, which becomes 0 .. 255" in told[0]
@@ -200,10 +201,10 @@ def test_the_training_split_decides_for_every_split(tmp_path, caplog) -> None:
 
 def test_whole_sixteen_bits_and_eight_bits_need_no_warning(tmp_path, caplog) -> None:
     config = folder_of(tmp_path, {"train": [png16(values(16))]})
-    open_source(config, "train")
+    open_source(typed(config), "train")
     write_folder(tmp_path / "eight", {"train": {"a": 2}})
     config.data.root = str(tmp_path / "eight")
-    plain = open_source(config, "train")
+    plain = open_source(typed(config), "train")
     assert plain.record(0).ranges is None
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -212,7 +213,7 @@ def test_an_image_brighter_than_the_sample_saturates(tmp_path, monkeypatch, capl
     decode_module._warn_saturated.cache_clear()
     monkeypatch.setattr(derived, "_SAMPLED_IMAGES", 1)
     config = folder_of(tmp_path, {"train": [png16(values(10)), png16(values(12))]})
-    source = open_source(config, "train")
+    source = open_source(typed(config), "train")
     expected = np.minimum(values(12), 1023) >> 2
     for _ in range(2):
         np.testing.assert_array_equal(decode(source.record(1))[..., 0], expected)

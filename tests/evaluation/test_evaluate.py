@@ -13,13 +13,15 @@ from random_states import random_state
 
 from configs import quickstart
 from hjepa_jax import main
-from hjepa_jax.config import validation
+from hjepa_jax.config import files
+from hjepa_jax.config.checks import resolve, typed
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from hjepa_jax.evaluate import check_before_training, evaluate, of_run
 from hjepa_jax.evaluation import ready
 from hjepa_jax.evaluation.report import about
+from hjepa_jax.methods.hjepa_settings import Loss
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.stop_request import StopRequest
@@ -50,15 +52,17 @@ def workdir(tmp_path_factory) -> pathlib.Path:
     config = small()
     config.seed = 7
     config.checkpoint.update(keep_best=1, best_metric="pred", best_mode="min")
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    source = open_split(typed(config), "train")
+    run = prepare(typed(config), len(source), sharding.data_mesh())
     checkpointer = Checkpointer(
         folder / "checkpoints", keep_best=1, best_metric="pred", best_mode="min"
     )
-    validation.save(config, folder)
+    files.save(typed(config), folder)
     for step, value in ((1, 0.1), (2, 0.9)):
         state = jax.device_put(random_state(run, step))
-        save(config, data_identity(config, source), [], state, checkpointer, {"pred": value})
+        settings = typed(config)
+        identity = data_identity(settings, source)
+        save(settings, identity, [], state, checkpointer, {"pred": value})
     checkpointer.close()
     return folder
 
@@ -123,10 +127,10 @@ def test_the_report_says_what_was_evaluated(workdir, tmp_path, undrawn) -> None:
     test = info["test_images"]
     assert (test["split"], test["listed"], test["evaluated"], test["left_out"]) == ("test", 8, 6, 2)
     assert [("<b>" in name, ".jpg" in name) for name in test["corrupt"]] == [(True, True)] * 2
-    assert test["fingerprint"] == open_split(config, "test").fingerprint()
+    assert test["fingerprint"] == open_split(typed(config), "test").fingerprint()
     assert info["train_images"]["evaluated"] == 12
     trained = saved_config(workdir)
-    expected = open_split(trained, "train").fingerprint()
+    expected = open_split(typed(trained), "train").fingerprint()
     assert info["training_data"] == {"num_images": 64, "fingerprint": expected}
     settings = info["settings"]
     assert settings["evaluation.probe_epochs"] == 1
@@ -174,11 +178,12 @@ def test_seed_and_method_are_those_of_the_run(workdir, tmp_path, undrawn, caplog
     assert found[0] == found[1]
     assert "config.seed (7 there, 42 here)" in caplog.text
     saved = small()
-    saved.seed, saved.loss.pred_weight, saved.evaluation.online_holdout = 7, 3.0, 8
-    merged = of_run(small(probe_epochs=9), saved)
-    assert (merged.seed, merged.loss.pred_weight) == (7, 3.0)
+    saved.seed, saved.loss.p_weight, saved.evaluation.online_holdout = 7, 3.0, 8
+    merged = of_run(typed(small(probe_epochs=9)), typed(saved))
+    assert (merged.seed, merged.section(Loss).p_weight) == (7, 3.0)
     assert merged.evaluation.online_holdout == 8
-    assert of_run(_images(tmp_path, "images"), saved).evaluation.online_holdout is None
+    elsewhere = of_run(typed(_images(tmp_path, "images")), typed(saved))
+    assert elsewhere.evaluation.online_holdout is None
     assert merged.evaluation.probe_epochs == 9
     assert saved.evaluation.probe_epochs == 1
 
@@ -273,7 +278,7 @@ def test_unmet_needs_of_the_evaluation_are_found_before_training(
         StopRequest() as stop,
         pytest.raises(UserError, match=f"(?s){words}") as refusal,
     ):
-        main._stages(config, tmp_path / "run", tmp_path / "eval", stop)
+        main._stages(resolve(config), tmp_path / "run", tmp_path / "eval", stop)
     assert not (tmp_path / "run").exists()
     assert len(str(refusal.value)) < 500
 
@@ -281,7 +286,7 @@ def test_unmet_needs_of_the_evaluation_are_found_before_training(
 def test_an_unwritable_report_folder_is_found_before_any_computation(workdir, tmp_path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"--eval_dir=.*file is a file and no folder"):
-        check_before_training(small(), tmp_path / "file" / "eval")
+        check_before_training(typed(small()), tmp_path / "file" / "eval")
     with pytest.raises(UserError, match=r"--eval_dir=.*file is a file and no folder"):
         evaluate(small(), workdir, tmp_path / "file")
 
@@ -290,13 +295,13 @@ def test_a_valid_evaluation_is_not_rejected(tmp_path) -> None:
     config = small()
     config.checkpoint.keep_best = 1
     for which in ("latest", "best", "2"):
-        check_before_training(config, tmp_path / "eval", which)
+        check_before_training(typed(config), tmp_path / "eval", which)
     # Without labels there is no accuracy, and its needs do not matter.
     images = np.zeros((4, 16, 16, 3), np.uint8)
     source = ArraySource("made", images, [-1] * 4, ["a"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ready, "open_split", lambda *_: source)
-        assert len(ready.open_sets(small(few_shot=(3,))).train) == 4
+        assert len(ready.open_sets(typed(small(few_shot=(3,)))).train) == 4
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from PIL import Image
 from random_states import random_state
 
 from configs import quickstart
-from hjepa_jax.config import validation
+from hjepa_jax.config import resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import eval_batches, train_batches
 from hjepa_jax.data.sources.base import ArraySource
@@ -78,12 +79,12 @@ def test_knn_is_logged_when_due_and_right(watched) -> None:
     assert any(line.startswith("step 2: kNN top-1") for line in lines)
 
     config = online_config()
-    train_set, test_set = open_split(config, "train"), open_split(config, "test")
-    run = prepare(config, len(train_set), sharding.data_mesh())
+    train_set, test_set = open_split(typed(config), "train"), open_split(typed(config), "test")
+    run = prepare(typed(config), len(train_set), sharding.data_mesh())
     state, _ = Checkpointer(folder / "checkpoints", read_only=True).restore(run.abstract_state)
     encode = make_encode(run, state.params, state.batch_stats)
     fewer = monitor.subset(train_set, 40, config.evaluation.seed)
-    sets = [extract_features(encode, eval_batches(config, s, 32)) for s in (fewer, test_set)]
+    sets = [extract_features(encode, eval_batches(typed(config), s, 32)) for s in (fewer, test_set)]
     (q, labels), (test_q, test_labels) = ((x[:, : x.shape[1] // 2], y) for x, y in sets)
     assert len(q) == 40
     expected = knn_accuracy(q, labels, test_q, test_labels, ks=(20,), num_classes=10)["top1"][0]
@@ -94,7 +95,7 @@ def test_first_views_are_in_tensorboard(watched) -> None:
     _, _, values = watched
     (picture,) = [(step, v.image) for step, v in values if v.tag == "views"]
     config = online_config()
-    with train_batches(config, open_split(config, "train"), num_steps=1) as stream:
+    with train_batches(typed(config), open_split(typed(config), "train"), num_steps=1) as stream:
         expected = contact_sheet(next(stream), 12)
     assert picture[0] == 1
     assert (picture[1].height, picture[1].width) == expected.shape[:2]
@@ -124,9 +125,9 @@ def test_kinds_of_alarms_are_distinguished() -> None:
 
 
 def _make(config):
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
-    return monitor.OnlineKnn(config, run, source)
+    source = open_split(typed(config), "train")
+    run = prepare(typed(config), len(source), sharding.data_mesh())
+    return monitor.OnlineKnn(typed(config), run, source)
 
 
 def test_mismatches_are_reported_in_one_sentence() -> None:
@@ -136,25 +137,25 @@ def test_mismatches_are_reported_in_one_sentence() -> None:
     assert _make(config).every_steps == 12
     config.evaluation.online_every_epochs = 0.001
     assert _make(config).every_steps == 1
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    source = open_split(typed(config), "train")
+    run = prepare(typed(config), len(source), sharding.data_mesh())
 
     class OtherClasses:
         class_names = ("a", "b")
         description = "other: 2 classes"
 
     with pytest.raises(DataError, match=r"other: 2 classes.*online_every_epochs=None"):
-        monitor.OnlineKnn(config, run, OtherClasses())
+        monitor.OnlineKnn(typed(config), run, OtherClasses())
 
 
 def test_online_fields_are_checked() -> None:
     config = quickstart.get_config("smoke")
     config.evaluation.online_images = 7
     with pytest.raises(ConfigError, match="online_images is set to 7 but has no effect"):
-        validation.validate(config)
+        resolve(config)
     config.evaluation.online_every_epochs = 0.0
     with pytest.raises(ConfigError, match=r"online_every_epochs is 0\.0: it must be above 0"):
-        validation.validate(config)
+        resolve(config)
 
 
 def test_cifar100_config_uses_the_online_fields() -> None:
@@ -163,8 +164,8 @@ def test_cifar100_config_uses_the_online_fields() -> None:
     source = ArraySource("cifar100", images, np.arange(100), fine)
     config = quickstart.get_config()
     config.data.name = "cifar100"
-    sets = watch(config, Sets(source, source))
-    (mapping,) = evaluation_sources(config, *sets).label_maps.values()
+    sets = watch(typed(config), Sets(source, source))
+    (mapping,) = evaluation_sources(typed(config), *sets).label_maps.values()
     assert mapping[fine.index("maple_tree")] == 17
     config.data.name = "digits"
-    assert evaluation_sources(config, *sets).label_maps == {}
+    assert evaluation_sources(typed(config), *sets).label_maps == {}

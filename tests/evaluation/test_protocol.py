@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from configs import quickstart
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
 from hjepa_jax.evaluation.diagnostics import AlarmKind
@@ -341,7 +342,7 @@ def test_every_kind_of_alarm_is_raised_and_has_its_own_sentence() -> None:
     ],
 )
 def test_a_huge_prediction_error_raises_an_alarm(metrics, told) -> None:
-    remedy = build_method(quickstart.get_config("smoke"), 4).remedy
+    remedy = build_method(typed(quickstart.get_config("smoke")), 4).remedy
     found = [
         a.sentence()
         for a in diagnostics.collapse_alarms(metrics, remedy=remedy)

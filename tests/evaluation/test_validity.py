@@ -12,6 +12,7 @@ from reports import write_report
 from rich.console import Console
 
 from configs import quickstart
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import (
     diagnostics,
@@ -273,7 +274,7 @@ def test_one_point_plus_noise_is_reported_as_collapsed() -> None:
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = np.sum(unit[first] * unit[second], axis=1)
     assert found.mean_share == pytest.approx(cosines.mean(), abs=1e-3)
-    remedy = build_method(quickstart.get_config("sigreg-smoke"), 4).remedy
+    remedy = build_method(typed(quickstart.get_config("sigreg-smoke")), 4).remedy
     alarm = diagnostics.state_alarms(x, False, settings(), remedy=remedy)[0]
     assert alarm.kind is AlarmKind.ONE_POINT
     sentence = alarm.sentence(advice=False)
@@ -306,7 +307,7 @@ def test_the_budget_is_checked_if_training_had_one() -> None:
 def test_alarms_advise_fields_of_the_method(variant, fields, halves) -> None:
     point = 9 + 1e-3 * np.random.default_rng(1).normal(size=(200, 32))
     targets = dict.fromkeys("zqp", 1.0)
-    remedy = build_method(quickstart.get_config(variant), 4).remedy
+    remedy = build_method(typed(quickstart.get_config(variant)), 4).remedy
     every = diagnostics.state_alarms(point, halves, settings(), targets, remedy)
     logged = {"z_mean2": 8.99, "q2": 9.0, "p2": 9.0, "q_pr": 0.01, "p_std_min": 0.0}
     every += diagnostics.collapse_alarms(logged, remedy=remedy)

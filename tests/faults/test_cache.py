@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from configs import quickstart
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import DataError
 from hjepa_jax.kernels import build
@@ -128,4 +129,4 @@ def test_data_below_a_home_that_is_not_there_is_a_sentence(monkeypatch) -> None:
     config = quickstart.get_config("smoke")
     config.data.name, config.data.root = "folder", "~/images"
     with pytest.raises(DataError, match=r"data\.root.*home folder"):
-        open_split(config, "train")
+        open_split(typed(config), "train")

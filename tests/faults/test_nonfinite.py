@@ -12,7 +12,8 @@ from random_states import random_state
 import hjepa_jax.train
 import hjepa_jax.training.setup
 from configs import quickstart
-from hjepa_jax.config import validation
+from hjepa_jax.config import files
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.batches import batch_indices
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, TrainingError
@@ -65,7 +66,7 @@ def poison(monkeypatch):
 
     def install(*bad: int) -> None:
         def opened(config, source, first, count, stop=None):
-            return Poisoned(open_stream(config, source, first, count), first, bad)
+            return Poisoned(open_stream(typed(config), source, first, count), first, bad)
 
         monkeypatch.setattr(hjepa_jax.train, "open_stream", opened)
         monkeypatch.setattr(hjepa_jax.train.TrainingMonitor, "show_views", lambda *_: None)
@@ -81,18 +82,18 @@ def skipping_config():
 
 
 def prepared_run(config):
-    return prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+    return prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
 
 
 @pytest.fixture(scope="module")
 def expected():
     """The state after the run's steps over all batches but the bad ones, by hand."""
     config = skipping_config()
-    source, run = open_split(config, "train"), prepared_run(config)
+    source, run = open_split(typed(config), "train"), prepared_run(config)
     state = run.init()
     numbers = [number for number in range(6 + len(BAD)) if number not in BAD]
     for number in numbers:
-        with Poisoned(open_stream(config, source, number, 1), number, ()) as stream:
+        with Poisoned(open_stream(typed(config), source, number, 1), number, ()) as stream:
             state, _ = run.step(state, sharding.put_batch(run.mesh, next(stream)))
     return jax.device_get(state)
 
@@ -152,7 +153,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
     """The loss and gradient of that step are finite, so that only the state itself shows it."""
 
     def overflowing(*arguments):
-        return optax.chain(make_optimizer(*arguments), optax.scale(np.inf))
+        return optax.chain(make_optimizer(typed(*arguments).train), optax.scale(np.inf))
 
     monkeypatch.setattr(hjepa_jax.training.setup, "make_optimizer", overflowing)
     config = quickstart.get_config("smoke")
@@ -171,7 +172,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
 def test_an_infinite_prediction_before_any_update_is_no_matter_of_the_learning_rate(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(validation, "validate", lambda _: None)  # which foresees this case
+    monkeypatch.setattr("hjepa_jax.train.resolve", typed)  # whose rules foresee this case
     config = quickstart.get_config("smoke")
     config.dynamics.update(dt=100.0, steps=24)
     with pytest.raises(TrainingError, match=r"at step 0 .*the prediction by the flow") as failure:
@@ -204,24 +205,24 @@ FINE = {"pred": 1.0, "var": 0.5, "q2": 1.0, "total": 2.0}
 def test_the_advice_fits_what_is_not_finite(terms, norms, updated, what, named) -> None:
     config = quickstart.get_config("smoke")
     report = {"not_finite": [], "loss_terms": FINE | terms, "gradient_norms": {"a": 1.0} | norms}
-    method = build_method(config, 4)
-    found, fields = diagnosis(config, method, report, updated=updated)
+    method = build_method(typed(config), 4)
+    found, fields = diagnosis(typed(config), method, report, updated=updated)
     assert what in found
     assert all(name in fields for name in named)
     assert ("train.lr" in fields) == updated
     assert "predictor_lr" not in fields
     config.train.predictor_lr = 1e20
     assert (
-        "train.predictor_lr" in diagnosis(config, method, report, updated=updated)[1]
+        "train.predictor_lr" in diagnosis(typed(config), method, report, updated=updated)[1]
     ) == updated
     sigreg = quickstart.get_config("sigreg-smoke")
-    told = diagnosis(sigreg, build_method(sigreg, 4), report, updated=updated)[1]
+    told = diagnosis(typed(sigreg), build_method(typed(sigreg), 4), report, updated=updated)[1]
     assert "dynamics" not in told
 
 
 def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) -> None:
     config, workdir = quickstart.get_config("smoke"), tmp_path / "run"
-    run, source = prepared_run(config), open_split(config, "train")
+    run, source = prepared_run(config), open_split(typed(config), "train")
     state = jax.device_put(random_state(run, 1))
     bad = state.replace(params=jax.tree.map(lambda x: x.at[..., 0].set(np.inf), state.params))
     assert not_finite(state) == []
@@ -232,9 +233,9 @@ def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) 
         assert all(name.startswith(f"{field}/") for name in names)
     assert len(not_finite(bad)) == len(jax.tree.leaves(bad.params))
     checkpointer = Checkpointer(workdir / "checkpoints")
-    save(config, data_identity(config, source), [], bad, checkpointer)
+    save(typed(config), data_identity(typed(config), source), [], bad, checkpointer)
     checkpointer.close()
-    validation.save(config, workdir)
+    files.save(typed(config), workdir)
     with pytest.raises(CheckpointError, match=r"are NaN or infinite \(params/encoder"):
         train(config, workdir)
     config.train.init_from = str(workdir)

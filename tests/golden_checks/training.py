@@ -14,11 +14,14 @@ import pytest
 import yaml
 
 from golden_checks.common import assert_close, golden_file, groups, load, subtree
-from hjepa_jax.config.validation import validate
+from hjepa_jax.config import resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_names import encoder_entries, encoder_from_torch, predictor_from_torch
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.methods.hamsigreg import HamSIGReg
+from hjepa_jax.methods.hjepa_settings import Parity
+from hjepa_jax.models.resnet import ResNetSection
 from hjepa_jax.tools.layout_check import float64_setup
 from hjepa_jax.training.step import apply_gradient, loss_and_gradient
 
@@ -44,7 +47,7 @@ def recorded_config(group):
     assert path is not None
     config = config_from_torch(yaml.safe_load(path.read_text()))
     # The recorded run is shorter than the published warm-up of the residual.
-    validate(config, training=False)
+    resolve(config, training=False)
     config.data.batch_size = FILE[f"{group}/x"].shape[2]
     config.data.image_size = FILE[f"{group}/x"].shape[-1]
     return config
@@ -102,7 +105,7 @@ def run(group):
     config = recorded_config(group)
     steps = int(FILE[f"{group}/num_steps"])
     per_epoch = int(FILE[f"{group}/hp/batches_per_epoch"])
-    setup, state = float64_setup(config, total=steps, per_epoch=per_epoch)
+    setup, state = float64_setup(typed(config), total=steps, per_epoch=per_epoch)
     state = initial_state(group, config, state)
 
     # Steps of full width: here running takes longer than compiling.
@@ -157,14 +160,14 @@ def check_losses(group, history):
 
 def check_first_gradient(group, setup, state, first, entries):
     clipped = first.gradient
-    if setup.config.train.grad_clip is not None:
+    if setup.settings.train.grad_clip is not None:
         # What the optimizer sees: the recorded gradients are after clipping.
         clipped, _ = optax.identity().update(clipped, optax.EmptyState())
-        skip = setup.config.parity.unclipped_predictor
+        skip = setup.settings.section(Parity).unclipped_predictor
         counted = {k: v for k, v in clipped.items() if not (skip and k == "predictor")}
         norm = float(optax.tree.norm(counted))
         assert_close(norm, FILE[f"{group}/f64/grad_norm_preclip"][0], TOLERANCE, "norm")
-        factor = min(1.0, setup.config.train.grad_clip / (norm + 1e-6))
+        factor = min(1.0, setup.settings.train.grad_clip / (norm + 1e-6))
         scaled = jax.tree.map(lambda g: g * factor, counted)
         clipped = {**clipped, **scaled}
     seen = state.replace(params=clipped)
@@ -183,11 +186,10 @@ def test_golden_training(group) -> None:
         pytest.skip("train_steps.npz is not in the folder of golden vectors")
     with jax.enable_x64(True):
         state, history, spectra, first, setup = run(group)
+        resnet = setup.settings.section(ResNetSection)
         entries = {
             name: (collection, path, layout)
-            for name, collection, path, layout in encoder_entries(
-                setup.config.resnet.head, setup.config.resnet.token_layer
-            )
+            for name, collection, path, layout in encoder_entries(resnet.head, resnet.token_layer)
         }
         check_losses(group, history)
         z = first.z.reshape(-1, first.z.shape[-1])

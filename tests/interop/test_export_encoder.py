@@ -32,7 +32,7 @@ def imagenet(tmp_path_factory):
 
 
 def _images(run, count: int) -> np.ndarray:
-    shape = (count, run.config.data.image_size, run.config.data.image_size, 3)
+    shape = (count, run.settings.data.image_size, run.settings.data.image_size, 3)
     return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from golden_checks.common import golden_file
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.interop import torch_import
 from hjepa_jax.interop.torch_config import config_from_torch
 from hjepa_jax.interop.torch_names import encoder_entries
 from hjepa_jax.loading import load_run
+from hjepa_jax.methods.hjepa_settings import Dynamics
 from hjepa_jax.tools.layout_check import float64_setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,8 +47,8 @@ def made_checkpoint():
     """Returns a published-format checkpoint made from our own initial state, and that state."""
     config = config_from_torch(PUBLISHED)
     with jax.enable_x64(True):
-        setup, state = float64_setup(config, total=10, per_epoch=1)
-    assert setup.config.dynamics.steps == 3
+        setup, state = float64_setup(typed(config), total=10, per_epoch=1)
+    assert setup.settings.section(Dynamics).steps == 3
     encoder = {}
     for name, collection, path, _ in encoder_entries("tokens", "layer2"):
         node = (state.params if collection == "params" else state.batch_stats)["encoder"]

@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, base_config, resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.fields import field
 from hjepa_jax.config.variants import smoke
 from hjepa_jax.data.sources.open import open_split
@@ -125,7 +126,7 @@ def trained(workdir: pathlib.Path, **train_fields: Any) -> Any:
 
 def test_its_parts_and_state_are_trained_saved_and_resumed(tmp_path) -> None:
     whole = trained(tmp_path / "whole")
-    run = prepare(config(), len(open_split(config(), "train")), sharding.data_mesh())
+    run = prepare(typed(config()), len(open_split(typed(config()), "train")), sharding.data_mesh())
     first = jax.device_get(run.init())
     assert set(whole.params) == {"encoder", "still", "predictor"}
     assert int(whole.method_state["steps"]) == 3
@@ -141,7 +142,7 @@ def test_its_parts_and_state_are_trained_saved_and_resumed(tmp_path) -> None:
 
 
 def test_its_rates_are_schedules_beside_the_main_one() -> None:
-    run = prepare(config(), 64, sharding.data_mesh())
+    run = prepare(typed(config()), 64, sharding.data_mesh())
     peaks = {
         name: max(float(rate(step)) for step in range(8)) for name, rate in run.setup.rates.items()
     }

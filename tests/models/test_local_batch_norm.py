@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.layers import BatchNorm
@@ -53,7 +54,7 @@ def test_comparing_layouts_needs_global_statistics() -> None:
     config = quickstart.get_config("smoke")
     config.model.batch_norm = "local"
     with pytest.raises(ConfigError, match=r"config.model.batch_norm is 'local'"):
-        compare_layouts(config, [1, 2])
+        compare_layouts(typed(config), [1, 2])
 
 
 @pytest.mark.parametrize(("choice", "devices", "groups"), [("global", 4, 1), ("local", 4, 4)])
@@ -67,7 +68,7 @@ def test_groups_are_the_devices(choice, devices, groups) -> None:
     mesh.devices = np.zeros(devices)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hjepa_jax.runtime.sharding.replicated", lambda mesh: None)
-        modules = prepare(config, len(open_split(config, "train")), mesh).setup
+        modules = prepare(typed(config), len(open_split(typed(config), "train")), mesh).setup
     assert modules.encoder.norm_groups == modules.projector.norm_groups == groups
 
 
@@ -78,6 +79,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
 from configs import quickstart
 from hjepa_jax.runtime import sharding
+from hjepa_jax.config.checks import typed
 from hjepa_jax.training.setup import build_encoder
 from hjepa_jax.models.layers import BatchNorm
 from hjepa_jax.training.prepare import UNOPTIMIZED
@@ -101,7 +103,7 @@ def compiled(module, devices):
     return "all-reduce" in function.as_text(), np.asarray(function(*placed))
 
 
-encoder = build_encoder(config, dtype=jnp.float64, norm_groups=2)
+encoder = build_encoder(typed(config), dtype=jnp.float64, norm_groups=2)
 (waits, ours), (_, alone) = compiled(encoder, 2), compiled(encoder, 1)
 print(waits, compiled(BatchNorm(), 2)[0], np.allclose(ours, alone, rtol=1e-9, atol=1e-9))
 """

@@ -16,6 +16,7 @@ from odd_files import DEEP, replace
 from orbax.checkpoint._src.metadata.checkpoint import _MetadataStoreImpl
 
 from configs import quickstart
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -301,4 +302,4 @@ def test_checkpoints_that_are_no_folder_are_a_sentence(kind, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoints is no folder"):
         Checkpointer(tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match=r"holds no checkpoints"):
-        open_saved(quickstart.get_config("smoke"), tmp_path)
+        open_saved(typed(quickstart.get_config("smoke")).checkpoint, tmp_path)

@@ -12,7 +12,8 @@ from random_states import random_state
 
 import hjepa_jax
 from configs import quickstart
-from hjepa_jax.config import validation
+from hjepa_jax.config import files
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluate import restore
@@ -75,13 +76,15 @@ def test_a_workdir_deleted_under_a_run_is_not_written_again(tmp_path) -> None:
 def run(tmp_path_factory):
     """A smoke run with checkpoints of steps 1 and 2, of random numbers, and how to resume it."""
     config, workdir = quickstart.get_config("smoke"), tmp_path_factory.mktemp("run") / "run"
-    source = open_split(config, "train")
-    prepared = prepare(config, len(source), sharding.data_mesh())
-    identity = data_identity(config, source)
+    source = open_split(typed(config), "train")
+    prepared = prepare(typed(config), len(source), sharding.data_mesh())
+    identity = data_identity(typed(config), source)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    validation.save(config, workdir)
+    files.save(typed(config), workdir)
     for step in (1, 2):
-        save(config, identity, [], jax.device_put(random_state(prepared, step)), checkpointer)
+        save(
+            typed(config), identity, [], jax.device_put(random_state(prepared, step)), checkpointer
+        )
     checkpointer.close()
     return config, prepared, identity, workdir
 
@@ -122,7 +125,7 @@ def test_a_configuration_that_the_checkpoint_does_not_confirm_is_refused(
     with pytest.raises(CheckpointError, match=words):
         hjepa_jax.load(copy)
     with pytest.raises(CheckpointError, match=words):
-        restore(config, prepared, copy)
+        restore(typed(config), prepared, copy)
     # What a resumed run may change is no matter of the checkpoint.
     content = json.loads((workdir / "config.json").read_text())
     content["data"]["cache_mb"] = 1
@@ -146,7 +149,7 @@ def test_meta_of_another_structure_gives_way_to_the_previous(damage, run, tmp_pa
     checkpoint_files.write_manifest(step)
     assert hjepa_jax.load(copy).step == 1
     checkpointer = Checkpointer(copy / "checkpoints")
-    state, skipped = restore_or_init(prepared, checkpointer, config, identity)
+    state, skipped = restore_or_init(prepared, checkpointer, typed(config), identity)
     checkpointer.close()
     assert (int(state.step), skipped) == (1, [])
     wanted = random_state(prepared, 1)
@@ -165,7 +168,7 @@ def test_a_configuration_in_the_meta_that_does_not_fit_is_a_sentence(text, run) 
 
     checkpointer = Crafted(workdir / "checkpoints", read_only=True)
     with pytest.raises(CheckpointError, match=r"the configuration in the checkpoint of .* cannot"):
-        restore_or_init(prepared, checkpointer, config, identity)
+        restore_or_init(prepared, checkpointer, typed(config), identity)
 
 
 @pytest.mark.parametrize("damage", ["file", "folder", "pipe", "broken link", "[", "[3]", DEEP])
@@ -199,7 +202,7 @@ def test_what_we_write_never_goes_through_a_link(tmp_path) -> None:
     precious.write_text("all of it")
     for name in ("config.json", "failure.json", "log.txt", "map.png"):
         (tmp_path / name).symlink_to(precious)
-    validation.save(quickstart.get_config("smoke"), tmp_path)
+    files.save(typed(quickstart.get_config("smoke")), tmp_path)
     write_atomically(tmp_path / "failure.json", "{}")
     save_figure(new_figure(1.0, 1.0), tmp_path / "map.png")
     with pytest.raises(UserError, match=r"log\.txt cannot be appended to \(it is a link\)"):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from configs import cifar100
+from hjepa_jax.config.checks import typed
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import PreparedRun, prepare
@@ -20,7 +21,7 @@ def prepared(devices: int, **train):
     config = cifar100.get_config("sigreg-smoke")
     config.resnet.remat = "blocks"
     config.train.update(accumulation=2, max_steps=STEPS, **train)
-    return prepare(config, 64, sharding.data_mesh(jax.devices()[:devices]))
+    return prepare(typed(config), 64, sharding.data_mesh(jax.devices()[:devices]))
 
 
 def batches(run: PreparedRun):

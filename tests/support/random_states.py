@@ -4,8 +4,10 @@ import pathlib
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config, validation
+from hjepa_jax.config import files
+from hjepa_jax.config.checks import typed
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import PreparedRun, prepare
@@ -29,10 +31,10 @@ def random_state(run: PreparedRun, step: int, seed: int = 0) -> TrainState:
     )
 
 
-def save_initial_run(config: Config, workdir: pathlib.Path) -> None:
+def save_initial_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes a run of no steps: the encoder at its initialization, whose features differ well."""
-    run = prepare(config, config.data.batch_size, sharding.data_mesh())
+    run = prepare(typed(config), config.data.batch_size, sharding.data_mesh())
     checkpointer = Checkpointer(workdir / "checkpoints")
     checkpointer.save(0, run.init(), {"data": {"step": 0}})
     checkpointer.close()
-    validation.save(config, workdir)
+    files.save(typed(config), workdir)

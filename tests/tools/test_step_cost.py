@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from configs import cifar100
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools import step_cost
@@ -19,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def test_a_single_cpu_device_is_refused() -> None:
     """Its convolutions are foreign calls, whose operations XLA does not count."""
     with pytest.raises(ValueError, match="native kernels"):
-        step_cost.step_cost(cifar100.get_config("smoke"), sharding.data_mesh())
+        step_cost.step_cost(typed(cifar100.get_config("smoke")), sharding.data_mesh())
 
 
 def test_seconds_of_a_step() -> None:
@@ -34,12 +35,12 @@ def test_seconds_of_a_step() -> None:
 
 def test_options_in_use_are_not_offered() -> None:
     config = cifar100.get_config("smoke")
-    assert len(step_cost.options(config, 8)) == 4
-    assert "train.shard_optimizer=True" not in step_cost.options(config, 1)
+    assert len(step_cost.options(typed(config), 8)) == 4
+    assert "train.shard_optimizer=True" not in step_cost.options(typed(config), 1)
     config.resnet.remat = "blocks"
     config.train.update(accumulation=2, shard_optimizer=True)
-    assert list(step_cost.options(config, 8)) == ["as configured"]
-    assert step_cost.options(config, 4)["train.accumulation=4"].train.accumulation == 4
+    assert list(step_cost.options(typed(config), 8)) == ["as configured"]
+    assert step_cost.options(typed(config), 4)["train.accumulation=4"].train.accumulation == 4
     assert config.train.accumulation == 2
 
 

@@ -1,5 +1,6 @@
 """Micro-batches: the gradient of the whole batch's loss, to 1e-10 where nothing else couples."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import cifar100
+from hjepa_jax.config.checks import typed
 from hjepa_jax.runtime import devices
 from hjepa_jax.tools.layout_check import float64_setup
 from hjepa_jax.training import accumulation
@@ -55,7 +57,7 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
     monkeypatch.setattr(devices, "on_cpu", lambda: not scanned)
     with jax.enable_x64(True):
         config = cifar100.get_config(variant)
-        setup, state = float64_setup(config, total=4, per_epoch=2)
+        setup, state = float64_setup(typed(config), total=4, per_epoch=2)
         method = setup.method
         width = setup.encoder.shape(config.data.image_size).dim
         rng = np.random.default_rng(0)
@@ -100,10 +102,11 @@ def test_a_step_on_copies_equals_the_whole_batch_and_needs_less_memory() -> None
         rng = np.random.default_rng(0)
         few = rng.integers(0, 256, (2, images, size, size, 3), dtype=np.uint8)
         copies = {"global_views": jnp.asarray(few.repeat(count, axis=1))}
-        setup, state = float64_setup(config, total=4, per_epoch=2)
+        setup, state = float64_setup(typed(config), total=4, per_epoch=2)
         for accumulate in (1, count):
-            config.train.accumulation = accumulate
-            step = jax.jit(functools.partial(loss_and_gradient, setup))
+            settings = setup.settings.replace({"train.accumulation": accumulate})
+            one = dataclasses.replace(setup, settings=settings)
+            step = jax.jit(functools.partial(loss_and_gradient, one))
             compiled[accumulate] = step.lower(state, copies).compile(compiler_options=UNOPTIMIZED)
         whole, parts = (compiled[i](state, copies) for i in (1, count))
         assert_close(parts.total, whole.total, 1e-12)

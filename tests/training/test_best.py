@@ -12,7 +12,8 @@ from random_states import random_state
 
 from configs import quickstart
 from hjepa_jax import load
-from hjepa_jax.config import validation
+from hjepa_jax.config import resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.directions import DIRECTIONS, best_direction, direction_problem
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.sources.derived import hold_out, labeled
@@ -34,7 +35,7 @@ from tests.runtime.test_writers import _events
 def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> None:
     config = quickstart.get_config(variant)
     config.evaluation.online_probe = True
-    run = prepare(config, 64, sharding.data_mesh(), num_classes=10)
+    run = prepare(typed(config), 64, sharding.data_mesh(), num_classes=10)
     size, count = config.data.image_size, config.data.batch_size
     batch = {
         "global_views": jax.ShapeDtypeStruct((2, count, size, size, 3), np.uint8),
@@ -73,14 +74,14 @@ def test_a_contradiction_is_refused_before_the_run(metric, mode, words) -> None:
     config.evaluation.online_probe = True
     config.checkpoint.update(keep_best=1, best_metric=metric, best_mode=mode)
     with pytest.raises(ConfigError, match=words) as caught:
-        validation.validate(config)
+        resolve(config)
     assert len(str(caught.value).splitlines()) == 1
     config.checkpoint.best_mode = DIRECTIONS.get(metric, "max")
-    validation.validate(config)
+    resolve(config)
     config.evaluation.online_probe = False
     if metric == "online/probe_top1":
         with pytest.raises(ConfigError, match="there is no online probe"):
-            validation.validate(config)
+            resolve(config)
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +104,20 @@ def ranked(tmp_path_factory):
 
 def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
     config, workdir = ranked
-    checkpointer = open_saved(saved_config(workdir), workdir)
+    checkpointer = open_saved(typed(saved_config(workdir)).checkpoint, workdir)
     assert checkpointer.steps() == [1, 2]
     assert chosen_step(checkpointer, "best") == 1
     checkpointer.close()
     assert [load(workdir, step=step).step for step in ("best", None, 2)] == [1, 2, 2]
     with pytest.raises(CheckpointError, match="'latest', 'best' or a step"):
         load(workdir, step="bset")
-    run = prepare(config, 64, sharding.data_mesh())
-    assert restore(config, run, workdir, "best").step == 1
+    run = prepare(typed(config), 64, sharding.data_mesh())
+    assert restore(typed(config), run, workdir, "best").step == 1
     # The run's own choice counts, not that of the command line.
     other = quickstart.get_config("smoke")
     assert other.checkpoint.best_metric == "total"
-    assert restore(other, run, workdir, "best").step == 1
-    assert restore(other, run, workdir).step == 2
+    assert restore(typed(other), run, workdir, "best").step == 1
+    assert restore(typed(other), run, workdir).step == 2
 
 
 def test_a_choice_on_the_reported_images_is_said(ranked, tmp_path, capsys) -> None:
@@ -131,21 +132,21 @@ def test_a_choice_on_the_reported_images_is_said(ranked, tmp_path, capsys) -> No
     assert words in " ".join(capsys.readouterr().out.split())
     # Neither the newest, nor another test set, nor a hold-out, nor a loss flatters.
     saved = config.copy_and_resolve_references()
-    assert _notes(config, saved, "best")
-    assert not _notes(config, saved, "latest")
+    assert _notes(typed(config), typed(saved), "best")
+    assert not _notes(typed(config), typed(saved), "latest")
     config.data.test_split = "other"
-    assert not _notes(config, saved, "best")
+    assert not _notes(typed(config), typed(saved), "best")
     # Data are known by what they list, not by how their path is written.
     config = saved.copy_and_resolve_references()
     config.data.root = "moved"
-    assert _notes(config, saved, "best", same_listing=True)
-    assert not _notes(config, saved, "best")
+    assert _notes(typed(config), typed(saved), "best", same_listing=True)
+    assert not _notes(typed(config), typed(saved), "best")
     config = saved.copy_and_resolve_references()
     saved.evaluation.online_holdout = 20
-    assert not _notes(config, saved, "best")
+    assert not _notes(typed(config), typed(saved), "best")
     saved.evaluation.online_holdout = None
     saved.checkpoint.best_metric = "total"
-    assert not _notes(config, saved, "best")
+    assert not _notes(typed(config), typed(saved), "best")
 
 
 @pytest.mark.parametrize(("root", "told"), [("data", True), ("moved", True), ("other", False)])
@@ -203,14 +204,17 @@ def test_held_out_images_are_tested_and_not_trained_on(tmp_path, monkeypatch) ->
     whole = config.copy_and_resolve_references()
     whole.evaluation.online_holdout = None
     every, rest, held = (
-        open_split(whole, "train"),
-        open_split(config, "train"),
-        open_split(config, "holdout"),
+        open_split(typed(whole), "train"),
+        open_split(typed(config), "train"),
+        open_split(typed(config), "holdout"),
     )
     assert (len(every), len(rest), len(held)) == (64, 48, 16)
-    assert open_split(config, "test").fingerprint() == open_split(whole, "test").fingerprint()
-    run = prepare(config, len(rest), sharding.data_mesh())
-    tested = monitor.OnlineKnn(config, run, rest)
+    assert (
+        open_split(typed(config), "test").fingerprint()
+        == open_split(typed(whole), "test").fingerprint()
+    )
+    run = prepare(typed(config), len(rest), sharding.data_mesh())
+    tested = monitor.OnlineKnn(typed(config), run, rest)
     assert [len(s) for s in tested._sources] == [40, 16]
     images = [{s.record(i).image.tobytes() for i in range(len(s))} for s in (rest, held)]
     assert not images[0] & images[1]
@@ -236,8 +240,8 @@ def _online_with(labels, monkeypatch, test_labels=None, classes=10, **ranking):
         for y in (labels, labels if test_labels is None else test_labels)
     ]
     monkeypatch.setattr(monitor, "open_split", lambda *_: sets[1])
-    run = prepare(config, 40, sharding.data_mesh())
-    return monitor.OnlineKnn(config, run, sets[0]), run
+    run = prepare(typed(config), 40, sharding.data_mesh())
+    return monitor.OnlineKnn(typed(config), run, sets[0]), run
 
 
 def test_online_knn_leaves_out_images_without_label(monkeypatch) -> None:
@@ -274,21 +278,21 @@ def test_online_accuracy_of_no_meaning_is_refused(labels, test_labels, words, mo
 def test_online_test_of_the_training_images_is_refused() -> None:
     config = online_config()
     config.data.test_split = "train"
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    source = open_split(typed(config), "train")
+    run = prepare(typed(config), len(source), sharding.data_mesh())
     with pytest.raises(DataError, match="test images are also training images"):
-        monitor.OnlineKnn(config, run, open_split(config, "test"))
+        monitor.OnlineKnn(typed(config), run, open_split(typed(config), "test"))
 
 
 def test_an_online_probe_of_one_class_is_refused() -> None:
     config = online_config()
     config.evaluation.online_probe = True
-    monitor.check_online_labels(config, _source([0, 1, 2]))
+    monitor.check_online_labels(typed(config), _source([0, 1, 2]))
     for labels, words in (([1, 1, -1], "of one class"), ([-1, -1, -1], "no training image has")):
         with pytest.raises(DataError, match=words):
-            monitor.check_online_labels(config, _source(labels))
+            monitor.check_online_labels(typed(config), _source(labels))
         config.evaluation.online_probe = False
-        monitor.check_online_labels(config, _source(labels))
+        monitor.check_online_labels(typed(config), _source(labels))
         config.evaluation.online_probe = True
 
 
@@ -309,14 +313,14 @@ def test_missing_labels_from_the_file_to_the_report(tmp_path, monkeypatch) -> No
     config = online_config()
     config.evaluation.update(knn_k=(1, 5), headline_k=5, probe_epochs=1, all_state_parts=False)
     config.evaluation.update(random_baseline=False, few_shot=(1,), few_shot_trials=1)
-    digits, data = open_split(config, "train"), tmp_path / "data"
+    digits, data = open_split(typed(config), "train"), tmp_path / "data"
     data.mkdir()
     images = [digits.record(i).image for i in range(64)]
     labels = [None if i % 3 == 0 else int(digits.labels()[i]) for i in range(64)]
     _parquet(data / "train.parquet", images[:48], labels[:48])
     _parquet(data / "test.parquet", images[48:], labels[48:])
     config.data.update(name="folder", root=str(data), max_train_images=None)
-    source = open_split(config, "train")
+    source = open_split(typed(config), "train")
     assert np.count_nonzero(source.labels() == -1) == 16
     assert "nan" not in source.class_names
     workdir = tmp_path / "run"

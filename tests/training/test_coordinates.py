@@ -13,7 +13,8 @@ from random_states import random_state, save_initial_run
 
 import hjepa_jax
 from configs import cifar100, quickstart
-from hjepa_jax.config import validation
+from hjepa_jax.config import resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -48,12 +49,12 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
         span_max=3.0, identity_epochs=1.0, base_ramp_epochs=5.0, learnable_ramp_epochs=2.0
     )
     save_run(config, tmp_path, (8,))
-    run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
-    raw = restore(config, run, tmp_path).encoders["trained"](_images(3))
+    run = prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
+    raw = restore(typed(config), run, tmp_path).encoders["trained"](_images(3))
     config.evaluation.coordinates = "sqrt_h"
     # Another data set has other epochs; the spectrum's ramps count in those of the training.
-    elsewhere = prepare(config, 16, sharding.data_mesh())
-    encoders, step, flow, _ = restore(config, elsewhere, tmp_path)
+    elsewhere = prepare(typed(config), 16, sharding.data_mesh())
+    encoders, step, flow, _ = restore(typed(config), elsewhere, tmp_path)
     assert flow is None
     # The eighth step of four an epoch is the second epoch: identity ended with the first.
     alpha, beta = 1.0, (2 - 1) / 5.0
@@ -75,8 +76,8 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
 def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
     config = cifar100.get_config("ham_diag-smoke")
     config.evaluation.update(online_every_epochs=1.0, coordinates="sqrt_h")
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    source = open_split(typed(config), "train")
+    run = prepare(typed(config), len(source), sharding.data_mesh())
     state = jax.device_put(random_state(run, 4))
     seen = []
 
@@ -85,8 +86,8 @@ def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
         return {"top1": [0.5], "top5": [0.75]}
 
     monkeypatch.setattr("hjepa_jax.evaluation.monitor.knn_accuracy", capture)
-    assert OnlineKnn(config, run, source)(state)["online/knn_top1"] == 0.5
-    with eval_batches(config, source, 32) as batches:
+    assert OnlineKnn(typed(config), run, source)(state)["online/knn_top1"] == 0.5
+    with eval_batches(typed(config), source, 32) as batches:
         raw = make_encode(run, state.params, state.batch_stats)(next(batches)["image"])
     values = np.linspace(1, 2, raw.shape[1])
     root = np.sqrt(values / np.exp(np.log(values).mean()))
@@ -97,13 +98,13 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
     for config in (quickstart.get_config("smoke"), quickstart.get_config("sigreg-smoke")):
         config.evaluation.coordinates = "sqrt_h"
         with pytest.raises(ConfigError, match=r"coordinates is set to 'sqrt_h' but has no effect"):
-            validation.validate(config)
+            resolve(config)
     config = cifar100.get_config("ham_diag-smoke")
     config.evaluation.coordinates = "sqrt_h"
-    validation.validate(config)
+    resolve(config)
     save_run(config, tmp_path, (2,))
     other = cifar100.get_config("ham_chain-smoke")
-    check_encoder(other, saved_config(tmp_path), tmp_path)
+    check_encoder(typed(other), typed(saved_config(tmp_path)), tmp_path)
     other.evaluation.coordinates = "sqrt_h"
     with pytest.raises(
         CheckpointError, match=r"hamsigreg.kind \('diag' there, 'chain_grid' here\)"
@@ -111,19 +112,19 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
         evaluate(other, tmp_path, tmp_path / "eval")
     config.model.projector = "mlp"
     with pytest.raises(ConfigError, match="H acts on the output of the projector 'mlp'"):
-        validation.validate(config)
+        resolve(config)
 
 
 def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:
     config = cifar100.get_config("ham_diag-smoke")
-    run = prepare(config, 64, sharding.data_mesh())
+    run = prepare(typed(config), 64, sharding.data_mesh())
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     checkpointer.save(3, jax.device_put(random_state(run, 3)), {"data": {"step": 3}})
     checkpointer.close()
-    assert restore(config, run, tmp_path).step == 3
+    assert restore(typed(config), run, tmp_path).step == 3
     config.evaluation.coordinates = "sqrt_h"
     with pytest.raises(CheckpointError, match=r"was imported .*coordinates='raw'"):
-        restore(config, run, tmp_path)
+        restore(typed(config), run, tmp_path)
 
 
 def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:

@@ -15,7 +15,8 @@ from random_states import random_state
 
 import hjepa_jax
 from configs import quickstart
-from hjepa_jax.config import validation
+from hjepa_jax.config import files
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
@@ -23,6 +24,7 @@ from hjepa_jax.errors import CheckpointError, ConfigError, UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.interop.export_encoder import export_encoder
 from hjepa_jax.interop.export_features import export_features, save_features
+from hjepa_jax.methods.hjepa_settings import Dynamics
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import make_encode, prepare
@@ -33,13 +35,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
     """Writes what training would, with random numbers in place of trained ones."""
-    source = open_split(config, "train")
-    run = prepare(config, len(source), sharding.data_mesh())
+    source = open_split(typed(config), "train")
+    run = prepare(typed(config), len(source), sharding.data_mesh())
     checkpointer = Checkpointer(workdir / "checkpoints")
-    validation.save(config, workdir)
+    files.save(typed(config), workdir)
     for step in steps:
         state = jax.device_put(random_state(run, step))
-        save(config, data_identity(config, source), [], state, checkpointer)
+        save(typed(config), data_identity(typed(config), source), [], state, checkpointer)
     checkpointer.close()
 
 
@@ -66,7 +68,7 @@ def _no_data(*_):
 def _reference(workdir: pathlib.Path):
     """The same run restored whole, as training and evaluation do."""
     config = quickstart.get_config("smoke")
-    run = prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+    run = prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(run.abstract_state)
     return run, state
@@ -86,7 +88,7 @@ def test_encode_equals_the_evaluation(workdir, loaded) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert np.std(found) > 0.01
     assert loaded.step == 2
-    assert loaded.config.seed == 42
+    assert loaded.settings.seed == 42
     np.testing.assert_array_equal(
         loaded.encode_state_part(images, "p"), found[:, found.shape[1] // 2 :]
     )
@@ -124,7 +126,7 @@ def test_flow_is_the_trained_predictor_and_reverses(workdir, loaded) -> None:
     width = loaded.encode(np.zeros((1, 8, 8, 3), np.uint8)).shape[1]
     z = np.random.default_rng(2).normal(size=(3, width)).astype(np.float32)
     scale = run.method.residual_scale(1)
-    assert scale < loaded.config.dynamics.residual_scale
+    assert scale < loaded.settings.section(Dynamics).residual_scale
     predictor, variables = run.method.predictor, {"params": state.params["predictor"]}
     for direction in (1, -1):
         expected = predictor.apply(variables, jnp.asarray(z), float(direction), scale)
@@ -141,7 +143,7 @@ def test_flow_is_the_trained_predictor_and_reverses(workdir, loaded) -> None:
 def test_the_evaluation_follows_the_same_flow(workdir, loaded) -> None:
     """The residual scale is that of the training's epochs, whatever the data evaluated."""
     config = quickstart.get_config("smoke")
-    found = restore(config, prepare(config, 16, sharding.data_mesh()), workdir).flow
+    found = restore(typed(config), prepare(typed(config), 16, sharding.data_mesh()), workdir).flow
     z = np.random.default_rng(3).normal(size=(2, 512)).astype(np.float32)
     for direction in (1, -1):
         np.testing.assert_allclose(
@@ -221,8 +223,8 @@ def test_importing_the_package_does_not_import_jax() -> None:
 def test_export_writes_features_and_labels(loaded, tmp_path, suffix) -> None:
     out = tmp_path / "new folder" / f"features{suffix}"
     export_features(loaded, out, "test", state_part="q")
-    source = open_split(loaded.config, "test")
-    batch = next(eval_batches(loaded.config, source, 32))
+    source = open_split(typed(loaded.settings), "test")
+    batch = next(eval_batches(typed(loaded.settings), source, 32))
     expected = loaded.encode_state_part(batch["image"], "q")
     if suffix == ".npz":
         with np.load(out) as file:

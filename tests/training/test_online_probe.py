@@ -8,7 +8,8 @@ import pytest
 
 import hjepa_jax
 from configs import cifar100, quickstart
-from hjepa_jax.config import validation
+from hjepa_jax.config import resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.runtime import sharding
@@ -36,7 +37,7 @@ def _two_steps(config, online):
     """Returns the state and metrics after two steps on random images."""
     config.evaluation.online_probe = online
     mesh = sharding.data_mesh()
-    run = prepare(config, 64, mesh, num_classes=10)
+    run = prepare(typed(config), 64, mesh, num_classes=10)
     rng, batch_size = np.random.default_rng(0), config.data.batch_size
     views = rng.integers(0, 256, (2, batch_size, 16, 16, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, batch_size, dtype=np.int32)
@@ -63,13 +64,14 @@ def test_training_is_the_same_to_the_bit_with_and_without(monkeypatch) -> None:
 def test_it_learns_the_evaluated_part_of_the_states() -> None:
     config = quickstart.get_config("smoke")
     config.evaluation.probe_lr = 0.05
+    evaluation = typed(config).evaluation
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, 24)
     q = rng.normal(size=(3, 8))[labels] + 0.1 * rng.normal(size=(2, 24, 8))
     z = np.concatenate([q, rng.normal(size=q.shape)], axis=-1)
-    probe = init_online_probe(config, 16, 3, jax.random.key(0))
+    probe = init_online_probe(evaluation, True, 16, 3, jax.random.key(0))
     start = probe["params"]
-    update = jax.jit(lambda probe, z: update_online_probe(config, probe, z, labels))
+    update = jax.jit(lambda probe, z: update_online_probe(evaluation, True, probe, z, labels))
     learned, first = update(probe, z)
     # Its loss is the cross-entropy of Linear(LayerNorm(q)) over both views, recomputed here.
     normal = (q - q.mean(-1, keepdims=True)) / np.sqrt(q.var(-1, keepdims=True) + 1e-5)
@@ -89,14 +91,16 @@ def test_it_learns_the_evaluated_part_of_the_states() -> None:
 
 
 def test_images_without_label_do_not_train_it() -> None:
-    config = quickstart.get_config("smoke")
+    evaluation = typed(quickstart.get_config("smoke")).evaluation
     rng = np.random.default_rng(2)
     z = rng.normal(size=(2, 24, 16))
     labels = rng.integers(0, 3, 24)
     missing = labels.copy()
     missing[::3] = -1
-    update = jax.jit(lambda probe, z, labels: update_online_probe(config, probe, z, labels))
-    probe = init_online_probe(config, 16, 3, jax.random.key(0))
+    update = jax.jit(
+        lambda probe, z, labels: update_online_probe(evaluation, True, probe, z, labels)
+    )
+    probe = init_online_probe(evaluation, True, 16, 3, jax.random.key(0))
     learned, scores = update(probe, z, missing)
     kept = missing >= 0
     alone, expected = update(probe, z[:, kept], labels[kept])
@@ -132,7 +136,9 @@ def test_resumed_probe_is_the_uninterrupted_one_and_a_changed_one_is_refused(tmp
         train(config, tmp_path)
     # What needs no probe reads such a checkpoint without one.
     assert hjepa_jax.load(tmp_path).step == 2
-    assert restore(config, prepare(config, 64, sharding.data_mesh()), tmp_path).step == 2
+    assert (
+        restore(typed(config), prepare(typed(config), 64, sharding.data_mesh()), tmp_path).step == 2
+    )
 
 
 def test_it_needs_the_state_that_is_evaluated() -> None:
@@ -140,4 +146,4 @@ def test_it_needs_the_state_that_is_evaluated() -> None:
     config.evaluation.online_probe = True
     config.model.projector = "mlp"
     with pytest.raises(ConfigError, match="sees the output of the projector 'mlp'"):
-        validation.validate(config)
+        resolve(config)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import restore
@@ -17,7 +18,7 @@ from hjepa_jax.training.saved_run import chosen_step, initial_state, open_saved
 
 
 def prepared(config):
-    return prepare(config, len(open_split(config, "train")), sharding.data_mesh())
+    return prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def equal(one, two) -> bool:
 
 def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
     config, workdir = trained
-    checkpointer = open_saved(config, workdir)
+    checkpointer = open_saved(typed(config).checkpoint, workdir)
     assert checkpointer.steps() == [1, 2]
     assert chosen_step(checkpointer, "latest") is None
     assert chosen_step(checkpointer, "best") == 1
@@ -52,10 +53,10 @@ def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
             chosen_step(checkpointer, wrong)
     checkpointer.close()
     run = prepared(config)
-    assert [restore(config, run, workdir, w).step for w in ("latest", "best")] == [2, 1]
+    assert [restore(typed(config), run, workdir, w).step for w in ("latest", "best")] == [2, 1]
     other = config.copy_and_resolve_references()
     other.checkpoint.best_metric = "budget"
-    checkpointer = open_saved(other, workdir)
+    checkpointer = open_saved(typed(other).checkpoint, workdir)
     with pytest.raises(CheckpointError, match=r"'budget'.*keep_best"):
         chosen_step(checkpointer, "best")
     checkpointer.close()
@@ -65,13 +66,15 @@ def test_a_ranking_by_an_unknown_metric_is_refused(trained) -> None:
     config = trained[0].copy_and_resolve_references()
     config.checkpoint.best_metric = "totl"
     with pytest.raises(ConfigError, match="did you mean 'total'"):
-        ranking(config, {"total": 1.0, "pred": 2.0}, {})
+        ranking(typed(config).checkpoint, {"total": 1.0, "pred": 2.0}, {})
     config.checkpoint.best_metric = "failed_step"  # of the guard alone, and gone from the logs
     with pytest.raises(ConfigError, match="none of pred, total: "):
-        ranking(config, {"total": 1.0, "pred": 2.0, "failed_step": -1.0}, {})
+        ranking(typed(config).checkpoint, {"total": 1.0, "pred": 2.0, "failed_step": -1.0}, {})
     config.checkpoint.best_metric = "online/knn_top1"
-    assert ranking(config, {"total": 1.0}, {}) == {}
-    assert ranking(config, {"total": 1.0}, {"online/knn_top1": 0.5}) == {"online/knn_top1": 0.5}
+    assert ranking(typed(config).checkpoint, {"total": 1.0}, {}) == {}
+    assert ranking(typed(config).checkpoint, {"total": 1.0}, {"online/knn_top1": 0.5}) == {
+        "online/knn_top1": 0.5
+    }
 
 
 def test_a_run_starts_from_the_parameters_of_another(trained, tmp_path, caplog) -> None:
@@ -80,7 +83,7 @@ def test_a_run_starts_from_the_parameters_of_another(trained, tmp_path, caplog) 
     config = config.copy_and_resolve_references()
     config.train.init_from = str(workdir)
     run = prepared(config)
-    state = initial_state(config, run)
+    state = initial_state(typed(config), run)
     fresh = run.init()
     assert equal(state.params, there.params)
     assert equal(state.batch_stats, there.batch_stats)
@@ -89,7 +92,7 @@ def test_a_run_starts_from_the_parameters_of_another(trained, tmp_path, caplog) 
     # Another predictor starts at random, and says so; the encoder is taken.
     config.dynamics.hidden_dim = 24
     run = prepared(config)
-    state = initial_state(config, run)
+    state = initial_state(typed(config), run)
     assert equal(state.params["encoder"], there.params["encoder"])
     assert equal(state.params["predictor"], run.init().params["predictor"])
     assert "another predictor: it starts at random" in caplog.text
@@ -100,11 +103,11 @@ def test_what_does_not_fit_is_a_sentence(trained, tmp_path) -> None:
     config = config.copy_and_resolve_references()
     config.train.init_from = str(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"nothing/config\.json does not exist"):
-        initial_state(config, prepared(config))
+        initial_state(typed(config), prepared(config))
     config.train.init_from = str(workdir)
     config.resnet.width = 16
     with pytest.raises(CheckpointError, match=r"config.resnet.width \(8 there, 16 here\)"):
-        initial_state(config, prepared(config))
+        initial_state(typed(config), prepared(config))
 
 
 def test_an_unknown_metric_is_told_at_the_first_step_not_at_the_first_save(tmp_path) -> None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import cifar100
+from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import prepare
@@ -46,4 +47,4 @@ def test_micro_batches_that_devices_cannot_share_are_one_sentence() -> None:
     config = cifar100.get_config("smoke")
     config.train.accumulation = 3
     with pytest.raises(ConfigError, match="accumulation=3: set it to a multiple of 3"):
-        prepare(config, 64, sharding.data_mesh())
+        prepare(typed(config), 64, sharding.data_mesh())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import cifar100
+from hjepa_jax.config.checks import typed
 from hjepa_jax.methods.base import Method
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.objectives.sigreg import random_slices
@@ -13,7 +14,7 @@ from hjepa_jax.training.setup import build_method
 
 
 def _method(config, per_epoch=4) -> HamSIGReg:
-    method = build_method(config, per_epoch)
+    method = build_method(typed(config), per_epoch)
     assert isinstance(method, HamSIGReg)
     return method
 
@@ -117,5 +118,5 @@ def test_schedule_is_identity_first_then_fades_in() -> None:
 
 def test_no_spectrum_no_state() -> None:
     for variant in ("sigreg-smoke", "ham_chain-smoke", "hjepa-smoke"):
-        method: Method = build_method(cifar100.get_config(variant), 4)
+        method: Method = build_method(typed(cifar100.get_config(variant)), 4)
         assert method.init_state() == {}

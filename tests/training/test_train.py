@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import cifar100, imagenet100, quickstart
+from hjepa_jax.config.checks import typed
 from hjepa_jax.config.variants import smoke
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
@@ -50,7 +51,7 @@ HJEPA_LOGGED = LOGGED | set(
 def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
     config = module.get_config(f"{method}-smoke")
     mesh = sharding.data_mesh()
-    run = prepare(config, len(open_split(config, "train")), mesh)
+    run = prepare(typed(config), len(open_split(typed(config), "train")), mesh)
     rng = np.random.default_rng(0)
     size = config.data.image_size
     views = rng.integers(0, 256, (2, config.data.batch_size, size, size, 3), dtype=np.uint8)
@@ -182,9 +183,9 @@ def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path) -> None:
 
 def test_too_few_rows_for_the_logdet_floor_are_warned_of() -> None:
     config = cifar100.get_config()
-    assert not list(build_method(config, 97).warnings())
+    assert not list(build_method(typed(config), 97).warnings())
     config.data.batch_size = 64
-    (sentence,) = build_method(config, 97).warnings()
+    (sentence,) = build_method(typed(config), 97).warnings()
     assert "only 128 rows" in sentence
     assert "set it to 32 or less" in sentence
 
@@ -194,9 +195,9 @@ def test_a_run_that_max_steps_ends_within_its_warmup_is_warned_of() -> None:
     config.model.compute_dtype = "float32"
     for steps in (None, 2, 11 * 97):
         config.train.max_steps = steps
-        assert not list(cautions(config, build_method(config, 97), 50_000))
+        assert not list(cautions(typed(config), build_method(typed(config), 97), 50_000))
     config.train.max_steps = 970
-    (sentence,) = cautions(config, build_method(config, 97), 50_000)
+    (sentence,) = cautions(typed(config), build_method(typed(config), 97), 50_000)
     assert "after 10 epochs" in sentence
     for name in ("train.warmup_epochs=10", "dynamics.residual_scale_warmup_epochs=10"):
         assert f"config.{name}" in sentence
@@ -204,14 +205,14 @@ def test_a_run_that_max_steps_ends_within_its_warmup_is_warned_of() -> None:
 
 def test_bfloat16_on_a_cpu_is_warned_of(monkeypatch) -> None:
     config = cifar100.get_config()
-    method = build_method(config, 97)
-    (sentence,) = cautions(config, method, 50_000)
+    method = build_method(typed(config), 97)
+    (sentence,) = cautions(typed(config), method, 50_000)
     assert "--config.model.compute_dtype=float32" in sentence
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not list(cautions(config, method, 50_000))
+    assert not list(cautions(typed(config), method, 50_000))
     monkeypatch.undo()
     config.model.compute_dtype = "float32"
-    assert not list(cautions(config, method, 50_000))
+    assert not list(cautions(typed(config), method, 50_000))
 
 
 def test_smoke_keeps_the_method() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from hjepa_jax.config import Config, Settings
-from hjepa_jax.config.checks import typed
+from hjepa_jax.config import Settings
 from hjepa_jax.config.parts import SOURCES, is_import_path, load_subclass
 from hjepa_jax.data.formats.pixels import FULL, Ranges
 from hjepa_jax.data.sources.base import DataSet, ImageSource
@@ -15,16 +14,15 @@ from hjepa_jax.data.sources.splits import warn_once
 from hjepa_jax.errors import ConfigError, DataError
 
 
-def open_data_set(config: Config) -> DataSet:
+def open_data_set(settings: Settings) -> DataSet:
     """Returns the data set that `config.data.name` names; its splits are not read yet.
 
     Args:
-      config: the whole configuration, whose sections may belong to the data set.
+      settings: the whole configuration, whose sections may belong to the data set.
 
     Raises:
       ConfigError: if there is no data set of this name.
     """
-    settings = typed(config)
     name = settings.data.name
     # What is loaded is a concrete subclass, which the type of the base cannot say.
     kind = cast(
@@ -34,7 +32,9 @@ def open_data_set(config: Config) -> DataSet:
     return kind(settings, argument)
 
 
-def open_source(config: Config, split: str, siblings: Sequence[str] | None = None) -> ImageSource:
+def open_source(
+    settings: Settings, split: str, siblings: Sequence[str] | None = None
+) -> ImageSource:
     """Opens the images of one split.
 
     Classes have the same numbers in every split: first those of the training split, then those
@@ -42,7 +42,7 @@ def open_source(config: Config, split: str, siblings: Sequence[str] | None = Non
     chosen from a sample of the training split (`pixels.choose_ranges`); a warning reports it.
 
     Args:
-      config: the whole configuration; `data.name` and `data.root` say what and where.
+      settings: the whole configuration; `data.name` and `data.root` say what and where.
       split: name of the split, usually `data.train_split` or `data.test_split`.
       siblings: splits whose classes are numbered together, in this order; None = these two.
 
@@ -53,9 +53,9 @@ def open_source(config: Config, split: str, siblings: Sequence[str] | None = Non
       ValueError: if the name is unknown, or the data does not fit together.
       FileNotFoundError: if the data is not there; the message says how to get it.
     """
-    data = config.data
+    data = settings.data
     siblings = siblings or (data.train_split, data.test_split)
-    data_set = open_data_set(config)
+    data_set = open_data_set(settings)
     source = data_set.open(split, siblings)
     own = sample_ranges(source)
     if own is None:
@@ -78,29 +78,29 @@ def open_source(config: Config, split: str, siblings: Sequence[str] | None = Non
     return RangedSource(source, ranges)
 
 
-def open_split(config: Config, which: str) -> ImageSource:
+def open_split(settings: Settings, which: str) -> ImageSource:
     """Opens a part of the images of a configuration, limited as it says.
 
     Args:
-      config: the configuration.
+      settings: the configuration.
       which: 'train', 'test', or 'holdout': the training images that
         `config.evaluation.online_holdout` keeps out of 'train'.
 
     Raises:
       DataError: if the data is missing or does not fit together.
     """
-    data = config.data
+    data = settings.data
     split, limit = {
         "train": (data.train_split, data.max_train_images),
         "holdout": (data.train_split, data.max_train_images),
         "test": (data.test_split, data.max_test_images),
     }[which]
-    held_out = config.evaluation.online_holdout
+    held_out = settings.evaluation.online_holdout
     try:
-        source = subset(open_source(config, split), limit, config.seed)
+        source = subset(open_source(settings, split), limit, settings.seed)
         if which == "test" or held_out is None:
             return source
-        remaining, held = hold_out(source, held_out, config.seed)
+        remaining, held = hold_out(source, held_out, settings.seed)
         return held if which == "holdout" else remaining
     except ConfigError:
         raise

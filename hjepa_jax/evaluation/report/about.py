@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import hjepa_jax
-from hjepa_jax.config import Config, Settings, may_differ_between_processes, validation
+from hjepa_jax.config import Settings, may_differ_between_processes
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.evaluation.features import Batch
@@ -66,24 +66,29 @@ class Watched:
         }
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_of(settings: Settings) -> dict[str, Any]:
     """Returns the settings that affect an evaluation's results, by dotted name."""
     return {
         name: value
-        for name, value in validation.flatten(config)
+        for name, value in settings.values().items()
         if name.startswith(("data.", "evaluation.", "seed"))
         and not name.startswith(_OMITTED)
-        and not may_differ_between_processes(name, config)
+        and not may_differ_between_processes(name, settings)
     }
 
 
 def about(
-    config: Config, saved: Config, run: str, step: int, chosen: str, trained: Mapping[str, Any]
+    settings: Settings,
+    saved: Settings,
+    run: str,
+    step: int,
+    chosen: str,
+    trained: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the part of `info` that is known before the images are read.
 
     Args:
-      config: configuration of the evaluation.
+      settings: configuration of the evaluation.
       saved: configuration of the run.
       run: name of the run.
       step: step of the checkpoint.
@@ -100,12 +105,12 @@ def about(
         "checkpoint": how.get(chosen, "as requested"),
         **({"best_by": saved.checkpoint.best_metric} if chosen == "best" else {}),
         "method": saved.method,
-        "data": config.data.name,
-        "data_root": config.data.root,
-        **({"trained_on": saved.data.name} if config.data.name != saved.data.name else {}),
+        "data": settings.data.name,
+        "data_root": settings.data.root,
+        **({"trained_on": saved.data.name} if settings.data.name != saved.data.name else {}),
         **(
-            {"coordinates": config.evaluation.coordinates}
-            if config.evaluation.coordinates != "raw"
+            {"coordinates": settings.evaluation.coordinates}
+            if settings.evaluation.coordinates != "raw"
             else {}
         ),
         "training_data": {
@@ -117,12 +122,12 @@ def about(
     }
 
 
-def about_images(config: Config, train: Watched, test: Watched) -> dict[str, Any]:
+def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str, Any]:
     """Returns the entries of both sets, which must have been read, and the settings."""
     return {
-        "train_images": train.facts(config.data.train_split),
-        "test_images": test.facts(config.data.test_split),
-        "settings": settings_of(config),
+        "train_images": train.facts(settings.data.train_split),
+        "test_images": test.facts(settings.data.test_split),
+        "settings": settings_of(settings),
     }
 
 

@@ -21,7 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hjepa_jax.config import Config, base_config, validation
+from hjepa_jax.config import Settings, base_config
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.files import differences
+from hjepa_jax.config.files import save as save_settings
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluate import restore
@@ -55,14 +58,14 @@ _NAMES += ("2.damaged", "1.metrics.damaged", "metadata", "x" * 250, "\udcff", "9
 class _Sample:
     """A run with random states: its files, and the state of each checkpoint."""
 
-    config: Config
+    settings: Settings
     run: PreparedRun
     identity: dict[str, Any]
     states: dict[int, TrainState]
     files: dict[str, bytes]
 
 
-def _config() -> Config:
+def _settings() -> Settings:
     """The smallest run with all parts: flow, batch statistics, moments, and a best checkpoint."""
     config = base_config()
     config.data.update(
@@ -71,7 +74,7 @@ def _config() -> Config:
     config.resnet.update(width=4, stage_blocks=(1, 1, 1, 1), embed_dim=8, token_dim=8)
     config.dynamics.update(hidden_dim=4, depth=1)
     config.checkpoint.update(keep_best=1, best_mode="max")
-    return config
+    return typed(config)
 
 
 def _random_state(run: PreparedRun, step: int) -> TrainState:
@@ -88,19 +91,22 @@ def _random_state(run: PreparedRun, step: int) -> TrainState:
 @functools.cache
 def _sample() -> _Sample:
     """Makes the run, once per process."""
-    config = _config()
-    source = open_split(config, "train")
+    settings = _settings()
+    source = open_split(settings, "train")
     run, identity = (
-        prepare(config, len(source), sharding.data_mesh()),
-        data_identity(config, source),
+        prepare(settings, len(source), sharding.data_mesh()),
+        data_identity(settings, source),
     )
     states = {step: _random_state(run, step) for step in _STEPS}
     with tempfile.TemporaryDirectory(prefix="hjepa_jax_run_") as folder:
         workdir = pathlib.Path(folder) / "run"
-        with WorkdirLock(workdir), contextlib.closing(open_checkpoints(config, workdir)) as to:
+        with (
+            WorkdirLock(workdir),
+            contextlib.closing(open_checkpoints(settings.checkpoint, workdir)) as to,
+        ):
             for step, state in states.items():
-                save(config, identity, [], jax.device_put(state), to, {"total": float(step)})
-        validation.save(config, workdir)
+                save(settings, identity, [], jax.device_put(state), to, {"total": float(step)})
+        save_settings(settings, workdir)
         with contextlib.closing(create_writer(workdir)) as writer:
             writer.write_scalars(1, {"total": 1.0, "lr": 0.1})
         report = workdir.parent / "eval" / "run"
@@ -111,7 +117,7 @@ def _sample() -> _Sample:
             for path in sorted(pathlib.Path(folder).rglob("*"))
             if path.is_file()
         }
-    return _Sample(config, run, identity, states, files)
+    return _Sample(settings, run, identity, states, files)
 
 
 def _metrics() -> dict[str, Any]:
@@ -247,30 +253,29 @@ class _Attempt:
         assert step in (None, loaded.step), f"step {loaded.step} instead of {step}"
         if step != 1:
             self.check(loaded.step, loaded.encoder_variables["params"], _encoder)
-        differing = validation.differences(self.sample.config, loaded.config, _matters)
+        differing = differences(self.sample.settings, loaded.settings, _matters)
         assert not differing, f"the configuration has changed: {differing}"
 
     def evaluate(self, rng: random.Random) -> None:
-        which, config = rng.choice(("latest", "latest", "best", "1", "2")), self.sample.config
-        check_encoder(config, saved_config(self.workdir), self.workdir)
-        checkpointer = open_saved(config, self.workdir)
+        which, settings = rng.choice(("latest", "latest", "best", "1", "2")), self.sample.settings
+        check_encoder(settings, saved_config(self.workdir), self.workdir)
+        checkpointer = open_saved(settings.checkpoint, self.workdir)
         step = chosen_step(checkpointer, which)
         state, _ = restore_parts(checkpointer, self.sample.run, step)
         if which in ("latest", "2"):
             self.check(int(state["step"]), state["params"], lambda s: s.params)
-        config = config.copy_and_resolve_references()
-        config.evaluation.random_baseline = False
-        assert restore(config, self.sample.run, self.workdir, which).step == int(state["step"])
+        settings = settings.replace({"evaluation.random_baseline": False})
+        assert restore(settings, self.sample.run, self.workdir, which).step == int(state["step"])
 
     def resume(self, rng: random.Random) -> None:
         sample, workdir = self.sample, self.workdir
         check_replaceable(workdir)
         with WorkdirLock(workdir) as lock:
-            checkpointer = open_checkpoints(sample.config, workdir)
+            checkpointer = open_checkpoints(sample.settings.checkpoint, workdir)
             try:
                 begins = not checkpointer.steps()
                 state, skipped = restore_or_init(
-                    sample.run, checkpointer, sample.config, sample.identity
+                    sample.run, checkpointer, sample.settings, sample.identity
                 )
                 step = int(state.step)
                 if begins:
@@ -280,10 +285,10 @@ class _Attempt:
                 assert skipped == [], skipped
                 self.check(step, state, lambda s: s)
                 if rng.random() < 0.5:
-                    validation.save(sample.config, workdir)
+                    save_settings(sample.settings, workdir)
                     lock.check()
                     following = state.replace(step=state.step + 1)
-                    save(sample.config, sample.identity, [], following, checkpointer)
+                    save(sample.settings, sample.identity, [], following, checkpointer)
                     checkpointer.wait()
                     again, _ = checkpointer.restore(sample.run.abstract_state)
                     assert _equal(again, following), "the next checkpoint has changed"
@@ -300,9 +305,8 @@ class _Attempt:
 
     def begin_from(self, rng: random.Random) -> None:
         del rng
-        config = self.sample.config.copy_and_resolve_references()
-        config.train.init_from = str(self.workdir)
-        state = initial_state(config, self.sample.run)
+        settings = self.sample.settings.replace({"train.init_from": str(self.workdir)})
+        state = initial_state(settings, self.sample.run)
         steps = [n for n, saved in self.sample.states.items() if _equal(saved.params, state.params)]
         assert steps, "the parameters are not those of a checkpoint"
         self.check(steps[0], state.batch_stats, lambda s: s.batch_stats)

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from hjepa_jax.config import Config, base_config, rows, validation
+from hjepa_jax.config import base_config, files, resolve, rows
 from hjepa_jax.config.fields import Row
 from hjepa_jax.config.variants import chain, smoke
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
@@ -43,12 +44,12 @@ _CUT = {
 }
 
 
-def _sigreg(config: Config) -> None:
+def _sigreg(config: ConfigDict) -> None:
     config.method = "lejepa"
     config.train.grad_clip = None
 
 
-_METHODS: dict[str, Callable[[Config], None]] = {
+_METHODS: dict[str, Callable[[ConfigDict], None]] = {
     "hjepa": lambda config: None,
     "mlp": mlp_predictor,
     "identity": identity_predictor,
@@ -59,7 +60,7 @@ _METHODS: dict[str, Callable[[Config], None]] = {
 }
 
 
-def _tiny(method: str) -> Config:
+def _tiny(method: str) -> ConfigDict:
     config = base_config()
     _METHODS[method](config)
     smoke(config)
@@ -112,7 +113,7 @@ def _odd_value(rng: random.Random, row: Row) -> Any:
     return tuple(value)
 
 
-def draw(rng: random.Random) -> tuple[str, Config, dict[str, Any]]:
+def draw(rng: random.Random) -> tuple[str, ConfigDict, dict[str, Any]]:
     """Returns (method, configuration, the fields that were set)."""
     method = rng.choice(list(_METHODS))
     config = _tiny(method)
@@ -121,7 +122,7 @@ def draw(rng: random.Random) -> tuple[str, Config, dict[str, Any]]:
     for name in rng.sample(names, rng.randint(1, 4)):
         changes[name] = _odd_value(rng, rows()[name])
         try:
-            validation.set_field(config, name, changes[name])
+            files.set_field(config, name, changes[name])
         except TypeError:  # ml_collections refuses some types itself.
             _refused_as_json(name, changes[name])
             del changes[name]
@@ -136,7 +137,7 @@ def _refused_as_json(name: str, value: Any) -> None:
         values = {parent: values}
     said = ""
     try:
-        validation.merge(base_config(), values)
+        files.merge(base_config(), values)
     except ConfigError as error:
         said = str(error)
     assert f"config.{name}" in said, f"{value!r} as JSON: {said!r}"
@@ -150,7 +151,7 @@ def _numbers(values: Any) -> Iterator[float]:
             yield value
 
 
-def run(config: Config, changes: dict[str, Any], folder: pathlib.Path) -> None:
+def run(config: ConfigDict, changes: dict[str, Any], folder: pathlib.Path) -> None:
     """Validates, trains two steps and evaluates.
 
     Raises:
@@ -158,9 +159,9 @@ def run(config: Config, changes: dict[str, Any], folder: pathlib.Path) -> None:
       TrainingError: if training diverges, blaming a changed field.
       AssertionError: if it fails without an explanation.
     """
-    validation.validate(config)
+    resolve(config)
     for name, value in _CUT.items():
-        validation.set_field(config, name, value)
+        files.set_field(config, name, value)
     if config.evaluation.few_shot:
         config.evaluation.few_shot_trials = 2
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_files import data_config, encode, photo
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.batches import Loader
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats import parquet_tables
@@ -41,7 +42,7 @@ def test_images_labels_and_names_are_read(kind, tmp_path) -> None:
     write(tmp_path / "data" / "train-00000-of-00002.parquet", 5, kind, list("abcde"))
     write(tmp_path / "data" / "train-00001-of-00002.parquet", 3, kind, list("abcde"))
     write(tmp_path / "data" / "validation-00000-of-00001.parquet", 2, kind, list("abcde"))
-    source = open_source(data_config(name="folder", root=str(tmp_path)), "train")
+    source = open_source(typed(data_config(name="folder", root=str(tmp_path))), "train")
     assert (len(source), source.class_names) == (8, tuple("abcde"))
     assert source.labels().tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     for index, seed in ((0, 0), (4, 4), (7, 2)):
@@ -180,8 +181,8 @@ def test_rows_without_an_image_cost_their_image_alone(row, words, tmp_path) -> N
     write_paths(tmp_path / "data" / "train.parquet", [row, good, good])
     source = open_root(str(tmp_path / "data"), "train", 0)
     with pytest.raises(CorruptImageError, match=words):
-        Loader(data_config(), source).decode(0)
-    loaded = Loader(data_config(on_corrupt="skip"), source).load(0, [])
+        Loader(typed(data_config()), source).decode(0)
+    loaded = Loader(typed(data_config(on_corrupt="skip")), source).load(0, [])
     assert loaded.number in (1, 2)
 
 

@@ -10,6 +10,7 @@ import pytest
 from image_files import cifar_files, data_config, write_folder, write_tar
 from odd_files import replace
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources import cifar
 from hjepa_jax.data.sources.cifar import CIFAR100_SUPERCLASSES
 from hjepa_jax.data.sources.open import open_data_set, open_source
@@ -18,7 +19,7 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def opened(name: str, root, split: str = "train"):
-    return open_source(data_config(name=name, root=str(root)), split)
+    return open_source(typed(data_config(name=name, root=str(root))), split)
 
 
 def stored(name: str, tmp_path, form: str):
@@ -257,7 +258,7 @@ def test_labels_as_an_array_and_names_of_any_type_are_read(tmp_path) -> None:
 
 
 def _label_maps(name: str, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    return open_data_set(data_config(name=name)).label_maps(class_names)
+    return open_data_set(typed(data_config(name=name))).label_maps(class_names)
 
 
 # The coarse label of each fine label, 0 to 99, in the order of the data set's files.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from image_files import data_config, encode, photo, write_folder
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.cache import ByteCache
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources.base import decode
@@ -19,7 +20,7 @@ def test_images_and_classes_are_found_in_order(tmp_path) -> None:
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "train" / "cat" / ".hidden.jpg").write_bytes(b"")
     (tmp_path / "train" / "dog" / "extra.PNG").write_bytes(encode(photo(9), "PNG"))
-    source = open_source(data_config(name="folder", root=str(tmp_path)), "train")
+    source = open_source(typed(data_config(name="folder", root=str(tmp_path))), "train")
     assert source.class_names == ("cat", "dog")
     assert source.labels().tolist() == [0, 0, 0, 1, 1, 1]
     assert source.record(5).name == str(tmp_path / "train" / "dog" / "extra.PNG")
@@ -44,11 +45,11 @@ def test_a_split_of_its_own_name_has_no_synonyms(tmp_path) -> None:
     write_folder(tmp_path, {"fold1": {"a": 2, "b": 1}, "Fold2": {"b": 1, "c": 3}})
     names = {"train_split": "fold1", "test_split": "fold2"}
     config = data_config(name="folder", root=str(tmp_path), **names)
-    train, test = open_source(config, "fold1"), open_source(config, "fold2")
+    train, test = open_source(typed(config), "fold1"), open_source(typed(config), "fold2")
     assert train.class_names == test.class_names == ("a", "b", "c")
     assert test.labels().tolist() == [1, 2, 2, 2]
     with pytest.raises(FileNotFoundError, match=r"no split 'train'.*there: Fold2, fold1"):
-        open_source(config, "train")
+        open_source(typed(config), "train")
 
 
 def test_split_in_parts_is_joined(tmp_path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from image_files import cifar_files, data_config, photo, write_folder, write_tar
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.base import ArraySource, Record, decode
@@ -30,7 +31,7 @@ def test_round_trip_of_every_record(folder, tmp_path) -> None:
     original = open_root(str(folder), "train", 0)
     shards.write_shards(original, "train", tmp_path / "out", images_per_shard=3)
     shards.write_shards(open_root(str(folder), "val", 0), "val", tmp_path / "out")
-    prepared = open_source(data_config(name="folder", root=str(tmp_path / "out")), "train")
+    prepared = open_source(typed(data_config(name="folder", root=str(tmp_path / "out"))), "train")
     assert [prepared.record(i) for i in range(7)] == [original.record(i) for i in range(7)]
     assert prepared.class_names == original.class_names
     assert prepared.labels().tolist() == original.labels().tolist()
@@ -175,7 +176,7 @@ def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> Non
     cifar = write_tar(tmp_path / "cifar.tar", cifar_files("cifar10"), "w")
     done = run_script(cifar, tmp_path / "shards", "--name", "cifar10")
     assert done.returncode == 0, done.stderr
-    expected = open_source(data_config(name="cifar10", root=str(cifar)), "test")
+    expected = open_source(typed(data_config(name="cifar10", root=str(cifar))), "test")
     prepared = open_root(str(tmp_path / "shards"), "test", 0)
     np.testing.assert_array_equal(decode(prepared.record(4)), decode(expected.record(4)))
 

@@ -8,6 +8,7 @@ import pytest
 from image_files import data_config, encode, photo
 
 from hjepa_jax.config import resolve
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources import derived
 from hjepa_jax.data.sources.base import ArraySource, ImageSource, Record, decode
 from hjepa_jax.data.sources.derived import subset
@@ -22,7 +23,7 @@ def small() -> ArraySource:
 
 def test_digits_are_split_without_overlap_and_by_class() -> None:
     config = data_config(name="digits")
-    train, test = open_source(config, "train"), open_source(config, "test")
+    train, test = open_source(typed(config), "train"), open_source(typed(config), "test")
     assert isinstance(train, ImageSource)
     assert (len(train), len(test), len(train.class_names)) == (1437, 360, 10)
     every = np.concatenate([train.labels(), test.labels()])
@@ -43,12 +44,12 @@ def test_digits_are_split_without_overlap_and_by_class() -> None:
 
 def test_digits_refuse_other_splits() -> None:
     with pytest.raises(ValueError, match="'train' and 'test', not 'val'"):
-        open_source(data_config(name="digits"), "val")
+        open_source(typed(data_config(name="digits")), "val")
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"data\.name is 'imagenet', .*digits.*folder"):
-        open_source(data_config(name="imagenet"), "train")
+        open_source(typed(data_config(name="imagenet")), "train")
 
 
 @pytest.mark.parametrize(
@@ -64,9 +65,9 @@ def test_a_name_behind_the_colon_is_where_it_belongs(name, words) -> None:
 def test_missing_data_says_at_once_how_to_get_it(name, root) -> None:
     start = time.perf_counter()
     with pytest.raises(FileNotFoundError, match=r"cs\.toronto\.edu.*md5 [0-9a-f]{32}.*data\.root"):
-        open_source(data_config(name=name, root=root), "train")
+        open_source(typed(data_config(name=name, root=root)), "train")
     with pytest.raises(FileNotFoundError, match="tfds build"):
-        open_source(data_config(name=f"tfds:{name}", root=root), "train")
+        open_source(typed(data_config(name=f"tfds:{name}", root=root)), "train")
     assert time.perf_counter() - start < 5
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_files import data_config, encode, photo
 
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources.base import decode
 from hjepa_jax.data.sources.open import open_source
@@ -44,7 +45,7 @@ def data_dir(tmp_path_factory):
 
 
 def opened(root, split: str = "train", name: str = "tiny_shapes"):
-    return open_source(data_config(name=f"tfds:{name}", root=str(root)), split)
+    return open_source(typed(data_config(name=f"tfds:{name}", root=str(root))), split)
 
 
 def test_examples_are_read(data_dir) -> None:
