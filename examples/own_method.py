@@ -38,6 +38,7 @@ class VICReg(Method):
     """The method; `config.method` names this class."""
 
     sections: ClassVar = {"vicreg": VICRegSection}
+    losses: ClassVar = ("invariance", "variance", "covariance")
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:

@@ -125,7 +125,7 @@ def restore(
     """
     # The metric of the best checkpoint is the run's, whatever configuration evaluates it.
     chooses = saved_config(workdir) if which == "best" else settings
-    checkpointer = open_saved(chooses.checkpoint, workdir)
+    checkpointer = open_saved(chooses, workdir)
     state, meta = restore_parts(checkpointer, run, chosen_step(checkpointer, which), _PARTS)
     checkpointer.close()
     step, method_state = int(state["step"]), state["method_state"]

@@ -207,7 +207,7 @@ def load_run(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
     settings = saved_config(folder)
-    checkpointer = open_saved(settings.checkpoint, folder)
+    checkpointer = open_saved(settings, folder)
     if isinstance(step, str):
         step = chosen_step(checkpointer, step)
     elif step is not None and (isinstance(step, bool) or not isinstance(step, (int, np.integer))):

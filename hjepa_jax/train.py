@@ -146,7 +146,7 @@ def _train(
     settings: Settings, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
 ) -> TrainState:
     source, run, identity = _opened(settings, stop)
-    checkpointer = open_checkpoints(settings.checkpoint, workdir)
+    checkpointer = open_checkpoints(settings, workdir)
     state, skipped = restore_or_init(run, checkpointer, settings, identity)
     primary = distributed.is_primary()
     if primary:

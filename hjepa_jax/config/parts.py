@@ -70,6 +70,7 @@ class MethodPart(ModelPart, Protocol):
     """What the configuration needs of a method alone."""
 
     coordinate_fields: ClassVar[tuple[str, ...]]
+    losses: ClassVar[tuple[str, ...]]
 
     @classmethod
     def trains_predictor(cls, settings: Settings) -> bool:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
-from hjepa_jax.config.directions import direction_problem
 from hjepa_jax.config.parts import method_part
 from hjepa_jax.config.settings import Settings
 
 KNN_METRICS = ("online/knn_top1", "online/knn_top5")
+# Metrics of every method, with the way that is better.
+_DIRECTIONS: dict[str, Literal["min", "max"]] = {
+    "total": "min",
+    "online/probe_loss": "min",
+    "online/probe_top1": "max",
+    **dict.fromkeys(KNN_METRICS, "max"),
+}
 
 
 def _batch(settings: Settings) -> Iterator[str]:
@@ -106,6 +114,38 @@ def _evaluation(settings: Settings) -> Iterator[str]:
         )
 
 
+def best_direction(settings: Settings) -> Literal["min", "max"] | None:
+    """Returns which value of config.checkpoint.best_metric is best, None if that is unknown."""
+    directions = _directions(settings)
+    return directions.get(settings.checkpoint.best_metric, settings.checkpoint.best_mode)
+
+
+def _directions(settings: Settings) -> dict[str, Literal["min", "max"]]:
+    """Returns the known directions of metrics: those of the method's losses among them."""
+    return {**_DIRECTIONS, **dict.fromkeys(method_part(settings).losses, "min")}
+
+
+def _direction_problem(settings: Settings) -> str | None:
+    """Returns a sentence if best_metric and config.checkpoint.best_mode do not fit, else None."""
+    metric, mode = settings.checkpoint.best_metric, settings.checkpoint.best_mode
+    directions = _directions(settings)
+    own = directions.get(metric)
+    if own is None and mode is None:
+        near = difflib.get_close_matches(metric, directions, 1)
+        meant = f", or did you mean {near[0]!r}?" if near else "."
+        return (
+            f"config.checkpoint.best_metric is {metric!r}, of which it is not known whether small "
+            f"or large is better: set config.checkpoint.best_mode to 'min' or 'max'{meant}"
+        )
+    if own is None or mode in (None, own):
+        return None
+    better = "small" if own == "min" else "large"
+    return (
+        f"config.checkpoint.best_mode is {mode!r}, but {metric!r} is better when it is {better}, "
+        "so that the worst would be kept: leave best_mode at None."
+    )
+
+
 def _checkpoint(settings: Settings) -> Iterator[str]:
     """The metric that ranks checkpoints exists, and it is known which way it is better."""
     metric = settings.checkpoint.best_metric
@@ -121,7 +161,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
             f"config.checkpoint.best_metric is {metric!r}, but there is no online probe: set "
             "config.evaluation.online_probe=True, or rank by a loss, for example 'total'."
         )
-    sentence = direction_problem(metric, settings.checkpoint.best_mode)
+    sentence = _direction_problem(settings)
     exists = metric in KNN_METRICS or not metric.startswith("online/knn")
     if sentence and exists and settings.checkpoint.keep_best:
         yield sentence

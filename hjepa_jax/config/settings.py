@@ -18,9 +18,8 @@ from hjepa_jax.config.fields import (
     section,
     walk,
 )
-from hjepa_jax.config.model import Model
 from hjepa_jax.config.parts import TABLES, is_import_path, load_part
-from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Train
+from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Model, Train
 from hjepa_jax.errors import ConfigError
 
 S = TypeVar("S")

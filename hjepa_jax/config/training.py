@@ -1,4 +1,4 @@
-"""The sections `train`, `evaluation`, `checkpoint` and `log`."""
+"""The sections `model`, `train`, `evaluation`, `checkpoint` and `log`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hjepa_jax.config.parts import method_part
 
 Corruption: TypeAlias = Literal["grey", "noise", "blur", "shift", "contrast", "occlusion"]
 
+_MLP = Condition(lambda c: c.model.projector == "mlp", "config.model.projector='mlp'")
 _PREDICTOR = Condition(
     lambda c: method_part(c).trains_predictor(c),
     "a config.method whose predictor has parameters, as 'hjepa'",
@@ -33,6 +34,37 @@ _RATIO = {"at_least": 0.0, "at_most": 1.0}
 _BELOW_ONE = {"at_least": 0.0, "at_most": 0.999999}
 # A larger rate is infinite in float32; what merely diverges is explained by the training itself.
 _LARGEST_RATE = 1e20
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The encoder, its state, the projector and the arithmetic."""
+
+    encoder: str = field(
+        "resnet", "'resnet', or a class of your own, 'module.path:Class'.", aliases=("backbone",)
+    )
+    split_qp: bool = field(
+        True, "Half of each token's channels is position q, half momentum p: z = [q | p]."
+    )
+    projector: Literal["identity", "mlp"] = field(
+        "identity",
+        "'identity' or 'mlp' (Linear, BatchNorm, ReLU, Linear).",
+    )
+    projector_hidden: int = field(
+        2048, "Hidden units of the projector.", above=0, at_most=2**20, used=_MLP
+    )
+    projector_dim: int = field(2048, "Outputs of the projector.", above=0, at_most=2**20, used=_MLP)
+    batch_norm: Literal["global", "local"] = field(
+        "global",
+        "Batch statistics of the whole batch, or of each device's share ('local': less "
+        "waiting, but the result depends on the number of devices).",
+        aliases=("sync_bn", "sync_batch_norm"),
+    )
+    compute_dtype: Literal["bfloat16", "float32"] = field(
+        "bfloat16",
+        "Encoder arithmetic; parameters and losses are float32.",
+        aliases=("dtype", "precision"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

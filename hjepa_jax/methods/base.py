@@ -58,6 +58,8 @@ class Method(abc.ABC):
     Attributes:
       sections: its own sections of the configuration by name, frozen dataclasses of `field(...)`;
         the first line of a dataclass's docstring describes the section.
+      losses: names of metrics to minimize beside 'total', which config.checkpoint.best_metric may
+        name without config.checkpoint.best_mode.
       coordinate_fields: see `HasCoordinates`; () = the loss acts on the states as they are.
       settings: the run's configuration; `settings.section(Kind)` returns the method's own section.
       shape: of the states that the loss receives: the projector's output, if there is a projector.
@@ -66,6 +68,7 @@ class Method(abc.ABC):
 
     sections: ClassVar[Mapping[str, type]] = {}
     coordinate_fields: ClassVar[tuple[str, ...]] = ()
+    losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """Takes a checked configuration, and what follows from the encoder and the data."""

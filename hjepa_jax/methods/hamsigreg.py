@@ -65,6 +65,7 @@ class HamSIGReg(LeJEPA):
     """
 
     sections: ClassVar[Mapping[str, type]] = {**LeJEPA.sections, "hamsigreg": HamSIGRegSection}
+    losses: ClassVar[tuple[str, ...]] = (*LeJEPA.losses, "spec")
     coordinate_fields: ClassVar[tuple[str, ...]] = ("hamsigreg.",)
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):

@@ -69,6 +69,10 @@ class HJEPA(Method):
         "loss": Loss,
         "parity": Parity,
     }
+    losses: ClassVar[tuple[str, ...]] = (
+        *("pred", "energy", "budget", "var", "var_q", "var_p"),
+        *("logdet", "logdet_q", "logdet_p", "mean", "z_mean2"),
+    )
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """See `Method`."""

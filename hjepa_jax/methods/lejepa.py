@@ -66,6 +66,7 @@ class LeJEPA(Method):
     """
 
     sections: ClassVar[Mapping[str, type]] = {"sigreg": SIGRegSection}
+    losses: ClassVar[tuple[str, ...]] = ("pred", "sigreg", "z_mean2")
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """See `Method`."""

@@ -10,7 +10,7 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,6 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from hjepa_jax.config.directions import best_direction, direction_problem
 from hjepa_jax.errors import CheckpointError, ConfigError, UserError, first_line
 from hjepa_jax.runtime import checkpoint_files, distributed
 from hjepa_jax.runtime.checkpoint_arrays import (
@@ -71,7 +70,7 @@ class Checkpointer:
         keep_last: int = 2,
         keep_best: int = 0,
         best_metric: str = "total",
-        best_mode: str | None = None,
+        best_mode: Literal["min", "max"] | None = "min",
         read_only: bool = False,
     ):
         """Opens the checkpoint folder; unless `read_only`, creates and tidies it.
@@ -81,17 +80,17 @@ class Checkpointer:
           keep_last: number of newest checkpoints to keep.
           keep_best: number of best checkpoints by `best_metric` to keep beside them.
           best_metric: name of one of the metrics passed to `save`.
-          best_mode: 'min' or 'max' for a metric without a known direction; see `config.directions`.
+          best_mode: which of its values is best; None = unknown, so there is no best one.
           read_only: allow restoring only.
 
         Raises:
-          ConfigError: if `keep_best` is set and the metric's direction is unknown.
+          ValueError: if `keep_best` is set and `best_mode` is None.
           CheckpointError: if the folder cannot be used.
         """
         # orbax accepts a relative path here and fails only when it saves.
         self.folder = folder.absolute()
         self._best_metric = best_metric
-        self._direction = best_direction(best_metric, best_mode)
+        self._direction = best_mode
         self._saving: _Saving | None = None
         self._read_back = False
         self._failed = False
@@ -102,8 +101,8 @@ class Checkpointer:
         if distributed.is_primary():
             self._tidy()
         distributed.wait_for_all("the checkpoints are tidied")
-        if keep_best and self._direction is None:
-            raise ConfigError(direction_problem(best_metric, best_mode))
+        if keep_best and best_mode is None:
+            raise ValueError("keep_best needs best_mode, the better direction of best_metric")
         self._manager = self._open(keep_last, keep_best)
 
     def _open(self, keep_last: int, keep_best: int) -> ocp.CheckpointManager:
@@ -207,7 +206,10 @@ class Checkpointer:
                 "train with config.checkpoint.keep_best=1."
             )
         if self._direction is None:
-            raise ConfigError(direction_problem(self._best_metric, None))
+            raise ConfigError(
+                f"config.checkpoint.best_metric is {self._best_metric!r}, but whether small or "
+                "large is better is unknown: set config.checkpoint.best_mode to 'min' or 'max'."
+            )
         return (min if self._direction == "min" else max)(values, key=lambda step: values[step])
 
     def save(

@@ -25,7 +25,7 @@ def main() -> None:
     elif command == "doctor":
         from hjepa_jax.tools import doctor as entry
     else:
-        from hjepa_jax.config import page as entry
+        from hjepa_jax.tools import config_page as entry
     entry.run()
 
 

@@ -44,7 +44,7 @@ def final_state(workdir: pathlib.Path) -> TrainState:
     config = saved_config(workdir)
     source = open_split(config, "train")
     run = prepare(config, len(source), sharding.data_mesh(), len(source.class_names))
-    return jax.device_get(open_saved(config.checkpoint, workdir).restore(run.abstract_state)[0])
+    return jax.device_get(open_saved(config, workdir).restore(run.abstract_state)[0])
 
 
 def differing_arrays(one: Any, two: Any) -> list[str]:

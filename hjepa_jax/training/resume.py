@@ -9,6 +9,7 @@ from typing import Any
 
 from hjepa_jax.config import Settings, may_change_on_resume
 from hjepa_jax.config.files import differences
+from hjepa_jax.config.rules import best_direction
 from hjepa_jax.config.training import Checkpoint
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -77,14 +78,14 @@ def restore_or_init(
     return state, list(skipped)
 
 
-def open_checkpoints(settings: Checkpoint, workdir: pathlib.Path) -> Checkpointer:
+def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a workdir for saving."""
     return Checkpointer(
         workdir / "checkpoints",
-        keep_last=settings.keep_last,
-        keep_best=settings.keep_best,
-        best_metric=settings.best_metric,
-        best_mode=settings.best_mode,
+        keep_last=settings.checkpoint.keep_last,
+        keep_best=settings.checkpoint.keep_best,
+        best_metric=settings.checkpoint.best_metric,
+        best_mode=best_direction(settings),
     )
 
 

@@ -15,7 +15,7 @@ from hjepa_jax.config import Settings, may_change_on_resume
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.files import differences, from_json, read
 from hjepa_jax.config.parts import ENCODERS, section_prefixes
-from hjepa_jax.config.training import Checkpoint
+from hjepa_jax.config.rules import best_direction
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -111,7 +111,7 @@ def check_has_checkpoints(workdir: pathlib.Path) -> None:
         raise CheckpointError(f"{workdir} holds no checkpoints: train first, with --mode=train.")
 
 
-def open_saved(settings: Checkpoint, workdir: pathlib.Path) -> Checkpointer:
+def open_saved(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a finished or running run, for reading.
 
     Raises:
@@ -120,8 +120,8 @@ def open_saved(settings: Checkpoint, workdir: pathlib.Path) -> Checkpointer:
     check_has_checkpoints(workdir)
     return Checkpointer(
         workdir / "checkpoints",
-        best_metric=settings.best_metric,
-        best_mode=settings.best_mode,
+        best_metric=settings.checkpoint.best_metric,
+        best_mode=best_direction(settings),
         read_only=True,
     )
 
@@ -224,7 +224,7 @@ def initial_state(settings: Settings, run: PreparedRun) -> TrainState:
     # Neither changes a parameter, but both may not fit this run's devices and data.
     saved = saved.replace({"data.batch_size": settings.data.batch_size})
     there = prepare(saved, settings.data.batch_size, run.mesh)
-    checkpointer = open_saved(saved.checkpoint, workdir)
+    checkpointer = open_saved(saved, workdir)
     found, _ = restore_parts(checkpointer, there, None)
     checkpointer.close()
     check_finite(found, checkpointer.folder)

@@ -302,4 +302,4 @@ def test_checkpoints_that_are_no_folder_are_a_sentence(kind, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoints is no folder"):
         Checkpointer(tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match=r"holds no checkpoints"):
-        open_saved(typed(quickstart.get_config("smoke")).checkpoint, tmp_path)
+        open_saved(typed(quickstart.get_config("smoke")), tmp_path)

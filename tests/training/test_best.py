@@ -14,7 +14,7 @@ from configs import quickstart
 from hjepa_jax import load
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.directions import DIRECTIONS, best_direction, direction_problem
+from hjepa_jax.config.rules import best_direction
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.sources.derived import hold_out, labeled
 from hjepa_jax.data.sources.open import open_split
@@ -46,17 +46,23 @@ def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> No
     )
     losses = {"total", "pred", "online/probe_loss"} & metrics.keys()
     assert losses == {"total", "pred", "online/probe_loss"}
+    known = {}
     for name in metrics:
-        problem = direction_problem(name, None)
-        assert (problem is None) == (name in DIRECTIONS)
-        if problem:
-            assert "set config.checkpoint.best_mode to 'min' or 'max'" in problem
-            assert best_direction(name, "max") == "max"
-    for name in losses:
-        assert best_direction(name, None) == "min"
-    assert best_direction("online/probe_top1", None) == "max"
+        config.checkpoint.update(keep_best=1, best_metric=name, best_mode=None)
+        known[name] = best_direction(typed(config))
+        if known[name] is None:
+            with pytest.raises(ConfigError, match=r"set config\.checkpoint\.best_mode to"):
+                resolve(config)
+            config.checkpoint.best_mode = "max"
+            assert best_direction(resolve(config)) == "max"
+        else:
+            resolve(config)
+    assert {known[name] for name in losses} == {"min"}
+    assert known["online/probe_top1"] == "max"
     # What is neither a loss nor an accuracy has no direction of its own.
-    assert not {"grad_norm", "lr", "z2", "q2", "q_pr", "V_var", "alpha"} & DIRECTIONS.keys()
+    others = {"grad_norm", "lr", "z2", "q2", "q_pr", "V_var", "alpha"} & metrics.keys()
+    assert others
+    assert {known[name] for name in others} == {None}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_a_contradiction_is_refused_before_the_run(metric, mode, words) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         resolve(config)
     assert len(str(caught.value).splitlines()) == 1
-    config.checkpoint.best_mode = DIRECTIONS.get(metric, "max")
+    config.checkpoint.best_mode = None if metric in ("total", "online/probe_top1") else "max"
     resolve(config)
     config.evaluation.online_probe = False
     if metric == "online/probe_top1":
@@ -104,7 +110,7 @@ def ranked(tmp_path_factory):
 
 def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
     config, workdir = ranked
-    checkpointer = open_saved(typed(saved_config(workdir)).checkpoint, workdir)
+    checkpointer = open_saved(typed(saved_config(workdir)), workdir)
     assert checkpointer.steps() == [1, 2]
     assert chosen_step(checkpointer, "best") == 1
     checkpointer.close()

@@ -39,7 +39,7 @@ def equal(one, two) -> bool:
 
 def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
     config, workdir = trained
-    checkpointer = open_saved(typed(config).checkpoint, workdir)
+    checkpointer = open_saved(typed(config), workdir)
     assert checkpointer.steps() == [1, 2]
     assert chosen_step(checkpointer, "latest") is None
     assert chosen_step(checkpointer, "best") == 1
@@ -56,7 +56,7 @@ def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
     assert [restore(typed(config), run, workdir, w).step for w in ("latest", "best")] == [2, 1]
     other = config.copy_and_resolve_references()
     other.checkpoint.best_metric = "budget"
-    checkpointer = open_saved(typed(other).checkpoint, workdir)
+    checkpointer = open_saved(typed(other), workdir)
     with pytest.raises(CheckpointError, match=r"'budget'.*keep_best"):
         chosen_step(checkpointer, "best")
     checkpointer.close()

@@ -102,7 +102,7 @@ def _sample() -> _Sample:
         workdir = pathlib.Path(folder) / "run"
         with (
             WorkdirLock(workdir),
-            contextlib.closing(open_checkpoints(settings.checkpoint, workdir)) as to,
+            contextlib.closing(open_checkpoints(settings, workdir)) as to,
         ):
             for step, state in states.items():
                 save(settings, identity, [], jax.device_put(state), to, {"total": float(step)})
@@ -259,7 +259,7 @@ class _Attempt:
     def evaluate(self, rng: random.Random) -> None:
         which, settings = rng.choice(("latest", "latest", "best", "1", "2")), self.sample.settings
         check_encoder(settings, saved_config(self.workdir), self.workdir)
-        checkpointer = open_saved(settings.checkpoint, self.workdir)
+        checkpointer = open_saved(settings, self.workdir)
         step = chosen_step(checkpointer, which)
         state, _ = restore_parts(checkpointer, self.sample.run, step)
         if which in ("latest", "2"):
@@ -271,7 +271,7 @@ class _Attempt:
         sample, workdir = self.sample, self.workdir
         check_replaceable(workdir)
         with WorkdirLock(workdir) as lock:
-            checkpointer = open_checkpoints(sample.settings.checkpoint, workdir)
+            checkpointer = open_checkpoints(sample.settings, workdir)
             try:
                 begins = not checkpointer.steps()
                 state, skipped = restore_or_init(

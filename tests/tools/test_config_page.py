@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from hjepa_jax.config import rows, sections
-from hjepa_jax.config.page import page
 from hjepa_jax.errors import UserError
 from hjepa_jax.tools import cli
+from hjepa_jax.tools.config_page import page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
