@@ -24,7 +24,10 @@ RUN_BY = {
     "configs/cifar100.py": ("tests/training/test_train.py", "cifar100"),
     "configs/imagenet100.py": ("tests/training/test_train.py", "imagenet100"),
     "examples.own_source": ("tests/test_examples.py", "examples.own_source:Shapes"),
-    "hjepa config > docs/configuration.md": ("tests/tools/test_config_page.py", "hjepa config > docs/"),
+    "hjepa config > docs/configuration.md": (
+        "tests/tools/test_config_page.py",
+        "hjepa config > docs/",
+    ),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
     "scripts/show_views.py": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
     "scripts/prepare_dataset.py": (
