@@ -174,13 +174,23 @@ def distributions(requirements: str) -> set[str]:
 
 
 def third_party_imports(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
-    """Yields the distribution of each import of a file, and whether its absence is handled."""
+    """Yields the distribution of each import of a file, and whether its absence is handled.
+
+    An import for the type checker alone is never executed.
+    """
     tree = ast.parse(path.read_text())
+
+    def handles_absence(node: ast.If | ast.Try) -> bool:
+        if isinstance(node, ast.If):
+            return ast.unparse(node.test) == "TYPE_CHECKING"
+        return any(
+            "ImportError" in ast.unparse(h.type) for h in node.handlers if h.type is not None
+        )
+
     guarded = {
         part
         for node in ast.walk(tree)
-        if isinstance(node, ast.Try)
-        and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type is not None)
+        if isinstance(node, ast.If | ast.Try) and handles_absence(node)
         for statement in node.body
         for part in ast.walk(statement)
     }
