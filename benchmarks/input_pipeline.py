@@ -150,7 +150,8 @@ def torch_epoch(config: Any, source: ImageSource) -> Callable[[], None]:
 
 def our_epoch(config: Any, source: ImageSource) -> Callable[[], None]:
     """Returns a function that makes one epoch of batches in this thread."""
-    make = batches.BatchMaker(typed(config), source, 0, 1)
+    settings = typed(config)
+    make = batches.BatchMaker(settings.data, settings.seed, source)
 
     def run() -> None:
         for step in range(len(source) // config.data.batch_size):

@@ -56,7 +56,7 @@ def evaluation_sources(settings: Settings, train: Watched, test: Watched) -> Sou
     samples, names = settings.evaluation.alignment_samples, train.source.class_names
 
     def pairs() -> Any:
-        return tuple(augmented_pairs(settings, test.source, samples, settings.seed))
+        return tuple(augmented_pairs(settings.data, test.source, samples, settings.seed))
 
     return Sources(
         train_batches=train,

@@ -62,7 +62,8 @@ def open_stream(
 ) -> BatchStream:
     """Returns this process's part of `count` batches from number `first` on; see train_batches."""
     return train_batches(
-        settings,
+        settings.data,
+        settings.seed,
         source,
         start_step=first,
         process_index=jax.process_index(),

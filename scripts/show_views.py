@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
         # The host makes the same views as the device.
         settings = resolve(config).replace({"data.backend": "host"})
         source = open_source(settings, settings.data.train_split)
-        with train_batches(settings, source, start_step=_STEP.value, num_steps=1) as stream:
+        data, seed = settings.data, settings.seed
+        with train_batches(data, seed, source, start_step=_STEP.value, num_steps=1) as stream:
             sheet = contact_sheet(next(stream), _IMAGES.value)
         Image.fromarray(sheet).save(out)
     except (UserError, ValueError, OSError) as error:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hjepa_jax.config import Settings, steps_per_epoch
+from hjepa_jax.config import steps_per_epoch
 from hjepa_jax.config.data import Data
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import host, resize
@@ -106,15 +106,12 @@ def batch_indices(
     return epoch, order[within * batch_size : (within + 1) * batch_size]
 
 
-class Loader:
-    """Decodes images of a source and, if `data.on_corrupt` is 'skip', replaces corrupt ones."""
+class Decoder:
+    """Decodes images of a source, large ones only as far as the views need."""
 
-    def __init__(self, settings: Settings, source: ImageSource, full_size: bool = False):
-        """Makes a loader; `full_size` forbids decoding large JPEGs at a reduced size."""
-        data = settings.data
+    def __init__(self, data: Data, source: ImageSource, full_size: bool = False):
+        """Makes a decoder; `full_size` forbids decoding large JPEGs at a reduced size."""
         self._source = source
-        self._skip = data.on_corrupt == "skip"
-        self._key = counter_random.stream_key(settings.seed, Stream.REPLACEMENT)
         sides = [data.image_size / data.global_scale[0] ** 0.5]
         if data.num_local_views:
             sides.append(data.local_size / data.local_scale[0] ** 0.5)
@@ -124,7 +121,7 @@ class Loader:
         # Crops of thin images are as high as these at most, whatever their area.
         self._largest_view = max(data.image_size, data.local_size if data.num_local_views else 0)
 
-    def decode(self, index: int) -> Loaded:
+    def __call__(self, index: int) -> Loaded:
         """Returns image `index`.
 
         Raises:
@@ -145,6 +142,17 @@ class Loader:
         small = max(image.size) <= resize.SMALL_SIDE
         return Loaded(np.asarray(image) if small else image, record.label, index)
 
+
+class Loader:
+    """Decodes images of a source and, if `data.on_corrupt` is 'skip', replaces corrupt ones."""
+
+    def __init__(self, data: Data, seed: int, source: ImageSource, full_size: bool = False):
+        """Makes a loader; the seed is that of the replacements, `full_size` as of a `Decoder`."""
+        self._count = len(source)
+        self._skip = data.on_corrupt == "skip"
+        self._key = counter_random.stream_key(seed, Stream.REPLACEMENT)
+        self._decode = Decoder(data, source, full_size)
+
     def load(self, index: int, corrupt: list[str]) -> Loaded:
         """Returns image `index`, or its replacement if it is corrupt and may be skipped.
 
@@ -163,7 +171,7 @@ class Loader:
         tried = index
         for attempt in range(_REPLACEMENT_TRIES):
             try:
-                return self.decode(tried)
+                return self._decode(tried)
             except CorruptImageError as error:
                 if not self._skip:
                     raise CorruptImageError(
@@ -171,7 +179,7 @@ class Loader:
                     ) from error
                 corrupt.append(str(error))
                 draw = counter_random.hashes(self._key, index, attempt)[0]
-                tried = int(draw % np.uint64(len(self._source)))
+                tried = int(draw % np.uint64(self._count))
         raise CorruptImageError(
             f"{_REPLACEMENT_TRIES} images tried in place of image {index} are corrupt too "
             f"({corrupt[-1]}); the data set is damaged."
@@ -237,18 +245,34 @@ def _parameters(
     return source, drawn
 
 
+def batch_bytes(data: Data, source: ImageSource, process_count: int = 1) -> int:
+    """Returns the bytes of the views (or whole images) of one process's share of a batch."""
+    local_size = data.batch_size // process_count
+    groups = _view_groups(data, data.num_global_views, data.num_local_views)
+    shape = fixed_shape(source) if data.backend == "device" else None
+    if shape is not None:
+        return local_size * math.prod(shape)
+    return local_size * sum(
+        3 * len(view_group.numbers) * view_group.size**2 for view_group in groups
+    )
+
+
 class BatchMaker:
     """Maps a step to this process's share of its batch; can be pickled for worker processes."""
 
     def __init__(
-        self, settings: Settings, source: ImageSource, process_index: int, process_count: int
+        self,
+        data: Data,
+        seed: int,
+        source: ImageSource,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
-        # Not the settings: unpickling a method's section would import jax in every worker.
-        self._data, self._seed = settings.data, settings.seed
+        self._data, self._seed = data, seed
         self._source = source
         self._process_index = process_index
-        self._local_size = settings.data.batch_size // process_count
-        self._loader = Loader(settings, source)
+        self._local_size = data.batch_size // process_count
+        self._loader = Loader(data, seed, source)
 
     def __call__(self, step: int) -> tuple[Batch, list[str]]:
         """Returns the batch, and messages about the corrupt images that were replaced."""
@@ -261,17 +285,6 @@ class BatchMaker:
         key = counter_random.stream_key(seed, Stream.AUGMENTATION, epoch)
         on_device = data.backend == "device"
         return self.make(key, indices, data.num_global_views, data.num_local_views, on_device)
-
-    def batch_bytes(self) -> int:
-        """Returns the bytes of the views (or whole images) of this process's share of a batch."""
-        data = self._data
-        groups = _view_groups(data, data.num_global_views, data.num_local_views)
-        shape = fixed_shape(self._source) if data.backend == "device" else None
-        if shape is not None:
-            return self._local_size * math.prod(shape)
-        return self._local_size * sum(
-            3 * len(view_group.numbers) * view_group.size**2 for view_group in groups
-        )
 
     def make(
         self,

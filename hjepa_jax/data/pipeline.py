@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from absl import flags, logging
 
-from hjepa_jax.config import Settings
 from hjepa_jax.config.data import Data
 from hjepa_jax.data import batches, counter_random
 from hjepa_jax.data.augmentation import host
@@ -160,25 +159,26 @@ def _in_flight(data: Data) -> int:
     return blocks.in_flight(data.num_workers, _per_worker(data))
 
 
-def shared_memory_needed(settings: Settings, source: ImageSource, process_count: int = 1) -> int:
+def shared_memory_needed(data: Data, source: ImageSource, process_count: int = 1) -> int:
     """Returns the bytes of shared memory that worker processes may fill; 0 without workers."""
-    if not settings.data.num_workers:
+    if not data.num_workers:
         return 0
-    make = batches.BatchMaker(settings, source, 0, process_count)
-    return _in_flight(settings.data) * make.batch_bytes()
+    return _in_flight(data) * batches.batch_bytes(data, source, process_count)
 
 
 def _worker_stream(
-    make: batches.BatchMaker, first: int, last: int, data: Data, stop: Stop | None
+    make: batches.BatchMaker, first: int, last: int, data: Data, stop: Stop | None, needed: int
 ) -> BatchStream:
     """Returns the same stream as `_stream`, computed in worker processes.
+
+    `needed` is the `shared_memory_needed`.
 
     Raises:
       DataError: if workers cannot be started or shared memory is too small for their batches.
     """
     start.check_can_start()
     blocks.remove_leftovers()
-    shortage = blocks.shortage(_in_flight(data) * make.batch_bytes())
+    shortage = blocks.shortage(needed)
     if shortage:
         raise DataError(shortage)
     # Grain's workers refuse to start on absl flags that nobody parsed (notebooks, scripts).
@@ -207,7 +207,8 @@ def _worker_stream(
 
 
 def train_batches(
-    settings: Settings,
+    data: Data,
+    seed: int,
     source: ImageSource,
     *,
     start_step: int = 0,
@@ -218,11 +219,12 @@ def train_batches(
 ) -> BatchStream:
     """Returns the stream of this process's training batches from a step on.
 
-    A batch depends on settings.seed, the step and the source alone, not on the number of threads,
+    A batch depends on the seed, the step and the source alone, not on the number of threads,
     workers and processes or on the step at which the stream starts.
 
     Args:
-      settings: the whole configuration; `seed` and `data` are used.
+      data: the section `data`.
+      seed: seed of the order, the augmentation and the replacements of corrupt images.
       source: training images.
       start_step: the step of the first batch.
       process_index: number of this process, which gets rows [p b, (p + 1) b) of each batch.
@@ -244,27 +246,27 @@ def train_batches(
       DataError: if worker processes cannot be started; while iterating, if an image cannot be
         read or a worker process dies.
     """
-    batches.check_stream(settings.data, source, process_count)
+    batches.check_stream(data, source, process_count)
     if not 0 <= process_index < process_count or start_step < 0:
         raise ValueError(
             f"Process {process_index} of {process_count} at step {start_step} does not exist."
         )
-    make = batches.BatchMaker(settings, source, process_index, process_count)
+    make = batches.BatchMaker(data, seed, source, process_index, process_count)
     end = sys.maxsize if num_steps is None else start_step + num_steps
-    data = settings.data
     if data.num_workers:
-        return _worker_stream(make, start_step, end, data, stop)
+        needed = shared_memory_needed(data, source, process_count)
+        return _worker_stream(make, start_step, end, data, stop, needed)
     return _stream(make, start_step, end, data, data.num_threads, stop)
 
 
 class _EvalBatchMaker:
     """Maps the index of an evaluation batch to the batch."""
 
-    def __init__(self, settings: Settings, source: ImageSource, batch_size: int):
-        self._data = settings.data
+    def __init__(self, data: Data, source: ImageSource, batch_size: int):
+        self._data = data
         self._source = source
         self._batch_size = batch_size
-        self._loader = batches.Loader(settings, source, full_size=True)
+        self._decode = batches.Decoder(data, source, full_size=True)
 
     def __call__(self, number: int) -> tuple[Batch, list[str]]:
         data = self._data
@@ -276,7 +278,7 @@ class _EvalBatchMaker:
         corrupt: list[str] = []
         for row, index in enumerate(indices):
             try:
-                loaded = self._loader.decode(index)
+                loaded = self._decode(index)
             except CorruptImageError as error:
                 if data.on_corrupt != "skip":
                     raise
@@ -288,11 +290,11 @@ class _EvalBatchMaker:
         return {"image": images, "label": label, "mask": mask}, corrupt
 
 
-def eval_batches(settings: Settings, source: ImageSource, batch_size: int) -> BatchStream:
+def eval_batches(data: Data, source: ImageSource, batch_size: int) -> BatchStream:
     """Returns the images of a source once, in order, without augmentation.
 
     Args:
-      settings: the whole configuration; `seed` and `data` are used.
+      data: the section `data`.
       source: images.
       batch_size: images per batch; the last batch is padded with zeros, so that compiled functions
         see one shape.
@@ -309,22 +311,22 @@ def eval_batches(settings: Settings, source: ImageSource, batch_size: int) -> Ba
     """
     if batch_size < 1:
         raise ValueError(f"The evaluation batch size must be positive, not {batch_size}.")
-    make = _EvalBatchMaker(settings, source, batch_size)
+    make = _EvalBatchMaker(data, source, batch_size)
     # Decoding and resizing release Python's lock, so threads do here what workers do in training.
-    threads = max(settings.data.num_threads, settings.data.num_workers)
-    return _stream(make, 0, -(-len(source) // batch_size), settings.data, threads)
+    threads = max(data.num_threads, data.num_workers)
+    return _stream(make, 0, -(-len(source) // batch_size), data, threads)
 
 
 def augmented_pairs(
-    settings: Settings, source: ImageSource, num: int, seed: int
+    data: Data, source: ImageSource, num: int, seed: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Returns two augmented global views of the first images of a seeded subset.
 
     Args:
-      settings: the whole configuration; `seed` and `data` are used.
+      data: the section `data`.
       source: images.
       num: number of images; all of the source's if it has fewer.
-      seed: seed of the subset and of the augmentation.
+      seed: seed of the subset, the augmentation and the replacements of corrupt images.
 
     Returns:
       Two arrays uint8 [num, image_size, image_size, 3].
@@ -333,16 +335,16 @@ def augmented_pairs(
       CorruptImageError: if an image is corrupt and data.on_corrupt is 'error'.
     """
     chosen = subset(source, num, seed)
-    make = batches.BatchMaker(settings, chosen, 0, 1)
+    make = batches.BatchMaker(data, seed, chosen)
     key = counter_random.stream_key(seed, Stream.PAIRS)
-    size = settings.data.image_size
+    size = data.image_size
     pairs = np.empty((2, len(chosen), size, size, 3), np.uint8)
 
     def fill(start: int) -> None:
         part = np.arange(start, min(start + _PAIRS_AT_ONCE, len(chosen)))
         pairs[:, part] = make.make(key, part, 2, 0)[0]["global_views"]
 
-    threads = max(settings.data.num_threads, settings.data.num_workers)
+    threads = max(data.num_threads, data.num_workers)
     with futures.ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(fill, range(0, len(chosen), _PAIRS_AT_ONCE)):
             pass

@@ -136,7 +136,7 @@ class OnlineKnn:
         encode = self._in_coordinates(raw, state.method_state, int(state.step))
         sets = []
         for source in self._sources:
-            with eval_batches(settings, source, evaluation.batch_size) as batches:
+            with eval_batches(settings.data, source, evaluation.batch_size) as batches:
                 sets.append(extract_features(encode, batches))
         part, split_qp = evaluation.state_part, settings.model.split_qp
         train, test = (

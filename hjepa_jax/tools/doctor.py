@@ -144,7 +144,7 @@ def check_shared_memory(settings: Settings) -> Iterator[Finding]:
         return
     blocks.remove_leftovers()
     needed, free = (
-        shared_memory_needed(settings, open_split(settings, "train")),
+        shared_memory_needed(settings.data, open_split(settings, "train")),
         blocks.free_bytes(),
     )
     room = "unknown" if free is None else blocks.mib(free)

@@ -24,7 +24,7 @@ def encoded_states(run: LoadedRun, num: int) -> np.ndarray:
     """Returns the states [num, 2d] of the first test images of a run's own data."""
     source = open_split(run.settings, "test")
     images: list[np.ndarray] = []
-    with eval_batches(run.settings, source, min(num, len(source))) as batches:
+    with eval_batches(run.settings.data, source, min(num, len(source))) as batches:
         for batch in batches:
             images.append(batch["image"][batch["mask"]])
             if sum(map(len, images)) >= num:

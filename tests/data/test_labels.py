@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from image_files import cifar_files, data_config, encode, photo, write_folder
+from image_files import cifar_files, data_config, encode, photo, train_stream, write_folder
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import pipeline
@@ -146,10 +146,10 @@ def test_missing_labels_are_minus_one_and_no_class(case, tmp_path) -> None:
     assert len(source.class_names) == len(names)
     assert pickle.loads(pickle.dumps(source)).labels().tolist() == got
     config = data_config(batch_size=2, image_size=16)
-    with pipeline.train_batches(typed(config), source, num_steps=1) as stream:
+    with train_stream(config, source, num_steps=1) as stream:
         (batch,) = stream
     assert batch["label"].tolist() == [got[index] for index in batch["index"]]
-    with pipeline.eval_batches(typed(config), source, len(source)) as stream:
+    with pipeline.eval_batches(typed(config).data, source, len(source)) as stream:
         (batch,) = stream
     assert batch["label"].tolist() == got
     assert batch["mask"].all()

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from image_files import data_config, photo, write_folder
+from image_files import data_config, photo, train_stream, write_folder
 from PIL import Image
 
 from hjepa_jax.config import base_config, resolve
@@ -38,7 +38,7 @@ def array_source(count: int = 70) -> ArraySource:
 
 
 def collect(config, source, **arguments) -> list[dict[str, np.ndarray]]:
-    with pipeline.train_batches(typed(config), source, **arguments) as stream:
+    with train_stream(config, source, **arguments) as stream:
         return list(stream)
 
 
@@ -135,7 +135,7 @@ def test_worker_processes_make_the_same_stream(tmp_path) -> None:
 
 
 def test_streams_end_and_close() -> None:
-    stream = pipeline.train_batches(typed(data_config()), array_source())
+    stream = train_stream(data_config(), array_source())
     for _ in range(3):
         next(stream)
     stream.close()
@@ -156,12 +156,12 @@ def test_streams_end_and_close() -> None:
 )
 def test_impossible_streams_are_refused(fields, arguments, words) -> None:
     with pytest.raises(ValueError, match=words):
-        pipeline.train_batches(typed(data_config(**fields)), array_source(), **arguments)
+        train_stream(data_config(**fields), array_source(), **arguments)
 
 
 def test_eval_batches_cover_the_source_in_order_with_a_mask() -> None:
     source = array_source(21)
-    with pipeline.eval_batches(typed(data_config(num_threads=3)), source, 8) as stream:
+    with pipeline.eval_batches(typed(data_config(num_threads=3)).data, source, 8) as stream:
         made = list(stream)
     assert [b["image"].shape for b in made] == [(8, 32, 32, 3)] * 3
     assert np.concatenate([b["mask"] for b in made]).tolist() == [True] * 21 + [False] * 3
@@ -169,27 +169,28 @@ def test_eval_batches_cover_the_source_in_order_with_a_mask() -> None:
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in made])[:21], source.labels())
     assert not made[-1]["image"][5:].any()
     with pytest.raises(ValueError, match="must be positive, not 0"):
-        pipeline.eval_batches(typed(data_config()), source, 0)
+        pipeline.eval_batches(typed(data_config()).data, source, 0)
 
 
 def test_eval_batches_decode_jpegs_at_full_size(tmp_path) -> None:
     root = write_folder(tmp_path, {"test": {"a": 2}}, 300, 400)
     source = open_root(str(root), "test", 0)
-    (batch,) = pipeline.eval_batches(typed(data_config(image_size=28, eval_resize=32)), source, 2)
+    data = typed(data_config(image_size=28, eval_resize=32)).data
+    (batch,) = pipeline.eval_batches(data, source, 2)
     with Image.open(root / "test" / "a" / "000.jpg") as image:
         expected = eval_image(image, 28, 32)
     np.testing.assert_array_equal(batch["image"][0], expected)
 
 
 def test_augmented_pairs_are_two_views_of_seeded_images() -> None:
-    config, source = data_config(), array_source(30)
-    first, second = pipeline.augmented_pairs(typed(config), source, 12, seed=1)
+    data, source = typed(data_config()).data, array_source(30)
+    first, second = pipeline.augmented_pairs(data, source, 12, seed=1)
     assert first.shape == second.shape == (12, 32, 32, 3)
     assert (first != second).mean() > 0.5
-    again = pipeline.augmented_pairs(typed(config), source, 12, seed=1)
+    again = pipeline.augmented_pairs(data, source, 12, seed=1)
     np.testing.assert_array_equal(first, again[0])
-    assert (first != pipeline.augmented_pairs(typed(config), source, 12, seed=2)[0]).any()
-    assert len(pipeline.augmented_pairs(typed(config), source, 99, seed=1)[0]) == 30
+    assert (first != pipeline.augmented_pairs(data, source, 12, seed=2)[0]).any()
+    assert len(pipeline.augmented_pairs(data, source, 99, seed=1)[0]) == 30
     # Without augmentation but a resize to the same size, both views are the image itself.
     plain = data_config(global_scale=(1.0, 1.0))
     plain.data.augment.update(
@@ -200,7 +201,7 @@ def test_augmented_pairs_are_two_views_of_seeded_images() -> None:
         solarize_probability=0.0,
         crop_aspect=(1.0, 1.0),
     )
-    first, second = pipeline.augmented_pairs(typed(plain), source, 12, seed=1)
+    first, second = pipeline.augmented_pairs(typed(plain).data, source, 12, seed=1)
     np.testing.assert_array_equal(first, second)
     assert all(any((view == image).all() for image in source.images) for view in first)
 
@@ -227,7 +228,7 @@ def test_corrupt_images_are_replaced_reported_once_and_counted(tmp_path, caplog)
     for threads in (1, 2):
         config = data_config(batch_size=24, on_corrupt="skip", num_threads=threads)
         caplog.clear()
-        with pipeline.train_batches(typed(config), source, num_steps=3) as stream:
+        with train_stream(config, source, num_steps=3) as stream:
             made[threads] = list(stream)
         assert stream.corrupt_count == 6
         messages = [r.getMessage() for r in caplog.records if "Skipped" in r.getMessage()]
@@ -243,12 +244,12 @@ def test_corrupt_images_are_replaced_reported_once_and_counted(tmp_path, caplog)
 
 def test_corrupt_images_are_masked_in_evaluation(tmp_path) -> None:
     source = open_root(str(damaged_folder(tmp_path)), "train", 0)
-    with pipeline.eval_batches(typed(data_config(on_corrupt="skip")), source, 24) as stream:
+    with pipeline.eval_batches(typed(data_config(on_corrupt="skip")).data, source, 24) as stream:
         (batch,) = stream
     assert np.flatnonzero(~batch["mask"]).tolist() == [3, 19]
     assert stream.corrupt_count == 2
     with pytest.raises(CorruptImageError, match=r"a/003\.jpg"):
-        next(pipeline.eval_batches(typed(data_config()), source, 24))
+        next(pipeline.eval_batches(typed(data_config()).data, source, 24))
 
 
 def test_all_images_corrupt_and_vanished_images_end_the_stream(tmp_path) -> None:
@@ -310,7 +311,8 @@ def test_thin_images_are_trained_on_and_evaluated(shape, backend, tmp_path) -> N
     made = augment_batch(batch, data_config(**fields).data)
     assert made["global_views"].shape == (2, 2, 24, 24, 3)
     assert np.asarray(made["local_views"]).std() > 1
-    with pipeline.eval_batches(typed(data_config(**fields, eval_resize=28)), source, 2) as stream:
+    data = typed(data_config(**fields, eval_resize=28)).data
+    with pipeline.eval_batches(data, source, 2) as stream:
         (batch,) = stream
     middle = np.asarray(decode(source.record(0)))[shape[0] // 2, shape[1] // 2]
     # The crop is of the middle of the image.
@@ -335,7 +337,7 @@ def test_a_thin_image_is_not_made_huge_on_the_way(monkeypatch) -> None:
 def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:
     """Ctrl-C and job schedulers signal all processes; stopping is the parent's to arrange."""
     config = data_config(num_workers=1)
-    with pipeline.train_batches(typed(config), array_source(), num_steps=12) as stream:
+    with train_stream(config, array_source(), num_steps=12) as stream:
         next(stream)
         for number in (signal.SIGINT, signal.SIGTERM):
             for worker in multiprocessing.active_children():
@@ -346,7 +348,7 @@ def test_signals_to_the_whole_group_leave_the_workers_at_work() -> None:
 
 def test_killed_worker_is_an_error_within_seconds() -> None:
     config = data_config(num_workers=2)
-    with pipeline.train_batches(typed(config), array_source()) as stream:
+    with train_stream(config, array_source()) as stream:
         next(stream)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         start = time.perf_counter()
@@ -362,11 +364,10 @@ import multiprocessing, sys, time
 sys.path[:0] = [".", "tests", "tests/support"]
 from absl import flags
 from tests.data import test_pipeline
-from hjepa_jax.data import pipeline
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
     config = test_pipeline.data_config(num_workers=2)
-    stream = pipeline.train_batches(config, test_pipeline.array_source())
+    stream = test_pipeline.train_stream(config, test_pipeline.array_source())
     for _ in range(4):
         next(stream)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -412,7 +413,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
 
 def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:
     source = array_source(30)
-    loader = batches.Loader(typed(data_config()), source)
+    loader = batches.Loader(typed(data_config()).data, 0, source)
     monkeypatch.setattr(batches, "_GROUP_PIXELS", 4 * 32 * 32)
     groups = list(loader.groups(np.arange(30)[::-1], []))
     assert [part.start for part, _ in groups] == [0, 5, 10, 15, 20, 25]
@@ -425,10 +426,10 @@ def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:
 
 
 def test_worker_processes_receive_the_section_data_and_no_other() -> None:
-    settings = resolve(base_config())
+    data = resolve(base_config()).data
     for make in (
-        batches.BatchMaker(settings, array_source(), 0, 1),
-        pipeline._EvalBatchMaker(settings, array_source(), 4),
+        batches.BatchMaker(data, 0, array_source()),
+        pipeline._EvalBatchMaker(data, array_source(), 4),
     ):
         found = {
             argument.split(" ")[0]

@@ -12,7 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import decode as decode_module
-from hjepa_jax.data.batches import Loader
+from hjepa_jax.data.batches import Decoder
 from hjepa_jax.data.decode import decode_image, sample_limits
 from hjepa_jax.data.formats.pixels import FULL, Limits, Ranges, choose_ranges, scale
 from hjepa_jax.data.sources import derived
@@ -101,12 +101,13 @@ def test_the_bits_that_are_used_become_the_eight(bits, channels, tmp_path) -> No
     stored = [values(bits, seed, channels) for seed in range(3)]
     dark = values(4, 9, channels)
     config = folder_of(tmp_path, {"train": [png16(one) for one in (*stored, dark)]})
-    source = open_source(typed(config), "train")
+    settings = typed(config)
+    source = open_source(settings, "train")
     for index, one in enumerate((*stored, dark)):
         gray = one if channels == 1 else one[..., :1] if channels == 2 else one[..., :3]
         expected = np.broadcast_to((gray >> (bits - 8)).reshape(*SHAPE, -1), (*SHAPE, 3))
         np.testing.assert_array_equal(decode(source.record(index)), expected)
-        np.testing.assert_array_equal(Loader(typed(config), source).decode(index).image, expected)
+        np.testing.assert_array_equal(Decoder(settings.data, source)(index).image, expected)
     assert pickle.loads(pickle.dumps(source)).record(3) == source.record(3)
 
 

@@ -147,7 +147,7 @@ def test_the_report_says_what_was_evaluated(workdir, tmp_path, undrawn) -> None:
 def test_skipped_images_are_counted_and_a_limited_number_named(tmp_path) -> None:
     images = np.zeros((5, 16, 16, 3), np.uint8)
     source = ArraySource("made", images, [0, -1, 1, -1, 0], ["a", "b"])
-    watched = about.Watched(small(), source)
+    watched = about.Watched(typed(small()).data, source, 512)
     assert watched.facts("test")["evaluated"] is None
     assert sum(int(batch["mask"].sum()) for batch in watched()) == 5
     watched.left_out = tuple(f"{n:03d}{'x' * 500}\n" for n in range(50))

@@ -78,13 +78,13 @@ def test_knn_is_logged_when_due_and_right(watched) -> None:
     assert {step for step, v in values if v.tag == "online/knn_top5"} == {1, 2}
     assert any(line.startswith("step 2: kNN top-1") for line in lines)
 
-    config = online_config()
-    train_set, test_set = open_split(typed(config), "train"), open_split(typed(config), "test")
-    run = prepare(typed(config), len(train_set), sharding.data_mesh())
+    settings = typed(online_config())
+    train_set, test_set = open_split(settings, "train"), open_split(settings, "test")
+    run = prepare(settings, len(train_set), sharding.data_mesh())
     state, _ = Checkpointer(folder / "checkpoints", read_only=True).restore(run.abstract_state)
     encode = make_encode(run, state.params, state.batch_stats)
-    fewer = monitor.subset(train_set, 40, config.evaluation.seed)
-    sets = [extract_features(encode, eval_batches(typed(config), s, 32)) for s in (fewer, test_set)]
+    fewer = monitor.subset(train_set, 40, settings.evaluation.seed)
+    sets = [extract_features(encode, eval_batches(settings.data, s, 32)) for s in (fewer, test_set)]
     (q, labels), (test_q, test_labels) = ((x[:, : x.shape[1] // 2], y) for x, y in sets)
     assert len(q) == 40
     expected = knn_accuracy(q, labels, test_q, test_labels, ks=(20,), num_classes=10)["top1"][0]
@@ -94,8 +94,9 @@ def test_knn_is_logged_when_due_and_right(watched) -> None:
 def test_first_views_are_in_tensorboard(watched) -> None:
     _, _, values = watched
     (picture,) = [(step, v.image) for step, v in values if v.tag == "views"]
-    config = online_config()
-    with train_batches(typed(config), open_split(typed(config), "train"), num_steps=1) as stream:
+    settings = typed(online_config())
+    source = open_split(settings, "train")
+    with train_batches(settings.data, settings.seed, source, num_steps=1) as stream:
         expected = contact_sheet(next(stream), 12)
     assert picture[0] == 1
     assert (picture[1].height, picture[1].width) == expected.shape[:2]
@@ -125,9 +126,10 @@ def test_kinds_of_alarms_are_distinguished() -> None:
 
 
 def _make(config):
-    source = open_split(typed(config), "train")
-    run = prepare(typed(config), len(source), sharding.data_mesh())
-    return monitor.OnlineKnn(typed(config), run, source)
+    settings = typed(config)
+    source = open_split(settings, "train")
+    run = prepare(settings, len(source), sharding.data_mesh())
+    return monitor.OnlineKnn(settings, run, source)
 
 
 def test_mismatches_are_reported_in_one_sentence() -> None:
@@ -137,15 +139,16 @@ def test_mismatches_are_reported_in_one_sentence() -> None:
     assert _make(config).every_steps == 12
     config.evaluation.online_every_epochs = 0.001
     assert _make(config).every_steps == 1
-    source = open_split(typed(config), "train")
-    run = prepare(typed(config), len(source), sharding.data_mesh())
+    settings = typed(config)
+    source = open_split(settings, "train")
+    run = prepare(settings, len(source), sharding.data_mesh())
 
     class OtherClasses:
         class_names = ("a", "b")
         description = "other: 2 classes"
 
     with pytest.raises(DataError, match=r"other: 2 classes.*online_every_epochs=None"):
-        monitor.OnlineKnn(typed(config), run, OtherClasses())
+        monitor.OnlineKnn(settings, run, OtherClasses())
 
 
 def test_online_fields_are_checked() -> None:

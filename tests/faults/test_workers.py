@@ -13,12 +13,12 @@ import time
 
 import numpy as np
 import pytest
-from image_files import data_config
+from image_files import data_config, train_stream
 
 from configs import quickstart
 from hjepa_jax import main
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data import batches
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.workers import blocks, watched
 from hjepa_jax.errors import DataError, TrainingError
@@ -44,9 +44,8 @@ import sys
 if __name__ == "__mp_main__":
     sys.exit(0)
 sys.path[:0] = [".", "tests", "tests/support"]
-from tests.data import test_pipeline
-from hjepa_jax.data import pipeline
-next(pipeline.train_batches(test_pipeline.data_config(num_workers=2), test_pipeline.array_source()))
+from tests.data.test_pipeline import array_source, data_config, train_stream
+next(train_stream(data_config(num_workers=2), array_source()))
 """
 
 
@@ -85,7 +84,7 @@ def test_a_program_on_standard_input_is_told_before_anything_is_written(tmp_path
 def test_a_worker_in_the_import_of_the_main_program_starts_nothing(monkeypatch) -> None:
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(SystemExit, match="put its call under"):
-        pipeline.train_batches(typed(data_config(num_workers=1)), array_source())
+        train_stream(data_config(num_workers=1), array_source())
 
 
 def test_a_worker_killed_while_it_starts_is_an_error_within_seconds() -> None:
@@ -99,7 +98,7 @@ def test_a_worker_killed_while_it_starts_is_an_error_within_seconds() -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pipeline.train_batches(typed(data_config(num_workers=2)), source) as stream:
+    with train_stream(data_config(num_workers=2), source) as stream:
         begun = time.monotonic()
         with pytest.raises(DataError, match=r"died \(killed by SIGKILL\)"):
             list(stream)  # the other one's first batch may come before
@@ -121,7 +120,7 @@ def test_a_worker_that_has_made_its_share_is_not_missed(monkeypatch) -> None:
     quick = array_source()
     source = SlowSource(quick.description, quick.images, quick.labels(), list("abcdefg"))
     config = data_config(num_workers=2, num_threads=1)
-    with pipeline.train_batches(typed(config), source, num_steps=1) as stream:
+    with train_stream(config, source, num_steps=1) as stream:
         assert len(list(stream)) == 1
 
 
@@ -150,7 +149,7 @@ def test_a_worker_that_ends_without_an_error_is_missed(monkeypatch, num_workers,
     source = quitting(config, 9)
     begun = time.monotonic()
     with (
-        pipeline.train_batches(typed(config), source, num_steps=num_steps) as stream,
+        train_stream(config, source, num_steps=num_steps) as stream,
         pytest.raises(DataError, match=r"died \(exit code 0\)"),
     ):
         list(itertools.islice(stream, 10))
@@ -164,7 +163,7 @@ def test_near_the_end_of_a_stream_a_worker_is_missed_later(monkeypatch) -> None:
     monkeypatch.setattr(watched, "_PATIENT_SECONDS", 1.0)
     config = data_config(num_workers=2)
     with (
-        pipeline.train_batches(typed(config), quitting(config, 11), num_steps=12) as stream,
+        train_stream(config, quitting(config, 11), num_steps=12) as stream,
         pytest.raises(DataError, match=r"died \(exit code 0\)"),
     ):
         list(stream)
@@ -204,7 +203,7 @@ def after(seconds: float, *numbers: signal.Signals) -> threading.Thread:
 def test_a_stop_ends_the_wait_for_a_batch(no_data, number) -> None:
     with (
         StopRequest() as stop,
-        pipeline.train_batches(typed(data_config()), array_source(), stop=stop.ends_wait) as stream,
+        train_stream(data_config(), array_source(), stop=stop.ends_wait) as stream,
     ):
         next(stream)
         sender = after(0.3, number)
@@ -213,7 +212,7 @@ def test_a_stop_ends_the_wait_for_a_batch(no_data, number) -> None:
 
 
 def test_a_second_interrupt_ends_any_wait_for_a_batch(no_data) -> None:
-    with StopRequest(), pipeline.train_batches(typed(data_config()), array_source()) as stream:
+    with StopRequest(), train_stream(data_config(), array_source()) as stream:
         next(stream)
         sender = after(0.3, signal.SIGINT, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -376,12 +375,12 @@ def test_only_blocks_of_runs_that_have_ended_are_removed() -> None:
 
 
 def test_too_little_shared_memory_is_named_before_the_start(monkeypatch) -> None:
-    size = batches.BatchMaker(typed(data_config()), array_source(), 0, 1).batch_bytes()
+    size = batches.batch_bytes(typed(data_config()).data, array_source())
     assert size == 2 * 16 * 32 * 32 * 3
     config = data_config(num_workers=2, prefetch_batches=4)
     monkeypatch.setattr(blocks, "free_bytes", lambda: 12 * size - 1)
     with pytest.raises(DataError, match=r"/dev/shm, .*num_workers=0.*--shm-size=8g or --ipc=host"):
-        pipeline.train_batches(typed(config), array_source())
+        train_stream(config, array_source())
     assert not multiprocessing.active_children()
     monkeypatch.setattr(blocks, "free_bytes", lambda: 12 * size)
     assert blocks.shortage(12 * size) is None
@@ -403,7 +402,7 @@ def test_shared_memory_that_fills_up_is_named(monkeypatch) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    maker = batches.BatchMaker(typed(data_config()), array_source(), 0, 1)
+    maker = batches.BatchMaker(typed(data_config()).data, 0, array_source())
     prefix = blocks.new_prefix()
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(DataError, match=r"/dev/shm.* has no room for an array of 0\.0 MiB.*--shm"):
@@ -418,7 +417,7 @@ def test_shared_memory_that_cannot_be_used_at_all_is_named(monkeypatch, number) 
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", fail)
     with (
-        pipeline.train_batches(typed(data_config(num_workers=2)), array_source()) as stream,
+        train_stream(data_config(num_workers=2), array_source()) as stream,
         pytest.raises(DataError, match=r"cannot be set up .*num_workers=0.*/dev/shm exists"),
     ):
         next(stream)
@@ -429,7 +428,7 @@ def test_batches_fit_where_shared_memory_is_told_to_suffice() -> None:
     """The most that was ever in shared memory stays below what is asked for at the start."""
     config = data_config(num_workers=2, prefetch_batches=4, num_threads=2)
     mine, seen = f"hjepa_jax-*-{os.getpid()}-*", []
-    with pipeline.train_batches(typed(config), array_source(), num_steps=40) as stream:
+    with train_stream(config, array_source(), num_steps=40) as stream:
         for _ in stream:
             time.sleep(0.01)
             seen.append(len(list(blocks.FOLDER.glob(mine))))

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
+from hjepa_jax.data import pipeline
 
 
 def photo(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
@@ -78,3 +80,9 @@ def data_config(**fields):
     config.data.update(batch_size=16, num_threads=1, prefetch_batches=2, cache_mb=0)
     config.data.update(fields)
     return config
+
+
+def train_stream(config, source, **arguments) -> pipeline.BatchStream:
+    """The training batches of a configuration."""
+    settings = typed(config)
+    return pipeline.train_batches(settings.data, settings.seed, source, **arguments)

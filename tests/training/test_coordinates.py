@@ -76,8 +76,9 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
 def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
     config = cifar100.get_config("ham_diag-smoke")
     config.evaluation.update(online_every_epochs=1.0, coordinates="sqrt_h")
-    source = open_split(typed(config), "train")
-    run = prepare(typed(config), len(source), sharding.data_mesh())
+    settings = typed(config)
+    source = open_split(settings, "train")
+    run = prepare(settings, len(source), sharding.data_mesh())
     state = jax.device_put(random_state(run, 4))
     seen = []
 
@@ -86,8 +87,8 @@ def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
         return {"top1": [0.5], "top5": [0.75]}
 
     monkeypatch.setattr("hjepa_jax.evaluation.monitor.knn_accuracy", capture)
-    assert OnlineKnn(typed(config), run, source)(state)["online/knn_top1"] == 0.5
-    with eval_batches(typed(config), source, 32) as batches:
+    assert OnlineKnn(settings, run, source)(state)["online/knn_top1"] == 0.5
+    with eval_batches(settings.data, source, 32) as batches:
         raw = make_encode(run, state.params, state.batch_stats)(next(batches)["image"])
     values = np.linspace(1, 2, raw.shape[1])
     root = np.sqrt(values / np.exp(np.log(values).mean()))

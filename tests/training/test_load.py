@@ -35,13 +35,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
     """Writes what training would, with random numbers in place of trained ones."""
-    source = open_split(typed(config), "train")
-    run = prepare(typed(config), len(source), sharding.data_mesh())
+    settings = typed(config)
+    source = open_split(settings, "train")
+    run = prepare(settings, len(source), sharding.data_mesh())
     checkpointer = Checkpointer(workdir / "checkpoints")
-    files.save(typed(config), workdir)
+    files.save(settings, workdir)
     for step in steps:
         state = jax.device_put(random_state(run, step))
-        save(typed(config), data_identity(typed(config), source), [], state, checkpointer)
+        save(settings, data_identity(settings, source), [], state, checkpointer)
     checkpointer.close()
 
 
@@ -67,8 +68,8 @@ def _no_data(*_):
 
 def _reference(workdir: pathlib.Path):
     """The same run restored whole, as training and evaluation do."""
-    config = quickstart.get_config("smoke")
-    run = prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
+    settings = typed(quickstart.get_config("smoke"))
+    run = prepare(settings, len(open_split(settings, "train")), sharding.data_mesh())
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
     state, _ = checkpointer.restore(run.abstract_state)
     return run, state
@@ -142,8 +143,8 @@ def test_flow_is_the_trained_predictor_and_reverses(workdir, loaded) -> None:
 
 def test_the_evaluation_follows_the_same_flow(workdir, loaded) -> None:
     """The residual scale is that of the training's epochs, whatever the data evaluated."""
-    config = quickstart.get_config("smoke")
-    found = restore(typed(config), prepare(typed(config), 16, sharding.data_mesh()), workdir).flow
+    settings = typed(quickstart.get_config("smoke"))
+    found = restore(settings, prepare(settings, 16, sharding.data_mesh()), workdir).flow
     z = np.random.default_rng(3).normal(size=(2, 512)).astype(np.float32)
     for direction in (1, -1):
         np.testing.assert_allclose(
@@ -223,8 +224,8 @@ def test_importing_the_package_does_not_import_jax() -> None:
 def test_export_writes_features_and_labels(loaded, tmp_path, suffix) -> None:
     out = tmp_path / "new folder" / f"features{suffix}"
     export_features(loaded, out, "test", state_part="q")
-    source = open_split(typed(loaded.settings), "test")
-    batch = next(eval_batches(typed(loaded.settings), source, 32))
+    source = open_split(loaded.settings, "test")
+    batch = next(eval_batches(loaded.settings.data, source, 32))
     expected = loaded.encode_state_part(batch["image"], "q")
     if suffix == ".npz":
         with np.load(out) as file:

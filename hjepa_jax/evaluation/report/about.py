@@ -10,6 +10,7 @@ import numpy as np
 
 import hjepa_jax
 from hjepa_jax.config import Settings, may_differ_between_processes
+from hjepa_jax.config.data import Data
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.evaluation.features import Batch
@@ -31,19 +32,17 @@ class Watched:
       left_out: names of images that could not be decoded, with reasons.
     """
 
-    def __init__(self, settings: Settings, source: ImageSource):
-        """Takes a configuration and one of its sets."""
+    def __init__(self, data: Data, source: ImageSource, batch_size: int):
+        """Takes the section `data`, one of its sets, and the images per batch."""
         self.source = source
         self.images: int | None = None
         self.left_out: tuple[str, ...] = ()
-        self._settings = settings
+        self._data, self._batch_size = data, batch_size
 
     def __call__(self) -> Iterator[Batch]:
         """Yields the batches, see `eval_batches`."""
         count = 0
-        with eval_batches(
-            self._settings, self.source, self._settings.evaluation.batch_size
-        ) as stream:
+        with eval_batches(self._data, self.source, self._batch_size) as stream:
             for batch in stream:
                 count += int(np.count_nonzero(batch["mask"]))
                 yield batch
@@ -133,4 +132,5 @@ def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str,
 
 def watch(settings: Settings, sets: Sets) -> tuple[Watched, Watched]:
     """Returns the training and the test images as `Watched` sets."""
-    return Watched(settings, sets.train), Watched(settings, sets.test)
+    data, batch_size = settings.data, settings.evaluation.batch_size
+    return Watched(data, sets.train, batch_size), Watched(data, sets.test, batch_size)

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_jax.config import base_config
+from hjepa_jax.config import Settings, base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.formats import archives
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
@@ -37,7 +38,7 @@ from hjepa_jax.tools.fuzz.samples import Sample
 _MOST_IMAGES = 16
 
 
-def _config(sample: Sample, folder: pathlib.Path, skip: bool) -> Any:
+def _settings(sample: Sample, folder: pathlib.Path, skip: bool) -> Settings:
     config = base_config()
     config.data.update(
         name=sample.name,
@@ -49,7 +50,7 @@ def _config(sample: Sample, folder: pathlib.Path, skip: bool) -> Any:
         cache_mb=0,
         on_corrupt="skip" if skip else "error",
     )
-    return config
+    return typed(config)
 
 
 def _check_listing(source: ImageSource) -> None:
@@ -65,11 +66,11 @@ def _check_listing(source: ImageSource) -> None:
         text.encode()
 
 
-def _read(config: Any, split: str, intact: set[bytes] | None) -> None:
+def _read(settings: Settings, split: str, intact: set[bytes] | None) -> None:
     """Opens and reads a split as evaluation and training do; compares the intact images."""
-    source = open_split(config, split)
+    source = open_split(settings, split)
     _check_listing(source)
-    loader = batches.Loader(config, source, full_size=True)
+    loader = batches.Loader(settings.data, settings.seed, source, full_size=True)
     for index in range(min(len(source), _MOST_IMAGES)):
         loaded = loader.load(index, [])
         image = np.asarray(loaded.image)
@@ -79,21 +80,21 @@ def _read(config: Any, split: str, intact: set[bytes] | None) -> None:
             assert image.tobytes() in intact, f"image {index} has changed"
     if len(source) > _MOST_IMAGES:
         return
-    with contextlib.closing(pipeline.eval_batches(config, source, 4)) as stream:
+    with contextlib.closing(pipeline.eval_batches(settings.data, source, 4)) as stream:
         seen = sum(int(batch["mask"].sum()) for batch in stream)
     assert seen <= len(source), f"{seen} of {len(source)} images"
 
 
 def _make_attempt(sample: Sample, folder: pathlib.Path, skip: bool, checked: bool) -> Any:
     def attempt() -> None:
-        config = _config(sample, folder, skip)
+        settings = _settings(sample, folder, skip)
         refusal = None
         counts = samples.COUNTS.items()
         stored = (samples.pixels(split, n) for split, count in counts for n in range(count))
         intact = {image.tobytes() for image in stored} if checked else None
         for split in samples.COUNTS:
             try:
-                _read(config, split, intact)
+                _read(settings, split, intact)
             except UserError as error:
                 refusal = error
         if refusal is not None:

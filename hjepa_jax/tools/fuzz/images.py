@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from hjepa_jax.config import base_config
+from hjepa_jax.config.checks import typed
 from hjepa_jax.data.decode import CorruptImageError, decode_image
 from hjepa_jax.data.pipeline import eval_batches, train_batches
 from hjepa_jax.data.sources.open import open_split
@@ -154,21 +155,22 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     # Pillow warns about odd metadata, which is not tested here.
     warnings.simplefilter("ignore")
     skip = rng.random() < 0.7
-    config: Any = base_config()
+    config = base_config()
     config.data.update(name="folder", root=str(folder), batch_size=1, image_size=16, num_threads=1)
     config.data.update(on_corrupt="skip" if skip else "error", eval_resize=rng.choice((None, 20)))
+    settings = typed(config)
 
     def attempt() -> None:
         for content in intact:
             _check_pixels(content, "an intact image")
-        train, test = open_split(config, "train"), open_split(config, "test")
+        train, test = open_split(settings, "train"), open_split(settings, "test")
         assert train.class_names == test.class_names
         train.description.encode()
         try:
-            with train_batches(config, train, num_steps=1) as stream:
+            with train_batches(settings.data, settings.seed, train, num_steps=1) as stream:
                 next(stream)
             for source in (train, test):
-                with eval_batches(config, source, 4) as stream:
+                with eval_batches(settings.data, source, 4) as stream:
                     seen = sum(int(batch["mask"].sum()) for batch in stream)
                 assert seen + stream.corrupt_count == len(source)
                 assert not all_intact or seen == len(source), "an intact image was left out"

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from image_files import data_config, photo, write_folder
+from image_files import data_config, photo, train_stream, write_folder
 
-from hjepa_jax.config.checks import typed
-from hjepa_jax.data import pipeline
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.data.sources.base import ArraySource, ImageSource
 from hjepa_jax.data.sources.derived import subset
@@ -16,7 +14,7 @@ def both(source: ImageSource, **fields):
     batches = {}
     for backend in ("host", "device"):
         config = data_config(backend=backend, **fields)
-        with pipeline.train_batches(typed(config), source, start_step=1, num_steps=1) as stream:
+        with train_stream(config, source, start_step=1, num_steps=1) as stream:
             batches[backend] = next(stream)
     return batches["host"], batches["device"], augment_batch(batches["device"], config.data)
 
@@ -58,7 +56,7 @@ def test_files_are_cropped_on_the_host(tmp_path, kernel) -> None:
 def test_host_batches_pass_through() -> None:
     source = ArraySource("test", np.stack([photo(i, 32, 32) for i in range(16)]), [0] * 16, ["a"])
     config = data_config()
-    with pipeline.train_batches(typed(config), source, num_steps=1) as stream:
+    with train_stream(config, source, num_steps=1) as stream:
         host = next(stream)
     same = augment_batch(host, config.data)
     assert all(same[name] is host[name] for name in host)

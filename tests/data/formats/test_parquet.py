@@ -10,7 +10,7 @@ import pytest
 from image_files import data_config, encode, photo
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data.batches import Loader
+from hjepa_jax.data.batches import Decoder, Loader
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats import parquet_tables
 from hjepa_jax.data.sources.base import decode
@@ -181,8 +181,8 @@ def test_rows_without_an_image_cost_their_image_alone(row, words, tmp_path) -> N
     write_paths(tmp_path / "data" / "train.parquet", [row, good, good])
     source = open_root(str(tmp_path / "data"), "train", 0)
     with pytest.raises(CorruptImageError, match=words):
-        Loader(typed(data_config()), source).decode(0)
-    loaded = Loader(typed(data_config(on_corrupt="skip")), source).load(0, [])
+        Decoder(typed(data_config()).data, source)(0)
+    loaded = Loader(typed(data_config(on_corrupt="skip")).data, 0, source).load(0, [])
     assert loaded.number in (1, 2)
 
 
