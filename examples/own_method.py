@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.methods.base import Method, Metrics, PyTree, Randomness
-from hjepa_jax.objectives.lejepa import state_statistics
+from hjepa_jax.objectives.regularizers import state_statistics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Method(abc.ABC):
         The scalars are logged under their names, and 'total', 'grad_norm' and 'lr' are added. Each
         term of the loss should be among them, without its weight: a report on a loss that is not
         finite says which term it was. Alarms of collapse need one or more of the statistics
-        'z_std_min', 'z2' and 'z_mean2' (`objectives.lejepa.state_statistics`), or 'q_...' and
+        'z_std_min', 'z2' and 'z_mean2' (`objectives.regularizers.state_statistics`), or 'q_...' and
         'p_...' in place of 'z_...' for the halves of the state. Set config.checkpoint.best_mode to
         rank checkpoints by a scalar whose name the package does not know.
 

@@ -20,8 +20,8 @@ from hjepa_jax.objectives.lejepa import (
     effective_weights,
     lejepa_prediction,
     lejepa_total,
-    state_statistics,
 )
+from hjepa_jax.objectives.regularizers import state_statistics
 from hjepa_jax.objectives.sigreg import random_slices, random_subsample, sigreg
 
 # Streams of the run's key; numbers are never reused, so that adding one changes no other.

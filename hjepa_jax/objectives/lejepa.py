@@ -5,11 +5,10 @@ Source: LeJEPA, arXiv 2511.08544.
 
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hjepa_jax.objectives.regularizers import at_least_float32, mean_penalty, pooled_variance
+from hjepa_jax.objectives.regularizers import at_least_float32
 
 LossForm = Literal["additive", "convex"]
 LOSS_FORMS: tuple[LossForm, ...] = get_args(LossForm)
@@ -95,21 +94,3 @@ def lejepa_total(
         )
     kept = prediction if loss_form == "additive" else (1 - weight) * prediction
     return kept + weight * regularizer
-
-
-def state_statistics(z: Float[Array, "views batch d"]) -> dict[str, Float[Array, ""]]:
-    """Returns the logged statistics of all views' rows, without gradient.
-
-    Args:
-        z: [V, B, D]; computed in float32 (float64 stays).
-
-    Returns:
-        'z2', the mean square; 'z_mean2', the mean square of the dimensions' means; and
-        'z_std_min', the smallest deviation of a dimension.
-    """
-    rows = jax.lax.stop_gradient(at_least_float32(z))
-    return {
-        "z2": jnp.mean(jnp.square(rows)),
-        "z_mean2": mean_penalty(rows),
-        "z_std_min": jnp.sqrt(jnp.min(pooled_variance(rows))),
-    }

@@ -1,4 +1,4 @@
-"""Anti-collapse regularizers of Hamiltonian JEPA: budget, variance floor, log-det floor, mean.
+"""Anti-collapse regularizers: budget, variance, log-det and mean; and statistics of a state.
 
 Every function pools all leading axes of its input (views and images) and reduces over them with
 plain means and contractions, never a reshape, so that under `jit` with a batch-sharded input the
@@ -87,6 +87,24 @@ def mean_penalty(z: Float[Array, "*batch d"]) -> Float[Array, ""]:
     """Returns the mean over dimensions of the squared mean of z [..., d] over leading axes."""
     z = at_least_float32(z)
     return jnp.mean(jnp.square(jnp.mean(z, axis=tuple(range(z.ndim - 1)))))
+
+
+def state_statistics(z: Float[Array, "views batch d"]) -> dict[str, Float[Array, ""]]:
+    """Returns the logged statistics of all views' rows, without gradient.
+
+    Args:
+        z: [V, B, D]; computed in float32 (float64 stays).
+
+    Returns:
+        'z2', the mean square; 'z_mean2', the mean square of the dimensions' means; and
+        'z_std_min', the smallest deviation of a dimension.
+    """
+    rows = jax.lax.stop_gradient(at_least_float32(z))
+    return {
+        "z2": jnp.mean(jnp.square(rows)),
+        "z_mean2": mean_penalty(rows),
+        "z_std_min": jnp.sqrt(jnp.min(pooled_variance(rows))),
+    }
 
 
 def projection_rank(proj_dim: int, dim: int, num_samples: int) -> int:

@@ -240,3 +240,19 @@ def test_errors_name_the_cause() -> None:
         regularizers.projected_covariance(jnp.zeros((8, 4)), jnp.zeros((5, 2)), 1e-4)
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         regularizers.projected_covariance(jnp.zeros((1, 4)), jnp.eye(4), 1e-4)
+
+
+def test_state_statistics_match_numpy_and_carry_no_gradient() -> None:
+    found = quick_jit(regularizers.state_statistics)(jnp.asarray(sample(), jnp.bfloat16))
+    flat = np.asarray(jnp.asarray(sample(), jnp.bfloat16), np.float64).reshape(-1, DIM)
+    wanted = {
+        "z2": (flat**2).mean(),
+        "z_mean2": (flat.mean(0) ** 2).mean(),
+        "z_std_min": flat.std(0).min(),
+    }
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == jnp.float32
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+    gradient = quick_jit(jax.grad(lambda z: regularizers.state_statistics(z)["z_std_min"]))
+    np.testing.assert_array_equal(gradient(jnp.asarray(sample(), jnp.float32)), 0)
