@@ -20,7 +20,7 @@ from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.coordinates import coordinates_of
 from hjepa_jax.evaluation.features import Encode
-from hjepa_jax.evaluation.protocol import Evaluation, Sources, run_protocol
+from hjepa_jax.evaluation.protocol import Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
 from hjepa_jax.evaluation.report.about import Watched, about, about_images, watch
 from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
@@ -256,7 +256,7 @@ def evaluate(
     name = report_name(workdir)
     # The fingerprint of many files takes seconds.
     same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")
-    evaluation = run_protocol(
+    results = run_protocol(
         found.encoders,
         evaluation_sources(settings, train, test),
         settings.evaluation,
@@ -264,23 +264,22 @@ def evaluate(
         mesh=sharding.local_mesh(),
         info=about(settings, saved, name, found.step, which, found.data),
         notes=_notes(settings, saved, which, same_listing),
-        reference=settings.evaluation.reference_evaluation,
         # Behind a projector or a transform, the loss asks nothing of the states evaluated here.
         targets=run.method.targets() if raw and settings.model.projector == "identity" else {},
         remedy=run.method.remedy,
     )
-    evaluation.metrics["info"].update(about_images(settings, train, test))
-    evaluation = dataclasses.replace(evaluation, metrics=json_ready(evaluation.metrics))
+    results.metrics["info"].update(about_images(settings, train, test))
+    results = dataclasses.replace(results, metrics=json_ready(results.metrics))
     if distributed.is_primary():
-        _report(evaluation, found.flow, eval_dir / name)
-    return evaluation.metrics
+        _report(results, found.flow, eval_dir / name)
+    return results.metrics
 
 
-def _report(evaluation: Evaluation, flow: Flow | None, out: pathlib.Path) -> None:
+def _report(results: Results, flow: Flow | None, out: pathlib.Path) -> None:
     """Writes and prints the numbers, then draws the pictures, so that no error there loses them."""
-    folder = write_numbers(out, evaluation.metrics)
+    folder = write_numbers(out, results.metrics)
     try:
-        print_table(evaluation.metrics)
+        print_table(results.metrics)
     except (OSError, UnicodeError) as error:  # the terminal is gone, or cannot show it
         _log.warning("the table cannot be printed (%s); it is in %s/report.md", error, folder)
 
@@ -289,10 +288,8 @@ def _report(evaluation: Evaluation, flow: Flow | None, out: pathlib.Path) -> Non
         states = inputs.encoders["trained"]
         return flow_picture(flow, states.query_states, states.states)
 
-    drawn = painters(
-        evaluation.metrics, lambda: evaluation.pictures, None if flow is None else follow
-    )
-    failed = write_pictures(folder, evaluation.metrics, drawn)
+    drawn = painters(results.metrics, lambda: results.pictures, None if flow is None else follow)
+    failed = write_pictures(folder, results.metrics, drawn)
     with contextlib.suppress(OSError, UnicodeError):
         for name, reason in failed.items():
             print(f"{name} could not be drawn ({reason}); the numbers are written.")

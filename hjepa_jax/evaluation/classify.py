@@ -1,4 +1,4 @@
-"""kNN and linear probe on one pair of training and test features, with settings from the config."""
+"""kNN and linear probe on one pair of training and test features, by `config.evaluation`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.config.training import Evaluation as EvaluationSettings
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
@@ -43,15 +43,15 @@ class Classification(NamedTuple):
     notes: list[str]
 
 
-def probe_settings(config: EvaluationSettings) -> probe.ProbeSettings:
+def probe_settings(settings: Evaluation) -> probe.ProbeSettings:
     """Returns the probe's settings from `config.evaluation`."""
     return probe.ProbeSettings(
-        epochs=config.probe_epochs,
-        batch_size=config.probe_batch_size,
-        lr=tuple(dict.fromkeys((config.probe_lr, *config.probe_lr_sweep))),
-        weight_decay=config.probe_weight_decay,
-        seed=config.seed,
-        folds=config.probe_folds,
+        epochs=settings.probe_epochs,
+        batch_size=settings.probe_batch_size,
+        lr=tuple(dict.fromkeys((settings.probe_lr, *settings.probe_lr_sweep))),
+        weight_decay=settings.probe_weight_decay,
+        seed=settings.seed,
+        folds=settings.probe_folds,
     )
 
 
@@ -65,15 +65,15 @@ def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, 
 
 
 def _without_accuracy(
-    train: Features, test: Features, config: EvaluationSettings, mesh: Mesh | None, reason: str
+    train: Features, test: Features, settings: Evaluation, mesh: Mesh | None, reason: str
 ) -> Classification:
     """Returns the neighbors for the gallery, with None for every accuracy."""
-    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train.labels))
+    ks = knn.usable_ks((*settings.knn_k, settings.headline_k), len(train.labels))
     neighbors, _ = knn.nearest_neighbors(
         train.features,
         test.features,
         min(GALLERY_NEIGHBORS, len(train.labels)),
-        block=config.knn_block,
+        block=settings.knn_block,
         mesh=mesh,
     )
     names = [f"{top}{kind}" for top in ("top1", "top5") for kind in ("", "_interval")]
@@ -111,10 +111,9 @@ def classify(
     train: Features,
     test: Features,
     num_classes: int,
-    config: EvaluationSettings,
+    settings: Evaluation,
     mesh: Mesh | None = None,
     *,
-    reference: bool = False,
     shared: int = 0,
     names: Sequence[str] = (),
 ) -> Classification:
@@ -124,9 +123,8 @@ def classify(
       train: features and labels to fit; rows labeled -1 are skipped.
       test: features and labels to test on; rows labeled -1 are skipped.
       num_classes: labels lie in 0..num_classes-1.
-      config: `config.evaluation`.
+      settings: `config.evaluation`.
       mesh: see `nearest_neighbors`.
-      reference: count votes as the published protocol does, see `vote`.
       shared: number of test images that are also training images; if all are, there is no accuracy.
       names: class names, for messages.
 
@@ -139,13 +137,13 @@ def classify(
     test_set, tested = labeled(test, "test", num_classes)
     reason = validity.why_no_accuracy(train.labels, test.labels, shared, names)
     if reason:
-        return _without_accuracy(train, test, config, mesh, reason)
-    ks = knn.usable_ks((*config.knn_k, config.headline_k), len(train_set.labels))
+        return _without_accuracy(train, test, settings, mesh, reason)
+    ks = knn.usable_ks((*settings.knn_k, settings.headline_k), len(train_set.labels))
     neighbors, similarities = knn.nearest_neighbors(
         train_set.features,
         test_set.features,
         max(ks[-1], min(GALLERY_NEIGHBORS, len(train_set.labels))),
-        block=config.knn_block,
+        block=settings.knn_block,
         mesh=mesh,
     )
     accuracy, answers = knn.vote(
@@ -154,16 +152,16 @@ def classify(
         test_set.labels,
         ks=ks,
         num_classes=num_classes,
-        reference=reference,
+        reference=settings.reference_evaluation,
     )
-    result = probe.linear_probe(train_set, test_set, num_classes, probe_settings(config))
+    result = probe.linear_probe(train_set, test_set, num_classes, probe_settings(settings))
     linear = probe_metrics(result.top1, result.top5, num_classes, len(tested))
     linear |= {"lr": result.lr, "train_loss": float(result.losses[-1])}
     if result.validation:
         linear["cross_validation_top1"] = list(result.validation)
         bounds = [wilson(share, len(train_rows)) for share in result.validation]
         linear["cross_validation_top1_interval"] = bounds
-    k = max((k for k in ks if k <= config.headline_k), default=ks[0])
+    k = max((k for k in ks if k <= settings.headline_k), default=ks[0])
     given = {
         f"kNN@{k}": answers[ks.index(k)],
         "the linear probe": probe.probe_answers(result.params, test_set.features),
@@ -178,7 +176,7 @@ def classify_state_parts(
     test: Features,
     done: tuple[str, Metrics],
     num_classes: int,
-    config: EvaluationSettings,
+    settings: Evaluation,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
@@ -194,7 +192,7 @@ def classify_state_parts(
         part = [
             s._replace(features=select_state_part(s.features, name, True)) for s in (train, test)
         ]
-        found = classify(part[0], part[1], num_classes, config, mesh, **options)
+        found = classify(part[0], part[1], num_classes, settings, mesh, **options)
         result[name] = found.metrics
     return result
 
@@ -222,7 +220,7 @@ def few_shot_rows(
 
 
 def few_shot_probe(
-    train: Features, test: Features, num_classes: int, per_class: int, config: EvaluationSettings
+    train: Features, test: Features, num_classes: int, per_class: int, settings: Evaluation
 ) -> Metrics:
     """Trains probes on several random draws of `per_class` images per class.
 
@@ -234,16 +232,14 @@ def few_shot_probe(
     """
     train, _ = labeled(train, "training", num_classes)
     test, _ = labeled(test, "test", num_classes)
-    settings = probe_settings(config)
-    steps = -(-per_class * num_classes // settings.batch_size)
-    settings = dataclasses.replace(
-        settings, lr=settings.lr[:1], epochs=-(-_FEW_SHOT_STEPS // steps)
-    )
+    probing = probe_settings(settings)
+    steps = -(-per_class * num_classes // probing.batch_size)
+    probing = dataclasses.replace(probing, lr=probing.lr[:1], epochs=-(-_FEW_SHOT_STEPS // steps))
     scores = []
-    for trial in range(config.few_shot_trials):
-        rows = few_shot_rows(train.labels, per_class, num_classes, (config.seed, trial))
+    for trial in range(settings.few_shot_trials):
+        rows = few_shot_rows(train.labels, per_class, num_classes, (settings.seed, trial))
         few = (train.features[rows], train.labels[rows])
-        result = probe.linear_probe(few, test, num_classes, settings)
+        result = probe.linear_probe(few, test, num_classes, probing)
         scores.append((result.top1, result.top5))
     mean = np.mean(scores, axis=0)
     std = np.std(scores, axis=0, ddof=1) if len(scores) > 1 else np.zeros(2)
@@ -256,7 +252,7 @@ def coarse_metrics(
     train: Features,
     test: Features,
     label_maps: Mapping[str, npt.NDArray[np.integer]],
-    config: EvaluationSettings,
+    settings: Evaluation,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Metrics:
@@ -272,6 +268,6 @@ def coarse_metrics(
             s._replace(labels=np.where(has_label(s.labels), coarse[s.labels], s.labels))
             for s in (train, test)
         ]
-        found = classify(sets[0], sets[1], num_classes, config, mesh, **options)
+        found = classify(sets[0], sets[1], num_classes, settings, mesh, **options)
         result[name] = found.metrics
     return result

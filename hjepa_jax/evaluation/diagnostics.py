@@ -1,4 +1,4 @@
-"""Label-free diagnostics of one encoder's features, with settings from the config."""
+"""Label-free diagnostics of one encoder's features, with settings from `config.evaluation`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from hjepa_jax.config.training import Evaluation as EvaluationSettings
-from hjepa_jax.evaluation import similarity, spectrum
+from hjepa_jax.config.training import Evaluation
+from hjepa_jax.evaluation import geometry
 from hjepa_jax.evaluation.features import select_state_part
 
 Metrics = dict[str, Any]
@@ -200,7 +200,7 @@ def collapse_alarms(
 def state_alarms(
     states: np.ndarray,
     split_qp: bool,
-    config: EvaluationSettings,
+    settings: Evaluation,
     targets: Mapping[str, float] | None = None,
     remedy: Remedy = no_remedy,
 ) -> list[Alarm]:
@@ -209,21 +209,21 @@ def state_alarms(
     Args:
       states: states of the training images.
       split_qp: whether they are [q | p].
-      config: `config.evaluation`.
+      settings: `config.evaluation`.
       targets: training's target mean squares, by part; None = not checked.
       remedy: the method's advice, see `Method.remedy`.
 
     Returns:
       The alarms, most severe first.
     """
-    rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
+    rows = geometry.subsample_rows(len(states), settings.spectrum_samples, settings.seed)
     figures: dict[str, float] = {}
     for part in ("q", "p") if split_qp else ("z",):
         x = select_state_part(states[rows], "qp" if part == "z" else part, split_qp)
         figures |= {
-            f"{part}_pr": spectrum.projected_participation(x, _ALARM_DIM, config.seed),
+            f"{part}_pr": geometry.projected_participation(x, _ALARM_DIM, settings.seed),
             f"{part}_std_min": float(x.std(axis=0, dtype=np.float64).min()),
-            f"{part}_mean_share": spectrum.mean_share(x),
+            f"{part}_mean_share": geometry.mean_share(x),
         }
         if targets is not None and part in targets:
             figures[f"{part}2"] = float(np.mean(np.square(x, dtype=np.float64)))
@@ -234,9 +234,7 @@ def diagnose(
     train: np.ndarray,
     test: np.ndarray,
     views: tuple[np.ndarray, np.ndarray],
-    config: EvaluationSettings,
-    *,
-    reference: bool = False,
+    settings: Evaluation,
 ) -> Diagnostics:
     """Computes label-free metrics of features.
 
@@ -244,41 +242,38 @@ def diagnose(
       train: features [N, D] for the covariance spectrum (the larger set).
       test: features [M, D] for cosine similarities and norms.
       views: features [B, D] of two augmented views, for alignment and uniformity.
-      config: `config.evaluation`.
-      reference: draw pairs as the published protocol does, see `similarity.reference_pairs`.
+      settings: `config.evaluation`.
 
     Returns:
       Metrics `covariance_spectrum_topq`, `cosine_similarity`, `feature_norms` and
       `alignment_uniformity`, and the cosine similarities.
     """
-    covariance = spectrum.covariance_spectrum(
-        train, max_samples=config.spectrum_samples, top=config.spectrum_top, seed=config.seed
+    covariance = geometry.covariance_spectrum(
+        train, max_samples=settings.spectrum_samples, top=settings.spectrum_top, seed=settings.seed
     )
-    cosine = similarity.cosine_similarities(test, *_pairs(len(test), config, reference))
-    pairs = _pairs(len(views[0]), config, reference)
+    cosine = geometry.cosine_similarities(test, *_pairs(len(test), settings))
+    pairs = _pairs(len(views[0]), settings)
     metrics = {
         "covariance_spectrum_topq": {
             **covariance._asdict(),
             "eigenvalues": covariance.eigenvalues.tolist(),
         },
-        "cosine_similarity": similarity.summarize(cosine),
-        "feature_norms": similarity.summarize(np.linalg.norm(test, axis=1)),
-        "alignment_uniformity": similarity.alignment_uniformity(*views, *pairs),
+        "cosine_similarity": geometry.summarize(cosine),
+        "feature_norms": geometry.summarize(np.linalg.norm(test, axis=1)),
+        "alignment_uniformity": geometry.alignment_uniformity(*views, *pairs),
     }
     return Diagnostics(metrics, cosine)
 
 
-def _pairs(
-    count: int, config: EvaluationSettings, reference: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    if reference:
-        wanted = min(config.max_pairs, 2 * count)
-        return similarity.reference_pairs(count, wanted, config.seed)
-    return similarity.random_pairs(count, config.max_pairs, config.seed)
+def _pairs(count: int, settings: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    if settings.reference_evaluation:
+        wanted = min(settings.max_pairs, 2 * count)
+        return geometry.reference_pairs(count, wanted, settings.seed)
+    return geometry.random_pairs(count, settings.max_pairs, settings.seed)
 
 
-def cka_q_p(states: np.ndarray, config: EvaluationSettings) -> float:
+def cka_q_p(states: np.ndarray, settings: Evaluation) -> float:
     """Linear CKA between q and p of states [N, 2d] (of `spectrum_samples` of them)."""
-    rows = spectrum.subsample_rows(len(states), config.spectrum_samples, config.seed)
+    rows = geometry.subsample_rows(len(states), settings.spectrum_samples, settings.seed)
     q, p = (select_state_part(states[rows], name, split_qp=True) for name in ("q", "p"))
-    return similarity.linear_cka(q, p)
+    return geometry.linear_cka(q, p)

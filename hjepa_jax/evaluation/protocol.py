@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.config.training import Evaluation as EvaluationSettings
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import DataError
-from hjepa_jax.evaluation import diagnostics, robustness, spectrum, validity
+from hjepa_jax.evaluation import diagnostics, geometry, robustness, validity
 from hjepa_jax.evaluation.classify import (
     GALLERY_NEIGHBORS,
     Classification,
@@ -73,7 +73,7 @@ class Sources:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Results:
     """JSON-ready metrics, and the inputs of the pictures.
 
     Attributes:
@@ -100,14 +100,13 @@ def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
     return blocks.reshape(shape).mean(axis=(2, 4)).reshape(count, -1)
 
 
-class _Setting(NamedTuple):
+class _Common(NamedTuple):
     """Data and settings shared by all encoders of an evaluation; see `run_protocol`."""
 
     sources: Sources
     pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-    config: EvaluationSettings
+    settings: Evaluation
     mesh: Mesh | None
-    reference: bool
     targets: Mapping[str, float] | None
     remedy: diagnostics.Remedy
     overlap: validity.Overlap
@@ -115,7 +114,7 @@ class _Setting(NamedTuple):
     def classification(self) -> dict[str, Any]:
         """Returns the options of `classify`; call it after both sets have been read."""
         names, shared = self.sources.class_names, self.overlap.shared()
-        return {"reference": self.reference, "shared": shared, "names": names}
+        return {"shared": shared, "names": names}
 
 
 class _Encoded(NamedTuple):
@@ -129,13 +128,13 @@ class _Encoded(NamedTuple):
     select: Callable[[np.ndarray], np.ndarray]
 
 
-def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
+def _encode(encode: Encode, split_qp: bool, common: _Common) -> _Encoded:
     """Encodes both sets; checks few-shot settings and set sizes before any other computation."""
-    sources, config, overlap = setting.sources, setting.config, setting.overlap
-    state_part = config.state_part if split_qp else "qp"
+    sources, settings, overlap = common.sources, common.settings, common.overlap
+    state_part = settings.state_part if split_qp else "qp"
     select = functools.partial(select_state_part, state_part=state_part, split_qp=split_qp)
     train = extract_features(encode, overlap.watch("train", sources.train_batches()))
-    for shots in config.few_shot:
+    for shots in settings.few_shot:
         check_few_shot(train.labels, shots, sources.num_classes)
     test = extract_features(encode, overlap.watch("test", sources.test_batches()))
     if min(len(train.labels), len(test.labels)) < 2:
@@ -148,53 +147,51 @@ def _encode(encode: Encode, split_qp: bool, setting: _Setting) -> _Encoded:
 
 
 def _optional_parts(
-    encode: Encode, data: _Encoded, found: Classification, setting: _Setting
+    encode: Encode, data: _Encoded, found: Classification, common: _Common
 ) -> Metrics:
     """Returns few-shot, coarse-label and robustness metrics, if requested and meaningful."""
-    sources, config, mesh = setting.sources, setting.config, setting.mesh
+    sources, settings, mesh = common.sources, common.settings, common.mesh
     metrics: Metrics = {}
-    if config.few_shot and found.params is not None:
+    if settings.few_shot and found.params is not None:
         metrics["few_shot"] = {
-            str(n): few_shot_probe(data.train, data.test, sources.num_classes, n, config)
-            for n in config.few_shot
+            str(n): few_shot_probe(data.train, data.test, sources.num_classes, n, settings)
+            for n in settings.few_shot
         }
     if sources.label_maps:
-        options = setting.classification() | {"names": ()}
+        options = common.classification() | {"names": ()}
         metrics["coarse"] = coarse_metrics(
-            data.train, data.test, sources.label_maps, config, mesh, **options
+            data.train, data.test, sources.label_maps, settings, mesh, **options
         )
-    if config.robustness and found.params is not None:
+    if settings.robustness and found.params is not None:
         metrics["robustness"] = robustness.robustness_metrics(
             encode,
             data.select,
             sources.test_batches,
             data.train,
             found,
-            config,
+            settings,
             mesh,
-            reference=setting.reference,
         )
     return metrics
 
 
 def _evaluate_encoder(
-    encode: Encode, split_qp: bool, setting: _Setting
+    encode: Encode, split_qp: bool, common: _Common
 ) -> tuple[Metrics, tuple[np.ndarray, np.ndarray], gallery.EncoderPictures, np.ndarray]:
     """Returns one encoder's metrics, both sets' labels, its picture inputs, and their queries."""
-    sources, config, mesh = setting.sources, setting.config, setting.mesh
-    data = _encode(encode, split_qp, setting)
-    views = [encode_images(encode, v, config.batch_size) for v in setting.pair]
-    options = setting.classification()
-    found = classify(data.train, data.test, sources.num_classes, config, mesh, **options)
+    sources, settings, mesh = common.sources, common.settings, common.mesh
+    data = _encode(encode, split_qp, common)
+    views = [encode_images(encode, v, settings.batch_size) for v in common.pair]
+    options = common.classification()
+    found = classify(data.train, data.test, sources.num_classes, settings, mesh, **options)
     described = diagnostics.diagnose(
         data.train.features,
         data.test.features,
         (data.select(views[0]), data.select(views[1])),
-        config,
-        reference=setting.reference,
+        settings,
     )
     alarms = diagnostics.state_alarms(
-        data.train_states.features, split_qp, config, setting.targets, setting.remedy
+        data.train_states.features, split_qp, settings, common.targets, common.remedy
     )
     metrics: Metrics = {"state_part": data.state_part, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
@@ -204,16 +201,22 @@ def _evaluate_encoder(
     ]
     metrics["alarms"] = [alarm.sentence() for alarm in alarms]
     if split_qp:
-        described.metrics["cka_q_p"] = diagnostics.cka_q_p(data.train_states.features, config)
-    if split_qp and config.all_state_parts:
+        described.metrics["cka_q_p"] = diagnostics.cka_q_p(data.train_states.features, settings)
+    if split_qp and settings.all_state_parts:
         done = (data.state_part, found.metrics)
         metrics["state_parts"] = classify_state_parts(
-            data.train_states, data.test_states, done, sources.num_classes, config, mesh, **options
+            data.train_states,
+            data.test_states,
+            done,
+            sources.num_classes,
+            settings,
+            mesh,
+            **options,
         )
-    metrics |= _optional_parts(encode, data, found, setting)
-    shown = gallery.choose_queries(data.test.labels[found.tested], config.seed)
+    metrics |= _optional_parts(encode, data, found, common)
+    shown = gallery.choose_queries(data.test.labels[found.tested], settings.seed)
     queries = found.tested[shown]
-    rows = spectrum.subsample_rows(len(data.test.labels), gallery.MAP_POINTS, config.seed)
+    rows = geometry.subsample_rows(len(data.test.labels), gallery.MAP_POINTS, settings.seed)
     pictures = gallery.EncoderPictures(
         cosine=described.cosine,
         features=data.test.features[rows],
@@ -243,28 +246,26 @@ def _picture_inputs(
 def run_protocol(
     encoders: Mapping[str, Encode],
     sources: Sources,
-    config: EvaluationSettings,
+    settings: Evaluation,
     *,
     split_qp: bool,
     mesh: Mesh | None = None,
     info: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
-    reference: bool = False,
     targets: Mapping[str, float] | None = None,
     remedy: diagnostics.Remedy = diagnostics.no_remedy,
-) -> Evaluation:
+) -> Results:
     """Evaluates every encoder on the same data.
 
     Args:
       encoders: by name, normally {'trained': ..., 'random': ...}: jitted functions of images
         uint8 [N, S, S, 3] -> features [N, D].
       sources: the data.
-      config: `config.evaluation`. Its `pixel_baseline` adds the row 'pixels'.
+      settings: `config.evaluation`. Its `pixel_baseline` adds the row 'pixels'.
       split_qp: whether the encoders' features are states [q | p].
       mesh: devices that share the kNN's test rows; None = the default device.
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
       notes: sentences placed first in `metrics['notes']`.
-      reference: config.evaluation.reference_evaluation.
       targets: training's target mean squares of 'q' and 'p', or of 'z'; None = not checked.
       remedy: the method's advice, see `Method.remedy`.
 
@@ -279,31 +280,31 @@ def run_protocol(
       ValueError: no encoder, or data, labels or settings that do not match.
     """
     # Settings that are used late are checked first, so that an error does not waste hours.
-    probe_settings(config)
-    robustness.check_names(config.robustness)
+    probe_settings(settings)
+    robustness.check_names(settings.robustness)
     if not encoders:
         raise ValueError("There is no encoder to evaluate.")
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
-    if config.pixel_baseline:
+    if settings.pixel_baseline:
         todo.append((PIXELS, pixels, False))
     metrics: dict[str, Metrics] = {}
     pictures: dict[str, gallery.EncoderPictures] = {}
     overlap, pair = validity.Overlap(), sources.augmented_pairs()
-    setting = _Setting(sources, pair, config, mesh, reference, targets, remedy, overlap)
+    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap)
     for name, encode, split in todo:
-        metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, setting)
+        metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, common)
     train_labels, test_labels = labels
-    return Evaluation(
+    return Results(
         metrics={
             "schema_version": SCHEMA_VERSION,
             "info": dict(info or {}),
             "num_classes": sources.num_classes,
             "num_test_images": int(np.count_nonzero(has_label(test_labels))),
             "largest_class_share": validity.largest_share(test_labels),
-            "headline_k": config.headline_k,
+            "headline_k": settings.headline_k,
             "notes": notes_of(metrics, train_labels, test_labels, overlap.shared(), notes),
             "encoders": metrics,
-            "trained_minus_random": differences(metrics, config.headline_k),
+            "trained_minus_random": differences(metrics, settings.headline_k),
         },
         # Deferred: the numbers must not be lost if the data cannot be read again.
         make_pictures=lambda: _picture_inputs(sources, pictures, queries),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.config.training import Evaluation as EvaluationSettings
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe
 from hjepa_jax.evaluation.classify import (
@@ -113,10 +113,8 @@ def robustness_metrics(
     test_batches: Callable[[], Iterable[Batch]],
     train: Features,
     clean: Classification,
-    config: EvaluationSettings,
+    settings: Evaluation,
     mesh: Mesh | None = None,
-    *,
-    reference: bool = False,
 ) -> Metrics:
     """Tests classifiers that were fit on clean images on corrupted test images.
 
@@ -126,9 +124,8 @@ def robustness_metrics(
       test_batches: the test set.
       train: features (of that part) and labels of clean training images.
       clean: the result of `classify` for them, with accuracies.
-      config: `config.evaluation`; `robustness` names the corruptions.
+      settings: `config.evaluation`; `robustness` names the corruptions.
       mesh: see `nearest_neighbors`.
-      reference: see `classify`.
 
     Returns:
       For each corruption, `knn` at headline_k (or the largest possible k) and `linear_probe`.
@@ -137,17 +134,17 @@ def robustness_metrics(
     num_classes = clean.params.bias.shape[0]
     train_set, _ = labeled(train, "training", num_classes)
     result: Metrics = {}
-    for name in config.robustness:
-        corrupted = corrupt_batches(test_batches(), name, config.seed)
+    for name in settings.robustness:
+        corrupted = corrupt_batches(test_batches(), name, settings.seed)
         found = extract_features(encode, corrupted)
         test_set, _ = labeled(found._replace(features=select(found.features)), "test", num_classes)
         accuracy = knn.knn_accuracy(
             *train_set,
             *test_set,
-            ks=(min(config.headline_k, len(train_set.labels)),),
+            ks=(min(settings.headline_k, len(train_set.labels)),),
             num_classes=num_classes,
-            block=config.knn_block,
-            reference=reference,
+            block=settings.knn_block,
+            reference=settings.reference_evaluation,
             mesh=mesh,
         )
         top1, top5 = probe.probe_accuracy(clean.params, *test_set)

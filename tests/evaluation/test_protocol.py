@@ -74,7 +74,7 @@ def settings(**changes):
 
 
 @functools.cache
-def full_evaluation() -> protocol.Evaluation:
+def full_evaluation() -> protocol.Results:
     """An evaluation with all options on, shared by the tests here and of the report."""
     config = settings(
         state_part="qp",

@@ -16,10 +16,10 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import (
     diagnostics,
+    geometry,
     knn,
     probe,
     protocol,
-    spectrum,
     validity,
 )
 from hjepa_jax.evaluation.classify import (
@@ -266,7 +266,7 @@ def _point(rng, count: int = 200, dim: int = 32, spread: float = 0.03) -> np.nda
 
 def test_one_point_plus_noise_is_reported_as_collapsed() -> None:
     x = _point(np.random.default_rng(0))
-    found = spectrum.covariance_spectrum(x)
+    found = geometry.covariance_spectrum(x)
     assert found.effective_rank > 25
     assert found.rankme < 4
     assert found.mean_share == pytest.approx(1 / (1 + 0.03**2), abs=1e-4)
@@ -318,7 +318,7 @@ def test_alarms_advise_fields_of_the_method(variant, fields, halves) -> None:
 @pytest.mark.parametrize("values", [np.zeros((5, 3)), np.ones((5, 3)), [[1.0, 0.0], [-1.0, 0.0]]])
 def test_share_of_the_mean_by_its_definition(values) -> None:
     x = np.asarray(values, float)
-    share = spectrum.mean_share(x)
+    share = geometry.mean_share(x)
     energy = np.mean([row @ row for row in x])
     assert share == (x.mean(0) @ x.mean(0) / energy if energy else 1.0)
 
@@ -329,10 +329,10 @@ def test_projected_participation_is_that_of_training() -> None:
     values = np.linalg.eigvalsh(np.cov(x.T))
     expected = values.sum() ** 2 / np.sum(values**2) / 20
     # All directions: a rotation, which changes no eigenvalue.
-    assert spectrum.projected_participation(x, 128, 0) == pytest.approx(expected)
-    assert spectrum.projected_participation(np.ones((9, 4)), 128, 0) == 0.0
+    assert geometry.projected_participation(x, 128, 0) == pytest.approx(expected)
+    assert geometry.projected_participation(np.ones((9, 4)), 128, 0) == 0.0
     line = np.outer(rng.normal(size=50), np.ones(20))
-    assert spectrum.projected_participation(line, 8, 0) == pytest.approx(1 / 8)
+    assert geometry.projected_participation(line, 8, 0) == pytest.approx(1 / 8)
 
 
 def test_training_raises_an_alarm_for_one_point_too() -> None:
@@ -380,16 +380,19 @@ def test_a_collapse_is_not_a_gain_in_rank() -> None:
 def test_published_counting_is_an_option_of_the_evaluation() -> None:
     labels = digits()[1]
     images = digits()[0]
-    config = settings(state_part="qp", knn_k=(1, 20), probe_epochs=1)
+    fields = {"state_part": "qp", "knn_k": (1, 20), "probe_epochs": 1}
     found = sources(
         train_batches=lambda: batches(ROWS, labels[ROWS]),
         test_batches=lambda: batches(OTHERS, labels[OTHERS]),
     )
     ours, published = (
         protocol.run_protocol(
-            {"trained": trained}, found, config, split_qp=False, reference=r
+            {"trained": trained},
+            found,
+            settings(**fields, reference_evaluation=published),
+            split_qp=False,
         ).metrics
-        for r in (False, True)
+        for published in (False, True)
     )
     one, other = (m["encoders"]["trained"] for m in (ours, published))
     assert one["knn"]["top5"][0] == one["knn"]["top1"][0] < other["knn"]["top5"][0]
@@ -404,7 +407,7 @@ def test_published_counting_is_an_option_of_the_evaluation() -> None:
         reference=True,
     )
     assert other["knn"] == direct
-    described = diagnostics.diagnose(z[ROWS], z[OTHERS], (views[0], views[1]), config)
+    described = diagnostics.diagnose(z[ROWS], z[OTHERS], (views[0], views[1]), settings(**fields))
     name = "alignment_uniformity"
     assert one["diagnostics"][name] == described.metrics[name]
     assert other["diagnostics"][name]["uniformity"] > one["diagnostics"][name]["uniformity"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from golden_checks import common
-from hjepa_jax.evaluation import knn, probe, similarity, spectrum
+from hjepa_jax.evaluation import geometry, knn, probe
 
 _FILE = "eval.npz"
 
@@ -66,13 +66,13 @@ def test_golden_evaluation_neighbors() -> None:
 def test_golden_evaluation_spectrum(case: str) -> None:
     group = _needs(f"cov/{case}/")
     used = group["feats"][group["subset_idx"]]
-    found = spectrum.covariance_spectrum(
+    found = geometry.covariance_spectrum(
         used, max_samples=int(group["max_samples"]), top=int(group["q"])
     )
     assert len(found.eigenvalues) == int(group["q_used"])
     assert found.num_samples == int(group["n_used"])
     exact = group["eigs_exact_all"]
-    every = spectrum.covariance_eigenvalues(used)
+    every = geometry.covariance_eigenvalues(used)
     common.assert_close(every, exact[: len(every)], 1e-9, "all eigenvalues")
     common.assert_close(found.eigenvalues, exact[: len(found.eigenvalues)], 1e-9, "top")
     for value, key in (
@@ -88,19 +88,19 @@ def test_golden_evaluation_spectrum(case: str) -> None:
 
 def test_golden_evaluation_cosine_and_norms() -> None:
     group, norms = _needs("cos/"), _needs("norm/")
-    values = similarity.cosine_similarities(group["feats"], group["i1"], group["i2"])
+    values = geometry.cosine_similarities(group["feats"], group["i1"], group["i2"])
     common.assert_close(values, group["values"], 1e-5, "cosine")
     lengths = np.linalg.norm(group["feats"], axis=1)
     common.assert_close(lengths, norms["values"], 1e-5, "norms")
-    for name, value in similarity.summarize(values).items():
+    for name, value in geometry.summarize(values).items():
         common.assert_close(value, group[f"summary/{name}"], 1e-5, f"cosine {name}")
-    for name, value in similarity.summarize(lengths).items():
+    for name, value in geometry.summarize(lengths).items():
         common.assert_close(value, norms[f"summary/{name}"], 1e-5, f"norm {name}")
 
 
 def test_golden_evaluation_alignment() -> None:
     group = _needs("align/")
-    found = similarity.alignment_uniformity(group["z1"], group["z2"], group["i1"], group["i2"])
+    found = geometry.alignment_uniformity(group["z1"], group["z2"], group["i1"], group["i2"])
     common.assert_close(found["alignment"], group["alignment"], 1e-5, "alignment")
     common.assert_close(found["uniformity"], group["uniformity"], 1e-5, "uniformity")
 
