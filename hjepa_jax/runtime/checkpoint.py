@@ -32,8 +32,9 @@ from hjepa_jax.runtime.checkpoint_arrays import (
     read_arrays,
     smallest,
 )
-from hjepa_jax.runtime.checkpoint_files import DamagedError, UnreadableError
-from hjepa_jax.storage.files import check_holds_checkpoints
+from hjepa_jax.storage import checksums
+from hjepa_jax.storage.checksums import DamagedError, UnreadableError
+from hjepa_jax.storage.files import check_holds_checkpoints, is_disk_full
 from hjepa_jax.storage.schema import Fields, Items, Text, Whole
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Checkpointer:
         if read_only:
             return
         if distributed.is_primary():
-            self._tidy()
+            checkpoint_files.make_ready(self.folder)
         distributed.wait_for_all("the checkpoints are tidied")
         if keep_best and best_mode is None:
             raise ValueError("keep_best needs best_mode, the better direction of best_metric")
@@ -146,22 +147,6 @@ class Checkpointer:
                 f"{first_line(error)}): remove damaged steps, or choose another --workdir."
             ) from error
 
-    def _tidy(self) -> None:
-        """Creates the folder and removes or renames entries that orbax would fail on."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for sentence in checkpoint_files.tidy(self.folder):
-                _log.warning("%s", sentence)
-        except FileExistsError as error:
-            raise CheckpointError(
-                f"{self.folder} is no folder: remove or rename it, or choose another --workdir."
-            ) from error
-        except (OSError, UnreadableError) as error:
-            raise CheckpointError(
-                f"{self.folder} cannot be made ready for checkpoints ({error}): mend it, or choose "
-                "another --workdir."
-            ) from error
-
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints and of the one being saved, oldest first.
 
@@ -182,29 +167,10 @@ class Checkpointer:
           CheckpointError: if no checkpoint was saved with this metric, or it cannot be read.
           ConfigError: if the metric's direction is unknown.
         """
-        values, damaged = {}, []
-        for step in self.steps():
-            try:
-                metrics = checkpoint_files.read_metrics(self.folder / str(step)) or {}
-            except DamagedError as error:
-                damaged.append(f"step {step} ({error})")
-                _log.warning("%s: the metrics of %s are damaged", self.folder, damaged[-1])
-                continue
-            except UnreadableError as error:
-                raise CheckpointError(_try_again(error)) from error
-            if self._best_metric in metrics:
-                values[step] = metrics[self._best_metric]
-        if not values and damaged:
-            raise CheckpointError(
-                f"it is not known which checkpoint in {self.folder} is best, since their metrics "
-                f"are damaged: {'; '.join(damaged)}. Choose a step, or the latest."
-            )
-        if not values:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} was saved with the metric {self._best_metric!r}: "
-                "set config.checkpoint.best_metric to the one that the run was trained with, or "
-                "train with config.checkpoint.keep_best=1."
-            )
+        try:
+            values = checkpoint_files.metric_by_step(self.folder, self.steps(), self._best_metric)
+        except UnreadableError as error:
+            raise CheckpointError(_try_again(error)) from error
         if self._direction is None:
             raise ConfigError(
                 f"config.checkpoint.best_metric is {self._best_metric!r}, but whether small or "
@@ -283,10 +249,10 @@ class Checkpointer:
         folder = self.folder / str(saving.step)
         try:
             if self._read_back:
-                checkpoint_files.read_manifest(folder)
+                checksums.read_manifest(folder)
                 return
-            checkpoint_files.verify(folder)
-            if checkpoint_files.read_meta(folder, Fields()) != json.loads(json.dumps(saving.meta)):
+            checksums.verify(folder)
+            if checksums.read_meta(folder, Fields()) != json.loads(json.dumps(saving.meta)):
                 raise DamagedError("meta differs from what was saved")
             found = read_arrays(folder, saving.sample)
             if not jax.tree.all(jax.tree.map(equal, found, saving.sample)):
@@ -333,8 +299,8 @@ class Checkpointer:
         for candidate in reversed(steps):
             folder = self.folder / str(candidate)
             try:
-                checkpoint_files.verify(folder)
-                meta = checkpoint_files.read_meta(folder, META)
+                checksums.verify(folder)
+                meta = checksums.read_meta(folder, META)
                 if (saved := meta["data"].get("step", candidate)) != candidate:
                     raise DamagedError(f"it is the checkpoint of step {saved} under another name")
                 wanted = abstract_state(meta) if callable(abstract_state) else abstract_state
@@ -387,13 +353,13 @@ class Checkpointer:
         """Adds the checksums to the save under way; orbax calls it just before its rename."""
         assert self._saving is not None
         (folder,) = checkpoint_files.temporary_folders(self.folder, self._saving.step)
-        checkpoint_files.write_manifest(folder)
+        checksums.write_manifest(folder)
 
     def _save_error(self, error: BaseException) -> CheckpointError:
         """Removes what the failed save left, and says what is still there."""
         reason = first_line(error)
         what = f"{type(error).__name__}: {reason}"
-        if checkpoint_files.is_disk_full(error):
+        if is_disk_full(error):
             free = shutil.disk_usage(self.folder).free
             what = f"the disk is full or a limit of file sizes is reached: {free} bytes are free"
         left = "what it left was removed"

@@ -17,7 +17,8 @@ from etils import epath
 from jaxtyping import PyTree
 
 from hjepa_jax.errors import CheckpointError, first_line
-from hjepa_jax.runtime import checkpoint_files
+from hjepa_jax.storage.checksums import read_patiently
+from hjepa_jax.storage.files import is_unreadable
 
 
 class _Shaped(Protocol):
@@ -142,11 +143,11 @@ def read_arrays(
         try:
             return ocp.PyTreeCheckpointHandler().restore(LiteralPath(path), args=arguments)
         except Exception as error:
-            if checkpoint_files.is_unreadable(error):
+            if is_unreadable(error):
                 raise OSError(errno.EIO, first_line(error)) from error
             raise
 
-    return checkpoint_files.read_patiently(folder / "state", read)
+    return read_patiently(folder / "state", read)
 
 
 def equal(one: npt.ArrayLike, two: npt.ArrayLike) -> bool:

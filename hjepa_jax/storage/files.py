@@ -33,6 +33,8 @@ _LOST_BY_ORBAX = re.compile(r"\\|[\ud800-\udfff]|(?<=/)(gs|s3|gcs|http|https):(?
 # What is written below a folder needs room in the length of paths that Linux allows.
 _LONGEST_PATH, _ROOM = 4096, 512
 _PROBE_BYTES = 4096
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FAILED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class UnfitFileError(OSError):
@@ -285,6 +287,30 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Returns whether an error or one of its causes says that the disk or a quota is full."""
+    return _says(error, _FULL)
+
+
+def is_unreadable(error: BaseException | None) -> bool:
+    """Returns whether an error or one of its causes says that a device or network failed."""
+    return _says(error, _FAILED)
+
+
+def _says(error: BaseException | None, numbers: tuple[int, ...]) -> bool:
+    texts = [os.strerror(number).lower() for number in numbers]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in numbers:
+            return True
+        # TensorStore and some Python layers pass the system's message on as text.
+        if any(text in str(error).lower() for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @runtime_checkable

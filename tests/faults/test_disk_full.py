@@ -15,6 +15,7 @@ from hjepa_jax.evaluation.compare.runs import read_curves
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.writers import create_writer
+from hjepa_jax.storage import checksums
 from hjepa_jax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -67,7 +68,7 @@ def check_what_is_left(folder: pathlib.Path, message: str) -> None:
     assert checkpoint_files.temporary_folders(folder) == []
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
     for step in (1, 2):
-        checkpoint_files.verify(folder / str(step))
+        checksums.verify(folder / str(step))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -12,6 +12,7 @@ import pytest
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
+from hjepa_jax.storage import checksums
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -62,7 +63,7 @@ def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) ->
     for run in ("undisturbed", "killed-1"):
         folder = out / run / "checkpoints"
         assert checkpoint_files.temporary_folders(folder) == []
-        checkpoint_files.verify(folder / "20")
+        checksums.verify(folder / "20")
         with WorkdirLock(out / run):
             pass
 

@@ -19,9 +19,10 @@ from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.evaluation.compare.runs import load_result
 from hjepa_jax.evaluation.report.figures import new_figure, save_figure
-from hjepa_jax.runtime import checkpoint_files, sharding
+from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
+from hjepa_jax.storage import checksums
 from hjepa_jax.storage.files import open_log, write_atomically
 from hjepa_jax.tools.sweep import SweepRun, check_commands
 from hjepa_jax.training.prepare import prepare
@@ -146,7 +147,7 @@ def test_meta_of_another_structure_gives_way_to_the_previous(damage, run, tmp_pa
     step = copy / "checkpoints" / "2"
     (step / "meta" / "metadata").write_text(damage)
     (step / "checksums.json").unlink()
-    checkpoint_files.write_manifest(step)
+    checksums.write_manifest(step)
     assert hjepa_jax.load(copy).step == 1
     checkpointer = Checkpointer(copy / "checkpoints")
     state, skipped = restore_or_init(prepared, checkpointer, typed(config), identity)

@@ -30,9 +30,10 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.evaluation.compare.runs import load_result
 from hjepa_jax.loading import load_run
-from hjepa_jax.runtime import checkpoint_files, sharding
+from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers import create_writer
+from hjepa_jax.storage import checksums
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
 from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.resume import data_identity, open_checkpoints, restore_or_init, save
@@ -205,8 +206,8 @@ def _damage_file(rng: random.Random, workdir: pathlib.Path) -> str:
     about, damaged = damage(rng, content)
     path.write_bytes(damaged)
     if how == "signed" and path.parent.name in ("meta", "metrics"):
-        with contextlib.suppress(checkpoint_files.DamagedError, OSError):
-            checkpoint_files.write_manifest(path.parent.parent)
+        with contextlib.suppress(checksums.DamagedError, OSError):
+            checksums.write_manifest(path.parent.parent)
             about = f"{about}, checksums updated"
     return f"{name}: {about}"
 
