@@ -1,4 +1,4 @@
-"""A data set of your own: colored shapes, each drawn from its number when it is read.
+"""A dataset of your own: colored shapes, each drawn from its number when it is read.
 
 python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_source \
     --config.data.name=examples.own_source:Shapes --config.shapes.noise=0.2
@@ -66,7 +66,7 @@ class ShapeImages:
 
 
 class Shapes(DataSet):
-    """The data set; `config.data.name` names this class."""
+    """The dataset; `config.data.name` names this class."""
 
     sections: ClassVar = {"shapes": ShapesSection}
 

@@ -18,7 +18,7 @@ class TrainingError(UserError):
 
 
 class DataError(UserError):
-    """A data set, image or input worker is missing, unreadable or broken."""
+    """A dataset, image or input worker is missing, unreadable or broken."""
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

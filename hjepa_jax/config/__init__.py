@@ -3,7 +3,7 @@
 The files in the folder `configs/` are small deltas of `base_config()`; `resolve` checks the result
 and returns the typed `Settings` that code takes. To add a field, declare it with `field(...)` in
 the dataclass of its section (here in data.py or training.py; those of a method, an
-encoder or a data set in its own file): its default, type, bounds, meaning, and when it has an
+encoder or a dataset in its own file): its default, type, bounds, meaning, and when it has an
 effect stand there and nowhere else. Rules between fields stand in rules.py, or in the part that
 they concern.
 """

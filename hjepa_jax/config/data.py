@@ -9,7 +9,7 @@ from hjepa_jax.config.fields import FREE, Condition, field, section
 
 _LOCAL = Condition(lambda c: c.data.num_local_views > 0, "config.data.num_local_views above 0")
 _FILES = Condition(
-    lambda c: c.data.name != "digits", "config.data.name to the data set that it holds"
+    lambda c: c.data.name != "digits", "config.data.name to the dataset that it holds"
 )
 _SHARE = {"at_least": 0.0, "at_most": 1.0}
 _SCALE_0_1 = "it is for images scaled to 0..1, so divide by 255"

@@ -19,7 +19,7 @@ from hjepa_jax.storage.schema import Fields, parse_json, read_json
 
 
 def base_config(**parts: str) -> ConfigDict:
-    """Returns the base configuration, the CIFAR-100 HJEPA recipe on the embedded data set.
+    """Returns the base configuration, the CIFAR-100 HJEPA recipe on the embedded dataset.
 
     Args:
       **parts: `method`, `encoder` or `source` by import path, 'module.path:Class', so that their

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from hjepa_jax.config.fields import FIXED, FREE, FREE_WITHOUT_PROBE, Condition, field
 from hjepa_jax.config.parts import method_part
 
-Corruption: TypeAlias = Literal["grey", "noise", "blur", "shift", "contrast", "occlusion"]
+Corruption: TypeAlias = Literal["gray", "noise", "blur", "shift", "contrast", "occlusion"]
 
 _MLP = Condition(lambda c: c.model.projector == "mlp", "config.model.projector='mlp'")
 _PREDICTOR = Condition(

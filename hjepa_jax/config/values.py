@@ -18,7 +18,7 @@ _WORDS = {
 }
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "y": True, "t": True}
 TRUTH |= {"false": False, "no": False, "off": False, "0": False, "n": False, "f": False}
-_EXAMPLES = {int: (1, 5), float: (0.01, 0.1), str: ("grey", "blur")}
+_EXAMPLES = {int: (1, 5), float: (0.01, 0.1), str: ("gray", "blur")}
 _NONE = ("none", "null")
 # Above it not every whole number is a float.
 _EXACT = 2**53

@@ -182,7 +182,7 @@ class Loader:
                 tried = int(draw % np.uint64(self._count))
         raise CorruptImageError(
             f"{_REPLACEMENT_TRIES} images tried in place of image {index} are corrupt too "
-            f"({corrupt[-1]}); the data set is damaged."
+            f"({corrupt[-1]}); the dataset is damaged."
         )
 
     def groups(

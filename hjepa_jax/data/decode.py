@@ -154,7 +154,7 @@ def sample_limits(encoded: bytes) -> pixels.Limits | None:
 def _warn_unseen(real: bool) -> None:
     kind, used = ("floating-point", "0 .. 1, else 0 .. 255,") if real else ("16-bit", "0 .. 65535")
     _log.warning(
-        "An image has %s pixels, which no sampled image of its data set has: %s becomes 0 .. 255.",
+        "An image has %s pixels, which no sampled image of its dataset has: %s becomes 0 .. 255.",
         kind,
         used,
     )
@@ -163,7 +163,7 @@ def _warn_unseen(real: bool) -> None:
 @functools.cache
 def _warn_saturated(bounds: tuple[float, float]) -> None:
     _log.warning(
-        "An image has values above %g, the most that the sampled images of its data set have: they "
+        "An image has values above %g, the most that the sampled images of its dataset have: they "
         "become 255. If many images do, convert them to 8 bits yourself.",
         bounds[1],
     )

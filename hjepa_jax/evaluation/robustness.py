@@ -76,7 +76,7 @@ def _occlusion(images: Images, rng: np.random.Generator) -> Images:
 
 
 CORRUPTIONS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
-    "grey": _gray,
+    "gray": _gray,
     "noise": _noise,
     "blur": _blur,
     "shift": _shift,

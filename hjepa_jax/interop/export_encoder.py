@@ -128,7 +128,7 @@ def export_encoder(
     about = {
         "image_size": run.settings.data.image_size,
         "resize_short_side": run.settings.data.eval_resize or run.settings.data.image_size,
-        "preparation": "RGB, short side resized, centre crop, uint8 [N, size, size, 3]",
+        "preparation": "RGB, short side resized, center crop, uint8 [N, size, size, 3]",
         "state_part": state_part,
         "step": run.step,
         "config": json.loads(run.settings.to_json()),

@@ -33,7 +33,7 @@ from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import TrainState
 
 _PARTS = ("encoder", "projector", "predictor", "regularizer")
-# Constants and counters that the published regularisers save beside the spectrum's parameters.
+# Constants and counters that the published regularizers save beside the spectrum's parameters.
 _BUFFERS = frozenset(
     [
         "sqrt_diag",
@@ -167,7 +167,7 @@ def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
 def _spectrum(
     state: Mapping[str, np.ndarray], learnable: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Splits a regulariser's state into the spectrum's parameters and names left out."""
+    """Splits a regularizer's state into the spectrum's parameters and names left out."""
     wanted = {"learnable_h.raw_span", "learnable_h.raw_shape"} if learnable else set()
     faults = {
         "missing": sorted(wanted - set(state)),

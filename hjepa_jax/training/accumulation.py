@@ -7,7 +7,7 @@ the states are those of the whole batch; then each micro-batch is encoded again 
 of that gradient back to the parameters. Source: gradient caching, Gao et al., "Scaling Deep
 Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983).
 
-All of it is exact but batch normalisation, which sees one micro-batch at a time.
+All of it is exact but batch normalization, which sees one micro-batch at a time.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import normalize, train_step
 
-# For what runs once: optimizing its code takes longer than running it unoptimised.
+# For what runs once: optimizing its code takes longer than running it unoptimized.
 UNOPTIMIZED: Any = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
@@ -71,7 +71,7 @@ def prepare(
       num_classes: of the training labels; None = the state has no online probe.
 
     Raises:
-      ConfigError: if the batch does not split over the devices or exceeds the data set.
+      ConfigError: if the batch does not split over the devices or exceeds the dataset.
     """
     sentence = sharding.divisibility_error(
         settings.data.batch_size,

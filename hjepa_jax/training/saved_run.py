@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 # What the encoder is, beside its own sections. It must agree with the checkpoint; all else may
 # differ in an evaluation.
 _ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
-# What inference needs of a TrainState; the optimiser's two copies of the parameters stay on disk.
+# What inference needs of a TrainState; the optimizer's two copies of the parameters stay on disk.
 PARTS = ("step", "params", "batch_stats")
 
 

@@ -16,11 +16,11 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes.
 
     Attributes:
-      step: int32 scalar, the optimiser steps done.
+      step: int32 scalar, the optimizer steps done.
       params: parameter trees of 'encoder', 'projector' and the method's parts (absent where a part
         has none).
       batch_stats: {'encoder', 'projector'} running batch-norm statistics.
-      opt_state: the optimiser's state.
+      opt_state: the optimizer's state.
       method_state: what the method itself updates, {} where there is nothing.
       probe: {'params', 'opt_state'} of the online probe, {} where there is none.
       rng: uint32 key data; each step uses `fold_in(rng, step)`.

@@ -91,7 +91,7 @@ def loss_and_gradient(
     """Returns loss, gradient, new batch statistics, metrics and states of one batch.
 
     With train.accumulation above 1 the encoder sees a part of the batch at a time; everything but
-    its batch normalisation is as without, see `hjepa_jax.training.accumulation`.
+    its batch normalization is as without, see `hjepa_jax.training.accumulation`.
 
     `randomness` replaces what the step would draw (numerical checks against recorded values).
     """

@@ -55,9 +55,9 @@ def parse(*arguments: str):
         (["--config.evaluation.few_shot=5"], "evaluation.few_shot", (5,)),
         (["--config.evaluation.few_shot=()"], "evaluation.few_shot", ()),
         (
-            ["--config.evaluation.robustness=('grey','blur')"],
+            ["--config.evaluation.robustness=('gray','blur')"],
             "evaluation.robustness",
-            ("grey", "blur"),
+            ("gray", "blur"),
         ),
         (["--config.data.train_split=a=b"], "data.train_split", "a=b"),
     ],

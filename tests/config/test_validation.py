@@ -79,7 +79,7 @@ def _changed(**fields):
         ({"dynamics__learn_dt": True}, ["learn_dt", "collapses"]),
         ({"loss__pairing": "local_to_global"}, ["num_local_views"]),
         ({"evaluation__headline_k": 7}, ["headline_k", "knn_k"]),
-        ({"evaluation__robustness": ("gray",)}, ["evaluation.robustness", "'gray'", "'grey'"]),
+        ({"evaluation__robustness": ("grey",)}, ["evaluation.robustness", "'grey'", "'gray'"]),
         ({"evaluation__few_shot": (5, 0)}, ["evaluation.few_shot", "above 0"]),
         ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
         ({"resnet__stage_blocks": (2, 2, 2)}, ["stage_blocks is (2, 2, 2)", "four stages"]),

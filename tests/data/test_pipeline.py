@@ -257,7 +257,7 @@ def test_all_images_corrupt_and_vanished_images_end_the_stream(tmp_path) -> None
     source = open_root(str(root), "train", 0)
     for path in (root / "train" / "a").iterdir():
         path.write_bytes(b"rubbish")
-    with pytest.raises(CorruptImageError, match="the data set is damaged"):
+    with pytest.raises(CorruptImageError, match="the dataset is damaged"):
         collect(data_config(on_corrupt="skip"), source, num_steps=1)
     for path in (root / "train" / "a").iterdir():
         path.unlink()

@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits: one scale for all images of a data set, chosen from a sample."""
+"""Pixels of more than 8 bits: one scale for all images of a dataset, chosen from a sample."""
 
 import logging
 import pickle

@@ -81,7 +81,7 @@ def full_evaluation() -> protocol.Results:
         pixel_baseline=True,
         few_shot=(2,),
         few_shot_trials=2,
-        robustness=("grey", "shift"),
+        robustness=("gray", "shift"),
         spectrum_top=12,
     )
     parity = {"parity": np.arange(10) % 2}
@@ -124,7 +124,7 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert len(measured["covariance_spectrum_topq"]["eigenvalues"]) == 12
     assert set(one["state_parts"]) == {"q", "p", "qp"}
     assert set(one["coarse"]) == {"parity"}
-    assert set(one["robustness"]) == {"grey", "shift"}
+    assert set(one["robustness"]) == {"gray", "shift"}
     assert one["few_shot"]["2"]["trials"] == 2
     pixels = metrics["encoders"]["pixels"]
     assert pixels["state_part"] == "qp"
@@ -147,9 +147,9 @@ def test_metrics_equal_those_of_direct_calls() -> None:
     assert one["state_parts"]["qp"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
     norms = np.linalg.norm(z[300:400], axis=1)
     assert one["diagnostics"]["feature_norms"]["p50"] == pytest.approx(np.median(norms))
-    # Digits are grey already, so greying them changes nothing.
-    assert one["robustness"]["grey"]["knn"]["top1"][0] == one["knn"]["top1"][2]
-    assert one["robustness"]["grey"]["linear_probe"]["top1"] == one["linear_probe"]["top1"]
+    # Digits are gray already, so this corruption changes nothing.
+    assert one["robustness"]["gray"]["knn"]["top1"][0] == one["knn"]["top1"][2]
+    assert one["robustness"]["gray"]["linear_probe"]["top1"] == one["linear_probe"]["top1"]
     assert one["robustness"]["shift"]["knn"]["top1"][0] < one["knn"]["top1"][2]
     # With two classes, top-5 accuracy is always 1.
     assert one["coarse"]["parity"]["knn"]["top5"] == [None] * 3
@@ -213,7 +213,7 @@ def test_invalid_input_is_an_error() -> None:
     ("changes", "words"),
     [
         ({"few_shot": (5, 10_000)}, "few_shot asks for 10000 training images per class"),
-        ({"robustness": ("fog",)}, "'fog'; use grey"),
+        ({"robustness": ("fog",)}, "'fog'; use gray"),
         ({"probe_lr": -1.0}, "learning rates must be positive"),
     ],
 )
@@ -268,7 +268,7 @@ def test_corruptions_are_seeded_and_keep_shape_and_labels(name: str) -> None:
 
 
 def test_an_unknown_corruption_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'fog'; use grey, noise"):
+    with pytest.raises(ValueError, match="'fog'; use gray, noise"):
         list(robustness.corrupt_batches([{"image": np.zeros((1, 8, 8, 3))}], "fog", 0))
 
 

@@ -93,7 +93,7 @@ def test_one_class_has_no_accuracy_and_says_why() -> None:
 
 
 def test_an_evaluation_without_accuracy_is_still_written_and_drawn(tmp_path) -> None:
-    found = evaluated((ROWS, np.full(80, 3)), (OTHERS, np.full(60, 3)), robustness=("grey",))
+    found = evaluated((ROWS, np.full(80, 3)), (OTHERS, np.full(60, 3)), robustness=("gray",))
     folder = write_report(tmp_path / "run", found.metrics, found.pictures)
     assert (folder / "neighbors.png").is_file()
     assert "robustness" not in found.metrics["encoders"]["trained"]
@@ -107,7 +107,7 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
         test_batches=lambda: batches(OTHERS, none[:60]),
         num_classes=0,
     )
-    config = settings(state_part="qp", robustness=("grey",))
+    config = settings(state_part="qp", robustness=("gray",))
     evaluation = protocol.run_protocol({"trained": trained}, found, config, split_qp=True)
     assert evaluation.metrics["num_test_images"] == 0
     assert "no training image has a label" in evaluation.metrics["notes"][0]
@@ -240,7 +240,7 @@ def test_missing_labels_in_the_full_protocol() -> None:
     labels = digits()[1]
     partly = labels.copy()
     partly[ROWS[::2]] = partly[OTHERS[::3]] = -1
-    options = {"robustness": ("grey",), "few_shot": (1,), "few_shot_trials": 2}
+    options = {"robustness": ("gray",), "few_shot": (1,), "few_shot_trials": 2}
     found = evaluated((ROWS, partly[ROWS]), (OTHERS, partly[OTHERS]), **options)
     kept, tested = ROWS[partly[ROWS] >= 0], OTHERS[partly[OTHERS] >= 0]
     alone = evaluated((kept, labels[kept]), (tested, labels[tested]), **options)

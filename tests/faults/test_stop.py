@@ -135,7 +135,7 @@ def test_outside_the_main_thread_no_handler_is_touched() -> None:
 
 @pytest.mark.parametrize("reader", ["open_split", "data_identity"])
 def test_a_stop_ends_the_reading_of_the_data_at_once(tmp_path, monkeypatch, reader) -> None:
-    """All of a large data set is read before the first step, for its checksum."""
+    """All of a large dataset is read before the first step, for its checksum."""
 
     def read(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)

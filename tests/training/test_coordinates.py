@@ -52,7 +52,7 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
     run = prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
     raw = restore(typed(config), run, tmp_path).encoders["trained"](_images(3))
     config.evaluation.coordinates = "sqrt_h"
-    # Another data set has other epochs; the spectrum's ramps count in those of the training.
+    # Another dataset has other epochs; the spectrum's ramps count in those of the training.
     elsewhere = prepare(typed(config), 16, sharding.data_mesh())
     encoders, step, flow, _ = restore(typed(config), elsewhere, tmp_path)
     assert flow is None

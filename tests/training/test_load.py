@@ -56,14 +56,14 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def loaded(workdir):
-    """The run, loaded where there is no data set."""
+    """The run, loaded where there is no dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hjepa_jax.data.sources.open.open_source", _no_data)
         return hjepa_jax.load(workdir, batch_size=8)
 
 
 def _no_data(*_):
-    raise AssertionError("loading a run opened a data set")
+    raise AssertionError("loading a run opened a dataset")
 
 
 def _reference(workdir: pathlib.Path):

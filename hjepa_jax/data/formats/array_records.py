@@ -32,7 +32,7 @@ def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
 
     Args:
       path: the file.
-      count: number of records that the data set's index says it has.
+      count: number of records that the dataset's index says it has.
 
     Returns:
       A source of the stored records as bytes, by index.

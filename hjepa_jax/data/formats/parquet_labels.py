@@ -119,7 +119,7 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
 
     Args:
       files: the split's files.
-      usual: classes declared by another split of the data set, for files that declare none.
+      usual: classes declared by another split of the dataset, for files that declare none.
 
     Returns:
       The labels; -1 throughout, with a warning, where there is no label column.

@@ -2,8 +2,8 @@
 
 8-bit images keep their values. Deeper pixels (16-bit grayscale or RGB, 32-bit integers, floats)
 often use only part of their type: 12-bit data in 16-bit files, or floats from 0 to 1. The values
-that map to 0 and 255 must be the same for all images of a data set, so they are chosen once, from a
-sample of the training images, when the data set is opened (`open_source`).
+that map to 0 and 255 must be the same for all images of a dataset, so they are chosen once, from a
+sample of the training images, when the dataset is opened (`open_source`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Limits(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """The values that map to 0 and 255 in a data set; None for a kind not found in its sample.
+    """The values that map to 0 and 255 in a dataset; None for a kind not found in its sample.
 
     Attributes:
       integer: (low, high) for integers of more than 8 bits.
@@ -139,7 +139,7 @@ def _real_range(low: float, high: float) -> tuple[float, float]:
 
 
 def choose_ranges(sampled: Sequence[Limits]) -> Ranges | None:
-    """Chooses the ranges of a data set from the limits of sampled images.
+    """Chooses the ranges of a dataset from the limits of sampled images.
 
     Non-negative integers use the smallest of 1, 2, 4, 8, 10, 12, 14, 16 or more bits that holds all
     of them. Floats use 0..1, -1..1 if some are negative, or an integer range if some are larger.

@@ -1,4 +1,4 @@
-"""What an image source is: numbered images with labels, and the data set whose split it holds."""
+"""What an image source is: numbered images with labels, and the dataset whose split it holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Record(NamedTuple):
       image: decoded pixels uint8 [H, W, 3], or None; exactly one of the two is given.
       label: class number, an index into the source's `class_names`; NO_LABEL (-1) for none.
       name: where the image comes from, for messages.
-      ranges: scale of pixels of more than 8 bits, the same for all images of the data set; None if
+      ranges: scale of pixels of more than 8 bits, the same for all images of the dataset; None if
         it has no such images.
     """
 
@@ -71,21 +71,21 @@ class ImageSource(Protocol):
 
 
 class DataSet(abc.ABC):
-    """A data set that `config.data.name` names; its splits are image sources.
+    """A dataset that `config.data.name` names; its splits are image sources.
 
     Attributes:
       sections: its own sections of the configuration by name, dataclasses of `field(...)`.
-      takes_argument: whether a name follows that of the data set, as in 'tfds:mnist'.
+      takes_argument: whether a name follows that of the dataset, as in 'tfds:mnist'.
     """
 
     sections: ClassVar[Mapping[str, type]] = {}
     takes_argument: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, argument: str = ""):
-        """Makes a data set.
+        """Makes a dataset.
 
         Args:
-          settings: the configuration; `settings.section` returns the data set's own sections.
+          settings: the configuration; `settings.section` returns the dataset's own sections.
           argument: what follows the colon in `config.data.name`, as in 'tfds:mnist'.
         """
         self.settings = settings
@@ -103,7 +103,7 @@ class DataSet(abc.ABC):
             )
         elif argument and not cls.takes_argument and name in SOURCES:
             yield (
-                f"config.data.name is {settings.data.name!r}, but {name!r} is one data set and "
+                f"config.data.name is {settings.data.name!r}, but {name!r} is one dataset and "
                 f"takes no name: set it to {name!r}."
             )
 
@@ -244,6 +244,6 @@ class ArraySource:
         return self._labels
 
     def fingerprint(self) -> str:
-        # A sample of the pixels tells data sets apart; hashing all of them would take seconds.
+        # A sample of the pixels tells datasets apart; hashing all of them would take seconds.
         sample = self.images[:: max(1, len(self) // 256)]
         return digest(self.name, self.class_names, self._labels.tobytes(), sample.tobytes())

@@ -72,7 +72,7 @@ _ARCHIVES = {
 }
 
 
-# Superclass -> its five classes, both named and ordered as in the data set's own files.
+# Superclass -> its five classes, both named and ordered as in the dataset's own files.
 CIFAR100_SUPERCLASSES: dict[str, tuple[str, str, str, str, str]] = {
     "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
     "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),

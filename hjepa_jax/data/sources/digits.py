@@ -14,7 +14,7 @@ from hjepa_jax.data.sources.derived import stratified_sample
 
 SIDE = 32
 NUM_TEST = 360
-# The split is part of the data set, so it does not follow config.seed.
+# The split is part of the dataset, so it does not follow config.seed.
 _SPLIT_SEED = 0
 
 

@@ -1,4 +1,4 @@
-"""The data set 'folder': prepared shards, Parquet files or an image folder, whichever is there."""
+"""The dataset 'folder': prepared shards, Parquet files or an image folder, whichever is there."""
 
 from __future__ import annotations
 

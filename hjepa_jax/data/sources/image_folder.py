@@ -223,7 +223,7 @@ def open_folder(
       root: folder with `<split>/<class>/<image>`; for the names of splits see `splits.choose`.
       split: name of the split.
       cache_mb: MiB of encoded images to keep in memory.
-      siblings: splits of the same data set. Classes are numbered in the order of their names over
+      siblings: splits of the same dataset. Classes are numbered in the order of their names over
         the first of them that is there, then over the next.
 
     Raises:

@@ -15,18 +15,18 @@ from hjepa_jax.errors import ConfigError, DataError
 
 
 def open_data_set(settings: Settings) -> DataSet:
-    """Returns the data set that `config.data.name` names; its splits are not read yet.
+    """Returns the dataset that `config.data.name` names; its splits are not read yet.
 
     Args:
-      settings: the whole configuration, whose sections may belong to the data set.
+      settings: the whole configuration, whose sections may belong to the dataset.
 
     Raises:
-      ConfigError: if there is no data set of this name.
+      ConfigError: if there is no dataset of this name.
     """
     name = settings.data.name
     # What is loaded is a concrete subclass, which the type of the base cannot say.
     kind = cast(
-        "Callable[[Settings, str], DataSet]", load_subclass(SOURCES, name, DataSet, "data set")
+        "Callable[[Settings, str], DataSet]", load_subclass(SOURCES, name, DataSet, "dataset")
     )
     argument = "" if is_import_path(SOURCES, name) else name.partition(":")[2]
     return kind(settings, argument)

@@ -1,4 +1,4 @@
-"""Parquet files with an image column, as the Hugging Face hub stores data sets.
+"""Parquet files with an image column, as the Hugging Face hub stores datasets.
 
 Needs pyarrow (`pip install hjepa_jax[parquet]`).
 """
@@ -61,10 +61,10 @@ class ParquetSource:
         """Reads the images of a split.
 
         Args:
-          root: the data set's folder.
+          root: the dataset's folder.
           split: name of the split.
           files: the files of the split.
-          class_names: classes of the whole data set.
+          class_names: classes of the whole dataset.
           found: the split's own labels.
         """
         self._root = root
@@ -161,7 +161,7 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
                 "version, and remove the others."
             )
         [(total, numbers)] = versions.items()
-        # Half of a data set would train without a word.
+        # Half of a dataset would train without a word.
         absent = next((number for number in range(total) if number not in numbers), None)
         if absent is not None:
             raise DataError(
@@ -193,7 +193,7 @@ def open_parquet(
     Args:
       root: the folder.
       split: name of the split; for its synonyms see `splits.choose`.
-      siblings: splits of the same data set, whose classes are numbered together.
+      siblings: splits of the same dataset, whose classes are numbered together.
 
     Raises:
       ImportError: if pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""Image data sets prepared as ArrayRecord shards: few large files with random access.
+"""Image datasets prepared as ArrayRecord shards: few large files with random access.
 
 A prepared folder holds `dataset.json` (classes, and per split its shards with SHA-256 checksums),
 `<split>.labels.npy`, and `<split>-NNNNN.array_record`. A record is the label (int32), the length of

@@ -1,4 +1,4 @@
-"""Names of splits, and one numbering of the classes for all splits of a data set."""
+"""Names of splits, and one numbering of the classes for all splits of a dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PART = re.compile(r"\.X\d*$")
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning about a data set, once a process: data sets are opened again and again."""
+    """Logs a warning about a dataset, once a process: datasets are opened again and again."""
     _log.warning("%s", message)
 
 
@@ -76,10 +76,10 @@ def family(split: str, siblings: Sequence[str]) -> list[str]:
 
 
 def number_classes(where: str, classes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Returns the classes of a data set in the order of their numbers.
+    """Returns the classes of a dataset in the order of their numbers.
 
     Args:
-      where: what the data set is, for the warning.
+      where: what the dataset is, for the warning.
       classes: of each split, the one that comes first first: its classes in their order.
 
     Returns:

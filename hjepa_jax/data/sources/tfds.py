@@ -33,7 +33,7 @@ _INFO = schema.Fields(
 
 
 class Tfds(DataSet):
-    """The prepared data set that follows 'tfds:' in `config.data.name`."""
+    """The prepared dataset that follows 'tfds:' in `config.data.name`."""
 
     takes_argument = True
 
@@ -44,7 +44,7 @@ class Tfds(DataSet):
 
 
 class TfdsSource:
-    """One split of a prepared data set with features 'image' and, where it has labels, 'label'."""
+    """One split of a prepared dataset with features 'image' and, where it has labels, 'label'."""
 
     def __init__(self, folder: str, split: str):
         """Opens the split of the prepared version in `folder`."""
@@ -188,12 +188,12 @@ def _check_shards(split: tfds.core.SplitInfo) -> None:
 
 
 def open_tfds(name: str, root: str | None, split: str) -> TfdsSource:
-    """Opens the newest prepared version of a TensorFlow data set.
+    """Opens the newest prepared version of a TensorFlow dataset.
 
     Nothing is downloaded: without the files the answer is an error, at once.
 
     Args:
-      name: name of the data set, optionally `name/config` and `name:version`.
+      name: name of the dataset, optionally `name/config` and `name:version`.
       root: the data directory given to `tfds` when it was prepared; None = ~/tensorflow_datasets.
       split: name of the split.
 

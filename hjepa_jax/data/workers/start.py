@@ -68,7 +68,7 @@ class Handover:
     """A callable that worker processes load from an unnamed file at their first call.
 
     Sending it through the start-up pipe could block the parent forever: if it exceeds the pipe's 64
-    KiB (a data set in memory does) and the worker exits before reading it, the write never ends,
+    KiB (a dataset in memory does) and the worker exits before reading it, the write never ends,
     since the parent holds the other end open.
     """
 

@@ -261,7 +261,7 @@ def _label_maps(name: str, class_names: Sequence[str]) -> dict[str, np.ndarray]:
     return open_data_set(typed(data_config(name=name))).label_maps(class_names)
 
 
-# The coarse label of each fine label, 0 to 99, in the order of the data set's files.
+# The coarse label of each fine label, 0 to 99, in the order of the dataset's files.
 _COARSE_OF_FINE = (
     "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 "
     "11 5 5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 "

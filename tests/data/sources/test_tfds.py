@@ -1,4 +1,4 @@
-"""A TensorFlow data set prepared as ArrayRecord is read without TensorFlow."""
+"""A TensorFlow dataset prepared as ArrayRecord is read without TensorFlow."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from hjepa_jax.data.sources.open import open_source
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Prepares a tiny data set with TFDS itself, from encoded bytes."""
+    """Prepares a tiny dataset with TFDS itself, from encoded bytes."""
     import tensorflow_datasets as tfds
 
     class TinyShapes(tfds.core.GeneratorBasedBuilder):
