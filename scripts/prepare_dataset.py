@@ -25,6 +25,7 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.data.formats import archives
 from hjepa_jax.data.sources import shards, splits
 from hjepa_jax.data.sources.open import open_source
+from hjepa_jax.data.sources.shard_writer import write_shards
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
 
@@ -59,7 +60,7 @@ def prepare(options: argparse.Namespace, root: pathlib.Path) -> None:
             def advance(images: int, task=task) -> None:
                 progress.advance(task, images)
 
-            shards.write_shards(source, split, options.out, options.images_per_shard, advance)
+            write_shards(source, split, options.out, options.images_per_shard, advance)
             progress.console.print(f"{split}: {source.description}")
 
 

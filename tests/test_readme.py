@@ -31,7 +31,7 @@ RUN_BY = {
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
     "scripts/show_views.py": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
     "scripts/prepare_dataset.py": (
-        "tests/data/sources/test_shards.py",
+        "tests/data/sources/test_shard_writer.py",
         "scripts/prepare_dataset.py",
     ),
     "scripts/physics_showcase.py": (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TypedDict, TypeVar
 
 from hjepa_jax.storage import schema
-from hjepa_jax.storage.files import UnfitFileError, check_regular, write_atomically
+from hjepa_jax.storage.files import UnfitFileError, check_regular, sha256, write_atomically
 from hjepa_jax.storage.schema import Fields, Kind, Maybe, Number, Table, Text, Whole
 
 _log = logging.getLogger(__name__)
@@ -119,11 +119,6 @@ def _json(path: pathlib.Path, kind: Kind[_Read]) -> _Read:
         raise DamagedError(str(error)) from error
 
 
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _json_digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -158,7 +153,7 @@ def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
 def write_manifest(folder: pathlib.Path) -> None:
     """Atomically writes size and SHA-256 of every file below `folder` to `checksums.json`."""
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in _listed(folder)
     }
     metadata = _metadata_when_written(folder)
@@ -187,7 +182,7 @@ def _check_files(folder: pathlib.Path, files: Mapping[str, FileChecksum]) -> Non
             found = read_patiently(path, lambda p: check_regular(p, 2**63), name).st_size
             if found != size:
                 raise DamagedError(f"{name} has {found} bytes instead of {size}")
-            if read_patiently(path, _digest, name) != expected["sha256"]:
+            if read_patiently(path, sha256, name) != expected["sha256"]:
                 raise DamagedError(f"{name} is altered: its checksum differs")
         except ValueError as error:  # a name that no file can have
             raise DamagedError(f"{MANIFEST} names {name!r:.80}: {error}") from error

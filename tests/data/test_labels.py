@@ -11,10 +11,11 @@ from image_files import cifar_files, data_config, encode, photo, train_stream, w
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import pipeline
-from hjepa_jax.data.sources import shards, splits
+from hjepa_jax.data.sources import splits
 from hjepa_jax.data.sources.base import ArraySource, ImageSource
 from hjepa_jax.data.sources.folder import open_root
 from hjepa_jax.data.sources.open import open_source
+from hjepa_jax.data.sources.shard_writer import write_shards
 from hjepa_jax.errors import DataError
 from hjepa_jax.interop import export_features
 
@@ -53,7 +54,7 @@ def of_array(labels, names):
 
 def of_shards(labels, names):
     def make(folder: pathlib.Path) -> ImageSource:
-        shards.write_shards(of_array(labels, names)(folder), "train", folder)
+        write_shards(of_array(labels, names)(folder), "train", folder)
         return open_root(str(folder), "train", 0)
 
     return make
@@ -198,7 +199,7 @@ def test_a_class_has_one_number_in_every_split(
         root_test_order = sorted(test)
     if stored == "shards":
         for split, source in zip(("train", "test"), opened(root)):
-            shards.write_shards(source, split, tmp_path / "shards")
+            write_shards(source, split, tmp_path / "shards")
         root = tmp_path / "shards"
     found, tested = opened(root)
     assert found.class_names == tested.class_names == names
@@ -251,7 +252,7 @@ def test_three_splits_are_numbered_and_prepared_together(tmp_path) -> None:
     for split in counts:
         source = open_source(typed(config), split, list(counts))
         assert source.class_names == ("b", "c", "a", "d")
-        shards.write_shards(source, split, tmp_path / "shards")
+        write_shards(source, split, tmp_path / "shards")
     assert classes_of(open_root(str(tmp_path / "shards"), "val", 0)) == ["a", "c"]
 
 

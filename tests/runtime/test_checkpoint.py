@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from odd_files import flip
 
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -138,17 +139,11 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _flip(path: pathlib.Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0x10
-    path.write_bytes(bytes(content))
-
-
 def test_after_a_fallback_the_damaged_step_can_be_saved_again(tmp_path, caplog) -> None:
     folder = tmp_path / "c"
     _saved(folder).close()
     (largest,) = sorted(_files(folder / "3" / "state"), key=lambda path: path.stat().st_size)[-1:]
-    _flip(largest, 40)
+    flip(largest, 40)
     reader = Checkpointer(folder, read_only=True)
     assert reader.restore(_abstract(_state(0.0)))[1]["data"]["step"] == 2
     reader.close()

@@ -5,7 +5,7 @@ import re
 
 import jax.numpy as jnp
 import pytest
-from odd_files import DEEP, replace
+from odd_files import DEEP, flip, replace
 
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.storage import checksums
@@ -23,12 +23,6 @@ def step(tmp_path) -> pathlib.Path:
     return tmp_path / "c" / "3"
 
 
-def _flip(path: pathlib.Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0x10
-    path.write_bytes(bytes(content))
-
-
 def test_a_flipped_bit_in_any_file_is_found_and_named(step) -> None:
     checksums.verify(step)
     files = sorted(path for path in step.rglob("*") if path.is_file())
@@ -38,7 +32,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_named(step) -> None:
         intact = path.read_bytes()
         # The start of `_CHECKPOINT_METADATA`: its end holds the time of the commit.
         for position in (0, len(intact) // 3):
-            _flip(path, position)
+            flip(path, position)
             with pytest.raises(DamagedError, match=re.escape(path.name)):
                 checksums.verify(step)
             path.write_bytes(intact)

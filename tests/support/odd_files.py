@@ -8,6 +8,13 @@ import shutil
 DEEP = "[" * 100_000
 
 
+def flip(path: pathlib.Path, position: int) -> None:
+    """Flips a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
 def replace(path: pathlib.Path, kind: str) -> None:
     """Puts another kind of thing in the place of a file or folder."""
     if path.is_dir() and not path.is_symlink():

@@ -2,41 +2,35 @@
 
 A prepared folder holds `dataset.json` (classes, and per split its shards with SHA-256 checksums),
 `<split>.labels.npy`, and `<split>-NNNNN.array_record`. A record is the label (int32), the length of
-the name (uint16), the name, then the encoded image, all little-endian. Shards are renamed into
-place when complete, so an interrupted preparation continues where it stopped.
+the name (uint16), the name, then the encoded image, all little-endian.
 """
 
 from __future__ import annotations
 
 import bisect
-import glob
-import hashlib
 import io
 import itertools
-import json
 import pathlib
 import re
 import struct
-from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from hjepa_jax.data.cache import ByteCache
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats.array_records import MAX_SHARD_BYTES, open_array_record
 from hjepa_jax.data.sources import splits
-from hjepa_jax.data.sources.base import NO_LABEL, ImageSource, Record, describe, digest
+from hjepa_jax.data.sources.base import NO_LABEL, Record, describe, digest
 from hjepa_jax.errors import first_line
 from hjepa_jax.storage import schema
-from hjepa_jax.storage.files import check_regular, read_regular
+from hjepa_jax.storage.files import check_regular, read_regular, sha256
 
 INDEX = "dataset.json"
-_FORMAT = "hjepa_jax image shards 1"
+FORMAT = "hjepa_jax image shards 1"
 _HEADER = struct.Struct("<iH")
 _MAX_IMAGES = 1 << 31
 _LABELS_BYTES = 1 << 12
@@ -57,7 +51,7 @@ class Shard(TypedDict):
     sha256: str
 
 
-class _Note(Shard):
+class Note(Shard):
     """A shard and what it was made from."""
 
     content: NotRequired[str]
@@ -79,7 +73,7 @@ class Index(TypedDict):
     splits: dict[str, Split]
 
 
-_SHARD: schema.Fields[_Note] = schema.Fields(
+SHARD: schema.Fields[Note] = schema.Fields(
     {
         "file": schema.Text(most=255),
         "num_images": schema.Whole(1, _MAX_IMAGES),
@@ -91,7 +85,7 @@ _SPLIT = schema.Fields(
     {
         "num_images": schema.Whole(1, _MAX_IMAGES),
         "content": schema.Text(most=1000),
-        "shards": schema.Items(_SHARD, least=1),
+        "shards": schema.Items(SHARD, least=1),
     }
 )
 _INDEX: schema.Fields[Index] = schema.Fields(
@@ -231,8 +225,8 @@ def read_index(folder: pathlib.Path) -> Index:
     """
     path = folder / INDEX
     content = schema.read_json(path, schema.Anything())
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not an index of {_FORMAT}; prepare the data again.")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not an index of {FORMAT}; prepare the data again.")
     index = schema.require(content, _INDEX, path)
     for name, split in index["splits"].items():
         for shard in split["shards"]:
@@ -271,11 +265,6 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
     return ShardSource(folder, found, index, cache_mb)
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify(folder: pathlib.Path) -> list[str]:
     """Returns the files of a prepared folder that are missing or whose checksum is wrong."""
     shards = [s for split in read_index(folder)["splits"].values() for s in split["shards"]]
@@ -283,136 +272,5 @@ def verify(folder: pathlib.Path) -> list[str]:
         shard["file"]
         for shard in shards
         if not (folder / shard["file"]).is_file()
-        or _sha256(folder / shard["file"]) != shard["sha256"]
+        or sha256(folder / shard["file"]) != shard["sha256"]
     ]
-
-
-def _write_shard(
-    source: ImageSource, numbers: range, path: pathlib.Path, progress: Callable[[int], None]
-) -> Shard:
-    """Writes one shard and its note, which says what is in it; returns the note."""
-    partial = _partial(path)
-    # Groups of one record: random access decompresses nothing else.
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    for number in numbers:
-        writer.write(pack(source.record(number)))
-        progress(1)
-    writer.close()
-    note: Shard = {
-        "file": path.name,
-        "num_images": len(numbers),
-        "bytes": partial.stat().st_size,
-        "sha256": _sha256(partial),
-    }
-    partial.replace(path)
-    return note
-
-
-def _finished_shard(
-    path: pathlib.Path, note_path: pathlib.Path, content: str, count: int
-) -> Shard | None:
-    """Returns the note of a shard that is complete and made from this content, else None."""
-    try:
-        note = schema.read_json(note_path, _SHARD)
-        made = (note.pop("content", None), note["file"], note["num_images"])
-        complete = path.stat().st_size == note["bytes"]
-    except (OSError, ValueError):
-        return None
-    return note if complete and made == (content, path.name, count) else None
-
-
-def _finished_split(
-    folder: pathlib.Path, split: str, index: Index, content: str, source: ImageSource
-) -> bool:
-    """Returns whether a split of the index is complete and made from this content."""
-    entry = index["splits"].get(split)
-    if entry is None or entry["content"] != content:
-        return False
-    try:
-        return bool((open_shards(folder, split).labels() == source.labels()).all())
-    except (OSError, ValueError):
-        return False
-
-
-def write_shards(
-    source: ImageSource,
-    split: str,
-    folder: pathlib.Path,
-    images_per_shard: int = 4096,
-    progress: Callable[[int], None] = lambda images: None,
-) -> None:
-    """Writes one split of a source as shards, and adds it to the folder's index.
-
-    Shards that an earlier, interrupted call completed from the same source are kept.
-
-    Args:
-      source: what to write.
-      split: name of the split in the index.
-      folder: prepared folder, made if need be.
-      images_per_shard: images in each shard but the last.
-      progress: called with the number of images done since its last call.
-
-    Raises:
-      ValueError: if the folder already holds splits with other classes.
-    """
-    if images_per_shard < 1:
-        raise ValueError(f"A shard must hold at least one image, not {images_per_shard}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    index: Index = {
-        "format": _FORMAT,
-        "class_names": list(source.class_names),
-        "splits": {},
-    }
-    if is_prepared(folder):
-        try:
-            index = read_index(folder)
-        except ValueError as error:
-            raise ValueError(f"{error} Delete that file before you prepare the data.") from error
-        if index["class_names"] != list(source.class_names):
-            raise ValueError(
-                f"{folder} was prepared with other classes than those of {source.description}; "
-                "choose another output folder."
-            )
-    content = f"{source.fingerprint()} {images_per_shard}"
-    if _finished_split(folder, split, index, content, source):
-        progress(len(source))
-        return
-    notes: list[Shard] = []
-    for start in range(0, len(source), images_per_shard):
-        numbers = range(start, min(start + images_per_shard, len(source)))
-        path = folder / f"{split}-{len(notes):05d}.array_record"
-        note_path = path.with_suffix(".json")
-        note = _finished_shard(path, note_path, content, len(numbers))
-        if note is None:
-            note = _write_shard(source, numbers, path, progress)
-            _replace(note_path, json.dumps({**note, "content": content}).encode())
-        else:
-            progress(len(numbers))
-        notes.append(note)
-    labels = io.BytesIO()
-    np.save(labels, source.labels())
-    _replace(folder / f"{split}.labels.npy", labels.getvalue())
-    index["splits"][split] = {"num_images": len(source), "content": content, "shards": notes}
-    _replace(folder / INDEX, json.dumps(index, indent=1).encode())
-    _remove_notes(folder, split, notes)
-
-
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    """Returns where a file is written before it is renamed; no link that lies there is followed."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    return partial
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    partial = _partial(path)
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _remove_notes(folder: pathlib.Path, split: str, notes: Sequence[Shard]) -> None:
-    """Removes what only an unfinished preparation needs, and shards of an earlier, longer one."""
-    kept = {note["file"] for note in notes}
-    for path in folder.glob(f"{glob.escape(split)}-?????.*"):
-        if path.name not in kept:
-            path.unlink()

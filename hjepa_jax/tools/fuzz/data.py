@@ -26,10 +26,10 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.data import batches, pipeline
 from hjepa_jax.data.formats import archives
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
-from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.image_folder import open_folder
 from hjepa_jax.data.sources.open import open_split
+from hjepa_jax.data.sources.shard_writer import write_shards
 from hjepa_jax.errors import UserError
 from hjepa_jax.tools.fuzz import samples
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
@@ -362,7 +362,7 @@ def _prepare_again(rng: random.Random, folder: pathlib.Path) -> tuple[str, Calla
         try:
             for split in samples.COUNTS:
                 source = open_folder(folder / "images", split)
-                shards.write_shards(source, split, folder / "out", images_per_shard=4)
+                write_shards(source, split, folder / "out", images_per_shard=4)
         except (ValueError, OSError) as error:
             # The script exits with this message.
             raise UserError(str(error)) from error

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
-from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.image_folder import open_folder
+from hjepa_jax.data.sources.shard_writer import write_shards
 
 CLASSES = ("bird", "cat", "dog")
 COUNTS = {"train": 9, "test": 4}
@@ -95,7 +95,7 @@ def _shards() -> Sample:
         source, out = pathlib.Path(temporary, "images"), pathlib.Path(temporary, "out")
         write(_folder(various=False).files, source)
         for split in COUNTS:
-            shards.write_shards(open_folder(source, split), split, out, images_per_shard=4)
+            write_shards(open_folder(source, split), split, out, images_per_shard=4)
         return Sample("folder", "", _read_back(out), True)
 
 

@@ -1,16 +1,13 @@
-"""Prepared shards: the same images back, preparation that resumes, and damage noticed."""
+"""Prepared shards: the same images back, and damage noticed."""
 
-import importlib
 import json
 import os
 import pathlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from image_files import cifar_files, data_config, photo, write_folder, write_tar
+from image_files import data_config, photo
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.decode import CorruptImageError
@@ -18,19 +15,15 @@ from hjepa_jax.data.sources import shards
 from hjepa_jax.data.sources.base import ArraySource, Record, decode
 from hjepa_jax.data.sources.folder import open_root
 from hjepa_jax.data.sources.open import open_source
+from hjepa_jax.data.sources.shard_writer import write_shards
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture
-def folder(tmp_path) -> pathlib.Path:
-    return write_folder(tmp_path / "images", {"train": {"a": 4, "b": 3}, "val": {"a": 1, "b": 1}})
-
-
 def test_round_trip_of_every_record(folder, tmp_path) -> None:
     original = open_root(str(folder), "train", 0)
-    shards.write_shards(original, "train", tmp_path / "out", images_per_shard=3)
-    shards.write_shards(open_root(str(folder), "val", 0), "val", tmp_path / "out")
+    write_shards(original, "train", tmp_path / "out", images_per_shard=3)
+    write_shards(open_root(str(folder), "val", 0), "val", tmp_path / "out")
     prepared = open_source(typed(data_config(name="folder", root=str(tmp_path / "out"))), "train")
     assert [prepared.record(i) for i in range(7)] == [original.record(i) for i in range(7)]
     assert prepared.class_names == original.class_names
@@ -42,60 +35,14 @@ def test_round_trip_of_every_record(folder, tmp_path) -> None:
 
 def test_decoded_images_are_stored_without_loss(tmp_path) -> None:
     images = np.stack([photo(seed, 32, 32) for seed in range(4)])
-    shards.write_shards(ArraySource("x", images, [0, 1, 1, 0], ["a", "b"]), "train", tmp_path)
+    write_shards(ArraySource("x", images, [0, 1, 1, 0], ["a", "b"]), "train", tmp_path)
     prepared = shards.open_shards(tmp_path, "train")
     np.testing.assert_array_equal(np.stack([decode(prepared.record(i)) for i in range(4)]), images)
 
 
-def test_interrupted_preparation_continues(folder, tmp_path) -> None:
-    source, out = open_root(str(folder), "train", 0), tmp_path / "out"
-
-    class Interrupted(Exception):
-        pass
-
-    done = []
-
-    def interrupt(images: int) -> None:
-        done.append(images)
-        if len(done) == 5:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        shards.write_shards(source, "train", out, 2, interrupt)
-    assert not shards.is_prepared(out)
-    first = (out / "train-00000.array_record").stat().st_mtime_ns
-    steps: list[int] = []
-    shards.write_shards(source, "train", out, 2, steps.append)
-    # Two whole shards were there already; the third is written again.
-    assert steps == [2, 2, 1, 1, 1]
-    assert (out / "train-00000.array_record").stat().st_mtime_ns == first
-    assert shards.open_shards(out, "train").record(6) == source.record(6)
-    assert shards.verify(out) == []
-    again: list[int] = []
-    shards.write_shards(source, "train", out, 2, again.append)
-    assert again == [7]
-    assert not list(out.glob("*.partial"))
-
-
-def test_changed_images_are_prepared_anew(folder, tmp_path) -> None:
-    out = tmp_path / "out"
-    shards.write_shards(open_root(str(folder), "train", 0), "train", out, 2)
-    (folder / "train" / "b" / "002.jpg").unlink()
-    changed = open_root(str(folder), "train", 0)
-    shards.write_shards(changed, "train", out, 3)
-    prepared = shards.open_shards(out, "train")
-    assert [prepared.record(i) for i in range(len(prepared))] == [
-        changed.record(i) for i in range(6)
-    ]
-    assert sorted(p.name for p in out.glob("*.array_record")) == [
-        "train-00000.array_record",
-        "train-00001.array_record",
-    ]
-
-
 def test_damage_is_noticed(folder, tmp_path) -> None:
     out = tmp_path / "out"
-    shards.write_shards(open_root(str(folder), "train", 0), "train", out, 4)
+    write_shards(open_root(str(folder), "train", 0), "train", out, 4)
     shard = out / "train-00001.array_record"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -117,13 +64,6 @@ def test_damage_is_noticed(folder, tmp_path) -> None:
         open_root(str(out), "train", 0)
 
 
-def test_other_classes_are_not_mixed_in(folder, tmp_path) -> None:
-    shards.write_shards(open_root(str(folder), "train", 0), "train", tmp_path / "out")
-    images = np.zeros((1, 4, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="other classes"):
-        shards.write_shards(ArraySource("x", images, [0], ["z"]), "val", tmp_path / "out")
-
-
 def test_records_pack_long_and_foreign_names() -> None:
     record = Record(b"bytes", None, 7, "Schloß/Größe.jpg")
     assert shards.unpack(shards.pack(record)) == record
@@ -134,56 +74,9 @@ def test_records_pack_long_and_foreign_names() -> None:
         shards.unpack(b"xy")
 
 
-def run_script(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/prepare_dataset.py", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": ".", "PATH": ""}, capture_output=True, text=True
-    )
-
-
-def test_script_prepares_an_archive_and_verifies(folder, tmp_path) -> None:
-    contents = {
-        f"pictures/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.jpg")
-    }
-    archive = write_tar(tmp_path / "images.tar.gz", contents)
-    done = run_script(archive, tmp_path / "out", "--splits", "train", "val")
-    assert done.returncode == 0, done.stderr
-    prepared = open_root(str(tmp_path / "out"), "train", 0)
-    original = open_root(str(folder), "train", 0)
-    for index in range(7):
-        assert prepared.record(index).encoded == original.record(index).encoded
-    assert run_script(tmp_path / "out", "--verify").returncode == 0
-    assert not list((tmp_path / "out").glob(".unpacked*"))
-
-
-@pytest.mark.parametrize("stored", ["train", "Training", "val", "VALID"])
-def test_an_archive_of_one_split_keeps_its_classes(stored, tmp_path, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    prepare_dataset = importlib.import_module("prepare_dataset")
-    images = write_folder(tmp_path / "images", {stored: {"only": 1}})
-    path = images / stored / "only" / "000.jpg"
-    archive = write_tar(tmp_path / "one.tar", {f"top/{stored}/only/0.jpg": path.read_bytes()}, "w")
-    with prepare_dataset.unpacked(archive, tmp_path / "beside") as root:
-        assert [entry.name for entry in root.iterdir()] == [stored]
-
-
-def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> None:
-    evil = write_tar(tmp_path / "evil.tar", {"../evil/train/a/x.jpg": b"x"}, "w")
-    done = run_script(evil, tmp_path / "out")
-    assert done.returncode == 1
-    assert done.stderr.startswith("prepare_dataset: ")
-    assert not (tmp_path / "evil").exists()
-    cifar = write_tar(tmp_path / "cifar.tar", cifar_files("cifar10"), "w")
-    done = run_script(cifar, tmp_path / "shards", "--name", "cifar10")
-    assert done.returncode == 0, done.stderr
-    expected = open_source(typed(data_config(name="cifar10", root=str(cifar))), "test")
-    prepared = open_root(str(tmp_path / "shards"), "test", 0)
-    np.testing.assert_array_equal(decode(prepared.record(4)), decode(expected.record(4)))
-
-
 def test_an_index_that_points_outside_its_folder_is_refused(folder, tmp_path) -> None:
     out = tmp_path / "out"
-    shards.write_shards(open_root(str(folder), "train", 0), "train", out)
+    write_shards(open_root(str(folder), "train", 0), "train", out)
     (out / "train-00000.array_record").rename(tmp_path / "elsewhere.array_record")
     index = json.loads((out / shards.INDEX).read_text())
     for place in ("../elsewhere.array_record", str(tmp_path / "elsewhere.array_record")):
@@ -191,13 +84,6 @@ def test_an_index_that_points_outside_its_folder_is_refused(folder, tmp_path) ->
         (out / shards.INDEX).write_text(json.dumps(index))
         with pytest.raises(ValueError, match="outside its folder"):
             shards.open_shards(out, "train")
-
-
-@pytest.fixture
-def prepared(folder, tmp_path) -> pathlib.Path:
-    """Seven images in shards of four and three."""
-    shards.write_shards(open_root(str(folder), "train", 0), "train", tmp_path / "out", 4)
-    return tmp_path / "out"
 
 
 def set_field(index, path: str, value) -> None:
@@ -312,60 +198,3 @@ def test_what_is_no_file_is_told(name, prepared) -> None:
     os.mkfifo(prepared / name)
     with pytest.raises((OSError, ValueError), match=r"pipe|no split"):
         open_root(str(prepared), "train", 0)
-
-
-@pytest.mark.parametrize(
-    "damage", ["labels missing", "labels cut", "labels other", "shard missing"]
-)
-def test_preparing_again_mends_what_is_damaged(damage, folder, prepared) -> None:
-    labels, source = prepared / "train.labels.npy", open_root(str(folder), "train", 0)
-    if damage == "labels missing":
-        labels.unlink()
-    elif damage == "labels cut":
-        labels.write_bytes(labels.read_bytes()[:-1])
-    elif damage == "labels other":
-        np.save(labels, source.labels()[::-1])
-    else:
-        (prepared / "train-00001.array_record").unlink()
-    shards.write_shards(source, "train", prepared, 4)
-    again = shards.open_shards(prepared, "train")
-    assert [again.record(i) for i in range(7)] == [source.record(i) for i in range(7)]
-
-
-def test_preparing_follows_no_link_and_believes_no_note(folder, tmp_path) -> None:
-    out, secret = tmp_path / "out", tmp_path / "secret"
-    out.mkdir()
-    secret.write_text("kept")
-    for name in ("train.labels.npy", "train.labels.partial", "dataset.partial"):
-        (out / name).symlink_to(secret)
-    (out / "train-00000.partial").symlink_to(secret)
-    source = open_root(str(folder), "train", 0)
-    with pytest.raises(KeyboardInterrupt):
-        shards.write_shards(source, "train", out, 4, interrupt_at(5))
-    note = out / "train-00000.json"
-    note.write_text(note.read_text().replace('"num_images": 4', '"num_images": 3'))
-    shards.write_shards(source, "train", out, 4)
-    assert secret.read_text() == "kept"
-    again = shards.open_shards(out, "train")
-    assert [again.record(i) for i in range(7)] == [source.record(i) for i in range(7)]
-
-
-def test_a_damaged_index_says_what_to_delete(folder, prepared) -> None:
-    (prepared / shards.INDEX).write_text("{")
-    source = open_root(str(folder), "train", 0)
-    with pytest.raises(ValueError, match=r"dataset\.json is damaged.*Delete that file"):
-        shards.write_shards(source, "train", prepared, 4)
-    (prepared / shards.INDEX).unlink()
-    shards.write_shards(source, "train", prepared, 4)
-    assert len(shards.open_shards(prepared, "train")) == 7
-
-
-def interrupt_at(count: int):
-    done: list[int] = []
-
-    def progress(images: int) -> None:
-        done.append(images)
-        if len(done) == count:
-            raise KeyboardInterrupt
-
-    return progress
