@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.data.formats import archives, plain_pickle
+from hjepa_jax.data.formats.pickled_arrays import ARRAYS, Array
 from hjepa_jax.data.sources import folder, splits
 from hjepa_jax.data.sources.base import NO_LABEL, ArraySource, DataSet, ImageSource
 from hjepa_jax.storage import schema
@@ -143,12 +144,12 @@ def load_pickle(content: bytes, name: str) -> dict[object, object]:
       ValueError: if it is damaged, is no dictionary, or asks for any class but NumPy arrays.
     """
     try:
-        loaded = plain_pickle.load(content, plain_pickle.ARRAYS, names=("numpy.ndarray",))
+        loaded = plain_pickle.load(content, ARRAYS, names=("numpy.ndarray",))
         if not isinstance(loaded, dict):
             raise ValueError("it holds no dictionary")
         return {
             key.encode("utf-8", "replace") if isinstance(key, str) else key: (
-                value.array() if isinstance(value, plain_pickle.Array) else value
+                value.array() if isinstance(value, Array) else value
             )
             for key, value in loaded.items()
         }

@@ -3,11 +3,10 @@
 import pickle
 import struct
 
-import numpy as np
 import pytest
 
 from hjepa_jax.data.formats import plain_pickle
-from hjepa_jax.data.formats.plain_pickle import ARRAYS
+from hjepa_jax.data.formats.pickled_arrays import ARRAYS
 
 PLAIN = {
     "text": "Größe\n'\\x",
@@ -29,17 +28,6 @@ def test_plain_data_is_what_pickle_reads(protocol) -> None:
     loaded = load(content)
     assert loaded == pickle.loads(content) == PLAIN
     assert loaded["others"][1] is True
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("kind", ["u1", "<i8", ">i4", "i2"])
-@pytest.mark.parametrize("shape", [(), (0,), (6,), (2, 3), (1, 2, 3)])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_integer_arrays_are_what_pickle_reads(protocol, kind, shape, order) -> None:
-    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind, order=order)
-    loaded = load(pickle.dumps([array], protocol))[0].array()
-    np.testing.assert_array_equal(loaded, array)
-    assert loaded.dtype == array.dtype
 
 
 def long(opcode: str, number: int) -> bytes:
