@@ -69,7 +69,9 @@ def our_runner(
         start = time.perf_counter()
         compiled = run.step.lower(state, batch).compile()
         seconds = time.perf_counter() - start
-    temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
+    memory = compiled.memory_analysis()
+    assert memory is not None  # XLA has it on all devices
+    temporary = memory.temp_size_in_bytes / 2**20
 
     def step() -> float:
         nonlocal state

@@ -16,10 +16,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
-from hjepa_jax.methods.base import Method, Metrics, PyTree, Randomness
+from hjepa_jax.methods.base import Method, Metrics, Randomness
 from hjepa_jax.objectives.regularizers import state_statistics
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve, steps_per_epoch, total_steps
@@ -28,7 +30,9 @@ from hjepa_jax.evaluation.report.folder import report_name
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
 from hjepa_jax.methods.base import HasFlow, Method
+from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
+from hjepa_jax.runtime.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
 from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import (
@@ -42,6 +46,7 @@ from hjepa_jax.training.saved_run import (
     saved_config,
 )
 from hjepa_jax.training.setup import build_method
+from hjepa_jax.training.step import Parts
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ def evaluation_sources(settings: Settings, train: Watched, test: Watched) -> Sou
     """Returns the data of an evaluation, from a configuration and its opened sets."""
     samples, names = settings.evaluation.alignment_samples, train.source.class_names
 
-    def pairs() -> Any:
+    def pairs() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         return tuple(augmented_pairs(settings.data, test.source, samples, settings.seed))
 
     return Sources(
@@ -113,7 +118,7 @@ class Evaluated(NamedTuple):
     encoders: dict[str, Encode]
     step: int
     flow: Flow | None
-    data: dict[str, Any]
+    data: DataPosition
 
 
 def restore(
@@ -141,7 +146,7 @@ def restore(
     return Evaluated(encoders, step, _flow_of(method, state["params"], step), meta["data"])
 
 
-def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
+def _flow_of(method: Method, params: Parts, step: int) -> Flow | None:
     """Returns the Hamiltonian flow after `step` steps; None for a method without one."""
     if not isinstance(method, HasFlow) or method.flow_time is None:
         return None
@@ -151,12 +156,12 @@ def _flow_of(method: Method, params: Any, step: int) -> Flow | None:
     scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
 
     @jax.jit
-    def flow(states: Any, direction: Any) -> Any:
-        return predictor.apply(variables, states, direction, scale)
+    def flow(states: jax.Array | np.ndarray, direction: float) -> jax.Array:
+        return applied(predictor, variables, states, direction, scale)
 
     @jax.jit
-    def energy(states: Any) -> Any:
-        return predictor.apply(variables, states, scale, method="energy")
+    def energy(states: jax.Array | np.ndarray) -> jax.Array:
+        return applied(predictor, variables, states, scale, method="energy")
 
     return Flow(flow, energy, time)
 
@@ -189,10 +194,10 @@ def _coordinate_fields(saved: Settings) -> tuple[str, ...]:
     return ("method", *method_part(saved).coordinate_fields)
 
 
-def _epoch_of(meta: dict[str, Any], settings: Settings, workdir: pathlib.Path) -> int:
+def _epoch_of(meta: Meta, settings: Settings, workdir: pathlib.Path) -> int:
     """Returns the steps per epoch of the training that wrote a checkpoint's `meta`."""
     data = meta["data"]
-    if "num_images" in data:
+    if "num_images" in data and "batch_size" in data:
         return steps_per_epoch(data["num_images"], data["batch_size"])
     if settings.evaluation.coordinates == "raw":
         return 1  # not used

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.features import encode_images, select_state_part
 from hjepa_jax.methods.base import HasFlow
+from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.checkpoint_meta import Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config
@@ -35,7 +40,7 @@ class LoadedRun:
       batch_size: images per pass of the encoder.
     """
 
-    def __init__(self, run: PreparedRun, state: dict[str, Any], batch_size: int):
+    def __init__(self, run: PreparedRun, state: dict[str, PyTree[jax.Array]], batch_size: int):
         """Takes a prepared run and the parts of its state that inference needs."""
         self.settings: Settings = run.settings
         self.step = int(state["step"])
@@ -130,7 +135,7 @@ class LoadedRun:
         return self._flow_method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
 
     @property
-    def predictor(self) -> tuple[Any, dict[str, Any]]:
+    def predictor(self) -> tuple[nn.Module | None, dict[str, PyTree[jax.Array]]]:
         """The predictor's module (None without one) and variables {'params': ...}."""
         method = self.run.method
         module = method.predictor if isinstance(method, HasFlow) else None
@@ -148,13 +153,13 @@ class LoadedRun:
         return method
 
     @functools.cached_property
-    def _apply(self) -> Any:
-        predictor, variables = self.predictor
+    def _apply(self) -> Callable[..., jax.Array]:
+        predictor, variables = self._flow_method.predictor, self.predictor[1]
         scale = self.residual_scale
 
         @functools.partial(jax.jit, static_argnames="method")
-        def apply(states: Any, *direction: Any, method: str | None) -> Any:
-            return predictor.apply(variables, states, *direction, scale, method=method)
+        def apply(*inputs: jax.Array, method: str | None) -> jax.Array:
+            return applied(predictor, variables, *inputs, scale, method=method)
 
         return apply
 
@@ -170,7 +175,7 @@ class LoadedRun:
         return states
 
 
-def _checked(image: Any) -> npt.NDArray[np.uint8]:
+def _checked(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """Returns the image as an array uint8 [H, W, 3]."""
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
@@ -181,11 +186,11 @@ def _checked(image: Any) -> npt.NDArray[np.uint8]:
     return array
 
 
-def _devices(batch_size: int) -> list[Any]:
+def _mesh(batch_size: int) -> Mesh:
     """Returns as many of this process's devices as the run's batch divides evenly over."""
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    return devices[:count]
+    return sharding.data_mesh(devices[:count])
 
 
 def load_run(
@@ -216,13 +221,13 @@ def load_run(
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
-    mesh = sharding.data_mesh(_devices(settings.data.batch_size))
+    mesh = _mesh(settings.data.batch_size)
 
     @functools.cache
     def of_images(count: int) -> PreparedRun:
         return prepare(settings, count, mesh)
 
-    def prepared(meta: dict[str, Any]) -> PreparedRun:
+    def prepared(meta: Meta) -> PreparedRun:
         # Schedules depend on the number of training images, if it is recorded.
         return of_images(meta["data"].get("num_images", settings.data.batch_size))
 

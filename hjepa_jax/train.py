@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.data.workers.start import check_can_start
 from hjepa_jax.evaluation.monitor import TrainingMonitor, check_online_labels
+from hjepa_jax.methods.base import Metrics
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_files import report_disk_full
@@ -33,6 +34,7 @@ from hjepa_jax.training.nonfinite import NonFiniteGuard
 from hjepa_jax.training.online_probe import logged_figures
 from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.resume import (
+    DataIdentity,
     data_identity,
     open_checkpoints,
     ranking,
@@ -41,6 +43,9 @@ from hjepa_jax.training.resume import (
 )
 from hjepa_jax.training.saved_run import check_replaceable
 from hjepa_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from clu import metric_writers
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +78,9 @@ def open_stream(
     )
 
 
-def load_batch(settings: Settings, run: PreparedRun, source: ImageSource, number: int) -> Any:
+def load_batch(
+    settings: Settings, run: PreparedRun, source: ImageSource, number: int
+) -> dict[str, jax.Array]:
     """Returns one batch, placed on the mesh."""
     with open_stream(settings, source, number, 1) as stream:
         return sharding.put_batch(run.mesh, next(stream))
@@ -86,9 +93,9 @@ class _Session:
     settings: Settings
     run: PreparedRun
     source: ImageSource
-    identity: dict[str, Any]
+    identity: DataIdentity
     checkpointer: Checkpointer
-    writer: Any
+    writer: metric_writers.MetricWriter
     display: ProgressDisplay
     monitor: TrainingMonitor
     guard: NonFiniteGuard
@@ -125,9 +132,7 @@ def train(
         return _train(settings, workdir, current, lock)
 
 
-def _opened(
-    settings: Settings, stop: StopRequest
-) -> tuple[ImageSource, PreparedRun, dict[str, Any]]:
+def _opened(settings: Settings, stop: StopRequest) -> tuple[ImageSource, PreparedRun, DataIdentity]:
     """Opens and reads the data, which may take long, and builds the run; a stop ends it at once.
 
     Of several processes none can end alone: they agree before their first step.
@@ -213,7 +218,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     every = settings.checkpoint.every_steps or run.method.steps_per_epoch
     number = first + len(session.guard.skipped)
     left, ends_wait = run.num_steps - first, session.stop.ends_wait
-    metrics: Any = {}
+    metrics: Metrics = {}
     with open_stream(settings, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = LogClock(first)
@@ -259,7 +264,7 @@ def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) ->
 def _write_log(
     session: _Session,
     step: int,
-    metrics: Any,
+    metrics: Metrics,
     clock: LogClock,
     stream: BatchStream,
     timer: WaitTimer,

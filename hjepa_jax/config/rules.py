@@ -117,7 +117,7 @@ def _evaluation(settings: Settings) -> Iterator[str]:
 def best_direction(settings: Settings) -> Literal["min", "max"] | None:
     """Returns which value of config.checkpoint.best_metric is best, None if that is unknown."""
     directions = _directions(settings)
-    return directions.get(settings.checkpoint.best_metric, settings.checkpoint.best_mode)
+    return directions.get(settings.checkpoint.best_metric) or settings.checkpoint.best_mode
 
 
 def _directions(settings: Settings) -> dict[str, Literal["min", "max"]]:

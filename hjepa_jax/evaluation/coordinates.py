@@ -7,10 +7,12 @@ spectrum more weight than training did. Source: arXiv 2605.20107, evaluation pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import ConfigError
@@ -18,10 +20,10 @@ from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.methods.base import HasCoordinates, Method
 from hjepa_jax.runtime import sharding
 
-Compose = Callable[[Encode, Any, int], Encode]
+Compose: TypeAlias = Callable[[Encode, PyTree[jax.Array], int], Encode]
 
 
-def coordinates_of(settings: Settings, method: Method, mesh: Any) -> Compose:
+def coordinates_of(settings: Settings, method: Method, mesh: Mesh) -> Compose:
     """Returns a function that makes encoders use config.evaluation.coordinates.
 
     Args:
@@ -45,7 +47,7 @@ def coordinates_of(settings: Settings, method: Method, mesh: Any) -> Compose:
         )
     apply = jax.jit(method.transform, out_shardings=sharding.replicated(mesh))
 
-    def compose(encode: Encode, method_state: Any, step: int) -> Encode:
+    def compose(encode: Encode, method_state: PyTree[jax.Array], step: int) -> Encode:
         last = jnp.asarray(max(step - 1, 0))
         coordinates = jax.device_get(method.coordinates(method_state, last))
         return lambda images: apply(coordinates, encode(images))

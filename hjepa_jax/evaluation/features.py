@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from hjepa_jax.errors import ConfigError, DataError, UserError
 
 # images uint8 [N, S, S, 3] -> features [N, D]; already jitted (and sharded).
-Encode = Callable[[Any], Any]
-Batch = Mapping[str, Any]
+Encode: TypeAlias = Callable[[np.ndarray], jax.Array | np.ndarray]
+Batch: TypeAlias = Mapping[str, np.ndarray]
+_Array = TypeVar("_Array", np.ndarray, jax.Array)
 STATE_PARTS = ("q", "p", "qp")
 
 
@@ -24,7 +25,7 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
-def _to_host(pending: Any, keep: np.ndarray) -> np.ndarray:
+def _to_host(pending: jax.Array | np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Waits for one batch of features and returns the rows of real images, float32."""
     if isinstance(pending, jax.Array) and not (
         pending.is_fully_addressable or pending.is_fully_replicated
@@ -71,7 +72,7 @@ def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
     """
     rows: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    pending: Any = None
+    pending: jax.Array | np.ndarray | None = None
     keep = np.zeros(0, bool)
     for batch in batches:
         current = encode(batch["image"])
@@ -111,7 +112,7 @@ def state_parts_of(split_qp: bool) -> tuple[str, ...]:
     return STATE_PARTS if split_qp else ("qp",)
 
 
-def select_state_part(features: np.ndarray, state_part: str, split_qp: bool) -> np.ndarray:
+def select_state_part(features: _Array, state_part: str, split_qp: bool) -> _Array:
     """Returns the q half, the p half, or all of states [..., 2d] = [q | p].
 
     Raises:

@@ -166,6 +166,7 @@ class OnlineKnn:
 
 def _sets(settings: Evaluation, train: ImageSource, test: ImageSource) -> list[ImageSource]:
     """Returns the online kNN's training and test images; DataError if it would be meaningless."""
+    sets: list[ImageSource] = []
     try:
         sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
         known, tested = sets

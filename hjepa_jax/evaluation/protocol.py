@@ -287,13 +287,12 @@ def run_protocol(
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
     if settings.pixel_baseline:
         todo.append((PIXELS, pixels, False))
-    metrics: dict[str, Metrics] = {}
-    pictures: dict[str, gallery.EncoderPictures] = {}
     overlap, pair = validity.Overlap(), sources.augmented_pairs()
     common = _Common(sources, pair, settings, mesh, targets, remedy, overlap)
-    for name, encode, split in todo:
-        metrics[name], labels, pictures[name], queries = _evaluate_encoder(encode, split, common)
-    train_labels, test_labels = labels
+    found = {name: _evaluate_encoder(encode, split, common) for name, encode, split in todo}
+    metrics = {name: one[0] for name, one in found.items()}
+    pictures = {name: one[2] for name, one in found.items()}
+    _, (train_labels, test_labels), _, queries = found[todo[-1][0]]
     return Results(
         metrics={
             "schema_version": SCHEMA_VERSION,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from hjepa_jax.config import Settings
 from hjepa_jax.data.sources.base import ImageSource, has_label
@@ -80,7 +81,7 @@ def open_sets(settings: Settings) -> Sets:
     return sets
 
 
-def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path, mesh: Any) -> Sets:
+def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path, mesh: Mesh) -> Sets:
     """Checks everything that an evaluation needs but a checkpoint, and returns its images.
 
     Args:

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 from hjepa_jax.models.base import StateShape
 
-PyTree: TypeAlias = Any
 Metrics: TypeAlias = dict[str, jax.Array]
 Randomness: TypeAlias = dict[str, jax.Array]
 
@@ -145,7 +146,7 @@ class Method(abc.ABC):
         return {}
 
     def draw(
-        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
+        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
         """Draws the random numbers of a step by name, from key and step alone.
 

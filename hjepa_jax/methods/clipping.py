@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 
 def clip_by_global_norm(
@@ -20,11 +20,13 @@ def clip_by_global_norm(
       skip: parts that are neither scaled nor counted in the norm.
     """
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: optax.Params) -> optax.EmptyState:
         del params
         return optax.EmptyState()
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree[jax.Array], state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[PyTree[jax.Array], optax.OptState]:
         del params
         skipped = {part: tree for part, tree in updates.items() if part in skip}
         counted = {part: tree for part, tree in updates.items() if part not in skip}

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
-from hjepa_jax.methods.base import Metrics, PyTree, Randomness, Suspect
+from hjepa_jax.methods.base import Metrics, Randomness, Suspect
 from hjepa_jax.methods.clipping import clip_by_global_norm
 from hjepa_jax.methods.hamsigreg_settings import (
     HamSIGRegSection,
@@ -198,7 +200,7 @@ class HamSIGReg(LeJEPA):
         )
 
     def draw(
-        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
+        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
         """Draws as LeJEPA, with 'alpha', 'beta' and the spectrum's slices; see `Method`."""
         drawn = super().draw(key, step, num_rows=num_rows, num_images=num_images, dtype=dtype)

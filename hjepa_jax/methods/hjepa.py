@@ -6,17 +6,18 @@ Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 from hjepa_jax.methods.base import (
     Method,
     Metrics,
-    PyTree,
     Randomness,
     Rate,
     Suspect,
@@ -30,7 +31,7 @@ from hjepa_jax.methods.hjepa_settings import (
     has_potential,
     problems,
 )
-from hjepa_jax.models.base import StateShape
+from hjepa_jax.models.base import StateShape, applied
 from hjepa_jax.models.predictor import build_predictor
 from hjepa_jax.objectives.hjepa import (
     Energy,
@@ -143,7 +144,7 @@ class HJEPA(Method):
         return {"predictor": params} if params else {}
 
     def draw(
-        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
+        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
         """Draws the projections 'q' and 'p' [D/2, k] of the log-det floors; see `Method`."""
         del num_images
@@ -172,11 +173,11 @@ class HJEPA(Method):
         predictor, scale = self.predictor, self.residual_scale(step)
         variables = {"params": params.get("predictor", {})}
 
-        def flow(state: jax.Array, direction: Any) -> Any:
-            return predictor.apply(variables, state, direction, scale)
+        def flow(state: jax.Array, direction: int) -> jax.Array:
+            return applied(predictor, variables, state, direction, scale)
 
-        def energy(state: jax.Array) -> Any:
-            return predictor.apply(variables, state, scale, method="energy")
+        def energy(state: jax.Array) -> jax.Array:
+            return applied(predictor, variables, state, scale, method="energy")
 
         total, metrics = hjepa_loss(
             z,
@@ -190,7 +191,7 @@ class HJEPA(Method):
         )
         if hasattr(predictor, "potential"):
             q = jax.lax.stop_gradient(z[..., : z.shape[-1] // 2])
-            potential: Any = predictor.apply(variables, q, scale, method="potential")
+            potential = applied(predictor, variables, q, scale, method="potential")
             metrics["V_var"] = jnp.var(jax.lax.stop_gradient(potential))
         return total, metrics
 
@@ -226,9 +227,9 @@ class HJEPA(Method):
         potential = params.get("predictor", {}).get("potential", {})
         last = f"layer{len(potential) - 1}"
 
-        def decayed(path: tuple[Any, ...], _: Any) -> bool:
-            names = [entry.key for entry in path]
-            shifts_energy = names[:2] == ["predictor", "potential"] and names[2:] == [last, "bias"]
+        def decayed(path: jax.tree_util.KeyPath, _: jax.Array) -> bool:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            shifts_energy = name == f"predictor/potential/{last}/bias"
             return self.options.energy_weight > 0 or not shifts_energy
 
         return jax.tree_util.tree_map_with_path(decayed, params)

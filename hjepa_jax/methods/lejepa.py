@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.kernels.characteristic_function import characteristic_means
-from hjepa_jax.methods.base import Method, Metrics, PyTree, Randomness, Suspect, linear_warmup
+from hjepa_jax.methods.base import Method, Metrics, Randomness, Suspect, linear_warmup
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import (
     effective_weights,
@@ -111,7 +113,7 @@ class LeJEPA(Method):
             step, sigreg.weight_warmup_epochs * self.steps_per_epoch
         )
 
-    def _slices(self, key: jax.Array, step: jax.Array, stream: int, dtype: Any) -> jax.Array:
+    def _slices(self, key: jax.Array, step: jax.Array, stream: int, dtype: DTypeLike) -> jax.Array:
         """Draws directions [D, K], new ones every `refresh_interval` steps."""
         sigreg = self.sigreg
         refresh = step // sigreg.refresh_interval
@@ -119,7 +121,7 @@ class LeJEPA(Method):
         return random_slices(slices_key, self.shape.dim, sigreg.num_slices, dtype)
 
     def draw(
-        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: Any
+        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
         """Draws 'slices' [D, K] and the rows of the 'subsample' [S] if any; see `Method`."""
         sigreg = self.sigreg

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 
@@ -18,7 +16,7 @@ def identity_predictor(config: ConfigDict) -> None:
     config.train.predictor_lr = None
 
 
-def _hamsigreg(config: ConfigDict, **fields: Any) -> None:
+def _hamsigreg(config: ConfigDict, **fields: str | float) -> None:
     config.method = "hamsigreg"
     config.hamsigreg.update(**fields)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
@@ -112,3 +113,22 @@ class Encoder(nn.Module):
     def portable(self) -> Self:
         """Returns the same encoder in float32 and in operations that all exporters know."""
         return self.clone(dtype=jnp.float32)
+
+
+def applied(
+    module: nn.Module,
+    variables: Mapping[str, PyTree],
+    *inputs: object,
+    method: str | None = None,
+    **options: Any,
+) -> jax.Array:
+    """Applies a module that returns one array, which the type of Flax's `apply` cannot say.
+
+    Args:
+      module: a Flax module.
+      variables: its parameters and other collections.
+      *inputs: arguments of the method.
+      method: its name; None = `__call__`.
+      **options: keyword arguments of the method.
+    """
+    return cast(jax.Array, module.apply(variables, *inputs, method=method, **options))

@@ -10,7 +10,7 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -32,16 +32,13 @@ from hjepa_jax.runtime.checkpoint_arrays import (
     read_arrays,
     smallest,
 )
+from hjepa_jax.runtime.checkpoint_meta import META, Meta
 from hjepa_jax.storage import checksums
 from hjepa_jax.storage.checksums import DamagedError, UnreadableError
 from hjepa_jax.storage.files import check_holds_checkpoints, is_disk_full
-from hjepa_jax.storage.schema import Fields, Items, Text, Whole
+from hjepa_jax.storage.schema import Fields
 
 _log = logging.getLogger(__name__)
-# What stands in the `meta` of a checkpoint; an imported one knows its step alone.
-_DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
-_DATA |= {"num_images": Whole(1), "batch_size": Whole(1)}
-META = Fields({"data": Fields({}, _DATA)}, {"config": Text()})
 
 
 def _metric(name: str, worst: float, metrics: Mapping[str, float]) -> float:
@@ -274,9 +271,9 @@ class Checkpointer:
 
     def restore(
         self,
-        abstract_state: PyTree[jax.ShapeDtypeStruct] | Callable[[dict[str, Any]], PyTree],
+        abstract_state: PyTree[jax.ShapeDtypeStruct] | Callable[[Meta], PyTree],
         step: int | None = None,
-    ) -> tuple[PyTree[jax.Array], dict[str, Any]]:
+    ) -> tuple[PyTree[jax.Array], Meta]:
         """Restores a step, or the newest intact one.
 
         Args:

@@ -6,7 +6,7 @@ import errno
 import glob
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jaxtyping import PyTree
 from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.storage.checksums import read_patiently
 from hjepa_jax.storage.files import is_unreadable
+
+_Leaf = TypeVar("_Leaf")
 
 
 class _Shaped(Protocol):
@@ -39,7 +41,7 @@ class LiteralPath(type(epath.Path())):
             yield self / name
 
 
-def named(tree: PyTree) -> dict[str, Any]:
+def named(tree: PyTree[_Leaf]) -> dict[str, _Leaf]:
     """Returns the leaves of a tree by their path, such as 'params/encoder/stem/kernel'."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf

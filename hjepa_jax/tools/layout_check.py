@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.errors import ConfigError
@@ -16,7 +16,7 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import UNOPTIMIZED
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
-from hjepa_jax.training.step import apply_gradient, loss_and_gradient
+from hjepa_jax.training.step import Batch, apply_gradient, loss_and_gradient
 
 
 def _random_batch(settings: Settings) -> dict[str, np.ndarray]:
@@ -28,7 +28,7 @@ def _random_batch(settings: Settings) -> dict[str, np.ndarray]:
     }
 
 
-def _float64(tree: Any) -> Any:
+def _float64(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
     return jax.tree.map(
         lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )
@@ -50,13 +50,13 @@ def float64_setup(
 
 def one_step(
     setup: StepSetup, state: TrainState, batch: dict[str, np.ndarray], devices: int
-) -> Any:
+) -> dict[str, PyTree[np.ndarray]]:
     """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params'} of a step on a mesh."""
     mesh = sharding.data_mesh(jax.devices()[:devices])
     everywhere = sharding.replicated(mesh)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
-    def both(state: TrainState, batch: Any) -> dict[str, Any]:
+    def both(state: TrainState, batch: Batch) -> dict[str, PyTree[jax.Array]]:
         step = loss_and_gradient(setup, state, batch)
         new_state, _ = apply_gradient(setup, state, step)
         return {
@@ -105,7 +105,7 @@ def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict
         for group in ("gradient", "params")
     }
 
-    def relative(path: Any, ours: Any, reference: Any) -> float:
+    def relative(path: jax.tree_util.KeyPath, ours: np.ndarray, reference: np.ndarray) -> float:
         scale = largest.get(path[0].key, float(np.abs(reference).max()))
         return float(np.abs(np.asarray(ours) - reference).max()) / max(scale, 1e-30)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
@@ -48,9 +50,12 @@ def maps_of_runs(
     runs = {path.name: load_run(path) for path in workdirs}
     if len(runs) < len(workdirs) or not runs:
         raise UserError(f"the runs need distinct names, got {[p.name for p in workdirs]}.")
+    predictors: dict[str, tuple[nn.Module, Mapping[str, PyTree]]] = {}
     for name, run in runs.items():
-        if run.predictor[0] is None:
+        module, variables = run.predictor
+        if module is None:
             raise UserError(f"the run {name} has no predictor: give runs of config.method='hjepa'.")
+        predictors[name] = module, variables
     first = next(iter(runs.values()))
     states = encoded_states(first, num_states)
     for name, run in runs.items():
@@ -60,5 +65,5 @@ def maps_of_runs(
                 f"the states of {name} have width {width}, those of the first run "
                 f"{states.shape[1]}: compare runs with the same encoder."
             )
-    maps = predictor_maps({name: run.predictor for name, run in runs.items()}, first.residual_scale)
+    maps = predictor_maps(predictors, first.residual_scale)
     return maps, setup_of_states(jnp.asarray(states), applications=applications)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.errors import ConfigError
@@ -54,7 +55,7 @@ class Hardware(NamedTuple):
     interconnect: float
 
 
-def abstract_batch(settings: Settings, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the views of a batch as shapes, split over the mesh."""
     return {
         name: jax.ShapeDtypeStruct(
@@ -66,12 +67,12 @@ def abstract_batch(settings: Settings, mesh: Any) -> dict[str, jax.ShapeDtypeStr
     }
 
 
-def changed(settings: Settings, **fields: Any) -> Settings:
+def changed(settings: Settings, **fields: object) -> Settings:
     """Returns a copy with fields set, 'section__name' as in resnet__remat='blocks'."""
     return settings.replace({path.replace("__", "."): value for path, value in fields.items()})
 
 
-def step_cost(settings: Settings, mesh: Any) -> Cost:
+def step_cost(settings: Settings, mesh: Mesh) -> Cost:
     """Compiles the step of a configuration for `mesh` and returns its cost for each device.
 
     Raises:
@@ -87,6 +88,8 @@ def step_cost(settings: Settings, mesh: Any) -> Cost:
     run = prepare(changed(settings, train__fast_compile=True), settings.data.batch_size, mesh)
     compiled = run.step.lower(run.abstract_state, abstract_batch(settings, mesh)).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert analysis is not None
+    assert memory is not None  # XLA has both on all devices
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     devices = mesh.devices.size
@@ -134,7 +137,7 @@ def options(settings: Settings, devices: int) -> dict[str, Settings]:
     return found
 
 
-def _median_seconds(run: Callable[[], Any], repeats: int = 5) -> float:
+def _median_seconds(run: Callable[[], object], repeats: int = 5) -> float:
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):

@@ -13,27 +13,29 @@ All of it is exact but batch normalization, which sees one micro-batch at a time
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from hjepa_jax.runtime.devices import on_cpu, with_dependency
 from hjepa_jax.runtime.sharding import VIEW_MAJOR
 
 # (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)
-Encode = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+Encode: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 # (params, states [V, B, D]) -> (loss, whatever else)
-LossOfStates = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+LossOfStates: TypeAlias = Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]]
+_Carry = TypeVar("_Carry")
 
 
 class CachedGradient(NamedTuple):
     """Loss and gradient of a batch, its new batch statistics, the loss's extras, its states."""
 
     total: jax.Array
-    gradient: Any
-    batch_stats: Any
-    extras: Any
+    gradient: PyTree[jax.Array]
+    batch_stats: PyTree[jax.Array]
+    extras: PyTree[jax.Array]
     z: jax.Array
 
 
@@ -66,8 +68,8 @@ def split_states(z: jax.Array, count: int) -> jax.Array:
 
 
 def scan_or_unroll(
-    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any
-) -> tuple[Any, Any]:
+    body: Callable[[_Carry, PyTree], tuple[_Carry, PyTree]], carry: _Carry, xs: PyTree[jax.Array]
+) -> tuple[_Carry, PyTree[jax.Array]]:
     """`jax.lax.scan`, on the CPU unrolled: XLA's CPU convolutions are 30 to 60 times slower in it.
 
     The iterations of the unrolled loop wait for one another, as those of a scan do.
@@ -85,7 +87,11 @@ def scan_or_unroll(
 
 
 def cached_gradient(
-    encode: Encode, loss: LossOfStates, params: Any, batch_stats: Any, micro_batches: Any
+    encode: Encode,
+    loss: LossOfStates,
+    params: PyTree[jax.Array],
+    batch_stats: PyTree[jax.Array],
+    micro_batches: Mapping[str, jax.Array],
 ) -> CachedGradient:
     """Returns loss and gradient of a whole batch, encoding one micro-batch at a time.
 
@@ -99,14 +105,14 @@ def cached_gradient(
       micro_batches: as `split_microbatches` makes them, with states in that order.
     """
 
-    def forward(carry: None, part: Any) -> tuple[None, Any]:
+    def forward(carry: None, part: Mapping[str, jax.Array]) -> tuple[None, PyTree]:
         return carry, encode(params, batch_stats, part)
 
     _, (parts, stats) = scan_or_unroll(forward, None, micro_batches)
     z = join_states(parts)
     (total, extras), (gradient, to_z) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, z)
 
-    def backward(carry: Any, part: Any) -> tuple[Any, None]:
+    def backward(carry: PyTree, part: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:
         micro_batch, cotangent = part
         _, pull_back = jax.vjp(lambda p: encode(p, batch_stats, micro_batch)[0], params)
         return jax.tree.map(jnp.add, carry, pull_back(cotangent)[0]), None

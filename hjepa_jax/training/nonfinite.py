@@ -8,11 +8,12 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import SupportsFloat, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import TrainingError
@@ -22,11 +23,35 @@ from hjepa_jax.runtime.checkpoint_arrays import not_finite
 from hjepa_jax.storage.files import write_atomically
 from hjepa_jax.training.prepare import PreparedRun, compiler_options
 from hjepa_jax.training.state import TrainState
-from hjepa_jax.training.step import loss_and_gradient
+from hjepa_jax.training.step import Batch, loss_and_gradient
 
 _log = logging.getLogger(__name__)
 REPORT = "failure.json"
 _LARGEST = 20
+
+
+class Symptoms(TypedDict):
+    """What is not finite in a failure: names of arrays of the state, or terms and norms as text."""
+
+    not_finite: list[str]
+    loss_terms: dict[str, float | str]
+    gradient_norms: dict[str, float | str]
+
+
+class Findings(TypedDict):
+    """What a failure is made of; numbers that JSON does not have are text.
+
+    Attributes:
+      images: source indices of the batch.
+      loss_terms: the metrics of the step.
+      gradient_norms: of the parameters, those not finite first, then the largest.
+      reproduced: whether loss or gradient is not finite this time too.
+    """
+
+    images: list[int]
+    loss_terms: dict[str, float | str]
+    gradient_norms: dict[str, float | str]
+    reproduced: bool
 
 
 def roll_back(state: TrainState) -> TrainState:
@@ -38,13 +63,13 @@ def roll_back(state: TrainState) -> TrainState:
     return state.replace(step=state.failed_step, failed_step=none)
 
 
-def _number(value: Any) -> float | str:
+def _number(value: SupportsFloat) -> float | str:
     """Returns a float, or the name of one that JSON does not have."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
 
 
-def _named_norms(gradient: Any) -> dict[str, jax.Array]:
+def _named_norms(gradient: PyTree[jax.Array]) -> dict[str, jax.Array]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): jnp.linalg.norm(leaf.ravel())
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
@@ -57,8 +82,8 @@ def _worst_first(norms: dict[str, float]) -> list[str]:
 
 
 def failure_report(
-    settings: Settings, run: PreparedRun, state: TrainState, batch: Any
-) -> dict[str, Any]:
+    settings: Settings, run: PreparedRun, state: TrainState, batch: Batch
+) -> Findings:
     """Recomputes the loss and gradient that failed, and says what they are made of.
 
     Args:
@@ -66,11 +91,6 @@ def failure_report(
       run: the prepared run.
       state: the state before the failed step.
       batch: the placed batch.
-
-    Returns:
-      JSON: 'images' (source indices of the batch), 'loss_terms', 'gradient_norms' (of the
-      parameters, those not finite first, then the largest), 'reproduced' (whether it is not finite
-      this time too).
     """
 
     @functools.partial(
@@ -78,7 +98,9 @@ def failure_report(
         out_shardings=sharding.replicated(run.mesh),
         compiler_options=compiler_options(settings.train),
     )
-    def measure(state: TrainState, batch: Any) -> Any:
+    def measure(
+        state: TrainState, batch: Batch
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
         loss = loss_and_gradient(run.setup, state, batch)
         return {**loss.metrics, "total": loss.total}, _named_norms(loss.gradient), batch["index"]
 
@@ -103,14 +125,14 @@ def _named(settings: Settings, names: Iterable[str]) -> str:
 
 
 def diagnosis(
-    settings: Settings, method: Method, report: Mapping[str, Any], *, updated: bool
+    settings: Settings, method: Method, report: Symptoms, *, updated: bool
 ) -> tuple[str, str]:
     """Returns (what is not finite, what to look at) of a failure.
 
     Args:
       settings: the run's configuration.
       method: knows the fields behind its terms and parameters.
-      report: with 'not_finite', 'loss_terms' and 'gradient_norms'.
+      report: what is not finite.
       updated: whether the parameters have been updated before; if not, it is no matter of how.
     """
     if report["not_finite"]:
@@ -152,7 +174,7 @@ class NonFiniteGuard:
         settings: Settings,
         run: PreparedRun,
         workdir: pathlib.Path,
-        load_batch: Callable[[int], Any],
+        load_batch: Callable[[int], Batch],
         skipped: list[int],
     ):
         """Takes what a report needs; `load_batch` maps a number to its placed batch."""
@@ -204,9 +226,10 @@ class NonFiniteGuard:
         if not distributed.sum_over_processes(len(names)):
             return
         step = int(state.step)
-        report = {"not_finite": names[:_LARGEST] or ["an array of another process"]}
+        named = names[:_LARGEST] or ["an array of another process"]
+        report: Symptoms = {"not_finite": named, "loss_terms": {}, "gradient_norms": {}}
         what, fields = diagnosis(self._settings, self._run.method, report, updated=True)
-        self._write({"step": step, "action": "stop", "checkpoints": saved, **report})
+        self._write({"step": step, "action": "stop", "checkpoints": saved, "not_finite": named})
         raise TrainingError(
             f"after step {step} {what}, so that it is not saved ({self._told(saved)}): change one "
             f"of {fields}."
@@ -220,9 +243,12 @@ class NonFiniteGuard:
         """Writes what was found; returns what to do about it."""
         found = failure_report(self._settings, self._run, state, self._load_batch(number))
         updated = step > 0
-        what, fields = diagnosis(
-            self._settings, self._run.method, {"not_finite": [], **found}, updated=updated
-        )
+        report: Symptoms = {
+            "not_finite": [],
+            "loss_terms": found["loss_terms"],
+            "gradient_norms": found["gradient_norms"],
+        }
+        what, fields = diagnosis(self._settings, self._run.method, report, updated=updated)
         why = "" if updated else "nothing was updated yet, so that it is not the learning rate; "
         advice = f"{why}{what}: see to {fields}"
         self._write(
@@ -239,6 +265,6 @@ class NonFiniteGuard:
         )
         return advice
 
-    def _write(self, report: dict[str, Any]) -> None:
+    def _write(self, report: Mapping[str, object]) -> None:
         if distributed.is_primary():
             write_atomically(self._workdir / REPORT, json.dumps(report, indent=2) + "\n")

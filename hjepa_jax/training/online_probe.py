@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from hjepa_jax.config.training import Evaluation
 from hjepa_jax.objectives.linear_probe import (
@@ -37,7 +37,7 @@ def _evaluated_part(settings: Evaluation, split_qp: bool, z: jax.Array) -> jax.A
 
 def init_online_probe(
     settings: Evaluation, split_qp: bool, width: int, num_classes: int, key: jax.Array
-) -> dict[str, Any]:
+) -> dict[str, PyTree[jax.Array]]:
     """Returns {'params', 'opt_state'} of a new probe, float32.
 
     Args:
@@ -59,8 +59,12 @@ def init_online_probe(
 
 
 def update_online_probe(
-    settings: Evaluation, split_qp: bool, probe: dict[str, Any], z: jax.Array, labels: jax.Array
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    settings: Evaluation,
+    split_qp: bool,
+    probe: dict[str, PyTree[jax.Array]],
+    z: jax.Array,
+    labels: jax.Array,
+) -> tuple[dict[str, PyTree[jax.Array]], dict[str, jax.Array]]:
     """Trains the probe on one batch.
 
     Args:

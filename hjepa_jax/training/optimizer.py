@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from hjepa_jax.config.training import Train
 from hjepa_jax.methods.base import Method, Rate
 from hjepa_jax.methods.clipping import clip_by_global_norm
 
-Schedule: TypeAlias = Callable[[Any], jax.Array]
+Schedule: TypeAlias = Callable[[ArrayLike], jax.Array]
 # The group of all parameters for which a method names no rate.
 MAIN = "main"
 
@@ -27,7 +29,7 @@ def warmup_cosine(
     floor + (peak-floor)*(1 + cos(pi*(i-W)/(T-W)))/2.
     """
 
-    def schedule(step: Any) -> jax.Array:
+    def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.result_type(float))
         warm = peak * (init_ratio + (1 - init_ratio) * step / max(warmup_steps, 1e-9))
         progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0, 1)
@@ -57,7 +59,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns AdamW with a learning rate for each group."""
 
-    def groups(params: Any) -> Any:
+    def groups(params: PyTree) -> PyTree[str]:
         return {
             part: jax.tree.map(lambda _, p=part: p if p in rates else MAIN, tree)
             for part, tree in params.items()

@@ -4,44 +4,78 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.training import Train
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.methods.base import Method
-from hjepa_jax.models.base import Encoder
+from hjepa_jax.methods.base import Method, Metrics
+from hjepa_jax.models.base import Encoder, applied
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.sharding import sharded_optimizer
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
-from hjepa_jax.training.step import normalize, train_step
+from hjepa_jax.training.step import Batch, Parts, normalize, train_step
 
 # For what runs once: optimizing its code takes longer than running it unoptimized.
-UNOPTIMIZED: Any = {
+UNOPTIMIZED: dict[str, Any] = {  # jax declares no numbers among the values
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
 }
 
 
-def compiler_options(train: Train) -> Any:
+def compiler_options(train: Train) -> dict[str, Any] | None:
     """Returns the options that the train step, and what must agree with it, compile with."""
     return UNOPTIMIZED if train.fast_compile else None
 
 
+class Step(Protocol):
+    """The jitted train step, which donates the state."""
+
+    def __call__(self, state: TrainState, batch: Batch, /) -> tuple[TrainState, Metrics]:
+        """Returns the new state and scalar metrics, see `train_step`."""
+        ...
+
+    def lower(
+        self, state: TrainState, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct], /
+    ) -> jax.stages.Lowered:
+        """Returns the step lowered for arguments, or for their ShapeDtypeStructs."""
+        ...
+
+
+class FrozenEncoder(Protocol):
+    """The jitted `frozen_encoder`."""
+
+    def __call__(self, variables: Parts, images: jax.Array, /) -> jax.Array:
+        """Returns the states float32 [N, D] of uint8 images [N, S, S, 3]."""
+        ...
+
+
 class PreparedRun(NamedTuple):
-    """A run made ready: its setup, abstract state, and the compiled functions."""
+    """A run made ready: its setup and the compiled functions.
+
+    Attributes:
+      setup: modules, method, and optimizer.
+      mesh: the devices.
+      num_steps: of the whole training.
+      init: returns the initial state.
+      step: the compiled train step.
+      encode: the compiled encoder.
+      abstract_state: the state with ShapeDtypeStructs, with shardings, as leaves.
+    """
 
     setup: StepSetup
-    mesh: Any
+    mesh: Mesh
     num_steps: int
     init: Callable[[], TrainState]
-    step: Any  # a jitted function (state, batch) -> (state, metrics), which donates the state
-    encode: Any  # a jitted function (encoder's variables, images) -> states, frozen
-    abstract_state: Any
+    step: Step
+    encode: FrozenEncoder
+    abstract_state: TrainState
 
     @property
     def settings(self) -> Settings:
@@ -60,7 +94,7 @@ class PreparedRun(NamedTuple):
 
 
 def prepare(
-    settings: Settings, num_images: int, mesh: Any, num_classes: int | None = None
+    settings: Settings, num_images: int, mesh: Mesh, num_classes: int | None = None
 ) -> PreparedRun:
     """Builds modules, optimizer, and the jitted, donated init and step functions.
 
@@ -122,14 +156,16 @@ def prepare(
     return PreparedRun(setup, mesh, num_steps, initialize, jitted, encode, abstract)
 
 
-def frozen_encoder(setup: StepSetup, variables: Any, images: jax.Array) -> Any:
+def frozen_encoder(setup: StepSetup, variables: Parts, images: jax.Array) -> jax.Array:
     """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], by running statistics."""
     data, encoder = setup.settings.data, setup.encoder
     inputs = normalize(images, data.mean, data.std, encoder.dtype)
-    return encoder.apply(variables, inputs, train=False)
+    return applied(encoder, variables, inputs, train=False)
 
 
-def make_encode(run: PreparedRun, params: Any, batch_stats: Any) -> Callable[[Any], jax.Array]:
+def make_encode(
+    run: PreparedRun, params: Parts, batch_stats: Parts
+) -> Callable[[np.ndarray], jax.Array]:
     """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
 
     All that are made of one run share its compiled function. N must split evenly over the devices
@@ -137,7 +173,7 @@ def make_encode(run: PreparedRun, params: Any, batch_stats: Any) -> Callable[[An
     """
     variables = {"params": params["encoder"], "batch_stats": batch_stats.get("encoder", {})}
 
-    def encode(images: Any) -> jax.Array:
+    def encode(images: np.ndarray) -> jax.Array:
         return run.encode(variables, sharding.put_whole(run.mesh, "image", images))
 
     return encode

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
+
+import jax
 
 from hjepa_jax.config import Settings, may_change_on_resume
 from hjepa_jax.config.files import differences
@@ -15,6 +17,7 @@ from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.runtime.checkpoint_meta import Meta
 from hjepa_jax.training.prepare import PreparedRun
 from hjepa_jax.training.saved_run import check_finite, config_in, initial_state
 from hjepa_jax.training.state import TrainState
@@ -23,7 +26,16 @@ from hjepa_jax.training.state import TrainState
 KNN = "online/knn_"
 
 
-def data_identity(settings: Settings, source: ImageSource) -> dict[str, Any]:
+class DataIdentity(TypedDict):
+    """What the numbers of batches count in, see `runtime.checkpoint_meta.DataPosition`."""
+
+    seed: int
+    num_images: int
+    batch_size: int
+    fingerprint: str
+
+
+def data_identity(settings: Settings, source: ImageSource) -> DataIdentity:
     """Returns what the batches' numbers count in; it reads all of the source, so once a run."""
     return {
         "seed": settings.seed,
@@ -33,7 +45,7 @@ def data_identity(settings: Settings, source: ImageSource) -> dict[str, Any]:
     }
 
 
-def check_same_run(saved: dict[str, Any], settings: Settings, folder: pathlib.Path) -> None:
+def check_same_run(saved: Meta, settings: Settings, folder: pathlib.Path) -> None:
     """Refuses to continue a run under another configuration, naming the fields that differ.
 
     Raises:
@@ -52,7 +64,7 @@ def check_same_run(saved: dict[str, Any], settings: Settings, folder: pathlib.Pa
 
 
 def restore_or_init(
-    run: PreparedRun, checkpointer: Checkpointer, settings: Settings, identity: Mapping[str, Any]
+    run: PreparedRun, checkpointer: Checkpointer, settings: Settings, identity: DataIdentity
 ) -> tuple[TrainState, list[int]]:
     """Returns the newest checkpoint's state, or a new one, and the batches skipped before it.
 
@@ -90,7 +102,7 @@ def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
 
 
 def ranking(
-    settings: Checkpoint, metrics: Mapping[str, Any], scores: Mapping[str, float]
+    settings: Checkpoint, metrics: Mapping[str, jax.Array], scores: Mapping[str, float]
 ) -> dict[str, float]:
     """Returns the metric that a checkpoint is ranked by; {} where none is, or it is not due.
 
@@ -114,7 +126,7 @@ def ranking(
 
 def save(
     settings: Settings,
-    identity: Mapping[str, Any],
+    identity: DataIdentity,
     skipped: list[int],
     state: TrainState,
     to: Checkpointer,
@@ -122,7 +134,7 @@ def save(
 ) -> None:
     """Starts saving the state with its data position and configuration."""
     step = int(state.step)
-    meta = {
+    meta: Meta = {
         "config": settings.to_json(),
         "data": {"step": step, "skipped": list(skipped), **identity},
     }

@@ -6,10 +6,10 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, may_change_on_resume
 from hjepa_jax.config.checks import typed
@@ -20,6 +20,7 @@ from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, not_finite
+from hjepa_jax.runtime.checkpoint_meta import Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.state import TrainState
@@ -63,7 +64,7 @@ def check_replaceable(workdir: pathlib.Path) -> None:
             )
 
 
-def config_in(meta: Mapping[str, Any], folder: pathlib.Path) -> Settings:
+def config_in(meta: Meta, folder: pathlib.Path) -> Settings:
     """Returns the configuration in the `meta` of a checkpoint.
 
     Raises:
@@ -154,10 +155,10 @@ def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
 
 def restore_parts(
     checkpointer: Checkpointer,
-    run: PreparedRun | Callable[[dict[str, Any]], PreparedRun],
+    run: PreparedRun | Callable[[Meta], PreparedRun],
     step: int | None,
     parts: tuple[str, ...] = PARTS,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, PyTree[jax.Array]], Meta]:
     """Restores parts of a checkpoint and its `meta`.
 
     Args:
@@ -170,7 +171,7 @@ def restore_parts(
       CheckpointError: if it cannot be read, or `config.json` is not of the run that saved it.
     """
 
-    def wanted(meta: dict[str, Any]) -> dict[str, Any]:
+    def wanted(meta: Meta) -> dict[str, PyTree[jax.ShapeDtypeStruct]]:
         prepared = run(meta) if callable(run) else run
         return {name: getattr(prepared.abstract_state, name) for name in parts}
 
@@ -180,7 +181,7 @@ def restore_parts(
     return state, meta
 
 
-def _check_agrees(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def _check_agrees(meta: Meta, workdir: pathlib.Path) -> None:
     """Refuses a `config.json` that says of the training what its checkpoint, checked, does not."""
     here = saved_config(workdir)
     differing = differences(
@@ -193,7 +194,7 @@ def _check_agrees(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
         )
 
 
-def check_finite(state: Any, folder: pathlib.Path) -> None:
+def check_finite(state: PyTree[jax.Array], folder: pathlib.Path) -> None:
     """Refuses to go on from a state in which a number is NaN or infinite; `folder` has it.
 
     Raises:
@@ -242,5 +243,5 @@ def initial_state(settings: Settings, run: PreparedRun) -> TrainState:
     return state.replace(params=params, batch_stats=stats)
 
 
-def _placed(values: Any, like: Any) -> Any:
+def _placed(values: PyTree[jax.Array], like: PyTree[jax.Array]) -> PyTree[jax.Array]:
     return jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), values, like)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.parts import ENCODERS, METHODS, load_subclass
@@ -37,7 +38,9 @@ class StepSetup:
     rates: dict[str, Schedule]
 
 
-def build_encoder(settings: Settings, *, dtype: Any = None, norm_groups: int = 1) -> Encoder:
+def build_encoder(
+    settings: Settings, *, dtype: DTypeLike | None = None, norm_groups: int = 1
+) -> Encoder:
     """Returns the encoder of a configuration; arguments as `build_setup`.
 
     Raises:
@@ -68,7 +71,7 @@ def build_setup(
     *,
     total_steps: int,
     steps_per_epoch: int,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     norm_groups: int = 1,
 ) -> StepSetup:
     """Returns the modules, the method and the optimizer of a configuration.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
 
 from hjepa_jax.training.online_probe import init_online_probe
 from hjepa_jax.training.setup import StepSetup
@@ -29,11 +31,11 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    method_state: Any
-    probe: Any
+    params: Mapping[str, PyTree[jax.Array]]
+    batch_stats: Mapping[str, PyTree[jax.Array]]
+    opt_state: optax.OptState
+    method_state: PyTree[jax.Array]
+    probe: dict[str, PyTree[jax.Array]]
     rng: jax.Array
     failed_step: jax.Array
 

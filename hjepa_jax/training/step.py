@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.methods.base import Metrics, Randomness
@@ -19,9 +21,13 @@ from hjepa_jax.training.setup import StepSetup
 from hjepa_jax.training.state import TrainState
 
 Batch: TypeAlias = Mapping[str, jax.Array]
+# Parameters, or batch statistics, of each part.
+Parts: TypeAlias = Mapping[str, PyTree[jax.Array]]
 
 
-def normalize(images: jax.Array, mean: Any, std: Any, dtype: Any) -> jax.Array:
+def normalize(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
+) -> jax.Array:
     """Scales uint8 images to [0, 1] and normalizes each channel; float images pass unchanged."""
     if not jnp.issubdtype(images.dtype, jnp.integer):
         return images.astype(dtype)
@@ -31,8 +37,8 @@ def normalize(images: jax.Array, mean: Any, std: Any, dtype: Any) -> jax.Array:
 
 
 def encode_views(
-    setup: StepSetup, params: Any, batch_stats: Any, batch: Batch
-) -> tuple[jax.Array, Any]:
+    setup: StepSetup, params: Parts, batch_stats: Parts, batch: Batch
+) -> tuple[jax.Array, Parts]:
     """Encodes all views of a batch in training mode.
 
     Views of one size go through the encoder together, so batch statistics are over all of them;
@@ -58,8 +64,8 @@ def encode_views(
 
 
 def apply_encoder(
-    setup: StepSetup, params: Any, batch_stats: Any, images: jax.Array
-) -> tuple[jax.Array, Any]:
+    setup: StepSetup, params: Parts, batch_stats: Parts, images: jax.Array
+) -> tuple[jax.Array, Parts]:
     """Applies encoder and projector in training mode to [N, H, W, 3] -> (z [N, D], statistics)."""
     new_stats = dict(batch_stats)
     output = images
@@ -78,8 +84,8 @@ class StepLoss(NamedTuple):
     """The loss of a batch and what else its forward pass yields."""
 
     total: jax.Array
-    gradient: Any
-    batch_stats: Any
+    gradient: Parts
+    batch_stats: Parts
     metrics: Metrics
     z: jax.Array
     randomness: Randomness
@@ -97,7 +103,7 @@ def loss_and_gradient(
     """
     encode, method = functools.partial(encode_views, setup), setup.method
 
-    def loss_of_states(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_of_states(params: Parts, z: jax.Array) -> tuple[jax.Array, tuple[Metrics, Randomness]]:
         drawn = randomness
         if drawn is None:
             num_views, num_images = z.shape[:2]
@@ -111,7 +117,7 @@ def loss_and_gradient(
         total, metrics = method.loss(params, state.method_state, z, drawn, state.step)
         return total, (metrics, drawn)
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
+    def loss(params: Parts) -> tuple[jax.Array, PyTree]:
         z, stats = encode(params, state.batch_stats, batch)
         total, extras = loss_of_states(params, z)
         return total, (stats, extras, jax.lax.stop_gradient(z))

@@ -153,7 +153,7 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
     """The loss and gradient of that step are finite, so that only the state itself shows it."""
 
     def overflowing(*arguments):
-        return optax.chain(make_optimizer(typed(*arguments).train), optax.scale(np.inf))
+        return optax.chain(make_optimizer(*arguments), optax.scale(np.inf))
 
     monkeypatch.setattr(hjepa_jax.training.setup, "make_optimizer", overflowing)
     config = quickstart.get_config("smoke")

@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.dynamics import geometry, systems
 from hjepa_jax.dynamics.hamiltonian import energy_of_state, join_state, split_state
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.dynamics.non_symplectic import explicit_euler_step, repeat, runge_kutta4_step
+from hjepa_jax.models.base import applied
 from hjepa_jax.models.predictor import Scalar
 
 Flow = Callable[[jax.Array], jax.Array]
@@ -122,12 +124,14 @@ class Measurement:
     participation: np.ndarray
 
 
-def _rollout(step: Flow, z: jax.Array, observe: Callable[[jax.Array], Any], times: int) -> Any:
+def _rollout(
+    step: Flow, z: jax.Array, observe: Callable[[jax.Array], PyTree[jax.Array]], times: int
+) -> PyTree[np.ndarray]:
     """Returns observe(z_t) for t = 0 .. times, stacked, compiled as one scan."""
 
     @jax.jit
-    def run(start: jax.Array) -> Any:
-        def body(x: jax.Array, _: None) -> tuple[jax.Array, Any]:
+    def run(start: jax.Array) -> PyTree[jax.Array]:
+        def body(x: jax.Array, _: None) -> tuple[jax.Array, PyTree[jax.Array]]:
             return step(x), observe(x)
 
         last, seen = jax.lax.scan(body, start, None, length=times)
@@ -180,7 +184,9 @@ def measure(phase: PhaseMap, setup: MeasurementSetup) -> Measurement:
     doublings = [2**k for k in range(times.bit_length()) if 2**k < times]
     reversal_times = np.array([*doublings, times])
 
-    def observe(z: jax.Array) -> Any:
+    def observe(
+        z: jax.Array,
+    ) -> tuple[jax.Array | None, jax.Array, tuple[jax.Array, jax.Array]]:
         energy = None if phase.energy is None else phase.energy(z)
         return energy, setup.project(z), _spread(z)
 
@@ -230,14 +236,14 @@ def compare_maps(maps: Mapping[str, PhaseMap], setup: MeasurementSetup) -> dict[
     return {name: measure(phase, setup) for name, phase in maps.items()}
 
 
-def _number(value: Any) -> float | None:
+def _number(value: np.floating) -> float | None:
     """A JSON number; None if it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 
-def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
+def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, float | None]]:
     """Returns summary numbers of every map for JSON (None = not finite or unknown)."""
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, dict[str, float | None]] = {}
     for name, m in measurements.items():
         figures = {
             "symplectic_defect_median": np.median(m.defect),
@@ -306,7 +312,7 @@ def showcase(
 
 
 def predictor_maps(
-    predictors: Mapping[str, tuple[nn.Module, Any]], residual_scale: Scalar
+    predictors: Mapping[str, tuple[nn.Module, Mapping[str, PyTree]]], residual_scale: Scalar
 ) -> dict[str, PhaseMap]:
     """Trained predictors as maps: direction +1 forward, -1 backward.
 
@@ -318,20 +324,15 @@ def predictor_maps(
       The maps in the same order. All have the energy of the first predictor with a Hamiltonian: a
       matched MLP is measured by the Hamiltonian that it is compared with.
     """
-    energy: Any = next(
-        (
-            functools.partial(
-                module.apply, variables, residual_scale=residual_scale, method="energy"
-            )
-            for module, variables in predictors.values()
-            if hasattr(module, "energy")
-        ),
-        None,
-    )
 
-    def flow(module: nn.Module, variables: Any, direction: int) -> Any:
-        return lambda z: module.apply(variables, z, direction, residual_scale)
+    def energy_of(module: nn.Module, variables: Mapping[str, PyTree]) -> Flow:
+        return lambda z: applied(module, variables, z, residual_scale, method="energy")
 
+    def flow(module: nn.Module, variables: Mapping[str, PyTree], direction: int) -> Flow:
+        return lambda z: applied(module, variables, z, direction, residual_scale)
+
+    energies = (energy_of(*pair) for pair in predictors.values() if hasattr(pair[0], "energy"))
+    energy = next(energies, None)
     return {
         name: PhaseMap(flow(*pair, 1), flow(*pair, -1), energy) for name, pair in predictors.items()
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from hjepa_jax.evaluation.report.maps import principal_axes
@@ -22,8 +23,8 @@ class Flow(NamedTuple):
       duration: time of one application.
     """
 
-    step: Callable[[Any, float], Any]
-    energy: Callable[[Any], Any]
+    step: Callable[[jax.Array | np.ndarray, float], jax.Array]
+    energy: Callable[[jax.Array | np.ndarray], jax.Array]
     duration: float
 
 

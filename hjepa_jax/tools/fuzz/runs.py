@@ -16,10 +16,10 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, base_config
 from hjepa_jax.config.checks import typed
@@ -36,7 +36,13 @@ from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.storage import checksums
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
 from hjepa_jax.training.prepare import PreparedRun, prepare
-from hjepa_jax.training.resume import data_identity, open_checkpoints, restore_or_init, save
+from hjepa_jax.training.resume import (
+    DataIdentity,
+    data_identity,
+    open_checkpoints,
+    restore_or_init,
+    save,
+)
 from hjepa_jax.training.saved_run import (
     check_encoder,
     check_replaceable,
@@ -61,7 +67,7 @@ class _Sample:
 
     settings: Settings
     run: PreparedRun
-    identity: dict[str, Any]
+    identity: DataIdentity
     states: dict[int, TrainState]
     files: dict[str, bytes]
 
@@ -81,7 +87,7 @@ def _settings() -> Settings:
 def _random_state(run: PreparedRun, step: int) -> TrainState:
     rng = np.random.default_rng(step)
 
-    def draw(leaf: Any) -> Any:
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         floating = np.issubdtype(leaf.dtype, np.floating)
         return rng.random(leaf.shape, np.float32) if floating else np.zeros(leaf.shape, leaf.dtype)
 
@@ -121,7 +127,7 @@ def _sample() -> _Sample:
     return _Sample(settings, run, identity, states, files)
 
 
-def _metrics() -> dict[str, Any]:
+def _metrics() -> dict[str, object]:
     """Plausible metrics of an evaluation of the run."""
     one = {
         "state_part": "q",
@@ -229,7 +235,7 @@ def _damage_folder(rng: random.Random, workdir: pathlib.Path) -> str:
     return f"{name} is gone" if rng.random() < 0.3 else f"{name} is {_put_odd(rng, path)}"
 
 
-def _equal(one: Any, two: Any) -> bool:
+def _equal(one: PyTree[jax.Array], two: PyTree[jax.Array]) -> bool:
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
 
@@ -242,7 +248,7 @@ class _Attempt:
     workdir: pathlib.Path
     touched: set[str]
 
-    def check(self, step: int, found: Any, wanted: Callable[[TrainState], Any]) -> None:
+    def check(self, step: int, found: PyTree, wanted: Callable[[TrainState], PyTree]) -> None:
         """Compares a restored value with the one saved at that step."""
         assert step in _STEPS, f"step {step} was never saved"
         assert step == 2 or "checkpoints/2" in self.touched, "the latest was not taken"
@@ -313,7 +319,7 @@ class _Attempt:
         self.check(steps[0], state.batch_stats, lambda s: s.batch_stats)
 
 
-def _encoder(state: TrainState) -> Any:
+def _encoder(state: TrainState) -> PyTree[jax.Array]:
     return state.params["encoder"]
 
 

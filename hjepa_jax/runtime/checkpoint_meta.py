@@ -1,0 +1,44 @@
+"""What stands beside the arrays of a checkpoint: position in the data, and configuration."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from hjepa_jax.storage.schema import Fields, Items, Text, Whole
+
+
+class DataPosition(TypedDict, total=False):
+    """Where a run is in its data; an imported checkpoint knows its step alone.
+
+    Attributes:
+      step: optimizer steps done.
+      skipped: numbers of the batches left out.
+      seed: of the order of the images.
+      fingerprint: of the training images.
+      num_images: in the training split.
+      batch_size: images per step.
+    """
+
+    step: int
+    skipped: list[int]
+    seed: int
+    fingerprint: str
+    num_images: int
+    batch_size: int
+
+
+class Meta(TypedDict):
+    """The `meta` of a checkpoint.
+
+    Attributes:
+      data: the position in the data.
+      config: the configuration as JSON.
+    """
+
+    data: DataPosition
+    config: NotRequired[str]
+
+
+_DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
+_DATA |= {"num_images": Whole(1), "batch_size": Whole(1)}
+META: Fields[Meta] = Fields({"data": Fields({}, _DATA)}, {"config": Text()})
