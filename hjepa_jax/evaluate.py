@@ -61,7 +61,7 @@ def evaluation_sources(settings: Settings, train: Watched, test: Watched) -> Sou
     samples, names = settings.evaluation.alignment_samples, train.source.class_names
 
     def pairs() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        return tuple(augmented_pairs(settings.data, test.source, samples, settings.seed))
+        return augmented_pairs(settings.data, test.source, samples, settings.seed)
 
     return Sources(
         train_batches=train,
