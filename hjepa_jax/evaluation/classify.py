@@ -107,6 +107,19 @@ def without_trivial_top5(metrics: Any, num_classes: int) -> Metrics:
     return {**metrics, **none}
 
 
+def _linear_metrics(
+    result: probe.ProbeResult, num_classes: int, tested: int, trained: int
+) -> Metrics:
+    """Returns the metrics of a linear probe; `tested` and `trained` are numbers of images."""
+    metrics = probe_metrics(result.top1, result.top5, num_classes, tested)
+    metrics |= {"lr": result.lr, "train_loss": float(result.losses[-1])}
+    if result.validation:
+        metrics["cross_validation_top1"] = list(result.validation)
+        bounds = [wilson(share, trained) for share in result.validation]
+        metrics["cross_validation_top1_interval"] = bounds
+    return metrics
+
+
 def classify(
     train: Features,
     test: Features,
@@ -155,12 +168,7 @@ def classify(
         reference=settings.reference_evaluation,
     )
     result = probe.linear_probe(train_set, test_set, num_classes, probe_settings(settings))
-    linear = probe_metrics(result.top1, result.top5, num_classes, len(tested))
-    linear |= {"lr": result.lr, "train_loss": float(result.losses[-1])}
-    if result.validation:
-        linear["cross_validation_top1"] = list(result.validation)
-        bounds = [wilson(share, len(train_rows)) for share in result.validation]
-        linear["cross_validation_top1_interval"] = bounds
+    linear = _linear_metrics(result, num_classes, len(tested), len(train_rows))
     k = max((k for k in ks if k <= settings.headline_k), default=ks[0])
     given = {
         f"kNN@{k}": answers[ks.index(k)],

@@ -243,6 +243,29 @@ def _picture_inputs(
     )
 
 
+def _joined(
+    encoders: Mapping[str, Metrics],
+    labels: tuple[np.ndarray, np.ndarray],
+    common: _Common,
+    info: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Metrics:
+    """Returns the metrics of `run_protocol` from those of each encoder and both sets' labels."""
+    train, test = labels
+    headline_k = common.settings.headline_k
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "info": dict(info),
+        "num_classes": common.sources.num_classes,
+        "num_test_images": int(np.count_nonzero(has_label(test))),
+        "largest_class_share": validity.largest_share(test),
+        "headline_k": headline_k,
+        "notes": notes_of(encoders, train, test, common.overlap.shared(), notes),
+        "encoders": encoders,
+        "trained_minus_random": differences(encoders, headline_k),
+    }
+
+
 def run_protocol(
     encoders: Mapping[str, Encode],
     sources: Sources,
@@ -292,19 +315,9 @@ def run_protocol(
     found = {name: _evaluate_encoder(encode, split, common) for name, encode, split in todo}
     metrics = {name: one[0] for name, one in found.items()}
     pictures = {name: one[2] for name, one in found.items()}
-    _, (train_labels, test_labels), _, queries = found[todo[-1][0]]
+    _, labels, _, queries = found[todo[-1][0]]
     return Results(
-        metrics={
-            "schema_version": SCHEMA_VERSION,
-            "info": dict(info or {}),
-            "num_classes": sources.num_classes,
-            "num_test_images": int(np.count_nonzero(has_label(test_labels))),
-            "largest_class_share": validity.largest_share(test_labels),
-            "headline_k": settings.headline_k,
-            "notes": notes_of(metrics, train_labels, test_labels, overlap.shared(), notes),
-            "encoders": metrics,
-            "trained_minus_random": differences(metrics, settings.headline_k),
-        },
+        metrics=_joined(metrics, labels, common, info or {}, notes),
         # Deferred: the numbers must not be lost if the data cannot be read again.
         make_pictures=lambda: _picture_inputs(sources, pictures, queries),
     )

@@ -109,6 +109,13 @@ def _directed_loss(
     return loss
 
 
+def _check_prediction(z: jax.Array, reverse_direction_sign: int) -> None:
+    if reverse_direction_sign not in (-1, 1):
+        raise ValueError(f"reverse_direction_sign must be -1 or 1, got {reverse_direction_sign}")
+    if z.ndim != 3 or z.shape[-1] % 2:
+        raise ValueError(f"z must be [V, B, 2d] with an even last axis, got {z.shape}")
+
+
 def prediction_loss(
     flow: Flow,
     energy: Energy | None,
@@ -149,10 +156,7 @@ def prediction_loss(
             an energy.
     """
     _check_choice("match", match, MATCHES)
-    if reverse_direction_sign not in (-1, 1):
-        raise ValueError(f"reverse_direction_sign must be -1 or 1, got {reverse_direction_sign}")
-    if z.ndim != 3 or z.shape[-1] % 2:
-        raise ValueError(f"z must be [V, B, 2d] with an even last axis, got {z.shape}")
+    _check_prediction(z, reverse_direction_sign)
     z = at_least_float32(z)
     directed = functools.partial(
         _directed_loss,

@@ -93,19 +93,11 @@ class PreparedRun(NamedTuple):
         return self.setup.method
 
 
-def prepare(
-    settings: Settings, num_images: int, mesh: Mesh, num_classes: int | None = None
-) -> PreparedRun:
-    """Builds modules, optimizer, and the jitted, donated init and step functions.
-
-    Args:
-      settings: the run's settings.
-      num_images: of the training split; what an epoch is follows from it.
-      mesh: of `sharding.data_mesh`.
-      num_classes: of the training labels; None = the state has no online probe.
+def _check_batch(settings: Settings, num_images: int, mesh: Mesh) -> None:
+    """Refuses a batch that does not split over the devices or exceeds the dataset.
 
     Raises:
-      ConfigError: if the batch does not split over the devices or exceeds the dataset.
+      ConfigError: naming the batch size.
     """
     sentence = sharding.divisibility_error(
         settings.data.batch_size,
@@ -120,6 +112,23 @@ def prepare(
             f"config.data.batch_size is {settings.data.batch_size} but the training split has only "
             f"{num_images} images: set it to {num_images} or less."
         )
+
+
+def prepare(
+    settings: Settings, num_images: int, mesh: Mesh, num_classes: int | None = None
+) -> PreparedRun:
+    """Builds modules, optimizer, and the jitted, donated init and step functions.
+
+    Args:
+      settings: the run's settings.
+      num_images: of the training split; what an epoch is follows from it.
+      mesh: of `sharding.data_mesh`.
+      num_classes: of the training labels; None = the state has no online probe.
+
+    Raises:
+      ConfigError: if the batch does not split over the devices or exceeds the dataset.
+    """
+    _check_batch(settings, num_images, mesh)
     epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
     num_steps = total_steps(settings.train, epoch_steps)
     groups = mesh.devices.size if settings.model.batch_norm == "local" else 1

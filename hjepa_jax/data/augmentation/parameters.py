@@ -121,6 +121,15 @@ def _draw_crops(
     return top.astype(np.int32), left.astype(np.int32), height, width
 
 
+def _factors(
+    draws: npt.NDArray[np.float64], jitter: npt.NDArray[np.bool_], strength: float
+) -> npt.NDArray[np.float32]:
+    """Maps draws in [0, 1) to color factors in 1 +- strength, at least 0; 1 without jitter."""
+    lowest = max(0.0, 1.0 - strength)
+    drawn = lowest + (1.0 + strength - lowest) * draws
+    return np.where(jitter, drawn, 1.0).astype(np.float32)
+
+
 def draw_parameters(
     augment: Augment,
     scale: tuple[float, float],
@@ -161,11 +170,6 @@ def draw_parameters(
         draws[_BLUR] < augment.blur_probability, low + (high - low) * draws[_SIGMA], 0.0
     )
 
-    def factor(operation: int, strength: float) -> npt.NDArray[np.float32]:
-        lowest = max(0.0, 1.0 - strength)
-        drawn = lowest + (1.0 + strength - lowest) * draws[_FACTORS + operation]
-        return np.where(jitter, drawn, 1.0).astype(np.float32)
-
     return ViewParameters(
         top=top,
         left=left,
@@ -174,9 +178,9 @@ def draw_parameters(
         flip=draws[_FLIP] < augment.flip_probability,
         jitter=jitter,
         order=np.argsort(draws[_ORDER : _ORDER + 4], axis=0, kind="stable").T.astype(np.int8),
-        brightness=factor(BRIGHTNESS, augment.brightness),
-        contrast=factor(CONTRAST, augment.contrast),
-        saturation=factor(SATURATION, augment.saturation),
+        brightness=_factors(draws[_FACTORS + BRIGHTNESS], jitter, augment.brightness),
+        contrast=_factors(draws[_FACTORS + CONTRAST], jitter, augment.contrast),
+        saturation=_factors(draws[_FACTORS + SATURATION], jitter, augment.saturation),
         hue=np.where(jitter, augment.hue * (2.0 * draws[_FACTORS + HUE] - 1.0), 0.0).astype(
             np.float32
         ),
