@@ -136,7 +136,7 @@ def restore(
     step, method_state = int(state["step"]), state["method_state"]
     epoch = _epoch_of(meta, settings, workdir)
     method = build_method(settings, epoch)
-    compose = coordinates_of(settings, method, run.mesh)
+    compose = coordinates_of(settings.evaluation, method, run.mesh)
     raw = make_encode(run, state["params"], state["batch_stats"])
     encoders = {"trained": compose(raw, method_state, step)}
     if settings.evaluation.random_baseline:
@@ -254,7 +254,8 @@ def evaluate(
     raw = settings.evaluation.coordinates == "raw"
     check_encoder(settings, saved, workdir, () if raw else _coordinate_fields(saved))
     settings = of_run(settings, saved)
-    train, test = watch(settings, check_evaluation_ready(settings, eval_dir, mesh))
+    sets = check_evaluation_ready(settings, eval_dir, mesh)
+    train, test = watch(settings.data, sets, settings.evaluation.batch_size)
     # Nothing is trained, so the data may be smaller than a training batch.
     run = prepare(settings, settings.data.batch_size, mesh)
     found = restore(settings, run, workdir, which)

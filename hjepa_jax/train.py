@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve
+from hjepa_jax.config.data import Data
 from hjepa_jax.config.files import save as save_settings
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
 from hjepa_jax.data.sources.base import ImageSource
@@ -51,11 +52,11 @@ _log = logging.getLogger(__name__)
 
 
 def placed_batches(
-    settings: Settings, run: PreparedRun, stream: BatchStream, timer: WaitTimer
+    data: Data, run: PreparedRun, stream: BatchStream, timer: WaitTimer
 ) -> Iterator[dict[str, jax.Array]]:
     """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed."""
     put = functools.partial(sharding.put_batch, run.mesh)
-    return timer.measure(device_prefetch(stream, put, settings.data.device_prefetch))
+    return timer.measure(device_prefetch(stream, put, data.device_prefetch))
 
 
 def open_stream(
@@ -141,9 +142,9 @@ def _opened(settings: Settings, stop: StopRequest) -> tuple[ImageSource, Prepare
     try:
         with stop.at_once("the opening of the data") if alone else contextlib.nullcontext():
             source = open_split(settings, "train")
-            check_online_labels(settings, source)
+            check_online_labels(settings.evaluation, source)
             run = prepare(settings, len(source), sharding.data_mesh(), len(source.class_names))
-            return source, run, data_identity(settings, source)
+            return source, run, data_identity(settings.data, settings.seed, source)
     except StoppedAtOnce:
         raise RunStopped(None) from None
 
@@ -164,7 +165,7 @@ def _train(
     for sentence in cautions(settings, run.method, len(source)):
         _log.warning("%s", sentence)
     load = functools.partial(load_batch, settings, run, source)
-    guard = NonFiniteGuard(settings, run, workdir, load, skipped)
+    guard = NonFiniteGuard(run, workdir, load, skipped)
     writer = create_writer(workdir, active=primary, purge_step=first + 1)
     display = ProgressDisplay(run.num_steps, first, quiet=not primary)
     try:
@@ -214,6 +215,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
       (state, whether it has failed).
     """
     settings, run = session.settings, session.run
+    data = settings.data
     first = int(state.step)
     every = settings.checkpoint.every_steps or run.method.steps_per_epoch
     number = first + len(session.guard.skipped)
@@ -222,14 +224,13 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     with open_stream(settings, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = LogClock(first)
-        for step, batch in enumerate(placed_batches(settings, run, stream, timer), start=first + 1):
+        for step, batch in enumerate(placed_batches(data, run, stream, timer), start=first + 1):
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)
             if step == session.first + 1:
-                ranking(
-                    settings.checkpoint, metrics, {}
-                )  # an unknown metric is told now, not at the first save
+                # An unknown metric is told now, not at the first save.
+                ranking(settings.checkpoint, metrics, {})
             session.display.step(step)
             logs = step % settings.log.every_steps == 0 or step in (
                 session.first + 1,

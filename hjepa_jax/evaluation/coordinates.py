@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hjepa_jax.config import Settings
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.methods.base import HasCoordinates, Method
@@ -23,11 +23,11 @@ from hjepa_jax.runtime import sharding
 Compose: TypeAlias = Callable[[Encode, PyTree[jax.Array], int], Encode]
 
 
-def coordinates_of(settings: Settings, method: Method, mesh: Mesh) -> Compose:
+def coordinates_of(settings: Evaluation, method: Method, mesh: Mesh) -> Compose:
     """Returns a function that makes encoders use config.evaluation.coordinates.
 
     Args:
-      settings: the configuration of the evaluation.
+      settings: the section `evaluation`.
       method: the method, with the epochs of training, which the spectrum's ramps depend on.
       mesh: the devices that hold the encoder's output.
 
@@ -38,11 +38,11 @@ def coordinates_of(settings: Settings, method: Method, mesh: Mesh) -> Compose:
     Raises:
       ConfigError: if the method's loss acts on the states as they are.
     """
-    if settings.evaluation.coordinates == "raw":
+    if settings.coordinates == "raw":
         return lambda encode, method_state, step: encode
     if not isinstance(method, HasCoordinates):
         raise ConfigError(
-            f"config.evaluation.coordinates is {settings.evaluation.coordinates!r}, but the loss "
+            f"config.evaluation.coordinates is {settings.coordinates!r}, but the loss "
             f"of {type(method).__name__} acts on the states as they are: set it to 'raw'."
         )
     apply = jax.jit(method.transform, out_shardings=sharding.replicated(mesh))

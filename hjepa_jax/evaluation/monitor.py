@@ -74,9 +74,9 @@ def _shared(train: ImageSource, test: ImageSource) -> int:
     return sum(digest in known for digest in digests(test))
 
 
-def check_online_labels(settings: Settings, train: ImageSource) -> None:
+def check_online_labels(settings: Evaluation, train: ImageSource) -> None:
     """Raises a DataError if the online probe's accuracy would be meaningless."""
-    if not settings.evaluation.online_probe:
+    if not settings.online_probe:
         return
     sentence = validity.one_class(train.labels(), "training", train.class_names)
     if sentence:
@@ -117,11 +117,12 @@ class OnlineKnn:
                 f"config.checkpoint.best_metric is {ranked!r}, but with {num_classes} classes "
                 "top-5 accuracy is always 1: set it to 'online/knn_top1'."
             )
-        self._settings, self._run = settings, run
+        self._data, self._evaluation, self._run = settings.data, evaluation, run
+        self._split_qp = settings.model.split_qp
         self._sources = _sets(evaluation, train, test)
         self._k = usable_ks((evaluation.headline_k,), len(self._sources[0]))
         epoch = run.method.steps_per_epoch
-        self._in_coordinates = coordinates_of(settings, run.method, run.mesh)
+        self._in_coordinates = coordinates_of(evaluation, run.method, run.mesh)
         assert evaluation.online_every_epochs is not None
         self.every_steps = max(1, round(evaluation.online_every_epochs * epoch))
 
@@ -131,16 +132,16 @@ class OnlineKnn:
         Each comes with its 95 % interval over test images, as '_low' and '_high'. With five or
         fewer classes, top 5 is omitted.
         """
-        settings, evaluation = self._settings, self._settings.evaluation
+        evaluation = self._evaluation
         raw = make_encode(self._run, state.params, state.batch_stats)
         encode = self._in_coordinates(raw, state.method_state, int(state.step))
         sets = []
         for source in self._sources:
-            with eval_batches(settings.data, source, evaluation.batch_size) as batches:
+            with eval_batches(self._data, source, evaluation.batch_size) as batches:
                 sets.append(extract_features(encode, batches))
-        part, split_qp = evaluation.state_part, settings.model.split_qp
+        part = evaluation.state_part
         train, test = (
-            s._replace(features=select_state_part(s.features, part, split_qp)) for s in sets
+            s._replace(features=select_state_part(s.features, part, self._split_qp)) for s in sets
         )
         num_classes = len(self._sources[0].class_names)
         found = knn_accuracy(
@@ -188,7 +189,8 @@ class TrainingMonitor:
 
     def __init__(self, settings: Settings, run: PreparedRun, source: ImageSource, writer: Any):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
-        self._settings, self._run, self._writer = settings, run, writer
+        self._run, self._writer = run, writer
+        self._host_makes_views = settings.data.backend == "host"
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = settings.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(settings, run, source) if online else None
@@ -196,7 +198,7 @@ class TrainingMonitor:
     def show_views(self, step: int, batch: Mapping[str, jax.Array]) -> None:
         """Writes a contact sheet of this process's first images if the host makes the views."""
         names = [name for name in ("global_views", "local_views") if name in batch]
-        if self._settings.data.backend != "host" or not names:
+        if not self._host_makes_views or not names:
             return
         views = {name: np.asarray(batch[name].addressable_shards[0].data) for name in names}
         self._writer.write_images(step, {"views": contact_sheet(views, _SHEET_IMAGES)})

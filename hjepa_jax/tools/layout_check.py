@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, view_sizes
+from hjepa_jax.config.data import Data
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import UNOPTIMIZED
@@ -19,12 +20,12 @@ from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import Batch, apply_gradient, loss_and_gradient
 
 
-def _random_batch(settings: Settings) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(settings.seed)
-    count = settings.data.batch_size
+def _random_batch(data: Data, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    count = data.batch_size
     return {
         name: rng.integers(0, 256, (views, count, size, size, 3), dtype=np.uint8)
-        for name, (views, size) in view_sizes(settings.data).items()
+        for name, (views, size) in view_sizes(data).items()
     }
 
 
@@ -97,7 +98,7 @@ def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict
             "devices: compare layouts with config.model.batch_norm='global'."
         )
     setup, state = float64_setup(settings, total=10, per_epoch=2)
-    batch = _random_batch(settings)
+    batch = _random_batch(settings.data, settings.seed)
     results = {count: one_step(setup, state, batch, count) for count in counts}
     first = results[counts[0]]
     largest = {

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hjepa_jax.config import Settings, view_sizes
+from hjepa_jax.config.data import Data
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.resnet import ResNetSection
@@ -55,15 +56,15 @@ class Hardware(NamedTuple):
     interconnect: float
 
 
-def abstract_batch(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the views of a batch as shapes, split over the mesh."""
     return {
         name: jax.ShapeDtypeStruct(
-            (views, settings.data.batch_size, size, size, 3),
+            (views, data.batch_size, size, size, 3),
             jnp.uint8,
             sharding=sharding.batch_sharding(mesh, name),
         )
-        for name, (views, size) in view_sizes(settings.data).items()
+        for name, (views, size) in view_sizes(data).items()
     }
 
 
@@ -86,7 +87,7 @@ def step_cost(settings: Settings, mesh: Mesh) -> Cost:
         )
     # Optimizing the machine code changes neither operations nor buffers.
     run = prepare(changed(settings, train__fast_compile=True), settings.data.batch_size, mesh)
-    compiled = run.step.lower(run.abstract_state, abstract_batch(settings, mesh)).compile()
+    compiled = run.step.lower(run.abstract_state, abstract_batch(settings.data, mesh)).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     assert analysis is not None
     assert memory is not None  # XLA has both on all devices

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.rules import unfinished_schedules
+from hjepa_jax.config.training import Model
 from hjepa_jax.methods.base import Method
 from hjepa_jax.runtime.devices import on_cpu
 
@@ -20,7 +21,7 @@ def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[st
     """
     yield from method.warnings()
     yield from _cut_schedules(settings, num_images)
-    yield from _slow_arithmetic(settings)
+    yield from _slow_arithmetic(settings.model)
 
 
 def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
@@ -37,9 +38,9 @@ def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
         )
 
 
-def _slow_arithmetic(settings: Settings) -> Iterator[str]:
+def _slow_arithmetic(model: Model) -> Iterator[str]:
     """Yields a sentence where the encoder uses bfloat16 on a CPU, which has to emulate it."""
-    if on_cpu() and settings.model.compute_dtype == "bfloat16":
+    if on_cpu() and model.compute_dtype == "bfloat16":
         yield (
             "config.model.compute_dtype is bfloat16, two to three times slower than float32 on "
             "a CPU: set --config.model.compute_dtype=float32, unless it must match a run on a GPU."

@@ -81,13 +81,10 @@ def _worst_first(norms: dict[str, float]) -> list[str]:
     return sorted(norms, key=lambda n: (math.isfinite(norms[n]), -np.nan_to_num(norms[n])))
 
 
-def failure_report(
-    settings: Settings, run: PreparedRun, state: TrainState, batch: Batch
-) -> Findings:
+def failure_report(run: PreparedRun, state: TrainState, batch: Batch) -> Findings:
     """Recomputes the loss and gradient that failed, and says what they are made of.
 
     Args:
-      settings: the run's configuration.
       run: the prepared run.
       state: the state before the failed step.
       batch: the placed batch.
@@ -96,7 +93,7 @@ def failure_report(
     @functools.partial(
         jax.jit,
         out_shardings=sharding.replicated(run.mesh),
-        compiler_options=compiler_options(settings.train),
+        compiler_options=compiler_options(run.settings.train),
     )
     def measure(
         state: TrainState, batch: Batch
@@ -171,14 +168,13 @@ class NonFiniteGuard:
 
     def __init__(
         self,
-        settings: Settings,
         run: PreparedRun,
         workdir: pathlib.Path,
         load_batch: Callable[[int], Batch],
         skipped: list[int],
     ):
         """Takes what a report needs; `load_batch` maps a number to its placed batch."""
-        self._settings, self._run, self._workdir = settings, run, workdir
+        self._run, self._workdir = run, workdir
         self._load_batch = load_batch
         self.skipped = skipped
         self._failed_step, self._in_a_row = -1, 0
@@ -196,7 +192,7 @@ class NonFiniteGuard:
         good = roll_back(state)
         step = int(good.step)
         number = step + len(self.skipped)
-        settings = self._settings.train
+        settings = self._run.settings.train
         skip = settings.on_nonfinite == "skip"
         self.check_state(good, saved)
         advice = self._write_report(good, step, number, saved)
@@ -228,7 +224,7 @@ class NonFiniteGuard:
         step = int(state.step)
         named = names[:_LARGEST] or ["an array of another process"]
         report: Symptoms = {"not_finite": named, "loss_terms": {}, "gradient_norms": {}}
-        what, fields = diagnosis(self._settings, self._run.method, report, updated=True)
+        what, fields = diagnosis(self._run.settings, self._run.method, report, updated=True)
         self._write({"step": step, "action": "stop", "checkpoints": saved, "not_finite": named})
         raise TrainingError(
             f"after step {step} {what}, so that it is not saved ({self._told(saved)}): change one "
@@ -241,14 +237,14 @@ class NonFiniteGuard:
 
     def _write_report(self, state: TrainState, step: int, number: int, saved: list[int]) -> str:
         """Writes what was found; returns what to do about it."""
-        found = failure_report(self._settings, self._run, state, self._load_batch(number))
+        found = failure_report(self._run, state, self._load_batch(number))
         updated = step > 0
         report: Symptoms = {
             "not_finite": [],
             "loss_terms": found["loss_terms"],
             "gradient_norms": found["gradient_norms"],
         }
-        what, fields = diagnosis(self._settings, self._run.method, report, updated=updated)
+        what, fields = diagnosis(self._run.settings, self._run.method, report, updated=updated)
         why = "" if updated else "nothing was updated yet, so that it is not the learning rate; "
         advice = f"{why}{what}: see to {fields}"
         self._write(
@@ -256,7 +252,7 @@ class NonFiniteGuard:
                 "step": step,
                 "batch": number,
                 "epoch": number // self._run.method.steps_per_epoch,
-                "action": self._settings.train.on_nonfinite,
+                "action": self._run.settings.train.on_nonfinite,
                 "skipped_before": list(self.skipped),
                 "checkpoints": saved,
                 "advice": advice,

@@ -10,6 +10,7 @@ from typing import TypedDict
 import jax
 
 from hjepa_jax.config import Settings, may_change_on_resume
+from hjepa_jax.config.data import Data
 from hjepa_jax.config.files import differences
 from hjepa_jax.config.rules import best_direction
 from hjepa_jax.config.training import Checkpoint
@@ -35,12 +36,12 @@ class DataIdentity(TypedDict):
     fingerprint: str
 
 
-def data_identity(settings: Settings, source: ImageSource) -> DataIdentity:
+def data_identity(data: Data, seed: int, source: ImageSource) -> DataIdentity:
     """Returns what the batches' numbers count in; it reads all of the source, so once a run."""
     return {
-        "seed": settings.seed,
+        "seed": seed,
         "num_images": len(source),
-        "batch_size": settings.data.batch_size,
+        "batch_size": data.batch_size,
         "fingerprint": source.fingerprint(),
     }
 

@@ -169,7 +169,8 @@ def test_labels_below_minus_one_are_refused(tmp_path) -> None:
 def opened(root: pathlib.Path, train: str = "train", test: str = "test"):
     names = {"train_split": train, "test_split": test}
     config = data_config(name="folder", root=str(root), **names)
-    return open_source(typed(config), train), open_source(typed(config), test)
+    settings = typed(config)
+    return open_source(settings, train), open_source(settings, test)
 
 
 def classes_of(source: ImageSource) -> list[str]:

@@ -191,10 +191,11 @@ def test_deep_images_are_turned(kind, orientation, tmp_path) -> None:
 def test_the_training_split_decides_for_every_split(tmp_path, caplog) -> None:
     train, test = values(12, 0), values(9, 1)
     config = folder_of(tmp_path, {"train": [png16(train)] * 2, "test": [png16(test)]})
+    settings = typed(config)
     for _ in range(2):
-        found = open_source(typed(config), "test")
+        found = open_source(settings, "test")
         np.testing.assert_array_equal(decode(found.record(0))[..., 0], test >> 4)
-        open_source(typed(config), "train")
+        open_source(settings, "train")
     told = [r.getMessage() for r in caplog.records if "more than 8 bits" in r.getMessage()]
     assert len(told) == len(set(told)) == 2
     assert "0 .. 4095, which becomes 0 .. 255" in told[0]

@@ -52,16 +52,16 @@ def workdir(tmp_path_factory) -> pathlib.Path:
     config = small()
     config.seed = 7
     config.checkpoint.update(keep_best=1, best_metric="pred", best_mode="min")
-    source = open_split(typed(config), "train")
-    run = prepare(typed(config), len(source), sharding.data_mesh())
+    settings = typed(config)
+    source = open_split(settings, "train")
+    run = prepare(settings, len(source), sharding.data_mesh())
     checkpointer = Checkpointer(
         folder / "checkpoints", keep_best=1, best_metric="pred", best_mode="min"
     )
-    files.save(typed(config), folder)
+    files.save(settings, folder)
     for step, value in ((1, 0.1), (2, 0.9)):
         state = jax.device_put(random_state(run, step))
-        settings = typed(config)
-        identity = data_identity(settings, source)
+        identity = data_identity(settings.data, settings.seed, source)
         save(settings, identity, [], state, checkpointer, {"pred": value})
     checkpointer.close()
     return folder

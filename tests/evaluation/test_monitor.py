@@ -167,7 +167,7 @@ def test_cifar100_config_uses_the_online_fields() -> None:
     source = ArraySource("cifar100", images, np.arange(100), fine)
     config = quickstart.get_config()
     config.data.name = "cifar100"
-    sets = watch(typed(config), Sets(source, source))
+    sets = watch(typed(config).data, Sets(source, source), 32)
     (mapping,) = evaluation_sources(typed(config), *sets).label_maps.values()
     assert mapping[fine.index("maple_tree")] == 17
     config.data.name = "digits"

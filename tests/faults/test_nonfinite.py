@@ -82,18 +82,20 @@ def skipping_config():
 
 
 def prepared_run(config):
-    return prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
+    settings = typed(config)
+    return prepare(settings, len(open_split(settings, "train")), sharding.data_mesh())
 
 
 @pytest.fixture(scope="module")
 def expected():
     """The state after the run's steps over all batches but the bad ones, by hand."""
     config = skipping_config()
-    source, run = open_split(typed(config), "train"), prepared_run(config)
+    settings = typed(config)
+    source, run = open_split(settings, "train"), prepared_run(config)
     state = run.init()
     numbers = [number for number in range(6 + len(BAD)) if number not in BAD]
     for number in numbers:
-        with Poisoned(open_stream(typed(config), source, number, 1), number, ()) as stream:
+        with Poisoned(open_stream(settings, source, number, 1), number, ()) as stream:
             state, _ = run.step(state, sharding.put_batch(run.mesh, next(stream)))
     return jax.device_get(state)
 
@@ -205,8 +207,9 @@ FINE = {"pred": 1.0, "var": 0.5, "q2": 1.0, "total": 2.0}
 def test_the_advice_fits_what_is_not_finite(terms, norms, updated, what, named) -> None:
     config = quickstart.get_config("smoke")
     report = {"not_finite": [], "loss_terms": FINE | terms, "gradient_norms": {"a": 1.0} | norms}
-    method = build_method(typed(config), 4)
-    found, fields = diagnosis(typed(config), method, report, updated=updated)
+    settings = typed(config)
+    method = build_method(settings, 4)
+    found, fields = diagnosis(settings, method, report, updated=updated)
     assert what in found
     assert all(name in fields for name in named)
     assert ("train.lr" in fields) == updated
@@ -222,7 +225,8 @@ def test_the_advice_fits_what_is_not_finite(terms, norms, updated, what, named) 
 
 def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) -> None:
     config, workdir = quickstart.get_config("smoke"), tmp_path / "run"
-    run, source = prepared_run(config), open_split(typed(config), "train")
+    settings = typed(config)
+    run, source = prepared_run(config), open_split(settings, "train")
     state = jax.device_put(random_state(run, 1))
     bad = state.replace(params=jax.tree.map(lambda x: x.at[..., 0].set(np.inf), state.params))
     assert not_finite(state) == []
@@ -233,9 +237,10 @@ def test_a_state_of_an_earlier_version_with_a_nan_is_not_gone_on_from(tmp_path) 
         assert all(name.startswith(f"{field}/") for name in names)
     assert len(not_finite(bad)) == len(jax.tree.leaves(bad.params))
     checkpointer = Checkpointer(workdir / "checkpoints")
-    save(typed(config), data_identity(typed(config), source), [], bad, checkpointer)
+    identity = data_identity(settings.data, settings.seed, source)
+    save(settings, identity, [], bad, checkpointer)
     checkpointer.close()
-    files.save(typed(config), workdir)
+    files.save(settings, workdir)
     with pytest.raises(CheckpointError, match=r"are NaN or infinite \(params/encoder"):
         train(config, workdir)
     config.train.init_from = str(workdir)

@@ -77,15 +77,14 @@ def test_a_workdir_deleted_under_a_run_is_not_written_again(tmp_path) -> None:
 def run(tmp_path_factory):
     """A smoke run with checkpoints of steps 1 and 2, of random numbers, and how to resume it."""
     config, workdir = quickstart.get_config("smoke"), tmp_path_factory.mktemp("run") / "run"
-    source = open_split(typed(config), "train")
-    prepared = prepare(typed(config), len(source), sharding.data_mesh())
-    identity = data_identity(typed(config), source)
+    settings = typed(config)
+    source = open_split(settings, "train")
+    prepared = prepare(settings, len(source), sharding.data_mesh())
+    identity = data_identity(settings.data, settings.seed, source)
     checkpointer = Checkpointer(workdir / "checkpoints")
-    files.save(typed(config), workdir)
+    files.save(settings, workdir)
     for step in (1, 2):
-        save(
-            typed(config), identity, [], jax.device_put(random_state(prepared, step)), checkpointer
-        )
+        save(settings, identity, [], jax.device_put(random_state(prepared, step)), checkpointer)
     checkpointer.close()
     return config, prepared, identity, workdir
 

@@ -117,8 +117,9 @@ def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
     assert [load(workdir, step=step).step for step in ("best", None, 2)] == [1, 2, 2]
     with pytest.raises(CheckpointError, match="'latest', 'best' or a step"):
         load(workdir, step="bset")
-    run = prepare(typed(config), 64, sharding.data_mesh())
-    assert restore(typed(config), run, workdir, "best").step == 1
+    settings = typed(config)
+    run = prepare(settings, 64, sharding.data_mesh())
+    assert restore(settings, run, workdir, "best").step == 1
     # The run's own choice counts, not that of the command line.
     other = quickstart.get_config("smoke")
     assert other.checkpoint.best_metric == "total"
@@ -209,18 +210,18 @@ def test_held_out_images_are_tested_and_not_trained_on(tmp_path, monkeypatch) ->
     config.evaluation.update(online_holdout=16, knn_k=(1, 5), headline_k=5)
     whole = config.copy_and_resolve_references()
     whole.evaluation.online_holdout = None
+    settings = typed(config)
     every, rest, held = (
         open_split(typed(whole), "train"),
-        open_split(typed(config), "train"),
-        open_split(typed(config), "holdout"),
+        open_split(settings, "train"),
+        open_split(settings, "holdout"),
     )
     assert (len(every), len(rest), len(held)) == (64, 48, 16)
     assert (
-        open_split(typed(config), "test").fingerprint()
-        == open_split(typed(whole), "test").fingerprint()
+        open_split(settings, "test").fingerprint() == open_split(typed(whole), "test").fingerprint()
     )
-    run = prepare(typed(config), len(rest), sharding.data_mesh())
-    tested = monitor.OnlineKnn(typed(config), run, rest)
+    run = prepare(settings, len(rest), sharding.data_mesh())
+    tested = monitor.OnlineKnn(settings, run, rest)
     assert [len(s) for s in tested._sources] == [40, 16]
     images = [{s.record(i).image.tobytes() for i in range(len(s))} for s in (rest, held)]
     assert not images[0] & images[1]
@@ -246,8 +247,9 @@ def _online_with(labels, monkeypatch, test_labels=None, classes=10, **ranking):
         for y in (labels, labels if test_labels is None else test_labels)
     ]
     monkeypatch.setattr(monitor, "open_split", lambda *_: sets[1])
-    run = prepare(typed(config), 40, sharding.data_mesh())
-    return monitor.OnlineKnn(typed(config), run, sets[0]), run
+    settings = typed(config)
+    run = prepare(settings, 40, sharding.data_mesh())
+    return monitor.OnlineKnn(settings, run, sets[0]), run
 
 
 def test_online_knn_leaves_out_images_without_label(monkeypatch) -> None:
@@ -284,21 +286,22 @@ def test_online_accuracy_of_no_meaning_is_refused(labels, test_labels, words, mo
 def test_online_test_of_the_training_images_is_refused() -> None:
     config = online_config()
     config.data.test_split = "train"
-    source = open_split(typed(config), "train")
-    run = prepare(typed(config), len(source), sharding.data_mesh())
+    settings = typed(config)
+    source = open_split(settings, "train")
+    run = prepare(settings, len(source), sharding.data_mesh())
     with pytest.raises(DataError, match="test images are also training images"):
-        monitor.OnlineKnn(typed(config), run, open_split(typed(config), "test"))
+        monitor.OnlineKnn(settings, run, open_split(settings, "test"))
 
 
 def test_an_online_probe_of_one_class_is_refused() -> None:
     config = online_config()
     config.evaluation.online_probe = True
-    monitor.check_online_labels(typed(config), _source([0, 1, 2]))
+    monitor.check_online_labels(typed(config).evaluation, _source([0, 1, 2]))
     for labels, words in (([1, 1, -1], "of one class"), ([-1, -1, -1], "no training image has")):
         with pytest.raises(DataError, match=words):
-            monitor.check_online_labels(typed(config), _source(labels))
+            monitor.check_online_labels(typed(config).evaluation, _source(labels))
         config.evaluation.online_probe = False
-        monitor.check_online_labels(typed(config), _source(labels))
+        monitor.check_online_labels(typed(config).evaluation, _source(labels))
         config.evaluation.online_probe = True
 
 

@@ -42,7 +42,8 @@ def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
     files.save(settings, workdir)
     for step in steps:
         state = jax.device_put(random_state(run, step))
-        save(settings, data_identity(settings, source), [], state, checkpointer)
+        identity = data_identity(settings.data, settings.seed, source)
+        save(settings, identity, [], state, checkpointer)
     checkpointer.close()
 
 

@@ -136,9 +136,8 @@ def test_resumed_probe_is_the_uninterrupted_one_and_a_changed_one_is_refused(tmp
         train(config, tmp_path)
     # What needs no probe reads such a checkpoint without one.
     assert hjepa_jax.load(tmp_path).step == 2
-    assert (
-        restore(typed(config), prepare(typed(config), 64, sharding.data_mesh()), tmp_path).step == 2
-    )
+    settings = typed(config)
+    assert restore(settings, prepare(settings, 64, sharding.data_mesh()), tmp_path).step == 2
 
 
 def test_it_needs_the_state_that_is_evaluated() -> None:

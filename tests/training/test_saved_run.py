@@ -18,7 +18,8 @@ from hjepa_jax.training.saved_run import chosen_step, initial_state, open_saved
 
 
 def prepared(config):
-    return prepare(typed(config), len(open_split(typed(config), "train")), sharding.data_mesh())
+    settings = typed(config)
+    return prepare(settings, len(open_split(settings, "train")), sharding.data_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def equal(one, two) -> bool:
 
 def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
     config, workdir = trained
-    checkpointer = open_saved(typed(config), workdir)
+    settings = typed(config)
+    checkpointer = open_saved(settings, workdir)
     assert checkpointer.steps() == [1, 2]
     assert chosen_step(checkpointer, "latest") is None
     assert chosen_step(checkpointer, "best") == 1
@@ -53,7 +55,7 @@ def test_the_checkpoint_to_evaluate_can_be_chosen(trained) -> None:
             chosen_step(checkpointer, wrong)
     checkpointer.close()
     run = prepared(config)
-    assert [restore(typed(config), run, workdir, w).step for w in ("latest", "best")] == [2, 1]
+    assert [restore(settings, run, workdir, w).step for w in ("latest", "best")] == [2, 1]
     other = config.copy_and_resolve_references()
     other.checkpoint.best_metric = "budget"
     checkpointer = open_saved(typed(other), workdir)

@@ -51,7 +51,8 @@ HJEPA_LOGGED = LOGGED | set(
 def test_every_config_takes_two_steps(module, method, tmp_path) -> None:
     config = module.get_config(f"{method}-smoke")
     mesh = sharding.data_mesh()
-    run = prepare(typed(config), len(open_split(typed(config), "train")), mesh)
+    settings = typed(config)
+    run = prepare(settings, len(open_split(settings, "train")), mesh)
     rng = np.random.default_rng(0)
     size = config.data.image_size
     views = rng.integers(0, 256, (2, config.data.batch_size, size, size, 3), dtype=np.uint8)

@@ -130,7 +130,6 @@ def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str,
     }
 
 
-def watch(settings: Settings, sets: Sets) -> tuple[Watched, Watched]:
+def watch(data: Data, sets: Sets, batch_size: int) -> tuple[Watched, Watched]:
     """Returns the training and the test images as `Watched` sets."""
-    data, batch_size = settings.data, settings.evaluation.batch_size
     return Watched(data, sets.train, batch_size), Watched(data, sets.test, batch_size)

@@ -102,7 +102,7 @@ def _sample() -> _Sample:
     source = open_split(settings, "train")
     run, identity = (
         prepare(settings, len(source), sharding.data_mesh()),
-        data_identity(settings, source),
+        data_identity(settings.data, settings.seed, source),
     )
     states = {step: _random_state(run, step) for step in _STEPS}
     with tempfile.TemporaryDirectory(prefix="hjepa_jax_run_") as folder:
