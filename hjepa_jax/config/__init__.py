@@ -1,11 +1,10 @@
-"""The configuration: one row for each field, and what follows from the rows.
+"""The configuration: one declaration per field; everything else is derived from it.
 
-The files in the folder `configs/` are small deltas of `base_config()`; `resolve` checks the result
+The files in the folder `configs/` modify `base_config()`; `resolve` checks the result
 and returns the typed `Settings` that code takes. To add a field, declare it with `field(...)` in
-the dataclass of its section (here in data.py or training.py; those of a method, an
-encoder or a dataset in its own file): its default, type, bounds, meaning, and when it has an
-effect stand there and nowhere else. Rules between fields stand in rules.py, or in the part that
-they concern.
+the dataclass of its section, in data.py, training.py, or the file of its method, encoder or
+dataset. The declaration is the only place for its default, type, bounds, meaning, and the condition
+under which it has an effect. Rules between fields are in rules.py or in the part that they concern.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = [
 
 
 def view_sizes(data: Data) -> dict[str, tuple[int, int]]:
-    """Returns (number, side in pixels) of each kind of views that a batch has."""
+    """Returns (number, side in pixels) of each kind of view in a batch."""
     sizes = {"global_views": (data.num_global_views, data.image_size)}
     if data.num_local_views:
         sizes["local_views"] = (data.num_local_views, data.local_size)
@@ -47,12 +46,12 @@ def view_sizes(data: Data) -> dict[str, tuple[int, int]]:
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Returns the whole batches in one epoch (the last partial batch is dropped)."""
+    """Returns the number of full batches in an epoch (a last partial batch is dropped)."""
     return num_images // batch_size
 
 
 def total_steps(train: Train, epoch_steps: int) -> int:
-    """Returns the optimizer steps of a whole run.
+    """Returns the number of optimizer steps of a complete run.
 
     Args:
       train: the section `train`.

@@ -1,6 +1,6 @@
-"""The check of a configuration: unknown, unused, out-of-range and contradictory fields.
+"""Checks of a configuration: unknown, unused, out-of-range and contradictory fields.
 
-Every problem is one sentence that names the field and what to do.
+Every problem is one sentence that names the field and says what to do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hjepa_jax.errors import ConfigError
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
-    """Yields a sentence for each field that is unknown, missing, or has a value it cannot have."""
+    """Yields a sentence for each field that is unknown, missing, or has an invalid value."""
     of = schema_of_config(config)
     rows, fields = of.rows, dict(flatten(config))
     values = [path for path in fields if path in of.sections]
@@ -40,11 +40,11 @@ def problems(config: ConfigDict) -> Iterator[str]:
 
 
 def contradictions(settings: Settings, *, training: bool = True) -> Iterator[str]:
-    """Yields a sentence for each field without effect, or that contradicts another.
+    """Yields a sentence for each field that has no effect or contradicts another.
 
     Args:
-      settings: whose values are each allowed.
-      training: whether it is to be trained; what is evaluated may be a run that was cut short.
+      settings: settings whose values are individually valid.
+      training: True for training; evaluation also accepts runs that were cut short.
     """
     yield from _unused(settings)
     for rule in (*RULES, *(TRAINING_RULES if training else ())):
@@ -69,12 +69,12 @@ def _unused(settings: Settings) -> Iterator[str]:
 
 
 def typed(config: ConfigDict | Settings) -> Settings:
-    """Returns the settings of a configuration, each value checked by itself alone.
+    """Returns the settings of a configuration, checking each value on its own.
 
     Settings are returned as they are.
 
     Raises:
-      ConfigError: with one sentence per problem, one a line.
+      ConfigError: one line per problem.
     """
     if isinstance(config, Settings):
         return config
@@ -87,17 +87,17 @@ def typed(config: ConfigDict | Settings) -> Settings:
 
 
 def resolve(config: ConfigDict | Settings, *, training: bool = True) -> Settings:
-    """Checks a configuration, once for each entrance of the package.
+    """Checks a configuration; called once at each entry point of the package.
 
     Args:
-      config: the whole configuration; settings were checked and are returned as they are.
-      training: whether it is to be trained; what is evaluated may be a run that was cut short.
+      config: the complete configuration; settings, already checked, are returned as they are.
+      training: True for training; evaluation also accepts runs that were cut short.
 
     Returns:
-      The settings that all code below the entrances takes.
+      The settings that all code below the entry points takes.
 
     Raises:
-      ConfigError: with one sentence per problem, one a line.
+      ConfigError: one line per problem.
     """
     if isinstance(config, Settings):
         return config

@@ -12,7 +12,7 @@ _FILES = Condition(
     lambda c: c.data.name != "digits", "config.data.name to the dataset that it holds"
 )
 _SHARE = {"at_least": 0.0, "at_most": 1.0}
-_SCALE_0_1 = "it is for images scaled to 0..1, so divide by 255"
+_SCALE_0_1 = "it applies to images scaled to 0..1, so divide by 255"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +21,23 @@ class Augment:
 
     crop_aspect: tuple[float, float] = field(
         (3 / 4, 4 / 3),
-        "Range of a crop's width over its height.",
+        "Range of the crop's aspect ratio (width / height).",
         above=0,
         at_most=100,
         ordered=True,
     )
-    flip_probability: float = field(0.5, "Share of views that are mirrored.", **_SHARE)
-    jitter_probability: float = field(0.8, "Share of views whose colors are jittered.", **_SHARE)
+    flip_probability: float = field(0.5, "Probability of a horizontal flip.", **_SHARE)
+    jitter_probability: float = field(0.8, "Probability of color jitter.", **_SHARE)
     brightness: float = field(0.4, "Largest relative change of brightness.", at_least=0, at_most=10)
     contrast: float = field(0.4, "Largest relative change of contrast.", at_least=0, at_most=10)
     saturation: float = field(0.2, "Largest relative change of saturation.", at_least=0, at_most=10)
-    hue: float = field(0.1, "Largest turn of the hue, of a whole turn.", at_least=0, at_most=0.5)
-    gray_probability: float = field(0.2, "Share of views turned to gray.", **_SHARE)
-    blur_probability: float = field(0.5, "Share of views that are blurred.", **_SHARE)
+    hue: float = field(
+        0.1, "Largest rotation of the hue, as a fraction of a full turn.", at_least=0, at_most=0.5
+    )
+    gray_probability: float = field(0.2, "Probability of conversion to grayscale.", **_SHARE)
+    blur_probability: float = field(0.5, "Probability of Gaussian blur.", **_SHARE)
     blur_kernel: int = field(
-        3, "Side of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True
+        3, "Size of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True
     )
     blur_sigma: tuple[float, float] = field(
         (0.1, 2.0),
@@ -44,10 +46,10 @@ class Augment:
         at_most=100,
         ordered=True,
     )
-    solarize_probability: float = field(0.2, "Share of views that are solarized.", **_SHARE)
+    solarize_probability: float = field(0.2, "Probability of solarization.", **_SHARE)
     solarize_threshold: int = field(
         128,
-        "Level of 0..255 from which solarization inverts.",
+        "Pixel value (0..255) from which solarization inverts.",
         at_least=0,
         at_most=255,
     )
@@ -96,7 +98,7 @@ class Data:
     )
     global_scale: tuple[float, float] = field(
         (0.3, 1.0),
-        "Range of a global crop's area over the image's.",
+        "Range of a global crop's area as a fraction of the image.",
         above=0,
         at_most=1,
         ordered=True,
@@ -104,7 +106,7 @@ class Data:
     )
     local_scale: tuple[float, float] = field(
         (0.05, 0.3),
-        "Range of a local crop's area over the image's.",
+        "Range of a local crop's area as a fraction of the image.",
         above=0,
         at_most=1,
         ordered=True,
@@ -113,7 +115,7 @@ class Data:
     )
     num_workers: int = field(
         0,
-        "Worker processes of the input pipeline; 0 = threads of this process.",
+        "Worker processes of the input pipeline; 0 = threads in this process.",
         at_least=0,
         at_most=1024,
         resume=FREE,
@@ -122,7 +124,7 @@ class Data:
     )
     num_threads: int = field(
         2,
-        "Threads that load and augment in each process.",
+        "Loading and augmentation threads per process.",
         above=0,
         at_most=1024,
         resume=FREE,
@@ -130,14 +132,14 @@ class Data:
         aliases=("threads",),
     )
     prefetch_batches: int = field(
-        4, "Batches made ahead on the host.", above=0, at_most=1024, resume=FREE, own=True
+        4, "Batches prefetched on the host.", above=0, at_most=1024, resume=FREE, own=True
     )
     device_prefetch: int = field(
-        2, "Batches copied ahead to the device.", above=0, at_most=1024, resume=FREE, own=True
+        2, "Batches prefetched to the device.", above=0, at_most=1024, resume=FREE, own=True
     )
     cache_mb: int = field(
         2048,
-        "MiB for encoded images of file-based data in each process; 0 = no cache.",
+        "Cache for encoded images of file-based data, in MiB per process; 0 = no cache.",
         at_least=0,
         at_most=2**24,
         resume=FREE,
@@ -145,22 +147,22 @@ class Data:
     )
     backend: Literal["host", "device"] = field(
         "host",
-        "Where the augmentation runs, with the same random parameters.",
+        "Where the augmentation runs; the random parameters are the same.",
     )
     on_corrupt: Literal["error", "skip"] = field(
         "error",
-        "A corrupt image: 'skip' it (another takes its place) or stop with 'error'.",
+        "On a corrupt image: 'skip' (another image takes its place) or stop with an 'error'.",
     )
     mean: tuple[float, float, float] = field(
         (0.5071, 0.4867, 0.4408),
-        "Mean of each channel, of images scaled to 0..1.",
+        "Mean of each channel of images scaled to 0..1.",
         at_least=0,
         at_most=1,
         too_large=_SCALE_0_1,
     )
     std: tuple[float, float, float] = field(
         (0.2675, 0.2565, 0.2761),
-        "Deviation of each channel, of images scaled to 0..1.",
+        "Standard deviation of each channel of images scaled to 0..1.",
         at_least=0.001,
         at_most=1,
         too_large=_SCALE_0_1,

@@ -1,9 +1,9 @@
-"""How a field of the configuration is declared: one row with everything that is known of it.
+"""Declarations of configuration fields: one row holds everything about a field.
 
 A section is a frozen dataclass whose attributes are made by `field`: the annotation is the type (a
-`Literal` where the text is one of several), and the arguments are the default, a one-line meaning,
+`Literal` for a fixed set of strings), and the arguments are the default, a one-line meaning,
 bounds, the condition under which the field has an effect, and whether a resumed run or another host
-may have another value.
+may use another value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hjepa_jax.config.settings import Settings
 
-# Numbers above these are mistakes wherever a row does not say otherwise.
+# Default upper bounds: larger numbers are surely mistakes.
 LARGEST = {int: 2**31 - 1, float: 1e6}
 
 FIXED, FREE, FREE_WITHOUT_PROBE = "fixed", "free", "free without online probe"
@@ -24,7 +24,7 @@ FIXED, FREE, FREE_WITHOUT_PROBE = "fixed", "free", "free without online probe"
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """When a field has an effect, and what to set (the end of a sentence) so that it has."""
+    """When a field has an effect, and what to set to give it one (the end of a sentence)."""
 
     holds: Callable[[Settings], bool]
     remedy: str
@@ -32,7 +32,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a declaration says beside type and default; `field` explains the attributes."""
+    """The declaration without type and default; `field` explains the attributes."""
 
     meaning: str
     above: float | None = None
@@ -55,13 +55,13 @@ class Row:
 
     Attributes:
       path: dotted name, 'train.lr'.
-      kind: int, float, bool or str; of each element for a tuple.
-      length: elements of a tuple: a number, 'any', or None for a field that is no tuple.
+      kind: int, float, bool or str; for a tuple, the type of each element.
+      length: number of elements of a tuple, or 'any'; None if the field is not a tuple.
       optional: whether it may be None.
-      choices: the texts that it may be, those of a `Literal`; () = any.
-      default: in the base configuration.
+      choices: the allowed strings (from a `Literal`); () = any.
+      default: value in the base configuration.
       spec: the rest of the declaration.
-      conditions: of its sections and its own, all of which must hold for it to have an effect.
+      conditions: its own and those of its sections; it has an effect only if all hold.
       resume: FIXED, FREE or FREE_WITHOUT_PROBE.
     """
 
@@ -81,19 +81,19 @@ def field(default: Any, meaning: str, **details: Any) -> Any:
 
     Args:
       default: its value in the base configuration.
-      meaning: one line for people.
-      **details: any of
+      meaning: one line of documentation.
+      **details: any of:
         above, at_least, at_most: bounds of the number, or of each element of a tuple; a number
-          needs a lower bound, and finite is what it must be in any case.
+          needs a lower bound, and must always be finite.
         ordered: a tuple (low, high) with low <= high.
-        odd: a whole number that must be odd.
-        nonempty: a tuple of any length that needs an element.
-        hint: added to the sentence about a value of another type or length.
-        too_large: added to the sentence about a number above its bound.
-        used: the `Condition` under which it has an effect; None = always.
+        odd: whether an integer must be odd.
+        nonempty: whether a tuple of any length needs at least one element.
+        hint: added to the error about a wrong type or length.
+        too_large: added to the error about a number above its bound.
+        used: `Condition` under which it has an effect; None = always.
         resume: whether a resumed run may change it; FIXED unless its section says otherwise.
-        own: whether each of several processes may have its own value.
-        aliases: words of other programs for it, for suggestions.
+        own: whether processes of one run may have different values.
+        aliases: its names in other programs, for suggestions.
     """
     return dataclasses.field(default=default, metadata={"spec": Spec(meaning, **details)})
 
@@ -129,11 +129,11 @@ def walk(
     """Yields the rows of a section's dataclass and of the sections in it, in order.
 
     Args:
-      kind: the dataclass, whose attributes are declared by `field` and `section`.
-      prefix: of the dotted names, '' or with a point at its end.
-      conditions: that hold for all of its fields.
-      resume: the policy of fields that declare none.
-      only: the attribute to walk; None = all.
+      kind: dataclass whose attributes are declared by `field` and `section`.
+      prefix: of the dotted names, '' or ending with a period.
+      conditions: conditions that apply to all of its fields.
+      resume: policy of fields that declare none.
+      only: name of the only attribute to walk; None = all.
     """
     hints = typing.get_type_hints(kind)
     for declared in dataclasses.fields(kind):

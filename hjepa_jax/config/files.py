@@ -1,4 +1,4 @@
-"""The configuration as config files, the command line and `config.json` have it: a ConfigDict."""
+"""The configuration as a ConfigDict: the form of config files, command line and `config.json`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def base_config(**parts: str) -> ConfigDict:
     """Returns the base configuration, the CIFAR-100 HJEPA recipe on the embedded dataset.
 
     Args:
-      **parts: `method`, `encoder` or `source` by import path, 'module.path:Class', so that their
-        sections are there to be changed.
+      **parts: `method`, `encoder` or `source` by import path, 'module.path:Class', to include their
+        sections.
     """
     fields = {"method": "method", "encoder": "model.encoder", "source": "data.name"}
     named = {fields[kind]: name for kind, name in parts.items()}
@@ -43,7 +43,7 @@ def _add(config: ConfigDict, rows: Mapping[str, Row]) -> None:
             if parent not in target:
                 target[parent] = ConfigDict({})
             target = target[parent]
-        # A reference keeps its type while it is None.
+        # A field reference keeps its type even if its value is None.
         kind = tuple if row.length is not None else row.kind
         target[name] = (
             config_dict.FieldReference(row.default, field_type=kind)
@@ -56,7 +56,7 @@ def schema_of_config(config: ConfigDict) -> Schema:
     """Returns the schema of the parts that a configuration names.
 
     Raises:
-      ConfigError: if an import path leads nowhere, or its sections collide with others.
+      ConfigError: if an import path does not resolve, or sections collide.
     """
     return schema(named_parts(config))
 
@@ -68,7 +68,7 @@ def named_parts(config: ConfigDict) -> dict[str, str]:
 
 
 def complete(config: ConfigDict) -> None:
-    """Adds the sections of parts that are named by import path, where they are missing."""
+    """Adds missing sections of parts that are named by import path."""
     found = schema_of_config(config)
     missing = {name for name in found.parts if name not in config}
     rows = {path: row for path, row in found.rows.items() if path.split(".")[0] in missing}
@@ -77,12 +77,12 @@ def complete(config: ConfigDict) -> None:
 
 
 def choose_part(config: ConfigDict, path: str, name: str) -> None:
-    """Names another part, whose sections take the place of those of the part before it.
+    """Selects another part, whose sections replace those of the previous part.
 
     Args:
-      config: changed in place. Sections that the new part lacks are back at their defaults, or gone
-        if the part before was named by import path.
-      path: the field of TABLES.
+      config: changed in place. Sections that the new part lacks are reset to their defaults, or
+        removed if the previous part was named by import path.
+      path: a field in TABLES.
       name: the new part.
 
     Raises:
@@ -92,7 +92,7 @@ def choose_part(config: ConfigDict, path: str, name: str) -> None:
     try:
         before = load_part(TABLES[path], dict(flatten(config))[path]).sections
     except (ConfigError, KeyError):
-        before = {}  # a mistake that the new name repairs
+        before = {}  # the previous name was wrong; the new one replaces it
     set_field(config, path, name)
     with config.unlocked():
         for section in set(before) - set(kept):
@@ -119,7 +119,7 @@ def set_field(config: ConfigDict, path: str, value: Any) -> None:
 
 
 def differences(there: Settings, here: Settings, counts: Callable[[str], bool]) -> list[str]:
-    """Returns each field that `counts` and has another value here, with both values, for people."""
+    """Returns a text for each differing field for which `counts` is true, with both values."""
     old = there.values()
     return [
         f"config.{name} ({old.get(name)!r} there, {value!r} here)"
@@ -129,31 +129,31 @@ def differences(there: Settings, here: Settings, counts: Callable[[str], bool]) 
 
 
 def save(settings: Settings, workdir: pathlib.Path) -> None:
-    """Writes the settings to `config.json`, whole or not at all."""
+    """Writes the settings to `config.json` atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "config.json", settings.to_json() + "\n")
 
 
 def read(path: pathlib.Path) -> ConfigDict:
-    """Reads a `config.json`, with its types restored from the base.
+    """Reads a `config.json`, restoring types from the base configuration.
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is no JSON, or has a field or value that cannot be.
+      ValueError: if it is not JSON, or has an unknown field or invalid value.
     """
     return _from_values(read_json(path, Fields(), constants=True))
 
 
 def from_json(text: str, source: Any = "the configuration", field: str = "") -> ConfigDict:
-    """Reads a configuration that `Settings.to_json` wrote, with its types restored from the base.
+    """Reads a configuration written by `Settings.to_json`, restoring types from the base one.
 
     Args:
       text: the JSON.
-      source: name of the file that it stands in, for messages.
-      field: where it stands there; '' = it is all of it.
+      source: name of the file that contains it, for messages.
+      field: the field of the file that holds it; '' = the entire file.
 
     Raises:
-      ConfigError: if it is no JSON, or has a field or value that cannot be.
+      ConfigError: if it is not JSON, or has an unknown field or invalid value.
     """
     try:
         values = parse_json(text, Fields(), source, field=field, constants=True)
@@ -163,11 +163,11 @@ def from_json(text: str, source: Any = "the configuration", field: str = "") -> 
 
 
 def _from_values(values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the base configuration with nested values, and the sections of the parts named."""
+    """Returns the base configuration with nested values and the sections of the named parts."""
     if "objective" in values and "method" not in values:
         raise ConfigError(
-            "it was written by hjepa_jax 0.1, whose runs this version does not read: install 0.1 "
-            "to use it, or start a new run in another --workdir."
+            "it was written by hjepa_jax 0.1, whose runs this version cannot read: install 0.1 to "
+            "use it, or start a new run in another --workdir."
         )
     config = base_config()
     for path in TABLES:
@@ -185,16 +185,16 @@ def _from_values(values: Mapping[str, Any]) -> ConfigDict:
 def merge(
     config: ConfigDict, values: Mapping[str, Any], prefix: str = "", of: Schema | None = None
 ) -> ConfigDict:
-    """Sets the nested `values` in `config`, JSON lists becoming tuples.
+    """Sets the nested `values` in `config`, converting JSON lists to tuples.
 
     Args:
       config: the section with the name `prefix`, changed in place and returned.
-      values: by name; those of a section in a mapping.
-      prefix: dotted name of the section, with a point at its end; '' = the whole configuration.
-      of: the schema of the whole; None = that of `config`.
+      values: values by name; a section is a nested mapping.
+      prefix: dotted name of the section, ending with a period; '' = the complete configuration.
+      of: schema of the complete configuration; None = that of `config`.
 
     Raises:
-      ConfigError: if a field does not exist or has a value that it cannot have.
+      ConfigError: if a field does not exist or has an invalid value.
     """
     of = of or schema_of_config(config)
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The one parser of command lines: configuration files, overrides, and mistakes as one sentence.
+"""Parsing of command lines: configuration files, overrides, and one-sentence errors.
 
 A program defines its flags, `--config` by `define_config`, and starts by `run_program`.
 """
@@ -27,7 +27,7 @@ from hjepa_jax.config.values import TRUTH, coerce, parse, problems_of
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.storage.files import local_path
 
-# Flags that are defined here belong to the program that asks for them, whose --help lists them.
+# Flags defined here belong to the calling program and appear in its --help.
 flags.disclaim_key_flags()
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=\s]*)(?:[=\s](.*))?", re.DOTALL)
@@ -36,7 +36,7 @@ _OVERRIDE = re.compile(r"--?(no)?config\.([^=\s]*)(?:[=\s](.*))?", re.DOTALL)
 def define_config(
     default: str | None, meaning: str, *, values: flags.FlagValues = flags.FLAGS
 ) -> flags.FlagHolder[Any]:
-    """Defines `--config`, whose value is the configuration, overrides included, once parsed."""
+    """Defines `--config`; its parsed value is the configuration with all overrides."""
     return flags.DEFINE_string("config", default, meaning, flag_values=values)
 
 
@@ -44,11 +44,11 @@ def load_config(text: str) -> ConfigDict:
     """Returns the configuration that `--config` names.
 
     Args:
-      text: a Python file that defines `get_config`, ':variant' after it where it takes one; or the
+      text: a Python file that defines `get_config`, optionally followed by ':variant', or the
         `config.json` of a run.
 
     Raises:
-      UserError: the file is missing, fails, or has no such variant.
+      UserError: if the file is missing, fails, or has no such variant.
     """
     name, colon, variant = text.partition(":")
     if text.startswith("file:"):
@@ -56,16 +56,18 @@ def load_config(text: str) -> ConfigDict:
     path = local_path(name, "--config")
     if path.is_dir():
         raise UserError(
-            f"--config={text}: {path} is a folder: give a configuration file, for example "
+            f"--config={text}: {path} is a folder: give a file, for example "
             f"{path / 'config.json'} of a finished run."
         )
     if not path.is_file():
-        raise UserError(f"--config={text}: there is no file {path} in {pathlib.Path.cwd()}.")
+        raise UserError(
+            f"--config={text}: {path} does not exist; the current folder is {pathlib.Path.cwd()}."
+        )
     if path.suffix != ".json":
         return _run_file(path, variant)
     if colon:
         raise UserError(
-            f"--config={text}: a saved configuration has no variants: leave ':{variant}' out."
+            f"--config={text}: a saved configuration has no variants: remove ':{variant}'."
         )
     try:
         return files.read(path)
@@ -74,7 +76,7 @@ def load_config(text: str) -> ConfigDict:
 
 
 def _run_file(path: pathlib.Path, variant: str) -> ConfigDict:
-    """Returns what `get_config` of a Python file returns; its errors are sentences."""
+    """Returns the result of `get_config` in a Python file; its errors become UserErrors."""
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         if not callable(get_config):
@@ -86,7 +88,7 @@ def _run_file(path: pathlib.Path, variant: str) -> ConfigDict:
         config = get_config(variant) if takes_variant else get_config()
     except UserError:
         raise
-    except Exception as error:  # Whatever a configuration file may raise.
+    except Exception as error:  # a configuration file may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         inside = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = inside[-1] if inside else getattr(error, "lineno", None)
@@ -106,11 +108,11 @@ def field_of(path: str, of: Schema | None = None) -> Row:
     """Returns the row of a field.
 
     Args:
-      path: its dotted name.
-      of: the schema that it is looked up in; None = that of the built-in parts.
+      path: dotted name of the field.
+      of: schema to search; None = that of the built-in parts.
 
     Raises:
-      UserError: if there is none; the sentence names the nearest one.
+      UserError: if it does not exist; the message suggests the nearest one.
     """
     of = of or schema()
     if path in of.sections:
@@ -124,10 +126,10 @@ def field_of(path: str, of: Schema | None = None) -> Row:
 
 
 def parse_override(path: str, text: str, of: Schema | None = None) -> Any:
-    """Returns what a text means as the value of a field; arguments as `field_of`.
+    """Parses a text as the value of a field; arguments as in `field_of`.
 
     Raises:
-      UserError: if there is no such field, or it cannot have this value.
+      UserError: if the field does not exist or the value is invalid.
     """
     row = field_of(path, of)
     value = coerce(row, parse(row, text))
@@ -137,14 +139,14 @@ def parse_override(path: str, text: str, of: Schema | None = None) -> Any:
 
 
 def _is_value(argument: str, kind: type) -> bool:
-    """Returns whether the argument after `--config.field` is its value."""
+    """Returns whether the argument that follows `--config.field` is its value."""
     if kind is bool:
         return argument.strip().lower() in (*TRUTH, "none", "null")
     return not re.match(r"--?[A-Za-z]", argument)
 
 
 def _schema_for(argv: list[str], given: Any) -> Schema:
-    """Returns the schema of the parts that a command line names, itself or in its `--config`."""
+    """Returns the schema of the parts named on a command line or in its `--config`."""
     named, paths = {}, []
     for argument, following in zip(argv, [*argv[1:], ""]):
         if argument == "--":
@@ -167,18 +169,18 @@ def _schema_for(argv: list[str], given: Any) -> Schema:
 def split_overrides(argv: list[str], given: Any = None) -> tuple[list[str], list[tuple[str, Any]]]:
     """Takes the overrides out of a command line.
 
-    They are `--config.section.field=value`, the value also as the next argument; for truth values
-    `--config.section.field` and `--noconfig.section.field` alone.
+    An override is `--config.section.field=value` or `--config.section.field value`; for booleans
+    also `--config.section.field` and `--noconfig.section.field`.
 
     Args:
       argv: the arguments.
-      given: the configuration, or what names it, where they have no `--config`.
+      given: the configuration or its name, if the arguments have no `--config`.
 
     Returns:
       (the other arguments, (dotted name, value) of each override in order).
 
     Raises:
-      UserError: an override of a field that does not exist or cannot have the value.
+      UserError: if an overridden field does not exist or the value is invalid.
     """
     kept, overrides, rest = [], [], collections.deque(argv)
     of = _schema_for(argv, given)
@@ -208,8 +210,8 @@ def split_overrides(argv: list[str], given: Any = None) -> tuple[list[str], list
 
 
 def _apply(config: ConfigDict, overrides: list[tuple[str, Any]], source: str) -> None:
-    """Sets the overrides in their order, so that the last one of a field holds."""
-    # Parts first: the fields of their sections may stand before them.
+    """Applies the overrides in order; the last one of a field wins."""
+    # Parts first: fields of their sections may precede them on the command line.
     for path, value in sorted(overrides, key=lambda override: override[0] not in TABLES):
         try:
             if path in TABLES:
@@ -224,13 +226,13 @@ def _apply(config: ConfigDict, overrides: list[tuple[str, Any]], source: str) ->
 
 
 def resolve_arguments(arguments: list[str]) -> Settings:
-    """Returns the settings of arguments that are meant for another process.
+    """Returns the settings that another process would get from its arguments.
 
     Args:
-      arguments: `--config=FILE` and overrides among others.
+      arguments: arguments that include `--config=FILE` and overrides.
 
     Raises:
-      UserError: if the other process would refuse them.
+      UserError: if the other process would reject them.
     """
     kept, overrides = split_overrides(arguments)
     (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
@@ -243,10 +245,10 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses flags, and loads the configuration of `--config` with its overrides, in their order.
 
     Returns:
-      The arguments that are no flags, the program's name first.
+      The arguments that are not flags, starting with the program's name.
 
     Raises:
-      UserError: with one sentence on what is wrong.
+      UserError: one sentence about what is wrong.
     """
     try:
         expanded = [argv[0], *values.read_flags_from_files(argv[1:], force_gnu=False)]
@@ -262,7 +264,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
         if overrides:
             raise UserError(f"config.{overrides[0][0]} is set, but there is no --config.")
         return rest
-    # Parsed a second time, as some tests do, the flag holds the configuration already.
+    # When parsed a second time (in tests), the flag already holds the configuration.
     config = load_config(flag.value) if isinstance(flag.value, str) else flag.value
     _apply(config, overrides, str(flag.value))
     flag.value = config
@@ -276,13 +278,13 @@ def run_program(
     required: Sequence[str] = (),
     example: str = "--config=configs/quickstart.py",
 ) -> None:
-    """Runs a program; what is wrong in its command line ends it with one sentence.
+    """Runs a program; a mistake on its command line ends it with one sentence.
 
     Args:
-      name: of the program, before the sentence.
-      main: takes the program's name in a list.
-      required: names of the flags that must be given.
-      example: of those flags, for the message.
+      name: the program's name, printed before the sentence.
+      main: called with a list that holds the program's name.
+      required: names of required flags.
+      example: example of those flags, for the message.
     """
 
     def parse_flags(argv: list[str]) -> list[str]:

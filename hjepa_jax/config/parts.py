@@ -1,9 +1,9 @@
-"""The tables of methods, encoders and image sources, and the one way from a name to its class.
+"""The tables of methods, encoders and image sources, and the lookup of a class by name.
 
 A part is a class with `sections` (section name -> frozen dataclass of `field(...)`) and a class
 method `problems(settings)` that yields a sentence for each contradiction. It is named by an entry
-of its table, or by an import path 'module.path:Class'. Parts are imported when they are asked for,
-so that the configuration stands below all of them.
+of its table, or by an import path 'module.path:Class'. Parts are imported on demand, so the
+configuration depends on none of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SOURCES: dict[str, str] = {
     "tfds": "hjepa_jax.data.sources.tfds:Tfds",
 }
 
-# The field that names a part of each table.
+# The field that selects a part from each table.
 TABLES: dict[str, dict[str, str]] = {
     "method": METHODS,
     "model.encoder": ENCODERS,
@@ -58,7 +58,7 @@ class Part(Protocol):
 
 
 class ModelPart(Part, Protocol):
-    """What the configuration needs of a method or an encoder beside that."""
+    """What the configuration also needs of a method or an encoder."""
 
     @classmethod
     def shrink(cls, config: ConfigDict) -> None:
@@ -67,42 +67,42 @@ class ModelPart(Part, Protocol):
 
 
 class MethodPart(ModelPart, Protocol):
-    """What the configuration needs of a method alone."""
+    """What the configuration also needs of a method."""
 
     coordinate_fields: ClassVar[tuple[str, ...]]
     losses: ClassVar[tuple[str, ...]]
 
     @classmethod
     def trains_predictor(cls, settings: Settings) -> bool:
-        """Returns whether it trains a predictor, which may have a learning rate of its own."""
+        """Returns whether it trains a predictor, which can have its own learning rate."""
         ...
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) of each schedule that does not end within the epochs."""
+        """Yields (field, value) for each schedule that does not end within the epochs."""
         ...
 
 
 def is_import_path(table: Mapping[str, str], name: str) -> bool:
-    """Returns whether a name is 'module.path:Class' and not an entry, perhaps with an argument."""
+    """Returns whether a name is 'module.path:Class' and not an entry (with or without argument)."""
     return ":" in name and name.partition(":")[0] not in table
 
 
 def _field(table: Mapping[str, str]) -> str:
-    """Returns the dotted name of the field that names a part of a table."""
+    """Returns the dotted name of the field that selects a part from a table."""
     return next(path for path, known in TABLES.items() if known is table)
 
 
 def load_part(table: Mapping[str, str], name: str) -> type[Part]:
-    """Returns the class that a name means.
+    """Returns the class of a part by name.
 
     Args:
       table: METHODS, ENCODERS or SOURCES.
-      name: an entry, which an argument may follow as in 'tfds:NAME', or 'module.path:Class' of a
-        module that can be imported, also from the current folder.
+      name: an entry, optionally with an argument as in 'tfds:NAME', or 'module.path:Class'; the
+        module may be in the current folder.
 
     Raises:
-      ConfigError: if there is no such entry, module or class, or it is not a part.
+      ConfigError: if the entry, module or class does not exist, or is not a part.
     """
     field = _field(table)
     path = name if is_import_path(table, name) else table.get(name.partition(":")[0])
@@ -110,7 +110,7 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
         nearest = difflib.get_close_matches(name, table, 1, 0.0)
         meant = f": did you mean {nearest[0]!r}?" if nearest else "."
         raise ConfigError(
-            f"config.{field} is {name[:100]!r}, which is none of {', '.join(table)}, nor "
+            f"config.{field} is {name[:100]!r}, which is not one of {', '.join(table)}, nor "
             f"'module.path:Class'{meant}"
         )
     module_name, _, class_name = path.partition(":")
@@ -129,28 +129,28 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
 
 
 def load_subclass(table: Mapping[str, str], name: str, base: type[T], what: str) -> type[T]:
-    """Returns the class that a name means, which must derive from the base class of its kind.
+    """Returns the class of a part by name, which must derive from a base class.
 
     Args:
       table: see `load_part`.
       name: see `load_part`.
       base: the base class.
-      what: the kind of part, for the message.
+      what: kind of part, for the message.
 
     Raises:
-      ConfigError: if it does not, or see `load_part`.
+      ConfigError: if it does not derive from `base`, or as `load_part`.
     """
     found = load_part(table, name)
     if not issubclass(found, base):
         raise ConfigError(
-            f"config.{_field(table)} is {name!r}, which is no {what}: derive it from "
+            f"config.{_field(table)} is {name!r}, which is not a valid {what}: derive it from "
             f"{base.__module__}.{base.__qualname__}."
         )
     return found
 
 
 def method_part(settings: Settings) -> type[MethodPart]:
-    """Returns the class of the method that settings name, as the configuration knows it.
+    """Returns the class of the settings' method.
 
     Raises:
       ConfigError: see `load_part`.
@@ -159,7 +159,7 @@ def method_part(settings: Settings) -> type[MethodPart]:
 
 
 def section_prefixes(table: Mapping[str, str], name: str) -> tuple[str, ...]:
-    """Returns the beginnings of the dotted names of a part's own fields, as 'resnet.'.
+    """Returns the prefixes of a part's fields, such as 'resnet.'.
 
     Raises:
       ConfigError: see `load_part`.
@@ -176,13 +176,13 @@ def _module(field: str, name: str, module: str) -> object:
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise ConfigError(
-                f"config.{field} is {name!r}, but there is no module {error.name!r} in "
-                f"{os.getcwd()} or among the installed ones."
+                f"config.{field} is {name!r}, but the module {error.name!r} is neither in "
+                f"{os.getcwd()} nor installed."
             ) from error
         raise ConfigError(
             f"config.{field} is {name!r}, but importing {module} failed: {first_line(error)}."
         ) from error
-    except Exception as error:  # Whatever a user's module may raise.
+    except Exception as error:  # a user's module may raise anything
         raise ConfigError(
             f"config.{field} is {name!r}, but importing {module} failed: "
             f"{type(error).__name__}: {first_line(error)}."

@@ -1,4 +1,4 @@
-"""Rules between fields: each yields one sentence for people where a configuration breaks it."""
+"""Rules between fields; each yields one sentence per violation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hjepa_jax.config.parts import method_part
 from hjepa_jax.config.settings import Settings
 
 KNN_METRICS = ("online/knn_top1", "online/knn_top5")
-# Metrics of every method, with the way that is better.
+# Metrics of every method, and whether lower or higher is better.
 _DIRECTIONS: dict[str, Literal["min", "max"]] = {
     "total": "min",
     "online/probe_loss": "min",
@@ -20,7 +20,7 @@ _DIRECTIONS: dict[str, Literal["min", "max"]] = {
 
 
 def _batch(settings: Settings) -> Iterator[str]:
-    """Sizes of images and batches fit together."""
+    """Image and batch sizes are consistent."""
     data = settings.data
     if data.batch_size % settings.train.accumulation:
         yield (
@@ -40,7 +40,7 @@ def _batch(settings: Settings) -> Iterator[str]:
 
 
 def unfinished_schedules(settings: Settings, epochs: float) -> list[str]:
-    """Returns 'config.field=value' of what is warmed up or faded in but not within `epochs`."""
+    """Returns 'config.field=value' for each warm-up or ramp that does not end within `epochs`."""
     return [f"config.{name}={value:g}" for name, value in _unfinished(settings, epochs)]
 
 
@@ -51,15 +51,15 @@ def _unfinished(settings: Settings, epochs: float) -> Iterator[tuple[str, float]
 
 
 def _schedules(settings: Settings) -> Iterator[str]:
-    """Schedules come to their end, and weight decay leaves something of the parameters."""
+    """Schedules finish, and weight decay does not shrink parameters past zero."""
     train = settings.train
     unfinished = unfinished_schedules(settings, train.epochs)
     if unfinished:
         yield (
-            f"config.train.epochs is {train.epochs}, so that {' and '.join(unfinished)} would not "
-            f"come to an end: shorten {'them' if len(unfinished) > 1 else 'it'}, or train longer."
+            f"config.train.epochs is {train.epochs}, so {' and '.join(unfinished)} would not "
+            f"finish: shorten {'them' if len(unfinished) > 1 else 'it'}, or train longer."
         )
-    # Of a rate above 1 the rate itself is the trouble, which training explains.
+    # Above a rate of 1 the rate itself is the problem, which training reports.
     if train.lr <= 1 < train.lr * train.weight_decay:
         yield (
             f"config.train.weight_decay is {train.weight_decay}: times config.train.lr={train.lr} "
@@ -69,7 +69,7 @@ def _schedules(settings: Settings) -> Iterator[str]:
 
 
 def _evaluation(settings: Settings) -> Iterator[str]:
-    """The evaluation can be made of the model and the images."""
+    """The evaluation fits the model and the images."""
     model, evaluation, limit = settings.model, settings.evaluation, settings.data.max_train_images
     if evaluation.state_part != "qp" and not model.split_qp:
         yield (
@@ -85,18 +85,18 @@ def _evaluation(settings: Settings) -> Iterator[str]:
     if evaluation.online_every_epochs is not None and evaluation.online_images < k:
         yield (
             f"config.evaluation.online_images is {evaluation.online_images}, fewer than the "
-            f"config.evaluation.headline_k={k} neighbors that are to vote: set it to {k} or more."
+            f"config.evaluation.headline_k={k} neighbors that vote: set it to {k} or more."
         )
     if limit is not None and limit < k:
         yield (
             f"config.data.max_train_images is {limit}, fewer than the "
-            f"config.evaluation.headline_k={k} neighbors that are to vote: set it to {k} or more, "
+            f"config.evaluation.headline_k={k} neighbors that vote: set it to {k} or more, "
             "or a smaller config.evaluation.headline_k."
         )
     if limit is not None and evaluation.few_shot and max(evaluation.few_shot) > limit:
         yield (
             f"config.evaluation.few_shot is {evaluation.few_shot}, but "
-            f"config.data.max_train_images leaves only {limit} images for all classes: ask for "
+            f"config.data.max_train_images leaves only {limit} images in total: set "
             "fewer."
         )
     mixes = model.projector != "identity"
@@ -115,18 +115,18 @@ def _evaluation(settings: Settings) -> Iterator[str]:
 
 
 def best_direction(settings: Settings) -> Literal["min", "max"] | None:
-    """Returns which value of config.checkpoint.best_metric is best, None if that is unknown."""
+    """Returns whether a low or high config.checkpoint.best_metric is better; None = unknown."""
     directions = _directions(settings)
     return directions.get(settings.checkpoint.best_metric) or settings.checkpoint.best_mode
 
 
 def _directions(settings: Settings) -> dict[str, Literal["min", "max"]]:
-    """Returns the known directions of metrics: those of the method's losses among them."""
+    """Returns the known directions of metrics, including the method's losses."""
     return {**_DIRECTIONS, **dict.fromkeys(method_part(settings).losses, "min")}
 
 
 def _direction_problem(settings: Settings) -> str | None:
-    """Returns a sentence if best_metric and config.checkpoint.best_mode do not fit, else None."""
+    """Returns a sentence if best_metric and best_mode do not match, else None."""
     metric, mode = settings.checkpoint.best_metric, settings.checkpoint.best_mode
     directions = _directions(settings)
     own = directions.get(metric)
@@ -134,31 +134,31 @@ def _direction_problem(settings: Settings) -> str | None:
         near = difflib.get_close_matches(metric, directions, 1)
         meant = f", or did you mean {near[0]!r}?" if near else "."
         return (
-            f"config.checkpoint.best_metric is {metric!r}, of which it is not known whether small "
-            f"or large is better: set config.checkpoint.best_mode to 'min' or 'max'{meant}"
+            f"config.checkpoint.best_metric is {metric!r}, which has no known direction: set "
+            f"config.checkpoint.best_mode to 'min' or 'max'{meant}"
         )
     if own is None or mode in (None, own):
         return None
-    better = "small" if own == "min" else "large"
+    better = "lower" if own == "min" else "higher"
     return (
-        f"config.checkpoint.best_mode is {mode!r}, but {metric!r} is better when it is {better}, "
-        "so that the worst would be kept: leave best_mode at None."
+        f"config.checkpoint.best_mode is {mode!r}, but for {metric!r} {better} is better, so the "
+        "worst checkpoints would be kept: leave best_mode at None."
     )
 
 
 def _checkpoint(settings: Settings) -> Iterator[str]:
-    """The metric that ranks checkpoints exists, and it is known which way it is better."""
+    """The metric that ranks checkpoints exists and has a known direction."""
     metric = settings.checkpoint.best_metric
     if metric.startswith("online/knn") and metric not in KNN_METRICS:
         yield f"config.checkpoint.best_metric is {metric!r}: it can be {' or '.join(KNN_METRICS)}."
     if metric in KNN_METRICS and settings.evaluation.online_every_epochs is None:
         yield (
-            f"config.checkpoint.best_metric is {metric!r}, but there is no online evaluation: set "
+            f"config.checkpoint.best_metric is {metric!r}, but online evaluation is off: set "
             "config.evaluation.online_every_epochs, or rank by a loss, for example 'total'."
         )
     if metric.startswith("online/probe_") and not settings.evaluation.online_probe:
         yield (
-            f"config.checkpoint.best_metric is {metric!r}, but there is no online probe: set "
+            f"config.checkpoint.best_metric is {metric!r}, but the online probe is off: set "
             "config.evaluation.online_probe=True, or rank by a loss, for example 'total'."
         )
     sentence = _direction_problem(settings)
@@ -172,5 +172,5 @@ RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
     _evaluation,
     _checkpoint,
 )
-# What a run that is only evaluated may break: it may be older than the rule, or cut short.
+# Rules for training only; an evaluated run may be older than the rule, or cut short.
 TRAINING_RULES = (_schedules,)

@@ -1,4 +1,4 @@
-"""The whole configuration: its sections, its rows, and the settings that code receives."""
+"""The complete configuration: its sections, its rows, and the settings that code receives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ S = TypeVar("S")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every field, checked and typed; what `resolve` returns.
+    """Every field, checked and typed; returned by `resolve`.
 
     Attributes:
       parts: the sections of methods, encoders and sources by name; `section` returns one.
@@ -35,7 +35,7 @@ class Settings:
 
     seed: int = field(
         42,
-        "Seeds parameters, data order, augmentation and random projections.",
+        "Seed of parameters, data order, augmentation and random projections.",
         at_least=0,
         at_most=2**32 - 1,
         aliases=("random_seed", "rng"),
@@ -54,10 +54,10 @@ class Settings:
     log: Log = section(Log, "What is logged.", resume=FREE)
 
     def section(self, kind: type[S]) -> S:
-        """Returns the section of a part, by its dataclass.
+        """Returns a part's section by its dataclass.
 
         Raises:
-          KeyError: if no part of this configuration has it.
+          KeyError: if no part of this configuration has this section.
         """
         for found in self.parts.values():
             if isinstance(found, kind):
@@ -65,7 +65,7 @@ class Settings:
         raise KeyError(kind.__name__)
 
     def values(self) -> dict[str, Any]:
-        """Returns the value of every field by its dotted name, in the order of declaration."""
+        """Returns every field's value by dotted name, in order of declaration."""
         return {path: self.value(path) for path in schema_of(self).rows}
 
     def value(self, path: str) -> Any:
@@ -86,9 +86,9 @@ class Settings:
         return json.dumps(nested, indent=2, sort_keys=True)
 
     def replace(self, changes: Mapping[str, Any]) -> Settings:
-        """Returns the settings with other values of some fields, by dotted name; not checked.
+        """Returns a copy with some fields changed, by dotted name; the values are not checked.
 
-        Where a change names another part, its own sections are at their defaults.
+        If a change selects another part, the sections of that part are at their defaults.
         """
         named = {path: changes.get(path, self.value(path)) for path in TABLES}
         of, kept = schema(named), self.values()
@@ -98,12 +98,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """What a configuration of certain parts consists of.
+    """The fields of a configuration with certain parts.
 
     Attributes:
-      rows: of every field by its dotted name, in the order of declaration.
-      parts: the dataclass of each section that belongs to a part.
-      meanings: one line on each section by its dotted name, '' for the fields of no section.
+      rows: every field's row by dotted name, in order of declaration.
+      parts: dataclass of each section that belongs to a part.
+      meanings: one line about each section by dotted name; '' for top-level fields.
     """
 
     rows: Mapping[str, Row]
@@ -117,10 +117,10 @@ class Schema:
 
 
 def schema(named: Mapping[str, str] | None = None) -> Schema:
-    """Returns the schema of all built-in parts and of those that are named by import path.
+    """Returns the schema of all built-in parts and those named by import path.
 
     Args:
-      named: the values of the fields in TABLES, by dotted name, as far as they are given.
+      named: values of fields in TABLES by dotted name; may be incomplete.
 
     Raises:
       ConfigError: if an import path leads nowhere, or its sections collide with others.
@@ -150,11 +150,11 @@ def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
                 if section_name in core or (known is not None and known[0] is not kind):
                     raise ConfigError(
                         f"config.{path} is {name!r}, whose section {section_name!r} collides with "
-                        f"the one of the same name: rename it in {name}."
+                        f"another of the same name: rename it in {name}."
                     )
                 owners[section_name] = (kind, _chosen(path, section_name, names))
     rows: list[Row] = []
-    meanings = {"": "Fields of no section."}
+    meanings = {"": "Top-level fields."}
     for declared in dataclasses.fields(Settings):
         if declared.name == "parts":
             for name, (kind, used) in owners.items():
@@ -169,7 +169,7 @@ def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
 
 
 def _chosen(path: str, section_name: str, names: Iterable[str]) -> Condition:
-    """Returns the condition that a part with a section is the one chosen."""
+    """Returns the condition that one of the named parts, which have a section, is selected."""
     table = TABLES[path]
     having = [name for name in names if section_name in load_part(table, name).sections]
     return Condition(
@@ -179,7 +179,7 @@ def _chosen(path: str, section_name: str, names: Iterable[str]) -> Condition:
 
 
 def _meanings(kind: type, prefix: str = "", only: str | None = None) -> dict[str, str]:
-    """Returns the meaning of each section in a dataclass by its dotted name."""
+    """Returns the meaning of each section in a dataclass by dotted name."""
     found = {}
     for declared in dataclasses.fields(kind):
         inner = declared.default_factory
@@ -193,7 +193,7 @@ def _meanings(kind: type, prefix: str = "", only: str | None = None) -> dict[str
 
 
 def build(of: Schema, values: Mapping[str, Any]) -> Settings:
-    """Returns the settings with the values of all fields, by dotted name; they are not checked."""
+    """Returns settings from the values of all fields by dotted name, without checks."""
     parts = {name: _section(kind, f"{name}.", values) for name, kind in of.parts.items()}
     return dataclasses.replace(_section(Settings, "", values), parts=parts)
 
@@ -211,7 +211,7 @@ def _section(kind: type[S], prefix: str, values: Mapping[str, Any]) -> S:
 
 
 def rows() -> Mapping[str, Row]:
-    """Returns the row of every built-in field by its dotted name, in the order of declaration."""
+    """Returns the row of every built-in field by dotted name, in order of declaration."""
     return schema().rows
 
 
@@ -221,17 +221,17 @@ def sections() -> frozenset[str]:
 
 
 def chosen_parts(settings: Settings) -> Iterator[Any]:
-    """Yields the classes of the method, the encoder and the source that settings choose."""
+    """Yields the classes of the selected method, encoder and source."""
     for path, table in TABLES.items():
         yield load_part(table, settings.value(path))
 
 
 def may_change_on_resume(path: str, settings: Settings) -> bool:
-    """Returns whether a resumed run may have another value of a field.
+    """Returns whether a resumed run may change a field.
 
     Args:
       path: its dotted name.
-      settings: of the run as it goes on; an online probe fixes the fields that its state depends
+      settings: settings of the resumed run; an online probe fixes the fields that its state depends
         on.
     """
     policy = schema_of(settings).rows[path].resume
@@ -239,5 +239,5 @@ def may_change_on_resume(path: str, settings: Settings) -> bool:
 
 
 def may_differ_between_processes(path: str, settings: Settings) -> bool:
-    """Returns whether each process may have its own value: it is of the machine, not the run."""
+    """Returns whether processes of a run may have different values of a field."""
     return schema_of(settings).rows[path].spec.own

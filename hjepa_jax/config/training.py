@@ -30,9 +30,9 @@ _SHOTS = Condition(lambda c: len(c.evaluation.few_shot) > 0, "config.evaluation.
 _WARMUP = Condition(lambda c: c.train.warmup_epochs > 0, "config.train.warmup_epochs above 0")
 _BEST = Condition(lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best")
 _RATIO = {"at_least": 0.0, "at_most": 1.0}
-# Beyond this a number is 1 in float32, and Adam's bias correction divides by zero.
+# Above this, float32 rounds to 1, and Adam's bias correction divides by zero.
 _BELOW_ONE = {"at_least": 0.0, "at_most": 0.999999}
-# A larger rate is infinite in float32; what merely diverges is explained by the training itself.
+# A larger rate overflows float32; mere divergence is reported by the training itself.
 _LARGEST_RATE = 1e20
 
 
@@ -56,13 +56,13 @@ class Model:
     projector_dim: int = field(2048, "Outputs of the projector.", above=0, at_most=2**20, used=_MLP)
     batch_norm: Literal["global", "local"] = field(
         "global",
-        "Batch statistics of the whole batch, or of each device's share ('local': less "
-        "waiting, but the result depends on the number of devices).",
+        "Batch statistics over the full batch ('global'), or over each device's share ('local': "
+        "less synchronization, but the result depends on the number of devices).",
         aliases=("sync_bn", "sync_batch_norm"),
     )
     compute_dtype: Literal["bfloat16", "float32"] = field(
         "bfloat16",
-        "Encoder arithmetic; parameters and losses are float32.",
+        "Data type of the encoder's arithmetic; parameters and losses are float32.",
         aliases=("dtype", "precision"),
     )
 
@@ -73,15 +73,15 @@ class Train:
 
     epochs: int = field(
         30,
-        "Epochs of training.",
+        "Training epochs.",
         above=0,
         at_most=10**6,
-        hint="for a part of an epoch set config.train.max_steps",
+        hint="for part of an epoch set config.train.max_steps",
         aliases=("num_epochs", "max_epochs"),
     )
     max_steps: int | None = field(
         None,
-        "Stop after this many steps even if epochs are left; None = no limit.",
+        "Stop after this many steps, even if epochs remain; None = no limit.",
         above=0,
         aliases=("steps", "num_steps", "iterations"),
     )
@@ -111,14 +111,14 @@ class Train:
     )
     adam_eps: float = field(
         1e-8,
-        "Added to the root in Adam's quotient.",
+        "Adam's epsilon, added to the square root.",
         at_least=1e-16,
         at_most=1,
         aliases=("eps", "epsilon"),
     )
     grad_clip: float | None = field(
         1.0,
-        "Global gradient norm; None = no clipping.",
+        "Largest global gradient norm; None = no clipping.",
         at_least=1e-6,
         aliases=("clip", "clip_norm", "max_grad_norm"),
     )
@@ -129,50 +129,53 @@ class Train:
         aliases=("warmup",),
     )
     warmup_init_ratio: float = field(
-        0.01, "Learning rate at the start, over lr.", used=_WARMUP, **_RATIO
+        0.01, "Initial learning rate as a fraction of lr.", used=_WARMUP, **_RATIO
     )
     min_lr_ratio: float = field(
-        0.001, "Learning rate at the end of the cosine, over lr.", aliases=("min_lr",), **_RATIO
+        0.001,
+        "Final learning rate of the cosine as a fraction of lr.",
+        aliases=("min_lr",),
+        **_RATIO,
     )
     init_from: str | None = field(
         None,
-        "Workdir of a run to start from: its parameters and batch statistics, no more.",
+        "Workdir of a run whose parameters and batch statistics initialize this one.",
         aliases=("checkpoint", "pretrained"),
     )
     on_nonfinite: Literal["stop", "skip"] = field(
         "stop",
-        "A loss or gradient that is NaN or infinite: 'stop', or 'skip' the batch; the "
-        "state before it is kept.",
+        "On a NaN or infinite loss or gradient: 'stop', or 'skip' the batch; the state from before "
+        "it is kept.",
         resume=FREE,
     )
     max_skips_in_a_row: int = field(
-        5, "Batches skipped in a row at most.", above=0, used=_SKIPS, resume=FREE
+        5, "Maximum number of batches skipped in a row.", above=0, used=_SKIPS, resume=FREE
     )
     accumulation: int = field(
         1,
-        "Micro-batches that a step encodes in turn, to save memory; batch normalization is "
-        "over each.",
+        "Micro-batches that a step encodes one after the other, to save memory; batch "
+        "normalization is over each.",
         above=0,
         aliases=("accumulate", "accum_steps", "grad_accum"),
     )
     shard_optimizer: bool = field(
         False,
-        "Split the optimizer's moments over the devices instead of copying them to each.",
+        "Shard the optimizer's moments over the devices instead of replicating them.",
         resume=FREE,
         aliases=("zero", "fsdp"),
     )
     fast_compile: bool = field(
-        False, "Compile the step without optimizing it: a slower step, for runs of a few steps."
+        False, "Compile the step without optimization: slower steps, for runs of a few steps."
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is measured on frozen features, after and during training."""
+    """Measurements on frozen features, during and after training."""
 
     state_part: Literal["q", "p", "qp"] = field(
         "q",
-        "Part of the state evaluated, with split_qp; else 'qp'.",
+        "Part of the state to evaluate; must be 'qp' without split_qp.",
         resume=FREE_WITHOUT_PROBE,
     )
     coordinates: Literal["raw", "sqrt_h"] = field(
@@ -180,28 +183,26 @@ class Evaluation:
         "The state 'raw' as encoded, or 'sqrt_h' as HamSIGReg's H^{1/2} z.",
         used=_COORDINATES,
     )
-    all_state_parts: bool = field(
-        True, "kNN and probe of q, p and qp beside state_part; only with split_qp."
-    )
+    all_state_parts: bool = field(True, "Also kNN and probe of q, p and qp; needs split_qp.")
     batch_size: int = field(
-        512, "Images per forward pass when features are extracted.", above=0, at_most=65536
+        512, "Images per forward pass of feature extraction.", above=0, at_most=65536
     )
     knn_k: tuple[int, ...] = field(
         (1, 5, 10, 20, 50, 100, 200),
-        "Neighbors; those above the training set's size are left out.",
+        "Values of k; those larger than the training set are skipped.",
         above=0,
         nonempty=True,
         aliases=("k",),
     )
-    headline_k: int = field(20, "The k of tables.", above=0)
+    headline_k: int = field(20, "The k reported in tables.", above=0)
     knn_block: int = field(
         8192,
-        "Training rows that kNN compares at a time; bounds its memory, not its result.",
+        "Training rows that kNN compares at a time; affects memory, not the result.",
         above=0,
         at_most=2**20,
     )
     probe_epochs: int = field(50, "Epochs of the linear probe.", above=0, at_most=100_000)
-    probe_batch_size: int = field(256, "Batch of the linear probe.", above=0, at_most=65536)
+    probe_batch_size: int = field(256, "Batch size of the linear probe.", above=0, at_most=65536)
     probe_lr: float = field(
         1e-3,
         "Learning rate of the linear probe.",
@@ -215,51 +216,54 @@ class Evaluation:
     )
     probe_lr_sweep: tuple[float, ...] = field(
         (),
-        "More learning rates to try beside probe_lr; the best in cross-validation over "
+        "Further learning rates to try; the best in cross-validation over "
         "probe_folds is reported. () = the published protocol.",
         at_least=1e-12,
         at_most=1e3,
     )
     probe_folds: int = field(
-        5, "Parts of the training set in cross-validation.", at_least=2, at_most=1000, used=_FOLDS
+        5, "Folds of the cross-validation.", at_least=2, at_most=1000, used=_FOLDS
     )
     few_shot: tuple[int, ...] = field(
         (), "Few-shot probes: training images per class; () = none.", above=0
     )
     few_shot_trials: int = field(
-        5, "Draws of them to average.", above=0, at_most=10_000, used=_SHOTS
+        5, "Random draws to average over.", above=0, at_most=10_000, used=_SHOTS
     )
     robustness: tuple[Corruption, ...] = field(
         (),
-        "Changes of the test images under which kNN and probe are tested again.",
+        "Corruptions of the test images on which kNN and probe are also tested.",
     )
-    spectrum_samples: int = field(5000, "Samples of the covariance spectrum.", at_least=2)
-    spectrum_top: int = field(256, "Eigenvalues kept of it.", above=0)
+    spectrum_samples: int = field(5000, "Samples for the covariance spectrum.", at_least=2)
+    spectrum_top: int = field(256, "Number of eigenvalues to keep.", above=0)
     alignment_samples: int = field(
         5000, "Pairs of augmented views for alignment and uniformity.", at_least=2
     )
     max_pairs: int = field(
         20000,
-        "Random pairs at most for cosine similarities and for uniformity.",
+        "Maximum number of random pairs for cosine similarities and for uniformity.",
         above=0,
         at_most=10**7,
     )
     seed: int = field(
         0,
-        "Seeds probe, subsamples, random pairs and the choice of images in pictures.",
+        "Seed of the probe, subsamples, random pairs and the images shown in figures.",
         at_least=0,
         at_most=2**32 - 1,
     )
     online_every_epochs: float | None = field(
         None,
-        "During training: kNN at headline_k every so many epochs and at the end; None = never.",
+        "During training: epochs between kNN evaluations at headline_k, plus one at the end; None "
+        "= never.",
         above=0,
     )
-    online_images: int = field(5000, "Images of each split for it at most.", above=0, used=_ONLINE)
+    online_images: int = field(
+        5000, "Maximum number of images per split for it.", above=0, used=_ONLINE
+    )
     online_holdout: int | None = field(
         None,
-        "Labeled training images (each class with its share) that are not trained on, and that it "
-        "tests instead of the test split; None = the test split.",
+        "Labeled training images (stratified by class) to hold out of training; online evaluation "
+        "tests on them instead of the test split. None = test on the test split.",
         above=0,
         used=_ONLINE,
         resume=FIXED,
@@ -271,35 +275,37 @@ class Evaluation:
         resume=FREE_WITHOUT_PROBE,
     )
     pixel_baseline: bool = field(
-        False, "Also evaluate raw pixels (averaged down to at most 32 x 32) as if an encoder."
+        False, "Also evaluate raw pixels (averaged down to at most 32 x 32) as features."
     )
     reference_evaluation: bool = field(
         False,
         "As published: kNN ranks ties, and classes without a vote, by class number, and random "
         "pairs repeat.",
     )
-    random_baseline: bool = field(True, "Also evaluate the encoder at its random initialization.")
+    random_baseline: bool = field(True, "Also evaluate the randomly initialized encoder.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What is saved, when, and which of it is kept."""
+    """Saving of checkpoints, and which are kept."""
 
     every_steps: int | None = field(
-        None, "Steps between checkpoints; None = once an epoch.", above=0
+        None, "Steps between checkpoints; None = once per epoch.", above=0
     )
-    keep_last: int = field(2, "Newest checkpoints kept.", above=0)
-    keep_best: int = field(0, "Best checkpoints kept beside the newest.", at_least=0)
+    keep_last: int = field(2, "Number of newest checkpoints to keep.", above=0)
+    keep_best: int = field(
+        0, "Number of best checkpoints to keep in addition to the newest.", at_least=0
+    )
     best_metric: str = field(
         "total",
-        "Metric that ranks them: a logged one at the step saved, or 'online/knn_top1' "
-        "(steps without it rank last).",
+        "Metric that ranks them: one logged at the saved step, or 'online/knn_top1' (steps without "
+        "it rank last).",
         used=_BEST,
     )
     best_mode: Literal["min", "max"] | None = field(
         None,
-        "Whether the least or the greatest is best; None = what the metric has by itself, as "
-        "losses and accuracies do.",
+        "Whether lower or higher is better; None = the metric's known direction (losses, "
+        "accuracies).",
         used=_BEST,
     )
 

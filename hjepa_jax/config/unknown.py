@@ -1,4 +1,4 @@
-"""Fields that do not exist: what is most likely meant, and what older versions called them."""
+"""Unknown fields: the most likely intended field, and names in older versions."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ RENAMED: dict[str, str] = {
     "evaluation.qp_variants": "evaluation.all_state_parts",
 }
 
-# Old section -> new one, whose fields have the names that they had.
+# Old section -> new one, with the same field names.
 RENAMED_SECTIONS: dict[str, str] = {"spectral": "hamsigreg"}
 _OBJECTIVE = (
-    "config.objective is now config.method: 'hjepa', 'lejepa' for SIGReg of the states as they "
-    "are, or 'hamsigreg' for what was a config.spectral.kind other than 'identity'."
+    "config.objective is now config.method: 'hjepa', 'lejepa' for SIGReg of untransformed states, "
+    "or 'hamsigreg' for a former config.spectral.kind other than 'identity'."
 )
 
 
 def renamed(path: str) -> str | None:
-    """Returns what a field that an older version had is called now, None for others."""
+    """Returns the current name of a field of an older version, else None."""
     section, _, leaf = path.partition(".")
     if section in RENAMED_SECTIONS:
         leaf = leaf.replace("regulariser", "regularizer")
@@ -46,11 +46,11 @@ def renamed(path: str) -> str | None:
 
 
 def _nearest_field(rows: Mapping[str, Row], path: str) -> str:
-    """Returns the field that `path` most likely means: by its words, in its section first."""
+    """Returns the field most similar to `path`, searching its section first."""
     section, _, leaf = path.rpartition(".")
     leaves = {name: name.rpartition(".")[2] for name in rows}
     inside = [name for name in rows if name.rpartition(".")[0] == section]
-    # What is asked for without its section is most often of the training.
+    # A field given without its section is most often one of `train`.
     everywhere = sorted(rows, key=lambda name: not name.startswith("train."))
     for names in (inside, everywhere):
         for name in names:
@@ -65,7 +65,7 @@ def _nearest_field(rows: Mapping[str, Row], path: str) -> str:
 
 
 def unknown_field(of: Schema, path: str) -> str | None:
-    """Returns a sentence naming the nearest valid field if `path` is none, else None."""
+    """Returns a sentence with the nearest field if `path` is unknown, else None."""
     if path in of.rows or path in of.sections:
         return None
     if path == "objective":

@@ -1,4 +1,4 @@
-"""The value of one field: what its row allows, and what a text on the command line means."""
+"""Values of one field: checks against its row, and parsing of command-line text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TRUTH = {"true": True, "yes": True, "on": True, "1": True, "y": True, "t": True}
 TRUTH |= {"false": False, "no": False, "off": False, "0": False, "n": False, "f": False}
 _EXAMPLES = {int: (1, 5), float: (0.01, 0.1), str: ("gray", "blur")}
 _NONE = ("none", "null")
-# Above it not every whole number is a float.
+# Above this, not every integer is a float.
 _EXACT = 2**53
 
 
 def shown(value: Any) -> str:
-    """Returns the repr of a value, of bounded length."""
+    """Returns the repr of a value, truncated."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits.
@@ -34,7 +34,7 @@ def shown(value: Any) -> str:
 
 
 def expected(row: Row) -> str:
-    """Returns what a field's value must be, the end of 'it must be ...'."""
+    """Returns the end of 'it must be ...' for a field's value."""
     one, several = _WORDS[row.kind]
     if row.length is None:
         text = one
@@ -48,9 +48,9 @@ def expected(row: Row) -> str:
 
 
 def coerce(row: Row, value: Any) -> Any:
-    """Returns the value in the field's type where it is clear: lists, and whole numbers as float.
+    """Returns the value converted to the field's type if that is unambiguous (lists, int to float).
 
-    What is not clear is returned as it is, for `problems_of` to refuse.
+    Other values are returned unchanged, for `problems_of` to reject.
     """
     if isinstance(value, list):
         value = tuple(value)
@@ -66,7 +66,7 @@ def _coerce_one(kind: type, value: Any) -> Any:
 
 
 def _has_type(kind: type, value: Any) -> bool:
-    """Returns whether a value is of a field's type; a bool is no number, but an int is a float."""
+    """Returns whether a value has a field's type; a bool is not a number, but an int is a float."""
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
@@ -83,7 +83,7 @@ def _hint(row: Row) -> str:
 
 
 def _range_problem(row: Row, value: Any) -> str | None:
-    """Returns what a number must be where it is not, else None."""
+    """Returns what a number violates ('it must be ...'), else None."""
     spec = row.spec
     whose = "each of its numbers must" if row.length is not None else "it must"
     if isinstance(value, float) and not math.isfinite(value):
@@ -109,13 +109,13 @@ def _range_problem(row: Row, value: Any) -> str | None:
 
 
 def _text_problem(row: Row, value: str) -> str | None:
-    """Returns what is wrong with a text, else None."""
+    """Returns what is wrong with a string, else None."""
     options = row.choices
     if options and value not in options:
         nearest = difflib.get_close_matches(value, options, 1, 0.0)[0]
-        return f"that is none of {', '.join(map(repr, options))}: did you mean {nearest!r}?"
+        return f"it must be one of {', '.join(map(repr, options))}; did you mean {nearest!r}?"
     if not value.strip() or not value.isprintable():
-        return "it must be a text without control characters, and not empty"
+        return "it must be a non-empty string without control characters"
     return None
 
 
@@ -138,7 +138,7 @@ def _shape_problem(row: Row, value: Any) -> str | None:
 
 
 def problems_of(row: Row, value: Any) -> Iterator[str]:
-    """Yields the sentence on a value that the row does not allow; nothing where it does."""
+    """Yields a sentence if the row does not allow the value."""
     if value is None and row.optional:
         return
     value = coerce(row, value)
@@ -153,20 +153,20 @@ def problems_of(row: Row, value: Any) -> Iterator[str]:
         if row.spec.ordered and value[0] > value[1]:
             found = "it must be (low, high) with low <= high"
         elif row.length == "any" and len(set(value)) < len(value):
-            found = "it must not have an element twice"
+            found = "it must not repeat an element"
     if found is not None:
         end = "" if found.endswith("?") else "."
         yield f"config.{row.path} is {shown(value)}: {found}{end}"
 
 
 def parse(row: Row, text: str) -> Any:
-    """Returns what a text on the command line means as a field's value.
+    """Parses a command-line text as a field's value.
 
-    Whole numbers may be written as 1e3, truth values as yes, no, on and off, tuples as
-    (1, 2), [1, 2] or 1,2; None in any case, where the field may be None.
+    Integers may be written as 1e3, booleans as yes, no, on and off, tuples as (1, 2), [1, 2] or
+    1,2, and None in upper or lower case.
 
     Raises:
-      ConfigError: with one sentence that names the field.
+      ConfigError: one sentence that names the field.
     """
     bare = text.strip()
     if bare.lower() in _NONE and (row.optional or row.kind is not str):

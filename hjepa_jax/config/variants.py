@@ -13,7 +13,7 @@ from hjepa_jax.errors import ConfigError
 
 
 def smoke(config: ConfigDict) -> None:
-    """Shrinks any configuration to a few seconds on the embedded digits, the method unchanged."""
+    """Shrinks any configuration to a few seconds on the embedded digits, with the same method."""
     config.data.update(
         name="digits",
         root=None,
@@ -37,7 +37,7 @@ def smoke(config: ConfigDict) -> None:
 
 
 def chain(*changes: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
-    """Returns one change that makes all of them in order."""
+    """Returns one function that applies all changes in order."""
 
     def apply(config: ConfigDict) -> None:
         for change in changes:
@@ -49,15 +49,15 @@ def chain(*changes: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None
 def apply_variants(
     config: ConfigDict, variant: str, methods: Mapping[str, Callable[[ConfigDict], None]]
 ) -> ConfigDict:
-    """Applies one method (the first of `methods` by default), then 'smoke' if it is named.
+    """Applies one method (the first of `methods` by default), then 'smoke' if requested.
 
     Args:
       config: changed in place and returned.
-      variant: nothing, 'METHOD', 'smoke' or 'METHOD-smoke'.
-      methods: the changes that each method makes.
+      variant: '', 'METHOD', 'smoke' or 'METHOD-smoke'.
+      methods: method name -> change that it makes.
 
     Raises:
-      ConfigError: if a name is unknown; the sentence names the nearest one.
+      ConfigError: if a name is unknown; the message suggests the nearest one.
     """
     names = [name for name in variant.split("-") if name]
     options = (*methods, "smoke")
@@ -65,14 +65,14 @@ def apply_variants(
         if name not in options:
             nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]
             raise ConfigError(
-                f"{name!r} is no variant of this configuration ({', '.join(options)}): "
+                f"{name!r} is not a variant of this configuration ({', '.join(options)}): "
                 f"did you mean ':{nearest}'?"
             )
     chosen = [name for name in names if name != "smoke"] or [next(iter(methods))]
     if len(chosen) > 1:
         raise ConfigError(
-            f"variant {variant!r} names {len(chosen)} methods: name one, and at most 'smoke' "
-            f"beside it, for example ':{chosen[0]}-smoke'."
+            f"variant {variant!r} names {len(chosen)} methods: name one, optionally with 'smoke', "
+            f"for example ':{chosen[0]}-smoke'."
         )
     methods[chosen[0]](config)
     if "smoke" in names:

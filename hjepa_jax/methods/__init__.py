@@ -1,1 +1,1 @@
-"""Methods of self-supervised learning: what is trained beside the encoder, and by which loss."""
+"""Self-supervised learning methods: their losses and the parts trained with the encoder."""

@@ -1,8 +1,8 @@
-"""What a method is: the loss of the states of a batch, and all that belongs to it.
+"""The base class of methods: the loss of a batch's states, and everything that belongs to it.
 
-The train step, the loop, the evaluation and the configuration know this class and no method's name.
-A method is one subclass of `Method` in a file of its own, here or in a user's project, and
-`config.method` names it; `examples/own_method.py` is a short one.
+The train step, the loop, the evaluation and the configuration use only this class and know no
+method by name. A method is a subclass of `Method` in its own file, here or in a user's project, and
+is selected by `config.method`; `examples/own_method.py` is a short example.
 
 In a step, the encoder and then the projector map V views of B images to states z [V, B, D]. `draw`
 makes random numbers for them, `loss` is differentiated with respect to z and the parameters of
@@ -39,11 +39,11 @@ class Rate(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """Advice on something that is not finite.
+    """Advice about a value that is not finite.
 
     Attributes:
       what: the beginning of a sentence that ends with "is not finite", such as "the flow".
-      fields: dotted names of the fields to look at, such as "loss.std_eps".
+      fields: dotted names of the fields to check, such as "loss.std_eps".
     """
 
     what: str
@@ -57,13 +57,13 @@ class Method(abc.ABC):
     attributes of `HasFlow` as well, and one that transforms them those of `HasCoordinates`.
 
     Attributes:
-      sections: its own sections of the configuration by name, frozen dataclasses of `field(...)`;
+      sections: its configuration sections by name, frozen dataclasses of `field(...)`;
         the first line of a dataclass's docstring describes the section.
       losses: names of metrics to minimize beside 'total', which config.checkpoint.best_metric may
         name without config.checkpoint.best_mode.
       coordinate_fields: see `HasCoordinates`; () = the loss acts on the states as they are.
       settings: the run's configuration; `settings.section(Kind)` returns the method's own section.
-      shape: of the states that the loss receives: the projector's output, if there is a projector.
+      shape: shape of the states passed to the loss (of the projector's output, if there is one).
       steps_per_epoch: for schedules that count in epochs.
     """
 
@@ -72,16 +72,16 @@ class Method(abc.ABC):
     losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
-        """Takes a checked configuration, and what follows from the encoder and the data."""
+        """Stores a checked configuration, the shape of the states and the length of an epoch."""
         self.settings = settings
         self.shape = shape
         self.steps_per_epoch = steps_per_epoch
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings; they are then refused.
+        """Yields a sentence for each contradiction in the settings, which are then rejected.
 
-        The bounds of single fields are checked before.
+        The bounds of single fields have already been checked.
 
         Args:
           settings: the configuration; `settings.section` returns the method's own sections.
@@ -95,7 +95,7 @@ class Method(abc.ABC):
 
         Args:
           settings: the configuration.
-          epochs: of the training; not always a whole number.
+          epochs: epochs of the training; may be fractional.
         """
         del settings, epochs
         yield from ()
@@ -104,7 +104,7 @@ class Method(abc.ABC):
     def trains_predictor(cls, settings: Settings) -> bool:
         """Returns whether `init` has a part 'predictor', trained at config.train.predictor_lr.
 
-        If not, setting that field is refused.
+        If not, setting that field is an error.
         """
         del settings
         return False
@@ -114,7 +114,7 @@ class Method(abc.ABC):
         """Reduces the method's sections to the size of a smoke test: two steps of tiny states.
 
         Args:
-          config: with the method's sections, whose fields are set in place.
+          config: configuration with the method's sections, modified in place.
         """
         del config
 
@@ -148,18 +148,18 @@ class Method(abc.ABC):
     def draw(
         self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
-        """Draws the random numbers of a step by name, from key and step alone.
+        """Draws the named random numbers of a step, from key and step alone.
 
         Nothing else in a method may be random, so that resumed runs are bit-exact and results do
         not depend on the number of devices. Derive a key per step and purpose by
         `jax.random.fold_in`.
 
         Args:
-          key: typed PRNG key of the run, the same in every step.
+          key: typed PRNG key of the run, the same at every step.
           step: int32 scalar, the optimizer steps done before this one.
           num_rows: V*B states over all devices.
           num_images: B images over all devices.
-          dtype: of the states.
+          dtype: dtype of the states.
         """
         del key, step, num_rows, num_images, dtype
         return {}
@@ -176,11 +176,11 @@ class Method(abc.ABC):
         """Returns the loss of the states of a whole batch, and scalars to log.
 
         The scalars are logged under their names, and 'total', 'grad_norm' and 'lr' are added. Each
-        term of the loss should be among them, without its weight: a report on a loss that is not
-        finite says which term it was. Alarms of collapse need one or more of the statistics
-        'z_std_min', 'z2' and 'z_mean2' (`objectives.regularizers.state_statistics`), or 'q_...' and
-        'p_...' in place of 'z_...' for the halves of the state. Set config.checkpoint.best_mode to
-        rank checkpoints by a scalar whose name the package does not know.
+        term of the loss should be among them, without its weight: the report of a non-finite loss
+        names the term. Alarms of collapse need one or more of the statistics 'z_std_min', 'z2' and
+        'z_mean2' (`objectives.regularizers.state_statistics`), or 'q_...' and 'p_...' in place of
+        'z_...' for the halves of the state. Set config.checkpoint.best_mode to rank checkpoints by a
+        scalar whose name the package does not know.
 
         Args:
           params: all trained parameters by part, those of `init` among them.
@@ -197,13 +197,13 @@ class Method(abc.ABC):
     def update_state(
         self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
     ) -> PyTree:
-        """Returns the method state after a step, a tree as of `init_state`.
+        """Returns the method state after a step, with the structure of `init_state`.
 
-        No gradient is taken of it. If the loss of the step was not finite, the result is dropped.
+        It is not differentiated. If the loss of the step was not finite, the result is discarded.
 
         Args:
-          method_state: before the step.
-          z: see `loss`; from the parameters before the step.
+          method_state: the state before the step.
+          z: see `loss`; computed with the parameters before the step.
           randomness: see `loss`.
           step: see `loss`.
         """
@@ -215,7 +215,7 @@ class Method(abc.ABC):
         return {}
 
     def learning_rates(self) -> dict[str, Rate]:
-        """Returns the learning rates of the parts of `init` that have their own.
+        """Returns the learning rates of parts of `init` that have their own rate.
 
         All others have config.train.lr. By default, a part 'predictor' has
         config.train.predictor_lr if that is set.
@@ -239,16 +239,15 @@ class Method(abc.ABC):
     def targets(self) -> dict[str, float]:
         """Returns the mean square that the loss drives a part of the state to: 'q', 'p' or 'z'.
 
-        A mean square four times larger or smaller raises an alarm. Parts that are left out are not
-        checked.
+        A mean square four times larger or smaller raises an alarm. Omitted parts are not checked.
         """
         return {}
 
     def remedy(self, part: str, term: str) -> str:
-        """Returns what to change when the state collapses: the end of a sentence, no period.
+        """Returns what to change if the state collapses, as the end of a sentence without a period.
 
         Args:
-          part: of the state: 'q', 'p' or 'z'.
+          part: part of the state: 'q', 'p' or 'z'.
           term: what is wrong: 'mean' (all states are nearly the same), 'logdet' (they vary in few
             directions), 'var' (a dimension hardly varies), 'budget' (the mean square, see
             `targets`) or 'pred' (the metric 'pred', the prediction error, is far above the mean
@@ -258,17 +257,17 @@ class Method(abc.ABC):
         return "change the weights of the loss"
 
     def suspects(self) -> dict[str, Suspect]:
-        """Returns advice for each metric and each part of the parameters that may be not finite.
+        """Returns advice for each metric and each part of the parameters that may be non-finite.
 
-        The keys are names of metrics of `loss` and of parts of `init`. The first that is not
-        finite, in the order of the mapping, is reported.
+        The keys are names of metrics of `loss` and of parts of `init`. The first non-finite one, in
+        the order of the mapping, is reported.
         """
         return {}
 
 
 @runtime_checkable
 class HasFlow(Protocol):
-    """A method that predicts states from states, which `hjepa_jax.load(...).flow` then does too.
+    """A method that predicts states from states, also through `hjepa_jax.load(...).flow`.
 
     Attributes:
       predictor: module (z [..., D], direction, residual_scale) -> z_hat [..., D], whose parameters
@@ -292,8 +291,8 @@ class HasCoordinates(Protocol):
     With config.evaluation.coordinates='sqrt_h' the transformed states are evaluated.
 
     Attributes:
-      coordinate_fields: beginnings of the dotted names of the fields that define the transform,
-        which an evaluation must share with its run.
+      coordinate_fields: prefixes of the fields that define the transform; an evaluation must have
+        the same values as its run.
     """
 
     coordinate_fields: ClassVar[tuple[str, ...]]

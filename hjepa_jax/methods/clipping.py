@@ -1,4 +1,4 @@
-"""Clipping of gradients by their norm, as the published recipe does it."""
+"""Gradient clipping by global norm, as in the published recipe."""
 
 from __future__ import annotations
 

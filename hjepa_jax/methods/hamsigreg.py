@@ -1,8 +1,8 @@
-"""HamSIGReg: LeJEPA whose SIGReg sees the states as H^{1/2} z, and so asks for covariance H^{-1}.
+"""HamSIGReg: LeJEPA with SIGReg applied to H^{1/2} z, so that the target covariance is H^{-1}.
 
 With kind 'learnable' the spectrum of H is trained as well: after the encoder's step, every
-`update_interval` steps, its own AdamW moves it on the detached states of that step with fresh
-slices, against the encoder (update_mode 'max') or with it ('min').
+`update_interval` steps, its own AdamW updates it on the detached states of that step with fresh
+slices, against the encoder (update_mode 'max') or jointly with it ('min').
 
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 """
@@ -59,7 +59,7 @@ _SPECTRUM_SLICES = 3
 
 
 class HamSIGReg(LeJEPA):
-    """SIGReg of H^{1/2} z, H fixed or learned.
+    """SIGReg of H^{1/2} z with a fixed or learned H.
 
     Attributes:
       hamsigreg: the section `hamsigreg`.
@@ -78,19 +78,19 @@ class HamSIGReg(LeJEPA):
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings."""
+        """Yields a sentence for each contradiction in the settings."""
         yield from super().problems(settings)
         yield from problems(settings)
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) of each warm-up and ramp that does not end in time."""
+        """Yields (field, value) for each warm-up or ramp that does not end in time."""
         yield from super().unfinished(settings, epochs)
         yield from unfinished(settings, epochs)
 
     @classmethod
     def shrink(cls, config: ConfigDict) -> None:
-        """Ends the ramps within the only epoch of a smoke test."""
+        """Ends the ramps within the single epoch of a smoke test."""
         section = config.hamsigreg
         if section.kind != "diag":
             for name in ("identity_epochs", "base_ramp_epochs", "learnable_ramp_epochs"):
@@ -106,7 +106,7 @@ class HamSIGReg(LeJEPA):
         return optax.chain(*chain)
 
     def init_state(self) -> PyTree:
-        """Returns {'params', 'opt_state'} of the learned spectrum, {} where H is fixed."""
+        """Returns {'params', 'opt_state'} of the learned spectrum, {} if H is fixed."""
         if not self.learns:
             return {}
         section = self.hamsigreg
@@ -118,7 +118,7 @@ class HamSIGReg(LeJEPA):
         return {"params": params, "opt_state": self._optimizer().init(params)}
 
     def schedule(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns (alpha, beta) of the epoch that `step` lies in, counted from 1."""
+        """Returns (alpha, beta) for the epoch of `step`; epochs are counted from 1."""
         section = self.hamsigreg
         epoch = step // self.steps_per_epoch + 1
         alpha = alpha_schedule(epoch, section.learnable_ramp_epochs)
@@ -145,7 +145,7 @@ class HamSIGReg(LeJEPA):
         else:
             learned = self.spectrum(coordinates["params"], coordinates["alpha"], beta)
             root = jnp.sqrt(learned.spectrum).astype(z.dtype)
-        # The published code reads a learnable grid with as many rows as channels channels-first.
+        # If rows == channels, the published code treats a learnable grid as channels-first.
         ambiguous = self.learns and side == token_dim
         return apply_tokens(
             z,
@@ -156,7 +156,7 @@ class HamSIGReg(LeJEPA):
         )
 
     def _grid(self) -> tuple[int, int]:
-        """Returns (rows, channels) of the square token grid, which `problems` asks for."""
+        """Returns (rows, channels) of the square token grid, which `problems` requires."""
         assert self.shape.token_grid is not None
         assert self.shape.token_dim is not None
         return self.shape.token_grid, self.shape.token_dim
@@ -202,7 +202,7 @@ class HamSIGReg(LeJEPA):
     def draw(
         self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
-        """Draws as LeJEPA, with 'alpha', 'beta' and the spectrum's slices; see `Method`."""
+        """Draws like LeJEPA, plus 'alpha', 'beta' and the spectrum's slices; see `Method`."""
         drawn = super().draw(key, step, num_rows=num_rows, num_images=num_images, dtype=dtype)
         drawn["alpha"], drawn["beta"] = self.schedule(step)
         if self.learns:
@@ -240,7 +240,7 @@ class HamSIGReg(LeJEPA):
     def update_state(
         self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
     ) -> PyTree:
-        """Updates the learned spectrum if this is one of its steps; see `Method`."""
+        """Updates the learned spectrum if this step is due for an update; see `Method`."""
         if not self.learns:
             return method_state
         options, optimizer = self.hamsigreg, self._optimizer()
@@ -260,7 +260,7 @@ class HamSIGReg(LeJEPA):
     def spectrum_loss(
         self, params: PyTree, z: jax.Array, randomness: Randomness, weight: jax.Array | float
     ) -> jax.Array:
-        """Returns what the spectrum's optimizer minimizes, of states z and SIGReg's weight."""
+        """Returns the loss of the spectrum's optimizer for states z and SIGReg's weight."""
         options = self.hamsigreg
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": params, "alpha": alpha, "beta": beta}

@@ -1,4 +1,4 @@
-"""The section `hamsigreg`: the transform of the states, and how a learned one is trained."""
+"""The section `hamsigreg`: the transform of the states, and the training of a learned one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class HamSIGRegSection:
     )
     base: Literal["identity", "r2", "laplacian"] = field(
         "laplacian",
-        "Fixed spectrum under the envelope.",
+        "Fixed base spectrum that the envelope multiplies.",
         used=_LEARNABLE,
     )
     base_ridge: float = field(
@@ -67,82 +67,95 @@ class HamSIGRegSection:
     bins: int = field(8, "Radial bins of the envelope.", at_least=2, at_most=65536, used=_LEARNABLE)
     binning: Literal["linear_radius", "linear_radius_sq", "quantile_radius"] = field(
         "linear_radius",
-        "How frequencies fall into bins.",
+        "Binning of the frequencies.",
         used=_LEARNABLE,
     )
     span_max: float = field(
-        0.5, "Largest log-span of the envelope.", at_least=1e-6, at_most=50, used=_LEARNABLE
+        0.5, "Maximum log-range of the envelope.", at_least=1e-6, at_most=50, used=_LEARNABLE
     )
     init_loglambda_span: float = field(
-        0.03, "Log-span of the envelope at the start.", at_least=0, at_most=50, used=_LEARNABLE
+        0.03, "Initial log-range of the envelope.", at_least=0, at_most=50, used=_LEARNABLE
     )
     delta_clip: float = field(
-        0.0, "Smooth bound of the envelope; 0 = off.", at_least=0, at_most=50, used=_LEARNABLE
+        0.0, "Soft bound of the envelope; 0 = off.", at_least=0, at_most=50, used=_LEARNABLE
     )
     center_delta: bool = field(
         False, "Subtract the envelope's mean over the grid.", used=_LEARNABLE
     )
     log_lambda_clip: float = field(
-        3.0, "Hard bound of the log spectrum.", at_least=1e-6, at_most=50, used=_LEARNABLE
+        3.0, "Clipping bound of the log-spectrum.", at_least=1e-6, at_most=50, used=_LEARNABLE
     )
     eps_ridge: float = field(
-        0.0, "Added to the spectrum, which is then gauged again.", at_least=0, used=_LEARNABLE
+        0.0, "Added to the spectrum, which is then renormalized.", at_least=0, used=_LEARNABLE
     )
     regularizer_weight: float = field(
         0.1, "Weight of the spectrum's regularizer.", at_least=0, used=_LEARNABLE
     )
     curvature_weight: float = field(
-        1e-3, "Regularizer: weight of the curvature.", at_least=0, used=_LEARNABLE
+        1e-3, "Regularizer: weight of the envelope's curvature.", at_least=0, used=_LEARNABLE
     )
     loglambda_l2_weight: float = field(
-        1e-4, "Regularizer: weight of the squared log deviation.", at_least=0, used=_LEARNABLE
+        1e-4, "Regularizer: weight of the squared log-deviation.", at_least=0, used=_LEARNABLE
     )
     cond_max: float = field(
         0.0,
-        "Regularizer: condition number from which it counts; 0 = off.",
+        "Regularizer: threshold of the condition number; 0 = off.",
         at_least=0,
         used=_LEARNABLE,
     )
     cond_weight: float = field(
         0.0, "Regularizer: weight of the condition number.", at_least=0, used=_LEARNABLE
     )
-    identity_epochs: float = field(0.0, "Epochs at the identity.", at_least=0, used=_SPECTRUM)
+    identity_epochs: float = field(
+        0.0, "Epochs with the identity as transform.", at_least=0, used=_SPECTRUM
+    )
     base_ramp_epochs: float = field(
-        0.0, "Epochs over which base (or chain) then fades in.", at_least=0, used=_SPECTRUM
+        0.0,
+        "Epochs over which the base (or chain) fades in afterwards.",
+        at_least=0,
+        used=_SPECTRUM,
     )
     learnable_ramp_epochs: float = field(
         0.0, "Epochs over which the envelope fades in.", at_least=0, used=_LEARNABLE
     )
     update_mode: Literal["max", "min"] = field(
         "max",
-        "'max' (adversarial) or 'min' (joint) SIGReg.",
+        "The spectrum maximizes ('max', adversarial) or minimizes ('min', joint) SIGReg.",
         used=_LEARNABLE,
     )
-    update_interval: int = field(10, "Steps between its updates.", above=0, used=_LEARNABLE)
+    update_interval: int = field(
+        10, "Steps between updates of the spectrum.", above=0, used=_LEARNABLE
+    )
     lr: float = field(
-        1e-3, "Learning rate of its AdamW, which has no decay.", at_least=1e-12, used=_LEARNABLE
+        1e-3,
+        "Learning rate of the spectrum's AdamW, which has no weight decay.",
+        at_least=1e-12,
+        used=_LEARNABLE,
     )
     grad_scale: float = field(
-        1.0, "Factor of its gradients, before clipping.", at_least=1e-6, used=_LEARNABLE
+        1.0, "Factor on the spectrum's gradients, before clipping.", at_least=1e-6, used=_LEARNABLE
     )
     grad_clip: float | None = field(
-        1.0, "Norm of its gradients; None = no clipping.", at_least=1e-6, used=_LEARNABLE
+        1.0,
+        "Largest norm of the spectrum's gradients; None = no clipping.",
+        at_least=1e-6,
+        used=_LEARNABLE,
     )
     adversarial_multiplier: float = field(
-        1.0, "Factor of SIGReg in its loss.", at_least=0, used=_LEARNABLE
+        1.0, "Weight of SIGReg in the spectrum's loss.", at_least=0, used=_LEARNABLE
     )
     freeze_after_epochs: float | None = field(
-        None, "No updates from this epoch on; None = never frozen.", above=0, used=_LEARNABLE
+        None, "Freeze the spectrum from this epoch on; None = never.", above=0, used=_LEARNABLE
     )
     reference_layout: bool = field(
         False,
-        "Grid spectra read the flat state without regard to split_qp.",
+        "Grid spectra reshape the flat state to the grid, ignoring split_qp.",
         used=_GRID,
     )
 
 
 def problems(settings: Settings) -> Iterator[str]:
-    """Yields a sentence where the spectrum acts on the token grid and the states have none."""
+    """Yields a sentence if the spectrum acts on a token grid but the states have none."""
     kind = _kind(settings)
     if kind not in GRID_KINDS:
         return
@@ -162,14 +175,14 @@ def problems(settings: Settings) -> Iterator[str]:
 
 
 def unfinished(settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-    """Yields (field, value) of each ramp that does not end within the epochs."""
+    """Yields (field, value) for each ramp that does not end within the epochs."""
     section = settings.section(HamSIGRegSection)
     if section.kind == "diag":
         return
     identity, base = section.identity_epochs, section.base_ramp_epochs
     if identity >= epochs:
         yield "hamsigreg.identity_epochs", identity
-    # Ramps move at the start of an epoch, so that they may end with the last one.
+    # Ramps advance at the start of an epoch, so they may end with the last one.
     if identity < epochs < identity + base:
         yield "hamsigreg.base_ramp_epochs", base
     if section.kind == "learnable" and section.learnable_ramp_epochs > epochs:

@@ -51,18 +51,18 @@ from hjepa_jax.objectives.regularizers import (
     variance_floor,
 )
 
-# Stream of the run's key; numbers are never reused, so that adding one changes no other.
+# Stream of the run's key; numbers are never reused, so that adding one changes no others.
 _PROJECTIONS = 0
 _FLOW = ("dt", "steps", "base_coeff", "residual_scale")
 
 
 class HJEPA(Method):
-    """The prediction by a flow, and floors that prevent collapse.
+    """Prediction by a flow, with floors that prevent collapse.
 
     Attributes:
       dynamics, options, parity: the sections `dynamics`, `loss` and `parity`.
-      predictor: the Flax module of the flow, of the matched MLP, or of the identity.
-      flow_time: steps * dt of the flow, None of other predictors.
+      predictor: Flax module of the flow, the matched MLP, or the identity.
+      flow_time: steps * dt of the flow; None for other predictors.
     """
 
     sections: ClassVar[Mapping[str, type]] = {
@@ -90,12 +90,12 @@ class HJEPA(Method):
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings."""
+        """Yields a sentence for each contradiction in the settings."""
         yield from problems(settings)
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) of the warm-up of the potential if it does not end in time."""
+        """Yields (field, value) for the warm-up of the potential if it does not end in time."""
         dynamics = settings.section(Dynamics)
         if has_potential(dynamics) and dynamics.residual_scale_warmup_epochs >= epochs:
             yield "dynamics.residual_scale_warmup_epochs", dynamics.residual_scale_warmup_epochs
@@ -116,18 +116,18 @@ class HJEPA(Method):
             config.dynamics.residual_scale_warmup_epochs = min(warmup, 0.75)
 
     def warnings(self) -> Iterator[str]:
-        """Yields a sentence where the log-det floor sees too few rows to be met.
+        """Yields a sentence if there are too few rows to meet the log-det floor.
 
-        The sample covariance of N rows in k dimensions loses log-determinant as k nears N, so that
-        the floor pushes noise into the state instead of preventing collapse.
+        The sample covariance of N rows in k dimensions loses log-determinant as k approaches N, so
+        the floor would push noise into the state instead of preventing collapse.
         """
         data, loss = self.settings.data, self.options
         rows = data.batch_size * (data.num_global_views + data.num_local_views)
         if loss.logdet_weight > 0 and loss.logdet_dim > rows // 4:
             yield (
                 f"config.loss.logdet_dim is {loss.logdet_dim} but a step has only {rows} rows "
-                "(views x images): the log-det floor cannot be met and drowns the prediction; set "
-                f"it to {max(rows // 4, 1)} or less."
+                "(views x images): the log-det floor cannot be met and dominates the prediction "
+                "loss; set it to {max(rows // 4, 1)} or less."
             )
 
     def residual_scale(self, step: jax.Array) -> jax.Array:
@@ -139,7 +139,7 @@ class HJEPA(Method):
         return dynamics.residual_scale * linear_warmup(step, max(warmup_steps, 1e-9))
 
     def init(self, key: jax.Array, z: jax.Array) -> dict[str, PyTree]:
-        """Returns the predictor's parameters; none of the identity."""
+        """Returns the predictor's parameters; none for the identity."""
         params = self.predictor.init(key, z, 1.0, 1.0).get("params")
         return {"predictor": params} if params else {}
 
@@ -165,9 +165,9 @@ class HJEPA(Method):
         randomness: Randomness,
         step: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the prediction error with the regularizers; see `Method` and `hjepa_loss`.
+        """Returns the prediction error plus regularizers; see `Method` and `hjepa_loss`.
 
-        With a potential V the metrics have 'V_var', the variance of V(q).
+        With a potential V, the metrics include 'V_var', the variance of V(q).
         """
         del method_state
         predictor, scale = self.predictor, self.residual_scale(step)
@@ -208,21 +208,21 @@ class HJEPA(Method):
         }
 
     def learning_rates(self) -> dict[str, Rate]:
-        """Returns the predictor's rate, for parity with the floor of the main one."""
+        """Returns the predictor's rate; with parity, its floor is that of the main rate."""
         rates, train = super().learning_rates(), self.settings.train
         if self.parity.shared_lr_floor:
             rates["predictor"] = Rate(rates["predictor"].peak, train.lr * train.min_lr_ratio)
         return rates
 
     def unclipped(self) -> frozenset[str]:
-        """Returns the predictor where parity with the published script asks for it."""
+        """Returns the predictor if parity with the published script requires it."""
         return frozenset({"predictor"} if self.parity.unclipped_predictor else ())
 
     def decayed(self, params: PyTree) -> PyTree:
-        """Returns a tree of bool: the parameters that have a gradient, which alone are decayed.
+        """Returns a tree of bool: weight decay applies only to parameters that have a gradient.
 
-        The last bias of the potential shifts the energy and moves no trajectory: it has a gradient
-        only through the energy loss.
+        The last bias of the potential shifts the energy but no trajectory: it has a gradient only
+        through the energy loss.
         """
         potential = params.get("predictor", {}).get("potential", {})
         last = f"layer{len(potential) - 1}"
@@ -239,10 +239,10 @@ class HJEPA(Method):
         return {"q": self.options.q_target, "p": self.options.p_target}
 
     def remedy(self, part: str, term: str) -> str:
-        """Returns the weights and floors to raise, see `Method`."""
+        """Returns the weights and floors to raise; see `Method`."""
         if term == "pred":
             return (
-                "the flow throws the states far out; lower dynamics.dt, dynamics.steps, "
+                "the flow moves the states too far; lower dynamics.dt, dynamics.steps, "
                 "dynamics.base_coeff, dynamics.residual_scale or loss.energy_weight"
             )
         if term == "budget":
@@ -252,7 +252,7 @@ class HJEPA(Method):
         return f"raise loss.{term}_weight or loss.{part}_{'std' if term == 'var' else term}_floor"
 
     def suspects(self) -> dict[str, Suspect]:
-        """Returns the fields behind each term, the prediction by the flow first."""
+        """Returns the fields behind each term, starting with the prediction by the flow."""
         found = {"predictor": Suspect("the predictor", ())}
         if self.flow_time is not None:
             flow = tuple(f"dynamics.{name}" for name in _FLOW)
@@ -281,25 +281,25 @@ def hjepa_loss(
     reverse_direction_sign: Literal[-1, 1] = -1,
     floor_p_variance: bool = True,
 ) -> tuple[jax.Array, Metrics]:
-    """Returns the total loss and its parts; every regularizer pools the rows of all views.
+    """Returns the total loss and its terms; every regularizer pools the rows of all views.
 
     total = pred + budget_weight budget + var_weight (var_q + var_p)
     + logdet_weight (logdet_q + logdet_p) + mean_weight mean.
 
     Args:
-      z: [V, B, 2d], z = [q | p], global views first; computed in float32 (float64 stays).
+      z: [V, B, 2d], z = [q | p], global views first; computed in float32 (or float64 if given).
       flow: (z [S, B, 2d], direction +1 or -1) -> prediction [S, B, 2d].
       energy: z [..., 2d] -> [...], or None.
       projections: 'q' and 'p', each [d, k] with orthonormal columns.
       options: the section `loss`.
-      num_global_views: how many of the V views are global.
+      num_global_views: number of global views among V.
       reverse_direction_sign: see `prediction_loss`.
       floor_p_variance: whether the variance floor applies to p; if not, 'var_p' is 0.
 
     Returns:
       (total, metrics): the unweighted losses 'pred', 'budget', 'var', 'var_q', 'var_p',
-      'logdet', 'logdet_q', 'logdet_p', 'mean', and 'total'; and without gradient those of
-      `state_statistics`, and 'z_mean2'.
+      'logdet', 'logdet_q', 'logdet_p', 'mean', and 'total'; and, without gradient, those of
+      `state_statistics` and 'z_mean2'.
     """
     z = at_least_float32(z)
     prediction = prediction_loss(

@@ -1,4 +1,4 @@
-"""The sections of HJEPA, `dynamics`, `loss` and `parity`, and what they cannot be together."""
+"""The sections of HJEPA, `dynamics`, `loss` and `parity`, and the rules between them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 from hjepa_jax.config.fields import Condition, field
 from hjepa_jax.config.settings import Settings
 
-# Fourth order takes a middle step of this length, in parts of dt, backwards.
+# The fourth-order integrator takes a middle step backward of this length, as a fraction of dt.
 _YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
-# Momentum damped by more than this power of e is gone, and backward grows by as much.
+# A momentum damped by more than this power of e vanishes, and grows as much backward.
 _DAMPING = 10.0
 
 
@@ -75,7 +75,7 @@ class Dynamics:
     )
     hamiltonian: Literal["separable", "learnable", "quadratic"] = field(
         "separable",
-        "Form of the energy; a matched MLP takes its parameter count.",
+        "Form of the energy; a matched MLP has the same parameter count.",
         used=_MOVES,
     )
     integrator: Literal["leapfrog", "symplectic_euler", "yoshida4", "implicit_midpoint"] = field(
@@ -84,10 +84,10 @@ class Dynamics:
         used=_FLOWS,
     )
     steps: int = field(2, "Steps of the flow.", above=0, at_most=1024, used=_MOVES)
-    dt: float = field(0.05, "Length of a step.", at_least=1e-6, at_most=100, used=_MOVES)
+    dt: float = field(0.05, "Step size.", at_least=1e-6, at_most=100, used=_MOVES)
     learn_dt: bool = field(
         False,
-        "Learn dt through a softplus; refused for training, where dt collapses to zero.",
+        "Learn dt through a softplus; an error for training, where dt collapses to zero.",
         used=_MOVES,
     )
     damping: float = field(
@@ -110,11 +110,15 @@ class Dynamics:
         0.1, "Stiffness of the potential's quadratic well.", at_least=0, used=_POTENTIAL
     )
     midpoint_iterations: int = field(
-        50, "Iterations of implicit_midpoint at most.", above=0, at_most=10_000, used=_MIDPOINT
+        50,
+        "Maximum number of implicit_midpoint iterations.",
+        above=0,
+        at_most=10_000,
+        used=_MIDPOINT,
     )
     midpoint_tolerance: float = field(
         1e-6,
-        "Residual of implicit_midpoint that counts as converged.",
+        "Residual at which implicit_midpoint has converged.",
         at_least=1e-12,
         at_most=1,
         used=_MIDPOINT,
@@ -126,29 +130,37 @@ class Loss:
     """The HJEPA objective."""
 
     match: Literal["q", "p", "qp"] = field("q", "Part of the state that is compared.")
-    p_weight: float = field(0.2, "Weight of p's error beside match 'q'.", used=_Q_ALONE, **_WEIGHT)
+    p_weight: float = field(
+        0.2, "Weight of p's error in addition to match 'q'.", used=_Q_ALONE, **_WEIGHT
+    )
     energy_weight: float = field(0.0, "Weight of the energy drift along the flow.", **_WEIGHT)
     bidirectional: bool = field(True, "Also predict the source view from the target.")
-    detach_target: bool = field(True, "No gradient through the target.")
+    detach_target: bool = field(True, "Stop the gradient through the target.")
     pairing: Literal["first_two", "all_global", "local_to_global"] = field(
         "first_two",
-        "Views that predict each other: the first two, all global ones, or every "
-        "local one every global one.",
+        "Views that predict each other: the first two, all global ones, or every global view from "
+        "every local one.",
     )
-    budget_weight: float = field(0.2, "Weight of the budget.", **_WEIGHT)
+    budget_weight: float = field(0.2, "Weight of the mean-square budget.", **_WEIGHT)
     var_weight: float = field(0.5, "Weight of the variance floor.", **_WEIGHT)
     logdet_weight: float = field(0.5, "Weight of the projected log-det floor.", **_WEIGHT)
     mean_weight: float = field(0.05, "Weight of the squared mean.", **_WEIGHT)
     q_target: float = field(1.0, "Budget: target of mean(q^2).", at_least=0)
     p_target: float = field(1.0, "Budget: target of mean(p^2).", at_least=0)
-    q_std_floor: float = field(0.2, "Floor of each dimension's deviation, of q.", at_least=0)
-    p_std_floor: float = field(0.2, "Floor of each dimension's deviation, of p.", at_least=0)
-    std_eps: float = field(1e-4, "Added to the variance under the root.", at_least=1e-12, at_most=1)
+    q_std_floor: float = field(
+        0.2, "Floor of the standard deviation of each dimension of q.", at_least=0
+    )
+    p_std_floor: float = field(
+        0.2, "Floor of the standard deviation of each dimension of p.", at_least=0
+    )
+    std_eps: float = field(
+        1e-4, "Added to the variance under the square root.", at_least=1e-12, at_most=1
+    )
     logdet_dim: int = field(128, "Dimensions of the random projection.", above=0, at_most=65536)
     logdet_eps: float = field(1e-4, "Added to the covariance's diagonal.", at_least=1e-8, at_most=1)
     logdet_refresh_interval: int = field(16, "Steps between new projections.", above=0)
-    q_logdet_floor: float = field(-1.5, "Floor of the log-det per dimension, of q.", **_FLOOR)
-    p_logdet_floor: float = field(-1.5, "Floor of the log-det per dimension, of p.", **_FLOOR)
+    q_logdet_floor: float = field(-1.5, "Floor of q's log-det per dimension.", **_FLOOR)
+    p_logdet_floor: float = field(-1.5, "Floor of p's log-det per dimension.", **_FLOOR)
     q_pr_floor: float | None = field(
         0.12, "Floor of q's participation ratio per dimension; None = off.", at_least=0, at_most=1
     )
@@ -156,23 +168,23 @@ class Loss:
         0.16, "Floor of p's participation ratio per dimension; None = off.", at_least=0, at_most=1
     )
     q_eigmax_ceiling: float | None = field(
-        0.35, "Ceiling of the largest eigenvalue's share, of q; None = off.", at_least=0, at_most=1
+        0.35, "Ceiling of the largest eigenvalue's share for q; None = off.", at_least=0, at_most=1
     )
     p_eigmax_ceiling: float | None = field(
-        0.30, "Ceiling of the largest eigenvalue's share, of p; None = off.", at_least=0, at_most=1
+        0.30, "Ceiling of the largest eigenvalue's share for p; None = off.", at_least=0, at_most=1
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """Behaviors of the published scripts where ours differs (docs/parity.md).
+    """Behaviors of the published scripts that differ from ours (docs/parity.md).
 
-    All False is what the method's mathematics says.
+    All False follows the method's mathematics.
     """
 
     epochwise_residual_warmup: bool = field(
         False,
-        "residual_scale grows at the start of each epoch instead of every step.",
+        "residual_scale grows at the start of each epoch instead of at every step.",
         used=Condition(
             lambda c: has_warmup(_dynamics(c)),
             "config.dynamics.residual_scale_warmup_epochs above 0",
@@ -183,7 +195,7 @@ class Parity:
         "The backward prediction also flows forward in time.",
         used=Condition(lambda c: c.section(Loss).bidirectional, "config.loss.bidirectional=True"),
     )
-    q_variance_floor_only: bool = field(False, "The variance floor counts q alone.")
+    q_variance_floor_only: bool = field(False, "The variance floor applies to q only.")
     unclipped_predictor: bool = field(
         False,
         "The predictor's gradient is neither clipped nor counted in the norm.",
@@ -218,7 +230,7 @@ def problems(settings: Settings) -> Iterator[str]:
 
 
 def _parts(settings: Settings) -> Iterator[str]:
-    """Encoder, projector and predictor fit the loss."""
+    """The encoder, projector and predictor are compatible with the loss."""
     model, dynamics = settings.model, settings.section(Dynamics)
     energy_weight = settings.section(Loss).energy_weight
     if not model.split_qp:
@@ -228,7 +240,7 @@ def _parts(settings: Settings) -> Iterator[str]:
         )
     if model.projector != "identity":
         yield (
-            f"config.model.projector is {model.projector!r}, which would mix q and p: "
+            f"config.model.projector is {model.projector!r}, which mixes q and p: "
             f"set config.model.projector='identity' for config.method={settings.method!r}."
         )
     if dynamics.learn_dt:
@@ -249,7 +261,7 @@ def _parts(settings: Settings) -> Iterator[str]:
 
 
 def _flow(settings: Settings) -> Iterator[str]:
-    """The integrator is stable on the quadratic well, and damping leaves something to predict."""
+    """The integrator is stable on the quadratic well, and damping leaves momentum to predict."""
     dynamics = settings.section(Dynamics)
     if dynamics.predictor != "hamiltonian":
         return
@@ -257,7 +269,7 @@ def _flow(settings: Settings) -> Iterator[str]:
     if settings.section(Parity).reference_leapfrog and generic and dynamics.damping > 0:
         yield (
             f"config.dynamics.damping is {dynamics.damping}, which the published leapfrog of "
-            "config.parity.reference_leapfrog does not have: set one of them to its default."
+            f"config.parity.reference_leapfrog lacks: set one of them to its default."
         )
     stiffness = 1.0 if dynamics.hamiltonian == "quadratic" else dynamics.base_coeff
     longest = _YOSHIDA if dynamics.integrator == "yoshida4" else 1.0
@@ -269,8 +281,8 @@ def _flow(settings: Settings) -> Iterator[str]:
         )
         bound = "inf" if stiffness == 0 else f"{2 / math.sqrt(stiffness) / longest:.4g}"
         yield (
-            f"config.dynamics.dt is {dynamics.dt}: {dynamics.integrator}{well} is unstable at it "
-            f"and the prediction would grow without bound: set it below {bound}."
+            f"config.dynamics.dt is {dynamics.dt}: {dynamics.integrator}{well} is unstable at this "
+            f"step size and the prediction would diverge: set it below {bound}."
         )
     decay = dynamics.damping * dynamics.dt * dynamics.steps
     if decay > _DAMPING:
@@ -292,7 +304,7 @@ def _views(settings: Settings) -> Iterator[str]:
     if pairing == "local_to_global" and data.num_local_views == 0:
         yield (
             "config.loss.pairing is 'local_to_global' but config.data.num_local_views is 0: "
-            "ask for local views, for example config.data.num_local_views=6."
+            "add local views, for example config.data.num_local_views=6."
         )
     if pairing != "local_to_global" and data.num_local_views > 0:
         yield (

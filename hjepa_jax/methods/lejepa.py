@@ -44,24 +44,24 @@ class SIGRegSection:
     )
     statistics: Literal["per_view", "flattened"] = field(
         "per_view",
-        "Statistics of each view, or flattened over all.",
+        "Statistic of each view, or over all views together.",
     )
     num_slices: int = field(64, "Random directions.", above=0, at_most=65536)
     t_max: float = field(3.0, "Largest frequency.", at_least=0.01, at_most=100)
     n_points: int = field(9, "Frequencies.", at_least=3, at_most=1025, odd=True)
-    weight_type: Literal["gaussian", "uniform"] = field("gaussian", "Weight of the frequencies.")
+    weight_type: Literal["gaussian", "uniform"] = field("gaussian", "Weighting of the frequencies.")
     subsample: int | None = field(
         None, "Use only this many images for the statistic; None = all.", above=0
     )
     refresh_interval: int = field(1, "Steps between new directions.", above=0)
     clip_value: float | None = field(
-        None, "Statistics below this count as zero; None = off.", at_least=0
+        None, "Statistics below this threshold count as zero; None = off.", at_least=0
     )
-    reduction: Literal["mean", "sum"] = field("mean", "Over slices and views.")
+    reduction: Literal["mean", "sum"] = field("mean", "Reduction over slices and views.")
 
 
 class LeJEPA(Method):
-    """The prediction of the views' center with SIGReg of their states.
+    """Prediction of the views' center, with SIGReg of their states.
 
     Attributes:
       sigreg: the section `sigreg` of the configuration.
@@ -77,13 +77,13 @@ class LeJEPA(Method):
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings."""
+        """Yields a sentence for each contradiction in the settings."""
         sigreg, data = settings.section(SIGRegSection), settings.data
         views = data.num_global_views + data.num_local_views
         if views < 2:
             yield (
-                "config.data.num_global_views is 1 and there are no local views, so that the "
-                "prediction of the views' center is exactly 0: ask for 2 or more."
+                "config.data.num_global_views is 1 and there are no local views, so the prediction "
+                "loss is exactly 0: set it to 2 or more."
             )
         if sigreg.loss_form == "convex" and sigreg.weight > 1:
             yield (
@@ -99,7 +99,7 @@ class LeJEPA(Method):
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) of the warm-up of SIGReg's weight if it does not end in time."""
+        """Yields (field, value) for the warm-up of SIGReg's weight if it does not end in time."""
         warmup = settings.section(SIGRegSection).weight_warmup_epochs
         if warmup >= epochs:
             yield "sigreg.weight_warmup_epochs", warmup
@@ -114,7 +114,7 @@ class LeJEPA(Method):
         )
 
     def _slices(self, key: jax.Array, step: jax.Array, stream: int, dtype: DTypeLike) -> jax.Array:
-        """Draws directions [D, K], new ones every `refresh_interval` steps."""
+        """Draws directions [D, K], which change every `refresh_interval` steps."""
         sigreg = self.sigreg
         refresh = step // sigreg.refresh_interval
         slices_key = jax.random.fold_in(jax.random.fold_in(key, stream), refresh)
@@ -123,7 +123,7 @@ class LeJEPA(Method):
     def draw(
         self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
     ) -> Randomness:
-        """Draws 'slices' [D, K] and the rows of the 'subsample' [S] if any; see `Method`."""
+        """Draws 'slices' [D, K] and, if configured, the rows 'subsample' [S]; see `Method`."""
         sigreg = self.sigreg
         drawn = {"slices": self._slices(key, step, _SLICES, dtype)}
         if sigreg.subsample is not None:
@@ -155,7 +155,7 @@ class LeJEPA(Method):
         step: jax.Array,
         transform: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss of states z [V, B, D], SIGReg being of `transform(z)`.
+        """Returns the loss of states z [V, B, D], with SIGReg applied to `transform(z)`.
 
         The metrics are 'pred', 'sigreg', 'total', and those of `state_statistics`.
         """
@@ -187,11 +187,11 @@ class LeJEPA(Method):
         return effective_weights(sigreg.weight, sigreg.loss_form)
 
     def targets(self) -> dict[str, float]:
-        """Returns 1: SIGReg asks for unit variance."""
+        """Returns 1, the unit variance that SIGReg drives z to."""
         return {"z": 1.0}
 
     def remedy(self, part: str, term: str) -> str:
-        """Returns the weight of SIGReg, see `Method`."""
+        """Returns the weight of SIGReg as the setting to change; see `Method`."""
         del part, term
         return "raise sigreg.weight"
 

@@ -11,7 +11,7 @@ def mlp_predictor(config: ConfigDict) -> None:
 
 
 def identity_predictor(config: ConfigDict) -> None:
-    """Replaces the Hamiltonian flow by the identity: plain invariance between the views."""
+    """Replaces the Hamiltonian flow by the identity: plain invariance between views."""
     config.dynamics.predictor = "identity"
     config.train.predictor_lr = None
 
@@ -27,12 +27,12 @@ def ham_diag(config: ConfigDict) -> None:
 
 
 def ham_chain(config: ConfigDict) -> None:
-    """SIGReg of the state under the token grid's periodic Laplacian."""
+    """SIGReg of the state transformed by the token grid's periodic Laplacian."""
     _hamsigreg(config, kind="chain_grid")
 
 
 def ham_learnable(config: ConfigDict) -> None:
-    """SIGReg against a learned radial spectrum on the token grid, trained adversarially."""
+    """SIGReg with a learned radial spectrum on the token grid, trained adversarially."""
     _hamsigreg(
         config,
         kind="learnable",

@@ -1,1 +1,1 @@
-"""The train step, its state and optimizer, and what prepares and resumes a run."""
+"""The train step, its state and optimizer, and the preparation and resumption of runs."""

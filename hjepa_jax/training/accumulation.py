@@ -1,13 +1,13 @@
-"""The gradient of a loss of a whole batch, with the memory of a part of it.
+"""Gradient of a full-batch loss with the memory of one micro-batch.
 
-Losses that couple the images of a batch (covariances, floors, SIGReg) are no mean over
-micro-batches, so adding up the gradients of their losses would train another objective. Instead
-the states of all images are computed first, without gradient; loss and gradient with respect to
-the states are those of the whole batch; then each micro-batch is encoded again and pulls its share
-of that gradient back to the parameters. Source: gradient caching, Gao et al., "Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983).
+Losses that couple the images of a batch (covariances, floors, SIGReg) are not a mean over
+micro-batches, so accumulating per-micro-batch gradients would train a different objective. Instead,
+the states of all images are computed first, without gradient; the loss and its gradient with
+respect to the states are computed for the full batch; then each micro-batch is encoded again and
+backpropagates its share of that gradient to the parameters. Source: gradient caching, Gao et al.,
+"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983).
 
-All of it is exact but batch normalization, which sees one micro-batch at a time.
+Everything is exact except batch normalization, which sees one micro-batch at a time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from hjepa_jax.runtime.sharding import VIEW_MAJOR
 
 # (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)
 Encode: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
-# (params, states [V, B, D]) -> (loss, whatever else)
+# (params, states [V, B, D]) -> (loss, extras)
 LossOfStates: TypeAlias = Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]]
 _Carry = TypeVar("_Carry")
 
 
 class CachedGradient(NamedTuple):
-    """Loss and gradient of a batch, its new batch statistics, the loss's extras, its states."""
+    """Loss and gradient of a batch, new batch statistics, the loss's extras, and the states."""
 
     total: jax.Array
     gradient: PyTree[jax.Array]
@@ -42,9 +42,8 @@ class CachedGradient(NamedTuple):
 def split_microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
     """Splits entries [B, ...] or [V, B, ...] into micro-batches [count, ...], images b = B/count.
 
-    Micro-batch i has the images i, i + count, i + 2*count, ...: whatever the number of devices
-    that B is split over, each finds its part of every micro-batch in its part of the batch, and
-    the micro-batches are the same.
+    Micro-batch i has the images i, i + count, i + 2*count, ... With any number of devices, each
+    device then already holds its share of every micro-batch, and the micro-batches are the same.
     """
 
     def split(name: str, array: jax.Array) -> jax.Array:
@@ -57,7 +56,7 @@ def split_microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, 
 
 
 def join_states(parts: jax.Array) -> jax.Array:
-    """Puts states [count, V, b, D] of micro-batches into the batch's order, [V, B, D]."""
+    """Joins states [count, V, b, D] of micro-batches to [V, B, D] in batch order."""
     count, views, images, width = parts.shape
     return jnp.moveaxis(parts, 0, 2).reshape(views, images * count, width)
 
@@ -70,9 +69,9 @@ def split_states(z: jax.Array, count: int) -> jax.Array:
 def scan_or_unroll(
     body: Callable[[_Carry, PyTree], tuple[_Carry, PyTree]], carry: _Carry, xs: PyTree[jax.Array]
 ) -> tuple[_Carry, PyTree[jax.Array]]:
-    """`jax.lax.scan`, on the CPU unrolled: XLA's CPU convolutions are 30 to 60 times slower in it.
+    """`jax.lax.scan`, unrolled on CPU, where XLA's convolutions are 30 to 60 times slower in it.
 
-    The iterations of the unrolled loop wait for one another, as those of a scan do.
+    The iterations of the unrolled loop run one after the other, as in a scan.
     """
     if not on_cpu():
         return jax.lax.scan(body, carry, xs)
@@ -93,16 +92,16 @@ def cached_gradient(
     batch_stats: PyTree[jax.Array],
     micro_batches: Mapping[str, jax.Array],
 ) -> CachedGradient:
-    """Returns loss and gradient of a whole batch, encoding one micro-batch at a time.
+    """Returns loss and gradient of a full batch, encoding one micro-batch at a time.
 
     Args:
       encode: the encoder in training mode; called twice for each micro-batch.
-      loss: the loss of the states of the whole batch; its own gradient with respect to the
-        parameters (a predictor's) is counted.
+      loss: loss of the full batch's states; its direct gradient with respect to the parameters (of
+        a predictor) is included.
       params: the parameters of both.
       batch_stats: running statistics, from which every micro-batch starts; the new ones are the
-        mean over micro-batches, one update with the batch's mean.
-      micro_batches: as `split_microbatches` makes them, with states in that order.
+        mean over micro-batches, that is, one update with the batch's mean.
+      micro_batches: from `split_microbatches`, with states in that order.
     """
 
     def forward(carry: None, part: Mapping[str, jax.Array]) -> tuple[None, PyTree]:
@@ -117,7 +116,7 @@ def cached_gradient(
         _, pull_back = jax.vjp(lambda p: encode(p, batch_stats, micro_batch)[0], params)
         return jax.tree.map(jnp.add, carry, pull_back(cotangent)[0]), None
 
-    # Else the compiler would take this second encoding for the first and keep all activations.
+    # Otherwise the compiler would merge this with the first encoding and keep all activations.
     again = with_dependency(micro_batches, to_z)
     gradient, _ = scan_or_unroll(backward, gradient, (again, split_states(to_z, parts.shape[0])))
     mean_stats = jax.tree.map(lambda each: jnp.mean(each, axis=0), stats)

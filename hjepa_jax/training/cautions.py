@@ -1,4 +1,4 @@
-"""Settings that are allowed but likely mistakes, said once when a training starts."""
+"""Warnings about valid settings that are likely mistakes, logged once when training starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[st
     Args:
       settings: a validated configuration.
       method: the run's method.
-      num_images: of the training split.
+      num_images: number of images in the training split.
     """
     yield from method.warnings()
     yield from _cut_schedules(settings, num_images)
@@ -25,12 +25,12 @@ def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[st
 
 
 def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
-    """Yields a sentence where config.train.max_steps ends a run before its warm-ups do."""
+    """Yields a sentence if config.train.max_steps ends a run before its warm-ups."""
     epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
     steps = total_steps(settings.train, epoch_steps)
     epochs = steps / epoch_steps
     unfinished = unfinished_schedules(settings, epochs)
-    # A run of a few steps is there to see that everything runs.
+    # A run of a few steps only checks that everything runs.
     if unfinished and settings.train.max_steps == steps > 10:
         yield (
             f"config.train.max_steps ends the run after {epochs:.3g} epochs, before the end of "
@@ -39,7 +39,7 @@ def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
 
 
 def _slow_arithmetic(model: Model) -> Iterator[str]:
-    """Yields a sentence where the encoder uses bfloat16 on a CPU, which has to emulate it."""
+    """Yields a sentence if the encoder uses bfloat16 on a CPU, where it is emulated."""
     if on_cpu() and model.compute_dtype == "bfloat16":
         yield (
             "config.model.compute_dtype is bfloat16, two to three times slower than float32 on "

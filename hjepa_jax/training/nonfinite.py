@@ -1,4 +1,4 @@
-"""A loss or gradient that is NaN or infinite: what made it so, and skipping the batch."""
+"""Non-finite losses and gradients: diagnosing the cause and skipping the batch."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ class Findings(TypedDict):
 
 
 def roll_back(state: TrainState) -> TrainState:
-    """Returns the state as it was before the step that failed.
+    """Returns the state from before the failed step.
 
-    Such a step leaves all else as it was, and so do the steps after it.
+    The failed step and those after it changed only `step` and `failed_step`.
     """
     none = jax.device_put(np.asarray(-1, np.int32), state.failed_step.sharding)
     return state.replace(step=state.failed_step, failed_step=none)
 
 
 def _number(value: SupportsFloat) -> float | str:
-    """Returns a float, or the name of one that JSON does not have."""
+    """Returns a float, or as text if JSON cannot represent it."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
 
@@ -77,12 +77,12 @@ def _named_norms(gradient: PyTree[jax.Array]) -> dict[str, jax.Array]:
 
 
 def _worst_first(norms: dict[str, float]) -> list[str]:
-    """Sorts names: those not finite, then the largest."""
+    """Sorts names by norm: non-finite ones first, then in descending order."""
     return sorted(norms, key=lambda n: (math.isfinite(norms[n]), -np.nan_to_num(norms[n])))
 
 
 def failure_report(run: PreparedRun, state: TrainState, batch: Batch) -> Findings:
-    """Recomputes the loss and gradient that failed, and says what they are made of.
+    """Recomputes the failed loss and gradient, and reports their components.
 
     Args:
       run: the prepared run.
@@ -117,20 +117,20 @@ _STATISTICS = ("q2", "p2", "z2", "z_mean2")
 
 
 def _named(settings: Settings, names: Iterable[str]) -> str:
-    """Returns the fields with their values, for a sentence."""
+    """Returns the fields with their values, for a message."""
     return ", ".join(f"config.{name} ({settings.value(name)!r})" for name in names)
 
 
 def diagnosis(
     settings: Settings, method: Method, report: Symptoms, *, updated: bool
 ) -> tuple[str, str]:
-    """Returns (what is not finite, what to look at) of a failure.
+    """Returns (what is not finite, which settings to check) of a failure.
 
     Args:
       settings: the run's configuration.
-      method: knows the fields behind its terms and parameters.
+      method: the run's method, which knows the fields behind its terms and parameters.
       report: what is not finite.
-      updated: whether the parameters have been updated before; if not, it is no matter of how.
+      updated: whether the parameters have been updated; if not, the optimizer is not the cause.
     """
     if report["not_finite"]:
         where = f"{report['not_finite'][0]} is not finite, although the loss and gradient were"
@@ -159,11 +159,11 @@ def diagnosis(
 
 
 class NonFiniteGuard:
-    """Decides what follows a loss that is not finite: stop, or skip the batch.
+    """Handles a non-finite loss: stops the run or skips the batch.
 
     Attributes:
-      skipped: the batches skipped so far in the whole run, by number. The batch of step i (from 0)
-        has the number i + len(skipped).
+      skipped: numbers of all batches skipped so far in the run. The batch of step i (from 0) has
+        the number i + len(skipped).
     """
 
     def __init__(
@@ -173,14 +173,14 @@ class NonFiniteGuard:
         load_batch: Callable[[int], Batch],
         skipped: list[int],
     ):
-        """Takes what a report needs; `load_batch` maps a number to its placed batch."""
+        """Stores what a report needs; `load_batch` maps a batch number to its placed batch."""
         self._run, self._workdir = run, workdir
         self._load_batch = load_batch
         self.skipped = skipped
         self._failed_step, self._in_a_row = -1, 0
 
     def after_failure(self, state: TrainState, saved: list[int]) -> TrainState:
-        """Writes `failure.json`; returns the state to go on from behind the batch.
+        """Writes `failure.json` and returns the state from which to continue with the next batch.
 
         Args:
           state: the state of a run whose `failed_step` is set; donated.
@@ -199,13 +199,14 @@ class NonFiniteGuard:
         what = f"the loss or its gradient was NaN or infinite at step {step}"
         if not skip:
             other = ", or go on with config.train.on_nonfinite='skip'" if step else ""
-            raise TrainingError(f"{what} ({self._told(saved)}): {advice}{other}.")
+            raise TrainingError(f"{what} ({self._whereabouts(saved)}): {advice}{other}.")
         self._in_a_row = self._in_a_row + 1 if step == self._failed_step else 1
         self._failed_step = step
         if self._in_a_row > settings.max_skips_in_a_row:
             raise TrainingError(
                 f"{what} for the {self._in_a_row} batches up to number {number} "
-                f"({self._told(saved)}), more than config.train.max_skips_in_a_row: it is not the "
+                f"({self._whereabouts(saved)}), more than config.train.max_skips_in_a_row: it is "
+                f"not the "
                 f"data. {advice[0].upper()}{advice[1:]}."
             )
         _log.warning("%s: batch %d is skipped (%s).", what, number, self._workdir / REPORT)
@@ -213,7 +214,7 @@ class NonFiniteGuard:
         return good
 
     def check_state(self, state: TrainState, saved: list[int]) -> None:
-        """Makes sure that a state is worth saving; all processes must call it.
+        """Checks that a state is finite before it is saved; all processes must call it.
 
         Raises:
           TrainingError: if a parameter, moment or statistic is NaN or infinite.
@@ -227,16 +228,17 @@ class NonFiniteGuard:
         what, fields = diagnosis(self._run.settings, self._run.method, report, updated=True)
         self._write({"step": step, "action": "stop", "checkpoints": saved, "not_finite": named})
         raise TrainingError(
-            f"after step {step} {what}, so that it is not saved ({self._told(saved)}): change one "
+            f"after step {step} {what}, so it is not saved ({self._whereabouts(saved)}): change "
+            f"one "
             f"of {fields}."
         )
 
-    def _told(self, saved: list[int]) -> str:
+    def _whereabouts(self, saved: list[int]) -> str:
         intact = f"the checkpoint of step {saved[-1]} is intact" if saved else "none was saved yet"
         return f"{self._workdir / 'checkpoints'}; {intact}; details in {self._workdir / REPORT}"
 
     def _write_report(self, state: TrainState, step: int, number: int, saved: list[int]) -> str:
-        """Writes what was found; returns what to do about it."""
+        """Writes the report and returns advice."""
         found = failure_report(self._run, state, self._load_batch(number))
         updated = step > 0
         report: Symptoms = {
@@ -245,8 +247,8 @@ class NonFiniteGuard:
             "gradient_norms": found["gradient_norms"],
         }
         what, fields = diagnosis(self._run.settings, self._run.method, report, updated=updated)
-        why = "" if updated else "nothing was updated yet, so that it is not the learning rate; "
-        advice = f"{why}{what}: see to {fields}"
+        why = "" if updated else "nothing was updated yet, so it is not the learning rate; "
+        advice = f"{why}{what}: check {fields}"
         self._write(
             {
                 "step": step,

@@ -1,7 +1,7 @@
-"""The online probe: the evaluation's linear probe, trained beside the encoder to watch it learn.
+"""The online probe: the evaluation's linear probe, trained along with the encoder to monitor it.
 
 It sees the states of the training batches (augmented views, statistics of the batch) as the loss
-does, detached: nothing of it reaches the encoder.
+does, but detached: no gradient reaches the encoder.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hjepa_jax.objectives.linear_probe import (
 
 
 def _optimizer(settings: Evaluation) -> optax.GradientTransformation:
-    # A constant rate: the features move until the end of the run.
+    # A constant rate, because the features change until the end of the run.
     return optax.adamw(settings.probe_lr, weight_decay=settings.probe_weight_decay)
 
 
 def _evaluated_part(settings: Evaluation, split_qp: bool, z: jax.Array) -> jax.Array:
-    """Returns what config.evaluation.state_part names of states [..., D]: q, p or all."""
+    """Returns the config.evaluation.state_part of states [..., D]: q, p or all."""
     part, half = settings.state_part, z.shape[-1] // 2
     if part == "qp" or not split_qp:
         return z
@@ -72,14 +72,14 @@ def update_online_probe(
       split_qp: config.model.split_qp.
       probe: {'params', 'opt_state'}.
       z: [V, B, D], the step's states.
-      labels: int [B]; -1 = no label: such an image does not count.
+      labels: int [B]; images with label -1 (no label) are ignored.
 
     Returns:
-      The new probe, and 'online/probe_loss' and 'online/probe_top1' of the batch before it
-      learned from it, over all views of labeled images. Without any of these the probe stays as it
-      is and both figures are NaN.
+      The new probe, and 'online/probe_loss' and 'online/probe_top1' of the batch before the update,
+      over all views of labeled images. Without labeled images the probe does not change and both
+      metrics are NaN.
     """
-    # On accelerators XLA might fuse the probe into the encoder, and round that in another way.
+    # On accelerators XLA might fuse the probe into the encoder, which would change its rounding.
     detached = jax.lax.optimization_barrier(jax.lax.stop_gradient(z))
     features = _evaluated_part(settings, split_qp, detached.astype(jnp.float32))
     truth = jnp.broadcast_to(jnp.maximum(labels, 0), features.shape[:-1])
@@ -96,14 +96,14 @@ def update_online_probe(
     (value, top1), gradient = jax.value_and_grad(loss, has_aux=True)(probe["params"])
     updates, opt_state = _optimizer(settings).update(gradient, probe["opt_state"], probe["params"])
     trained = {"params": optax.apply_updates(probe["params"], updates), "opt_state": opt_state}
-    # Momentum and decay would move it without a label, too.
+    # Momentum and decay would change it even without labels.
     kept = jax.tree.map(lambda new, old: jnp.where(number > 0, new, old), trained, probe)
     figures = {"online/probe_loss": value, "online/probe_top1": top1}
     return kept, {name: jnp.where(number > 0, f, jnp.nan) for name, f in figures.items()}
 
 
 def logged_figures(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns a step's figures without the probe's where none of its images had a label."""
+    """Returns a step's metrics, without the probe's if none of its images had a label."""
     if math.isnan(values.get("online/probe_top1", 0.0)):
         return {name: v for name, v in values.items() if not name.startswith("online/probe_")}
     return dict(values)

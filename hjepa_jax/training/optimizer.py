@@ -1,4 +1,4 @@
-"""AdamW with the schedules of its learning rates, as functions of the step."""
+"""AdamW and its learning-rate schedules, as functions of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hjepa_jax.methods.base import Method, Rate
 from hjepa_jax.methods.clipping import clip_by_global_norm
 
 Schedule: TypeAlias = Callable[[ArrayLike], jax.Array]
-# The group of all parameters for which a method names no rate.
+# The group of all parameters without a learning rate of their own.
 MAIN = "main"
 
 

@@ -1,4 +1,4 @@
-"""A run made ready: modules, optimizer, and the compiled functions of a configuration."""
+"""Preparation of a run: the modules, optimizer, and compiled functions of a configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import Batch, Parts, normalize, train_step
 
-# For what runs once: optimizing its code takes longer than running it unoptimized.
+# For functions that run once: optimization takes longer than running unoptimized code.
 UNOPTIMIZED: dict[str, Any] = {  # jax declares no numbers among the values
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
@@ -30,7 +30,7 @@ UNOPTIMIZED: dict[str, Any] = {  # jax declares no numbers among the values
 
 
 def compiler_options(train: Train) -> dict[str, Any] | None:
-    """Returns the options that the train step, and what must agree with it, compile with."""
+    """Returns the compiler options of the train step and of functions that must agree with it."""
     return UNOPTIMIZED if train.fast_compile else None
 
 
@@ -121,9 +121,9 @@ def prepare(
 
     Args:
       settings: the run's settings.
-      num_images: of the training split; what an epoch is follows from it.
-      mesh: of `sharding.data_mesh`.
-      num_classes: of the training labels; None = the state has no online probe.
+      num_images: number of images in the training split, which determines the length of an epoch.
+      mesh: mesh from `sharding.data_mesh`.
+      num_classes: number of classes of the training labels; None = the state has no online probe.
 
     Raises:
       ConfigError: if the batch does not split over the devices or exceeds the dataset.
@@ -158,7 +158,7 @@ def prepare(
 
     def initialize() -> TrainState:
         lowered = jax.jit(init, out_shardings=placement).lower(key)
-        # It runs once: optimizing its many small random draws takes ten times as long as they do.
+        # It runs once: optimizing its many small random draws takes ten times longer.
         return lowered.compile(compiler_options=UNOPTIMIZED)(key)
 
     encode = jax.jit(functools.partial(frozen_encoder, setup), out_shardings=everywhere)
@@ -166,7 +166,7 @@ def prepare(
 
 
 def frozen_encoder(setup: StepSetup, variables: Parts, images: jax.Array) -> jax.Array:
-    """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], by running statistics."""
+    """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], using running statistics."""
     data, encoder = setup.settings.data, setup.encoder
     inputs = normalize(images, data.mean, data.std, encoder.dtype)
     return applied(encoder, variables, inputs, train=False)
@@ -177,7 +177,7 @@ def make_encode(
 ) -> Callable[[np.ndarray], jax.Array]:
     """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
 
-    All that are made of one run share its compiled function. N must split evenly over the devices
+    All encoders of one run share its compiled function. N must be divisible by the devices
     of the run's mesh. All processes must call it together, with the same images.
     """
     variables = {"params": params["encoder"], "batch_stats": batch_stats.get("encoder", {})}

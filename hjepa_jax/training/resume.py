@@ -119,7 +119,7 @@ def ranking(
     if name not in options:
         nearest = difflib.get_close_matches(name, options, 1, 0.0)[0]
         raise ConfigError(
-            f"config.checkpoint.best_metric is {name!r}, which is none of {', '.join(options)}: "
+            f"config.checkpoint.best_metric is {name!r}, which is not one of {', '.join(options)}: "
             f"did you mean {nearest!r}?"
         )
     return {name: float(metrics[name])}

@@ -160,7 +160,7 @@ def changed(config, **fields):
         ),
         ("sigreg", {"sigreg__subsample": 513}, "subsample is 513.*512 or less"),
         ("", {"train__weight_decay": 1e5}, "weight_decay is 100000.*past zero"),
-        ("", {"evaluation__knn_k": (1, 20, 20)}, "knn_k is .*twice"),
+        ("", {"evaluation__knn_k": (1, 20, 20)}, "knn_k is .*repeat"),
         ("identity", {"dynamics__residual_scale": 1.0}, "residual_scale is set .*no effect"),
         ("identity", {"dynamics__steps": 3}, "steps is set .*no effect"),
         ("sigreg", {"parity__forward_directions_only": True}, "no effect.*'hjepa'"),
@@ -252,7 +252,7 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
     ("path", "value", "end"),
     [
         ("train.lr", -1.0, "-1.0: it must be above 0."),
-        ("train.epochs", 1.5, "whole number (for a part of an epoch set config.train.max_steps)."),
+        ("train.epochs", 1.5, "whole number (for part of an epoch set config.train.max_steps)."),
         ("data.global_scale", (0.5, 2.0), "1 or less (a crop cannot be larger than the"),
         ("data.global_scale", (0.5, 0.1), "it must be (low, high) with low <= high."),
         ("sigreg.weight_warmup_epochs", -1.0, "-1.0: it must be 0 or more."),
@@ -261,7 +261,7 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
         ("train.b2", 1.0, "it must lie between 0 and 0.999999."),
         ("data.augment.blur_kernel", 4, "4: it must be odd."),
         ("data.augment.blur_sigma", (-2.0, -1.0), "each of its numbers must lie between 0.01 and"),
-        ("resnet.stem", "resnet", "none of 'cifar', 'imagenet': did you mean 'imagenet'?"),
+        ("resnet.stem", "resnet", "must be one of 'cifar', 'imagenet'; did you mean 'imagenet'?"),
         ("seed", 2**70, "it must be 4294967295 or less."),
         ("data.mean", (0.5, None, 0.5), "3 numbers, for example (0.5071, 0.4867, 0.4408)."),
     ],
@@ -279,7 +279,7 @@ def test_settings_of_the_probe_have_the_same_defaults() -> None:
 
 def test_an_unknown_data_set_is_named_with_the_nearest() -> None:
     config = changed(cifar100.get_config(), data__name="cifar-100")
-    with pytest.raises(ConfigError, match=r"'cifar-100', which is none of .*'cifar100'"):
+    with pytest.raises(ConfigError, match=r"'cifar-100', which is not one of .*'cifar100'"):
         resolve(config)
     resolve(changed(cifar100.get_config(), data__name="tfds:stl10"))
 

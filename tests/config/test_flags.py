@@ -223,5 +223,5 @@ def test_variants(tmp_path) -> None:
     assert load_config(str(file)) == base_config()
     with pytest.raises(UserError, match="takes no variant"):
         load_config(f"{file}:smoke")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="does not exist"):
         load_config(f"{tmp_path}/absent.py:smoke")

@@ -81,7 +81,7 @@ def test_json_brings_the_section_back() -> None:
     [
         ("own_part_of_a_test:Collides", "'train' collides"),
         ("own_part_of_a_test:Nothing", "has no class 'Nothing'"),
-        ("no_such_module_anywhere:Part", "no module 'no_such_module_anywhere'"),
+        ("no_such_module_anywhere:Part", "the module 'no_such_module_anywhere' is neither"),
         ("digit", "none of digits.*did you mean 'digits'"),
     ],
 )
