@@ -179,7 +179,7 @@ class Method(abc.ABC):
         term of the loss should be among them, without its weight: the report of a non-finite loss
         names the term. Alarms of collapse need one or more of the statistics 'z_std_min', 'z2' and
         'z_mean2' (`objectives.regularizers.state_statistics`), or 'q_...' and 'p_...' in place of
-        'z_...' for the halves of the state. Set config.checkpoint.best_mode to rank checkpoints by a
+        'z_...' for the halves of the state. Set config.checkpoint.best_mode to rank by a
         scalar whose name the package does not know.
 
         Args:

@@ -127,7 +127,7 @@ class HJEPA(Method):
             yield (
                 f"config.loss.logdet_dim is {loss.logdet_dim} but a step has only {rows} rows "
                 "(views x images): the log-det floor cannot be met and dominates the prediction "
-                "loss; set it to {max(rows // 4, 1)} or less."
+                f"loss; set it to {max(rows // 4, 1)} or less."
             )
 
     def residual_scale(self, step: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> No
 @pytest.mark.parametrize(
     ("metric", "mode", "words"),
     [
-        ("online/knn_top1", "min", "better when it is large, so that the worst would be kept"),
+        ("online/knn_top1", "min", "higher is better, so the worst checkpoints would be kept"),
         ("online/probe_top1", "min", "better when it is large"),
         ("total", "max", "better when it is small"),
         ("grad_norm", None, "set config.checkpoint.best_mode to 'min' or 'max'"),
