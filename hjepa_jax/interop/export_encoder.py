@@ -27,7 +27,7 @@ from hjepa_jax.loading import LoadedRun
 from hjepa_jax.storage.files import check_writable_file, local_path
 from hjepa_jax.training.prepare import frozen_encoder
 
-# What StableHLO is lowered for; an accelerator is not needed to do that.
+# Platforms that StableHLO is lowered for; no accelerator is needed for lowering.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -37,10 +37,10 @@ def encoder_function(
     """Returns images uint8 [N, S, S, 3] -> features float32 [N, D], with constant weights.
 
     Args:
-      run: of `hjepa_jax.load`.
+      run: result of `hjepa_jax.load`.
       state_part: 'q', 'p' or 'qp'.
-      portable: use float32 arithmetic and operations known to all converters; the features differ
-        only by the rounding of a bfloat16 encoder.
+      portable: whether to use float32 arithmetic and only operations that all converters support;
+        features differ only by the rounding of a bfloat16 encoder.
 
     Raises:
       ConfigError: an unknown state part, or q or p of an encoder without them.
@@ -73,7 +73,7 @@ def to_stablehlo(run: LoadedRun, state_part: str = "qp") -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class _ImageSpec:
-    """What jax2onnx wants to know of an input; a name in the shape is any number."""
+    """Input description for jax2onnx; a name in the shape stands for any size."""
 
     shape: tuple[Any, ...]
     dtype: Any = jnp.uint8
@@ -111,18 +111,18 @@ FORMATS: dict[str, Callable[[LoadedRun, str], bytes]] = {
 def export_encoder(
     run: LoadedRun, out: str | os.PathLike[str], *, state_part: str = "qp"
 ) -> pathlib.Path:
-    """Writes the encoder and `<out>.json`, which says how to prepare images and names the run.
+    """Writes the encoder and `<out>.json`, which describes image preparation and the run.
 
     Returns:
       The path of the encoder.
 
     Raises:
-      UserError: for another file extension, a missing converter, a part of the state that the
-        encoder does not have, or an unwritable folder.
+      UserError: for an unknown file extension, a missing converter, a state part that the encoder
+        does not have, or an unwritable folder.
     """
     path = local_path(out, "out")
     if path.suffix not in FORMATS:
-        raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
+        raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which selects the format.")
     check_writable_file(path, "out")
     content = FORMATS[path.suffix](run, state_part)
     about = {

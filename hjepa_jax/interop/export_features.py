@@ -24,13 +24,13 @@ FORMATS = (".npz", ".parquet")
 def split_features(
     run: LoadedRun, split: str = "test", *, state_part: str = "qp", root: str | None = None
 ) -> tuple[Features, tuple[str, ...]]:
-    """Encodes a split of the data that the run was trained on.
+    """Encodes a split of the run's dataset.
 
     Args:
-      run: of `hjepa_jax.load`.
+      run: result of `hjepa_jax.load`.
       split: 'train' or 'test', as config.data defines them.
       state_part: 'q', 'p' or 'qp'.
-      root: current location of the data; None = where the run found it.
+      root: current location of the data; None = the location during training.
 
     Returns:
       Features float32 [N, D] with labels int32 [N] (-1 = none), in the order of the data, and the
@@ -40,7 +40,7 @@ def split_features(
       UserError: if the split or state part is unknown, or the data is missing.
     """
     if split not in ("train", "test"):
-        raise UserError(f"split is {split!r}: it is 'train' or 'test'.")
+        raise UserError(f"split is {split!r}: it must be 'train' or 'test'.")
     settings = run.settings
     if root is not None:
         settings = settings.replace({"data.root": root})
@@ -97,12 +97,12 @@ def save_features(
       The path written.
 
     Raises:
-      UserError: for another file extension or an unwritable folder.
+      UserError: for an unknown file extension or an unwritable folder.
     """
     path = local_path(out, "out")
     writers: dict[str, Callable[..., None]] = dict(zip(FORMATS, (_save_npz, _save_parquet)))
     if path.suffix not in writers:
-        raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which says how to write it.")
+        raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which selects the format.")
     described = {**(about or {}), "class_names": list(class_names)}
     write_whole(path, lambda file: writers[path.suffix](file, found, described))
     return path
@@ -136,7 +136,7 @@ def export_features(
     """Encodes a split and writes it; see `split_features` and `save_features`."""
     path = local_path(out, "out")
     if path.suffix not in FORMATS:
-        raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which says how to write it.")
+        raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which selects the format.")
     check_writable_file(path, "out")
     found, names = split_features(run, split, state_part=state_part, root=root)
     about = {

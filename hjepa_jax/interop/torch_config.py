@@ -1,7 +1,7 @@
-"""Configurations of the published PyTorch scripts as ours, with their deviations as parity flags.
+"""Converts configurations of the published PyTorch scripts, with their deviations as parity flags.
 
 The published code has two training scripts, for CIFAR and for ImageNet, that differ in more than
-their data; which one a configuration belongs to is told by its encoder stem.
+their data; the encoder stem tells which one a configuration belongs to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hjepa_jax.methods.hjepa_settings import (
 
 Published = Mapping[str, Any]
 
-# Published name -> ours, section by section; what is absent keeps the published default below.
+# Published name -> ours, by section; missing fields get the published defaults below.
 _DATA = {
     "batch_size": "batch_size",
     "num_global_views": "num_global_views",
@@ -110,10 +110,10 @@ _SPECTRUM_TRAIN = {
 
 
 def _converted(name: str, value: Any, kind: type) -> Any:
-    """Returns a published value in the type of our field; YAML reads 1e-4 as text.
+    """Returns a published value converted to the type of our field; YAML reads 1e-4 as a string.
 
     Raises:
-      ConfigError: if it is of another type.
+      ConfigError: if it has the wrong type.
     """
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
@@ -126,11 +126,14 @@ def _converted(name: str, value: Any, kind: type) -> Any:
         return int(value)
     if kind is str and isinstance(value, str):
         return value
-    raise ConfigError(f"the published configuration's {name} is {shown(value)}, no {kind.__name__}")
+    raise ConfigError(
+        f"the published configuration's {name} is {shown(value)}: it must be of type "
+        f"{kind.__name__}."
+    )
 
 
 def _copy(source: Published, names: Mapping[str, str], target: ConfigDict) -> None:
-    """Sets the fields that are present, in our field's type."""
+    """Sets the fields that are present, converted to our types."""
     for theirs, ours in names.items():
         value = source.get(theirs)
         if value is not None:
@@ -141,7 +144,7 @@ def _section(published: Published, name: str) -> Published:
     """Returns a section, which may be missing.
 
     Raises:
-      ConfigError: if it is something else.
+      ConfigError: if it is not a section.
     """
     found = published.get(name)
     if found is not None and not isinstance(found, Mapping):
@@ -152,10 +155,10 @@ def _section(published: Published, name: str) -> Published:
 
 
 def _number(source: Published, name: str, default: float | None = None) -> float:
-    """Returns a number of a section.
+    """Returns a number from a section.
 
     Raises:
-      ConfigError: if it is missing and has no default, or is no number.
+      ConfigError: if it is missing and has no default, or is not a number.
     """
     value = source.get(name, default)
     if value is None:
@@ -164,7 +167,7 @@ def _number(source: Published, name: str, default: float | None = None) -> float
 
 
 def is_imagenet_script(published: Published) -> bool:
-    """Returns whether a configuration is of the ImageNet script."""
+    """Returns whether a configuration belongs to the ImageNet script."""
     return _section(published, "model").get("encoder_stem", "cifar") == "imagenet"
 
 
@@ -257,22 +260,22 @@ def config_from_torch(published: Published) -> ConfigDict:
       published: the nested dictionary of its YAML file, or of a checkpoint's `config`.
 
     Returns:
-      Our configuration, whose `parity` section reproduces the script to the letter.
+      Our configuration, with a `parity` section that reproduces the script exactly.
 
     Raises:
-      ConfigError: if it asks for something that ours does not have, or a value cannot be.
+      ConfigError: if it uses an unsupported feature or has an invalid value.
     """
     config = base_config()
     imagenet = is_imagenet_script(published)
     config.data.name = "folder" if imagenet else "cifar100"
     config.seed = _converted("seed", published.get("seed", config.seed), int)
     model, data = _section(published, "model"), _section(published, "data")
-    # The published defaults where the configuration is silent.
+    # Published defaults for fields that the configuration does not set.
     config.model.split_qp = False
     _copy(data, _DATA, config.data)
     if config.data.num_local_views > 0:
         _copy(data, {"local_scale": "local_scale"}, config.data)
-        # The published crops all have one size.
+        # All published crops have the same size.
         config.data.local_size = config.data.image_size
     _copy(model, _MODEL, config.model)
     _copy(model, _RESNET, config.resnet)
@@ -294,5 +297,5 @@ def config_from_torch(published: Published) -> ConfigDict:
     config.evaluation.reference_evaluation = True
     bad = [p for name, value in flatten(config) for p in problems_of(rows()[name], value)]
     if bad:
-        raise ConfigError(f"the published configuration does not fit: {' '.join(bad)}")
+        raise ConfigError(f"the published configuration is not supported: {' '.join(bad)}")
     return config

@@ -1,8 +1,8 @@
 """Reads a torch checkpoint (.pth, .pt) without torch.
 
-The format is a zip archive: `<name>/data.pkl` is a pickle in which every tensor refers to a raw
-little-endian storage `<name>/data/<key>`. Only the classes that a plain checkpoint needs are
-allowed, so a malicious file cannot run code.
+The format is a zip archive: `<name>/data.pkl` is a pickle whose tensors refer to raw little-endian
+storages `<name>/data/<key>`. Only the classes that a plain checkpoint needs are allowed, so a
+malicious file cannot run code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _whole(*numbers: Any) -> bool:
 
 
 def _rebuild_tensor(storage: Any = None, offset: Any = None, *rest: Any) -> np.ndarray:
-    """The array that a tensor's storage, offset, size and strides (in elements) describe: a view.
+    """Returns a view of a tensor's storage with its offset, size and strides (in elements).
 
     Every number is checked before an address is computed from it.
     """
@@ -52,7 +52,7 @@ def _rebuild_tensor(storage: Any = None, offset: Any = None, *rest: Any) -> np.n
         or not len(size) == len(stride) <= 32
         or not _whole(offset, *size, *stride)
     ):
-        raise ValueError("a tensor has an offset, size or stride that is no whole number")
+        raise ValueError("a tensor has an offset, size or stride that is not an integer")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if 0 not in size and last >= storage.size:
         raise ValueError("a tensor reaches outside its storage")
@@ -75,7 +75,7 @@ _CALLS = {
     "torch._utils._rebuild_parameter": _parameter,
 }
 
-# What zipfile raises of a damaged or encrypted file, and what is raised here.
+# Errors of zipfile for a damaged or encrypted file, and errors raised here.
 _FAULTS = (
     zipfile.BadZipFile,
     EOFError,
@@ -104,7 +104,7 @@ class _Storages:
         kind, name, key, _, count = reference
         dtype = _STORAGES.get(name.name) if isinstance(name, plain_pickle.Name) else None
         if kind not in ("storage", b"storage") or dtype is None:
-            raise ValueError("it refers to something that is no storage of numbers")
+            raise ValueError("it refers to something other than a storage of numbers")
         key = key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
         if key not in self._contents:
             member = self._archive.NameToInfo.get(f"{self._folder}data/{key}")
@@ -113,25 +113,25 @@ class _Storages:
             self._contents[key] = self._archive.read(member)
         content = self._contents[key]
         if not _whole(count) or count * dtype.itemsize != len(content):
-            raise ValueError(f"the storage {key[:40]!r} does not have the size that it should have")
+            raise ValueError(f"the storage {key[:40]!r} has the wrong size")
         return np.frombuffer(content, dtype)
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> str:
-    """Checks what a zip archive claims, and returns the name of its pickle.
+    """Checks the member list of a zip archive and returns the name of its pickle.
 
-    A member's sizes are claims as well: a compressed one may unpack to any multiple of its own.
+    Declared sizes are untrusted too: a compressed member may unpack to any multiple of its size.
     """
     members = archive.infolist()
-    # torch stores without compression: what unpacks to more than the file is a trap.
+    # torch stores without compression: a file that unpacks to more than its size is malicious.
     unpacked = sum(member.file_size for member in members)
     if unpacked > size:
         raise ValueError(f"it would unpack to {unpacked} bytes, more than the file has")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("its members are compressed, which torch never does; save it anew")
+        raise ValueError("its members are compressed, which torch never does; save it again")
     names = [member.filename for member in members]
     if len(names) > _MAX_MEMBERS or len(set(names)) < len(names):
-        raise ValueError("it has a member twice, or too many of them")
+        raise ValueError("it has duplicate members, or too many")
     pickled = [name for name in names if name.endswith("/data.pkl")]
     if len(pickled) != 1:
         raise ValueError("it has no single data.pkl")
@@ -144,14 +144,14 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
 def load_torch_file(path: str | pathlib.Path) -> Any:
     """Returns the object written by `torch.save`.
 
-    Tensors become read-only NumPy arrays, ordered dictionaries plain ones.
+    Tensors become read-only NumPy arrays, and ordered dictionaries plain ones.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if the file does not exist.
       ValueError: if it is not a torch zip checkpoint (torch >= 1.6), or holds more than plain data.
     """
     if not pathlib.Path(path).exists():
-        raise FileNotFoundError(f"There is no checkpoint at '{path}'.")
+        raise FileNotFoundError(f"the checkpoint '{path}' does not exist.")
     try:
         size = check_regular(path, _MAX_FILE_BYTES).st_size
         with zipfile.ZipFile(path) as archive:
@@ -161,4 +161,4 @@ def load_torch_file(path: str | pathlib.Path) -> Any:
             return plain_pickle.load(archive.read(pickled), _CALLS, names, storages)
     except _FAULTS as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"'{path}' is not a torch checkpoint we can read: {reason}.") from error
+        raise ValueError(f"'{path}' is not a readable torch checkpoint: {reason}.") from error

@@ -33,7 +33,7 @@ from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import TrainState
 
 _PARTS = ("encoder", "projector", "predictor", "regularizer")
-# Constants and counters that the published regularizers save beside the spectrum's parameters.
+# Constants and counters that the published regularizers save with the spectrum's parameters.
 _BUFFERS = frozenset(
     [
         "sqrt_diag",
@@ -59,9 +59,9 @@ class Imported(NamedTuple):
     Attributes:
       settings: the settings, with the parity flags of its script.
       params, batch_stats: trees as in TrainState.
-      spectral: parameters of a learnable spectrum, {} where there is none.
+      spectral: parameters of a learnable spectrum, {} if there is none.
       step: the global step (0 if the checkpoint has none).
-      ignored: names of entries without influence on the result.
+      ignored: names of entries that do not affect the result.
     """
 
     settings: Settings
@@ -131,7 +131,7 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
 
 
 def _check_finite(trees: Any) -> None:
-    """Names the first weights that are not finite in float32."""
+    """Raises a CheckpointError that names the first weights not finite in float32."""
     for name, leaf in named(trees).items():
         with np.errstate(over="ignore"):
             finite = np.isfinite(np.asarray(leaf, np.float32)).all()
@@ -140,7 +140,7 @@ def _check_finite(trees: Any) -> None:
 
 
 def _step(value: Any) -> int:
-    """The global step, 0 where there is none."""
+    """Returns the global step, 0 if there is none."""
     if isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iu":
         value = int(value)
     return require(
@@ -149,17 +149,17 @@ def _step(value: Any) -> int:
 
 
 def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
-    """The state of a part: names and arrays; empty where there is none.
+    """Returns the state of a part as arrays by name, empty if there is none.
 
     Raises:
-      ValueError: naming the entry that is something else.
+      ValueError: naming an entry that is not a tensor.
     """
     state: Mapping[str, Any] = checkpoint.get(part) or {}
     require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part)
     for name, value in state.items():
         if not isinstance(value, (np.ndarray, np.generic)):
             raise ValueError(
-                f"the entry '{name}' of the {part} is no tensor but {described(value)}."
+                f"the entry '{name}' of the {part} is not a tensor but {described(value)}."
             )
     return dict(unwrapped(state))
 
@@ -167,7 +167,7 @@ def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
 def _spectrum(
     state: Mapping[str, np.ndarray], learnable: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Splits a regularizer's state into the spectrum's parameters and names left out."""
+    """Splits a regularizer's state into the spectrum's parameters and ignored names."""
     wanted = {"learnable_h.raw_span", "learnable_h.raw_shape"} if learnable else set()
     faults = {
         "missing": sorted(wanted - set(state)),
@@ -177,7 +177,7 @@ def _spectrum(
     }
     if any(faults.values()):
         told = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
-        raise CheckpointError(f"The torch state of the regularizer does not fit; {told}.")
+        raise CheckpointError(f"the torch state of the regularizer does not match; {told}.")
     spectrum = {name.split(".")[-1]: state[name] for name in sorted(wanted)}
     return spectrum, sorted(set(state) - wanted)
 
@@ -206,7 +206,7 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
     clauses = mismatches(found, wanted, "the checkpoint")
     if clauses:
         raise CheckpointError(
-            f"{summary(clauses)}: the weights do not fit the 'config' saved beside them."
+            f"{summary(clauses)}: the weights do not match the 'config' saved with them."
         )
 
     def cast(tree: Any) -> Any:

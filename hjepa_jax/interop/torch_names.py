@@ -1,4 +1,4 @@
-"""Converts torch state dicts of the published code to parameter trees, with NumPy alone.
+"""Converts torch state dicts of the published code to parameter trees, using only NumPy.
 
 Every function takes a mapping from torch names to arrays, and returns trees of NumPy arrays plus
 the sorted list of ignored entries. Layouts: torch convolutions are [out,in,kh,kw], ours
@@ -18,7 +18,7 @@ State = Mapping[str, np.ndarray]
 
 
 class Entry(NamedTuple):
-    """The target of a torch entry: the collection 'params' or 'batch_stats', and the path in it."""
+    """Target of a torch entry: the collection ('params' or 'batch_stats') and the path in it."""
 
     name: str
     collection: str
@@ -155,7 +155,7 @@ def encoder_from_torch(
 
     Returns:
       (params, batch_stats, ignored): ignored lists the `num_batches_tracked` counters and the
-      stages above the tapped one, which have no influence.
+      stages above the tapped one, which have no effect.
 
     Raises:
       ValueError: for an unknown head or token_layer; lists all missing and unknown entries.
@@ -218,7 +218,7 @@ def predictor_from_torch(state: State) -> tuple[Tree, list[str]]:
 
     Returns:
       (params, ignored): params is {'potential': {'layer0': {'kernel', 'bias'}, ...}}, empty for a
-      quadratic Hamiltonian, with 'raw_dt' where dt is learned; ignored names the buffer `dt`.
+      quadratic Hamiltonian, with 'raw_dt' if dt is learned; ignored names the buffer `dt`.
 
     Raises:
       ValueError: listing all missing and unknown entries.

@@ -39,10 +39,10 @@ def normalize_batch(
       x: [N, ..., C], float32 or float64.
       scale: [C].
       bias: [C].
-      residual: None, or like x.
-      relu: whether a ReLU comes last.
+      residual: array like x, or None.
+      relu: whether to apply a ReLU last.
       epsilon: added to the variance.
-      groups: number of equal runs of rows, each normalized by its own statistics; must divide N.
+      groups: number of equal groups of consecutive rows with separate statistics; must divide N.
 
     Returns:
       (y like x, means [groups, C], biased variances [groups, C]). No gradient flows through the
@@ -113,7 +113,7 @@ def _forward(
     epsilon: float,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Saved]:
     y, mean, variance = _value(x, scale, bias, residual, relu, epsilon)
-    # The gradient does not need the residual, only whether there is one.
+    # The gradient needs only to know whether there is a residual, not its values.
     like_residual = None if residual is None else x
     return (y, mean, variance), (x, y, mean, variance, scale, like_residual)
 

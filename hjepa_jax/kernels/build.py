@@ -4,8 +4,8 @@ Own code because the kernels are the hot path on CPUs: with XLA's operations a t
 2.8 to 6.3 times as long (benchmarks/RESULTS.md).
 
 The library is kept in the cache folder, named by the digest of everything it depends on. If it
-cannot be built (no compiler, or `HJEPA_JAX_NATIVE=off`), `kernels` warns once and says why, and the
-callers use XLA's own operations, which agree to float32 rounding.
+cannot be built (no compiler, or `HJEPA_JAX_NATIVE=off`), `kernels` warns once with the reason, and
+callers use XLA's operations, which agree to float32 rounding.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Kernels(NamedTuple):
     """The native kernels of this process, or why there are none.
 
     Attributes:
-      suffix: ends the registered name of every handler; '' if there are none. It changes with the
+      suffix: suffix of every registered handler name; '' if there are none. It changes with the
         source, so that a cached executable never calls another version.
       description: which compiler built them, or why there are none; a clause without a period.
     """
@@ -69,7 +69,7 @@ class Kernels(NamedTuple):
 
 
 class _Unavailable(Exception):
-    """The kernels cannot be built or loaded; the message says why."""
+    """The kernels cannot be built or loaded; the message gives the reason."""
 
 
 class _SwitchedOff(_Unavailable):
@@ -108,8 +108,8 @@ def use_native(work: float, least: float, *arrays: jax.Array) -> bool:
     The kernels are compiled only if all other conditions hold.
 
     Args:
-      work: the size of the computation, in any unit.
-      least: the work from which on compiling and calling the kernels pays off.
+      work: size of the computation, in any unit.
+      least: smallest work for which compiling and calling the kernels pays off.
       *arrays: the operands, which must be float32.
 
     Returns:
@@ -187,7 +187,7 @@ def _is_intact(library: pathlib.Path) -> bool:
 
 
 def _compile(compiler: str, source: pathlib.Path, library: pathlib.Path) -> None:
-    """Compiles the sources to `library`, which appears complete or not at all."""
+    """Compiles the sources to `library` atomically."""
     _log.info("compiling the CPU kernels, once for this machine")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:

@@ -1,4 +1,4 @@
-"""What an encoder is: a Flax module that maps images to states."""
+"""The base class of encoders, Flax modules that map images to states."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hjepa_jax.config import Settings
 
 
 class StateShape(NamedTuple):
-    """What an encoder's states z [N, D] consist of.
+    """Shape of an encoder's states z [N, D].
 
     Attributes:
-      dim: numbers D in a state.
+      dim: dimension D of a state.
       token_grid: side of the square grid of tokens; None for a state without tokens.
       token_dim: channels per token; None for a state without tokens.
     """
@@ -33,9 +33,9 @@ class Encoder(nn.Module):
     """An encoder of images; subclasses define `build` and `__call__`.
 
     Attributes:
-      sections: its own sections of the configuration by name, dataclasses of `field(...)`.
-      dtype: of the arithmetic. Parameters, normalization statistics and states are float32, or
-        float64 for dtype float64.
+      sections: its configuration sections by name, dataclasses of `field(...)`.
+      dtype: dtype of the arithmetic. Parameters, normalization statistics and states are float32,
+        or float64 for dtype float64.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
     """
 
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def build(cls, settings: Settings, dtype: DTypeLike, norm_groups: int) -> Self:
-        """Returns the encoder that settings describe.
+        """Returns the encoder described by the settings.
 
         Args:
           settings: the configuration; `settings.section` returns the encoder's own sections.
@@ -57,17 +57,18 @@ class Encoder(nn.Module):
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings.
+        """Yields a sentence for each contradiction in the settings.
 
-        These are states of an odd dimension that cannot be halved, and of two dimensions for the
-        two sizes of views; a subclass adds its own.
+        The base class checks for states of an odd dimension that cannot be halved, and for
+        different dimensions at the two view sizes; subclasses add their own checks.
         """
         data, encoder = settings.data, cls.build(settings, jnp.float32, 1)
         dim = encoder.shape(data.image_size).dim
         if settings.model.split_qp and dim % 2:
             yield (
                 f"config.model.encoder is {settings.model.encoder!r}, whose states have {dim} "
-                "numbers: with config.model.split_qp=True it must be an even number, half for q "
+                f"dimensions: with config.model.split_qp=True it must be an even number, half for "
+                f"q "
                 "and half for p."
             )
         if not data.num_local_views:
@@ -76,7 +77,8 @@ class Encoder(nn.Module):
         if local != dim:
             yield (
                 f"config.data.local_size is {data.local_size}, for which the states have {local} "
-                f"numbers, but {dim} for config.data.image_size={data.image_size}: make the sizes "
+                f"dimensions, but {dim} for config.data.image_size={data.image_size}: make the "
+                f"sizes "
                 "equal."
             )
 
@@ -111,7 +113,7 @@ class Encoder(nn.Module):
         return StateShape(jax.eval_shape(encode, jax.random.key(0), images).shape[-1])
 
     def portable(self) -> Self:
-        """Returns the same encoder in float32 and in operations that all exporters know."""
+        """Returns the same encoder in float32 and with operations that all exporters support."""
         return self.clone(dtype=jnp.float32)
 
 

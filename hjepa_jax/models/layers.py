@@ -30,8 +30,8 @@ class Conv(nn.Module):
     Attributes:
       features: output channels.
       size: side of the kernel, odd.
-      stride: in both directions.
-      initializer: of the kernel.
+      stride: stride in both directions.
+      initializer: initializer of the kernel.
     """
 
     features: int
@@ -53,7 +53,7 @@ class Linear(nn.Module):
     Parameters: `kernel` [in, out] and `bias` [out].
 
     Attributes:
-      features: outputs.
+      features: number of outputs.
     """
 
     features: int
@@ -82,11 +82,11 @@ class BatchNorm(nn.Module):
     the batch sharded over devices, the batch statistics are global.
 
     Attributes:
-      momentum: of the running statistics.
+      momentum: momentum of the running statistics.
       epsilon: added to the variance.
-      groups: groups of consecutive rows, equal in size, each normalized by its own statistics. The
+      groups: number of equal groups of consecutive rows, each normalized by its own statistics. The
         running statistics are updated with their mean over the groups. With one group per device,
-        no device waits for another.
+        devices need no synchronization.
     """
 
     momentum: float = 0.9
@@ -102,7 +102,7 @@ class BatchNorm(nn.Module):
         residual: jax.Array | None = None,
         relu: bool = False,
     ) -> jax.Array:
-        """Normalizes x, adds a residual and applies a ReLU, in one pass over memory on a CPU.
+        """Normalizes x, adds a residual and applies a ReLU, in one pass over memory on CPU.
 
         Args:
           x: [N, ..., C].

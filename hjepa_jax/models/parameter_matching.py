@@ -18,7 +18,7 @@ class MLPShape(NamedTuple):
 
     Attributes:
       hidden: widths of the hidden layers.
-      elementwise: number of elementwise linear weights added to it.
+      elementwise: number of additional elementwise linear weights.
     """
 
     hidden: tuple[int, ...]
@@ -34,7 +34,7 @@ def hamiltonian_sizes(kind: str, half: int, hidden_dim: int, depth: int) -> tupl
     """Returns the layer sizes of the residual f of a Hamiltonian.
 
     Args:
-      kind: 'separable', where f reads q, or another, where it reads [q, p].
+      kind: 'separable', whose f takes q, or another kind, whose f takes [q, p].
       half: dimension d of q and of p.
       hidden_dim: width of the hidden layers.
       depth: number of hidden layers.
@@ -55,10 +55,10 @@ def match_mlp(width: int, depth: int, sizes: Sequence[int], *, extra: int = 0) -
     linear weights.
 
     Args:
-      width: numbers in a state, 2d.
+      width: dimension 2d of a state.
       depth: hidden layers of the MLP.
       sizes: layer sizes of the Hamiltonian's f.
-      extra: parameters of the Hamiltonian predictor beside f (1 for a learned dt).
+      extra: parameters of the Hamiltonian predictor other than f (1 for a learned dt).
 
     Raises:
       ValueError: if no shape is within 1%, for example because one hidden unit exceeds the count.
@@ -75,7 +75,7 @@ def match_mlp(width: int, depth: int, sizes: Sequence[int], *, extra: int = 0) -
         if best is not None and error(best) <= TOLERANCE * target:
             return best
     raise ValueError(
-        f"No MLP predictor of depth {depth} on {width} numbers is within 1% of the "
+        f"No MLP predictor of depth {depth} for states of dimension {width} is within 1% of the "
         f"Hamiltonian predictor's {target} parameters: change dynamics.hidden_dim."
     )
 
@@ -84,7 +84,7 @@ def _largest_below(width: int, depth: int, target: int, first: int | None = None
     """Returns the largest common width of the hidden layers that stays within `target`.
 
     Args:
-      width: numbers in a state, 2d.
+      width: dimension 2d of a state.
       depth: hidden layers.
       target: number of parameters.
       first: width of the first hidden layer; None = the common one.

@@ -45,6 +45,6 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
 
 def max_pool_3x3_padded(x: jax.Array) -> jax.Array:
-    """`max_pool_3x3` with the padding as an operation of its own, which ONNX converters need."""
+    """`max_pool_3x3` with padding as a separate operation, which ONNX converters need."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     return nn.max_pool(padded, window_shape=(3, 3), strides=(2, 2))

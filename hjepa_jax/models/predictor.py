@@ -39,12 +39,12 @@ def _as_layers(tree: Mapping[str, Mapping[str, jax.Array]]) -> hm.MLPParams:
 
 
 class _SizedPredictor(nn.Module):
-    """A predictor whose parameter count follows from a Hamiltonian.
+    """A predictor whose parameter count is determined by a Hamiltonian.
 
     Attributes:
       hamiltonian: 'separable', 'learnable' or 'quadratic'.
       steps: steps of the flow.
-      dt: length of a step.
+      dt: step size.
       learn_dt: whether dt is learned.
       hidden_dim: width of the hidden layers of the residual f.
       depth: number of its hidden layers.
@@ -71,11 +71,11 @@ class HamiltonianPredictor(_SizedPredictor):
       integrator: one of `integrators.INTEGRATORS`.
       damping: rate of the conformal damping of p; 0 = none.
       base_coeff: stiffness of the potential's quadratic well.
-      midpoint_iterations: most iterations of 'implicit_midpoint'.
+      midpoint_iterations: maximum number of iterations of 'implicit_midpoint'.
       midpoint_tolerance: residual at which 'implicit_midpoint' has converged.
-      reversible: recompute the flow in the backward pass, which takes constant memory in `steps`;
-        leapfrog on a separable Hamiltonian only.
-      reference_leapfrog: reproduce the generic leapfrog of the published code, on learnable and
+      reversible: whether to recompute the flow in the backward pass, with memory constant in
+        `steps`; only for leapfrog on a separable Hamiltonian.
+      reference_leapfrog: whether to reproduce the published generic leapfrog, on learnable and
         quadratic Hamiltonians; its learnable Hamiltonian ignores base_coeff.
     """
 
@@ -167,7 +167,7 @@ class MLPPredictor(_SizedPredictor):
     """z + T * g(z, direction), a residual MLP with the Hamiltonian predictor's parameter count.
 
     With T = steps * dt, the displacement has the scale of a flow over the same time. g has `depth`
-    hidden layers whose widths `match_mlp` chooses, and takes direction as one more input.
+    hidden layers with widths from `match_mlp`, and takes direction as an extra input.
 
     Parameters: {'residual': {'layer0': {'kernel', 'bias'}, ...}} and, if no widths are within 1%
     of the count, `elementwise`: weights of direction * z_i, then of direction times the conjugate
@@ -175,7 +175,7 @@ class MLPPredictor(_SizedPredictor):
     """
 
     def shape(self, width: int) -> MLPShape:
-        """Returns the shape of g for states of `width` = 2d numbers.
+        """Returns the shape of g for states of dimension `width` = 2d.
 
         Raises:
           ValueError: if the Hamiltonian is quadratic, or no MLP matches the parameter count.
@@ -243,7 +243,7 @@ def build_predictor(kind: str, fields: Mapping[str, object]) -> nn.Module:
 
     Args:
       kind: a key of PREDICTORS.
-      fields: values by the names of attributes, of which the predictor takes its own.
+      fields: values by attribute name; those that the predictor does not have are ignored.
     """
     module = PREDICTORS[kind]
     own = {field.name for field in dataclasses.fields(module)}

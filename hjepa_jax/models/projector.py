@@ -19,7 +19,7 @@ class Projector(nn.Module):
       kind: 'identity' or 'mlp'.
       hidden_dim: hidden units of 'mlp'.
       output_dim: outputs of 'mlp'.
-      dtype: of the products of 'mlp'; statistics and outputs are float32 or wider.
+      dtype: dtype of the matrix products of 'mlp'; statistics and outputs are float32 or wider.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
     """
 

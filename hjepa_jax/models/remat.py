@@ -1,6 +1,6 @@
 """Rematerialization: activations are recomputed in the backward pass instead of stored.
 
-Our own code because XLA's CPU compiler undoes `flax.linen.remat` (see `ordering`).
+Own code because XLA's CPU compiler undoes `flax.linen.remat` (see `ordering`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def recomputed(block: nn.Module, x: jax.Array) -> jax.Array:
     ) -> tuple[_Variables, jax.Array]:
         variables, x = kept
         fixed = {name: tree for name, tree in variables.items() if name != "params"}
-        # One entry per image is enough to wait for, and stays on the image's device.
+        # Depending on one entry per image is enough, and it stays on the image's device.
         x = with_dependency(x, cotangent.reshape(cotangent.shape[0], -1)[:, :1])
 
         def again(params: PyTree[jax.Array], x: jax.Array) -> jax.Array:

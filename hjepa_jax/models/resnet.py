@@ -39,7 +39,7 @@ class ResNetSection:
 
     width: int = field(
         64,
-        "Channels of the first stage, doubled in each next one; 64 is ResNet-18.",
+        "Channels of the first stage, doubled in each later one; 64 is ResNet-18.",
         above=0,
         at_most=8192,
     )
@@ -61,13 +61,13 @@ class ResNetSection:
     )
     token_layer: Literal["layer2", "layer3", "layer4"] = field(
         "layer3",
-        "Stage that the tokens are taken from.",
+        "Stage whose feature map gives the tokens.",
         used=_TOKENS,
     )
     token_dim: int = field(32, "Channels per token.", above=0, at_most=65536, used=_TOKENS)
     token_grid: int | None = field(
         None,
-        "Side of the token grid after average pooling; None = as the stage gives it.",
+        "Side of the token grid after average pooling; None = no pooling.",
         above=0,
         at_most=256,
         used=_TOKENS,
@@ -77,8 +77,8 @@ class ResNetSection:
     )
     remat: Literal["none", "blocks"] = field(
         "none",
-        "'blocks' computes residual blocks again in the backward pass: less memory, "
-        "a third more work.",
+        "'blocks' recomputes residual blocks in the backward pass: less memory, a third more "
+        "computation.",
         resume=FREE,
     )
 
@@ -88,7 +88,7 @@ class BasicBlock(nn.Module):
 
     Attributes:
       features: output channels.
-      stride: of the first convolution and of the shortcut.
+      stride: stride of the first convolution and of the shortcut.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
     """
 
@@ -131,7 +131,7 @@ class ResNet(Encoder):
     Attributes:
       settings: the section `resnet` of the configuration.
       split_qp: 'tokens' head: the state is [q | p], see `flatten_tokens`.
-      stem_pool: max-pool of the ImageNet stem.
+      stem_pool: max-pooling function of the ImageNet stem.
     """
 
     sections: ClassVar = {"resnet": ResNetSection}
@@ -142,7 +142,7 @@ class ResNet(Encoder):
 
     @classmethod
     def shrink(cls, config: ConfigDict) -> None:
-        """Reduces width, depth and tokens to the size of a smoke test; the stem stays."""
+        """Reduces width, depth and tokens to the size of a smoke test; the stem is unchanged."""
         resnet = config.resnet
         if resnet.stem == "imagenet":
             config.data.image_size = 64
@@ -152,7 +152,7 @@ class ResNet(Encoder):
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings."""
+        """Yields a sentence for each contradiction in the settings."""
         resnet, data = settings.section(ResNetSection), settings.data
         width_field = "token_dim" if resnet.head == "tokens" else "embed_dim"
         if settings.model.split_qp and getattr(resnet, width_field) % 2:
@@ -169,7 +169,7 @@ class ResNet(Encoder):
 
     @classmethod
     def build(cls, settings: Settings, dtype: DTypeLike, norm_groups: int) -> Self:
-        """Returns the encoder that settings describe; arguments as `Encoder.build`."""
+        """Returns the encoder described by the settings; arguments as in `Encoder.build`."""
         return cls(
             settings=settings.section(ResNetSection),
             split_qp=settings.model.split_qp,
@@ -196,7 +196,7 @@ class ResNet(Encoder):
         return StateShape(side * side * settings.token_dim, side, settings.token_dim)
 
     def portable(self) -> ResNet:
-        """Returns the same encoder in float32, with a max-pool that ONNX converters know."""
+        """Returns the same encoder in float32, with a max-pool that ONNX converters support."""
         return self.clone(dtype=jnp.float32, stem_pool=max_pool_3x3_padded)
 
     def _check_fields(self, x: jax.Array) -> None:

@@ -1,1 +1,1 @@
-"""Devices, processes and the order of computations."""
+"""Devices, processes, checkpoints, and logs."""

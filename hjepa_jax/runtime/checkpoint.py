@@ -47,7 +47,7 @@ def _metric(name: str, worst: float, metrics: Mapping[str, float]) -> float:
 
 
 class _Saving(NamedTuple):
-    """A save under way: its step, its `meta`, and its smallest array within nested dicts."""
+    """A save in progress: its step, its `meta`, and its smallest array within nested dicts."""
 
     step: int
     meta: Mapping[str, object]
@@ -76,9 +76,9 @@ class Checkpointer:
         Args:
           folder: folder of the checkpoints.
           keep_last: number of newest checkpoints to keep.
-          keep_best: number of best checkpoints by `best_metric` to keep beside them.
+          keep_best: number of best checkpoints by `best_metric` to keep in addition.
           best_metric: name of one of the metrics passed to `save`.
-          best_mode: which of its values is best; None = unknown, so there is no best one.
+          best_mode: whether 'min' or 'max' is best; None = unknown, so there is no best checkpoint.
           read_only: allow restoring only.
 
         Raises:
@@ -170,8 +170,8 @@ class Checkpointer:
             raise CheckpointError(_try_again(error)) from error
         if self._direction is None:
             raise ConfigError(
-                f"config.checkpoint.best_metric is {self._best_metric!r}, but whether small or "
-                "large is better is unknown: set config.checkpoint.best_mode to 'min' or 'max'."
+                f"config.checkpoint.best_metric is {self._best_metric!r}, but whether lower or "
+                f"higher is better is unknown: set config.checkpoint.best_mode to 'min' or 'max'."
             )
         return (min if self._direction == "min" else max)(values, key=lambda step: values[step])
 
@@ -216,7 +216,7 @@ class Checkpointer:
             )
 
         if not self._read_back:
-            self.wait()  # A folder that holds nothing must show at once.
+            self.wait()  # an unusable folder must fail at once
 
     def wait(self) -> None:
         """Waits for the save in progress.
@@ -230,7 +230,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except Exception as error:  # orbax raises what its threads met, of any class
+        except Exception as error:  # orbax passes on errors of any class from its threads
             raise self._save_error(error) from error
         if self._saving is not None:
             saving, self._saving = self._saving, None
@@ -263,11 +263,11 @@ class Checkpointer:
         self._read_back = True
 
     def _intact(self) -> list[int] | str:
-        """Returns the steps on disk, or why they are unknown."""
+        """Returns the steps on disk, or the reason why they are unknown."""
         try:
             return checkpoint_files.steps(self.folder)
         except (CheckpointError, UnreadableError) as error:
-            return f"not known ({error})"
+            return f"unknown ({error})"
 
     def restore(
         self,
@@ -331,12 +331,12 @@ class Checkpointer:
                 self.wait()
         finally:
             if self._manager is not None:
-                # Orbax raises what its threads met again and again.
+                # Orbax raises its threads' errors repeatedly.
                 with contextlib.suppress(*((Exception,) if self._failed else ())):
                     self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Makes way for these damaged steps to be saved again."""
+        """Renames these damaged steps so that they can be saved again."""
         if not steps or self._manager is None:
             return
         for step in steps:
@@ -347,36 +347,36 @@ class Checkpointer:
         self._manager.reload()
 
     def _write_manifest(self) -> None:
-        """Adds the checksums to the save under way; orbax calls it just before its rename."""
+        """Adds the checksums to the save in progress; orbax calls this just before its rename."""
         assert self._saving is not None
         (folder,) = checkpoint_files.temporary_folders(self.folder, self._saving.step)
         checksums.write_manifest(folder)
 
     def _save_error(self, error: BaseException) -> CheckpointError:
-        """Removes what the failed save left, and says what is still there."""
+        """Removes the remains of a failed save and returns an error that names the intact steps."""
         reason = first_line(error)
         what = f"{type(error).__name__}: {reason}"
         if is_disk_full(error):
             free = shutil.disk_usage(self.folder).free
-            what = f"the disk is full or a limit of file sizes is reached: {free} bytes are free"
-        left = "what it left was removed"
+            what = f"the disk is full or the file size limit is reached: {free} bytes are free"
+        left = "its partial files were removed"
         if distributed.is_primary():
             try:
                 checkpoint_files.remove_incomplete(self.folder)
             except OSError:
-                left = "what it left is removed at the next start"
+                left = "its partial files will be removed at the next start"
         step = self._saving.step if self._saving is not None else "?"
         self._saving, self._failed = None, True
         earlier = self._intact()
         return CheckpointError(
             f"the checkpoint of step {step} could not be saved in {self.folder} ({what}); "
-            f"{left} and earlier checkpoints are intact: {earlier}. Free disk "
-            "space or mend the folder, then start the same command again."
+            f"{left} and earlier checkpoints are intact: {earlier}. Free disk space or fix the "
+            f"folder, then run the same command again."
         )
 
 
 def _try_again(error: UnreadableError) -> str:
     return (
-        f"{error}. Nothing says that the checkpoint is damaged: see to the device or network that "
-        "it lies on, then start the same command again."
+        f"{error}. The checkpoint may be intact: check the device or network that holds it, then "
+        f"run the same command again."
     )

@@ -24,7 +24,7 @@ _Leaf = TypeVar("_Leaf")
 
 
 class _Shaped(Protocol):
-    """An array, or what describes one."""
+    """An array, or a description of one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,7 +33,7 @@ class _Shaped(Protocol):
 
 
 class LiteralPath(type(epath.Path())):
-    """A path whose `glob` takes its own name literally: orbax finds files by `path.glob`."""
+    """A path whose own name is literal in `glob`, which orbax uses to find files."""
 
     def glob(self, pattern: str) -> Iterator[LiteralPath]:
         """Yields the matches of a pattern below this folder."""
@@ -62,7 +62,7 @@ def mismatches(
     Args:
       found: tree of the checkpoint's arrays, or of anything with a shape.
       wanted: tree of this configuration's arrays or shapes.
-      place: what messages call the checkpoint.
+      place: name of the checkpoint in messages.
       ignore_unknown: whether `found` may hold arrays that `wanted` lacks.
       dtypes: whether dtypes must agree too.
 
@@ -90,7 +90,7 @@ def mismatches(
 
 
 def summary(clauses: list[str]) -> str:
-    """Returns the first of the mismatches, and how many more there are."""
+    """Returns the first mismatch and the number of others."""
     more = len(clauses) - 1
     return clauses[0] + (f" (and {more} more differ)" if more else "")
 
@@ -137,7 +137,7 @@ def read_arrays(
     arguments = ocp.args.PyTreeRestore(
         item=abstract_state,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-        # A field that was empty or not there yet has no arrays to read.
+        # A field that was empty or did not exist yet has no arrays to read.
         partial_restore=True,
     )
 

@@ -77,8 +77,8 @@ def metric_by_step(folder: pathlib.Path, steps: Iterable[int], metric: str) -> d
             values[step] = metrics[metric]
     if not values and damaged:
         raise CheckpointError(
-            f"it is not known which checkpoint in {folder} is best, since their metrics "
-            f"are damaged: {'; '.join(damaged)}. Choose a step, or the latest."
+            f"the best checkpoint in {folder} is unknown because metrics are damaged: "
+            f"{'; '.join(damaged)}. Choose a step, or the latest."
         )
     if not values:
         raise CheckpointError(
@@ -117,11 +117,11 @@ def make_ready(folder: pathlib.Path) -> None:
             _log.warning("%s", sentence)
     except FileExistsError as error:
         raise CheckpointError(
-            f"{folder} is no folder: remove or rename it, or choose another --workdir."
+            f"{folder} is not a folder: remove or rename it, or choose another --workdir."
         ) from error
     except (OSError, UnreadableError) as error:
         raise CheckpointError(
-            f"{folder} cannot be made ready for checkpoints ({error}): mend it, or choose "
+            f"{folder} cannot be prepared for checkpoints ({error}): fix it, or choose "
             "another --workdir."
         ) from error
 
@@ -140,13 +140,13 @@ def _tidy(folder: pathlib.Path) -> list[str]:
       UnreadableError: if metrics are temporarily unreadable.
     """
     told = [
-        f"removed {folder}/{name}: its save was broken off" for name in remove_incomplete(folder)
+        f"removed {folder}/{name}: its save was interrupted" for name in remove_incomplete(folder)
     ]
     for name in _names(folder):
-        # What orbax takes for a step: any digits of Unicode, also before a line break.
+        # Orbax takes any Unicode digits for a step, even before a line break.
         if re.search(r"^(0|[1-9]\d*)$", name) and not _is_step(folder / name):
             target = set_aside(folder, folder / name)
-            told.append(f"{folder}/{printable(name)} is no checkpoint: it is now {target.name}")
+            told.append(f"{folder}/{printable(name)} is not a checkpoint: it is now {target.name}")
     for step in steps(folder):
         told += _tidy_step(folder, step)
     return told
@@ -158,7 +158,7 @@ def _tidy_step(folder: pathlib.Path, step: int) -> list[str]:
     reason = None
     try:
         if read_metrics(place) is None:
-            reason = "it was saved without any"
+            reason = "it was saved without metrics"
     except DamagedError as error:
         reason = str(error)
     if reason and os.path.lexists(place / "metrics"):
@@ -186,24 +186,24 @@ def set_aside(folder: pathlib.Path, path: pathlib.Path, name: str | None = None)
 
 @contextlib.contextmanager
 def report_disk_full(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns a full disk, wherever it is met within this context, into a TrainingError."""
+    """A context in which an error about a full disk becomes a TrainingError."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # writers in threads wrap what they met
+    except Exception as error:  # threads wrap the original error
         if not is_disk_full(error):
             raise
         free = shutil.disk_usage(workdir).free
         raise TrainingError(
-            f"nothing more can be written to {workdir}: the disk is full or a limit of file sizes "
-            f"is reached ({free} bytes are free). Free disk space, then start the same command "
+            f"nothing more can be written to {workdir}: the disk is full or the file size limit is "
+            f"reached ({free} bytes are free). Free disk space, then start the same command "
             "again."
         ) from error
 
 
 def silence_orbax() -> None:
-    """Drops what orbax prints about a failing save; the error itself is still raised.
+    """Suppresses orbax's output about a failing save; the error itself is still raised.
 
     On a full disk orbax prints a traceback per array, and Python one per abandoned coroutine.
     """

@@ -1,4 +1,4 @@
-"""The persistent compilation cache, which saves compiling again at the next start."""
+"""The persistent compilation cache, which avoids recompilation at the next start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def processor_tag() -> str:
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Returns the folder of everything kept between runs, `$XDG_CACHE_HOME/hjepa_jax`.
+    """Returns the folder for files kept between runs, `$XDG_CACHE_HOME/hjepa_jax`.
 
     None if there is no home folder (a user id without an account, as in containers) or it is not
     writable.
@@ -41,7 +41,7 @@ def cache_folder() -> pathlib.Path | None:
 
 
 def enable() -> pathlib.Path | None:
-    """Turns on the cache and returns its folder; None if there is nowhere to keep it.
+    """Turns on the cache and returns its folder; None if no folder is usable.
 
     The folder is jax's own setting (JAX_COMPILATION_CACHE_DIR) if given, else
     `$XDG_CACHE_HOME/hjepa_jax` (`~/.cache/hjepa_jax`).

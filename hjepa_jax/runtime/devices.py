@@ -1,4 +1,4 @@
-"""The devices that a traced computation will run on, and the order in which its parts run."""
+"""Devices of a traced computation, and the order of its parts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def is_single_cpu() -> bool:
 def with_dependency(values: T, done: object) -> T:
     """Returns the pytree `values`, bit-exact, as results that depend on `done`.
 
-    One computation thus waits for another, whose memory is free by then. XLA schedules independent
-    computations in any order, even all at once, and merges equal ones; both defeat the memory
-    savings of rematerialization. An optimization barrier prevents this on accelerators. XLA's CPU
-    compiler drops barriers before it merges and schedules, so there the dependency is arithmetic
-    that the compiler cannot simplify.
+    One computation then waits for another, whose memory has been freed by that time. XLA schedules
+    independent computations in any order, even all at once, and merges equal ones; both defeat the
+    memory savings of rematerialization. An optimization barrier prevents this on accelerators.
+    XLA's CPU compiler drops barriers before it merges and schedules, so there the dependency is
+    arithmetic that the compiler cannot simplify.
 
     Args:
       values: pytree of arrays of any dtype.
@@ -40,6 +40,6 @@ def with_dependency(values: T, done: object) -> T:
         for leaf in jax.tree.leaves(done)
     )
     bits = jax.lax.bitcast_convert_type(jnp.asarray(total, jnp.float32), jnp.uint32)
-    # Of two consecutive integers one is even, but no compiler rule knows that.
+    # The product of two consecutive integers is even, but no compiler rule knows that.
     always = (bits * (bits + 1)) & 1 == 0
     return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros_like(x)), values)

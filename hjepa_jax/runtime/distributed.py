@@ -30,20 +30,20 @@ from hjepa_jax.runtime import rendezvous
 
 _log = logging.getLogger(__name__)
 
-# A process that gives no sign of life for so long is taken for dead, and the others end.
+# A process without a heartbeat for this long is considered dead, and the others exit.
 HEARTBEAT_SECONDS = 30
-# Once all processes have met.
+# Timeout for jax's start-up, once all processes have met.
 _CONNECT_SECONDS = 60
-# At the end the others wait for the first process, which draws the pictures of the evaluation.
+# At the end the others wait for process 0, which draws the evaluation's figures.
 _END_SECONDS = 1800
-# jax ends every process as soon as process 0 is gone: it leaves the others time to speak first.
+# jax ends every process once process 0 is gone, so it gives the others time to report first.
 _LAST_WORDS_SECONDS = 3.0
-# How errors of jax read when another process has gone.
+# Texts in jax's errors after another process has exited.
 _LOST_PEER = re.compile(
     r"gloo|nccl|coordination|connection (closed|reset)|heartbeat", re.IGNORECASE
 )
 
-# Flag -> variable of the environment.
+# Flag -> environment variable.
 _VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -69,11 +69,11 @@ class Cluster(NamedTuple):
 
 
 class _Launched(NamedTuple):
-    """What a launcher says of this process.
+    """What a launcher reports about this process.
 
     Attributes:
-      values: by the names of `_VARIABLES`.
-      number_here: number of this process on its machine, from 0.
+      values: values by name in `_VARIABLES`.
+      number_here: index of this process on its machine, from 0.
       tasks_here: number of processes on this machine.
     """
 
@@ -100,8 +100,8 @@ def _explicit(
             value = _whole_number(value, variable)
         if flag is not None and value is not None and flag != value:
             raise UserError(
-                f"--{name}={flag} contradicts {variable}={value} of the environment: "
-                "give one of the two."
+                f"--{name}={flag} contradicts {variable}={value} in the environment: give only one "
+                f"of them."
             )
         chosen = value if flag is None else flag
         if chosen is not None:
@@ -128,13 +128,13 @@ def _tasks_here(environ: Mapping[str, str]) -> int:
 
 
 def _slurm(environ: Mapping[str, str]) -> _Launched | None:
-    """Returns what SLURM says of a step of several tasks; None without one."""
+    """Returns what SLURM reports about a step of several tasks; None without one."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-    # In an interactive shell of an allocation, SLURM_NTASKS counts tasks that nobody started.
+    # In an interactive shell of an allocation, SLURM_NTASKS counts tasks that were never started.
     count = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
     if count < 2 or any(name not in environ for name in needed):
         return None
-    # The ports above 61439 are for short-lived use; the job's number keeps jobs apart.
+    # Ports above 61439 are ephemeral; the job number distinguishes jobs.
     port = environ.get("JAX_COORDINATOR_PORT") or 61440 + int(environ["SLURM_JOB_ID"]) % 4096
     values = {
         "coordinator_address": f"{_first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
@@ -145,7 +145,7 @@ def _slurm(environ: Mapping[str, str]) -> _Launched | None:
 
 
 def _open_mpi(environ: Mapping[str, str]) -> _Launched | None:
-    """Returns what Open MPI's mpirun says, all but the coordinator's address; None without it."""
+    """Returns what Open MPI's mpirun reports, except the coordinator's address; None without it."""
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) < 2:
         return None
     values = {
@@ -157,7 +157,7 @@ def _open_mpi(environ: Mapping[str, str]) -> _Launched | None:
 
 
 def _local_devices(launched: _Launched, environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Returns the GPU of a task that shares its machine: one each, in the order of the tasks."""
+    """Returns the GPU of a task that shares its machine: one per task, in order."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     bound = visible is not None and "," not in visible
     if launched.tasks_here == 1 or bound or "JAX_LOCAL_DEVICE_IDS" in environ:
@@ -176,7 +176,7 @@ def find_cluster(
       environ: the environment variables.
 
     Raises:
-      UserError: if something is missing, contradictory or impossible.
+      UserError: if a value is missing, contradictory or invalid.
     """
     explicit = _explicit(given, environ)
     launched = _slurm(environ) or _open_mpi(environ)
@@ -194,7 +194,7 @@ def find_cluster(
     count, number = int(values["num_processes"]), int(values["process_id"])
     if not re.fullmatch(r"\S+:\d+", address):
         raise UserError(
-            f"--coordinator_address is {address!r}: it is host:port of process 0, "
+            f"--coordinator_address is {address!r}: it must be host:port of process 0, "
             "for example node1:51234."
         )
     if not 0 <= number < count:
@@ -202,14 +202,14 @@ def find_cluster(
             f"--process_id is {number}, but with --num_processes={count} it must lie in "
             f"0..{count - 1}."
         )
-    # Who numbers the processes anew has not left SLURM's assignment of GPUs in force.
+    # With explicit process numbers, SLURM's assignment of GPUs no longer applies.
     if launched is None or "process_id" in explicit:
         return Cluster(address, count, number)
     return Cluster(address, count, number, _local_devices(launched, environ))
 
 
 def start(cluster: Cluster) -> None:
-    """Joins the other processes; must come before any use of a device.
+    """Joins the other processes; must be called before any use of a device.
 
     Raises:
       UserError: if the processes do not meet or have different numbers of devices.
@@ -253,10 +253,10 @@ def check_same(values: Mapping[str, object], remedy: str) -> None:
 
     Args:
       values: anything with a repr, by name; the same names in every process.
-      remedy: what to do, which ends the error message.
+      remedy: what to do, the end of the error message.
 
     Raises:
-      UserError: naming a value that differs, and its value here.
+      UserError: naming the values that differ, with their values here.
     """
     if jax.process_count() == 1:
         return
@@ -303,19 +303,20 @@ def _first_line(error: BaseException) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    """Returns the sentence with which a process ends."""
+    """Returns the message that a failed process prints."""
     if isinstance(error, Exception) and _LOST_PEER.search(str(error)):
         return (
-            f"the work with the other processes broke off ({_first_line(error)}): one of them has "
-            "ended, see its output; then start all of them again, and the run goes on from its "
+            f"communication with the other processes failed ({_first_line(error)}): one of them "
+            f"has exited, see its output; then start all of them again, and the run continues from "
+            f"its "
             "newest checkpoint."
         )
-    return str(error) if isinstance(error, UserError) else f"it ended by {error!r:.300}"
+    return str(error) if isinstance(error, UserError) else f"it failed with {error!r:.300}"
 
 
 @contextlib.contextmanager
 def session(cluster: Cluster | None) -> Iterator[None]:
-    """Runs its body as one of several processes that end together; does nothing for None.
+    """Runs its body as one of several processes that exit together; does nothing for None.
 
     A process that fails exits at once with a message on stderr and status 1, instead of waiting for
     the others at jax's final barrier. The others exit when their next exchange with it fails, or
@@ -329,7 +330,7 @@ def session(cluster: Cluster | None) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
-            raise  # an orderly end, which all processes come to
+            raise  # an orderly exit, which all processes reach
         if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
             traceback.print_exception(error)
         who = f"process {cluster.process_id} of {cluster.num_processes}"
@@ -338,5 +339,5 @@ def session(cluster: Cluster | None) -> Iterator[None]:
         sys.stderr.flush()
         if cluster.process_id == 0:
             time.sleep(_LAST_WORDS_SECONDS)
-        # The interpreter's own end would wait for the others, who wait for this process.
+        # A normal interpreter exit would wait for the others, which wait for this process.
         os._exit(1)

@@ -20,7 +20,7 @@ class _Lasting(Console):
 
 
 class ProgressDisplay:
-    """A progress bar with loss, images/s and time left; plain lines where there is no terminal."""
+    """A progress bar with loss, images/s and time left; plain lines without a terminal."""
 
     def __init__(self, total_steps: int, first_step: int, *, quiet: bool = False) -> None:
         """Shows the progress from `first_step` to `total_steps`; nothing if `quiet`."""
@@ -90,7 +90,7 @@ class ProgressDisplay:
 
     @contextlib.contextmanager
     def _terminal(self) -> Iterator[None]:
-        """Keeps the run going if the terminal is closed or nobody reads the pipe."""
+        """Keeps the run going if the terminal or pipe is closed."""
         try:
             yield
         except OSError:

@@ -1,8 +1,8 @@
-"""The processes of a run meet before jax starts, so that problems are reported early and clearly.
+"""Rendezvous of a run's processes before jax starts, to report problems early and clearly.
 
 jax's own start-up waits for minutes and then aborts if the address is wrong, the port is taken or a
 process is missing. Here process 0 listens at the address first, the others announce themselves, and
-once all have arrived, or one is wrong, process 0 tells everyone.
+once all have arrived, or one is wrong, process 0 notifies everyone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _VARIABLE = "HJEPA_JAX_CONNECT_SECONDS"
 _SECONDS = 45.0
-# A process that hears nothing for so long after its first words talks to something else.
+# A process without a reply for this long is connected to something else.
 _WELCOME_SECONDS = 10.0
 _HELLO_SECONDS = 2.0
 _RETRY_SECONDS = 0.1
@@ -71,7 +71,7 @@ def _listen(address: str) -> socket.socket:
     """Returns a listening socket at the coordinator's address.
 
     Raises:
-      UserError: it is taken, or not this machine's.
+      UserError: if it is taken or not this machine's.
     """
     host, port = _parts(address)
     try:
@@ -95,7 +95,7 @@ def _listen(address: str) -> socket.socket:
 
 def _cause(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "its port is taken. Give all processes another port, or end what uses this one."
+        return "its port is taken. Give all processes another port, or stop its current user."
     if error.errno == errno.EADDRNOTAVAIL:
         return f"this machine does not have that address. {_ADDRESS}."
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -108,10 +108,10 @@ def _send(connection: socket.socket, **message: JsonValue) -> None:
 
 
 def _receive(connection: socket.socket, seconds: float) -> dict[str, JsonValue] | None:
-    """Returns the next message; None if the other side closed, or said something else.
+    """Returns the next message; None if the other side closed or sent something else.
 
     Raises:
-      TimeoutError: nothing came in time.
+      TimeoutError: if nothing arrived in time.
     """
     deadline, line = time.monotonic() + seconds, b""
     while not line.endswith(b"\n"):
@@ -119,7 +119,7 @@ def _receive(connection: socket.socket, seconds: float) -> dict[str, JsonValue] 
         if left <= 0:
             raise TimeoutError
         connection.settimeout(left)
-        # Byte by byte: what follows is the next message.
+        # Byte by byte, because the following bytes belong to the next message.
         byte = connection.recv(1)
         if not byte or len(line) > 10_000:
             return None
@@ -142,14 +142,14 @@ def _is_gone(connection: socket.socket) -> bool:
 
 
 def _drop_gone(here: dict[int, socket.socket]) -> dict[int, socket.socket]:
-    """Forgets the processes that have ended since they came; they may come again."""
+    """Drops processes that have exited since they connected; they may connect again."""
     for number in [number for number, connection in here.items() if _is_gone(connection)]:
         del here[number]
     return here
 
 
 class _Reminder:
-    """Says once that a process is still waiting."""
+    """Logs once that a process is still waiting."""
 
     def __init__(self, sentence: str):
         self._sentence, self._at = sentence, time.monotonic() + _REMIND_SECONDS
@@ -174,9 +174,9 @@ def _host(address: str, count: int) -> None:
             if time.monotonic() > deadline:
                 missing = [str(number) for number in range(1, count) if number not in here]
                 failure = (
-                    f"of {count} processes, number {', '.join(missing)} did not come to {address} "
-                    f"within {seconds:.0f} s: see what they say, and whether they reach that "
-                    f"address; {_VARIABLE} gives slow ones longer"
+                    f"of {count} processes, number {', '.join(missing)} did not connect to "
+                    f"{address} within {seconds:.0f} s: check their output, and whether they can "
+                    f"reach that address; {_VARIABLE} sets a longer timeout"
                 )
                 break
             listener.settimeout(_RETRY_SECONDS)
@@ -194,14 +194,14 @@ def _host(address: str, count: int) -> None:
 
 
 def _admit(connection: socket.socket, here: dict[int, socket.socket], count: int) -> str:
-    """Takes note of who is calling; returns what is wrong with all of them together, or ''."""
+    """Registers a connecting process; returns what is wrong with the group, or ''."""
     try:
         hello = _receive(connection, _HELLO_SECONDS)
     except OSError:
         return ""
     number, theirs = (hello or {}).get("hjepa_jax"), (hello or {}).get("count")
     if not isinstance(number, int) or not isinstance(theirs, int):
-        return ""  # not one of ours
+        return ""  # not a process of this run
     with contextlib.suppress(OSError):
         _send(connection, welcome=True)
     failure = ""
@@ -221,7 +221,7 @@ def _admit(connection: socket.socket, here: dict[int, socket.socket], count: int
 
 
 def _join(address: str, count: int, number: int) -> None:
-    """Reports to process 0, and waits until it has all of them together."""
+    """Reports to process 0 and waits until all processes have arrived."""
     seconds, who = patience(), f"process {number} of {count}"
     begun = time.monotonic()
     reminder = _Reminder(f"{who} still waits for process 0 at {address}")
@@ -232,7 +232,7 @@ def _join(address: str, count: int, number: int) -> None:
             connection = socket.create_connection(_parts(address), timeout=min(left, 5.0))
         except OSError as error:
             cause = (
-                "there is no host of that name"
+                "that host name does not exist"
                 if isinstance(error, socket.gaierror)
                 else f"nothing answers there ({error.strerror or error})"
             )
@@ -248,18 +248,18 @@ def _join(address: str, count: int, number: int) -> None:
                         return
                     if "error" in answer:
                         raise UserError(f"{who}: {answer['error']}.")
-                    cause = "process 0 has ended"
+                    cause = "process 0 has exited"
                 else:
-                    cause = "something else than process 0 of this run answers there"
+                    cause = "something other than process 0 of this run answers there"
             except TimeoutError:
-                cause = "something else than process 0 of this run listens there"
+                cause = "something other than process 0 of this run listens there"
                 break
             except OSError as error:
-                cause = f"process 0 has ended ({error.strerror or error})"
+                cause = f"process 0 has exited ({error.strerror or error})"
         time.sleep(_RETRY_SECONDS)
     raise UserError(
         f"{who} did not find process 0 at {address} within {time.monotonic() - begun:.0f} s: "
-        f"{cause}. {_ADDRESS}, which must be running; {_VARIABLE} gives it longer."
+        f"{cause}. {_ADDRESS}, which must be running; {_VARIABLE} sets a longer timeout."
     )
 
 
@@ -272,7 +272,8 @@ def meet(address: str, count: int, number: int) -> None:
       number: number of this process, from 0.
 
     Raises:
-      UserError: within `patience` seconds, if one is missing or wrong; in every process that came.
+      UserError: within `patience` seconds, in every process that arrived, if one is missing or
+        wrong.
     """
     if number == 0:
         _host(address, count)

@@ -1,9 +1,8 @@
 """The device mesh and the placement of state and batches on it.
 
-Data parallelism: batches are sharded over the axis `data` and the state is replicated, except the
-optimizer's moments if they are to be sharded too (ZeRO stage 1, Rajbhandari et al., arXiv
-1910.02054). Under `jit` every mean over a batch-sharded array is global, so no loss needs an axis
-name.
+Data parallelism: batches are sharded over the axis `data` and the state is replicated, except,
+optionally, the optimizer's moments (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054). Under
+`jit` every mean over a batch-sharded array is global, so no loss needs an axis name.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-    """Returns a mesh over this process's own devices, for work that every process does alone."""
+    """Returns a mesh over this process's devices, for work that every process does alone."""
     return data_mesh(jax.local_devices())
 
 
@@ -89,7 +88,7 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
 
 
 def put_whole(mesh: Mesh, name: str, array: np.ndarray) -> jax.Array:
-    """Returns a batch entry as a global array, from the whole array that every process holds."""
+    """Returns a batch entry as a global array, from the full array that every process holds."""
     sharding = batch_sharding(mesh, name)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -122,7 +121,7 @@ def divisibility_error(
 def sharded_optimizer(
     optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> optax.GradientTransformation:
-    """Returns `optimizer` with moments that are sharded: each device keeps and updates its part.
+    """Returns `optimizer` with sharded moments: each device keeps and updates its part.
 
     It is computed under `jit` on shards of gradients and parameters, takes and returns replicated
     arrays, and gives the same values up to rounding. Its state is placed by `state_shardings`. XLA
@@ -133,7 +132,7 @@ def sharded_optimizer(
         return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
     def share(tree: _Tree) -> _Tree:
-        # First replicated: else XLA would split the backward pass along the parameters' axes.
+        # Replicated first: otherwise XLA would split the backward pass along the parameters' axes.
         return jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(x, split_sharding(mesh, x.shape)),
             everywhere(tree),

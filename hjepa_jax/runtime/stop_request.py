@@ -1,4 +1,4 @@
-"""Stopping a run from outside: SIGTERM, SIGHUP or one SIGINT (Ctrl-C) asks it to save and exit.
+"""Stopping a run by signal: SIGTERM, SIGHUP or one SIGINT (Ctrl-C) makes it save and exit.
 
 One StopRequest spans all the work of a program, so that a signal during the last training step also
 stops the evaluation after it.
@@ -21,7 +21,7 @@ from hjepa_jax.errors import TrainingError
 from hjepa_jax.runtime import distributed
 
 _log = logging.getLogger(__name__)
-# Of waiting for a batch after a stop was asked for, in a run of several processes.
+# Wait for a batch after a stop request, in a run of several processes.
 _PATIENCE_SECONDS = 30.0
 _INSIST_SECONDS, _INSIST_POLL_SECONDS = 1.0, 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -35,16 +35,17 @@ class RunStopped(Exception):
 
     def __init__(self, step: int | None, num_steps: int = 0):
         super().__init__(
-            "stopped as asked before the first step: the same command starts again."
+            "stopped as requested before the first step: the same command starts again."
             if step is None
-            else f"stopped as asked after step {step} of {num_steps}: the same command goes on "
+            else f"stopped as requested after step {step} of {num_steps}: the same command "
+            f"continues "
             "from there."
         )
         self.step = step
 
 
 class StoppedAtOnce(BaseException):
-    """A signal ended work that saves nothing; no `except Exception` may swallow it."""
+    """A signal ended work that saves nothing; `except Exception` must not catch it."""
 
 
 _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
@@ -78,7 +79,7 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            # None: not installed by Python, which then cannot put it back.
+            # None: not installed by Python, which then cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
@@ -89,7 +90,7 @@ class StopRequest:
         name = signal.Signals(number).name
         if self._at_once is not None:
             raise StoppedAtOnce(f"{name} stopped {self._at_once}")
-        # RuntimeError: the signal came while the stream itself was being written to.
+        # RuntimeError: the signal arrived while the stream itself was being written to.
         with contextlib.suppress(OSError, RuntimeError):
             _log.warning("%s: stopping after this step.", name)
 
@@ -121,10 +122,10 @@ class StopRequest:
         finally:
             self._at_once = None
             with self._insisting:
-                pass  # no signal is under way any more
+                pass  # no more signals are pending
 
     def _insist(self) -> None:
-        """Sends the main thread the signal again, as long as it works on."""
+        """Sends the main thread the signal again while the work continues."""
         raised = 0.0
         while self._at_once is not None:
             time.sleep(_INSIST_POLL_SECONDS)
@@ -151,8 +152,8 @@ class StopRequest:
     def ends_wait(self, waited: float) -> bool:
         """Returns whether to give up waiting for a batch, after `waited` seconds.
 
-        With several processes none can stop alone, since the others wait for it in their step; if
-        no batch arrives for long, all of them fail.
+        One of several processes cannot stop alone, since the others would wait for it in their
+        step; if no batch arrives for too long, all of them fail.
 
         Raises:
           TrainingError: if one of several processes waited too long.
@@ -163,8 +164,8 @@ class StopRequest:
             return True
         if waited > _PATIENCE_SECONDS:
             raise TrainingError(
-                f"asked to stop, but no batch has come for {waited:.0f} s, without which this "
-                "process cannot take the step that the others wait for: start all of them again, "
-                "and the run goes on from its newest checkpoint."
+                f"asked to stop, but no batch has arrived for {waited:.0f} s, and the other "
+                f"processes wait for this one's step: start all of them again, and the run "
+                f"continues from its newest checkpoint."
             )
         return False

@@ -1,6 +1,7 @@
 """Allows one training run per workdir at a time.
 
-Not `filelock`, whose timeout names no holder, and which locks hard links and misses a deleted file.
+Not `filelock`: its timeout does not name the holder, it locks hard links, and it misses a deleted
+  file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class WorkdirLock:
-    """Locks the file `lock` in a workdir; the kernel releases it however the process ends.
+    """Locks the file `lock` in a workdir; the kernel releases it whenever the process ends.
 
     The file stays: removing it would let two processes lock two files of the same name. Of several
     processes of a run, only process 0 takes the lock.
@@ -43,7 +44,7 @@ class WorkdirLock:
 
         Raises:
           CheckpointError: if another process holds it (process and host are named), or `lock` is
-            something else than a file of its own.
+            not a regular file with a single name.
         """
         if not distributed.is_primary():
             return self
@@ -53,15 +54,15 @@ class WorkdirLock:
             self._file = self._take()
         except OSError as error:
             raise CheckpointError(
-                f"{self._path} cannot be written ({error.strerror}): make {self._path.parent} a "
-                "folder that can be written to, or choose another --workdir."
+                f"{self._path} cannot be written ({error.strerror}): make {self._path.parent} "
+                f"writable, or choose another --workdir."
             ) from error
         return self
 
     def check(self) -> None:
         """Checks that this process still holds its workdir.
 
-        A deleted lock file is written again; in a deleted workdir nothing is written.
+        A deleted lock file is recreated; nothing is written to a deleted workdir.
 
         Raises:
           CheckpointError: if the workdir was deleted or replaced, or another process took it.
@@ -75,13 +76,13 @@ class WorkdirLock:
         except (FileNotFoundError, NotADirectoryError):
             folder = None
         except OSError as error:  # a failing disk or network has its own message, at the save
-            _log.warning("%s cannot be looked at (%s)", self._path, error)
+            _log.warning("%s cannot be checked (%s)", self._path, error)
             return
         if folder != self._folder:
             raise CheckpointError(
                 f"{self._path.parent} was deleted, moved or replaced while this run was training "
-                "in it: the run ends, and writes nothing more there. If the folder was moved, move "
-                "it back; then start the same command again."
+                "in it: the run ends and writes nothing more to it. If the folder was moved, move "
+                "it back; then run the same command again."
             )
         _log.warning("%s was deleted or replaced while this run holds it: taken again", self._path)
         earlier, self._file = self._file, self._take()
@@ -104,10 +105,10 @@ class WorkdirLock:
         """
         if (kind := _other_than_own_file(self._path)) is not None:
             raise CheckpointError(
-                f"{self._path} is {kind}, which is not overwritten: remove it, or choose another "
+                f"{self._path} is {kind}, which is never overwritten: remove it, or choose another "
                 "--workdir."
             )
-        # A link may have come since: writing through it would overwrite a file elsewhere.
+        # It may have become a link: writing through it would overwrite a file elsewhere.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.open(self._path, flags, 0o644)
         try:
@@ -121,7 +122,9 @@ class WorkdirLock:
             if error.errno not in _UNSUPPORTED:
                 raise
             _log.warning(
-                "%s cannot be locked (%s): start no second run in this workdir.", self._path, error
+                "%s cannot be locked (%s): do not start a second run in this workdir.",
+                self._path,
+                error,
             )
             return None
         os.ftruncate(file, 0)
@@ -143,7 +146,7 @@ class WorkdirLock:
             named = parse_json(holder, _HOLDER, self._path)
             who = f"process {named['pid']} on {printable(named['host'])}"
         except ValueError:
-            who = "another process"  # it has not written its name yet
+            who = "another process"  # its name is not written yet
         return (
             f"{who} is training in {self._path.parent}: wait for it or stop it, or choose another "
             "--workdir."
@@ -155,7 +158,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _other_than_own_file(path: pathlib.Path) -> str | None:
-    """Describes what is at a path, unless it is free or a file without other names."""
+    """Describes what is at a path; None if nothing or a file without other names."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -164,5 +167,5 @@ def _other_than_own_file(path: pathlib.Path) -> str | None:
         return "a symbolic link"
     if not stat.S_ISREG(found.st_mode):
         return kind_of(found.st_mode)
-    # What is written to a hard link stands in the other file too.
+    # Writing to a hard link changes the other file too.
     return "a hard link to another file" if found.st_nlink > 1 else None

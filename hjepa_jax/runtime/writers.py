@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from clu import metric_writers
 
 _log = logging.getLogger(__name__)
-event_pb2: Any = tensorboardX.proto.event_pb2  # its classes are made at run time
+event_pb2: Any = tensorboardX.proto.event_pb2  # its classes are created at run time
 _FILES = itertools.count()
 _QUEUE_EVENTS = 1000
 _CLOSE_SECONDS = 10.0
 
 
 class _EventFile:
-    """A TensorBoard event file whose records are whole, and in the kernel's hands, or dropped.
+    """A TensorBoard event file; each record is either passed to the kernel complete, or dropped.
 
-    A record that does not fit on the disk is taken back and counted; the next ones are tried.
+    A record that does not fit on the disk is removed and counted; later ones are tried again.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int | None):
@@ -56,8 +56,8 @@ class _EventFile:
           OSError: if it cannot be created or written to.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        # Without the process and a number, two writers of one second would share a file.
-        # Readers take the files in the order of their names, so that the number has leading zeros.
+        # Process id and number keep two writers of the same second from sharing a file.
+        # Readers sort files by name, so the number has leading zeros.
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILES):06d}"
         self.path = folder / f"events.out.tfevents.{name}"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -68,7 +68,7 @@ class _EventFile:
         try:
             self._append(event_pb2.Event(**version))
             if purge_step is not None:
-                # What earlier files hold from this step on, TensorBoard then leaves out.
+                # TensorBoard then ignores values in earlier files from this step on.
                 log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 self._append(event_pb2.Event(**version, step=purge_step))
                 self._append(
@@ -103,8 +103,8 @@ class _EventFile:
             if not self._failing:
                 self._failing = True
                 _log.warning(
-                    "%s cannot be written to (%s): the metrics of these steps are left out, the "
-                    "training goes on.",
+                    "%s cannot be written to (%s): metrics of these steps are dropped, and "
+                    "training continues.",
                     self.path,
                     error.strerror,
                 )
@@ -112,7 +112,7 @@ class _EventFile:
             if self._failing:
                 self._failing = False
                 _log.warning(
-                    "%s can be written to again; %d values were left out.", self.path, self.dropped
+                    "%s can be written to again; %d values were dropped.", self.path, self.dropped
                 )
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class TensorboardXWriter:
         while (encode := self._queue.get()) is not None:
             try:
                 self._events.write(encode())
-            except Exception as error:  # of one value, which must not end the thread
+            except Exception as error:  # one bad value must not end the thread
                 _log.warning("A metric could not be encoded: %r.", error)
             finally:
                 self._queue.task_done()
@@ -168,7 +168,7 @@ class TensorboardXWriter:
             self._overflow += 1
 
     def write_scalars(self, step: int, scalars: Mapping[str, npt.ArrayLike]) -> None:
-        """Queues numbers or arrays of one element, by tag."""
+        """Queues scalars or one-element arrays, by tag."""
         for name, value in scalars.items():
             number = float(np.asarray(value))
             self._add(step, functools.partial(summary.scalar, name, number))
@@ -197,11 +197,11 @@ class TensorboardXWriter:
         self._thread.join(1.0)
         if self._thread.is_alive():
             _log.warning(
-                "%s does not take what is written to it: %d values are left out.",
+                "%s does not accept writes: %d values are dropped.",
                 self._events.path,
                 self._queue.unfinished_tasks + self._overflow + self._events.dropped,
             )
-            return  # the file stays the thread's
+            return  # the thread still owns the file
         self._events.close()
         missing = self._overflow + self._events.dropped
         if missing:
@@ -229,7 +229,7 @@ def create_writer(
       workdir: folder of the event file.
       active: whether to write anything; only one of several processes does.
       purge_step: the step at which the run starts or resumes; values logged before for this and
-        later steps become void.
+        later steps are ignored.
 
     Raises:
       TrainingError: if the file cannot be created.
@@ -245,6 +245,6 @@ def create_writer(
             raise
         raise TrainingError(
             f"TensorBoard events cannot be written to {workdir}: {error.strerror}. Choose a "
-            "--workdir that can be written to."
+            f"writable --workdir."
         ) from error
     return metric_writers.MultiWriter([writer])

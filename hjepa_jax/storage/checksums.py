@@ -43,7 +43,7 @@ _METADATA_SCHEMA = Fields(
         "performance_metrics": Maybe(Table(Number())),
     },
 )
-# What orbax adds to the metadata when the arrays are written.
+# Fields that orbax adds to the metadata when the arrays are written.
 _WRITTEN_LAST = "item_handlers"
 _METADATA_SECONDS, _POLL_SECONDS = 10.0, 0.005
 _RETRY_SECONDS = (0.1, 0.5, 2.0)
@@ -131,7 +131,7 @@ def _metadata_digest(folder: pathlib.Path) -> str:
 
 
 def _metadata_when_written(folder: pathlib.Path) -> str | None:
-    """Returns the digest of the metadata once orbax is done with it; None if that never comes.
+    """Returns the digest of the metadata once orbax has finished it; None if it never does.
 
     Orbax writes it in a thread that nothing waits for before the rename: a digest taken too early
     would make a good checkpoint look damaged.

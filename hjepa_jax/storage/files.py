@@ -27,11 +27,11 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _CHUNK_BYTES = 1 << 20
-# 'gs://bucket/x', and what pathlib leaves of it: 'gs:/bucket/x'.
+# 'gs://bucket/x', which pathlib turns into 'gs:/bucket/x'.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
-# TensorStore takes a backslash for a slash, and orbax 'gs:' anywhere in a path for an address.
+# TensorStore treats a backslash as a slash, and orbax 'gs:' anywhere in a path as an address.
 _LOST_BY_ORBAX = re.compile(r"\\|[\ud800-\udfff]|(?<=/)(gs|s3|gcs|http|https):(?=/|$)")
-# What is written below a folder needs room in the length of paths that Linux allows.
+# Paths of files below a folder must fit Linux's limit on path length.
 _LONGEST_PATH, _ROOM = 4096, 512
 _PROBE_BYTES = 4096
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +43,7 @@ class UnfitFileError(OSError):
 
 
 def kind_of(mode: int) -> str:
-    """Describes what a path is that is not a regular file, from its `st_mode`."""
+    """Describes the type of a path that is not a regular file, from its `st_mode`."""
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
@@ -79,7 +79,7 @@ def check_regular(path: str | os.PathLike[str], limit: int) -> os.stat_result:
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Reads a whole untrusted file, without blocking on pipes or reading endlessly.
+    """Reads an entire untrusted file, without blocking on pipes or reading endlessly.
 
     Args:
       path: the file; links are followed.
@@ -93,12 +93,12 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
       OSError: if it does not exist or cannot be read.
     """
     check_regular(path, limit)
-    # It may have changed since; without O_NONBLOCK, opening a pipe waits for somebody to write.
+    # It may have changed since; without O_NONBLOCK, opening a pipe would wait for a writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(handle)
         _check(path, found, limit)
-        # One byte more than the size shows the end, or that the size is not true (as in /proc).
+        # Reading one byte past the size detects the end, or a wrong size (as in /proc).
         parts, count, wanted = list[bytes](), 0, found.st_size + 1
         while part := os.read(handle, min(wanted, limit + 1 - count)):
             parts.append(part)
@@ -148,13 +148,14 @@ def local_path(text: str | os.PathLike[str], what: str) -> pathlib.Path:
     bad = [c for c in given if unicodedata.category(c) in ("Cc", "Cs")]
     if bad:
         raise UserError(
-            f"{what}={given!a} holds the character {bad[0]!a}: use a path of printable UTF-8 text."
+            f"{what}={given!a} contains the character {bad[0]!a}: use a path of printable UTF-8 "
+            f"text."
         )
     try:
         return pathlib.Path(given).expanduser()
     except RuntimeError as error:
         raise UserError(
-            f"{what}={given}: its home folder is not known; write the path in full."
+            f"{what}={given}: its home folder is unknown; give an absolute path."
         ) from error
 
 
@@ -168,8 +169,8 @@ def _without_scheme(address: str, what: str) -> str:
     host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest[1:])
     if not slash or host not in ("", "localhost"):
         raise UserError(
-            f"{what}={address} is on another machine or no whole path: a 'file://' address is "
-            "written with three slashes, for example file:///data/runs/x."
+            f"{what}={address} is on another machine or not an absolute path: write a 'file://' "
+            f"address with three slashes, for example file:///data/runs/x."
         )
     return urllib.parse.unquote(f"/{path}")
 
@@ -192,7 +193,7 @@ def check_writable_folder(
     if checkpoints:
         check_holds_checkpoints(folder, what)
     if len(os.fsencode(place)) > _LONGEST_PATH - _ROOM:
-        raise UserError(f"{what}={str(folder)[:60]}... is too long a path: choose a shorter one.")
+        raise UserError(f"{what}={str(folder)[:60]}... is too long: choose a shorter path.")
     absent = [p for p in (place, *place.parents) if not os.path.lexists(p)]
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -229,7 +230,7 @@ def check_writable_file(path: pathlib.Path, what: str) -> None:
     if os.path.isdir(path):
         raise UserError(f"{what}={path} is a folder: give the name of a file.")
     if len(os.fsencode(path.name)) > 200:
-        raise UserError(f"{what}={str(path)[:60]}... is too long a name: choose a shorter one.")
+        raise UserError(f"{what}={str(path)[:60]}... is too long: choose a shorter name.")
     check_writable_folder(path.parent, what)
 
 
@@ -245,10 +246,10 @@ def _cause(place: pathlib.Path, error: OSError) -> str:
     """Explains why a folder cannot be written to."""
     for path in reversed((place, *place.parents)):
         if os.path.lexists(path) and not os.path.isdir(path):
-            kind = "a link to what is not there" if path.is_symlink() else "a file"
-            return f"{path} is {kind} and no folder; choose another place."
+            kind = "a broken link" if path.is_symlink() else "a file"
+            return f"{path} is {kind}, not a folder; choose another place."
     reason = error.strerror or type(error).__name__
-    return f"{reason}; choose another place, or make room and set its permissions."
+    return f"{reason}; choose another place, or free space and fix its permissions."
 
 
 def open_log(path: pathlib.Path) -> BinaryIO:
@@ -263,7 +264,7 @@ def open_log(path: pathlib.Path) -> BinaryIO:
         file = os.fdopen(handle, "ab")
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             file.close()
-            raise UnfitFileError("it is no file")
+            raise UnfitFileError("it is not a file")
     except OSError as error:
         reason = "it is a link" if path.is_symlink() else error.strerror or str(error)
         raise UserError(
@@ -274,7 +275,7 @@ def open_log(path: pathlib.Path) -> BinaryIO:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file so that neither a reader nor a crash sees half of it; text as UTF-8.
+    """Writes a file atomically, so readers and crashes never see half of it; text as UTF-8.
 
     A link at the path is replaced; its target is not touched.
 
@@ -288,7 +289,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        # mkstemp makes files private; what is written here is as readable as any other file.
+        # mkstemp makes files private; give it the usual permissions.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -322,7 +323,7 @@ def _says(error: BaseException | None, numbers: tuple[int, ...]) -> bool:
 
 @runtime_checkable
 class _Listable(Protocol):
-    """An array or a number of numpy or jax."""
+    """A numpy or jax array or scalar."""
 
     def tolist(self) -> object: ...
 
@@ -332,7 +333,7 @@ def json_ready(value: Mapping[str, object]) -> dict[str, object]: ...
 @overload
 def json_ready(value: object) -> object: ...
 def json_ready(value: object) -> object:
-    """Converts a value to what strict JSON can hold, arrays and tuples to lists.
+    """Converts a value to strict JSON types; arrays and tuples become lists.
 
     NaN and infinity become None; a dictionary then lists them by path under 'not_finite', such as
     {'a.b.0': 'nan'}.

@@ -1,4 +1,4 @@
-"""Checked reading of JSON and of other data whose structure a file decides.
+"""Validated reading of JSON and other structured file content.
 
 Content is compared with a declared structure before it is used. A mismatch is one sentence that
 names the file and the field:
@@ -18,7 +18,7 @@ from typing import Generic, NoReturn, TypeAlias, TypeGuard, TypeVar, cast
 
 from hjepa_jax.storage import files
 
-# More than any of our files needs; a small file can be nested deeper than Python can recurse.
+# More than our files need; even a small file can nest deeper than Python can recurse.
 MAX_JSON_BYTES = 16 * 2**20
 MAX_DEPTH = 64
 
@@ -28,7 +28,7 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class Kind(Generic[_T_co]):
-    """What a value must be; the parameter is the Python type of such a value."""
+    """The declared structure of a value; the parameter is its Python type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def described(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
-        # Python refuses to print an integer of thousands of digits.
+        # Python refuses to print integers of thousands of digits.
         huge = isinstance(value, int) and abs(value) > 10**30
         return "a number of more than 30 digits" if huge else str(value)
     if isinstance(value, str):
@@ -181,7 +181,7 @@ def _fits(value: object, kind: Kind[object]) -> bool:
             return isinstance(value, (list, tuple)) and kind.least <= len(value) <= kind.most
         case Table() | Fields():
             return isinstance(value, Mapping)
-    raise TypeError(f"{kind!r} is no kind of value")
+    raise TypeError(f"{kind!r} is not a kind of value")
 
 
 def require(value: object, kind: Kind[_T], source: object, field: str = "") -> _T:
@@ -208,7 +208,7 @@ def require(value: object, kind: Kind[_T], source: object, field: str = "") -> _
 def _check(
     value: object, kind: Kind[object], declared: Kind[object], source: object, field: str
 ) -> None:
-    """Checks a value and what it contains; messages say that it must be as `declared`."""
+    """Checks a value and its contents; messages say that it must be `declared`."""
     if not _fits(value, kind):
         place = f"the field '{readable(field)}'" if field else "its content"
         raise ValueError(
@@ -237,12 +237,12 @@ def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field '{readable(twice)[:40]}' stands twice")
+        raise ValueError(f"the field '{readable(twice)[:40]}' occurs twice")
     return found
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_depth(value: list[JsonValue] | dict[str, JsonValue]) -> None:
@@ -287,7 +287,7 @@ def parse_json(
     except RecursionError:
         reason = f"it is nested more than {MAX_DEPTH} deep"
     except UnicodeDecodeError:
-        reason = "it is not text in UTF-8"
+        reason = "it is not UTF-8 text"
     except ValueError as error:
         reason = str(error)
     else:

@@ -56,9 +56,9 @@ def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) ->
     assert "every final state bit-identical" in told
     assert re.search(r"kill 1/3 \(save\): .*, save of step \d+ interrupted", told)
     log = (out / "log.txt").read_text()
-    assert "its save was broken off" in log
+    assert "its save was interrupted" in log
     assert "SIGTERM: stopping after this step" in log
-    assert "stopped as asked after step" in log
+    assert "stopped as requested after step" in log
     assert "Traceback" not in log
     for run in ("undisturbed", "killed-1"):
         folder = out / run / "checkpoints"

@@ -272,7 +272,7 @@ def test_sigterm_saves_and_ends_a_run_that_waits_for_data(tmp_path) -> None:
         assert run.wait(timeout=GUARD) == 0
     finally:
         run.kill()
-    assert "stopped as asked after step 2 of 4" in (tmp_path / "log").read_text()
+    assert "stopped as requested after step 2 of 4" in (tmp_path / "log").read_text()
     assert (tmp_path / "run/checkpoints/2").is_dir()
 
 

@@ -220,4 +220,4 @@ def test_what_a_broken_off_save_left_is_removed(tmp_path, caplog) -> None:
     assert left.is_dir()
     Checkpointer(folder).close()
     assert not left.exists()
-    assert "broken off" in caplog.text
+    assert "interrupted" in caplog.text

@@ -221,7 +221,7 @@ def test_a_taken_port_ends_all_processes_with_a_sentence(tmp_path) -> None:
         finally:
             both.end()
     assert codes == [1, 1]
-    for number, words in enumerate(("its port is taken", "something else than process 0")):
+    for number, words in enumerate(("its port is taken", "something other than process 0")):
         (sentence,) = [s for s in both.output(number).splitlines() if s.startswith("hjepa_jax:")]
         assert words in sentence
         assert "Traceback" not in both.output(number)
@@ -287,7 +287,7 @@ def test_the_death_of_one_process_ends_the_others(killed_and_resumed) -> None:
     assert took < 60
     for process in (0, 2, 3):
         words = four.output(process)
-        assert "one of them has ended" in words or "another task died" in words
+        assert "one of them has exited" in words or "another task died" in words
 
 
 def test_processes_train_as_one_and_are_resumed_by_fewer(killed_and_resumed, tmp_path) -> None:

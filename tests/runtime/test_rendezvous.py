@@ -49,17 +49,17 @@ def test_a_taken_port_and_one_that_says_nothing_are_sentences() -> None:
         first, second = together(address, (2, 0), (2, 1))
     assert first == (
         f"process 0 cannot listen at {address}: its port is taken. Give all processes another "
-        "port, or end what uses this one."
+        "port, or stop its current user."
     )
     assert f"process 1 of 2 did not find process 0 at {address}" in second
-    assert "something else than process 0 of this run listens there" in second
+    assert "something other than process 0 of this run listens there" in second
 
 
 @pytest.mark.parametrize(
     ("host", "words"),
     [
         ("127.0.0.1", "nothing answers there"),
-        ("no-such-host.invalid", "there is no host of that name"),
+        ("no-such-host.invalid", "that host name does not exist"),
     ],
 )
 def test_nobody_at_the_address_is_a_sentence(host, words) -> None:

@@ -100,8 +100,8 @@ def test_a_disk_that_is_full_for_a_moment_costs_its_values_alone(
     steps, _ = read_curves(tmp_path)["total"]
     assert steps.tolist() == [1, *range(4, 300)]
     said = [record.getMessage() for record in caplog.records]
-    assert sum("left out, the training goes on" in text for text in said) == 1
-    assert sum("can be written to again; 2 values were left out" in text for text in said) == 1
+    assert sum("are dropped, and training continues" in text for text in said) == 1
+    assert sum("can be written to again; 2 values were dropped" in text for text in said) == 1
 
 
 def test_a_disk_that_stays_full_ends_no_run(tmp_path, monkeypatch, caplog) -> None:
@@ -133,7 +133,7 @@ def test_a_disk_that_does_not_answer_holds_up_neither_steps_nor_end(
         writer.write_scalars(step, {"total": 2.0})
     writer.close()
     assert time.monotonic() - begun < 30
-    assert "does not take what is written to it" in caplog.text
+    assert "does not accept writes" in caplog.text
     released.set()
 
 

@@ -76,7 +76,7 @@ def test_what_does_not_fit_names_file_and_field(value, sentence) -> None:
     [
         (b"", "Expecting value"),
         (b"{", "Expecting property name"),
-        (b"\x80\x02}q", "not text in UTF-8"),
+        (b"\x80\x02}q", "not UTF-8 text"),
         (b'{"a": NaN}', "NaN is no JSON number"),
         (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b'{"a": 1, "b": 2, "a": 3}', "the field 'a' stands twice"),

@@ -116,7 +116,7 @@ def test_a_file_in_place_is_not_touched_and_a_folder_is_refused(tmp_path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["out.html"]
     with pytest.raises(UserError, match="is a folder"):
         check_writable_file(tmp_path, "--out")
-    with pytest.raises(UserError, match="too long a name"):
+    with pytest.raises(UserError, match="is too long: choose a shorter name"):
         check_writable_file(tmp_path / f"{'n' * 260}.png", "--out")
 
 

@@ -146,7 +146,7 @@ def test_a_missing_value_is_a_dash_and_null(tmp_path, command) -> None:
     assert "| hjepa | 2 | 50.50 ± 0.71 | – |" in sweep.write_results(runs, out)
 
     def refuse(text: str):
-        raise AssertionError(f"{text} is no JSON")
+        raise AssertionError(f"{text} is not JSON")
 
     found = json.loads((out / "results.json").read_text(), parse_constant=refuse)
     assert found["groups"]["hjepa"]["mean"]["probe_top1"] is None

@@ -86,7 +86,7 @@ def test_a_contradiction_is_refused_before_the_run(metric, mode, words) -> None:
     resolve(config)
     config.evaluation.online_probe = False
     if metric == "online/probe_top1":
-        with pytest.raises(ConfigError, match="there is no online probe"):
+        with pytest.raises(ConfigError, match="the online probe is off"):
             resolve(config)
 
 

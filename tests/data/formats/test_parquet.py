@@ -227,7 +227,7 @@ def test_more_rows_than_bytes_are_refused(tmp_path) -> None:
     ("metadata", "sentence"),
     [
         (b"[1]", "its content must be a mapping|field 'huggingface'"),
-        (b"\xff\xfe", r"\(field 'huggingface'\) is damaged: .* not text in UTF-8"),
+        (b"\xff\xfe", r"\(field 'huggingface'\) is damaged: .* not UTF-8 text"),
         (b"[" * 10_000, "nested more than 64 deep"),
         (b'{"info": 3}', "the field 'huggingface.info' must be a mapping, or null, not 3"),
         (b'{"info": {"features": [1]}}', "'huggingface.info.features' must be a mapping"),

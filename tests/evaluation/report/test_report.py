@@ -276,7 +276,7 @@ def test_missing_numbers_are_null_with_a_reason(tmp_path) -> None:
     folder = tables.write_numbers(tmp_path / "run", metrics)
 
     def refuse(text: str):
-        raise AssertionError(f"{text} is no JSON")
+        raise AssertionError(f"{text} is not JSON")
 
     read = json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
     prefix = "encoders.trained."
