@@ -130,7 +130,7 @@ def test_the_mixer_trains_resumes_bit_exact_is_evaluated_and_loaded(tmp_path) ->
                 "--config.data.local_size=12",
                 "--config.loss.pairing=local_to_global",
             ],
-            "local_size is 12, for which the states have 144 numbers, but 256",
+            "local_size is 12, for which the states have 144 dimensions, but 256",
         ),
         (["--config.resnet.width=8"], r"config\.resnet\.width is set to 8 but has no effect"),
     ],

@@ -285,9 +285,9 @@ def test_unmet_needs_of_the_evaluation_are_found_before_training(
 
 def test_an_unwritable_report_folder_is_found_before_any_computation(workdir, tmp_path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"--eval_dir=.*file is a file and no folder"):
+    with pytest.raises(UserError, match=r"--eval_dir=.*file is a file, not a folder"):
         check_before_training(typed(small()), tmp_path / "file" / "eval")
-    with pytest.raises(UserError, match=r"--eval_dir=.*file is a file and no folder"):
+    with pytest.raises(UserError, match=r"--eval_dir=.*file is a file, not a folder"):
         evaluate(small(), workdir, tmp_path / "file")
 
 

@@ -226,7 +226,7 @@ def test_one_of_several_processes_waits_for_its_batch_but_not_for_ever(monkeypat
         assert not stop.ends_wait(1000.0)
         signal.raise_signal(signal.SIGTERM)
         assert not stop.ends_wait(1.0)
-        with pytest.raises(TrainingError, match="no batch has come for 100 s"):
+        with pytest.raises(TrainingError, match="no batch has arrived for 100 s"):
             stop.ends_wait(100.0)
 
 

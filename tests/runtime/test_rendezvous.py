@@ -78,7 +78,7 @@ def test_an_address_of_another_machine_is_a_sentence() -> None:
 def test_missing_processes_are_named_to_those_that_came() -> None:
     said = together(f"127.0.0.1:{free_port()}", (4, 0), (4, 2))
     for sentence in said:
-        assert "of 4 processes, number 1, 3 did not come" in sentence
+        assert "of 4 processes, number 1, 3 did not connect" in sentence
 
 
 def test_numbers_given_twice_or_of_another_run_are_told_to_all() -> None:

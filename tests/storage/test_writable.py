@@ -44,7 +44,7 @@ def test_home_and_file_addresses_are_understood(monkeypatch) -> None:
         (pathlib.Path("gs://bucket/runs"), "remote address.*mount"),
         ("file://otherhost/runs", "another machine"),
         ("file://runs", "three slashes"),
-        ("~nobodyhasthisname/x", "in full"),
+        ("~nobodyhasthisname/x", "absolute path"),
         ("", "is empty"),
         ("  ", "is empty"),
         ("a\0b", r"character '\\x00'"),
@@ -75,11 +75,11 @@ def _blocked(tmp_path: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
     (tmp_path / "file").write_text("x")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     return {
-        "a file": (tmp_path / "file", "file is a file and no folder"),
-        "under a file": (tmp_path / "file" / "x" / "y", "file is a file and no folder"),
-        "a broken link": (tmp_path / "dangling", "dangling is a link to what is not there"),
+        "a file": (tmp_path / "file", "file is a file, not a folder"),
+        "under a file": (tmp_path / "file" / "x" / "y", "file is a file, not a folder"),
+        "a broken link": (tmp_path / "dangling", "dangling is a broken link"),
         "a long name": (tmp_path / ("n" * 300), "name too long"),
-        "a long path": (tmp_path.joinpath(*["n" * 200] * 20), "too long a path"),
+        "a long path": (tmp_path.joinpath(*["n" * 200] * 20), "is too long: choose a shorter path"),
         "proc": (pathlib.Path("/proc/nothing/here"), "cannot be written to"),
     }
 
@@ -164,7 +164,7 @@ def test_every_script_tries_its_output_before_its_work(name, tmp_path) -> None:
         (tmp_path / "file").write_text("x")
         flag, _, file = OUTPUTS.get(name, "out=x").partition("=")
         rest = flags.FLAGS([name, *SCRIPTS[name], f"--{flag}={tmp_path}/file/{file}"])
-        with pytest.raises(SystemExit, match=rf"^{name}: --{flag}=.*file is a file and no folder"):
+        with pytest.raises(SystemExit, match=rf"^{name}: --{flag}=.*file is a file, not a folder"):
             script["main"](rest)
     finally:
         for one in defined:
@@ -181,12 +181,12 @@ def test_the_doctor_finds_a_place_that_cannot_be_written_to_and_leaves_nothing(t
     (tmp_path / "file").write_text("x")
     disk = [f for f in doctor.findings(None, tmp_path / "file") if f.subject == "disk"]
     assert [f.fact for f in disk] == ["failed"]
-    assert "file is a file and no folder" in str(disk[0].remedy)
+    assert "file is a file, not a folder" in str(disk[0].remedy)
 
 
 def test_prepare_dataset_tries_its_output_before_its_work(tmp_path, monkeypatch) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "prepare_dataset.py"))
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr(sys, "argv", ["prepare_dataset", "nowhere", f"{tmp_path}/file/x"])
-    with pytest.raises(SystemExit, match=r"^prepare_dataset: OUT=.*file is a file and no folder"):
+    with pytest.raises(SystemExit, match=r"^prepare_dataset: OUT=.*file is a file, not a folder"):
         script["main"]()

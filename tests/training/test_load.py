@@ -262,9 +262,9 @@ def test_an_export_tries_its_file_before_it_encodes(loaded, tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("hjepa_jax.interop.export_features.split_features", _no_data)
     monkeypatch.setattr("hjepa_jax.interop.export_encoder.encoder_function", _no_data)
-    with pytest.raises(UserError, match="file is a file and no folder"):
+    with pytest.raises(UserError, match="file is a file, not a folder"):
         export_features(loaded, tmp_path / "file" / "x.npz")
-    with pytest.raises(UserError, match="file is a file and no folder"):
+    with pytest.raises(UserError, match="file is a file, not a folder"):
         export_encoder(loaded, tmp_path / "file" / "x.stablehlo")
     with pytest.raises(UserError, match="remote address"):
         export_features(loaded, "gs://bucket/x.npz")
