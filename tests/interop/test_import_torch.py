@@ -125,7 +125,7 @@ def test_a_data_parallel_checkpoint_is_translated() -> None:
     [
         ({"encoder": 3}, "the field 'encoder' must be a mapping, or null, not 3"),
         ({"encoder": {3: np.zeros(1)}}, "the field 'encoder.3' must be text, not 3"),
-        ({"encoder": {"x": "text"}}, "'x' of the encoder is no tensor but the text 'text'"),
+        ({"encoder": {"x": "text"}}, "'x' of the encoder is not a tensor but the text 'text'"),
         ({"predictor": [1]}, "the field 'predictor' must be a mapping"),
         ({"global_step": -1}, "'global_step' must be a whole number from 0"),
         ({"global_step": "3"}, "'global_step' must be a whole number from 0"),

@@ -292,7 +292,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_taken_for_it(tmp_pat
 @pytest.mark.parametrize("kind", ["file", "pipe", "broken link", "device"])
 def test_checkpoints_that_are_no_folder_are_a_sentence(kind, tmp_path) -> None:
     replace(tmp_path / "checkpoints", kind)
-    with pytest.raises(CheckpointError, match=r"checkpoints is no folder"):
+    with pytest.raises(CheckpointError, match=r"checkpoints is not a folder"):
         Checkpointer(tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match=r"holds no checkpoints"):
         open_saved(typed(quickstart.get_config("smoke")), tmp_path)

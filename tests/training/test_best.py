@@ -69,8 +69,8 @@ def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> No
     ("metric", "mode", "words"),
     [
         ("online/knn_top1", "min", "higher is better, so the worst checkpoints would be kept"),
-        ("online/probe_top1", "min", "better when it is large"),
-        ("total", "max", "better when it is small"),
+        ("online/probe_top1", "min", "higher is better"),
+        ("total", "max", "lower is better"),
         ("grad_norm", None, "set config.checkpoint.best_mode to 'min' or 'max'"),
         ("totl", None, "did you mean 'total'"),
     ],
