@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
@@ -32,7 +33,7 @@ class Mixer:
     token_dim: int = field(16, "Channels per token of the state.", above=0, at_most=65536)
 
 
-def mlp(x: jax.Array, dtype: Any) -> jax.Array:
+def mlp(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     hidden = nn.gelu(nn.Dense(2 * x.shape[-1], dtype=dtype)(x))
     return nn.Dense(x.shape[-1], dtype=dtype)(hidden)
 
@@ -46,7 +47,7 @@ class PatchMixer(Encoder):
     split_qp: bool = True
 
     @classmethod
-    def build(cls, settings: Settings, dtype: Any, norm_groups: int) -> Self:
+    def build(cls, settings: Settings, dtype: DTypeLike, norm_groups: int) -> Self:
         return cls(dtype, norm_groups, settings.section(Mixer), settings.model.split_qp)
 
     @classmethod

@@ -110,7 +110,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def set_field(config: ConfigDict, path: str, value: Any) -> None:
+def set_field(config: ConfigDict, path: str, value: object) -> None:
     """Sets a field by its dotted name."""
     *parents, name = path.split(".")
     for parent in parents:
@@ -144,7 +144,7 @@ def read(path: pathlib.Path) -> ConfigDict:
     return _from_values(read_json(path, Fields(), constants=True))
 
 
-def from_json(text: str, source: Any = "the configuration", field: str = "") -> ConfigDict:
+def from_json(text: str, source: object = "the configuration", field: str = "") -> ConfigDict:
     """Reads a configuration written by `Settings.to_json`, restoring types from the base one.
 
     Args:
@@ -162,7 +162,7 @@ def from_json(text: str, source: Any = "the configuration", field: str = "") -> 
     return _from_values(values)
 
 
-def _from_values(values: Mapping[str, Any]) -> ConfigDict:
+def _from_values(values: Mapping[str, object]) -> ConfigDict:
     """Returns the base configuration with nested values and the sections of the named parts."""
     if "objective" in values and "method" not in values:
         raise ConfigError(
@@ -172,7 +172,7 @@ def _from_values(values: Mapping[str, Any]) -> ConfigDict:
     config = base_config()
     for path in TABLES:
         *parents, name = path.split(".")
-        found: Any = values
+        found: object = values
         for parent in parents:
             found = found.get(parent) if isinstance(found, Mapping) else None
         if isinstance(found, Mapping) and isinstance(found.get(name), str):
@@ -183,7 +183,7 @@ def _from_values(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def merge(
-    config: ConfigDict, values: Mapping[str, Any], prefix: str = "", of: Schema | None = None
+    config: ConfigDict, values: Mapping[str, object], prefix: str = "", of: Schema | None = None
 ) -> ConfigDict:
     """Sets the nested `values` in `config`, converting JSON lists to tuples.
 

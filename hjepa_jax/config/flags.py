@@ -125,7 +125,7 @@ def field_of(path: str, of: Schema | None = None) -> Row:
     return of.rows[path]
 
 
-def parse_override(path: str, text: str, of: Schema | None = None) -> Any:
+def parse_override(path: str, text: str, of: Schema | None = None) -> object:
     """Parses a text as the value of a field; arguments as in `field_of`.
 
     Raises:
@@ -145,7 +145,7 @@ def _is_value(argument: str, kind: type) -> bool:
     return not re.match(r"--?[A-Za-z]", argument)
 
 
-def _schema_for(argv: list[str], given: Any) -> Schema:
+def _schema_for(argv: list[str], given: str | ConfigDict | None) -> Schema:
     """Returns the schema of the parts named on a command line or in its `--config`."""
     named, paths = {}, []
     for argument, following in zip(argv, [*argv[1:], ""]):
@@ -166,7 +166,9 @@ def _schema_for(argv: list[str], given: Any) -> Schema:
     return schema(files.named_parts(config) | named)
 
 
-def split_overrides(argv: list[str], given: Any = None) -> tuple[list[str], list[tuple[str, Any]]]:
+def split_overrides(
+    argv: list[str], given: str | ConfigDict | None = None
+) -> tuple[list[str], list[tuple[str, object]]]:
     """Takes the overrides out of a command line.
 
     An override is `--config.section.field=value` or `--config.section.field value`; for booleans
@@ -209,13 +211,13 @@ def split_overrides(argv: list[str], given: Any = None) -> tuple[list[str], list
     return kept, overrides
 
 
-def _apply(config: ConfigDict, overrides: list[tuple[str, Any]], source: str) -> None:
+def _apply(config: ConfigDict, overrides: list[tuple[str, object]], source: str) -> None:
     """Applies the overrides in order; the last one of a field wins."""
     # Parts first: fields of their sections may precede them on the command line.
     for path, value in sorted(overrides, key=lambda override: override[0] not in TABLES):
         try:
             if path in TABLES:
-                files.choose_part(config, path, value)
+                files.choose_part(config, path, str(value))
                 continue
             files.complete(config)
             files.set_field(config, path, value)
@@ -273,7 +275,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 def run_program(
     name: str,
-    main: Callable[[list[str]], Any],
+    main: Callable[[list[str]], object],
     *,
     required: Sequence[str] = (),
     example: str = "--config=configs/quickstart.py",

@@ -47,7 +47,7 @@ class Settings:
     )
     data: Data = section(Data, "Images, views and the input pipeline.")
     model: Model = section(Model, "The encoder, its state, the projector and the arithmetic.")
-    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     train: Train = section(Train, "The optimization.")
     evaluation: Evaluation = section(Evaluation, "What is measured.", resume=FREE)
     checkpoint: Checkpoint = section(Checkpoint, "What is saved.", resume=FREE)
@@ -133,7 +133,7 @@ def schema(named: Mapping[str, str] | None = None) -> Schema:
     return _schema(tuple(sorted(own)))
 
 
-def schema_of(settings: Any) -> Schema:
+def schema_of(settings: Settings) -> Schema:
     """Returns the schema of settings."""
     return schema({path: functools.reduce(getattr, path.split("."), settings) for path in TABLES})
 
@@ -192,14 +192,14 @@ def _meanings(kind: type, prefix: str = "", only: str | None = None) -> dict[str
     return found
 
 
-def build(of: Schema, values: Mapping[str, Any]) -> Settings:
+def build(of: Schema, values: Mapping[str, object]) -> Settings:
     """Returns settings from the values of all fields by dotted name, without checks."""
     parts = {name: _section(kind, f"{name}.", values) for name, kind in of.parts.items()}
     return dataclasses.replace(_section(Settings, "", values), parts=parts)
 
 
-def _section(kind: type[S], prefix: str, values: Mapping[str, Any]) -> S:
-    given: dict[str, Any] = {}
+def _section(kind: type[S], prefix: str, values: Mapping[str, object]) -> S:
+    given: dict[str, object] = {}
     for declared in dataclasses.fields(kind):  # type: ignore[arg-type]
         path = f"{prefix}{declared.name}"
         inner = declared.default_factory

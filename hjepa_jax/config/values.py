@@ -24,7 +24,7 @@ _NONE = ("none", "null")
 _EXACT = 2**53
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Returns the repr of a value, truncated."""
     try:
         text = repr(value)
@@ -47,7 +47,7 @@ def expected(row: Row) -> str:
     return f"{text}, or None" if row.optional else text
 
 
-def coerce(row: Row, value: Any) -> Any:
+def coerce(row: Row, value: object) -> Any:
     """Returns the value converted to the field's type if that is unambiguous (lists, int to float).
 
     Other values are returned unchanged, for `problems_of` to reject.
@@ -59,13 +59,13 @@ def coerce(row: Row, value: Any) -> Any:
     return _coerce_one(row.kind, value)
 
 
-def _coerce_one(kind: type, value: Any) -> Any:
+def _coerce_one(kind: type, value: object) -> object:
     if kind is float and type(value) is int and abs(value) <= _EXACT:
         return float(value)
     return value
 
 
-def _has_type(kind: type, value: Any) -> bool:
+def _has_type(kind: type, value: object) -> bool:
     """Returns whether a value has a field's type; a bool is not a number, but an int is a float."""
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -82,7 +82,7 @@ def _hint(row: Row) -> str:
     return f" ({row.spec.hint})" if row.spec.hint else ""
 
 
-def _range_problem(row: Row, value: Any) -> str | None:
+def _range_problem(row: Row, value: float) -> str | None:
     """Returns what a number violates ('it must be ...'), else None."""
     spec = row.spec
     whose = "each of its numbers must" if row.length is not None else "it must"
@@ -127,7 +127,7 @@ def _element_problem(row: Row, value: Any) -> str | None:
     return None if row.kind is bool else _range_problem(row, value)
 
 
-def _shape_problem(row: Row, value: Any) -> str | None:
+def _shape_problem(row: Row, value: object) -> str | None:
     if not isinstance(value, tuple):
         return f"it must be {expected(row)}{_hint(row)}"
     if row.length != "any" and len(value) != row.length:
@@ -159,7 +159,7 @@ def problems_of(row: Row, value: Any) -> Iterator[str]:
         yield f"config.{row.path} is {shown(value)}: {found}{end}"
 
 
-def parse(row: Row, text: str) -> Any:
+def parse(row: Row, text: str) -> object:
     """Parses a command-line text as a field's value.
 
     Integers may be written as 1e3, booleans as yes, no, on and off, tuples as (1, 2), [1, 2] or
@@ -188,7 +188,7 @@ def parse(row: Row, text: str) -> Any:
         ) from None
 
 
-def _parse_one(kind: type, text: str) -> Any:
+def _parse_one(kind: type, text: str) -> bool | int | float | str:
     if kind is str:
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
         return text[1:-1] if quoted else text

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def _prepare_train(train: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     return blocks, jnp.where(indices < count, indices, -1).reshape(-1, block)
 
 
-def _placements(mesh: Mesh | None) -> tuple[Any, Any, int]:
+def _placements(mesh: Mesh | None) -> tuple[NamedSharding | None, NamedSharding | None, int]:
     """Returns the shardings of test rows and of everything else, and the number of devices."""
     if mesh is None:
         return None, None, 1

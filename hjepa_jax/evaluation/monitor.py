@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -35,6 +35,9 @@ from hjepa_jax.evaluation.validity import wilson
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import PreparedRun, make_encode
 from hjepa_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from clu import metric_writers
 
 _log = logging.getLogger(__name__)
 _SHEET_IMAGES = 12
@@ -187,7 +190,13 @@ def _sets(settings: Evaluation, train: ImageSource, test: ImageSource) -> list[I
 class TrainingMonitor:
     """Watches a run and writes to the log and TensorBoard; it never changes the state."""
 
-    def __init__(self, settings: Settings, run: PreparedRun, source: ImageSource, writer: Any):
+    def __init__(
+        self,
+        settings: Settings,
+        run: PreparedRun,
+        source: ImageSource,
+        writer: metric_writers.MetricWriter,
+    ):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
         self._run, self._writer = run, writer
         self._host_makes_views = settings.data.backend == "host"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 from jax import lax
+from jaxtyping import PyTree
 
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn
@@ -116,19 +117,23 @@ def _train_one(
     # Padding comes last, so the same weights work for every epoch.
     weights = (jnp.arange(steps * batch_size) < count).astype(x.dtype).reshape(steps, batch_size)
 
-    def schedule(step: Any) -> Any:
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         return lr * 0.5 * (1.0 + jnp.cos(jnp.pi * step / (epochs * steps)))
 
     optimizer = optax.adamw(schedule, weight_decay=weight_decay)
 
-    def step(carry: tuple[Any, Any], batch: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+    def step(
+        carry: tuple[PyTree[jax.Array], optax.OptState], batch: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[PyTree[jax.Array], optax.OptState], jax.Array]:
         params, state = carry
         rows, weight = batch
         loss, grads = jax.value_and_grad(_batch_loss)(params, x[rows], labels[rows], weight)
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), loss * jnp.sum(weight)
 
-    def epoch(carry: tuple[Any, Any], rows: jax.Array) -> tuple[Any, jax.Array]:
+    def epoch(
+        carry: tuple[PyTree[jax.Array], optax.OptState], rows: jax.Array
+    ) -> tuple[tuple[PyTree[jax.Array], optax.OptState], jax.Array]:
         carry, losses = lax.scan(step, carry, (rows, weights))
         return carry, jnp.sum(losses) / count
 

@@ -273,7 +273,7 @@ def run_protocol(
     *,
     split_qp: bool,
     mesh: Mesh | None = None,
-    info: Mapping[str, Any] | None = None,
+    info: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
     targets: Mapping[str, float] | None = None,
     remedy: diagnostics.Remedy = diagnostics.no_remedy,

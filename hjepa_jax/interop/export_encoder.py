@@ -13,12 +13,13 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import select_state_part
@@ -28,6 +29,7 @@ from hjepa_jax.storage.files import check_writable_file, local_path
 from hjepa_jax.training.prepare import frozen_encoder
 
 # Platforms that StableHLO is lowered for; no accelerator is needed for lowering.
+_Count = TypeVar("_Count")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -52,13 +54,13 @@ def encoder_function(
         setup = dataclasses.replace(setup, encoder=setup.encoder.portable())
     variables = jax.device_get(run.encoder_variables)
 
-    def encode(images: jax.Array) -> Any:
+    def encode(images: jax.Array) -> jax.Array:
         return select_state_part(frozen_encoder(setup, variables, images), state_part, split)
 
     return encode
 
 
-def _image_shape(run: LoadedRun, count: Any) -> tuple[Any, ...]:
+def _image_shape(run: LoadedRun, count: _Count) -> tuple[_Count, int, int, int]:
     size = run.settings.data.image_size
     return count, size, size, 3
 
@@ -75,8 +77,8 @@ def to_stablehlo(run: LoadedRun, state_part: str = "qp") -> bytes:
 class _ImageSpec:
     """Input description for jax2onnx; a name in the shape stands for any size."""
 
-    shape: tuple[Any, ...]
-    dtype: Any = jnp.uint8
+    shape: tuple[str | int, ...]
+    dtype: DTypeLike = jnp.uint8
 
 
 def to_onnx(run: LoadedRun, state_part: str = "qp") -> bytes:
@@ -138,5 +140,5 @@ def export_encoder(
     return path
 
 
-def _encoded(about: dict[str, Any]) -> bytes:
+def _encoded(about: Mapping[str, object]) -> bytes:
     return (json.dumps(about, indent=2) + "\n").encode()

@@ -6,8 +6,8 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def split_features(
     return found._replace(features=features), tuple(source.class_names)
 
 
-def _save_npz(file: Any, found: Features, about: dict[str, Any]) -> None:
+def _save_npz(file: BinaryIO, found: Features, about: Mapping[str, object]) -> None:
     np.savez_compressed(
         file,
         features=found.features,
@@ -62,7 +62,7 @@ def _save_npz(file: Any, found: Features, about: dict[str, Any]) -> None:
     )
 
 
-def _save_parquet(file: Any, found: Features, about: dict[str, Any]) -> None:
+def _save_parquet(file: BinaryIO, found: Features, about: Mapping[str, object]) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -84,7 +84,7 @@ def save_features(
     out: str | os.PathLike[str],
     found: Features,
     class_names: tuple[str, ...],
-    about: dict[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> pathlib.Path:
     """Writes features and labels atomically.
 
@@ -108,7 +108,7 @@ def save_features(
     return path
 
 
-def write_whole(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
+def write_whole(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file atomically by calling `write` with it, opened for binary writing.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ from hjepa_jax.methods.hjepa_settings import (
     uses_generic_leapfrog,
 )
 
-Published = Mapping[str, Any]
+Published: TypeAlias = Mapping[str, object]
 
 # Published name -> ours, by section; missing fields get the published defaults below.
 _DATA = {
@@ -109,7 +109,7 @@ _SPECTRUM_TRAIN = {
 }
 
 
-def _converted(name: str, value: Any, kind: type) -> Any:
+def _converted(name: str, value: object, kind: type) -> Any:
     """Returns a published value converted to the type of our field; YAML reads 1e-4 as a string.
 
     Raises:

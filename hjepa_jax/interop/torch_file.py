@@ -35,11 +35,11 @@ _STORAGES = {
 }
 
 
-def _whole(*numbers: Any) -> bool:
+def _whole(*numbers: object) -> bool:
     return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
 
 
-def _rebuild_tensor(storage: Any = None, offset: Any = None, *rest: Any) -> np.ndarray:
+def _rebuild_tensor(storage: object = None, offset: Any = None, *rest: Any) -> np.ndarray:
     """Returns a view of a tensor's storage with its offset, size and strides (in elements).
 
     Every number is checked before an address is computed from it.
@@ -65,7 +65,7 @@ def _rebuild_tensor(storage: Any = None, offset: Any = None, *rest: Any) -> np.n
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
-def _parameter(data: Any = None, *_: Any) -> Any:
+def _parameter(data: object = None, *_: object) -> object:
     return data
 
 
@@ -141,7 +141,7 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
     return pickled[0]
 
 
-def load_torch_file(path: str | pathlib.Path) -> Any:
+def load_torch_file(path: str | pathlib.Path) -> object:
     """Returns the object written by `torch.save`.
 
     Tensors become read-only NumPy arrays, and ordered dictionaries plain ones.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.checks import typed
@@ -28,6 +29,7 @@ from hjepa_jax.models.resnet import ResNetSection
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, named, summary
+from hjepa_jax.runtime.checkpoint_meta import Meta
 from hjepa_jax.storage.schema import Anything, Maybe, Table, Whole, described, readable, require
 from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import TrainState
@@ -65,14 +67,14 @@ class Imported(NamedTuple):
     """
 
     settings: Settings
-    params: dict[str, Any]
-    batch_stats: dict[str, Any]
+    params: dict[str, PyTree[np.ndarray]]
+    batch_stats: dict[str, PyTree[np.ndarray]]
     spectral: dict[str, np.ndarray]
     step: int
     ignored: list[str]
 
 
-def load_torch(path: pathlib.Path) -> dict[str, Any]:
+def load_torch(path: pathlib.Path) -> dict[str, object]:
     """Reads a torch file without torch, and without executing anything in it.
 
     Raises:
@@ -89,7 +91,7 @@ def load_torch(path: pathlib.Path) -> dict[str, Any]:
     return dict(loaded)
 
 
-def translate(checkpoint: Mapping[str, Any]) -> Imported:
+def translate(checkpoint: Mapping[str, object]) -> Imported:
     """Translates a loaded checkpoint.
 
     Raises:
@@ -101,10 +103,10 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
     try:
         step = _step(checkpoint.get("global_step"))
         state = {part: _state(checkpoint, part) for part in _PARTS}
-        require(checkpoint["config"], Table(Anything()), "the checkpoint", "config")
+        config = require(checkpoint["config"], Table(Anything()), "the checkpoint", "config")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    settings = typed(config_from_torch(checkpoint["config"]))
+    settings = typed(config_from_torch(config))
     resnet = settings.section(ResNetSection)
     try:
         encoder, encoder_stats, ignored = encoder_from_torch(
@@ -130,7 +132,7 @@ def translate(checkpoint: Mapping[str, Any]) -> Imported:
     )
 
 
-def _check_finite(trees: Any) -> None:
+def _check_finite(trees: PyTree[np.ndarray]) -> None:
     """Raises a CheckpointError that names the first weights not finite in float32."""
     for name, leaf in named(trees).items():
         with np.errstate(over="ignore"):
@@ -139,7 +141,7 @@ def _check_finite(trees: Any) -> None:
             raise CheckpointError(f"the checkpoint holds numbers that are not finite ({name}).")
 
 
-def _step(value: Any) -> int:
+def _step(value: object) -> int:
     """Returns the global step, 0 if there is none."""
     if isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "iu":
         value = int(value)
@@ -148,19 +150,20 @@ def _step(value: Any) -> int:
     )
 
 
-def _state(checkpoint: Mapping[str, Any], part: str) -> dict[str, np.ndarray]:
+def _state(checkpoint: Mapping[str, object], part: str) -> dict[str, np.ndarray]:
     """Returns the state of a part as arrays by name, empty if there is none.
 
     Raises:
       ValueError: naming an entry that is not a tensor.
     """
-    state: Mapping[str, Any] = checkpoint.get(part) or {}
-    require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part)
-    for name, value in state.items():
+    found = require(checkpoint.get(part), Maybe(Table(Anything())), "the checkpoint", part) or {}
+    state: dict[str, np.ndarray] = {}
+    for name, value in found.items():
         if not isinstance(value, (np.ndarray, np.generic)):
             raise ValueError(
                 f"the entry '{name}' of the {part} is not a tensor but {described(value)}."
             )
+        state[name] = np.asarray(value)
     return dict(unwrapped(state))
 
 
@@ -209,7 +212,7 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
             f"{summary(clauses)}: the weights do not match the 'config' saved with them."
         )
 
-    def cast(tree: Any) -> Any:
+    def cast(tree: PyTree[np.ndarray]) -> PyTree[jax.Array]:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
     method_state = fresh.method_state
@@ -222,7 +225,7 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
         method_state=method_state,
     )
     checkpointer = Checkpointer(folder)
-    meta = {"config": settings.to_json(), "data": {"step": imported.step}}
+    meta: Meta = {"config": settings.to_json(), "data": {"step": imported.step}}
     checkpointer.save(imported.step, state, meta)
     checkpointer.close()
     save(settings, workdir)

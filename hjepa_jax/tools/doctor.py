@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -209,7 +209,7 @@ def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Findi
             yield Finding(name, "failed", text)
 
 
-def report(found: Iterator[Finding], stream: Any = None) -> bool:
+def report(found: Iterator[Finding], stream: TextIO | None = None) -> bool:
     """Prints the findings as they arrive; returns False if there is a problem."""
     stream = stream or sys.stdout
     healthy = True

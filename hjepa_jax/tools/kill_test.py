@@ -15,10 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import TrainingError
@@ -47,7 +47,7 @@ def final_state(workdir: pathlib.Path) -> TrainState:
     return jax.device_get(open_saved(config, workdir).restore(run.abstract_state)[0])
 
 
-def differing_arrays(one: Any, two: Any) -> list[str]:
+def differing_arrays(one: PyTree, two: PyTree) -> list[str]:
     """Returns the names of the arrays that are not bit-identical."""
     other = dict(jax.tree_util.tree_leaves_with_path(two))
     return [

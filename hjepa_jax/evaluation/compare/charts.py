@@ -6,7 +6,6 @@ import dataclasses
 import html
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from hjepa_jax.evaluation.report.plots import PALETTE, Axes, Series
 from hjepa_jax.storage.files import printable
@@ -19,7 +18,7 @@ _MARKED_POINTS = 16
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def escape(value: Any) -> str:
+def escape(value: object) -> str:
     """Returns a value as text, escaped for HTML."""
     return html.escape(printable(str(value)))
 

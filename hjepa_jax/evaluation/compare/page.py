@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare import sections as parts
@@ -26,7 +25,7 @@ _NOT_COMPARED = {
 }
 
 
-def _nested(run: RunResult, part: str) -> Mapping[str, Any]:
+def _nested(run: RunResult, part: str) -> Mapping[str, object]:
     """Returns a part of a report's `info`; {} if it is missing, as in older reports."""
     value = run.metrics["info"].get(part)
     return value if isinstance(value, Mapping) else {}

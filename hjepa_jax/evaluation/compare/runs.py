@@ -110,7 +110,7 @@ class RunResult:
     name: str
     report: pathlib.Path
     metrics: dict[str, Any]
-    config: dict[str, Any]
+    config: dict[str, object]
     curves: dict[str, Curve]
 
     def figures(self, encoder: str = "trained") -> dict[str, float]:
@@ -134,7 +134,7 @@ class Group:
     runs: tuple[RunResult, ...]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -201,7 +201,7 @@ def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from (found for found in one.get(part, {}).values() if "knn" in found)
 
 
-def _is_older_layout(metrics: Mapping[str, Any]) -> bool:
+def _is_older_layout(metrics: Mapping[str, object]) -> bool:
     """Returns whether a report calls the evaluated part of the state `variant` (version 2)."""
     encoders = metrics.get("encoders")
     trained = encoders.get("trained") if isinstance(encoders, Mapping) else None
@@ -285,7 +285,7 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
       UserError: no report, or files that cannot be read.
     """
     report = _find_report(path, eval_dir)
-    config: dict[str, Any] = {}
+    config: dict[str, object] = {}
     if os.path.lexists(path / "config.json"):
         try:
             config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
@@ -317,7 +317,7 @@ def group_runs(results: Sequence[RunResult]) -> list[Group]:
     return groups
 
 
-def differing_fields(groups: Sequence[Group]) -> dict[str, list[Any]]:
+def differing_fields(groups: Sequence[Group]) -> dict[str, list[object]]:
     """Returns the configuration fields that differ between groups: name -> value in each."""
     configs = [group.runs[0].config for group in groups]
     names = sorted({name for config in configs for name in config if not name.startswith(_FREE)})

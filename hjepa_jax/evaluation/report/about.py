@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.ready import Sets
+from hjepa_jax.runtime.checkpoint_meta import DataPosition
 from hjepa_jax.storage.files import printable
 
 # Fields of `data` and `evaluation` that do not affect results, or are reported elsewhere.
@@ -48,7 +48,7 @@ class Watched:
                 yield batch
             self.images, self.left_out = count, stream.corrupt_images
 
-    def facts(self, split: str) -> dict[str, Any]:
+    def facts(self, split: str) -> dict[str, object]:
         """Returns the entry of the set in the report."""
         unlabeled = int(np.count_nonzero(~has_label(self.source.labels())))
         names = [printable(name)[:_NAME_LENGTH] for name in self.left_out[:_NAMES_SHOWN]]
@@ -65,7 +65,7 @@ class Watched:
         }
 
 
-def settings_of(settings: Settings) -> dict[str, Any]:
+def settings_of(settings: Settings) -> dict[str, object]:
     """Returns the settings that affect an evaluation's results, by dotted name."""
     return {
         name: value
@@ -82,8 +82,8 @@ def about(
     run: str,
     step: int,
     chosen: str,
-    trained: Mapping[str, Any],
-) -> dict[str, Any]:
+    trained: DataPosition,
+) -> dict[str, object]:
     """Returns the part of `info` that is known before the images are read.
 
     Args:
@@ -113,7 +113,7 @@ def about(
             else {}
         ),
         "training_data": {
-            name: trained[name] for name in ("num_images", "fingerprint") if name in trained
+            name: trained.get(name) for name in ("num_images", "fingerprint") if name in trained
         },
         "version": hjepa_jax.__version__,
         "jax": jax.__version__,
@@ -121,7 +121,7 @@ def about(
     }
 
 
-def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str, Any]:
+def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str, object]:
     """Returns the entries of both sets, which must have been read, and the settings."""
     return {
         "train_images": train.facts(settings.data.train_split),

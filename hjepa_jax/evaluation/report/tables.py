@@ -179,7 +179,7 @@ def _extra_rows(metrics: Metrics) -> list[list[str]]:
     return rows
 
 
-def _facts(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+def _facts(values: Mapping[str, object], indent: str = "") -> Iterator[str]:
     """Yields the lines of a nested Markdown list."""
     for key, value in values.items():
         name = f"{indent}- {markdown_text(key)}:"

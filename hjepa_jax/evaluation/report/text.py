@@ -6,7 +6,6 @@ import functools
 import html
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from matplotlib import font_manager
 
@@ -55,7 +54,7 @@ def plot_texts(names: Iterable[str]) -> list[str]:
     return shown
 
 
-def markdown_text(value: Any) -> str:
+def markdown_text(value: object) -> str:
     """Returns a value as one line of text, escaped for Markdown and HTML."""
     text = html.escape(printable(str(value)), quote=False)
     return _MARKDOWN.sub(r"\\\g<0>", text)

@@ -8,23 +8,23 @@ import pathlib
 import random
 from typing import Any
 
-_ODD_VALUES: tuple[Any, ...] = (
+_ODD_VALUES: tuple[object, ...] = (
     *(None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, -(10**12), 0.5, -0.0, 1e308),
     *(float("nan"), float("inf"), "", "text", "\ud800", "a\0b", "../x", "/dev/zero", "x" * 70_000),
     *([], {}, [[]], [None], {"": 0}, ["a", 1], {"a": {"b": [1, {"c": None}]}}),
 )
 
 
-def odd_value(rng: random.Random) -> Any:
+def odd_value(rng: random.Random) -> object:
     """Returns a value of a type or size that few fields expect."""
     if rng.random() < 0.1:
         return nested(rng.choice((10, 70, 300)))
     return rng.choice(_ODD_VALUES)
 
 
-def nested(depth: int) -> Any:
+def nested(depth: int) -> object:
     """Returns nested lists, `depth` deep."""
-    value: Any = 1
+    value: object = 1
     for _ in range(depth):
         value = [value]
     return value
@@ -100,7 +100,7 @@ def damage_json(rng: random.Random, text: bytes) -> tuple[str, bytes]:
     return f"{key} is missing", json.dumps(value).encode()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = ascii(value)
     return text if len(text) < 40 else f"{text[:40]}..."
 

@@ -85,7 +85,9 @@ def _read(settings: Settings, split: str, intact: set[bytes] | None) -> None:
     assert seen <= len(source), f"{seen} of {len(source)} images"
 
 
-def _make_attempt(sample: Sample, folder: pathlib.Path, skip: bool, checked: bool) -> Any:
+def _make_attempt(
+    sample: Sample, folder: pathlib.Path, skip: bool, checked: bool
+) -> Callable[[], None]:
     def attempt() -> None:
         settings = _settings(sample, folder, skip)
         refusal = None
@@ -158,7 +160,7 @@ def _cifar_values(
     return f"{name} {key!r}: {kind}", None
 
 
-def _pickled(value: Any, protocol: int) -> bytes:
+def _pickled(value: object, protocol: int) -> bytes:
     with contextlib.suppress(RecursionError):
         return pickle.dumps(value, protocol=protocol)
     return b"]" * 900 + b"a" * 899 + b"."

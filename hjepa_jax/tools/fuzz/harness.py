@@ -77,7 +77,7 @@ class _Worker:
             self._lines.put(line)
         self._lines.put(b"")
 
-    def ask(self, request: dict[str, Any]) -> None:
+    def ask(self, request: dict[str, object]) -> None:
         """Sends a request; if the worker has died, `reply` shows it."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

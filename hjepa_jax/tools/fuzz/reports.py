@@ -7,7 +7,6 @@ import logging
 import pathlib
 import random
 from collections.abc import Callable
-from typing import Any
 
 from hjepa_jax.evaluation.compare.page import page
 from hjepa_jax.evaluation.compare.runs import group_runs, load_result
@@ -17,7 +16,7 @@ from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place
 _RUNS = ("a-seed0", "a-seed1", "b-seed0")
 
 
-def _encoder(rng: random.Random) -> dict[str, Any]:
+def _encoder(rng: random.Random) -> dict[str, object]:
     """Returns random metrics of an encoder."""
 
     def figures(count: int) -> list[float]:

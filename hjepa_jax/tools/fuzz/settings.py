@@ -71,7 +71,7 @@ def _tiny(method: str) -> ConfigDict:
     return config
 
 
-def _inside(rng: random.Random, row: Row) -> Any:
+def _inside(rng: random.Random, row: Row) -> float:
     """Returns a number near a bound of the row or a multiple of its default."""
     spec = row.spec
     low = spec.above if spec.at_least is None else spec.at_least
@@ -99,7 +99,7 @@ def _one(rng: random.Random, row: Row) -> Any:
     return rng.choice((*_NUMBERS, *_OTHERS))
 
 
-def _odd_value(rng: random.Random, row: Row) -> Any:
+def _odd_value(rng: random.Random, row: Row) -> object:
     if row.optional and rng.random() < 0.2:
         return None
     if row.length is None or rng.random() < 0.2:
@@ -113,7 +113,7 @@ def _odd_value(rng: random.Random, row: Row) -> Any:
     return tuple(value)
 
 
-def draw(rng: random.Random) -> tuple[str, ConfigDict, dict[str, Any]]:
+def draw(rng: random.Random) -> tuple[str, ConfigDict, dict[str, object]]:
     """Returns (method, configuration, the fields that were set)."""
     method = rng.choice(list(_METHODS))
     config = _tiny(method)
@@ -129,10 +129,10 @@ def draw(rng: random.Random) -> tuple[str, ConfigDict, dict[str, Any]]:
     return method, config, changes
 
 
-def _refused_as_json(name: str, value: Any) -> None:
+def _refused_as_json(name: str, value: object) -> None:
     """Checks that a saved configuration with a value of another type is refused as well."""
     *parents, leaf = name.split(".")
-    values: dict[str, Any] = {leaf: value}
+    values: dict[str, object] = {leaf: value}
     for parent in reversed(parents):
         values = {parent: values}
     said = ""
@@ -151,7 +151,7 @@ def _numbers(values: Any) -> Iterator[float]:
             yield value
 
 
-def run(config: ConfigDict, changes: dict[str, Any], folder: pathlib.Path) -> None:
+def run(config: ConfigDict, changes: dict[str, object], folder: pathlib.Path) -> None:
     """Validates, trains two steps and evaluates.
 
     Raises:

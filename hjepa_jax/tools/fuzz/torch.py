@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.interop.torch_import import load_torch, translate
 from hjepa_jax.interop.torch_names import encoder_entries
@@ -73,7 +74,7 @@ def _checkpoint() -> dict[str, Any]:
     }
 
 
-def _emit(value: Any, storages: dict[str, bytes]) -> bytes:
+def _emit(value: object, storages: dict[str, bytes]) -> bytes:
     """Returns the opcodes that push a value, as torch.save writes them."""
     if isinstance(value, _Tensor):
         key = str(len(storages))
@@ -167,7 +168,7 @@ def _damaged_config(rng: random.Random, config: dict[str, Any]) -> str:
     return f"{key} is {ascii(outer[key])[:60]}"
 
 
-def _numbers(tree: Any) -> set[float]:
+def _numbers(tree: PyTree) -> set[float]:
     return {float(number) for leaf in jax.tree.leaves(tree) for number in np.ravel(leaf)}
 
 

@@ -16,7 +16,7 @@ import random
 import resource
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
 
 from hjepa_jax.errors import UserError
 
@@ -25,7 +25,7 @@ _ADDRESS_SPACE = 6 << 30
 _RESIDENT_KIB = 1 << 20
 
 
-def _outcome(attempt: Any) -> dict[str, str]:
+def _outcome(attempt: Callable[[], object]) -> dict[str, str]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         attempt()
