@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,13 @@ GALLERY_NEIGHBORS = 8
 TRIVIAL_TOP5 = 5
 # An epoch of few images has few steps; a few-shot probe gets at least this many in total.
 _FEW_SHOT_STEPS = 500
+
+
+class ClassifyOptions(TypedDict):
+    """The keyword arguments of `classify`."""
+
+    shared: int
+    names: Sequence[str]
 
 
 class Classification(NamedTuple):
@@ -92,7 +99,7 @@ def probe_metrics(top1: float, top5: float, num_classes: int, count: int) -> Met
     return without_trivial_top5(metrics, num_classes)
 
 
-def without_trivial_top5(metrics: Any, num_classes: int) -> Metrics:
+def without_trivial_top5(metrics: Mapping[str, object], num_classes: int) -> Metrics:
     """Returns the metrics with top-5 accuracies set to None if there are at most five classes.
 
     Any classifier would reach 1.
@@ -186,7 +193,7 @@ def classify_state_parts(
     num_classes: int,
     settings: Evaluation,
     mesh: Mesh | None = None,
-    **options: Any,
+    **options: Unpack[ClassifyOptions],
 ) -> Metrics:
     """Runs `classify` on q, p and qp.
 
@@ -262,7 +269,7 @@ def coarse_metrics(
     label_maps: Mapping[str, npt.NDArray[np.integer]],
     settings: Evaluation,
     mesh: Mesh | None = None,
-    **options: Any,
+    **options: Unpack[ClassifyOptions],
 ) -> Metrics:
     """Runs `classify` on coarser labels; each map holds the coarse class of each class.
 

@@ -25,6 +25,7 @@ from hjepa_jax.evaluation import diagnostics, geometry, robustness, validity
 from hjepa_jax.evaluation.classify import (
     GALLERY_NEIGHBORS,
     Classification,
+    ClassifyOptions,
     Metrics,
     check_few_shot,
     classify,
@@ -111,7 +112,7 @@ class _Common(NamedTuple):
     remedy: diagnostics.Remedy
     overlap: validity.Overlap
 
-    def classification(self) -> dict[str, Any]:
+    def classification(self) -> ClassifyOptions:
         """Returns the options of `classify`; call it after both sets have been read."""
         names, shared = self.sources.class_names, self.overlap.shared()
         return {"shared": shared, "names": names}
@@ -158,7 +159,7 @@ def _optional_parts(
             for n in settings.few_shot
         }
     if sources.label_maps:
-        options = common.classification() | {"names": ()}
+        options: ClassifyOptions = {**common.classification(), "names": ()}
         metrics["coarse"] = coarse_metrics(
             data.train, data.test, sources.label_maps, settings, mesh, **options
         )

@@ -136,7 +136,7 @@ def draw_series(axes: Axes, series: Sequence[plots.Series], described: plots.Axe
     tidy(axes)
 
 
-def spectra(metrics: Mapping[str, Any]) -> Figure:
+def spectra(metrics: plots.Metrics) -> Figure:
     """Covariance eigenvalues relative to the largest, by rank, on logarithmic axes."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
@@ -151,7 +151,7 @@ def spectra(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def knn_accuracy(metrics: Mapping[str, Any]) -> Figure:
+def knn_accuracy(metrics: plots.Metrics) -> Figure:
     """Draws kNN top-1 accuracy over k with 95% intervals, and the chance level."""
     figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()

@@ -12,9 +12,9 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.storage.files import json_text
 from hjepa_jax.storage.schema import Fields, read_json
 
@@ -33,7 +33,7 @@ def report_name(workdir: pathlib.Path) -> str:
     return f"{encoded[:_NAME_BYTES].decode(errors='ignore')}-{digest}"
 
 
-def _identity(metrics: Mapping[str, Any]) -> str:
+def _identity(metrics: Metrics) -> str:
     """Returns what identifies an evaluation: `info`, and the evaluated parts of the states."""
     parts = {name: one["state_part"] for name, one in metrics["encoders"].items()}
     # As JSON, in which tuples and lists are equal.
@@ -64,7 +64,7 @@ def _is_free(folder: pathlib.Path, identity: str) -> bool:
         return False
 
 
-def report_folder(out_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -> pathlib.Path:
+def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
     """Returns the folder that a report goes to, which never has a different report.
 
     It is `out_dir` if that is absent, empty, or has a report of the same evaluation (the same

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 # Okabe and Ito's colors, distinguishable under every common color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
+# What `metrics.json` says, of all encoders or of one.
+Metrics: TypeAlias = Mapping[str, Any]
 # Points (x, y) of one run.
 Line = tuple[list[float], list[float]]
 # Eigenvalues below this share of the largest are rounding errors.
@@ -67,12 +69,12 @@ def numbers(values: Iterable[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
-def knn_line(encoder: Mapping[str, Any]) -> Line:
+def knn_line(encoder: Metrics) -> Line:
     """Returns the top-1 accuracies over k in an encoder's metrics."""
     return encoder["knn"]["k_values"], numbers(encoder["knn"]["top1"])
 
 
-def spectrum_line(encoder: Mapping[str, Any]) -> Line:
+def spectrum_line(encoder: Metrics) -> Line:
     """Returns the eigenvalues over the largest one, by rank; empty for a collapsed encoder."""
     values = numbers(encoder["diagnostics"]["covariance_spectrum_topq"]["eigenvalues"])
     if not values or not values[0] > 0:

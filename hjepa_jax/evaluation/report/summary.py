@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
+from hjepa_jax.evaluation.report.plots import Metrics
 
-Metrics = Mapping[str, Any]
 # Encoders that were not trained get no advice on training.
 PIXELS = "pixels"
 _UNTRAINED = ("random", PIXELS)
@@ -19,13 +18,13 @@ _UNTRAINED = ("random", PIXELS)
 RANKS = ("effective_rank", "participation_ratio")
 
 
-def headline_position(encoder_metrics: Mapping[str, Any], k: int) -> int:
+def headline_position(encoder_metrics: Metrics, k: int) -> int:
     """Returns the position of the largest k not above `k` (the first if there is none)."""
     ks = encoder_metrics["knn"]["k_values"]
     return max(i for i, used in enumerate(ks) if used <= k or i == 0)
 
 
-def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
+def headline(encoder_metrics: Metrics, k: int) -> dict[str, float]:
     """Returns the headline figures of one encoder; kNN at the largest k not above `k`.
 
     Missing values (null in metrics.json, or absent from an older one) are NaN.
@@ -48,9 +47,7 @@ def headline(encoder_metrics: Mapping[str, Any], k: int) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in found.items()}
 
 
-def headline_intervals(
-    encoder_metrics: Mapping[str, Any], k: int
-) -> dict[str, tuple[float, float] | None]:
+def headline_intervals(encoder_metrics: Metrics, k: int) -> dict[str, tuple[float, float] | None]:
     """Returns the 95% interval of each accuracy of `headline`; None if there is none."""
     neighbors = encoder_metrics["knn"].get("top1_interval") or [None]
     linear = encoder_metrics["linear_probe"]

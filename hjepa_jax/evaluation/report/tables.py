@@ -7,7 +7,6 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
@@ -19,6 +18,7 @@ from hjepa_jax.evaluation.report import figures
 from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.folder import METRICS, report_folder
 from hjepa_jax.evaluation.report.gallery import PictureInputs
+from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.evaluation.report.summary import headline, headline_intervals
 from hjepa_jax.evaluation.report.text import markdown_text
 from hjepa_jax.evaluation.report.trajectories import flow_figure
@@ -36,7 +36,6 @@ _ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
 _PERCENT = (*_ACCURACIES, "mean_share")
 # Stands for a missing or meaningless value.
 NOTHING = "–"
-Metrics = Mapping[str, Any]
 
 
 def _used_k(metrics: Metrics) -> tuple[int, int]:
