@@ -2,16 +2,19 @@
 
 Own code because this is the hot path: on one CPU device up to twice as fast as XLA
 (benchmarks/RESULTS.md), since each array is read from memory once for the statistics and once for
-the result. Everywhere else this is plain jax.numpy.
+the result. Lowered for another platform, this is plain jax.numpy.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.kernels.build import call_native, use_native
+from hjepa_jax.runtime.devices import varying_alike
 
 # Below this many values a call costs more than it saves.
 _MIN_VALUES = 2**18
@@ -32,8 +35,8 @@ def normalize_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes x over all axes but the last, adds `residual`, then applies a ReLU if `relu`.
 
-    The native form (large float32 arrays on a single CPU device) supports reverse mode only, first
-    order.
+    The native form, which large float32 arrays of one device get on a CPU host, supports reverse
+    mode only, first order.
 
     Args:
       x: [N, ..., C], float32 or float64.
@@ -48,9 +51,23 @@ def normalize_batch(
       (y like x, means [groups, C], biased variances [groups, C]). No gradient flows through the
       means and variances.
     """
-    if groups == 1 and use_native(x.size, _MIN_VALUES, x, scale):
+    parameters = (scale, bias) if residual is None else (scale, bias, residual)
+    if groups == 1 and use_native(x.size, _MIN_VALUES, x, *parameters):
         y, mean, var = batch_norm_native(x, scale, bias, residual, relu, epsilon)
         return y, mean[None], var[None]
+    return normalize_batch_plain(x, scale, bias, residual, relu, epsilon, groups)
+
+
+def normalize_batch_plain(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    relu: bool,
+    epsilon: float,
+    groups: int = 1,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`normalize_batch` by XLA's operations; differentiable in both modes, any number of times."""
     grouped = x.reshape(groups, -1, *x.shape[1:]) if groups > 1 else x
     axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
     mean = jnp.mean(grouped, axes, keepdims=True)
@@ -77,17 +94,38 @@ def batch_norm_native(
     relu: bool,
     epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`normalize_batch` of one group by the native kernels: float32 on one CPU device.
+    """`normalize_batch` of one group, by the native kernels where it is lowered for the CPU.
 
-    The kernels must be available (`build.kernels()`). Reverse mode only, first order.
+    All arrays are float32 and lie on one device, and the kernels must be available
+    (`build.kernels()`). Reverse mode only, first order.
 
     Returns:
       (y like x, mean [C], biased variance [C]). No gradient flows through the mean and variance.
     """
-    return _batch_norm(x, scale, bias, residual, relu, epsilon)
+    given = (x, scale, bias) if residual is None else (x, scale, bias, residual)
+    x, scale, bias, *added = varying_alike(*given)
+    return _batch_norm(x, scale, bias, added[0] if added else None, relu, epsilon)
 
 
 def _value(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    relu: bool,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def plain(
+        x: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, means, variances = normalize_batch_plain(x, scale, bias, residual, relu, epsilon)
+        return y, means[0], variances[0]
+
+    native = functools.partial(_native_value, relu=relu, epsilon=epsilon)
+    return jax.lax.platform_dependent(x, scale, bias, residual, cpu=native, default=plain)
+
+
+def _native_value(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
@@ -124,19 +162,63 @@ def _backward(
     saved: _Saved,
     cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    x, y, mean, variance, scale, like_residual = saved
+    *operands, like_residual = saved
     has_residual = like_residual is not None
+    bar_x, bar_scale, bar_bias, *bar_residual = jax.lax.platform_dependent(
+        *operands,
+        cotangents[0],
+        cpu=functools.partial(_native_gradients, has_residual, relu, epsilon),
+        default=functools.partial(_plain_gradients, has_residual, relu, epsilon),
+    )
+    return bar_x, bar_scale, bar_bias, bar_residual[0] if has_residual else None
+
+
+def _native_gradients(
+    has_residual: bool,
+    relu: bool,
+    epsilon: float,
+    x: jax.Array,
+    y: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array,
+    bar: jax.Array,
+) -> tuple[jax.Array, ...]:
     like_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     like_scale = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
     to_residual = like_x if has_residual else jax.ShapeDtypeStruct((0,), jnp.float32)
-    bar_x, bar_scale, bar_bias, bar_residual = call_native(
+    gradients = call_native(
         "batch_norm_gradient",
-        (x, y, cotangents[0], mean, variance, scale),
+        (x, y, bar, mean, variance, scale),
         [like_x, like_scale, like_scale, to_residual],
         epsilon=np.float32(epsilon),
         relu=relu,
     )
-    return bar_x, bar_scale, bar_bias, bar_residual if has_residual else None
+    return gradients if has_residual else gradients[:3]
+
+
+def _plain_gradients(
+    has_residual: bool,
+    relu: bool,
+    epsilon: float,
+    x: jax.Array,
+    y: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array,
+    bar: jax.Array,
+) -> tuple[jax.Array, ...]:
+    del mean, variance  # XLA finds that they are computed already
+    if relu:
+        bar = jnp.where(y > 0, bar, 0)
+
+    def normalized(x: jax.Array, scale: jax.Array) -> jax.Array:
+        # No gradient depends on the bias.
+        return normalize_batch_plain(x, scale, jnp.zeros_like(scale), None, False, epsilon)[0]
+
+    bar_x, bar_scale = jax.vjp(normalized, x, scale)[1](bar)
+    gradients = bar_x, bar_scale, jnp.sum(bar, tuple(range(bar.ndim - 1)))
+    return (*gradients, bar) if has_residual else gradients
 
 
 _batch_norm = jax.custom_vjp(_value, nondiff_argnums=(4, 5))

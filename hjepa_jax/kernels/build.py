@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.runtime.compilation_cache import cache_folder, processor_tag
-from hjepa_jax.runtime.devices import is_single_cpu
+from hjepa_jax.runtime.devices import offer_cpu_forms, varying_alike
 
 _SWITCH = "HJEPA_JAX_NATIVE"
 _COMPILERS = ("c++", "g++", "clang++")
@@ -103,9 +103,11 @@ def kernels() -> Kernels:
 
 
 def use_native(work: float, least: float, *arrays: jax.Array) -> bool:
-    """Returns whether the computation being traced should use the native kernels.
+    """Returns whether to offer the native kernels to the computation being traced.
 
-    The kernels are compiled only if all other conditions hold.
+    The caller then passes both forms to `jax.lax.platform_dependent`, which takes the native one
+    where the computation is lowered for the CPU. The kernels are compiled only if all other
+    conditions hold, and never on a host that computes on accelerators.
 
     Args:
       work: size of the computation, in any unit.
@@ -113,10 +115,10 @@ def use_native(work: float, least: float, *arrays: jax.Array) -> bool:
       *arrays: the operands, which must be float32.
 
     Returns:
-      True on a single CPU device with kernels, for float32 arrays and enough work.
+      True for enough work on float32 arrays of one device, on a CPU host with kernels.
     """
     is_float32 = all(array.dtype == jnp.float32 for array in arrays)
-    return is_float32 and work >= least and is_single_cpu() and bool(kernels())
+    return is_float32 and work >= least and offer_cpu_forms() and bool(kernels())
 
 
 def call_native(
@@ -124,8 +126,10 @@ def call_native(
     operands: Sequence[jax.Array],
     results: Sequence[jax.ShapeDtypeStruct],
     **attributes: np.generic | bool,
-) -> Sequence[jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Calls the handler `hjepa_<name>`; the kernels must be available.
+
+    Inside `jax.shard_map` the results vary over every axis that an operand varies over.
 
     Args:
       name: the handler's name without prefix and suffix.
@@ -137,9 +141,11 @@ def call_native(
       The results.
     """
     target = f"hjepa_{name}{kernels().suffix}"
+    operands = varying_alike(*operands)
     handler = jax.ffi.ffi_call(target, results, vmap_method="sequential")
     # A sequence of result types gives a sequence of results.
-    return cast("Sequence[jax.Array]", handler(*operands, **attributes))
+    values = cast("Sequence[jax.Array]", handler(*operands, **attributes))
+    return varying_alike(operands[0], *values)[1:]
 
 
 def _library() -> tuple[pathlib.Path, str, str]:

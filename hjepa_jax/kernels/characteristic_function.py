@@ -1,11 +1,13 @@
 """The empirical characteristic function of SIGReg: the choice of implementation and the kernel.
 
 Own code because this is the hot path: on one CPU device SIGReg with its gradient takes 1.36 times
-as long in XLA (benchmarks/RESULTS.md). Everywhere else this is
+as long in XLA (benchmarks/RESULTS.md). Lowered for another platform, this is
 `hjepa_jax.objectives.characteristic_function.trigonometric_means`.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +42,22 @@ def characteristic_means(
 def means_native(
     y: jax.Array, start: float, step: float, count: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`characteristic_means` by the native kernel: float32 on one CPU device.
+    """`characteristic_means` by the native kernel where it is lowered for the CPU, else by XLA.
 
-    The kernels must be available (`build.kernels()`). Not differentiable: `sigreg` defines its own
-    gradient.
+    y is float32 and lies on one device, and the kernels must be available (`build.kernels()`). Not
+    differentiable: `sigreg` defines its own gradient.
     """
+    where = {"start": start, "step": step, "count": count}
+    return jax.lax.platform_dependent(
+        y,
+        cpu=functools.partial(_native_value, **where),
+        default=functools.partial(trigonometric_means, **where),
+    )
+
+
+def _native_value(
+    y: jax.Array, start: float, step: float, count: int
+) -> tuple[jax.Array, jax.Array]:
     views = y.reshape(-1, *y.shape[-2:])
     result = jax.ShapeDtypeStruct((count, views.shape[0], y.shape[-1]), jnp.float32)
     cosines, sines = call_native(

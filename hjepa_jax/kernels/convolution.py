@@ -3,11 +3,11 @@
 Own code because this is the hot path: on one CPU device up to 7.5 times as fast as XLA
 (benchmarks/RESULTS.md).
 
-Accelerators, meshes and small work use `lax.conv_general_dilated`. On a single CPU device float32
-goes to the native kernels. Without them, and for other dtypes, only the kernel gradient is
-replaced: XLA's CPU code computes it on a transposed copy of the whole batch, 1.3 to 20 times slower
-than the same sum over small groups of images, each one matrix product of unfolded patches that fit
-the cache.
+Accelerators, sharded arrays and small work use `lax.conv_general_dilated`. Lowered for one CPU
+device, float32 goes to the native kernels. Without them, and for other dtypes, only the kernel
+gradient is replaced: XLA's CPU code computes it on a transposed copy of the whole batch, 1.3 to 20
+times slower than the same sum over small groups of images, each one matrix product of unfolded
+patches that fit the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.kernels.build import call_native, use_native
-from hjepa_jax.runtime.devices import is_single_cpu
+from hjepa_jax.runtime.devices import offer_cpu_forms, varying_alike
 
 # Below these operation counts the plain convolution and its gradient are as fast.
 _MIN_NATIVE = 1e7
@@ -32,10 +32,10 @@ _PATCH_BYTES = 5 * 2**19
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolves images with a kernel (cross-correlation), padded symmetrically with zeros.
 
-    The implementation is chosen at trace time. For large work on a single CPU device it is
-    `conv2d_native` or `conv2d_grouped_gradient`, which have no forward-mode differentiation
-    (`jax.jvp` raises TypeError) and no second derivatives; everywhere else it is `conv2d_plain`,
-    which has both.
+    For large work on one device, traced on a CPU host, this is `conv2d_native` or
+    `conv2d_grouped_gradient`, which are `conv2d_plain` where they are lowered for another platform,
+    but have no forward-mode differentiation (`jax.jvp` raises TypeError) and no second derivatives.
+    Otherwise it is `conv2d_plain`, which has both.
 
     Args:
       x: [N, H, W, C].
@@ -55,8 +55,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     operations = 2 * math.prod(output_shape) * taps
     if stride in (1, 2) and use_native(operations, _MIN_NATIVE, x, kernel):
         return conv2d_native(x, kernel, stride, padding)
-    # On a mesh, grouping would gather the shards of the batch.
-    if operations >= _MIN_GROUPED and is_single_cpu():
+    # Grouping a sharded batch would gather it.
+    if operations >= _MIN_GROUPED and offer_cpu_forms():
         group = _group_size(x.shape[0], 4 * taps * math.prod(output_shape[1:3]))
         return conv2d_grouped_gradient(x, kernel, stride, padding, group)
     return conv2d_plain(x, kernel, stride, padding)
@@ -73,12 +73,27 @@ def conv2d_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> 
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """`conv2d` by the native kernels: float32 on one CPU device, stride 1 or 2.
+    """`conv2d` by the native kernels where it is lowered for the CPU, else `conv2d_plain`.
 
-    The kernels must be available (`build.kernels()`). Reverse mode only, first order.
+    The arrays are float32 and lie on one device, the stride is 1 or 2, and the kernels must be
+    available (`build.kernels()`). Reverse mode only, first order.
     """
+    return _native(*varying_alike(x, kernel), stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _native(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    where = {"stride": stride, "padding": padding}
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_native_value, **where),
+        default=functools.partial(conv2d_plain, **where),
+    )
+
+
+def _native_value(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     rows, columns = ((x.shape[1 + i] + 2 * padding - kernel.shape[i]) // stride + 1 for i in (0, 1))
     shape = (x.shape[0], rows, columns, kernel.shape[3])
     return _call("convolution", (x, kernel), shape, stride, padding)
@@ -101,13 +116,24 @@ def _call(
 def _native_forward(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv2d_native(x, kernel, stride, padding), (x, kernel)
+    return _native(x, kernel, stride, padding), (x, kernel)
 
 
 def _native_backward(
     stride: int, padding: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
+    where = {"stride": stride, "padding": padding}
+    return jax.lax.platform_dependent(
+        *residuals,
+        cotangent,
+        cpu=functools.partial(_native_gradients, **where),
+        default=functools.partial(_plain_gradients, **where),
+    )
+
+
+def _native_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
     name = "convolution_input_gradient"
     bar_x = _call(name, (cotangent, kernel), x.shape, stride, padding)
     name = "convolution_kernel_gradient"
@@ -115,19 +141,30 @@ def _native_backward(
     return bar_x, bar_kernel
 
 
-conv2d_native.defvjp(_native_forward, _native_backward)
+def _plain_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
+    convolve = functools.partial(conv2d_plain, stride=stride, padding=padding)
+    return jax.vjp(convolve, x, kernel)[1](cotangent)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+_native.defvjp(_native_forward, _native_backward)
+
+
 def conv2d_grouped_gradient(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, group: int
 ) -> jax.Array:
-    """`conv2d_plain` whose kernel gradient is summed over groups of `group` images.
+    """`conv2d_plain` whose kernel gradient is summed over groups of images on the CPU.
 
-    `group` must divide the number of images. The groups are scanned, each a matrix product: inside
-    `lax.scan` XLA's CPU convolutions are 30 to 60 times slower, products are not. Half-precision
-    groups are multiplied and summed in float32. Reverse mode only, first order.
+    `group` is their size and must divide the number of images. The groups are scanned, each a
+    matrix product: inside `lax.scan` XLA's CPU convolutions are 30 to 60 times slower, products are
+    not. Half-precision groups are multiplied and summed in float32. Reverse mode only, first order.
     """
+    return _grouped(*varying_alike(x, kernel), stride, padding, group)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _grouped(x: jax.Array, kernel: jax.Array, stride: int, padding: int, group: int) -> jax.Array:
     del group
     return conv2d_plain(x, kernel, stride, padding)
 
@@ -146,7 +183,18 @@ def _grouped_backward(
     residuals: tuple[jax.Array, jax.Array],
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
+    where = {"stride": stride, "padding": padding}
+    return jax.lax.platform_dependent(
+        *residuals,
+        cotangent,
+        cpu=functools.partial(_grouped_gradients, group=group, **where),
+        default=functools.partial(_plain_gradients, **where),
+    )
+
+
+def _grouped_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int, padding: int, group: int
+) -> tuple[jax.Array, jax.Array]:
     to_input = jax.linear_transpose(lambda x: conv2d_plain(x, kernel, stride, padding), x)
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     features = kernel.shape[-1]
@@ -162,13 +210,14 @@ def _grouped_backward(
         return total + product, None
 
     images, bars = (a.reshape(-1, group, *a.shape[1:]) for a in (x, cotangent))
-    start = jnp.zeros((features, math.prod(kernel.shape[:3])), wide)
+    shape = (features, math.prod(kernel.shape[:3]))
+    start = jnp.zeros_like(cotangent, wide, shape)  # like it also in the axes it varies over
     total, _ = jax.lax.scan(add, start, (images, bars))
     bar_kernel = total.T.reshape(kernel.shape).astype(kernel.dtype)
     return to_input(cotangent)[0], bar_kernel
 
 
-conv2d_grouped_gradient.defvjp(_grouped_forward, _grouped_backward)
+_grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 def _group_size(images: int, patch_bytes: int) -> int:

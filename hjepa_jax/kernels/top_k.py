@@ -33,6 +33,12 @@ def merge_top_k(
     """
     if use_native(x.size, _MIN_VALUES, x):
         return merge_top_k_native(best, x, columns)
+    return _plain(best, x, columns)
+
+
+def _plain(
+    best: tuple[jax.Array, jax.Array], x: jax.Array, columns: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     k = best[0].shape[1]
     x = jnp.where(columns >= 0, x, -jnp.inf)
     # The block is first reduced to its own top k, so that at most 2k candidates are merged.
@@ -45,10 +51,17 @@ def merge_top_k(
 def merge_top_k_native(
     best: tuple[jax.Array, jax.Array], x: jax.Array, columns: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`merge_top_k` by the native kernel: float32 on one CPU device.
+    """`merge_top_k` by the native kernel where it is lowered for the CPU, else by XLA.
 
-    The kernels must be available (`build.kernels()`).
+    The values are float32 and lie on one device, and the kernels must be available
+    (`build.kernels()`).
     """
+    return lax.platform_dependent(best, x, columns, cpu=_native, default=_plain)
+
+
+def _native(
+    best: tuple[jax.Array, jax.Array], x: jax.Array, columns: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     shape = best[0].shape
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)]
     values, indices = call_native("merge_top_k", (*best, x, columns), results)

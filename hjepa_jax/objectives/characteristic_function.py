@@ -98,7 +98,7 @@ def _means_blocked(
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-1)
         return update(sums[0], means[0], begin), update(sums[1], means[1], begin)
 
-    empty = jnp.zeros((count, *y.shape[:-2], slices), y.dtype)
+    empty = jnp.zeros_like(y, shape=(count, *y.shape[:-2], slices))
     return jax.lax.fori_loop(0, -(-slices // width), body, (empty, empty))
 
 

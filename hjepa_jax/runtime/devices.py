@@ -1,4 +1,8 @@
-"""Devices of a traced computation, and the order of its parts."""
+"""Devices of this process, and the order of a computation's parts.
+
+A program may be compiled for another platform than the host's. What differs between platforms
+therefore goes through `jax.lax.platform_dependent`, which chooses when the program is lowered.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,39 @@ T = TypeVar("T")
 
 
 def on_cpu() -> bool:
-    """Returns whether computations traced now will run on the CPU."""
+    """Returns whether this process computes on the CPU unless told otherwise."""
     return jax.default_backend() == "cpu"
 
 
 def is_single_cpu() -> bool:
-    """Returns whether computations traced now will run on a single CPU device, unsharded."""
+    """Returns whether this process has a single device, a CPU."""
     return on_cpu() and jax.device_count() == 1
+
+
+def offer_cpu_forms() -> bool:
+    """Returns whether `jax.lax.platform_dependent` should get forms made for one CPU device.
+
+    These need whole arrays: either the process has one device, or the code is inside
+    `jax.shard_map`, where each device has arrays of its own. A host that computes on accelerators
+    needs no such form.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    inside = bool(mesh.manual_axes) and set(mesh.manual_axes) == set(mesh.axis_names)
+    return on_cpu() and (inside or jax.device_count() == 1)
+
+
+def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Marks arrays as varying over every axis of a mesh that one of them varies over.
+
+    JAX's own operations do so inside `jax.shard_map`; foreign calls and custom derivatives need
+    operands that are marked already. Elsewhere the arrays are returned as they are.
+    """
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    axes = frozenset().union(*varying)
+    return tuple(
+        jax.lax.pcast(array, tuple(sorted(axes - own)), to="varying")
+        for array, own in zip(arrays, varying, strict=True)
+    )
 
 
 def with_dependency(values: T, done: object) -> T:
@@ -33,8 +63,13 @@ def with_dependency(values: T, done: object) -> T:
       values: pytree of arrays of any dtype.
       done: pytree of arrays; on the CPU the entries [..., 0] are read, so keep them few.
     """
-    if not on_cpu():
-        return jax.lax.optimization_barrier((values, done))[0]
+    return jax.lax.platform_dependent(
+        values, done, cpu=_depend, default=lambda *both: jax.lax.optimization_barrier(both)[0]
+    )
+
+
+def _depend(values: T, done: object) -> T:
+    """`with_dependency` by arithmetic."""
     total = sum(
         (jnp.sum(leaf[..., 0] if leaf.ndim else leaf).astype(jnp.float32))
         for leaf in jax.tree.leaves(done)

@@ -12,6 +12,7 @@ Everything is exact except batch normalization, which sees one micro-batch at a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from hjepa_jax.runtime.devices import on_cpu, with_dependency
+from hjepa_jax.runtime.devices import with_dependency
 from hjepa_jax.runtime.sharding import VIEW_MAJOR
 
 # (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)
@@ -73,8 +74,17 @@ def scan_or_unroll(
 
     The iterations of the unrolled loop run one after the other, as in a scan.
     """
-    if not on_cpu():
-        return jax.lax.scan(body, carry, xs)
+    return jax.lax.platform_dependent(
+        carry,
+        xs,
+        cpu=functools.partial(_unroll, body),
+        default=functools.partial(jax.lax.scan, body),
+    )
+
+
+def _unroll(
+    body: Callable[[_Carry, PyTree], tuple[_Carry, PyTree]], carry: _Carry, xs: PyTree[jax.Array]
+) -> tuple[_Carry, PyTree[jax.Array]]:
     results = []
     for turn in range(jax.tree.leaves(xs)[0].shape[0]):
         x = jax.tree.map(lambda array, i=turn: array[i], xs)

@@ -29,11 +29,21 @@ def numpy_batch_norm(x, scale, bias, residual, bar, relu):
     return (y, mean, var), gradients if residual is None else [*gradients, bar]
 
 
+def choose_as_elsewhere(*operands, default, **_):
+    """`jax.lax.platform_dependent` on a platform that has no form of its own."""
+    return default(*operands)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "another"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("shape", [(4, 5, 5, 3), (7, 3, 3, 70), (513, 33), (9, 32, 32, 16)])
-def test_batch_norm_and_its_gradients_are_those_of_float64(shape, added, relu) -> None:
+def test_batch_norm_and_its_gradients_are_those_of_float64(
+    shape, added, relu, platform, monkeypatch
+) -> None:
     """A mean of ten standard deviations, partial vectors of channels, several chunks."""
+    if platform == "another":
+        monkeypatch.setattr(jax.lax, "platform_dependent", choose_as_elsewhere)
     x = draw(1, *shape) + 10
     scale, bias, bar = draw(2, shape[-1]), draw(3, shape[-1]), draw(4, *shape)
     residual = draw(5, *shape) if added else None

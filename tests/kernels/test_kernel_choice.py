@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,12 +14,13 @@ import pytest
 from kernel_arrays import draw
 from resnets import resnet
 
-from hjepa_jax.kernels import batch_norm, characteristic_function, convolution
+from hjepa_jax.kernels import batch_norm, build, characteristic_function, convolution
 from hjepa_jax.kernels.batch_norm import normalize_batch
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.kernels.convolution import conv2d
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_chosen_for_large_float32_work_on_a_single_device(monkeypatch) -> None:
@@ -47,8 +49,30 @@ def test_chosen_for_large_float32_work_on_a_single_device(monkeypatch) -> None:
     assert chosen() == (True, True, True)
     assert chosen(jnp.bfloat16) == (False, False, False)
     assert chosen(stride=3) == (False, True, True)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    with monkeypatch.context() as several:
+        several.setattr(jax, "device_count", lambda: 2)
+        assert chosen() == (False, False, False)
+
+    def compiled():
+        raise AssertionError("a host with a GPU compiles no kernels")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(build, "kernels", compiled)
     assert chosen() == (False, False, False)
+
+
+def test_used_in_shares_of_a_mesh() -> None:
+    """Inside `jax.shard_map` each device calls them for its own share."""
+    done = subprocess.run(
+        [sys.executable, "tests/support/kernels_in_shares.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the shares agree" in done.stdout
 
 
 @pytest.mark.parametrize("remat", ["none", "blocks"])
