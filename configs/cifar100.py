@@ -9,7 +9,7 @@ Variants, as `--config=configs/cifar100.py:NAME`:
   parity           HJEPA as the published script runs it (docs/parity.md)
   sigreg           LeJEPA baseline: view-center prediction with SIGReg
   ham_diag, ham_chain, ham_learnable   SIGReg of H^{1/2} z (HamSIGReg)
-  NAME-smoke       two steps of it on the embedded digits, to see that everything runs
+  NAME-smoke       two steps of it on the embedded digits, to check that everything runs
 
 30 epochs of 97 steps, batch 512. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by
 +4.89 / +3.52 points.
@@ -29,7 +29,7 @@ from hjepa_jax.methods.variants import (
 
 
 def hjepa(config: ConfigDict) -> None:
-    """Hamiltonian predictor with floors: the base configuration as it is."""
+    """Hamiltonian predictor with floors: the unchanged base configuration."""
     config.method = "hjepa"
 
 
@@ -42,7 +42,7 @@ def sigreg(config: ConfigDict) -> None:
 
 
 def parity(config: ConfigDict) -> None:
-    """HJEPA to the letter of the published CIFAR script."""
+    """HJEPA exactly as in the published CIFAR script."""
     config.parity.epochwise_residual_warmup = True
     config.evaluation.reference_evaluation = True
 
@@ -58,7 +58,7 @@ METHODS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the configuration of the variants named, joined by '-'."""
+    """Returns the configuration of the named variants, joined by '-'."""
     config = base_config()
     config.data.name = "cifar100"
     return apply_variants(config, variant, METHODS)

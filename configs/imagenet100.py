@@ -9,7 +9,7 @@ Variants, as `--config=configs/imagenet100.py:NAME`:
   parity           HJEPA as the published script runs it (docs/parity.md)
   sigreg           LeJEPA baseline: view-center prediction with SIGReg
   ham_diag, ham_chain, ham_learnable   SIGReg of H^{1/2} z (HamSIGReg)
-  NAME-smoke       two steps of it on the embedded digits, to see that everything runs
+  NAME-smoke       two steps of it on the embedded digits, to check that everything runs
 
 45 epochs, batch 256. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by +4.82 / +7.52.
 """
@@ -28,7 +28,7 @@ from hjepa_jax.methods.variants import (
 
 
 def hjepa(config: ConfigDict) -> None:
-    """Floors, prediction of the whole state, and a slower potential."""
+    """Floors, prediction of the full state, and a slower potential."""
     config.loss.update(
         match="qp",
         var_weight=1.0,
@@ -50,7 +50,7 @@ def sigreg(config: ConfigDict) -> None:
 
 
 def parity(config: ConfigDict) -> None:
-    """HJEPA to the letter of the published ImageNet script."""
+    """HJEPA exactly as in the published ImageNet script."""
     config.dynamics.residual_scale_warmup_epochs = 0.0
     config.parity.update(
         forward_directions_only=True,
@@ -72,7 +72,7 @@ METHODS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the configuration of the variants named, joined by '-'."""
+    """Returns the configuration of the named variants, joined by '-'."""
     config = base_config()
     config.data.update(
         name="folder",

@@ -1,9 +1,9 @@
-"""Two minutes on the embedded UCI digits: the whole system on two CPU cores, no download.
+"""Two minutes on the embedded UCI digits: the full system on two CPU cores, without a download.
 
     python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Variants: hjepa (default), mlp, identity, sigreg; NAME-smoke for two steps.
-README.md has the figures to expect.
+README.md lists the expected results.
 """
 
 from ml_collections import ConfigDict
@@ -33,12 +33,12 @@ METHODS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the configuration of the variants named, joined by '-'."""
+    """Returns the configuration of the named variants, joined by '-'."""
     config = base_config()
     config.data.update(name="digits", batch_size=128, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    # The scans have 8x8 pixels: crops of 16 lose nothing.
+    # The scans have 8x8 pixels, so crops of 16 pixels lose nothing.
     config.data.image_size = 16
-    # A mirrored or inverted digit is another digit or none.
+    # A mirrored or inverted digit is a different digit, or not a digit.
     config.data.augment.update(flip_probability=0.0, solarize_probability=0.0)
     config.model.compute_dtype = "float32"
     config.resnet.update(width=16, token_dim=16)

@@ -1,1 +1,1 @@
-"""Parts of your own: each example is one class that a configuration names by import path."""
+"""Examples of custom parts: each is one class that a configuration names by import path."""

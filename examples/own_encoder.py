@@ -1,4 +1,4 @@
-"""An encoder of your own: patches that are mixed by small MLPs, without a convolution or attention.
+"""An encoder of your own: small MLPs mix patches, without convolution or attention.
 
 python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_encoder \
     --config.model.encoder=examples.own_encoder:PatchMixer --config.mixer.blocks=4
@@ -25,7 +25,7 @@ from hjepa_jax.models.resnet import flatten_tokens
 
 @dataclasses.dataclass(frozen=True)
 class Mixer:
-    """The encoder of mixed patches."""
+    """The MLP-Mixer encoder."""
 
     patch: int = field(4, "Side of a patch in pixels.", above=0, at_most=256)
     width: int = field(64, "Channels of each patch.", above=0, at_most=8192)
@@ -39,7 +39,7 @@ def mlp(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 class PatchMixer(Encoder):
-    """The encoder; `config.model.encoder` names this class."""
+    """The encoder, selected by `config.model.encoder`."""
 
     sections: ClassVar = {"mixer": Mixer}
 

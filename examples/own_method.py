@@ -1,11 +1,11 @@
-"""A method of your own: VICReg, which draws views together and keeps their dimensions apart.
+"""A method of your own: VICReg, which pulls views together and decorrelates their dimensions.
 
 python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_method \
     --config.method=examples.own_method:VICReg --config.model.projector=mlp
 
 Source: Bardes, Ponce & LeCun, "VICReg: Variance-Invariance-Covariance Regularization for
 Self-Supervised Learning" (arXiv 2105.04906). The invariance is a mean over dimensions, as in the
-paper's Algorithm 1, for which the weights 25, 25 and 1 are meant; its equation has the sum.
+paper's Algorithm 1, which the weights 25, 25 and 1 are for; the paper's equation has the sum.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class VICRegSection:
     """Invariance, variance, and covariance of pairs of views."""
 
     invariance_weight: float = field(25.0, "Weight of the views' distance.", at_least=0)
-    variance_weight: float = field(25.0, "Weight of the hinge on deviations.", at_least=0)
+    variance_weight: float = field(25.0, "Weight of the hinge on standard deviations.", at_least=0)
     covariance_weight: float = field(1.0, "Weight of the covariances.", at_least=0)
     gamma: float = field(1.0, "Standard deviation below which the hinge acts.", above=0)
     eps: float = field(1e-4, "Added to variances before their square root.", above=0)
 
 
 class VICReg(Method):
-    """The method; `config.method` names this class."""
+    """The method, selected by `config.method`."""
 
     sections: ClassVar = {"vicreg": VICRegSection}
     losses: ClassVar = ("invariance", "variance", "covariance")
@@ -65,7 +65,7 @@ class VICReg(Method):
         centered = z - jnp.mean(z, axis=1, keepdims=True)
         covariances = jnp.einsum("vbi,vbj->vij", centered, centered) / (images - 1)
         covariances *= 1 - jnp.eye(dim, dtype=z.dtype)
-        # A pair's regularizers are those of both views: on average twice the mean over all views.
+        # A pair has the regularizers of both views: on average twice the mean over all views.
         terms = {
             "invariance": jnp.mean(jnp.square(z[one] - z[two])),
             "variance": 2 * jnp.mean(jax.nn.relu(own.gamma - jnp.sqrt(variances + own.eps))),

@@ -1,4 +1,4 @@
-"""A dataset of your own: colored shapes, each drawn from its number when it is read.
+"""A dataset of your own: colored shapes, each drawn from its index when it is read.
 
 python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_source \
     --config.data.name=examples.own_source:Shapes --config.shapes.noise=0.2
@@ -16,7 +16,7 @@ from hjepa_jax.config.fields import field
 from hjepa_jax.data.sources.base import DataSet, Record, describe, digest
 
 _CLASSES = ("disk", "square", "diamond", "ring")
-# The splits draw from different random streams, so that no image is in both.
+# The splits use different random streams, so no image is in both.
 _SPLITS = ("train", "test")
 
 
@@ -26,7 +26,9 @@ class ShapesSection:
 
     images: int = field(1024, "Images in each split.", above=0)
     side: int = field(32, "Side of the images in pixels.", at_least=8, at_most=1024)
-    noise: float = field(0.1, "Deviation of the noise on images of 0..1.", at_least=0, at_most=1)
+    noise: float = field(
+        0.1, "Standard deviation of the noise on images of 0..1.", at_least=0, at_most=1
+    )
 
 
 class ShapeImages:
@@ -66,7 +68,7 @@ class ShapeImages:
 
 
 class Shapes(DataSet):
-    """The dataset; `config.data.name` names this class."""
+    """The dataset, selected by `config.data.name`."""
 
     sections: ClassVar = {"shapes": ShapesSection}
 

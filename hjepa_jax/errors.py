@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the command line prints them as one sentence."""
+"""Errors that the user can fix: the command line prints them as one sentence."""
 
 
 class UserError(ValueError):
@@ -10,11 +10,11 @@ class ConfigError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, unreadable or does not fit the configuration."""
+    """A checkpoint is missing, unreadable or does not match the configuration."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class DataError(UserError):
@@ -30,7 +30,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Returns a number with its noun.
 
     Args:
-      number: how many.
+      number: the number.
       noun: the noun for one.
       plural: the noun for any other number; None appends an s.
     """

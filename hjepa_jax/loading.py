@@ -41,7 +41,7 @@ class LoadedRun:
     """
 
     def __init__(self, run: PreparedRun, state: dict[str, PyTree[jax.Array]], batch_size: int):
-        """Takes a prepared run and the parts of its state that inference needs."""
+        """Stores a prepared run and the parts of its state that inference needs."""
         self.settings: Settings = run.settings
         self.step = int(state["step"])
         self.run = run
@@ -72,7 +72,8 @@ class LoadedRun:
           The states float32 [N, D]; [q | p] if config.model.split_qp.
 
         Raises:
-          UserError: no images, images of a wrong type or shape, or features that are not finite.
+          UserError: if there are no images, their type or shape is wrong, or features are not
+            finite.
         """
         size, resize = self.settings.data.image_size, self.settings.data.eval_resize
         prepared = [eval_image(_checked(image), size, resize) for image in images]
@@ -90,7 +91,7 @@ class LoadedRun:
           state_part: 'q', 'p' or 'qp'; config.evaluation.state_part by default.
 
         Raises:
-          ConfigError: an unknown state part, or q or p of an encoder without them.
+          ConfigError: if the state part is unknown, or the encoder has no q and p.
         """
         chosen = self.settings.evaluation.state_part if state_part is None else state_part
         split = self.settings.model.split_qp
@@ -108,18 +109,18 @@ class LoadedRun:
           The predicted states float32 [..., D].
 
         Raises:
-          UserError: the run has no predictor, or a wrong width or direction.
+          UserError: if the run has no predictor, or the width or direction is wrong.
         """
         states = self._checked_states(z)
         if direction not in (1, -1):
-            raise UserError(f"direction is {direction!r}: it is 1 (forward) or -1 (backward).")
+            raise UserError(f"direction is {direction!r}: it must be 1 (forward) or -1 (backward).")
         return np.asarray(self._apply(states, np.float32(direction), method=None))
 
     def energy(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Returns the learned Hamiltonian H(z) of states [..., D] as float32 [...].
 
         Raises:
-          UserError: the run has no Hamiltonian, or a wrong width.
+          UserError: if the run has no Hamiltonian, or the width is wrong.
         """
         states = self._checked_states(z)
         if self._flow_method.flow_time is None:
@@ -131,7 +132,7 @@ class LoadedRun:
 
     @property
     def residual_scale(self) -> jax.Array:
-        """The residual scale of the last training step, in case its warm-up was not over."""
+        """The residual scale of the last training step, whose warm-up may not have ended."""
         return self._flow_method.residual_scale(jnp.asarray(max(self.step - 1, 0)))
 
     @property
@@ -200,13 +201,13 @@ def load_run(
 
     Args:
       workdir: folder that training wrote: `config.json` and `checkpoints/`.
-      step: the checkpoint wanted; None for the newest readable one, 'best' for the best by the
+      step: the checkpoint's step; None for the newest readable one, 'best' for the best by the
         run's config.checkpoint.best_metric.
       batch_size: images per pass of the encoder; fewer are padded, so that it compiles once.
 
     Raises:
-      CheckpointError: no run there, no such step, or no readable checkpoint.
-      UserError: a batch size below 1.
+      CheckpointError: if there is no run, no such step, or no readable checkpoint.
+      UserError: if the batch size is below 1.
     """
     folder = local_path(workdir, "workdir")
     if batch_size < 1:

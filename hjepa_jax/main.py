@@ -24,9 +24,11 @@ from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.storage.files import local_path
 
-_CONFIG = define_config(None, "Configuration file, ':variant' after it; or a run's config.json.")
+_CONFIG = define_config(
+    None, "Configuration file, optionally with ':variant'; or a run's config.json."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
-_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder that evaluations are written to.")
+_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder for evaluations.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "latest", "What to evaluate: 'latest', 'best' (config.checkpoint), or a step."
 )
@@ -36,16 +38,14 @@ _MODE = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "Several processes: host:port of process 0."
 )
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Several processes: how many there are."
-)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Several processes: the number of this one, from 0."
+    "process_id", None, "Several processes: index of this one, from 0."
 )
 
 
 def main(argv: list[str]) -> None:
-    """Runs the mode asked for."""
+    """Runs the requested mode."""
     del argv
     if not flags.FLAGS["verbosity"].present:
         # Otherwise every checkpoint logs thirty lines.
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
-    """Trains and evaluates, as the mode says; only process 0 prints."""
+    """Trains and evaluates according to the mode; only process 0 prints."""
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
     same |= {"--workdir": str(workdir.absolute()), "--eval_dir": str(eval_dir.absolute())}
     distributed.check_same_config(settings, same)
@@ -77,11 +77,11 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> 
         with StopRequest() as stop:
             _stages(settings, workdir, eval_dir, stop)
     except RunStopped as stopped:
-        # A job scheduler takes status 0 as it is meant: nothing is lost.
+        # Status 0 tells a job scheduler that nothing is lost.
         _say(str(stopped))
     except StoppedAtOnce as stopped:
         if jax.process_count() > 1:
-            raise  # the others wait for this process, so that it must not end in silence
+            raise  # the others wait for this process, so it must not end silently
         _say(f"{stopped}: the training is saved, and --mode=eval starts the evaluation again.")
 
 
@@ -107,7 +107,7 @@ def _stages(
 
 
 def _say(sentence: str) -> None:
-    """Prints a sentence to stderr, which may be gone together with its terminal."""
+    """Prints a sentence to stderr, which may be closed along with its terminal."""
     if distributed.is_primary():
         with contextlib.suppress(OSError):
             print(f"hjepa_jax: {sentence}", file=sys.stderr, flush=True)
@@ -129,7 +129,7 @@ def run() -> None:
 
 
 def _end_now(end: BaseException) -> None:
-    """Ends the program where the interpreter would wait for a read that may never return."""
+    """Ends the program if the interpreter would wait for a read that may never return."""
     code: int | str | None = 130 if isinstance(end, KeyboardInterrupt) else 1
     if isinstance(end, SystemExit):
         code = end.code

@@ -66,7 +66,7 @@ def open_stream(
     count: int,
     stop: Callable[[float], bool] | None = None,
 ) -> BatchStream:
-    """Returns this process's part of `count` batches from number `first` on; see train_batches."""
+    """Returns this process's part of `count` batches, starting at `first`; see train_batches."""
     return train_batches(
         settings.data,
         settings.seed,
@@ -89,7 +89,7 @@ def load_batch(
 
 @dataclasses.dataclass
 class _Session:
-    """What one process's share of a run works with, from the restored step `first` on."""
+    """The objects of one process's share of a run, starting at the restored step `first`."""
 
     settings: Settings
     run: PreparedRun
@@ -113,13 +113,13 @@ def train(
     Writes `config.json`, TensorBoard events and `checkpoints/` into the workdir.
 
     Args:
-      config: the whole configuration.
+      config: the complete configuration.
       workdir: folder of the run.
-      stop: the entered StopRequest of a caller who goes on afterwards; None = one of its own.
+      stop: the entered StopRequest of a caller that continues afterwards; None = a new one.
 
     Raises:
-      UserError: one of its kinds, each with a sentence that says what to do.
-      RunStopped: a signal asked the run to end; it is saved.
+      UserError: a subclass, whose message says what to do.
+      RunStopped: if a signal stopped the run; its state is saved.
     """
     settings = resolve(config)
     if settings.data.num_workers:
@@ -134,9 +134,9 @@ def train(
 
 
 def _opened(settings: Settings, stop: StopRequest) -> tuple[ImageSource, PreparedRun, DataIdentity]:
-    """Opens and reads the data, which may take long, and builds the run; a stop ends it at once.
+    """Opens and reads the data and builds the run; a stop request ends this at once.
 
-    Of several processes none can end alone: they agree before their first step.
+    One of several processes cannot stop alone: they agree before their first step.
     """
     alone = jax.process_count() == 1
     try:
@@ -195,21 +195,21 @@ def _train(
 
 
 def _loop(session: _Session, state: TrainState) -> TrainState:
-    """Runs the remaining steps; a skipped batch opens the stream anew behind it."""
+    """Runs the remaining steps; after a skipped batch the stream is reopened behind it."""
     failed = True
     while failed and not session.stop.agreed(together=True):
         state, failed = _steps(session, state)
         if failed:
             session.lock.check()
             state = session.guard.after_failure(state, session.checkpointer.steps())
-    # Where a stop was asked for, the last step is not saved yet.
+    # After a stop request, the last step is not saved yet.
     if int(state.step) > max(session.checkpointer.steps(), default=session.first):
         _save(session, state, {})
     return state
 
 
 def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
-    """Runs steps until the end, a stop or a failure; the host waits only to log and to save.
+    """Runs steps until the end, a stop request or a failure; the host waits only to log and save.
 
     Returns:
       (state, whether it has failed).
@@ -251,7 +251,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
                 _save(session, state, ranking(settings.checkpoint, metrics, scores))
             if stops:
                 break
-    # Also where the stream ended early, for a stop came while it waited.
+    # Also if the stream ended early because of a stop request.
     return state, bool(metrics) and int(metrics["failed_step"]) >= 0
 
 

@@ -1,6 +1,6 @@
 """Makes one batch: choosing images, decoding them, and augmenting their views.
 
-A batch depends on (seed, step) and the source alone. `pipeline` runs this in threads and worker
+A batch depends only on (seed, step) and the source. `pipeline` runs this in threads and worker
 processes.
 """
 
@@ -20,7 +20,7 @@ from hjepa_jax.config import steps_per_epoch
 from hjepa_jax.config.data import Data
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import host, resize
-from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack
+from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack_parameters
 from hjepa_jax.data.counter_random import Stream
 from hjepa_jax.data.decode import CorruptImageError, decode_image
 from hjepa_jax.data.sources.base import ImageSource
@@ -33,11 +33,11 @@ Batch = dict[str, npt.NDArray]
 # Decoded images are augmented in groups of at most this many images and pixels.
 _GROUP_IMAGES = 128
 _GROUP_PIXELS = 8_000_000
-# Local views are numbered from here, so that the global ones do not depend on their number.
+# Local views are numbered from here, so global views do not depend on how many there are.
 _FIRST_LOCAL_VIEW = 1 << 16
 _REPLACEMENT_TRIES = 100
 
-# Failures to read a file that say nothing about the file.
+# Read errors that do not mean that the file is corrupt.
 _OUR_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -52,7 +52,7 @@ class Loaded(NamedTuple):
 def _sentence(error: OSError) -> str:
     """Returns the readable message of a file system error."""
     if error.filename is None or error.strerror is None:
-        # The advice follows, with what else may be done.
+        # The caller appends its own advice.
         return f"{str(error).rstrip('.').removesuffix('; remove or replace it')}."
     return f"{printable(os.fsdecode(error.filename))}: {error.strerror}."
 
@@ -66,7 +66,7 @@ def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
       process_count: number of processes that share a batch.
 
     Raises:
-      ValueError: if batch size, source and processes do not fit together.
+      ValueError: if batch size, source and number of processes are incompatible.
     """
     batch_size = data.batch_size
     if batch_size % process_count:
@@ -94,7 +94,7 @@ def batch_indices(
 
     Args:
       seed: the run's seed.
-      step: training step, from 0 on.
+      step: training step, starting at 0.
       length: number of images in the source.
       batch_size: images per step over all processes.
 
@@ -107,7 +107,7 @@ def batch_indices(
 
 
 class Decoder:
-    """Decodes images of a source, large ones only as far as the views need."""
+    """Decodes images of a source, large ones only at the resolution that the views need."""
 
     def __init__(self, data: Data, source: ImageSource, full_size: bool = False):
         """Makes a decoder; `full_size` forbids decoding large JPEGs at a reduced size."""
@@ -118,7 +118,7 @@ class Decoder:
         # The geometric mean side that keeps the smallest crop, at the worst aspect, full.
         needed = max(sides) * data.augment.crop_aspect[1] ** 0.5
         self._smallest = None if full_size else needed
-        # Crops of thin images are as high as these at most, whatever their area.
+        # Crops of thin images are at most as high as the image, whatever their area.
         self._largest_view = max(data.image_size, data.local_size if data.num_local_views else 0)
 
     def __call__(self, index: int) -> Loaded:
@@ -147,7 +147,7 @@ class Loader:
     """Decodes images of a source and, if `data.on_corrupt` is 'skip', replaces corrupt ones."""
 
     def __init__(self, data: Data, seed: int, source: ImageSource, full_size: bool = False):
-        """Makes a loader; the seed is that of the replacements, `full_size` as of a `Decoder`."""
+        """Makes a loader; `seed` selects replacements, and `full_size` is as in `Decoder`."""
         self._count = len(source)
         self._skip = data.on_corrupt == "skip"
         self._key = counter_random.stream_key(seed, Stream.REPLACEMENT)
@@ -158,10 +158,10 @@ class Loader:
 
         Args:
           index: the image's index in the source.
-          corrupt: receives a message for each corrupt image found on the way.
+          corrupt: receives a message for each corrupt image encountered.
 
         Returns:
-          The image. A replacement depends on the seed and `index` alone.
+          The image. A replacement depends only on the seed and `index`.
 
         Raises:
           CorruptImageError: if the image is corrupt and may not be skipped, or if too many
@@ -301,14 +301,14 @@ class BatchMaker:
           indices: int64 [B], indices into the source.
           num_global: number of global views Vg.
           num_local: number of local views Vl.
-          on_device: leave the augmentation to `device.augment_batch`.
+          on_device: whether to leave the augmentation to `device.augment_batch`.
 
         Returns:
           The batch: 'label' and 'index' int32 [B], 'global_views' uint8 [Vg, B, S, S, 3] and, with
           local views, 'local_views' uint8 [Vl, B, s, s, 3]. With `on_device` the views are only
-          cropped, or are replaced by 'images' uint8 [B, H, W, 3] where all images have one shape,
-          and '<global or local>_parameters' float32 [V, B, F] are added. Beside it, a message for
-          each corrupt image that was replaced.
+          cropped, or are replaced by 'images' uint8 [B, H, W, 3] if all images have the same shape,
+          and '<global or local>_parameters' float32 [V, B, F] are added. Also, a message for each
+          corrupt image that was replaced.
 
         Raises:
           CorruptImageError: if an image is corrupt and may not be skipped.
@@ -338,7 +338,9 @@ class BatchMaker:
                 name, size = views.name, views.size
                 layout = (len(views.numbers), len(group))
                 if on_device:
-                    batch[f"{name}_parameters"][:, part] = pack(drawn).reshape(*layout, -1)
+                    batch[f"{name}_parameters"][:, part] = pack_parameters(drawn).reshape(
+                        *layout, -1
+                    )
                     if shape is None:
                         pixels = host.crop(images, source, drawn, size)
                         batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)

@@ -10,8 +10,8 @@ class ByteCache:
     """Keeps the first entries read, up to a budget.
 
     Nothing is evicted: training reads every image once per epoch in random order, so replacing
-    entries would cost work without more hits. A cache unpickles empty, so that its content is not
-    sent to worker processes.
+    entries would cost work without more hits. A cache unpickles empty, so its content is not sent
+    to worker processes.
     """
 
     def __init__(self, megabytes: float):

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: every draw depends on its coordinates alone.
+"""Counter-based random numbers: every draw depends only on its coordinates.
 
 A draw is a hash of (seed, stream, epoch, index, view, slot), independent of the order in which
 images are loaded and of the number of threads, workers and processes. It is our own code because
@@ -23,7 +23,7 @@ _MULTIPLIER_2 = 0x94D049BB133111EB
 
 
 class Stream(enum.IntEnum):
-    """What a stream of random numbers is for; different streams are independent."""
+    """The purpose of a stream of random numbers; different streams are independent."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -63,7 +63,7 @@ def hashes(key: int, *coordinates: npt.ArrayLike) -> UInt64Array:
     """Returns uint64 hashes of integer coordinates under a key.
 
     Args:
-      key: a key of `stream_key`.
+      key: a key from `stream_key`.
       *coordinates: integer arrays that broadcast against each other, non-negative.
 
     Returns:

@@ -20,17 +20,17 @@ _log = logging.getLogger(__name__)
 # A file may hold at most this many bytes, and an image at most this many pixels.
 MAX_ENCODED_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000
-# What is read, of several frames or pages the first, by the names of Pillow's modules.
+# Supported formats by the names of Pillow's modules; only the first frame or page is read.
 _FORMATS = {
     **{"JPEG": "Jpeg", "MPO": "Mpo", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "DIB": "Bmp"},
     **{"GIF": "Gif", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K", "PPM": "Ppm"},
 }
-# What Pillow may have been built without.
+# Formats that Pillow may have been built without.
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
-# The largest reduction that JPEG decoders know.
+# The largest reduction that JPEG decoders support.
 _MAX_REDUCTION = 8
 _ORIENTATION_TAG = 0x0112
-# How each EXIF orientation is undone.
+# The operation that undoes each EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,7 +49,7 @@ class CorruptImageError(DataError):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Returns the image formats that are read, by Pillow's names."""
+    """Returns the supported image formats, by Pillow's names."""
     for module in _FORMATS.values():
         # Older versions have no AVIF.
         with contextlib.suppress(ImportError):
@@ -92,7 +92,7 @@ def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is unreadable."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG)
-    # Pixels are good whatever the metadata; parsing it raises almost anything.
+    # Pixels are valid even if the metadata is not; parsing it can raise almost anything.
     except Exception:
         return 1
     return value if isinstance(value, int) and value in _UPRIGHT else 1
@@ -102,16 +102,16 @@ def _load(image: Image.Image) -> tuple[Image.Image, int]:
     """Decodes the pixels and returns the image as stored, with its EXIF orientation."""
     if image.format != "TIFF":
         image.load()
-        # A PNG may have its EXIF behind the pixels.
+        # A PNG may have its EXIF data after the pixels.
         return image, _orientation(image)
     orientation = _orientation(image)
     if orientation == 1:
         image.load()
         return image, 1
-    # Or else Pillow turns the image itself, and writes its EXIF anew, which can fail.
+    # Otherwise Pillow rotates the image itself and rewrites its EXIF, which can fail.
     image.getexif().pop(_ORIENTATION_TAG, None)
     image.load()
-    # Pillow has turned the size all the same; that of a copy is the size of the pixels.
+    # Pillow has rotated the size anyway; that of a copy is the size of the pixels.
     return image.copy(), orientation
 
 
@@ -130,8 +130,7 @@ def sample_limits(encoded: bytes) -> pixels.Limits | None:
       encoded: the file's bytes.
 
     Returns:
-      The limits. None for at most 8 bits (only the header is read then) and for bytes that are no
-      readable image.
+      The limits; None for at most 8 bits (then only the header is read) and for unreadable images.
 
     Raises:
       MemoryError: if there is not enough memory to decode it.
@@ -154,7 +153,7 @@ def sample_limits(encoded: bytes) -> pixels.Limits | None:
 def _warn_unseen(real: bool) -> None:
     kind, used = ("floating-point", "0 .. 1, else 0 .. 255,") if real else ("16-bit", "0 .. 65535")
     _log.warning(
-        "An image has %s pixels, which no sampled image of its dataset has: %s becomes 0 .. 255.",
+        "An image has %s pixels, unlike all sampled images of its dataset: %s becomes 0 .. 255.",
         kind,
         used,
     )
@@ -163,8 +162,8 @@ def _warn_unseen(real: bool) -> None:
 @functools.cache
 def _warn_saturated(bounds: tuple[float, float]) -> None:
     _log.warning(
-        "An image has values above %g, the most that the sampled images of its dataset have: they "
-        "become 255. If many images do, convert them to 8 bits yourself.",
+        "An image has values above %g, the largest value in the sampled images of its dataset: "
+        "they become 255. If this affects many images, convert them to 8 bits yourself.",
         bounds[1],
     )
 
@@ -203,14 +202,14 @@ def _reduce(image: Image.Image, smallest_crop: float, largest_view: int) -> None
     )
     if reduction >= 2:
         factor = 2 ** int(np.log2(reduction))
-        # Pillow takes the largest reduction that keeps at least the size asked for.
+        # Pillow takes the largest reduction that keeps at least the requested size.
         image.draft("RGB", (image.width // factor, image.height // factor))
 
 
 def _reason(error: Exception) -> str:
-    """Returns why an image cannot be read, without memory addresses, which differ between runs."""
+    """Returns why an image cannot be read, without memory addresses, which vary between runs."""
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no intact image of a known format ({', '.join(formats())})"
+        return f"it is not an intact image of a known format ({', '.join(formats())})"
     text = _ADDRESS.sub("the file", str(error)).rstrip(".")
     return text or type(error).__name__
 
@@ -230,8 +229,8 @@ def decode_image(
       smallest_crop: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as the
         geometric mean of its sides stays at least this many pixels.
       largest_view: lower bound on the short side, in pixels, when decoding at a reduced size.
-      ranges: values of more than 8 bits that map to 0 and 255. Where None, integers use 0..65535
-        and floats 0..1 (0..255 if there are values above 1).
+      ranges: values of more than 8 bits that map to 0 and 255. If None, integers use 0..65535 and
+        floats 0..1 (0..255 if there are values above 1).
 
     Returns:
       A loaded image in mode RGB, rotated upright by its EXIF orientation if that is readable.

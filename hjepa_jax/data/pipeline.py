@@ -1,6 +1,6 @@
 """The input pipeline: streams of training and evaluation batches.
 
-The position in the training stream is the step: a resumed run asks for batches from its step on,
+The position in the training stream is the step: a resumed run continues the stream at its step,
 with any number of threads, worker processes and hosts.
 """
 
@@ -58,7 +58,7 @@ class BatchStream(Iterator[Batch]):
         """Wraps an iterator over (batch, messages about corrupt images).
 
         Args:
-          iterator: closed together with the stream. Batches in shared memory are copied out of it.
+          iterator: closed together with the stream. Batches in shared memory are copied.
           on_close: called in order after the iterator is closed.
         """
         self._iterator = iterator
@@ -181,7 +181,7 @@ def _worker_stream(
     shortage = blocks.shortage(needed)
     if shortage:
         raise DataError(shortage)
-    # Grain's workers refuse to start on absl flags that nobody parsed (notebooks, scripts).
+    # Grain's workers do not start if absl flags are unparsed (notebooks, scripts).
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     blocks.name_semaphores()
@@ -217,9 +217,9 @@ def train_batches(
     num_steps: int | None = None,
     stop: Stop | None = None,
 ) -> BatchStream:
-    """Returns the stream of this process's training batches from a step on.
+    """Returns the stream of this process's training batches, starting at a step.
 
-    A batch depends on the seed, the step and the source alone, not on the number of threads,
+    A batch depends only on the seed, the step and the source, not on the number of threads,
     workers and processes or on the step at which the stream starts.
 
     Args:
@@ -241,7 +241,7 @@ def train_batches(
       With data.backend='device', the input of `device.augment_batch`, which makes these views.
 
     Raises:
-      ValueError: if batch size, source and processes do not fit together.
+      ValueError: if batch size, source and number of processes are incompatible.
       CorruptImageError: while iterating, if an image is corrupt and data.on_corrupt is 'error'.
       DataError: if worker processes cannot be started; while iterating, if an image cannot be
         read or a worker process dies.
@@ -296,8 +296,8 @@ def eval_batches(data: Data, source: ImageSource, batch_size: int) -> BatchStrea
     Args:
       data: the section `data`.
       source: images.
-      batch_size: images per batch; the last batch is padded with zeros, so that compiled functions
-        see one shape.
+      batch_size: images per batch; the last batch is padded with zeros, so compiled functions see a
+        single shape.
 
     Returns:
       An iterator, also a context manager, of dictionaries with
@@ -312,7 +312,7 @@ def eval_batches(data: Data, source: ImageSource, batch_size: int) -> BatchStrea
     if batch_size < 1:
         raise ValueError(f"The evaluation batch size must be positive, not {batch_size}.")
     make = _EvalBatchMaker(data, source, batch_size)
-    # Decoding and resizing release Python's lock, so threads do here what workers do in training.
+    # Decoding and resizing release the GIL, so threads suffice here.
     threads = max(data.num_threads, data.num_workers)
     return _stream(make, 0, -(-len(source) // batch_size), data, threads)
 
@@ -325,7 +325,7 @@ def augmented_pairs(
     Args:
       data: the section `data`.
       source: images.
-      num: number of images; all of the source's if it has fewer.
+      num: number of images; all images if the source has fewer.
       seed: seed of the subset, the augmentation and the replacements of corrupt images.
 
     Returns:

@@ -20,7 +20,7 @@ def device_prefetch(
 
     Args:
       iterator: host batches.
-      put: places a batch on the devices, for instance `jax.device_put` with shardings.
+      put: places a batch on the devices, for example `jax.device_put` with shardings.
       size: elements in flight; 0 places each element on request.
 
     Returns:

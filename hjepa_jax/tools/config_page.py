@@ -16,7 +16,7 @@ _HEAD = """# Configuration
 
 Every field, generated from its declaration in `hjepa_jax/config/`; `hjepa config [SECTION]` prints
 the same. Set a field as `--config.SECTION.FIELD=value`, or in a file as `config.SECTION.FIELD =
-value`. "Resume: may change" marks what a run that goes on may have another value of.
+value`. "Resume: may change" marks fields that a resumed run may change.
 """
 
 

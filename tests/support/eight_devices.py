@@ -62,7 +62,7 @@ def assert_same(one, two, tolerance: float) -> None:
 
 
 def check_checkpoints(states, runs) -> None:
-    """What any layout saved, any other restores to the bit, placed as it wants it."""
+    """A checkpoint of any layout is restored bit-exact, and placed as the new layout requires."""
     for saver, state in states.items():
         with tempfile.TemporaryDirectory() as folder:
             checkpointer = Checkpointer(pathlib.Path(folder))

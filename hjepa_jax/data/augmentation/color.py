@@ -158,7 +158,7 @@ def gaussian_blur(planes: Float32Array, sigma: Float32Array, kernel: int) -> Non
       sigma: float32 [N], in pixels; 0 leaves a view unchanged.
       kernel: odd number of taps, at most 2 min(H, W) - 1.
     """
-    # Views are blurred in groups of equal reach, a function of each view's own sigma alone.
+    # Views are blurred in groups of equal radius, which depends only on each view's sigma.
     needed = np.minimum(np.ceil(_BLUR_REACH * sigma), kernel // 2).astype(np.int64)
     for reach in np.unique(needed[sigma > 0]):
         chosen = np.flatnonzero((needed == reach) & (sigma > 0))

@@ -1,8 +1,8 @@
 """Augmentation on the device: the same operations as on the host, with the same parameters.
 
 With `data.backend='device'` the host draws the parameters and sends them with the images: whole
-images if all have one shape (the device crops them too), else crops already resized. Views agree
-with the host's up to rounding.
+images if all have the same shape (the device crops them too), else resized crops. Views agree with
+the host's up to rounding.
 
 Not `jax.image.scale_and_translate`, which blends pixels from outside the crop into its border.
 """
@@ -17,7 +17,13 @@ import jax.numpy as jnp
 
 from hjepa_jax.config.data import Data
 from hjepa_jax.data.augmentation.color import LUMA
-from hjepa_jax.data.augmentation.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, unpack
+from hjepa_jax.data.augmentation.parameters import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    unpack_parameters,
+)
 
 # Reduced precision (TF32 on GPUs, bfloat16 on TPUs) would move pixels by several levels.
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -39,7 +45,7 @@ def _filter_matrix(
 
 
 def _crop(image: jax.Array, p: Mapping[str, jax.Array], size: int) -> jax.Array:
-    """Returns planes [3, size, size] of the crop of image [H, W, 3], perhaps mirrored."""
+    """Returns planes [3, size, size] of the crop of image [H, W, 3], mirrored if `flip`."""
     height, width, _ = image.shape
     rows = _filter_matrix(p["top"], p["height"], jnp.float32(0), height, size)
     columns = _filter_matrix(p["left"], p["width"], p["flip"], width, size)
@@ -110,7 +116,7 @@ def _one_view(
     image: jax.Array, packed: jax.Array, *, size: int, crop: bool, kernel: int, threshold: int
 ) -> jax.Array:
     """Returns one view uint8 [size, size, 3]."""
-    p = unpack(packed)
+    p = unpack_parameters(packed)
     image = image.astype(jnp.float32)
     planes = _crop(image, p, size) if crop else image.transpose(2, 0, 1)
     planes = _jitter(planes, p)
@@ -128,8 +134,8 @@ def augment_on_device(
     """Makes the views of a batch.
 
     Args:
-      images: uint8 [B, H, W, 3], whole images, or [V, B, size, size, 3], crops.
-      parameters: float32 [V, B, F], `parameters.pack` of the drawn parameters.
+      images: uint8 [B, H, W, 3] (whole images) or [V, B, size, size, 3] (crops).
+      parameters: float32 [V, B, F], `parameters.pack_parameters` of the drawn parameters.
       size: side of the views in pixels.
       kernel: odd size of the Gaussian kernel.
       threshold: solarization threshold.

@@ -19,7 +19,7 @@ from hjepa_jax.data.augmentation.resize import size_of
 
 __all__ = ["ViewParameters", "apply", "crop", "draw_parameters", "eval_image"]
 
-# From this ratio of the sides on, what the center crop drops is not resized first.
+# Above this ratio of the sides, the part dropped by the center crop is not resized first.
 _THIN = 4.0
 # Float planes of this many bytes at a time stay in a core's cache.
 _CHUNK_BYTES = 400_000
@@ -35,14 +35,14 @@ def apply(
     """Makes N augmented views.
 
     Args:
-      images: decoded RGB images, of any sizes.
+      images: decoded RGB images of any sizes.
       source: int64 [N], the image in `images` that each view is made from.
       parameters: drawn parameters of the N views.
       size: side of the views in pixels.
       augment: `config.data.augment`.
 
     Returns:
-      uint8 [N, size, size, 3]. Each view depends on its own image and parameters alone.
+      uint8 [N, size, size, 3]. Each view depends only on its image and parameters.
     """
     views = np.empty((len(source), size, size, 3), np.uint8)
     chunk = max(1, _CHUNK_BYTES // (12 * size * size))
@@ -75,7 +75,7 @@ def eval_image(image: resize.Decoded, size: int, resize: int | None) -> npt.NDAr
       image: decoded RGB image.
       size: side of the result in pixels.
       resize: length of the short side before the crop; None resizes it to `size`, which leaves an
-        image of the right size as it is.
+        image of the right size unchanged.
 
     Raises:
       ValueError: if `resize` is smaller than `size`.

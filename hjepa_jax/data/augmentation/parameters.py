@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
 
-# Slots of the draws of one view. The crop takes four per try, from _CROP on.
+# Slots of the draws of one view. The crop takes four per try, starting at _CROP.
 _FLIP, _JITTER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(6)
 _ORDER = 6
 _FACTORS = 10
@@ -75,14 +75,14 @@ PACKED = (
 )
 
 
-def pack(parameters: ViewParameters) -> npt.NDArray[np.float32]:
+def pack_parameters(parameters: ViewParameters) -> npt.NDArray[np.float32]:
     """Packs the parameters of N views into float32 [N, len(PACKED)], which holds them exactly."""
     columns: dict[str, npt.NDArray] = parameters._asdict()
     columns.update({f"order_{i}": parameters.order[:, i] for i in range(4)})
     return np.stack([columns[name].astype(np.float32) for name in PACKED], axis=-1)
 
 
-def unpack(packed: jax.Array) -> dict[str, jax.Array]:
+def unpack_parameters(packed: jax.Array) -> dict[str, jax.Array]:
     """Returns the columns of packed parameters [..., len(PACKED)] by name."""
     return {name: packed[..., column] for column, name in enumerate(PACKED)}
 
@@ -108,7 +108,7 @@ def _draw_crops(
     def chosen(values: npt.NDArray) -> npt.NDArray:
         return np.take_along_axis(values, first, axis=0)[0]
 
-    # No try fits: the largest centered crop within the aspect bounds, of at least one pixel.
+    # No try fits: use the largest centered crop within the aspect bounds, at least one pixel.
     shape = widths / heights
     central_width = np.where(shape > aspect[1], np.rint(heights * aspect[1]), widths)
     central_height = np.where(shape < aspect[0], np.rint(widths / aspect[0]), heights)
@@ -152,7 +152,7 @@ def draw_parameters(
       width: integer [N] or scalar, width of the image in pixels.
 
     Returns:
-      The parameters, which depend on `key` and on each view's own index, number and size.
+      The parameters, which depend only on `key` and on each view's index, number and size.
     """
     index = np.asarray(index, np.int64)
     slots = np.arange(_NUM_SLOTS)[:, None]

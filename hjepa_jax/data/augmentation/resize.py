@@ -1,4 +1,4 @@
-"""Crops, flips and resizes on the host: bilinear with antialiasing, as Pillow resizes a crop.
+"""Crops, flips and resizes on the host: bilinear with antialiasing, like Pillow's.
 
 Small images of one shape are resized together by batched matrix products, which also mirror them at
 no cost; larger images go through Pillow one by one, which exploits the narrow filter.
@@ -18,7 +18,7 @@ from hjepa_jax.data.augmentation.parameters import ViewParameters
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
-# A decoded RGB image: an array [H, W, 3], or Pillow's own form, which large images keep.
+# A decoded RGB image: an array [H, W, 3], or a Pillow image for large ones.
 Decoded: TypeAlias = UInt8Array | Image.Image
 
 # Images up to this side are resized by matrix products.

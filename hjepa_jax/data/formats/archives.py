@@ -21,10 +21,10 @@ from hjepa_jax.storage.files import check_regular, printable
 
 _BLOCK = 512
 _CHUNK = 1 << 20
-# Of a name; the longest path of Linux has 4096 bytes.
+# Maximum bytes of a name; the longest path in Linux has 4096 bytes.
 _MAX_NAME_HEADER = 1 << 16
 _ARCHIVE_BYTES = 1 << 40
-# Unpacking images: they hardly shrink when packed; texts beside them do.
+# Maximum expansion: images hardly compress, but text files among them do.
 _MEMBER_BYTES = MAX_ENCODED_BYTES
 _UNPACKED_BYTES = 1 << 30
 _UNPACKED_RATIO = 30
@@ -62,7 +62,7 @@ class Member(NamedTuple):
     """One entry of an archive.
 
     Attributes:
-      name: as stored; may be absolute or lead out of the folder.
+      name: name as stored; may be absolute or lead out of the folder.
       kind: `FILE`, `FOLDER`, or a description of anything else.
       size: claimed size in bytes.
     """
@@ -174,7 +174,7 @@ class Archive:
         plain = header.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
         if plain and not any(key.startswith("GNU.sparse") for key in given):
             return FOLDER if header.name.endswith("/") else FILE
-        return _KINDS.get(header.type, "no plain file")
+        return _KINDS.get(header.type, "not a plain file")
 
 
 def _records(content: bytes) -> Iterator[tuple[str, str]]:
@@ -215,7 +215,9 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
             try:
                 yield Archive(stream, limit, headers)
             except tarfile.TarError as error:
-                raise ArchiveError(f"it is no tar archive, or damaged ({error})") from error
+                raise ArchiveError(
+                    f"it is not a tar archive, or it is damaged ({error})"
+                ) from error
             except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
                 raise ArchiveError(f"its compression is damaged ({error})") from error
 

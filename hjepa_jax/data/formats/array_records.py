@@ -18,7 +18,7 @@ from hjepa_jax.storage.files import check_regular, read_regular
 
 MAX_SHARD_BYTES = 1 << 40
 _LOOKED_AT_BYTES = 64 << 20
-# A record has a name and a label beside the encoded image.
+# A record has a name and a label in addition to the encoded image.
 _MAX_CHUNK_BYTES = MAX_ENCODED_BYTES + (1 << 20)
 # The layout of Riegeli/records: blocks with a header each, and chunks that run across them.
 _BLOCK = 1 << 16
@@ -46,7 +46,7 @@ def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
         if check_regular(path, MAX_SHARD_BYTES).st_size <= _LOOKED_AT_BYTES:
             _check_chunks(read_regular(path, _LOOKED_AT_BYTES))
         reader = ArrayRecordDataSource([str(path)])
-    # array_record raises RuntimeError of anything that it does not like.
+    # array_record raises RuntimeError for every kind of problem.
     except (RuntimeError, _DamagedError) as error:
         raise ValueError(
             f"The shard {path} is damaged ({first_line(error)}); delete it and prepare the data "
@@ -61,13 +61,13 @@ def open_array_record(path: pathlib.Path, count: int) -> ArrayRecordDataSource:
 
 
 class _DamagedError(ValueError):
-    """The chunks of a file do not join up, or claim too many bytes."""
+    """The chunks of a file are not contiguous, or claim too many bytes."""
 
 
 def _after(position: int, size: int) -> int:
     """Returns the position after `size` more bytes, not counting block headers."""
     within = position % _BLOCK
-    # Bytes of the block from here on, all that come before its end taken as read.
+    # Bytes left in the current block.
     done = max(0, within - _BLOCK_HEADER)
     blocks, rest = divmod(done + size, _BLOCK - _BLOCK_HEADER)
     start = position - within + blocks * _BLOCK
@@ -78,7 +78,7 @@ def _check_chunks(content: bytes) -> None:
     """Walks the chunks of a file from start to end and checks their claimed sizes.
 
     Raises:
-      _DamagedError: if they do not join up or claim too many bytes.
+      _DamagedError: if they are not contiguous or claim too many bytes.
     """
     position = 0
     while position < len(content):
@@ -89,11 +89,11 @@ def _check_chunks(content: bytes) -> None:
             border = end - end % _BLOCK - begin
             header = header[:border] + header[border + _BLOCK_HEADER :]
         if len(header) < _CHUNK.size:
-            raise _DamagedError("its last chunk is cut off")
+            raise _DamagedError("its last chunk is truncated")
         size, number, decoded = _CHUNK.unpack(header)
         if decoded > _MAX_CHUNK_BYTES:
             raise _DamagedError(f"a record at byte {begin} claims {decoded} bytes")
-        # A chunk has at least as many bytes as it has records, the type's byte aside.
+        # A chunk has at least as many bytes as records, not counting the type byte.
         position = max(_after(end, size), begin + (number >> 8))
     if position != len(content):
-        raise _DamagedError("its last chunk is cut off")
+        raise _DamagedError("its last chunk is truncated")

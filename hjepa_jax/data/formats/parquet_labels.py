@@ -122,7 +122,7 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
       usual: classes declared by another split of the dataset, for files that declare none.
 
     Returns:
-      The labels; -1 throughout, with a warning, where there is no label column.
+      The labels; all -1, with a warning, if there is no label column.
 
     Raises:
       DataError: if a file is damaged, or a label is outside the declared classes.
@@ -148,7 +148,7 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
         indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         plain = [_plain(value) for value in values]
         order = _sorted({value for value in plain if value is not None})
-    # A date out of range, or bytes where text is promised, shows when it becomes a value.
+    # Out-of-range dates and invalid text are only detected on conversion.
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"The labels in {where} are {labels.type}; expected one number or text each."
@@ -161,7 +161,7 @@ def read_labels(files: Sequence[pathlib.Path], usual: tuple[str, ...] | None = N
 
 
 def _concatenate_labels(columns: Sequence[pyarrow.Table]) -> pyarrow.ChunkedArray:
-    """Returns one chunked array; columns of null alone take the type of the others."""
+    """Returns one chunked array; all-null columns take the type of the others."""
     pyarrow = pyarrow_module()
     kinds = [table.schema.field(0).type for table in columns]
     kind = next((kind for kind in kinds if not pyarrow.types.is_null(kind)), kinds[0])

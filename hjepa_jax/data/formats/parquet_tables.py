@@ -56,14 +56,14 @@ def opened(path: pathlib.Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     pyarrow = pyarrow_module()
     try:
         size = check_regular(path, _FILE_BYTES).st_size
-        # Not mapped into memory: a file that is cut off meanwhile would end the process.
+        # Not memory-mapped: truncating a mapped file would kill the process.
         with (
-            # By its bytes: pyarrow takes no text for names that are not UTF-8.
+            # As bytes: pyarrow does not accept strings for names that are not UTF-8.
             pyarrow.OSFile(os.fsencode(path)) as stored,
             pyarrow.parquet.ParquetFile(stored) as file,
         ):
             rows = file.metadata.num_rows
-            # An image has more than one byte, however often a row repeats another.
+            # An image has more than one byte, even if rows repeat.
             if not 0 <= rows <= size:
                 raise ValueError(f"it claims {rows} rows in {size} bytes")
             yield file
@@ -114,7 +114,7 @@ def read_column(path: pathlib.Path, column: str) -> pyarrow.Table:
         schema = pyarrow.schema([file.schema_arrow.field(column)], file.schema_arrow.metadata)
         for group in range(file.num_row_groups):
             claimed = _claimed_bytes(file.metadata.row_group(group), column)
-            # No value is larger than what its group unpacks to, which bounds a batch by half.
+            # No value is larger than its unpacked group, which bounds a batch by half.
             rows = min(_BATCH_ROWS, max(1, limit // 2 // max(1, claimed)))
             if claimed + total <= limit:
                 for batch in file.iter_batches(rows, row_groups=[group], columns=[column]):
@@ -186,4 +186,4 @@ def concatenate(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
     try:
         return pyarrow.concat_tables([table.replace_schema_metadata() for table in tables])
     except (pyarrow.ArrowException, ValueError) as error:
-        raise DataError(f"The Parquet files of one split do not fit together: {error}.") from error
+        raise DataError(f"The Parquet files of one split have different types: {error}.") from error

@@ -19,7 +19,7 @@ class ArrayType:
     def __init__(self, code: object, *_: object):
         code = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(code, str) or not _INTEGERS.fullmatch(code):
-            raise ValueError("it holds an array of other things than integers")
+            raise ValueError("it holds an array of non-integers")
         self.dtype = np.dtype(code)
 
     def build(self, state: object) -> None:
@@ -31,7 +31,7 @@ class ArrayType:
         order = state[1] if isinstance(state, tuple) and len(state) >= 2 else None
         order = order.decode("latin1") if isinstance(order, bytes) else order
         if order not in ("<", ">", "|", "="):
-            raise ValueError("it holds an array type that is damaged")
+            raise ValueError("it holds a damaged array type")
         self.dtype = self.dtype.newbyteorder(order)
 
 
@@ -48,7 +48,7 @@ class Array:
           ValueError: if the state is malformed.
         """
         if not isinstance(state, tuple) or len(state) != 5:
-            raise ValueError("it holds an array that is damaged")
+            raise ValueError("it holds a damaged array")
         self._parts = (state[1], state[2], state[3], state[4])
 
     def array(self) -> npt.NDArray[np.integer]:
@@ -65,7 +65,7 @@ class Array:
             or not isinstance(kind, ArrayType)
             or not isinstance(content, bytes)
         ):
-            raise ValueError("it holds an array that is damaged")
+            raise ValueError("it holds a damaged array")
         if math.prod(shape) * kind.dtype.itemsize != len(content):
             raise ValueError(
                 f"an array of shape {shape} and type {kind.dtype} has {len(content)} bytes"
@@ -77,7 +77,7 @@ class Array:
 def _from_buffer(*arguments: object) -> Array:
     """Builds an array from the arguments that pickle protocol 5 stores."""
     if len(arguments) != 4:
-        raise ValueError("it holds an array that is damaged")
+        raise ValueError("it holds a damaged array")
     content, kind, shape, order = arguments
     array = Array()
     array.build((1, shape, kind, order, content))

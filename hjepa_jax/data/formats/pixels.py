@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-# What integers are taken to use, in bits: the first that holds every sampled value.
+# Candidate bit depths of integers: the first that holds every sampled value is used.
 _BITS = (1, 2, 4, 8, 10, 12, 14, 16)
 FULL = 65535.0
-# Floats up to this are taken for 0 .. 1 with some overshoot.
+# Floats up to this are treated as 0 .. 1 with some overshoot.
 _UNIT_OVERSHOOT = 2.0
-# Floats that stay below this would be nearly black as a part of 0 .. 1.
+# Floats that all stay below this would be nearly black in a range of 0 .. 1.
 _DARK = 1 / 16
 # Pillow reads the high byte of each 16-bit channel; this raw mode reads the low byte instead.
 _CHANNELS = ("RGB", "RGBX", "RGBA", "CMYK")

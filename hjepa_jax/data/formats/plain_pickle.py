@@ -18,7 +18,7 @@ from typing import TypeVar
 from hjepa_jax.data.formats.pickled_arrays import Array, ArrayType
 from hjepa_jax.storage.files import printable
 
-# CIFAR-100 needs a quarter of a million opcodes, a checkpoint of torch some thousands.
+# CIFAR-100 needs a quarter of a million opcodes, a torch checkpoint a few thousand.
 _MAX_OPCODES = 4_000_000
 _MAX_DEPTH = 64
 _LONG_TEXT = 1 << 20
@@ -46,7 +46,7 @@ def load(
       calls: replacements called for globals, by dotted name. Pickled state is passed to the `build`
         method of an `Array` or `ArrayType` that they return.
       names: further globals that may be mentioned; each becomes a `Name`.
-      persistent: resolves persistent references; None refuses them.
+      persistent: resolves persistent references; None rejects them.
 
     Raises:
       ValueError: if it is damaged, names any other global, or needs more work or memory than its
@@ -56,13 +56,13 @@ def load(
     try:
         loaded = machine.run()
     except (IndexError, KeyError, struct.error, OverflowError, TypeError) as error:
-        raise ValueError("it is no complete pickle") from error
+        raise ValueError("it is not a complete pickle") from error
     _check_size(loaded)
     return loaded
 
 
 def _check_size(loaded: object) -> None:
-    """Refuses data shared so often or nested so deeply that walking it would not end.
+    """Rejects data that is shared or nested too much to be traversed.
 
     Raises:
       ValueError: if a bound is exceeded.
@@ -73,7 +73,7 @@ def _check_size(loaded: object) -> None:
         if not containers:
             return
         if sum(map(len, containers)) > _MAX_OPCODES:
-            raise ValueError("its containers hold each other too often")
+            raise ValueError("its containers share too many elements")
         level = [
             value
             for container in containers
@@ -97,7 +97,7 @@ class _Machine:
         self._stack: list[object] = []
         self._marks: list[int] = []
         self._memo: dict[int, object] = {}
-        # How Python 3 writes bytes, and none of them, for Python 2.
+        # Python 3's encodings of bytes, and of empty bytes, for Python 2.
         self._calls = {"_codecs.encode": self._encode, "__builtin__.bytes": lambda: b"", **calls}
         self._names = names
         self._persistent = persistent
@@ -245,7 +245,7 @@ class _Machine:
     def _encode(self, text: object, encoding: object) -> bytes:
         """Decodes bytes as Python 3 stores them in old protocols; only Latin-1 is allowed."""
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-            raise ValueError("it holds bytes in another encoding than Latin-1")
+            raise ValueError("it holds bytes in an encoding other than Latin-1")
         self._encoded += len(text)
         if self._encoded > len(self._content):
             raise ValueError("it holds more bytes than its size justifies")
@@ -260,7 +260,7 @@ def _pairs(values: list[object]) -> dict[object, object]:
     keys = values[::2]
     if len(values) % 2 or not all(isinstance(key, _KEYS) for key in keys):
         raise TypeError
-    # Larger integers could be chosen so that all of them hash alike.
+    # Larger integers could be chosen so that all hashes collide.
     if any(isinstance(key, int) and abs(key) >= 2**60 for key in keys):
         raise TypeError
     return dict(zip(keys, values[1::2], strict=True))

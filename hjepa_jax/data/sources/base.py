@@ -1,4 +1,4 @@
-"""What an image source is: numbered images with labels, and the dataset whose split it holds."""
+"""The interface of image sources (numbered images with labels) and of datasets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Record(NamedTuple):
         the input pipeline, so a source that has them does not decode.
       image: decoded pixels uint8 [H, W, 3], or None; exactly one of the two is given.
       label: class number, an index into the source's `class_names`; NO_LABEL (-1) for none.
-      name: where the image comes from, for messages.
+      name: origin of the image, for messages.
       ranges: scale of pixels of more than 8 bits, the same for all images of the dataset; None if
         it has no such images.
     """
@@ -52,7 +52,7 @@ class ImageSource(Protocol):
 
     @property
     def description(self) -> str:
-        """One line for people: what it is, and how many images and classes it has."""
+        """One line with its kind and its numbers of images and classes."""
         ...
 
     def __len__(self) -> int: ...
@@ -71,11 +71,11 @@ class ImageSource(Protocol):
 
 
 class DataSet(abc.ABC):
-    """A dataset that `config.data.name` names; its splits are image sources.
+    """A dataset, selected by `config.data.name`; its splits are image sources.
 
     Attributes:
-      sections: its own sections of the configuration by name, dataclasses of `field(...)`.
-      takes_argument: whether a name follows that of the dataset, as in 'tfds:mnist'.
+      sections: its configuration sections by name, dataclasses of `field(...)`.
+      takes_argument: whether its name takes an argument, as in 'tfds:mnist'.
     """
 
     sections: ClassVar[Mapping[str, type]] = {}
@@ -86,7 +86,7 @@ class DataSet(abc.ABC):
 
         Args:
           settings: the configuration; `settings.section` returns the dataset's own sections.
-          argument: what follows the colon in `config.data.name`, as in 'tfds:mnist'.
+          argument: the text after the colon in `config.data.name`, as in 'tfds:mnist'.
         """
         self.settings = settings
         self.data = settings.data
@@ -94,12 +94,12 @@ class DataSet(abc.ABC):
 
     @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
-        """Yields a sentence for each contradiction of the settings."""
+        """Yields a sentence for each contradiction in the settings."""
         name, _, argument = settings.data.name.partition(":")
         if cls.takes_argument and not argument:
             yield (
-                f"config.data.name is {settings.data.name!r}, which does not say which of its data "
-                f"sets: append the name, for example '{name}:mnist'."
+                f"config.data.name is {settings.data.name!r}, which does not name a dataset: "
+                f"append the name, for example '{name}:mnist'."
             )
         elif argument and not cls.takes_argument and name in SOURCES:
             yield (
@@ -112,7 +112,7 @@ class DataSet(abc.ABC):
         """The local path in `config.data.root`; None if it is not set.
 
         Raises:
-          UserError: if it is the address of a remote file.
+          UserError: if it is a remote address.
         """
         return self.data.root and str(local_path(self.data.root, "config.data.root"))
 
@@ -125,8 +125,8 @@ class DataSet(abc.ABC):
           siblings: splits whose classes are numbered together, in this order.
 
         Raises:
-          ValueError: if the data is damaged or does not fit together.
-          FileNotFoundError: if the data is not there; the message says how to get it.
+          ValueError: if the data is damaged or inconsistent.
+          FileNotFoundError: if the data is missing; the message says how to get it.
         """
 
     def label_maps(self, class_names: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
@@ -164,7 +164,7 @@ def digest(*parts: bytes | str | Sequence[str]) -> str:
     for part in parts:
         if not isinstance(part, (bytes, str)):
             part = "\0".join(part)
-        # File names may hold bytes that are not UTF-8.
+        # File names may contain bytes that are not UTF-8.
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
@@ -204,7 +204,7 @@ class ArraySource:
           class_names: names of the classes, in the order of the label numbers.
 
         Raises:
-          ValueError: if shapes, types or labels do not fit.
+          ValueError: if shapes, types or labels do not match.
         """
         self._labels = np.asarray(labels, np.int32)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -244,6 +244,6 @@ class ArraySource:
         return self._labels
 
     def fingerprint(self) -> str:
-        # A sample of the pixels tells datasets apart; hashing all of them would take seconds.
+        # A sample of the pixels distinguishes datasets; hashing all of them would take seconds.
         sample = self.images[:: max(1, len(self) // 256)]
         return digest(self.name, self.class_names, self._labels.tobytes(), sample.tobytes())

@@ -23,8 +23,8 @@ from hjepa_jax.storage.files import read_regular
 
 _log = logging.getLogger(__name__)
 
-# Bounds of what is read: twice the largest file of each kind, since Python 3 may have pickled the
-# pixels again as text, and twice the larger archive.
+# Size limits: twice the largest file of each kind, since Python 3 may have pickled the pixels again
+# as text, and twice the larger archive.
 _MAX_META_BYTES = 1 << 20
 _MAX_ARCHIVE_BYTES = 400 * 2**20
 _MAX_MEMBERS = 10_000
@@ -43,7 +43,7 @@ class _Archive(NamedTuple):
     file_bytes: int
 
     def limit(self, name: str) -> int:
-        """Bytes that a file of it may have."""
+        """Returns the maximum number of bytes of a file in it."""
         return _MAX_META_BYTES if name == self.meta else self.file_bytes
 
 
@@ -73,7 +73,7 @@ _ARCHIVES = {
 }
 
 
-# Superclass -> its five classes, both named and ordered as in the dataset's own files.
+# Superclass -> its five classes, named and ordered as in the dataset's files.
 CIFAR100_SUPERCLASSES: dict[str, tuple[str, str, str, str, str]] = {
     "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
     "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
@@ -107,14 +107,14 @@ class Cifar10(DataSet):
 
 
 class Cifar100(DataSet):
-    """CIFAR-100 with fine labels; evaluated by its 20 superclasses as well."""
+    """CIFAR-100 with fine labels; also evaluated on its 20 superclasses."""
 
     def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
         """Opens a split; see `open_cifar`."""
         return open_cifar("cifar100", self.root, split, self.data.cache_mb, siblings)
 
     def label_maps(self, class_names: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
-        """Returns the superclass of each class, unless the classes are others."""
+        """Returns the superclass of each class; {} for other classes."""
         superclasses = cifar100_superclasses(class_names)
         if superclasses is None:
             _log.warning(
@@ -126,7 +126,7 @@ class Cifar100(DataSet):
 
 
 def cifar100_superclasses(class_names: Sequence[str]) -> npt.NDArray[np.int32] | None:
-    """Returns the superclass number int32 [100] of each class; None if these are other classes."""
+    """Returns the superclass number int32 [100] of each class; None for other classes."""
     number = {
         name: coarse
         for coarse, members in enumerate(CIFAR100_SUPERCLASSES.values())
@@ -141,12 +141,12 @@ def load_pickle(content: bytes, name: str) -> dict[object, object]:
     """Loads the dictionary of one CIFAR file.
 
     Raises:
-      ValueError: if it is damaged, is no dictionary, or asks for any class but NumPy arrays.
+      ValueError: if it is damaged, is not a dictionary, or needs classes other than NumPy arrays.
     """
     try:
         loaded = plain_pickle.load(content, ARRAYS, names=("numpy.ndarray",))
         if not isinstance(loaded, dict):
-            raise ValueError("it holds no dictionary")
+            raise ValueError("it is not a dictionary")
         return {
             key.encode("utf-8", "replace") if isinstance(key, str) else key: (
                 value.array() if isinstance(value, Array) else value
@@ -160,7 +160,7 @@ def load_pickle(content: bytes, name: str) -> dict[object, object]:
 def _folder_files(
     path: pathlib.Path, archive: _Archive, names: tuple[str, ...]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yields the name and content of the files that are there."""
+    """Yields the name and content of the files that exist."""
     for name in names:
         if (path / name).exists():
             yield name, read_regular(path / name, archive.limit(name))
@@ -207,21 +207,21 @@ def _batch(
         or rows.ndim != 2
         or rows.shape[1] != _PIXELS
     ):
-        raise ValueError(f"{source} is no {name} data: no uint8 array [N, {_PIXELS}] in it.")
+        raise ValueError(f"{source} is not {name} data: it has no uint8 array [N, {_PIXELS}].")
     if key not in loaded:
-        raise ValueError(f"{source} is no {name} data: it has no '{key.decode()}'.")
+        raise ValueError(f"{source} is not {name} data: it has no '{key.decode()}'.")
     labels = loaded[key]
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     what = f"{source} ({key.decode()})"
     labels = schema.require(labels, schema.Items(schema.Whole(NO_LABEL, 2**31 - 1)), what)
     if len(labels) != len(rows):
-        raise ValueError(f"{what} has {len(labels)} labels of {len(rows)} images.")
+        raise ValueError(f"{what} has {len(labels)} labels for {len(rows)} images.")
     return rows, np.array(labels, np.int64)
 
 
 def _class_names(name: str, source: str, loaded: Mapping[object, object]) -> list[str]:
-    """Returns the class names, as text whatever they are."""
+    """Returns the class names as text, whatever their type."""
     key = _ARCHIVES[name].names_key
     what = f"{source} ({key.decode()})"
     names = schema.require(loaded.get(key), schema.Items(schema.Anything(), least=1), what)
@@ -237,7 +237,7 @@ def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
     try:
         for key, content in read(path, archive, wanted):
             source = f"{path}/{key}"
-            # Each file is taken apart before the next is read: their bytes are not needed together.
+            # Each file is parsed before the next is read, so only one is in memory.
             loaded = load_pickle(content, source)
             if key == archive.meta:
                 class_names = _class_names(name, source, loaded)
@@ -278,7 +278,7 @@ def open_cifar(
       siblings: splits whose classes are numbered together, for image folders.
 
     Raises:
-      FileNotFoundError: if the data is not there; the message says how to get it.
+      FileNotFoundError: if the data is missing; the message says how to get it.
       ValueError: if the data is damaged or not CIFAR.
     """
     archive = _ARCHIVES[name]

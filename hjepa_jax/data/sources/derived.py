@@ -14,7 +14,7 @@ from hjepa_jax.data.formats.pixels import FULL, Ranges, choose_ranges
 from hjepa_jax.data.sources.base import ArraySource, ImageSource, Record, digest, has_label
 from hjepa_jax.errors import counted
 
-# How many images of a split decide how pixels of more than 8 bits are scaled.
+# Number of sampled images that determine the scale of pixels with more than 8 bits.
 _SAMPLED_IMAGES = 32
 
 
@@ -53,11 +53,11 @@ class SubsetSource:
 
 @dataclasses.dataclass(frozen=True)
 class RangedSource:
-    """Another source whose images of more than 8 bits a channel share one scale.
+    """Another source, with one scale for its images of more than 8 bits per channel.
 
     Attributes:
       parent: the other source.
-      ranges: the values that become 0 and 255.
+      ranges: the values that map to 0 and 255.
     """
 
     parent: ImageSource
@@ -88,13 +88,13 @@ class RangedSource:
 
 
 def sample_ranges(source: ImageSource) -> Ranges | None:
-    """Returns the scale for pixels of more than 8 bits that a sample of the images suggests.
+    """Chooses the scale for pixels of more than 8 bits from a sample of the images.
 
     Args:
       source: images, of which up to 32 are read.
 
     Returns:
-      None if no sampled image has more than 8 bits a channel.
+      The scale; None if no sampled image has more than 8 bits per channel.
     """
     found = []
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLED_IMAGES).round().astype(int)):
@@ -116,7 +116,7 @@ def subset(source: ImageSource, num: int | None, seed: int) -> ImageSource:
 
     Args:
       source: images.
-      num: how many to take; None or at least `len(source)` returns the source itself.
+      num: number of images; None or at least `len(source)` returns the source itself.
       seed: seed of the shuffle.
 
     Raises:
@@ -149,7 +149,7 @@ def stratified_sample(
 
     Args:
       labels: int32 [N]; images without a label are never drawn.
-      num: how many to draw, at most the number of labeled images.
+      num: number of images to draw, at most the number of labeled images.
       seed: seed of the draw.
       stream: stream of random numbers, with one key per class.
 
@@ -173,11 +173,11 @@ def stratified_sample(
 def hold_out(source: ImageSource, num: int, seed: int) -> tuple[ImageSource, ImageSource]:
     """Splits off `num` labeled images, with each class keeping its share.
 
-    The split depends on the seed, the labels and `num` alone.
+    The split depends only on the seed, the labels and `num`.
 
     Args:
       source: images.
-      num: how many images to hold out.
+      num: number of images to hold out.
       seed: seed of the draw.
 
     Returns:
@@ -191,7 +191,7 @@ def hold_out(source: ImageSource, num: int, seed: int) -> tuple[ImageSource, Ima
     if not 1 <= num < num_labeled:
         raise ValueError(
             f"{num} images cannot be held out of {source.description}: {num_labeled} of them have "
-            "a label, and at least one must be left."
+            f"a label, and at least one must remain."
         )
     held = np.zeros(len(source), bool)
     held[stratified_sample(labels, num, seed, Stream.HOLDOUT)] = True

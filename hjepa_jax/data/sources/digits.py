@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: real images without any download."""
+"""The handwritten digits included in scikit-learn: real images without a download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hjepa_jax.data.sources.derived import stratified_sample
 
 SIDE = 32
 NUM_TEST = 360
-# The split is part of the dataset, so it does not follow config.seed.
+# The split is part of the dataset, so it does not depend on config.seed.
 _SPLIT_SEED = 0
 
 

@@ -1,4 +1,4 @@
-"""The dataset 'folder': prepared shards, Parquet files or an image folder, whichever is there."""
+"""The dataset 'folder': prepared shards, Parquet files or an image folder, whichever exists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_root(
       siblings: splits whose classes are numbered together, in this order.
 
     Raises:
-      ValueError: if no root is given, or the data does not fit together.
+      ValueError: if no root is given, or the data is inconsistent.
       FileNotFoundError: if the root or the split does not exist.
     """
     if root is None:

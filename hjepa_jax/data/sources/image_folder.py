@@ -25,7 +25,7 @@ _JUNK = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadi
 
 
 class LeftOut:
-    """Counts what a listing leaves out.
+    """Counts the files that a listing skips.
 
     Attributes:
       hidden: number of hidden files and folders, and of those that viewers leave behind.
@@ -40,12 +40,12 @@ class LeftOut:
         return sum(self._kinds.values())
 
     def add(self, path: str, kind: str) -> None:
-        """Counts a file of a kind that is no image."""
+        """Counts a file that is not an image."""
         self._example = self._example or path
         self._kinds[kind] += 1
 
     def warn(self, what: str) -> None:
-        """Logs one warning, if there is anything to say."""
+        """Logs one warning if files were skipped."""
         if self._kinds:
             kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(self._kinds.items()))
             hidden = f", besides {self.hidden} hidden ones" if self.hidden else ""
@@ -58,16 +58,16 @@ class LeftOut:
 
 
 class Found(NamedTuple):
-    """What lies in a folder: names of folders and images, each sorted."""
+    """Content of a folder: names of folders and images, each sorted."""
 
     folders: list[str]
     images: list[str]
 
 
 def scan(folder: str, left_out: LeftOut) -> Found:
-    """Sorts the entries of one folder; a link counts as what it leads to.
+    """Sorts the entries of one folder; links count as their targets.
 
-    Nothing is asked of a file but its name: there may be millions.
+    Only the names of files are used, since there may be millions.
     """
     folders, images = list[str](), list[str]()
     known = frozenset(extensions())
@@ -91,7 +91,7 @@ def scan(folder: str, left_out: LeftOut) -> Found:
 
 
 def images_below(folder: str, left_out: LeftOut) -> list[str]:
-    """Returns the images in a folder and in those below it, as sorted paths relative to it."""
+    """Returns the images in and below a folder, as sorted relative paths."""
     found: list[str] = []
     # Links to folders are followed, but not in circles.
     seen: set[tuple[int, int]] = set()
@@ -123,7 +123,7 @@ class FolderSource:
     ):
         """Makes a source of `files`, paths relative to `root`, with one label each.
 
-        `left_out` is how many files were found that are no images.
+        `left_out` is the number of files found that are not images.
         """
         self._root = root
         self._split = split
@@ -150,7 +150,7 @@ class FolderSource:
         return self._labels
 
     def fingerprint(self) -> str:
-        # Sizes of a sample of files notice replaced content without a stat of every file.
+        # Sizes of a sample of files detect replaced content without a stat of every file.
         sample = self._files[:: max(1, len(self) // 256)]
         sizes = [_size(self._root / name) for name in sample]
         return digest(self.class_names, self._files, self._labels.tobytes(), sizes)
@@ -165,10 +165,10 @@ def _size(path: pathlib.Path) -> str:
 
 
 def split_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """Returns the folders that make up a split, by `splits.choose`.
+    """Returns the folders of a split, chosen by `splits.choose`.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if there are none.
       DataError: if several fit equally well.
     """
     present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
@@ -183,7 +183,7 @@ def split_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 class _Split:
-    """The class folders of one split, and the images that lie beside them."""
+    """The class folders of one split, and the images outside them."""
 
     def __init__(self, folders: Sequence[pathlib.Path]):
         self.folder = folders[0]
@@ -196,7 +196,7 @@ class _Split:
             self.loose += [folder / name for name in found.images]
             for name in found.folders:
                 classes.setdefault(name, []).append(folder / name)
-        # By name, in the order that paths sort in.
+        # By name, in the sort order of paths.
         self.classes = dict(sorted(classes.items()))
 
 
@@ -216,15 +216,15 @@ def open_folder(
 ) -> FolderSource:
     """Lists one split of an image folder.
 
-    Every file that Pillow reads is an image, at any depth below its class folder; one warning says
-    what is left out. Images of a split that has no class folders have no labels.
+    Every file that Pillow reads is an image, at any depth below its class folder; one warning lists
+    the skipped files. Images of a split without class folders have no labels.
 
     Args:
       root: folder with `<split>/<class>/<image>`; for the names of splits see `splits.choose`.
       split: name of the split.
       cache_mb: MiB of encoded images to keep in memory.
-      siblings: splits of the same dataset. Classes are numbered in the order of their names over
-        the first of them that is there, then over the next.
+      siblings: splits of the same dataset. Classes are numbered by name in the first existing one,
+        then in the next.
 
     Raises:
       FileNotFoundError: if the root or the split does not exist.

@@ -1,4 +1,4 @@
-"""Opening the images that a configuration names."""
+"""Opens the images of a configuration."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hjepa_jax.errors import ConfigError, DataError
 
 
 def open_data_set(settings: Settings) -> DataSet:
-    """Returns the dataset that `config.data.name` names; its splits are not read yet.
+    """Returns the dataset of `config.data.name`, without reading its splits.
 
     Args:
-      settings: the whole configuration, whose sections may belong to the dataset.
+      settings: the complete configuration, including sections of the dataset.
 
     Raises:
-      ConfigError: if there is no dataset of this name.
+      ConfigError: if the dataset does not exist.
     """
     name = settings.data.name
-    # What is loaded is a concrete subclass, which the type of the base cannot say.
+    # The loaded class is a concrete subclass, which the base type cannot express.
     kind = cast(
         "Callable[[Settings, str], DataSet]", load_subclass(SOURCES, name, DataSet, "dataset")
     )
@@ -38,20 +38,20 @@ def open_source(
     """Opens the images of one split.
 
     Classes have the same numbers in every split: first those of the training split, then those
-    that only others have. All splits share one scale for images of more than 8 bits a channel,
+    found only in others. All splits share one scale for images of more than 8 bits per channel,
     chosen from a sample of the training split (`pixels.choose_ranges`); a warning reports it.
 
     Args:
-      settings: the whole configuration; `data.name` and `data.root` say what and where.
+      settings: the complete configuration; `data.name` and `data.root` select the data.
       split: name of the split, usually `data.train_split` or `data.test_split`.
       siblings: splits whose classes are numbered together, in this order; None = these two.
 
     Returns:
-      The whole split; `open_split` applies `data.max_train_images`.
+      The full split; `open_split` applies `data.max_train_images`.
 
     Raises:
-      ValueError: if the name is unknown, or the data does not fit together.
-      FileNotFoundError: if the data is not there; the message says how to get it.
+      ValueError: if the name is unknown, or the data is inconsistent.
+      FileNotFoundError: if the data is missing; the message says how to get it.
     """
     data = settings.data
     siblings = siblings or (data.train_split, data.test_split)
@@ -71,7 +71,8 @@ def open_source(
     for kind, bounds in (("integers", ranges.integer), ("floats", ranges.real)):
         if bounds is not None and bounds != (0.0, FULL):
             warn_once(
-                f"{source.description}: some images have more than 8 bits a channel. In a sample, "
+                f"{source.description}: some images have more than 8 bits per channel. In a "
+                f"sample, "
                 f"their {kind} lie in {bounds[0]:g} .. {bounds[1]:g}, which becomes 0 .. 255 for "
                 "every image; values outside saturate."
             )
@@ -79,7 +80,7 @@ def open_source(
 
 
 def open_split(settings: Settings, which: str) -> ImageSource:
-    """Opens a part of the images of a configuration, limited as it says.
+    """Opens a split of a configuration's images, limited to its maximum size.
 
     Args:
       settings: the configuration.
@@ -87,7 +88,7 @@ def open_split(settings: Settings, which: str) -> ImageSource:
         `config.evaluation.online_holdout` keeps out of 'train'.
 
     Raises:
-      DataError: if the data is missing or does not fit together.
+      DataError: if the data is missing or inconsistent.
     """
     data = settings.data
     split, limit = {

@@ -65,7 +65,7 @@ class ParquetSource:
           split: name of the split.
           files: the files of the split.
           class_names: classes of the whole dataset.
-          found: the split's own labels.
+          found: the split's labels.
         """
         self._root = root
         self._split = split
@@ -74,14 +74,14 @@ class ParquetSource:
         self.class_names = tuple(class_names)
         tables = read_tables(self._files, IMAGE_COLUMNS)
         self._images = concatenate(tables).column(0)
-        # Where the rows of each file end, for images that lie beside it.
+        # End of each file's rows, to find images stored next to that file.
         self._ends = np.cumsum([len(table) for table in tables])
         self._labels = found.numbers(self.class_names)
         if len(self._labels) == 0:
             raise DataError(f"The Parquet files of {root} ({split}) have no rows.")
 
     def __reduce__(self) -> tuple[type[ParquetSource], tuple[object, ...]]:
-        # Worker processes read the images again rather than receive their content.
+        # Worker processes read the images again instead of receiving their content.
         arguments = (self._root, self._split, self._files, self.class_names, self._found)
         return ParquetSource, arguments
 
@@ -96,7 +96,7 @@ class ParquetSource:
         """Returns a row.
 
         Raises:
-          CorruptImageError: if it holds no bytes, and no path of a file that does.
+          CorruptImageError: if it has neither image bytes nor a path to an image file.
         """
         name = f"{printable(self._root)} ({self._split}) row {index}"
         try:
@@ -107,13 +107,13 @@ class ParquetSource:
                 path = os.fsdecode(path)
                 name = f"{name} ({printable(path)})"
                 value = value or self._read_beside(index, path, name)
-        # Text that is no UTF-8, a path with a null character, a circle of links.
+        # Text that is not UTF-8, a path with a null character, a cycle of links.
         except (ValueError, RuntimeError) as error:
             raise CorruptImageError(f"Cannot read {name}: {first_line(error)}.") from error
         return Record(value or b"", None, int(self._labels[index]), name)
 
     def _read_beside(self, index: int, path: str, name: str) -> bytes:
-        """Reads an image of which the row stores the path alone.
+        """Reads an image whose row stores only the path.
 
         Raises:
           FileNotFoundError: if it is not below the folder of its Parquet file.
@@ -122,7 +122,7 @@ class ParquetSource:
         file = (folder / path).resolve()
         if not file.is_relative_to(folder.resolve()) or not file.exists():
             raise FileNotFoundError(
-                f"{name} stores no bytes, and its path leads to no file in {folder}; store the "
+                f"{name} stores no bytes, and its path is not a file in {folder}; store the "
                 "images' bytes in the Parquet file, or put the files there"
             )
         return read_regular(file, MAX_ENCODED_BYTES)
@@ -136,7 +136,7 @@ class ParquetSource:
 
 
 def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
-    """Raises DataError if a file is there twice, or a part of the split is missing."""
+    """Raises DataError if a file is duplicated, or a part of the split is missing."""
     names = [path.name for path in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -144,7 +144,7 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
             f"The file {printable(twice)} is both in {printable(files[0].parent)} and in "
             f"{printable(files[-1].parent)}, so its images would count twice. Remove one of them."
         )
-    # The numbers that are there, by name and by the number of parts that the name tells.
+    # The part numbers found, by name and by the number of parts in the name.
     parts: dict[str, dict[int, list[int]]] = {}
     for path in files:
         match = _PART_OF.search(path.name)
@@ -161,7 +161,7 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
                 "version, and remove the others."
             )
         [(total, numbers)] = versions.items()
-        # Half of a dataset would train without a word.
+        # Otherwise half of a dataset would be trained on silently.
         absent = next((number for number in range(total) if number not in numbers), None)
         if absent is not None:
             raise DataError(

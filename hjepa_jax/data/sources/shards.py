@@ -96,7 +96,7 @@ _INDEX: schema.Fields[Index] = schema.Fields(
 )
 
 
-def pack(record: Record) -> bytes:
+def encode_record(record: Record) -> bytes:
     """Returns the stored form of a record; decoded pixels are encoded as PNG, without loss."""
     encoded = record.encoded
     if encoded is None:
@@ -109,7 +109,7 @@ def pack(record: Record) -> bytes:
     return _HEADER.pack(record.label, len(name)) + name + encoded
 
 
-def unpack(stored: bytes) -> Record:
+def decode_record(stored: bytes) -> Record:
     """Returns the record of its stored form.
 
     Raises:
@@ -191,7 +191,7 @@ class ShardSource:
         shard = bisect.bisect_right(self._ends, index)
         within = index - (self._ends[shard - 1] if shard else 0)
         try:
-            record = unpack(self._cache.get(index, lambda: self._readers[shard][within]))
+            record = decode_record(self._cache.get(index, lambda: self._readers[shard][within]))
         except (RuntimeError, ValueError) as error:
             raise CorruptImageError(
                 f"The shard {self._folder / self._shards[shard]['file']} is damaged at record "

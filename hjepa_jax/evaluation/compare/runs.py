@@ -35,8 +35,8 @@ from hjepa_jax.storage.schema import (
 )
 
 # Fields in which the runs of one group may differ: none of them changes what is learned.
-_FREE = ("seed", "checkpoint.", "log.", "evaluation.online_")
-_FREE += tuple(path for path, row in rows().items() if row.spec.own)
+_IGNORED = ("seed", "checkpoint.", "log.", "evaluation.online_")
+_IGNORED += tuple(path for path, row in rows().items() if row.spec.own)
 _EVENTS_BYTES = 2**32
 # What a comparison reads from metrics.json; missing values are null (NaN in older reports).
 _FIGURE = Maybe(Number(finite=False))
@@ -302,7 +302,7 @@ def group_runs(results: Sequence[RunResult]) -> list[Group]:
     """
     members: dict[str, list[RunResult]] = {}
     for position, result in enumerate(results):
-        fixed = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_FREE)]
+        fixed = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_IGNORED)]
         key = json.dumps(fixed) if fixed else f"run {position}"
         members.setdefault(key, []).append(result)
     groups: list[Group] = []
@@ -320,7 +320,7 @@ def group_runs(results: Sequence[RunResult]) -> list[Group]:
 def differing_fields(groups: Sequence[Group]) -> dict[str, list[object]]:
     """Returns the configuration fields that differ between groups: name -> value in each."""
     configs = [group.runs[0].config for group in groups]
-    names = sorted({name for config in configs for name in config if not name.startswith(_FREE)})
+    names = sorted({name for config in configs for name in config if not name.startswith(_IGNORED)})
     values = {name: [config.get(name) for config in configs] for name in names}
     return {name: v for name, v in values.items() if any(one != v[0] for one in v)}
 
