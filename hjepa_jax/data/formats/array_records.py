@@ -67,7 +67,7 @@ class _DamagedError(ValueError):
 def _after(position: int, size: int) -> int:
     """Returns the position after `size` more bytes, not counting block headers."""
     within = position % _BLOCK
-    # Bytes left in the current block.
+    # Payload bytes of the block before this position.
     done = max(0, within - _BLOCK_HEADER)
     blocks, rest = divmod(done + size, _BLOCK - _BLOCK_HEADER)
     start = position - within + blocks * _BLOCK

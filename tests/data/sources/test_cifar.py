@@ -225,7 +225,7 @@ def test_wrong_content_is_refused(batch, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        ([0] * 5, "5 labels of 6 images"),
+        ([0] * 5, "5 labels for 6 images"),
         ([0] * 5 + [10], "outside 0 .. 9"),
         ([0] * 5 + [-2], r"whole number from -1 .*, not -2"),
         ([0] * 5 + [2**60], r"whole number from -1"),
