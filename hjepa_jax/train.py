@@ -229,7 +229,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
                 session.monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)
             if step == session.first + 1:
-                # An unknown metric is told now, not at the first save.
+                # Report an unknown metric now, not at the first save.
                 ranking(settings.checkpoint, metrics, {})
             session.display.step(step)
             logs = step % settings.log.every_steps == 0 or step in (

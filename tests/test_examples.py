@@ -49,7 +49,7 @@ def trained(workdir: pathlib.Path, *overrides: str, mode: str = "train") -> path
 
 
 def resumable(workdir: pathlib.Path, *overrides: str) -> pathlib.Path:
-    """Trains a run and takes its last checkpoint away, so that training goes on from step 1."""
+    """Trains a run and takes its last checkpoint away, so that training resumes from step 1."""
     trained(workdir, *overrides, "--config.checkpoint.every_steps=1")
     shutil.rmtree(workdir / "checkpoints" / "2")
     return workdir

@@ -57,12 +57,12 @@ class FrozenEncoder(Protocol):
 
 
 class PreparedRun(NamedTuple):
-    """A run made ready: its setup and the compiled functions.
+    """A prepared run: its setup and compiled functions.
 
     Attributes:
       setup: modules, method, and optimizer.
       mesh: the devices.
-      num_steps: of the whole training.
+      num_steps: number of steps of the complete training.
       init: returns the initial state.
       step: the compiled train step.
       encode: the compiled encoder.

@@ -1,4 +1,4 @@
-"""Saving a run, and going on from where it was saved."""
+"""Saving and resuming runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hjepa_jax.training.prepare import PreparedRun
 from hjepa_jax.training.saved_run import check_finite, config_in, initial_state
 from hjepa_jax.training.state import TrainState
 
-# Scores of the online kNN, which only some steps have.
+# Scores of the online kNN, which exist only at some steps.
 KNN = "online/knn_"
 
 
@@ -37,7 +37,7 @@ class DataIdentity(TypedDict):
 
 
 def data_identity(data: Data, seed: int, source: ImageSource) -> DataIdentity:
-    """Returns what the batches' numbers count in; it reads all of the source, so once a run."""
+    """Returns the identity of the training data; call once per run, since it reads all of it."""
     return {
         "seed": seed,
         "num_images": len(source),
@@ -47,7 +47,7 @@ def data_identity(data: Data, seed: int, source: ImageSource) -> DataIdentity:
 
 
 def check_same_run(saved: Meta, settings: Settings, folder: pathlib.Path) -> None:
-    """Refuses to continue a run under another configuration, naming the fields that differ.
+    """Rejects resuming a run with a different configuration, naming the fields that differ.
 
     Raises:
       CheckpointError: if a field that changes the state or the batches differs.
@@ -59,8 +59,8 @@ def check_same_run(saved: Meta, settings: Settings, folder: pathlib.Path) -> Non
     )
     if differing:
         raise CheckpointError(
-            f"{folder} holds a run of another configuration: {', '.join(differing)}. "
-            "Start with the same values, or choose another --workdir."
+            f"{folder} holds a run with a different configuration: {', '.join(differing)}. Use the "
+            f"same values, or choose another --workdir."
         )
 
 
@@ -70,7 +70,7 @@ def restore_or_init(
     """Returns the newest checkpoint's state, or a new one, and the batches skipped before it.
 
     Raises:
-      CheckpointError: if the checkpoint is of another configuration or of other data.
+      CheckpointError: if the checkpoint belongs to another configuration or other data.
     """
     here = {"the training data": dict(identity), "the checkpoints": checkpointer.steps()}
     distributed.check_same(
@@ -105,10 +105,10 @@ def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
 def ranking(
     settings: Checkpoint, metrics: Mapping[str, jax.Array], scores: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns the metric that a checkpoint is ranked by; {} where none is, or it is not due.
+    """Returns the metric that ranks a checkpoint; {} if there is none or it is not due.
 
     Raises:
-      ConfigError: if config.checkpoint.best_metric is no metric of this run.
+      ConfigError: if config.checkpoint.best_metric is not a metric of this run.
     """
     name = settings.best_metric
     if not settings.keep_best:

@@ -1,4 +1,4 @@
-"""What another run left in its workdir: its configuration, and its encoder's parameters."""
+"""Reading another run from its workdir: its configuration and its encoder's parameters."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from hjepa_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-# What the encoder is, beside its own sections. It must agree with the checkpoint; all else may
-# differ in an evaluation.
+# Fields that define the encoder, in addition to its sections. They must match the checkpoint; all
+# others may differ in an evaluation.
 _ENCODER_FIELDS = ("model.", "data.image_size", "data.mean", "data.std")
-# What inference needs of a TrainState; the optimizer's two copies of the parameters stay on disk.
+# Parts of a TrainState needed for inference; the optimizer's copies of the parameters stay on disk.
 PARTS = ("step", "params", "batch_stats")
 
 
@@ -38,7 +38,7 @@ def saved_config(workdir: pathlib.Path) -> Settings:
     """Reads the settings that a run saved.
 
     Raises:
-      CheckpointError: if the workdir has none or it cannot be read.
+      CheckpointError: if there is none or it cannot be read.
     """
     path = workdir / "config.json"
     try:
@@ -50,10 +50,10 @@ def saved_config(workdir: pathlib.Path) -> Settings:
 
 
 def check_replaceable(workdir: pathlib.Path) -> None:
-    """Checks that nothing stands where a run writes its files: these replace files and links only.
+    """Checks that no folder is in the place of a file of the run.
 
     Raises:
-      CheckpointError: if a folder does.
+      CheckpointError: if there is one.
     """
     for name in ("config.json", "failure.json"):
         path = workdir / name
@@ -72,7 +72,7 @@ def config_in(meta: Meta, folder: pathlib.Path) -> Settings:
     """
     if "config" not in meta:
         raise CheckpointError(
-            f"the checkpoint in {folder} does not say which configuration it was trained with: "
+            f"the checkpoint in {folder} does not record its configuration: "
             "choose another --workdir."
         )
     try:
@@ -86,13 +86,13 @@ def config_in(meta: Meta, folder: pathlib.Path) -> Settings:
 def check_encoder(
     settings: Settings, saved: Settings, workdir: pathlib.Path, more: tuple[str, ...] = ()
 ) -> None:
-    """Refuses a configuration whose encoder is not the checkpoint's, naming the fields.
+    """Rejects a configuration whose encoder differs from the checkpoint's, naming the fields.
 
     Args:
-      settings: those in use.
-      saved: the run's.
-      workdir: the run's, for the message.
-      more: beginnings of further fields that must agree.
+      settings: the settings in use.
+      saved: the run's settings.
+      workdir: the run's workdir, for the message.
+      more: prefixes of further fields that must match.
 
     Raises:
       CheckpointError: if a field of the encoder, or one of `more`, differs.
@@ -101,8 +101,8 @@ def check_encoder(
     differing = differences(saved, settings, lambda name: name.startswith(fields))
     if differing:
         raise CheckpointError(
-            f"the run in {workdir} is another one: {', '.join(differing)}. Give the values that it "
-            "was trained with."
+            f"the run in {workdir} has different settings: {', '.join(differing)}. Use the values "
+            f"that it was trained with."
         )
 
 
@@ -116,7 +116,7 @@ def open_saved(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a finished or running run, for reading.
 
     Raises:
-      CheckpointError: if there is no such folder.
+      CheckpointError: if the folder does not exist.
     """
     check_has_checkpoints(workdir)
     return Checkpointer(
@@ -134,10 +134,10 @@ def check_choice(which: str) -> None:
 
 
 def chosen_step(checkpointer: Checkpointer, which: str) -> int | None:
-    """Returns the step that 'latest' (None: the newest readable one), 'best' or a number names.
+    """Returns the step for 'latest' (None: the newest readable one), 'best' or a step's number.
 
     Raises:
-      CheckpointError: if it is none of these, or there is no such step.
+      CheckpointError: if `which` is invalid, or the step does not exist.
     """
     steps = checkpointer.steps()
     if which == "latest":
@@ -162,13 +162,13 @@ def restore_parts(
     """Restores parts of a checkpoint and its `meta`.
 
     Args:
-      checkpointer: of `open_saved`.
-      run: made ready, or a function that makes it from a checkpoint's `meta`.
-      step: the step wanted; None = the newest readable one.
+      checkpointer: result of `open_saved`.
+      run: the prepared run, or a function that prepares it from a checkpoint's `meta`.
+      step: the step; None = the newest readable one.
       parts: fields of the TrainState.
 
     Raises:
-      CheckpointError: if it cannot be read, or `config.json` is not of the run that saved it.
+      CheckpointError: if it cannot be read, or `config.json` belongs to another run.
     """
 
     def wanted(meta: Meta) -> dict[str, PyTree[jax.ShapeDtypeStruct]]:
@@ -182,20 +182,21 @@ def restore_parts(
 
 
 def _check_agrees(meta: Meta, workdir: pathlib.Path) -> None:
-    """Refuses a `config.json` that says of the training what its checkpoint, checked, does not."""
+    """Rejects a `config.json` that contradicts the configuration in the checkpoint."""
     here = saved_config(workdir)
     differing = differences(
         config_in(meta, workdir), here, lambda name: not may_change_on_resume(name, here)
     )
     if differing:
         raise CheckpointError(
-            f"{workdir}/config.json is not of the run that saved the checkpoints beside it: "
+            f"{workdir}/config.json does not belong to the run that saved the checkpoints next to "
+            f"it: "
             f"{', '.join(differing)}, 'there' in the checkpoint. Put the file of that run there."
         )
 
 
 def check_finite(state: PyTree[jax.Array], folder: pathlib.Path) -> None:
-    """Refuses to go on from a state in which a number is NaN or infinite; `folder` has it.
+    """Rejects a state from `folder` that contains NaN or infinity.
 
     Raises:
       CheckpointError: naming one of the arrays.
@@ -204,25 +205,25 @@ def check_finite(state: PyTree[jax.Array], folder: pathlib.Path) -> None:
     if distributed.sum_over_processes(len(names)):
         raise CheckpointError(
             f"the checkpoint in {folder} holds numbers that are NaN or infinite "
-            f"({', '.join(names[:3])}): remove its step folder to go on from an earlier one, or "
-            "choose another run."
+            f"({', '.join(names[:3])}): remove its step folder to continue from an earlier one, or "
+            f"choose another run."
         )
 
 
 def initial_state(settings: Settings, run: PreparedRun) -> TrainState:
-    """Returns a new state; with `train.init_from`, parameters and statistics are another run's.
+    """Returns a new state; with `train.init_from`, parameters and statistics come from that run.
 
-    Those of a projector or predictor of another shape stay random; the encoder must fit.
+    A projector or predictor of a different shape stays random; the encoder must match.
 
     Raises:
-      CheckpointError: if that run has no readable checkpoint, or another encoder.
+      CheckpointError: if that run has no readable checkpoint or a different encoder.
     """
     if settings.train.init_from is None:
         return run.init()
     workdir = local_path(settings.train.init_from, "config.train.init_from")
     saved = saved_config(workdir)
     check_encoder(settings, saved, workdir)
-    # Neither changes a parameter, but both may not fit this run's devices and data.
+    # Neither affects parameters, but both may not fit this run's devices and data.
     saved = saved.replace({"data.batch_size": settings.data.batch_size})
     there = prepare(saved, settings.data.batch_size, run.mesh)
     checkpointer = open_saved(saved, workdir)
@@ -234,7 +235,7 @@ def initial_state(settings: Settings, run: PreparedRun) -> TrainState:
     for part, fresh in state.params.items():
         taken = found["params"].get(part, {})
         if mismatches(taken, fresh, str(workdir), dtypes=True):
-            _log.warning("%s has another %s: it starts at random", workdir, part)
+            _log.warning("%s has a different %s, which is initialized randomly", workdir, part)
             continue
         params[part] = _placed(taken, fresh)
         if part in stats:

@@ -1,4 +1,4 @@
-"""From a configuration to what a train step needs: modules, method and optimizer."""
+"""Builds the modules, method and optimizer of a train step from a configuration."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hjepa_jax.training.optimizer import Schedule, learning_rates, make_optimize
 
 @dataclasses.dataclass(frozen=True)
 class StepSetup:
-    """All that a train step needs beside its arguments; built once from the configuration.
+    """Everything that a train step needs besides its arguments; built once from the configuration.
 
     Attributes:
       settings: the run's settings.
       encoder, projector: Flax modules; the loss sees the projector's output.
-      method: the loss, and what is trained beside the encoder.
+      method: the loss, and the parts trained with the encoder.
       optimizer: of encoder, projector and the method's parts.
       rates: the learning rate of each parameter group.
     """
@@ -41,10 +41,10 @@ class StepSetup:
 def build_encoder(
     settings: Settings, *, dtype: DTypeLike | None = None, norm_groups: int = 1
 ) -> Encoder:
-    """Returns the encoder of a configuration; arguments as `build_setup`.
+    """Returns the encoder of a configuration; arguments as in `build_setup`.
 
     Raises:
-      ConfigError: if there is no such encoder.
+      ConfigError: if the encoder does not exist.
     """
     kind = load_subclass(ENCODERS, settings.model.encoder, Encoder, "encoder")
     numbers = jnp.dtype(settings.model.compute_dtype) if dtype is None else dtype
@@ -56,7 +56,7 @@ def build_method(settings: Settings, steps_per_epoch: int) -> Method:
 
     Args:
       settings: the run's settings.
-      steps_per_epoch: of the training.
+      steps_per_epoch: steps per epoch of the training.
     """
     shape = build_encoder(settings).shape(settings.data.image_size)
     if settings.model.projector != "identity":
@@ -78,10 +78,10 @@ def build_setup(
 
     Args:
       settings: the run's settings.
-      total_steps: of the training, for the schedules.
-      steps_per_epoch: of the training.
+      total_steps: total steps of the training, for the schedules.
+      steps_per_epoch: steps per epoch of the training.
       dtype: overrides config.model.compute_dtype (float64 in numerical checks).
-      norm_groups: parts of a batch with statistics of their own: the number of devices with
+      norm_groups: number of parts of a batch with separate statistics: the number of devices with
         config.model.batch_norm='local', else 1.
     """
     model = settings.model

@@ -18,13 +18,13 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes.
 
     Attributes:
-      step: int32 scalar, the optimizer steps done.
-      params: parameter trees of 'encoder', 'projector' and the method's parts (absent where a part
-        has none).
+      step: int32 scalar, the number of optimizer steps done.
+      params: parameter trees of 'encoder', 'projector' and the method's parts (absent if a part has
+        none).
       batch_stats: {'encoder', 'projector'} running batch-norm statistics.
       opt_state: the optimizer's state.
-      method_state: what the method itself updates, {} where there is nothing.
-      probe: {'params', 'opt_state'} of the online probe, {} where there is none.
+      method_state: state that the method itself updates, {} if there is none.
+      probe: {'params', 'opt_state'} of the online probe, {} if there is none.
       rng: uint32 key data; each step uses `fold_in(rng, step)`.
       failed_step: int32 scalar, the first step whose loss or gradient was not finite, else -1.
         From then on the state stays as it was before that step.
@@ -45,7 +45,7 @@ def init_state(setup: StepSetup, num_classes: int | None, key: jax.Array) -> Tra
 
     Args:
       setup: the parts to initialize.
-      num_classes: of the labels, for the online probe; None = without it.
+      num_classes: number of classes, for the online probe; None = no probe.
       key: a typed PRNG key, from which parameters and the training stream derive.
     """
     settings, encoder, projector = setup.settings, setup.encoder, setup.projector

@@ -81,7 +81,7 @@ def apply_encoder(
 
 
 class StepLoss(NamedTuple):
-    """The loss of a batch and what else its forward pass yields."""
+    """The loss of a batch and the other results of its forward pass."""
 
     total: jax.Array
     gradient: Parts
@@ -96,10 +96,10 @@ def loss_and_gradient(
 ) -> StepLoss:
     """Returns loss, gradient, new batch statistics, metrics and states of one batch.
 
-    With train.accumulation above 1 the encoder sees a part of the batch at a time; everything but
-    its batch normalization is as without, see `hjepa_jax.training.accumulation`.
+    With train.accumulation above 1 the encoder sees a part of the batch at a time; everything
+    except batch normalization stays the same, see `hjepa_jax.training.accumulation`.
 
-    `randomness` replaces what the step would draw (numerical checks against recorded values).
+    `randomness` replaces the step's own draw (for numerical checks against recorded values).
     """
     encode, method = functools.partial(encode_views, setup), setup.method
 
@@ -146,7 +146,7 @@ def train_step(
       setup: static; the first argument to bind before `jax.jit`.
       state: the training state, replicated.
       batch: 'global_views' uint8 [Vg, B, S, S, 3] and optionally 'local_views' [Vl, B, s, s, 3],
-        sharded over B, or with data.backend='device' what they are made of; with an online probe
+        sharded over B, or with data.backend='device' their inputs; with an online probe
         also 'label' int [B]; other entries are ignored.
       randomness: replaces the step's own draw.
 

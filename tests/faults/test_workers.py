@@ -69,7 +69,7 @@ def test_a_program_that_workers_cannot_import_ends_with_a_sentence(tmp_path, tex
     done = program([str(script), str(tmp_path / "run")])
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "DataError: A worker process of the input pipeline ended while it started" in last
+    assert "DataError: A worker process of the input pipeline exited during start-up" in last
     assert "`if __name__ == '__main__':`" in last
 
 
@@ -77,7 +77,7 @@ def test_a_program_on_standard_input_is_told_before_anything_is_written(tmp_path
     done = program(["-", str(tmp_path / "run")], UNGUARDED)
     assert done.returncode == 1
     assert "num_workers=0" in done.stderr.strip().splitlines()[-1]
-    assert "<stdin> is no file" in done.stderr
+    assert "<stdin> is not a file" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -405,7 +405,7 @@ def test_shared_memory_that_fills_up_is_named(monkeypatch) -> None:
     maker = batches.BatchMaker(typed(data_config()).data, 0, array_source())
     prefix = blocks.new_prefix()
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DataError, match=r"/dev/shm.* has no room for an array of 0\.0 MiB.*--shm"):
+    with pytest.raises(DataError, match=r"/dev/shm.* has no space for an array of 0\.0 MiB.*--shm"):
         blocks.Share(prefix)(maker(0))
     assert list(blocks.FOLDER.glob(f"{prefix}*")) == []
 

@@ -121,7 +121,7 @@ def test_a_configuration_that_the_checkpoint_does_not_confirm_is_refused(
     section, _, name = field.rpartition(".")
     (content[section] if section else content)[name] = value
     (copy / "config.json").write_text(json.dumps(content))
-    words = rf"config\.json is not of the run .*config\.{field} \("
+    words = rf"config\.json does not belong to the run .*config\.{field} \("
     with pytest.raises(CheckpointError, match=words):
         hjepa_jax.load(copy)
     with pytest.raises(CheckpointError, match=words):

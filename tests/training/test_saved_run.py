@@ -91,13 +91,13 @@ def test_a_run_starts_from_the_parameters_of_another(trained, tmp_path, caplog) 
     assert equal(state.batch_stats, there.batch_stats)
     assert equal(state.opt_state, fresh.opt_state)
     assert (int(state.step), int(there.step)) == (0, 2)
-    # Another predictor starts at random, and says so; the encoder is taken.
+    # A different predictor is initialized randomly, with a message; the encoder is restored.
     config.dynamics.hidden_dim = 24
     run = prepared(config)
     state = initial_state(typed(config), run)
     assert equal(state.params["encoder"], there.params["encoder"])
     assert equal(state.params["predictor"], run.init().params["predictor"])
-    assert "another predictor: it starts at random" in caplog.text
+    assert "a different predictor, which is initialized randomly" in caplog.text
 
 
 def test_what_does_not_fit_is_a_sentence(trained, tmp_path) -> None:

@@ -22,9 +22,9 @@ from hjepa_jax.data.sources.shards import (
     SHARD,
     Index,
     Shard,
+    encode_record,
     is_prepared,
     open_shards,
-    pack,
     read_index,
 )
 from hjepa_jax.storage import schema
@@ -34,12 +34,12 @@ from hjepa_jax.storage.files import sha256
 def _write_shard(
     source: ImageSource, numbers: range, path: pathlib.Path, progress: Callable[[int], None]
 ) -> Shard:
-    """Writes one shard and its note, which says what is in it; returns the note."""
+    """Writes one shard and its note, which describes its content; returns the note."""
     partial = _partial(path)
-    # Groups of one record: random access decompresses nothing else.
+    # Groups of one record, so random access decompresses nothing else.
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for number in numbers:
-        writer.write(pack(source.record(number)))
+        writer.write(encode_record(source.record(number)))
         progress(1)
     writer.close()
     note: Shard = {
@@ -55,7 +55,7 @@ def _write_shard(
 def _finished_shard(
     path: pathlib.Path, note_path: pathlib.Path, content: str, count: int
 ) -> Shard | None:
-    """Returns the note of a shard that is complete and made from this content, else None."""
+    """Returns the note of a shard that is complete and has this content, else None."""
     try:
         note = schema.read_json(note_path, SHARD)
         made = (note.pop("content", None), note["file"], note["num_images"])
@@ -68,7 +68,7 @@ def _finished_shard(
 def _finished_split(
     folder: pathlib.Path, split: str, index: Index, content: str, source: ImageSource
 ) -> bool:
-    """Returns whether a split of the index is complete and made from this content."""
+    """Returns whether a split of the index is complete and has this content."""
     entry = index["splits"].get(split)
     if entry is None or entry["content"] != content:
         return False
@@ -115,9 +115,9 @@ def write_shards(
     Shards that an earlier, interrupted call completed from the same source are kept.
 
     Args:
-      source: what to write.
+      source: images to write.
       split: name of the split in the index.
-      folder: prepared folder, made if need be.
+      folder: prepared folder, created if necessary.
       images_per_shard: images in each shard but the last.
       progress: called with the number of images done since its last call.
 
@@ -153,7 +153,7 @@ def write_shards(
 
 
 def _partial(path: pathlib.Path) -> pathlib.Path:
-    """Returns where a file is written before it is renamed; no link that lies there is followed."""
+    """Returns the temporary path of a file before its rename; removes any link there."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     return partial
@@ -166,7 +166,7 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 
 
 def _remove_notes(folder: pathlib.Path, split: str, notes: Sequence[Shard]) -> None:
-    """Removes what only an unfinished preparation needs, and shards of an earlier, longer one."""
+    """Removes files for resuming a preparation, and extra shards of an earlier, longer one."""
     kept = {note["file"] for note in notes}
     for path in folder.glob(f"{glob.escape(split)}-?????.*"):
         if path.name not in kept:

@@ -34,7 +34,7 @@ FORMAT = "hjepa_jax image shards 1"
 _HEADER = struct.Struct("<iH")
 _MAX_IMAGES = 1 << 31
 _LABELS_BYTES = 1 << 12
-# What np.save writes before the numbers of a vector of integers.
+# Header that np.save writes before the numbers of an integer vector.
 _LABELS_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '([<>|][iu][1248])', 'fortran_order': (?:False|True), "
     rb"'shape': \((\d{1,10}),\), \} *\n",
@@ -52,13 +52,13 @@ class Shard(TypedDict):
 
 
 class Note(Shard):
-    """A shard and what it was made from."""
+    """A shard and the identity of its source."""
 
     content: NotRequired[str]
 
 
 class Split(TypedDict):
-    """A split in the index; `content` identifies what its shards were made from."""
+    """A split in the index; `content` identifies the source of its shards."""
 
     num_images: int
     content: str
@@ -113,7 +113,7 @@ def decode_record(stored: bytes) -> Record:
     """Returns the record of its stored form.
 
     Raises:
-      ValueError: if it is too short to be one.
+      ValueError: if it is too short.
     """
     if len(stored) < _HEADER.size:
         raise ValueError(f"A stored record of {len(stored)} bytes has no header.")
@@ -130,7 +130,8 @@ def _read_labels(path: pathlib.Path, count: int) -> npt.NDArray[np.int32]:
     header = _LABELS_HEADER.match(content)
     if header is None or int(header[3]) != count:
         raise ValueError(
-            f"The labels {path} are damaged: they are no vector of {count} integers; prepare the "
+            f"The labels {path} are damaged: they are not a vector of {count} integers; prepare "
+            f"the "
             "data again."
         )
     dtype, values = np.dtype(header[2].decode()), content[header.end() :]
@@ -149,7 +150,7 @@ class ShardSource:
         """Opens a split; `index` is what `read_index` returned.
 
         Raises:
-          OSError, ValueError: if a shard or the labels are missing, damaged, or do not fit.
+          OSError, ValueError: if a shard or the labels are missing, damaged, or inconsistent.
         """
         self._folder = folder
         self._split = split
@@ -199,8 +200,8 @@ class ShardSource:
             ) from error
         if record.label != self._labels[index]:
             raise CorruptImageError(
-                f"Record {within} of the shard {self._folder / self._shards[shard]['file']} has "
-                f"another label than {self._split}.labels.npy has for it."
+                f"Record {within} of the shard {self._folder / self._shards[shard]['file']} has a "
+                f"different label than in {self._split}.labels.npy."
             )
         return record
 
@@ -220,7 +221,7 @@ def read_index(folder: pathlib.Path) -> Index:
     """Returns the content of `dataset.json`.
 
     Raises:
-      ValueError: if it is no index of this format; the message names the field.
+      ValueError: if it is not an index of this format; the message names the field.
       OSError: if it cannot be read.
     """
     path = folder / INDEX
@@ -234,7 +235,7 @@ def read_index(folder: pathlib.Path) -> Index:
             if not re.fullmatch(r"[^/\0]+\.array_record", file):
                 raise ValueError(f"{path} names a shard outside its folder, or none: {file}.")
         if re.search(r"[/\0]", name):
-            raise ValueError(f"{path} has a split that is no name: {name!r}.")
+            raise ValueError(f"{path} has an invalid split name: {name!r}.")
     return index
 
 
@@ -242,8 +243,8 @@ def open_shards(folder: pathlib.Path, split: str, cache_mb: float = 0.0) -> Shar
     """Opens one split of a prepared folder.
 
     Raises:
-      FileNotFoundError: if the split or a shard is not there.
-      ValueError: if the index, the labels or a shard are damaged, or do not fit together.
+      FileNotFoundError: if the split or a shard is missing.
+      ValueError: if the index, the labels or a shard are damaged or inconsistent.
     """
     index = read_index(folder)
     found = next(iter(splits.choose(split, index["splits"], str(folder))), None)

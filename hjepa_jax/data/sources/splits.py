@@ -11,15 +11,15 @@ from hjepa_jax.errors import DataError, counted
 
 _log = logging.getLogger(__name__)
 
-# Splits whose classes are numbered together where nothing else is said.
+# Splits whose classes are numbered together by default.
 SPLITS = ("train", "test")
-# What the splits that people use are called, in lower case.
+# Common names of splits, in lower case.
 _NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-# What serves where there is no such split.
+# Substitutes for missing splits.
 _STAND_INS = {"val": "test", "test": "val"}
 # Parts `train.X1`, `train.X2` make one split together.
 _PART = re.compile(r"\.X\d*$")
@@ -27,26 +27,26 @@ _PART = re.compile(r"\.X\d*$")
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning about a dataset, once a process: datasets are opened again and again."""
+    """Logs a warning about a dataset once per process, since datasets are opened repeatedly."""
     _log.warning("%s", message)
 
 
 def choose(split: str, present: Iterable[str], where: str) -> list[str]:
-    """Returns which of the names present make up a split; several only for its parts.
+    """Returns the names that make up a split; several only if it has parts.
 
     A split has its own name, in any case, or a synonym ('train', 'training'; 'val', 'valid',
-    'validation'; 'test', 'testing'); and 'val' stands in for 'test', and the other way round.
+    'validation'; 'test', 'testing'); and 'val' stands in for 'test', and vice versa.
 
     Args:
-      split: the name asked for.
+      split: the requested name.
       present: names of folders or files.
-      where: what they are in, for the message.
+      where: their location, for the message.
 
     Returns:
-      Names, sorted; [] if there is none.
+      Names, sorted; [] if there are none.
 
     Raises:
-      DataError: if several fit equally well.
+      DataError: if several match equally well.
     """
     parts: dict[str, list[str]] = {}
     for name in sorted(present):
@@ -71,7 +71,7 @@ def choose(split: str, present: Iterable[str], where: str) -> list[str]:
 
 
 def family(split: str, siblings: Sequence[str]) -> list[str]:
-    """Returns the splits that share one numbering of classes, the one that comes first first."""
+    """Returns the splits that share one numbering of classes, in order of precedence."""
     return list(dict.fromkeys((*siblings, split)))
 
 
@@ -79,12 +79,12 @@ def number_classes(where: str, classes: Mapping[str, Sequence[str]]) -> tuple[st
     """Returns the classes of a dataset in the order of their numbers.
 
     Args:
-      where: what the dataset is, for the warning.
-      classes: of each split, the one that comes first first: its classes in their order.
+      where: description of the dataset, for the warning.
+      classes: the ordered classes of each split, in order of precedence.
 
     Returns:
-      The classes of the first split, then those that only the next one has, and so on. A warning
-      says if splits that have classes differ in them.
+      The classes of the first split, then the additional ones of the next, and so on. A warning is
+      logged if the splits have different classes.
     """
     ordered = list(dict.fromkeys(name for names in classes.values() for name in names))
     for split, names in classes.items():

@@ -33,18 +33,18 @@ _INFO = schema.Fields(
 
 
 class Tfds(DataSet):
-    """The prepared dataset that follows 'tfds:' in `config.data.name`."""
+    """The prepared dataset named after 'tfds:' in `config.data.name`."""
 
     takes_argument = True
 
     def open(self, split: str, siblings: Sequence[str]) -> TfdsSource:
-        """Opens a split; the metadata number the classes for all of them."""
+        """Opens a split; the metadata define the class numbers for all splits."""
         del siblings
         return open_tfds(self.argument, self.root, split)
 
 
 class TfdsSource:
-    """One split of a prepared dataset with features 'image' and, where it has labels, 'label'."""
+    """One split of a prepared dataset with features 'image' and, if labeled, 'label'."""
 
     def __init__(self, folder: str, split: str):
         """Opens the split of the prepared version in `folder`."""
@@ -89,7 +89,7 @@ class TfdsSource:
             raise CorruptImageError(f"Cannot read {name}: {first_line(error)}.") from error
         if not isinstance(encoded, bytes) or not NO_LABEL <= label < len(self.class_names):
             raise CorruptImageError(
-                f"Cannot read {name}: it has no encoded image, or a label that is no class."
+                f"Cannot read {name}: it has no encoded image, or a label that is not a class."
             )
         return Record(bytes(encoded), None, label, name)
 
@@ -101,7 +101,7 @@ class TfdsSource:
         return self._labels
 
     def _label(self, index: int) -> int:
-        """The label of an example; none for one that is damaged, which its reader will meet."""
+        """Returns the label of an example; none if it is damaged, which is reported later."""
         try:
             return self.record(index).label
         except CorruptImageError:
@@ -112,11 +112,11 @@ class TfdsSource:
 
 
 def _check_metadata(folder: pathlib.Path) -> None:
-    """Checks what tfds will read: it would import any module that the features name.
+    """Checks the metadata that tfds will read: it would import any module that the features name.
 
     Raises:
       ValueError: naming the file and the field.
-      OSError: if a file is missing, or no regular file of a sane size.
+      OSError: if a file is missing, not a regular file, or too large.
     """
     schema.read_json(folder / "dataset_info.json", _INFO)
     path = folder / "features.json"
@@ -140,7 +140,7 @@ def _class_names(folder: str, label: Any) -> tuple[str, ...]:
     """Returns the names of a ClassLabel."""
     count = getattr(label, "num_classes", None)
     if not isinstance(count, int) or not 0 < count <= _MAX_CLASSES:
-        raise ValueError(f"The feature 'label' of {folder} is no ClassLabel with names.")
+        raise ValueError(f"The feature 'label' of {folder} is not a ClassLabel with names.")
     return tuple(schema.readable(name) for name in label.names)
 
 
@@ -153,7 +153,7 @@ def _open(folder: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Any]:
         builder: Any = tfds.builder_from_directory(folder)
         info = builder.info
         present, splits = set(info.features), list(info.splits)
-    # tfds raises almost anything on metadata that does not fit.
+    # tfds raises almost anything on invalid metadata.
     except Exception as error:
         raise ValueError(
             f"The metadata in {folder} is damaged ({first_line(error)}); prepare the data again."
@@ -168,7 +168,7 @@ def _open(folder: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Any]:
             f"{', '.join(sorted(present))}."
         )
     if not isinstance(info.features["image"], tfds.features.Image):
-        raise ValueError(f"The feature 'image' of {folder} is no Image.")
+        raise ValueError(f"The feature 'image' of {folder} is not an Image.")
     if split not in splits:
         raise FileNotFoundError(f"{folder} has no split '{split}'; it has: {', '.join(splits)}.")
     _check_shards(info.splits[split])
@@ -177,10 +177,13 @@ def _open(folder: str, split: str) -> tuple[Sequence[Mapping[str, Any]], Any]:
 
 
 def _check_shards(split: tfds.core.SplitInfo) -> None:
-    """Checks that every shard is there and has as many records as the metadata says."""
+    """Checks that every shard exists and has the number of records in the metadata."""
     paths = [pathlib.Path(path) for path in split.filepaths]
     if len(paths) != len(split.shard_lengths):
-        raise ValueError(f"{paths[0].parent} has {len(paths)} shards of another number of lengths.")
+        raise ValueError(
+            f"{paths[0].parent} has {len(paths)} shards, but its metadata lists a "
+            f"different number of lengths."
+        )
     if sum(split.shard_lengths) < 1:
         raise ValueError(f"The split '{split.name}' of {paths[0].parent} has no examples.")
     for path, length in zip(paths, split.shard_lengths, strict=True):
@@ -190,7 +193,7 @@ def _check_shards(split: tfds.core.SplitInfo) -> None:
 def open_tfds(name: str, root: str | None, split: str) -> TfdsSource:
     """Opens the newest prepared version of a TensorFlow dataset.
 
-    Nothing is downloaded: without the files the answer is an error, at once.
+    Nothing is downloaded: missing files are an error.
 
     Args:
       name: name of the dataset, optionally `name/config` and `name:version`.

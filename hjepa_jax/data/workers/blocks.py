@@ -60,7 +60,7 @@ def new_prefix() -> str:
 
 
 def name_semaphores() -> None:
-    """Names the semaphores of this process's queues like its blocks, where they are files.
+    """Names the semaphores of this process's queues like its blocks, if they are files.
 
     Python removes them at exit, but not if the process and its helpers are killed.
     """
@@ -78,7 +78,7 @@ def remove(prefix: str) -> None:
     for path in _files(prefix):
         with contextlib.suppress(OSError):
             path.unlink()
-        # Registered first, since its creator may not have come to that and Python would complain.
+        # Registered first: its creator may not have done so yet, and Python would complain.
         for note in (resource_tracker.register, resource_tracker.unregister):
             note(f"/{path.name}", "shared_memory")
 
@@ -123,8 +123,8 @@ def mib(size: int) -> str:
 def unusable(error: OSError) -> str:
     """Returns the error message for shared memory that cannot even hold semaphores."""
     return (
-        f"Worker processes cannot be set up ({error}): {REMEDY}, and see that {FOLDER} exists and "
-        "can be written to."
+        f"Worker processes cannot be set up ({error}): {REMEDY}, and check that {FOLDER} exists "
+        f"and is writable."
     )
 
 
@@ -134,8 +134,8 @@ def shortage(needed: int) -> str | None:
     if free is None or free >= needed:
         return None
     return (
-        f"{FOLDER}, the shared memory through which worker processes hand over their batches, has "
-        f"{mib(free)} free, but the batches on their way take up to {mib(needed)}: {REMEDY}."
+        f"{FOLDER}, the shared memory through which worker processes pass their batches, has "
+        f"{mib(free)} free, but the batches in flight take up to {mib(needed)}: {REMEDY}."
     )
 
 
@@ -161,7 +161,7 @@ class Share:
     """Moves a worker's batches into shared memory; can be pickled."""
 
     def __init__(self, prefix: str):
-        """Takes the name prefix of the blocks, from `new_prefix`."""
+        """Stores the name prefix of the blocks, from `new_prefix`."""
         self._prefix = prefix
 
     def __call__(
@@ -170,7 +170,7 @@ class Share:
         """Returns the batch in shared memory, and the messages.
 
         Raises:
-          DataError: there is no room.
+          DataError: if there is not enough space.
         """
         batch, messages = made
         return {name: self._moved(array) for name, array in batch.items()}, messages
@@ -185,9 +185,9 @@ class Share:
             free = free_bytes()
             room = "" if free is None else f" ({mib(free)} are free)"
             raise DataError(
-                f"{FOLDER}, the shared memory through which worker processes hand over their "
-                f"batches, has no room for an array of {mib(array.nbytes)}{room}: "
-                f"{error.strerror}. To go on, {REMEDY}."
+                f"{FOLDER}, the shared memory through which worker processes pass their batches, "
+                f"has no space for an array of {mib(array.nbytes)}{room}: "
+                f"{error.strerror}. To continue, {REMEDY}."
             ) from error
         shared = SharedMemoryArray.from_shared_memory(block, array.shape, array.dtype)
         np.copyto(shared, array, casting="no")

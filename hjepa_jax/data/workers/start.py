@@ -1,4 +1,4 @@
-"""Starts worker processes: preconditions, and how they receive their work."""
+"""Start-up of worker processes: preconditions, and the transfer of their work."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def check_can_start() -> None:
     path = multiprocessing.spawn.get_preparation_data("").get("init_main_from_path")
     if path is not None and not os.path.isfile(path):
         raise DataError(
-            f"data.num_workers starts processes that import the main program, but {path} is no "
-            "file: save the program as a file instead of giving it on standard input, or set "
+            f"data.num_workers starts processes that import the main program, but {path} is not a "
+            f"file: save the program as a file instead of piping it to standard input, or set "
             "data.num_workers=0."
         )
 
@@ -52,13 +52,13 @@ def check_can_start() -> None:
 def start_failure(exit_code: int | None) -> str:
     """Returns the error message for a worker that exited before its first batch."""
     return (
-        f"A worker process of the input pipeline ended while it started ({ending(exit_code)}). "
+        f"A worker process of the input pipeline exited during start-up ({ending(exit_code)}). "
         f"Workers import the main program again: if that is a script of yours, {_GUARD}."
     )
 
 
 def ending(exit_code: int | None) -> str:
-    """Describes how a process ended, from its exit code."""
+    """Describes how a process exited, from its exit code."""
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return "exit code unknown" if exit_code is None else f"exit code {exit_code}"
@@ -103,7 +103,7 @@ def _load(path: str) -> Callable[..., Any]:
 
 
 def _call(path: str, *arguments: object) -> Any:
-    with _LOADING:  # a worker's threads come here together
+    with _LOADING:  # a worker's threads arrive here together
         function = _load(path)
     return function(*arguments)
 

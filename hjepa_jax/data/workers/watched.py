@@ -16,16 +16,16 @@ from typing import ClassVar, Protocol, TypeVar, cast
 from absl import logging
 
 _POLL_SECONDS = 0.1
-# Grain itself notices a worker's death in a second or two, and can say more.
+# Grain notices a worker's death within a second or two, and has more details.
 _DEAD_SECONDS = 3.0
 _UNSEEN_SECONDS = 60.0
-# At the end of a stream, where a worker that has ended may have made its share.
+# Near the end of a stream, a worker that has exited may have finished its share.
 _PATIENT_SECONDS = 300.0
 _CLOSE_SECONDS = 2.0
 _NAME = "grain-process-prefetch"
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
-# Threads that closing could not end, for example in a read from a disk that does not answer.
+# Threads that closing could not stop, for example while reading from a hung disk.
 _stuck: list[threading.Thread] = []
 
 
@@ -42,9 +42,9 @@ class WorkerDied(Exception):
 
 
 def _started() -> list[BaseProcess]:
-    """Returns this process's children, including ended ones where Python keeps them.
+    """Returns this process's children, including exited ones that Python still tracks.
 
-    `active_children` drops children that have ended.
+    `active_children` drops children that have exited.
     """
     known = getattr(multiprocessing.process, "_children", None)
     return multiprocessing.active_children() if known is None else list(known)
@@ -75,7 +75,7 @@ class _Workers:
         return len(self._mine) < self._count
 
     def dead(self, all_of_them: bool) -> BaseProcess | None:
-        """Returns a worker that has ended, or None; with `all_of_them`, None unless all have."""
+        """Returns a worker that has exited, or None; with `all_of_them`, None unless all have."""
         ended = [process for process in self._mine if not process.is_alive()]
         return ended[0] if ended and (len(ended) == len(self._mine) or not all_of_them) else None
 
@@ -127,13 +127,13 @@ class Watched(Iterator[_T]):
           num_workers: number of worker processes it starts; 0 = threads only.
           stop: called with the seconds waited for the current element; returns whether to give up.
           length: number of elements; needed with workers.
-          ahead: maximum number of elements that all workers together make ahead.
+          ahead: maximum number of elements that all workers together prefetch.
         """
         self._iterator = iterator
         self._stop = stop
         self._left, self._ahead = length, ahead
         self._workers = _Workers(num_workers)
-        # No SimpleQueue: its get(timeout) waits for ever where a signal comes near the timeout.
+        # Not SimpleQueue: its get(timeout) waits forever if a signal arrives near the timeout.
         self._asked: queue.Queue[Callable[[], _T | None] | None] = queue.Queue()
         self._answers: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue()
         self._thread: threading.Thread | None = None
@@ -154,7 +154,7 @@ class Watched(Iterator[_T]):
         self._asked.put(work)
 
     def _answer(self, seconds: float) -> _T | None:
-        """Returns the answer, None from work that has none.
+        """Returns the result of the work, which may be None.
 
         Raises:
           queue.Empty: if there is none within `seconds`.
@@ -170,8 +170,8 @@ class Watched(Iterator[_T]):
         """Returns the next element.
 
         Raises:
-          StoppedWaiting: `stop` returned True.
-          WorkerDied: workers ended, although grain accepts their exit codes.
+          StoppedWaiting: if `stop` returned True.
+          WorkerDied: if workers exited, even with codes that grain accepts.
         """
         self._ask(self._iterator.__next__)
         begun = time.monotonic()
@@ -206,7 +206,7 @@ class Watched(Iterator[_T]):
         """Stops threads and workers, killing workers that do not stop in time."""
         self._workers.look()
         if self._busy:
-            # The thread is still waiting, for workers that then cannot give it anything more.
+            # The thread is still waiting for workers, which can no longer send anything.
             self._workers.kill()
             closer = threading.Thread(target=self._iterator.close, daemon=True, name="hjepa-close")
             closer.start()
@@ -223,10 +223,10 @@ class Watched(Iterator[_T]):
             self._asked.put(None)
             self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
-                logging.warning("The input pipeline does not end: it waits for its data.")
+                logging.warning("The input pipeline does not stop: it is waiting for data.")
                 _stuck.append(self._thread)
         self._workers.forget()
-        # Grain's iterators complain if they are left to the end of the interpreter.
+        # Grain's iterators complain if they survive until the interpreter exits.
         del self._iterator
 
 

@@ -168,7 +168,10 @@ def test_images_beside_the_file_are_read_by_their_path(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"bytes": None, "path": "gone.png"}, r"row 0 \(gone\.png\) stores no bytes.*is not a file"),
+        (
+            {"bytes": None, "path": "gone.png"},
+            r"row 0 \(gone\.png\) stores no bytes.*is not a file",
+        ),
         ({"bytes": None, "path": "../outside.png"}, "stores no bytes.*is not a file"),
         ({"bytes": b"", "path": "/etc/passwd"}, "stores no bytes.*is not a file"),
         ({"bytes": None, "path": None}, "row 0: it is empty: no bytes are stored"),

@@ -171,7 +171,7 @@ def test_labels_of_other_types_are_read(prepared) -> None:
         assert source.labels().tolist() == labels.tolist()
         assert source.labels().dtype == np.int32
     np.save(path, labels[::-1])
-    with pytest.raises(CorruptImageError, match="another label"):
+    with pytest.raises(CorruptImageError, match="a different label"):
         shards.open_shards(prepared, "train").record(0)
 
 

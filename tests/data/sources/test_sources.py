@@ -53,7 +53,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("tfds", "does not say which"), ("cifar10:mnist", "takes no name")]
+    ("name", "words"), [("tfds", "does not name a dataset"), ("cifar10:mnist", "takes no name")]
 )
 def test_a_name_behind_the_colon_is_where_it_belongs(name, words) -> None:
     with pytest.raises(ConfigError, match=rf"config\.data\.name is '{name}'.*{words}"):

@@ -91,11 +91,11 @@ def version(data_dir, tmp_path):
         ("dataset_info.json", '"5"', '"-5"', "metadata in .* is damaged|no examples|instead of"),
         ("dataset_info.json", '"5"', '"many"', "metadata in .* is damaged"),
         ("dataset_info.json", "{", "[" * 10_000, "nested more than 64 deep"),
-        ("features.json", '"2"', '"999999999999"', "is damaged|no ClassLabel"),
+        ("features.json", '"2"', '"999999999999"', "is damaged|not a ClassLabel"),
         ("features.json", '"2"', "[]", "metadata in .* is damaged"),
         ("features.json", "label_feature.Cl", "label_feature.Kl", "metadata in .* is damaged"),
         ("features.json", "tensorflow_datasets.core.features.image_feature", "os", "'os.Image'"),
-        ("features.json", "image_feature.Image", "text_feature.Text", "damaged|no Image"),
+        ("features.json", "image_feature.Image", "text_feature.Text", "damaged|not an Image"),
         ("features.json", "{", "\x00", "cannot be read as JSON"),
     ],
 )
