@@ -20,7 +20,7 @@ from hjepa_jax.config import steps_per_epoch
 from hjepa_jax.config.data import Data
 from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import host, resize
-from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack_parameters
+from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack_views
 from hjepa_jax.data.counter_random import Stream
 from hjepa_jax.data.decode import CorruptImageError, decode_image
 from hjepa_jax.data.sources.base import ImageSource
@@ -338,9 +338,7 @@ class BatchMaker:
                 name, size = views.name, views.size
                 layout = (len(views.numbers), len(group))
                 if on_device:
-                    batch[f"{name}_parameters"][:, part] = pack_parameters(drawn).reshape(
-                        *layout, -1
-                    )
+                    batch[f"{name}_parameters"][:, part] = pack_views(drawn).reshape(*layout, -1)
                     if shape is None:
                         pixels = host.crop(images, source, drawn, size)
                         batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)

@@ -70,7 +70,7 @@ def test_a_ranking_by_an_unknown_metric_is_refused(trained) -> None:
     with pytest.raises(ConfigError, match="did you mean 'total'"):
         ranking(typed(config).checkpoint, {"total": 1.0, "pred": 2.0}, {})
     config.checkpoint.best_metric = "failed_step"  # of the guard alone, and gone from the logs
-    with pytest.raises(ConfigError, match="none of pred, total: "):
+    with pytest.raises(ConfigError, match="not one of pred, total: "):
         ranking(typed(config).checkpoint, {"total": 1.0, "pred": 2.0, "failed_step": -1.0}, {})
     config.checkpoint.best_metric = "online/knn_top1"
     assert ranking(typed(config).checkpoint, {"total": 1.0}, {}) == {}

@@ -22,7 +22,7 @@ from hjepa_jax.data.augmentation.parameters import (
     CONTRAST,
     HUE,
     SATURATION,
-    unpack_parameters,
+    unpack_views,
 )
 
 # Reduced precision (TF32 on GPUs, bfloat16 on TPUs) would move pixels by several levels.
@@ -116,7 +116,7 @@ def _one_view(
     image: jax.Array, packed: jax.Array, *, size: int, crop: bool, kernel: int, threshold: int
 ) -> jax.Array:
     """Returns one view uint8 [size, size, 3]."""
-    p = unpack_parameters(packed)
+    p = unpack_views(packed)
     image = image.astype(jnp.float32)
     planes = _crop(image, p, size) if crop else image.transpose(2, 0, 1)
     planes = _jitter(planes, p)
@@ -135,7 +135,7 @@ def augment_on_device(
 
     Args:
       images: uint8 [B, H, W, 3] (whole images) or [V, B, size, size, 3] (crops).
-      parameters: float32 [V, B, F], `parameters.pack_parameters` of the drawn parameters.
+      parameters: float32 [V, B, F], `parameters.pack_views` of the drawn parameters.
       size: side of the views in pixels.
       kernel: odd size of the Gaussian kernel.
       threshold: solarization threshold.

@@ -75,14 +75,14 @@ PACKED = (
 )
 
 
-def pack_parameters(parameters: ViewParameters) -> npt.NDArray[np.float32]:
+def pack_views(parameters: ViewParameters) -> npt.NDArray[np.float32]:
     """Packs the parameters of N views into float32 [N, len(PACKED)], which holds them exactly."""
     columns: dict[str, npt.NDArray] = parameters._asdict()
     columns.update({f"order_{i}": parameters.order[:, i] for i in range(4)})
     return np.stack([columns[name].astype(np.float32) for name in PACKED], axis=-1)
 
 
-def unpack_parameters(packed: jax.Array) -> dict[str, jax.Array]:
+def unpack_views(packed: jax.Array) -> dict[str, jax.Array]:
     """Returns the columns of packed parameters [..., len(PACKED)] by name."""
     return {name: packed[..., column] for column, name in enumerate(PACKED)}
 

@@ -128,7 +128,7 @@ def test_a_view_depends_on_its_own_coordinates_alone() -> None:
 
 def test_packing_is_exact() -> None:
     drawn = draw(200)
-    columns = parameters.unpack_parameters(parameters.pack_parameters(drawn))
+    columns = parameters.unpack_views(parameters.pack_views(drawn))
     for name, values in drawn._asdict().items():
         if name == "order":
             got = np.stack([columns[f"order_{i}"] for i in range(4)], axis=1)
