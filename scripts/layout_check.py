@@ -3,8 +3,8 @@
     python scripts/layout_check.py --config=configs/cifar100.py:smoke [--devices=1,2,4,8]
 
 Takes one step of the configuration in each layout, on virtual CPU devices unless there are GPUs,
-and prints the largest relative difference from one device. The exit status is 1 if it exceeds
---tolerance.
+and prints the largest relative difference from the whole batch on one device. The exit status is 1
+if it exceeds --tolerance.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.kernels.build import call_native, use_native
+from hjepa_jax.objectives import shares
+from hjepa_jax.objectives.shares import AxisName
 from hjepa_jax.runtime.devices import varying_alike
 
 # Below this many values a call costs more than it saves.
@@ -32,6 +34,8 @@ def normalize_batch(
     relu: bool = False,
     epsilon: float = 1e-5,
     groups: int = 1,
+    axis_name: AxisName = None,
+    shift: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes x over all axes but the last, adds `residual`, then applies a ReLU if `relu`.
 
@@ -46,16 +50,28 @@ def normalize_batch(
       relu: whether to apply a ReLU last.
       epsilon: added to the variance.
       groups: number of equal groups of consecutive rows with separate statistics; must divide N.
+      axis_name: mesh axis that the rows are split over, inside `jax.shard_map`; None = x is whole.
+      shift: [C], near the means, such as the running ones: it keeps the variance between shares
+        from canceling. Needed with `axis_name`.
 
     Returns:
       (y like x, means [groups, C], biased variances [groups, C]). No gradient flows through the
       means and variances.
     """
+    if axis_name is not None and shares.count(axis_name) > 1:
+        assert shift is not None
+        assert groups == 1, "groups are shares already"
+        y, mean, var = _normalize_shares(x, scale, bias, shift, epsilon, axis_name)
+        return finish(y, residual, relu), mean[None], var[None]
     parameters = (scale, bias) if residual is None else (scale, bias, residual)
     if groups == 1 and use_native(x.size, _MIN_VALUES, x, *parameters):
         y, mean, var = batch_norm_native(x, scale, bias, residual, relu, epsilon)
+        # Of one share, which only marks them as the same on all devices.
+        mean, var = shares.mean_shares((mean, var), axis_name)
         return y, mean[None], var[None]
-    return normalize_batch_plain(x, scale, bias, residual, relu, epsilon, groups)
+    y, *statistics = normalize_batch_plain(x, scale, bias, residual, relu, epsilon, groups)
+    means, variances = shares.mean_shares(statistics, axis_name)
+    return y, means, variances
 
 
 def normalize_batch_plain(
@@ -77,6 +93,62 @@ def normalize_batch_plain(
     y = finish(y.reshape(x.shape), residual, relu)
     means, variances = (jax.lax.stop_gradient(s.reshape(groups, -1)) for s in (mean, var))
     return y, means, variances
+
+
+def _share_value(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+    axis_name: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (y, mean, biased variance) of a share of the rows, by the statistics of all shares.
+
+    Each share's own variance takes two passes. The variance between the means of the shares comes
+    from their shifted squares, so that one collective is enough.
+    """
+    axes = tuple(range(x.ndim - 1))
+    own_mean = jnp.mean(x, axes)
+    own_var = jnp.mean(jnp.square(x - own_mean), axes)
+    moved = own_mean - shift
+    first, second = shares.mean_shares((moved, own_var + jnp.square(moved)), axis_name)
+    mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0)
+    return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias, mean, var
+
+
+def _share_forward(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+    axis_name: str,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    y, mean, var = _share_value(x, scale, bias, shift, epsilon, axis_name)
+    return (y, mean, var), (x, mean, jax.lax.rsqrt(var + epsilon), scale)
+
+
+def _share_backward(
+    epsilon: float,
+    axis_name: str,
+    saved: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns the gradients by one collective; those of scale and bias are the share's own."""
+    del epsilon
+    x, mean, inverse, scale = saved
+    bar_y, axes = cotangents[0], tuple(range(x.ndim - 1))
+    normal = (x - mean) * inverse
+    own = jnp.sum(bar_y * normal, axes), jnp.sum(bar_y, axes)
+    bar_scale, bar_bias = shares.mean_shares(own, axis_name)
+    rows = x.size // x.shape[-1]
+    bar_x = (scale * inverse) * (bar_y - (bar_bias + normal * bar_scale) / rows)
+    return bar_x, *own, jnp.zeros_like(mean)
+
+
+_normalize_shares = jax.custom_vjp(_share_value, nondiff_argnums=(4, 5))
+_normalize_shares.defvjp(_share_forward, _share_backward)
 
 
 def finish(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 from hjepa_jax.models.base import StateShape
+from hjepa_jax.objectives.shares import AxisName
 
 Metrics: TypeAlias = dict[str, jax.Array]
 Randomness: TypeAlias = dict[str, jax.Array]
@@ -61,6 +62,9 @@ class Method(abc.ABC):
         the first line of a dataclass's docstring describes the section.
       losses: names of metrics to minimize beside 'total', which config.checkpoint.best_metric may
         name without config.checkpoint.best_mode.
+      takes_shares: whether `loss` and `update_state` take a device's share of the states with the
+        name of the axis that they are split over. If not, which is simpler, each device gets the
+        states of the whole batch.
       coordinate_fields: see `HasCoordinates`; () = the loss acts on the states as they are.
       settings: the run's configuration; `settings.section(Kind)` returns the method's own section.
       shape: shape of the states passed to the loss (of the projector's output, if there is one).
@@ -70,6 +74,7 @@ class Method(abc.ABC):
     sections: ClassVar[Mapping[str, type]] = {}
     coordinate_fields: ClassVar[tuple[str, ...]] = ()
     losses: ClassVar[tuple[str, ...]] = ()
+    takes_shares: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
         """Stores a checked configuration, the shape of the states and the length of an epoch."""
@@ -172,6 +177,7 @@ class Method(abc.ABC):
         z: jax.Array,
         randomness: Randomness,
         step: jax.Array,
+        axis_name: AxisName = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns the loss of the states of a whole batch, and scalars to log.
 
@@ -189,13 +195,20 @@ class Method(abc.ABC):
             numerical checks.
           randomness: what `draw` returned.
           step: int32 scalar, the optimizer steps done before this one.
+          axis_name: None, unless the method has `takes_shares`: then z has a share of the images,
+            and every scalar must be reduced over the shares (`hjepa_jax.objectives.shares`).
 
         Returns:
           (scalar that is minimized, scalars by name).
         """
 
     def update_state(
-        self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
+        self,
+        method_state: PyTree,
+        z: jax.Array,
+        randomness: Randomness,
+        step: jax.Array,
+        axis_name: AxisName = None,
     ) -> PyTree:
         """Returns the method state after a step, with the structure of `init_state`.
 
@@ -206,8 +219,9 @@ class Method(abc.ABC):
           z: see `loss`; computed with the parameters before the step.
           randomness: see `loss`.
           step: see `loss`.
+          axis_name: see `loss`.
         """
-        del z, randomness, step
+        del z, randomness, step, axis_name
         return method_state
 
     def weights(self) -> dict[str, float]:

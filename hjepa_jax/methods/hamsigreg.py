@@ -53,6 +53,7 @@ from hjepa_jax.objectives.hamsigreg_updates import (
     update_loss,
 )
 from hjepa_jax.objectives.regularizers import at_least_float32
+from hjepa_jax.objectives.shares import AxisName
 
 # Stream of the run's key; LeJEPA has 1 and 2.
 _SPECTRUM_SLICES = 3
@@ -216,6 +217,7 @@ class HamSIGReg(LeJEPA):
         z: jax.Array,
         randomness: Randomness,
         step: jax.Array,
+        axis_name: AxisName = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns prediction, SIGReg of H^{1/2} z and the spectrum's regularizer; see `Method`.
 
@@ -226,7 +228,7 @@ class HamSIGReg(LeJEPA):
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": spectrum_params, "alpha": alpha, "beta": beta}
         total, metrics = self.regularized(
-            z, randomness, step, functools.partial(self.transform, coordinates)
+            z, randomness, step, functools.partial(self.transform, coordinates), axis_name
         )
         if self.learns:
             spectrum = self.spectrum(spectrum_params, alpha, beta)
@@ -238,7 +240,12 @@ class HamSIGReg(LeJEPA):
         return total, metrics
 
     def update_state(
-        self, method_state: PyTree, z: jax.Array, randomness: Randomness, step: jax.Array
+        self,
+        method_state: PyTree,
+        z: jax.Array,
+        randomness: Randomness,
+        step: jax.Array,
+        axis_name: AxisName = None,
     ) -> PyTree:
         """Updates the learned spectrum if this step is due for an update; see `Method`."""
         if not self.learns:
@@ -247,7 +254,9 @@ class HamSIGReg(LeJEPA):
         weight = self.sigreg_weight(step)
 
         def update(current: PyTree) -> PyTree:
-            gradient = jax.grad(self.spectrum_loss)(current["params"], z, randomness, weight)
+            gradient = jax.grad(self.spectrum_loss)(
+                current["params"], z, randomness, weight, axis_name
+            )
             updates, opt_state = optimizer.update(gradient, current["opt_state"], current["params"])
             params = optax.apply_updates(current["params"], updates)
             return {"params": params, "opt_state": opt_state}
@@ -258,7 +267,12 @@ class HamSIGReg(LeJEPA):
         return jax.lax.cond(due, update, lambda current: current, method_state)
 
     def spectrum_loss(
-        self, params: PyTree, z: jax.Array, randomness: Randomness, weight: jax.Array | float
+        self,
+        params: PyTree,
+        z: jax.Array,
+        randomness: Randomness,
+        weight: jax.Array | float,
+        axis_name: AxisName = None,
     ) -> jax.Array:
         """Returns the loss of the spectrum's optimizer for states z and SIGReg's weight."""
         options = self.hamsigreg
@@ -268,6 +282,7 @@ class HamSIGReg(LeJEPA):
             self.transform(coordinates, jax.lax.stop_gradient(z)),
             randomness["spectral_slices"],
             randomness,
+            axis_name,
         )
         spectrum = self.spectrum(params, alpha, beta)
         return update_loss(

@@ -33,6 +33,7 @@ from hjepa_jax.methods.hjepa_settings import (
 )
 from hjepa_jax.models.base import StateShape, applied
 from hjepa_jax.models.predictor import build_predictor
+from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.hjepa import (
     Energy,
     Flow,
@@ -50,6 +51,7 @@ from hjepa_jax.objectives.regularizers import (
     projection_rank,
     variance_floor,
 )
+from hjepa_jax.objectives.shares import AxisName
 
 # Stream of the run's key; numbers are never reused, so that adding one changes no others.
 _PROJECTIONS = 0
@@ -70,6 +72,7 @@ class HJEPA(Method):
         "loss": Loss,
         "parity": Parity,
     }
+    takes_shares: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = (
         *("pred", "energy", "budget", "var", "var_q", "var_p"),
         *("logdet", "logdet_q", "logdet_p", "mean", "z_mean2"),
@@ -164,6 +167,7 @@ class HJEPA(Method):
         z: jax.Array,
         randomness: Randomness,
         step: jax.Array,
+        axis_name: AxisName = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns the prediction error plus regularizers; see `Method` and `hjepa_loss`.
 
@@ -188,11 +192,13 @@ class HJEPA(Method):
             self.settings.data.num_global_views,
             reverse_direction_sign=1 if self.parity.forward_directions_only else -1,
             floor_p_variance=not self.parity.q_variance_floor_only,
+            axis_name=axis_name,
         )
         if hasattr(predictor, "potential"):
             q = jax.lax.stop_gradient(z[..., : z.shape[-1] // 2])
             potential = applied(predictor, variables, q, scale, method="potential")
-            metrics["V_var"] = jnp.var(jax.lax.stop_gradient(potential))
+            values = jax.lax.stop_gradient(potential)[..., None]
+            metrics["V_var"] = shares.variance(values, axis_name)[0]
         return total, metrics
 
     def weights(self) -> dict[str, float]:
@@ -280,6 +286,7 @@ def hjepa_loss(
     *,
     reverse_direction_sign: Literal[-1, 1] = -1,
     floor_p_variance: bool = True,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, Metrics]:
     """Returns the total loss and its terms; every regularizer pools the rows of all views.
 
@@ -295,6 +302,7 @@ def hjepa_loss(
       num_global_views: number of global views among V.
       reverse_direction_sign: see `prediction_loss`.
       floor_p_variance: whether the variance floor applies to p; if not, 'var_p' is 0.
+      axis_name: see `hjepa_jax.objectives.shares`.
 
     Returns:
       (total, metrics): the unweighted losses 'pred', 'budget', 'var', 'var_q', 'var_p',
@@ -314,21 +322,29 @@ def hjepa_loss(
         bidirectional=options.bidirectional,
         detach_target=options.detach_target,
         reverse_direction_sign=reverse_direction_sign,
+        axis_name=axis_name,
     )
     half = z.shape[-1] // 2
     q, p = z[..., :half], z[..., half:]
-    regularizers, statistics = _regularizers(z, q, p, projections, options, floor_p_variance)
+    regularizers, statistics = _regularizers(
+        z, q, p, projections, options, floor_p_variance, axis_name
+    )
     losses = {"pred": prediction, **regularizers}
-    total = (
+    total = _weighted_sum(losses, options)
+    metrics = {**losses, "total": total, **state_statistics(q, p, statistics, axis_name)}
+    metrics["z_mean2"] = jax.lax.stop_gradient(losses["mean"])
+    return total, metrics
+
+
+def _weighted_sum(losses: Mapping[str, jax.Array], options: Loss) -> jax.Array:
+    """Returns the total loss of its terms."""
+    return (
         losses["pred"]
         + options.budget_weight * losses["budget"]
         + options.var_weight * losses["var"]
         + options.logdet_weight * losses["logdet"]
         + options.mean_weight * losses["mean"]
     )
-    metrics = {**losses, "total": total, **state_statistics(q, p, statistics)}
-    metrics["z_mean2"] = jax.lax.stop_gradient(losses["mean"])
-    return total, metrics
 
 
 def _regularizers(
@@ -338,13 +354,14 @@ def _regularizers(
     projections: Mapping[str, jax.Array],
     options: Loss,
     floor_p_variance: bool,
+    axis_name: AxisName,
 ) -> tuple[Metrics, tuple[LogdetStatistics, LogdetStatistics]]:
     """Returns the unweighted terms that prevent collapse, and the statistics of q and p."""
-    var_q = variance_floor(q, options.q_std_floor, options.std_eps)
+    var_q = variance_floor(q, options.q_std_floor, options.std_eps, axis_name)
     var_p = jnp.zeros_like(var_q)
     if floor_p_variance:
-        var_p = variance_floor(p, options.p_std_floor, options.std_eps)
-    statistics = logdet_statistics_of_both(q, p, projections, options.logdet_eps)
+        var_p = variance_floor(p, options.p_std_floor, options.std_eps, axis_name)
+    statistics = logdet_statistics_of_both(q, p, projections, options.logdet_eps, axis_name)
     logdet_q = logdet_penalty(
         statistics[0],
         logdet_floor=options.q_logdet_floor,
@@ -358,10 +375,10 @@ def _regularizers(
         eigmax_ceiling=options.p_eigmax_ceiling,
     )
     terms = {
-        "budget": budget(z, options.q_target, options.p_target),
+        "budget": budget(z, options.q_target, options.p_target, axis_name),
         "var": var_q + var_p,
         "logdet": logdet_q + logdet_p,
-        "mean": mean_penalty(z),
+        "mean": mean_penalty(z, axis_name),
         "var_q": var_q,
         "var_p": var_p,
         "logdet_q": logdet_q,

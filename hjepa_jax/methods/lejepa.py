@@ -24,6 +24,7 @@ from hjepa_jax.objectives.lejepa import (
     lejepa_total,
 )
 from hjepa_jax.objectives.regularizers import state_statistics
+from hjepa_jax.objectives.shares import AxisName
 from hjepa_jax.objectives.sigreg import random_slices, random_subsample, sigreg
 
 # Streams of the run's key; numbers are never reused, so that adding one changes no other.
@@ -68,6 +69,7 @@ class LeJEPA(Method):
     """
 
     sections: ClassVar[Mapping[str, type]] = {"sigreg": SIGRegSection}
+    takes_shares: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("pred", "sigreg", "z_mean2")
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
@@ -132,7 +134,13 @@ class LeJEPA(Method):
             drawn["subsample"] = random_subsample(subsample_key, rows, sigreg.subsample)
         return drawn
 
-    def sigreg_of(self, z: jax.Array, slices: jax.Array, randomness: Randomness) -> jax.Array:
+    def sigreg_of(
+        self,
+        z: jax.Array,
+        slices: jax.Array,
+        randomness: Randomness,
+        axis_name: AxisName = None,
+    ) -> jax.Array:
         """Returns SIGReg of the drawn rows of states z [V, B, D] along `slices` [D, K]."""
         options = self.sigreg
         return sigreg(
@@ -146,6 +154,7 @@ class LeJEPA(Method):
             clip_value=options.clip_value,
             subsample_index=randomness.get("subsample"),
             means=characteristic_means,
+            axis_name=axis_name,
         )
 
     def regularized(
@@ -154,20 +163,21 @@ class LeJEPA(Method):
         randomness: Randomness,
         step: jax.Array,
         transform: Callable[[jax.Array], jax.Array] | None = None,
+        axis_name: AxisName = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns the loss of states z [V, B, D], with SIGReg applied to `transform(z)`.
 
         The metrics are 'pred', 'sigreg', 'total', and those of `state_statistics`.
         """
         weight = self.sigreg_weight(step)
-        prediction = lejepa_prediction(z, self.settings.data.num_global_views)
+        prediction = lejepa_prediction(z, self.settings.data.num_global_views, axis_name)
         transformed = z if transform is None else transform(z)
-        regularizer = self.sigreg_of(transformed, randomness["slices"], randomness)
+        regularizer = self.sigreg_of(transformed, randomness["slices"], randomness, axis_name)
         total = lejepa_total(
             prediction, regularizer, weight=weight, loss_form=self.sigreg.loss_form
         )
         losses = {"pred": prediction, "sigreg": regularizer, "total": total}
-        return total, {**losses, **state_statistics(z)}
+        return total, {**losses, **state_statistics(z, axis_name)}
 
     def loss(
         self,
@@ -176,10 +186,11 @@ class LeJEPA(Method):
         z: jax.Array,
         randomness: Randomness,
         step: jax.Array,
+        axis_name: AxisName = None,
     ) -> tuple[jax.Array, Metrics]:
         """Returns prediction and SIGReg; see `Method` and `regularized`."""
         del params, method_state
-        return self.regularized(z, randomness, step)
+        return self.regularized(z, randomness, step, axis_name=axis_name)
 
     def weights(self) -> dict[str, float]:
         """Returns the factor of each term in the total loss, and their ratio."""

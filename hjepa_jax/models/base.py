@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -13,6 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
+from hjepa_jax.objectives.shares import AxisName
 
 
 class StateShape(NamedTuple):
@@ -37,12 +39,15 @@ class Encoder(nn.Module):
       dtype: dtype of the arithmetic. Parameters, normalization statistics and states are float32,
         or float64 for dtype float64.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
+      axis_name: mesh axis that the rows are split over, for `layers.BatchNorm`; the train step sets
+        it. Whatever else reduces over the batch must use it too.
     """
 
     sections: ClassVar[Mapping[str, type]] = {}
 
     dtype: DTypeLike = jnp.float32
     norm_groups: int = 1
+    axis_name: AxisName = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     def build(cls, settings: Settings, dtype: DTypeLike, norm_groups: int) -> Self:

@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 
 from hjepa_jax.kernels.batch_norm import finish, normalize_batch
 from hjepa_jax.kernels.convolution import conv2d
+from hjepa_jax.objectives import shares
+from hjepa_jax.objectives.shares import AxisName
 
 # He et al. (arXiv 1502.01852), fan-out form: torchvision's convolutions.
 kaiming_normal = variance_scaling(2.0, "fan_out", "normal")
@@ -79,7 +81,8 @@ class BatchNorm(nn.Module):
     Parameters: `scale` and `bias` [C]; batch_stats: `mean` and `var` [C]. Statistics are float32
     or wider for any dtype of x. Training normalizes by the biased variance and updates the running
     variance with the unbiased one: new = momentum * old + (1 - momentum) * batch. Under jit with
-    the batch sharded over devices, the batch statistics are global.
+    the batch sharded over devices, the batch statistics are global; inside `jax.shard_map` they are
+    with `axis_name`.
 
     Attributes:
       momentum: momentum of the running statistics.
@@ -87,11 +90,13 @@ class BatchNorm(nn.Module):
       groups: number of equal groups of consecutive rows, each normalized by its own statistics. The
         running statistics are updated with their mean over the groups. With one group per device,
         devices need no synchronization.
+      axis_name: mesh axis that the rows are split over, see `hjepa_jax.objectives.shares`.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     groups: int = 1
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(
@@ -129,13 +134,22 @@ class BatchNorm(nn.Module):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             out = (wide - running_mean.value) * factor + bias
             return finish(out, added, relu).astype(x.dtype)
-        count = x.size // x.shape[-1] // self.groups
+        axis_name = None if self.is_initializing() else self.axis_name
+        count = x.size // x.shape[-1] // self.groups * shares.count(axis_name)
         if count < 2:
             raise ValueError("BatchNorm cannot train on one value per channel: add images.")
         if x.shape[0] % self.groups:
             raise ValueError(f"{x.shape[0]} rows do not divide into {self.groups} groups.")
         out, means, variances = normalize_batch(
-            wide, scale, bias, added, relu=relu, epsilon=self.epsilon, groups=self.groups
+            wide,
+            scale,
+            bias,
+            added,
+            relu=relu,
+            epsilon=self.epsilon,
+            groups=self.groups,
+            axis_name=axis_name,
+            shift=running_mean.value,
         )
         if not self.is_initializing():
             keep = self.momentum

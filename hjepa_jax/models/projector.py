@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hjepa_jax.models.layers import BatchNorm, Linear
+from hjepa_jax.objectives.shares import AxisName
 
 KINDS = ("identity", "mlp")
 
@@ -21,6 +22,7 @@ class Projector(nn.Module):
       output_dim: outputs of 'mlp'.
       dtype: dtype of the matrix products of 'mlp'; statistics and outputs are float32 or wider.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
+      axis_name: see `models.base.Encoder`.
     """
 
     kind: str = "identity"
@@ -28,6 +30,7 @@ class Projector(nn.Module):
     output_dim: int = 2048
     dtype: DTypeLike = jnp.float32
     norm_groups: int = 1
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
@@ -48,6 +51,7 @@ class Projector(nn.Module):
         if self.kind != "mlp":
             raise ValueError(f"Unknown projector '{self.kind}': use one of {', '.join(KINDS)}.")
         x = Linear(self.hidden_dim, name="hidden")(z.astype(self.dtype))
-        x = BatchNorm(groups=self.norm_groups, name="norm")(x, train=train, relu=True)
+        norm = BatchNorm(groups=self.norm_groups, axis_name=self.axis_name, name="norm")
+        x = norm(x, train=train, relu=True)
         x = Linear(self.output_dim, name="output")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))

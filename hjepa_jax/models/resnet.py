@@ -23,6 +23,7 @@ from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3, max_pool_3x3_padded
 from hjepa_jax.models.remat import recomputed
+from hjepa_jax.objectives.shares import AxisName
 
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
 _TOKENS = Condition(
@@ -90,16 +91,18 @@ class BasicBlock(nn.Module):
       features: output channels.
       stride: stride of the first convolution and of the shortcut.
       norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
+      axis_name: see `models.base.Encoder`.
     """
 
     features: int
     stride: int = 1
     norm_groups: int = 1
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps x [N,H,W,C] to [N,H/stride,W/stride,features]."""
-        norm = functools.partial(BatchNorm, groups=self.norm_groups)
+        norm = functools.partial(BatchNorm, groups=self.norm_groups, axis_name=self.axis_name)
         out = Conv(self.features, 3, self.stride, name="conv1")(x)
         out = norm(name="norm1")(out, train=train, relu=True)
         out = Conv(self.features, 3, name="conv2")(out)
@@ -237,7 +240,8 @@ class ResNet(Encoder):
             x = Conv(settings.width, 3, initializer=default_uniform, name="stem_conv")(x)
         else:
             x = Conv(settings.width, 7, 2, initializer=kaiming_normal, name="stem_conv")(x)
-        x = BatchNorm(groups=self.norm_groups, name="stem_norm")(x, train=train, relu=True)
+        norm = functools.partial(BatchNorm, groups=self.norm_groups, axis_name=self.axis_name)
+        x = norm(name="stem_norm")(x, train=train, relu=True)
         if settings.stem == "imagenet":
             x = self.stem_pool(x)
         for stage in range(1, self.num_stages + 1):
@@ -245,7 +249,7 @@ class ResNet(Encoder):
                 stride = 2 if stage > 1 and block == 0 else 1
                 features = settings.width * 2 ** (stage - 1)
                 name = f"layer{stage}_block{block}"
-                residual = BasicBlock(features, stride, self.norm_groups, name=name)
+                residual = BasicBlock(features, stride, self.norm_groups, self.axis_name, name=name)
                 remat = settings.remat == "blocks" and train and not self.is_initializing()
                 x = recomputed(residual, x) if remat else residual(x, train=train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -254,5 +258,5 @@ class ResNet(Encoder):
         if settings.token_grid is not None:
             x = adaptive_average_pool(x, settings.token_grid)
         x = Conv(settings.token_dim, 1, initializer=default_uniform, name="token_projection")(x)
-        x = BatchNorm(groups=self.norm_groups, name="token_norm")(x.astype(wide), train=train)
+        x = norm(name="token_norm")(x.astype(wide), train=train)
         return flatten_tokens(x, self.split_qp)

@@ -3,7 +3,8 @@
 The frequencies are equally spaced, so cos and sin are evaluated once and every further frequency
 is one rotation (angle addition); no [N, K, T] array is ever formed. The backward pass evaluates
 the trigonometric polynomial of the gradient by Horner's rule from the same rotation. Batches are
-reduced by plain sums, so under `jit` a batch-sharded input gives the statistic of the global batch.
+reduced by plain sums, so under `jit` a batch-sharded input gives the statistic of the global batch;
+inside `jax.shard_map` the input is one share of it, see `shares`.
 """
 
 import functools
@@ -14,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from hjepa_jax.objectives import shares
+from hjepa_jax.objectives.shares import AxisName
 
 # How the means of cos and sin are computed, (y, start, step, count) -> (cosines, sines): see
 # `characteristic_function`.
@@ -123,13 +127,14 @@ def trigonometric_means(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def characteristic_function(
     y: Float[Array, "*batch n k"],
     start: float,
     step: float,
     count: int,
     means: Means = trigonometric_means,
+    axis_name: AxisName = None,
 ) -> tuple[Float[Array, "{count} *batch k"], Float[Array, "{count} *batch k"]]:
     """Returns the means of cos(t y) and sin(t y) over axis -2, t = start + step * 0..count-1.
 
@@ -139,20 +144,26 @@ def characteristic_function(
         step: the distance between frequencies.
         count: the number of frequencies.
         means: computes them; only its value is used, the gradient is defined here.
+        axis_name: see `shares`; y has a share of the rows, and the means are over all of them.
 
     Returns:
         (cosines, sines), each [count, ..., K], in the dtype of y.
     """
-    return means(y, start, step, count)
+    return shares.mean_shares(means(y, start, step, count), axis_name)
 
 
 def _characteristic_forward(
-    y: Float[Array, "*batch n k"], start: float, step: float, count: int, means: Means
+    y: Float[Array, "*batch n k"],
+    start: float,
+    step: float,
+    count: int,
+    means: Means,
+    axis_name: AxisName,
 ) -> tuple[
     tuple[Float[Array, "{count} *batch k"], Float[Array, "{count} *batch k"]],
     Float[Array, "*batch n k"],
 ]:
-    return means(y, start, step, count), y
+    return shares.mean_shares(means(y, start, step, count), axis_name), y
 
 
 def _characteristic_backward(
@@ -160,6 +171,7 @@ def _characteristic_backward(
     step: float,
     count: int,
     _means: Means,
+    axis_name: AxisName,
     y: Float[Array, "*batch n k"],
     cotangents: tuple[Float[Array, "{count} *batch k"], Float[Array, "{count} *batch k"]],
 ) -> tuple[Float[Array, "*batch n k"]]:
@@ -167,7 +179,8 @@ def _characteristic_backward(
 
     It is the real part of sum_j c_j e^(i t_j y) with c_j = t_j (b_j + i a_j): Horner in e^(i dt y).
     """
-    frequencies = jnp.asarray(start + step * np.arange(count), y.dtype) / y.shape[-2]
+    rows = y.shape[-2] * shares.count(axis_name)
+    frequencies = jnp.asarray(start + step * np.arange(count), y.dtype) / rows
     scale = frequencies.reshape((count,) + (1,) * y.ndim)
     imaginary = scale * cotangents[0][..., None, :]
     real = scale * cotangents[1][..., None, :]

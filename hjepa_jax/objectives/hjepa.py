@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.regularizers import (
     LogdetStatistics,
     at_least_float32,
@@ -18,6 +19,7 @@ from hjepa_jax.objectives.regularizers import (
     pooled_variance,
     projected_covariance,
 )
+from hjepa_jax.objectives.shares import AxisName
 
 Flow = Callable[[Float[Array, "views batch n"], int], Float[Array, "views batch n"]]
 Energy = Callable[[Float[Array, "*batch n"]], Float[Array, "*batch"]]
@@ -65,16 +67,18 @@ def view_pairs(pairing: Pairing, num_views: int, num_global_views: int) -> list[
     return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
-def _match(error: Float[Array, "pairs batch n"], match: Match, p_weight: float) -> Float[Array, ""]:
+def _match(
+    error: Float[Array, "pairs batch n"], match: Match, p_weight: float, axis_name: AxisName
+) -> Float[Array, ""]:
     """Returns the mean squared error [P, B, 2d] -> scalar of the part that is matched."""
     square = jnp.square(error)
     if match == "qp":
-        return jnp.mean(square)
+        return shares.mean(square, axis_name)
     half = error.shape[-1] // 2
     if match == "p":
-        return jnp.mean(square[..., half:])
-    loss = jnp.mean(square[..., :half])
-    return loss + p_weight * jnp.mean(square[..., half:]) if p_weight else loss
+        return shares.mean(square[..., half:], axis_name)
+    loss = shares.mean(square[..., :half], axis_name)
+    return loss + p_weight * shares.mean(square[..., half:], axis_name) if p_weight else loss
 
 
 def _directed_loss(
@@ -88,6 +92,7 @@ def _directed_loss(
     p_weight: float,
     energy_weight: float,
     detach_target: bool,
+    axis_name: AxisName,
 ) -> Float[Array, ""]:
     """Returns the mean loss of pairs of one direction; each source flows once, all in one call."""
     sources = sorted({source for source, _ in pairs})
@@ -97,7 +102,7 @@ def _directed_loss(
     target = z[jnp.array([target for _, target in pairs])]
     if detach_target:
         target = jax.lax.stop_gradient(target)
-    loss = _match(z_hat[rows] - target, match, p_weight)
+    loss = _match(z_hat[rows] - target, match, p_weight, axis_name)
     if energy_weight:
         if energy is None:
             raise ValueError(
@@ -105,11 +110,12 @@ def _directed_loss(
                 "set dynamics.predictor = 'hamiltonian' or loss.energy_weight = 0"
             )
         drift = energy(z_hat) - jax.lax.stop_gradient(energy(z_source))
-        loss += energy_weight * jnp.mean(jnp.square(drift)[rows])
+        loss += energy_weight * shares.mean(jnp.square(drift)[rows], axis_name)
     return loss
 
 
-def _check_prediction(z: jax.Array, reverse_direction_sign: int) -> None:
+def _check_prediction(z: jax.Array, match: str, reverse_direction_sign: int) -> None:
+    _check_choice("match", match, MATCHES)
     if reverse_direction_sign not in (-1, 1):
         raise ValueError(f"reverse_direction_sign must be -1 or 1, got {reverse_direction_sign}")
     if z.ndim != 3 or z.shape[-1] % 2:
@@ -129,6 +135,7 @@ def prediction_loss(
     bidirectional: bool,
     detach_target: bool,
     reverse_direction_sign: Literal[-1, 1],
+    axis_name: AxisName = None,
 ) -> Float[Array, ""]:
     """Returns the error of predicting target views by the flow of source views.
 
@@ -150,13 +157,12 @@ def prediction_loss(
         detach_target: no gradient through the target.
         reverse_direction_sign: direction of the backward prediction: -1, the reversed flow, or +1,
             for parity with the published ImageNet script.
+        axis_name: see `shares`.
 
     Raises:
-        ValueError: an unknown choice, too few views for the pairing, or energy_weight > 0 without
-            an energy.
+        ValueError: an unknown choice, too few views, or energy_weight > 0 without an energy.
     """
-    _check_choice("match", match, MATCHES)
-    _check_prediction(z, reverse_direction_sign)
+    _check_prediction(z, match, reverse_direction_sign)
     z = at_least_float32(z)
     directed = functools.partial(
         _directed_loss,
@@ -167,6 +173,7 @@ def prediction_loss(
         p_weight=p_weight,
         energy_weight=energy_weight,
         detach_target=detach_target,
+        axis_name=axis_name,
     )
     forward = view_pairs(pairing, z.shape[0], num_global_views)
     if not bidirectional:
@@ -182,6 +189,7 @@ def logdet_statistics_of_both(
     p: Float[Array, "*batch d"],
     projections: Mapping[str, Float[Array, "d _"]],
     eps: float,
+    axis_name: AxisName = None,
 ) -> tuple[LogdetStatistics, LogdetStatistics]:
     """Returns the log-det statistics of q and p, decomposed in one batch when the ranks agree.
 
@@ -190,9 +198,11 @@ def logdet_statistics_of_both(
         p: rows [..., d].
         projections: 'q' and 'p', each [d, k] with orthonormal columns.
         eps: added to the covariances' diagonals.
+        axis_name: see `shares`.
     """
     covariances = [
-        projected_covariance(x, projections[name], eps) for name, x in (("q", q), ("p", p))
+        projected_covariance(x, projections[name], eps, axis_name)
+        for name, x in (("q", q), ("p", p))
     ]
     if covariances[0].shape != covariances[1].shape:
         return logdet_statistics(covariances[0]), logdet_statistics(covariances[1])
@@ -205,6 +215,7 @@ def state_statistics(
     q: Float[Array, "*batch d"],
     p: Float[Array, "*batch d"],
     statistics: tuple[LogdetStatistics, LogdetStatistics],
+    axis_name: AxisName = None,
 ) -> dict[str, Float[Array, ""]]:
     """Returns the logged statistics, without gradient.
 
@@ -212,6 +223,7 @@ def state_statistics(
         q: rows [..., d].
         p: rows [..., d].
         statistics: of q and of p, from `logdet_statistics_of_both`.
+        axis_name: see `shares`.
 
     Returns:
         'q_pr', 'q_logdet', 'q_eigmax', the smallest deviation of a dimension 'q_std_min', the
@@ -223,6 +235,6 @@ def state_statistics(
         observed[f"{name}_logdet"] = logdet.logdet_per_dim
         observed[f"{name}_eigmax"] = logdet.eigmax_frac
         rows = jax.lax.stop_gradient(x)
-        observed[f"{name}_std_min"] = jnp.sqrt(jnp.min(pooled_variance(rows)))
-        observed[f"{name}2"] = jnp.mean(jnp.square(rows))
+        observed[f"{name}_std_min"] = jnp.sqrt(jnp.min(pooled_variance(rows, axis_name)))
+        observed[f"{name}2"] = shares.mean(jnp.square(rows), axis_name)
     return {name: jax.lax.stop_gradient(value) for name, value in observed.items()}

@@ -8,20 +8,23 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.regularizers import at_least_float32
+from hjepa_jax.objectives.shares import AxisName
 
 LossForm = Literal["additive", "convex"]
 LOSS_FORMS: tuple[LossForm, ...] = get_args(LossForm)
 
 
 def lejepa_prediction(
-    z_views: Float[Array, "views batch d"], num_global_views: int
+    z_views: Float[Array, "views batch d"], num_global_views: int, axis_name: AxisName = None
 ) -> Float[Array, ""]:
     """Returns 1/2 mean((center - z)^2), center = mean of the global views, gradient included.
 
     Args:
         z_views: [V, B, D], global views first.
         num_global_views: how many of the V views are global.
+        axis_name: see `shares`.
 
     Raises:
         ValueError: num_global_views is not in 1..V.
@@ -33,7 +36,7 @@ def lejepa_prediction(
         )
     z_views = at_least_float32(z_views)
     center = jnp.mean(z_views[:num_global_views], axis=0)
-    return 0.5 * jnp.mean(jnp.square(center - z_views))
+    return 0.5 * shares.mean(jnp.square(center - z_views), axis_name)
 
 
 def _check_form(loss_form: LossForm) -> None:

@@ -2,7 +2,8 @@
 
 Every function pools all leading axes of its input (views and images) and reduces over them with
 plain means and contractions, never a reshape, so that under `jit` with a batch-sharded input the
-result is that of the global batch and no all-gather is needed.
+result is that of the global batch and no all-gather is needed. Inside `jax.shard_map` the input is
+one share of the rows, and `axis_name` names the axis that they are split over, see `shares`.
 
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107. The projected log-det floor and the
 participation ratio are taken from there; the rest is elementary.
@@ -14,6 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from hjepa_jax.objectives import shares
+from hjepa_jax.objectives.shares import AxisName
 
 # Guards the quotients of the participation ratio and of the largest-eigenvalue share.
 _QUOTIENT_EPS = 1e-12
@@ -44,56 +48,63 @@ def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def budget(z: Float[Array, "*batch n"], q_target: float, p_target: float) -> Float[Array, ""]:
+def budget(
+    z: Float[Array, "*batch n"], q_target: float, p_target: float, axis_name: AxisName = None
+) -> Float[Array, ""]:
     """Returns (mean(q^2) - q_target)^2 + (mean(p^2) - p_target)^2.
 
     Args:
         z: states [..., 2d], z = [q | p]; all leading axes are pooled.
         q_target: target of the mean square of the positions.
         p_target: target of the mean square of the momenta.
+        axis_name: see `shares`.
 
     Returns:
         A scalar in float32 (float64 for a float64 input).
     """
     z = at_least_float32(z)
     half = z.shape[-1] // 2
-    q_square = jnp.mean(jnp.square(z[..., :half]))
-    p_square = jnp.mean(jnp.square(z[..., half:]))
+    q_square = shares.mean(jnp.square(z[..., :half]), axis_name)
+    p_square = shares.mean(jnp.square(z[..., half:]), axis_name)
     return jnp.square(q_square - q_target) + jnp.square(p_square - p_target)
 
 
-def pooled_variance(x: Float[Array, "*batch d"]) -> Float[Array, " d"]:
+def pooled_variance(x: Float[Array, "*batch d"], axis_name: AxisName = None) -> Float[Array, " d"]:
     """Returns the biased variance [d] of x [..., d] over all leading axes."""
-    x = at_least_float32(x)
-    return jnp.var(x, axis=tuple(range(x.ndim - 1)))
+    return shares.variance(at_least_float32(x), axis_name)
 
 
-def variance_floor(x: Float[Array, "*batch d"], std_floor: float, eps: float) -> Float[Array, ""]:
+def variance_floor(
+    x: Float[Array, "*batch d"], std_floor: float, eps: float, axis_name: AxisName = None
+) -> Float[Array, ""]:
     """Returns the mean over dimensions of relu(std_floor - sqrt(var + eps))^2.
 
     Args:
         x: [..., d]; the biased variance is over all leading axes.
         std_floor: standard deviation below which a dimension is penalized.
         eps: added to the variance; keeps the gradient finite for a collapsed dimension.
+        axis_name: see `shares`.
 
     Returns:
         A scalar in float32 (float64 for a float64 input).
     """
-    std = jnp.sqrt(pooled_variance(x) + eps)
+    std = jnp.sqrt(pooled_variance(x, axis_name) + eps)
     return jnp.mean(jnp.square(jax.nn.relu(std_floor - std)))
 
 
-def mean_penalty(z: Float[Array, "*batch d"]) -> Float[Array, ""]:
+def mean_penalty(z: Float[Array, "*batch d"], axis_name: AxisName = None) -> Float[Array, ""]:
     """Returns the mean over dimensions of the squared mean of z [..., d] over leading axes."""
-    z = at_least_float32(z)
-    return jnp.mean(jnp.square(jnp.mean(z, axis=tuple(range(z.ndim - 1)))))
+    return jnp.mean(jnp.square(shares.row_mean(at_least_float32(z), axis_name)))
 
 
-def state_statistics(z: Float[Array, "views batch d"]) -> dict[str, Float[Array, ""]]:
+def state_statistics(
+    z: Float[Array, "views batch d"], axis_name: AxisName = None
+) -> dict[str, Float[Array, ""]]:
     """Returns the logged statistics of all views' rows, without gradient.
 
     Args:
         z: [V, B, D]; computed in float32 (float64 stays).
+        axis_name: see `shares`.
 
     Returns:
         'z2', the mean square; 'z_mean2', the mean square of the dimensions' means; and
@@ -101,9 +112,9 @@ def state_statistics(z: Float[Array, "views batch d"]) -> dict[str, Float[Array,
     """
     rows = jax.lax.stop_gradient(at_least_float32(z))
     return {
-        "z2": jnp.mean(jnp.square(rows)),
-        "z_mean2": mean_penalty(rows),
-        "z_std_min": jnp.sqrt(jnp.min(pooled_variance(rows))),
+        "z2": shares.mean(jnp.square(rows), axis_name),
+        "z_mean2": mean_penalty(rows, axis_name),
+        "z_std_min": jnp.sqrt(jnp.min(pooled_variance(rows, axis_name))),
     }
 
 
@@ -160,7 +171,10 @@ def orthonormal_projection(
 
 
 def projected_covariance(
-    x: Float[Array, "*batch d"], projection: Float[Array, "d k"], eps: float
+    x: Float[Array, "*batch d"],
+    projection: Float[Array, "d k"],
+    eps: float,
+    axis_name: AxisName = None,
 ) -> Float[Array, "k k"]:
     """Returns the sample covariance of projected samples, plus a ridge.
 
@@ -168,6 +182,7 @@ def projected_covariance(
         x: samples [..., d]; all leading axes are pooled, n samples in all.
         projection: [d, k].
         eps: ridge; eps I is added.
+        axis_name: see `shares`.
 
     Returns:
         The covariance [k, k], with the factor 1/(n - 1), in float32 (float64 for a float64 x).
@@ -182,13 +197,14 @@ def projected_covariance(
             f"{x.shape[-1]}"
         )
     samples = tuple(range(x.ndim - 1))
-    count = math.prod(x.shape[:-1])
+    count = math.prod(x.shape[:-1]) * shares.count(axis_name)
     if count < 2:
         raise ValueError(f"a covariance needs at least 2 samples, got {count}")
     highest = jax.lax.Precision.HIGHEST
-    centered = x - jnp.mean(x, axis=samples)
+    centered = shares.centered(x, axis_name)
     projected = jnp.matmul(centered, projection.astype(x.dtype), precision=highest)
-    covariance = jnp.tensordot(projected, projected, axes=(samples, samples), precision=highest)
+    own = jnp.tensordot(projected, projected, axes=(samples, samples), precision=highest)
+    covariance = shares.sum_shares(own, axis_name)
     return covariance / (count - 1) + eps * jnp.eye(projection.shape[1], dtype=x.dtype)
 
 
@@ -257,6 +273,7 @@ def logdet_floor(
     eigmax_ceiling: float | None = None,
     pr_weight: float = 1.0,
     eigmax_weight: float = 1.0,
+    axis_name: AxisName = None,
 ) -> tuple[Float[Array, ""], LogdetStatistics]:
     """Penalizes a low-volume, low-rank or one-directional projected covariance.
 
@@ -274,6 +291,7 @@ def logdet_floor(
         eigmax_ceiling: ceiling of the largest eigenvalue's share; None disables the term.
         pr_weight: weight of the participation-ratio term.
         eigmax_weight: weight of the largest-eigenvalue term.
+        axis_name: see `shares`.
 
     Returns:
         (loss, statistics), scalars in float32 (float64 for a float64 input).
@@ -281,7 +299,7 @@ def logdet_floor(
     Raises:
         ValueError: fewer than two samples, or sizes that do not fit.
     """
-    statistics = logdet_statistics(projected_covariance(x, projection, eps))
+    statistics = logdet_statistics(projected_covariance(x, projection, eps, axis_name))
     loss = logdet_penalty(
         statistics,
         logdet_floor=logdet_floor,

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.characteristic_function import (
     Means,
     characteristic_function,
     trigonometric_means,
 )
 from hjepa_jax.objectives.regularizers import at_least_float32
+from hjepa_jax.objectives.shares import AxisName
 
 WeightType = Literal["gaussian", "uniform"]
 Statistics = Literal["per_view", "flattened"]
@@ -95,6 +97,8 @@ def epps_pulley(
     n_points: int,
     weight_type: WeightType,
     means: Means = trigonometric_means,
+    axis_name: AxisName = None,
+    selected: int | None = None,
 ) -> Float[Array, "*batch k"]:
     """Returns the Epps-Pulley statistic against N(0, 1) of each column.
 
@@ -104,6 +108,8 @@ def epps_pulley(
         n_points: number of frequencies, odd and >= 3.
         weight_type: 'gaussian' or 'uniform'.
         means: see `characteristic_function`.
+        axis_name: see `shares`.
+        selected: number of rows, of all shares, that count; the others must be zero. None = all.
 
     Returns:
         [..., K], float32 (float64 for a float64 input).
@@ -121,7 +127,8 @@ def epps_pulley(
     weights[-1] = step
     if weight_type == "gaussian":
         weights = weights * np.exp(-0.5 * t**2)
-    return _weighted_distance(at_least_float32(projections), step, step, weights, means)
+    y = at_least_float32(projections)
+    return _weighted_distance(y, step, step, weights, means, axis_name, selected)
 
 
 def epps_pulley_two_sided(
@@ -160,17 +167,56 @@ def _weighted_distance(
     step: float,
     weights: Float[np.ndarray, " count"],
     means: Means = trigonometric_means,
+    axis_name: AxisName = None,
+    selected: int | None = None,
 ) -> Float[Array, "*batch k"]:
     """Returns N sum_j w_j |empirical - Gaussian characteristic function|^2, [..., K]."""
     count = len(weights)
-    parts: tuple[Array, Array] = characteristic_function(y, start, step, count, means)
+    parts: tuple[Array, Array] = characteristic_function(y, start, step, count, means, axis_name)
     cosines, sines = parts
+    rows = y.shape[-2] * shares.count(axis_name)
+    if selected is not None:
+        # A row of zeros adds 1 to the sum of the cosines, and 0 to that of the sines.
+        cosines, sines = (rows * cosines - (rows - selected)) / selected, rows * sines / selected
+        rows = selected
     shape = (count,) + (1,) * (cosines.ndim - 1)
     t = start + step * np.arange(count)
     gaussian = jnp.asarray(np.exp(-0.5 * t**2), y.dtype).reshape(shape)
     weight = jnp.asarray(weights, y.dtype).reshape(shape)
     distance = jnp.square(cosines - gaussian) + jnp.square(sines)
-    return y.shape[-2] * jnp.sum(weight * distance, axis=0)
+    return rows * jnp.sum(weight * distance, axis=0)
+
+
+def _check_inputs(
+    z: Float[Array, "..."], slices: Float[Array, "..."], statistics: str, reduction: str
+) -> None:
+    _check_choice("sigreg.statistics", statistics, STATISTICS)
+    _check_choice("sigreg.reduction", reduction, REDUCTIONS)
+    if z.ndim not in (2, 3) or slices.ndim != 2 or slices.shape[0] != z.shape[-1]:
+        raise ValueError(
+            f"z must be [V, B, D] or [N, D] and slices [D, K], got {z.shape} and {slices.shape}"
+        )
+
+
+def _subsampled(
+    z: Float[Array, "*views n d"],
+    index: Int[Array | np.ndarray, " rows"] | None,
+    axis_name: AxisName,
+) -> tuple[Float[Array, "*views m d"], int | None]:
+    """Returns the rows that count, and the number of them, None for all.
+
+    A share keeps all its rows, zeros in place of those that do not count: how many it has of them
+    is not known when it is compiled.
+    """
+    if index is None:
+        return z, None
+    if axis_name is None:
+        return jnp.take(z, index, axis=-2), None
+    own = z.shape[-2]
+    counts = jnp.zeros(own * shares.count(axis_name), bool).at[index].set(True)
+    first = jax.lax.axis_index(axis_name) * own
+    mask = jax.lax.dynamic_slice_in_dim(counts, first, own)
+    return z * mask[:, None].astype(z.dtype), index.shape[0]
 
 
 def sigreg(
@@ -185,6 +231,7 @@ def sigreg(
     clip_value: float | None = None,
     subsample_index: Int[Array | np.ndarray, " rows"] | None = None,
     means: Means = trigonometric_means,
+    axis_name: AxisName = None,
 ) -> Float[Array, "*statistics"]:
     """Returns SIGReg of the embeddings: their Epps-Pulley statistics along random directions.
 
@@ -198,8 +245,10 @@ def sigreg(
         reduction: 'mean' or 'sum' over slices and views; 'none' returns the statistics.
         clip_value: statistics below it count as zero and have no gradient; None = off.
         subsample_index: [S] images used of every view, from `random_subsample`; for 'flattened'
-            statistics, rows of the B x V rows in image-major order; None = all.
+            statistics, rows of the B x V rows in image-major order; None = all. They count in the
+            images of all shares.
         means: see `characteristic_function`.
+        axis_name: see `shares`.
 
     Returns:
         A scalar, or the statistics [V, K] ([K] without views or flattened) for reduction 'none'.
@@ -207,22 +256,22 @@ def sigreg(
     Raises:
         ValueError: shapes that do not fit, an unknown choice, or see `epps_pulley`.
     """
-    _check_choice("sigreg.statistics", statistics, STATISTICS)
-    _check_choice("sigreg.reduction", reduction, REDUCTIONS)
-    if z.ndim not in (2, 3) or slices.ndim != 2 or slices.shape[0] != z.shape[-1]:
-        raise ValueError(
-            f"z must be [V, B, D] or [N, D] and slices [D, K], got {z.shape} and {slices.shape}"
-        )
+    _check_inputs(z, slices, statistics, reduction)
     z = at_least_float32(z)
     if statistics == "flattened" and z.ndim == 3:
         # Images before views: merging the axes then keeps a sharded batch axis in place.
         z = jnp.swapaxes(z, 0, 1).reshape(-1, z.shape[-1])
-    if subsample_index is not None:
-        z = jnp.take(z, subsample_index, axis=-2)
+    z, selected = _subsampled(z, subsample_index, axis_name)
     highest = jax.lax.Precision.HIGHEST
     projections = jnp.matmul(z, slices.astype(z.dtype), precision=highest)
     values = epps_pulley(
-        projections, t_max=t_max, n_points=n_points, weight_type=weight_type, means=means
+        projections,
+        t_max=t_max,
+        n_points=n_points,
+        weight_type=weight_type,
+        means=means,
+        axis_name=axis_name,
+        selected=selected,
     )
     if clip_value is not None:
         values = jnp.where(values < clip_value, 0.0, values)

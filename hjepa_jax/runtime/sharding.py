@@ -1,8 +1,9 @@
 """The device mesh and the placement of state and batches on it.
 
 Data parallelism: batches are sharded over the axis `data` and the state is replicated, except,
-optionally, the optimizer's moments (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054). Under
-`jit` every mean over a batch-sharded array is global, so no loss needs an axis name.
+optionally, the optimizer's moments (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054). The train
+step takes each device's share of the batch by `jax.shard_map`; evaluation runs under `jit`, where
+every mean over a batch-sharded array is global.
 """
 
 from __future__ import annotations

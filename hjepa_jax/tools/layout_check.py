@@ -50,16 +50,30 @@ def float64_setup(
 
 
 def one_step(
-    setup: StepSetup, state: TrainState, batch: dict[str, np.ndarray], devices: int
+    setup: StepSetup,
+    state: TrainState,
+    batch: dict[str, np.ndarray],
+    devices: int,
+    *,
+    split: bool = True,
 ) -> dict[str, PyTree[np.ndarray]]:
-    """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params'} of a step on a mesh."""
+    """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params', 'method_state'} of a step.
+
+    Args:
+      setup: of `float64_setup`, as the next one.
+      state: before the step.
+      batch: on the host.
+      devices: number of devices.
+      split: whether each device takes its share by `jax.shard_map`, as in training; otherwise the
+        batch is sharded under `jax.jit`, and XLA splits the work.
+    """
     mesh = sharding.data_mesh(jax.devices()[:devices])
     everywhere = sharding.replicated(mesh)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def both(state: TrainState, batch: Batch) -> dict[str, PyTree[jax.Array]]:
-        step = loss_and_gradient(setup, state, batch)
-        new_state, _ = apply_gradient(setup, state, step)
+        step = loss_and_gradient(setup, state, batch, mesh=mesh if split else None)
+        new_state, _ = apply_gradient(setup, state, step, mesh=mesh if split else None)
         return {
             "loss": step.total,
             "metrics": step.metrics,
@@ -76,7 +90,7 @@ def one_step(
 
 
 def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Compares each layout with the first one.
+    """Compares each layout with the step of a whole batch under `jax.jit` on one device.
 
     Differences of gradients and parameters are relative to the largest entry of all leaves: a leaf
     whose gradient is zero up to rounding, such as a bias in front of batch normalization, has no
@@ -84,7 +98,7 @@ def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict
 
     Args:
       settings: the configuration.
-      counts: numbers of devices; the first is the reference.
+      counts: numbers of devices.
 
     Returns:
       For each number of devices, the relative difference of each leaf, by name.
@@ -99,8 +113,8 @@ def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict
         )
     setup, state = float64_setup(settings, total=10, per_epoch=2)
     batch = _random_batch(settings.data, settings.seed)
+    first = one_step(setup, state, batch, 1, split=False)
     results = {count: one_step(setup, state, batch, count) for count in counts}
-    first = results[counts[0]]
     largest = {
         group: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first[group]))
         for group in ("gradient", "params")

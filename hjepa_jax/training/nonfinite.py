@@ -98,7 +98,7 @@ def failure_report(run: PreparedRun, state: TrainState, batch: Batch) -> Finding
     def measure(
         state: TrainState, batch: Batch
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
-        loss = loss_and_gradient(run.setup, state, batch)
+        loss = loss_and_gradient(run.setup, state, batch, mesh=run.mesh)
         return {**loss.metrics, "total": loss.total}, _named_norms(loss.gradient), batch["index"]
 
     terms, norms, index = jax.device_get(measure(state, batch))

@@ -15,11 +15,13 @@ import optax
 from jaxtyping import PyTree
 
 from hjepa_jax.config.training import Evaluation
+from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.linear_probe import (
     ProbeParams,
     cross_entropy,
     probe_logits,
 )
+from hjepa_jax.objectives.shares import AxisName
 
 
 def _optimizer(settings: Evaluation) -> optax.GradientTransformation:
@@ -64,6 +66,7 @@ def update_online_probe(
     probe: dict[str, PyTree[jax.Array]],
     z: jax.Array,
     labels: jax.Array,
+    axis_name: AxisName = None,
 ) -> tuple[dict[str, PyTree[jax.Array]], dict[str, jax.Array]]:
     """Trains the probe on one batch.
 
@@ -73,6 +76,7 @@ def update_online_probe(
       probe: {'params', 'opt_state'}.
       z: [V, B, D], the step's states.
       labels: int [B]; images with label -1 (no label) are ignored.
+      axis_name: see `hjepa_jax.objectives.shares`.
 
     Returns:
       The new probe, and 'online/probe_loss' and 'online/probe_top1' of the batch before the update,
@@ -84,10 +88,11 @@ def update_online_probe(
     features = _evaluated_part(settings, split_qp, detached.astype(jnp.float32))
     truth = jnp.broadcast_to(jnp.maximum(labels, 0), features.shape[:-1])
     counts = jnp.broadcast_to(labels >= 0, truth.shape)
-    number = jnp.sum(counts)
+    number = shares.sum_shares(jnp.sum(counts), axis_name)
 
     def mean(values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(counts, values, 0.0)) / jnp.maximum(number, 1)
+        total = jnp.sum(jnp.where(counts, values, 0.0))
+        return shares.sum_shares(total, axis_name) / jnp.maximum(number, 1)
 
     def loss(params: ProbeParams) -> tuple[jax.Array, jax.Array]:
         logits = probe_logits(params, features)

@@ -150,7 +150,7 @@ def prepare(
         placement,
     )
     jitted = jax.jit(
-        functools.partial(train_step, setup),
+        functools.partial(train_step, setup, mesh=mesh),
         donate_argnums=0,
         out_shardings=(placement, everywhere),
         compiler_options=compiler_options(settings.train),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from hjepa_jax.data.augmentation.device import augment_batch
-from hjepa_jax.methods.base import Metrics, Randomness
+from hjepa_jax.methods.base import Method, Metrics, Randomness
+from hjepa_jax.objectives import shares
+from hjepa_jax.objectives.shares import AxisName
+from hjepa_jax.runtime.sharding import DATA_AXIS, batch_sharding
 from hjepa_jax.training.accumulation import cached_gradient, split_microbatches
 from hjepa_jax.training.online_probe import update_online_probe
 from hjepa_jax.training.optimizer import MAIN
@@ -23,6 +28,9 @@ from hjepa_jax.training.state import TrainState
 Batch: TypeAlias = Mapping[str, jax.Array]
 # Parameters, or batch statistics, of each part.
 Parts: TypeAlias = Mapping[str, PyTree[jax.Array]]
+_Result = TypeVar("_Result")
+
+_WHOLE, _STATES = PartitionSpec(), PartitionSpec(None, DATA_AXIS)
 
 
 def normalize(
@@ -37,7 +45,11 @@ def normalize(
 
 
 def encode_views(
-    setup: StepSetup, params: Parts, batch_stats: Parts, batch: Batch
+    setup: StepSetup,
+    params: Parts,
+    batch_stats: Parts,
+    batch: Batch,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, Parts]:
     """Encodes all views of a batch in training mode.
 
@@ -58,26 +70,39 @@ def encode_views(
         # Images first: merging [B, V] keeps the batch sharded, merging [V, B] would not.
         images = jnp.swapaxes(group, 0, 1).reshape(num_views * num_images, *group.shape[2:])
         images = normalize(images, data.mean, data.std, setup.encoder.dtype)
-        z, batch_stats = apply_encoder(setup, params, batch_stats, images)
+        z, batch_stats = apply_encoder(setup, params, batch_stats, images, axis_name)
         states.append(jnp.swapaxes(z.reshape(num_images, num_views, -1), 0, 1))
     return jnp.concatenate(states), batch_stats
 
 
 def apply_encoder(
-    setup: StepSetup, params: Parts, batch_stats: Parts, images: jax.Array
+    setup: StepSetup,
+    params: Parts,
+    batch_stats: Parts,
+    images: jax.Array,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, Parts]:
     """Applies encoder and projector in training mode to [N, H, W, 3] -> (z [N, D], statistics)."""
     new_stats = dict(batch_stats)
     output = images
     for part in ("encoder", "projector"):
         variables = {"params": params.get(part, {}), "batch_stats": batch_stats.get(part, {})}
-        output, updates = getattr(setup, part).apply(
+        output, updates = _module(setup, part, axis_name).apply(
             variables, output, train=True, mutable=["batch_stats"]
         )
         if updates.get("batch_stats"):
             # No loss depends on them; a second pass (local crops) must not differentiate them.
             new_stats[part] = jax.lax.stop_gradient(updates["batch_stats"])
     return output, new_stats
+
+
+def _module(setup: StepSetup, part: str, axis_name: AxisName) -> nn.Module:
+    """Returns the encoder or the projector, as it normalizes a share of the rows."""
+    module: nn.Module = getattr(setup, part)
+    if axis_name is None:
+        return module
+    local = setup.settings.model.batch_norm == "local"
+    return module.clone(norm_groups=1, axis_name=None if local else axis_name)
 
 
 class StepLoss(NamedTuple):
@@ -92,21 +117,65 @@ class StepLoss(NamedTuple):
 
 
 def loss_and_gradient(
-    setup: StepSetup, state: TrainState, batch: Batch, randomness: Randomness | None = None
+    setup: StepSetup,
+    state: TrainState,
+    batch: Batch,
+    randomness: Randomness | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> StepLoss:
     """Returns loss, gradient, new batch statistics, metrics and states of one batch.
 
     With train.accumulation above 1 the encoder sees a part of the batch at a time; everything
     except batch normalization stays the same, see `hjepa_jax.training.accumulation`.
 
-    `randomness` replaces the step's own draw (for numerical checks against recorded values).
+    Args:
+      setup: static.
+      state: see `train_step`.
+      batch: see `train_step`.
+      randomness: replaces what the step would draw (numerical checks against recorded values).
+      mesh: the devices that the batch is split over, each of which takes its share by
+        `jax.shard_map`; None = the batch is whole, or XLA splits the work. Both give the same
+        result to rounding.
     """
-    encode, method = functools.partial(encode_views, setup), setup.method
+    return _split(
+        functools.partial(_loss_and_gradient, setup),
+        mesh,
+        in_specs=(_WHOLE, _batch_specs(mesh, batch), _WHOLE),
+        out_specs=StepLoss._make([*[_WHOLE] * 4, _STATES, _WHOLE]),
+    )(state, batch, randomness)
+
+
+def _batch_specs(mesh: Mesh | None, batch: Batch) -> dict[str, PartitionSpec]:
+    """Returns how the entries of a batch are split."""
+    return {} if mesh is None else {name: batch_sharding(mesh, name).spec for name in batch}
+
+
+def _split(
+    function: Callable[..., _Result], mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree
+) -> Callable[..., _Result]:
+    """Returns function(..., axis_name=...) of each device's share; without a mesh, of the whole."""
+    if mesh is None:
+        return function
+    shared = functools.partial(function, axis_name=DATA_AXIS)
+    return jax.shard_map(shared, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def _loss_and_gradient(
+    setup: StepSetup,
+    state: TrainState,
+    batch: Batch,
+    randomness: Randomness | None,
+    axis_name: AxisName = None,
+) -> StepLoss:
+    """`loss_and_gradient` of a share of the batch."""
+    encode = functools.partial(encode_views, setup, axis_name=axis_name)
+    method, number = setup.method, shares.count(axis_name)
 
     def loss_of_states(params: Parts, z: jax.Array) -> tuple[jax.Array, tuple[Metrics, Randomness]]:
         drawn = randomness
         if drawn is None:
-            num_views, num_images = z.shape[:2]
+            num_views, num_images = z.shape[0], z.shape[1] * number
             drawn = method.draw(
                 jax.random.wrap_key_data(state.rng),
                 state.step,
@@ -114,7 +183,9 @@ def loss_and_gradient(
                 num_images=num_images,
                 dtype=z.dtype,
             )
-        total, metrics = method.loss(params, state.method_state, z, drawn, state.step)
+        total, metrics = _method_loss(
+            method, params, state.method_state, z, drawn, state.step, axis_name
+        )
         return total, (metrics, drawn)
 
     def loss(params: Parts) -> tuple[jax.Array, PyTree]:
@@ -122,20 +193,76 @@ def loss_and_gradient(
         total, extras = loss_of_states(params, z)
         return total, (stats, extras, jax.lax.stop_gradient(z))
 
+    # Each device has the gradient of its share, without communication inside the backward pass.
+    params = shares.own(state.params, axis_name)
     count = setup.settings.train.accumulation
     if count == 1:
-        (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         stats, (metrics, drawn), z = rest
     else:
         parts = split_microbatches(batch, count)
         total, gradient, stats, (metrics, drawn), z = cached_gradient(
-            encode, loss_of_states, state.params, state.batch_stats, parts
+            encode, loss_of_states, params, state.batch_stats, parts
         )
+    gradient = shares.sum_shares(gradient, axis_name)
+    if setup.settings.model.batch_norm == "local":
+        stats = shares.mean_shares(stats, axis_name)
     return StepLoss(total, gradient, stats, metrics, z, drawn)
 
 
+def _method_loss(
+    method: Method,
+    params: Parts,
+    method_state: PyTree[jax.Array],
+    z: jax.Array,
+    randomness: Randomness,
+    step: jax.Array,
+    axis_name: AxisName,
+) -> tuple[jax.Array, Metrics]:
+    """Returns the method's loss of all shares, whose gradients by each share add up to its own."""
+    if axis_name is None:
+        return method.loss(params, method_state, z, randomness, step)
+    if method.takes_shares:
+        return method.loss(params, method_state, z, randomness, step, axis_name=axis_name)
+    total, metrics = method.loss(params, method_state, _all_states(z, axis_name), randomness, step)
+    return shares.mean_shares((total, metrics), axis_name)
+
+
+def _all_states(z: jax.Array, axis_name: str) -> jax.Array:
+    """Returns the states [V, B, D] of all shares."""
+    return jax.lax.all_gather(z, axis_name, axis=1, tiled=True)
+
+
+def _new_method_state(
+    method: Method,
+    method_state: PyTree[jax.Array],
+    z: jax.Array,
+    randomness: Randomness,
+    step: jax.Array,
+    axis_name: AxisName = None,
+) -> PyTree[jax.Array]:
+    """Returns the method state after the step."""
+    if axis_name is None:
+        return method.update_state(method_state, z, randomness, step)
+    if method.takes_shares:
+        return method.update_state(method_state, z, randomness, step, axis_name=axis_name)
+    new = method.update_state(method_state, _all_states(z, axis_name), randomness, step)
+    return jax.tree.map(functools.partial(_agreed, axis_name=axis_name), new)
+
+
+def _agreed(x: jax.Array, axis_name: str) -> jax.Array:
+    """Returns an array that all devices computed alike, marked as being the same on all."""
+    first = jax.lax.axis_index(axis_name) == 0
+    return jax.lax.psum(jnp.where(first, x, jnp.zeros_like(x)), axis_name)
+
+
 def train_step(
-    setup: StepSetup, state: TrainState, batch: Batch, randomness: Randomness | None = None
+    setup: StepSetup,
+    state: TrainState,
+    batch: Batch,
+    randomness: Randomness | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step.
 
@@ -149,17 +276,21 @@ def train_step(
         sharded over B, or with data.backend='device' their inputs; with an online probe
         also 'label' int [B]; other entries are ignored.
       randomness: replaces the step's own draw.
+      mesh: see `loss_and_gradient`.
 
     Returns:
       (new state, scalar metrics).
     """
-    step = loss_and_gradient(setup, state, batch, randomness)
-    new, metrics = apply_gradient(setup, state, step)
+    step = loss_and_gradient(setup, state, batch, randomness, mesh=mesh)
+    new, metrics = apply_gradient(setup, state, step, mesh=mesh)
     if state.probe:
         settings = setup.settings
-        probe, scores = update_online_probe(
-            settings.evaluation, settings.model.split_qp, state.probe, step.z, batch["label"]
-        )
+        probe, scores = _split(
+            functools.partial(update_online_probe, settings.evaluation, settings.model.split_qp),
+            mesh,
+            in_specs=(_WHOLE, _STATES, PartitionSpec(DATA_AXIS)),
+            out_specs=_WHOLE,
+        )(state.probe, step.z, batch["label"])
         good = new.failed_step < 0
         kept = jax.tree.map(
             lambda after, before: jnp.where(good, after, before), probe, state.probe
@@ -169,14 +300,17 @@ def train_step(
 
 
 def apply_gradient(
-    setup: StepSetup, state: TrainState, step: StepLoss
+    setup: StepSetup, state: TrainState, step: StepLoss, *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Metrics]:
     """The second half of `train_step`: from the loss and gradient of a batch to the new state."""
     norm = optax.tree.norm(step.gradient)
     updates, opt_state = setup.optimizer.update(step.gradient, state.opt_state, state.params)
-    method_state = setup.method.update_state(
-        state.method_state, step.z, step.randomness, state.step
-    )
+    method_state = _split(
+        functools.partial(_new_method_state, setup.method),
+        mesh,
+        in_specs=(_WHOLE, _STATES, _WHOLE, _WHOLE),
+        out_specs=_WHOLE,
+    )(state.method_state, step.z, step.randomness, state.step)
     good = jnp.isfinite(step.total) & jnp.isfinite(norm) & (state.failed_step < 0)
     failed = jnp.where(good | (state.failed_step >= 0), state.failed_step, state.step)
     changed = {

@@ -1,0 +1,67 @@
+"""Run by test_shares.py: a step on each device's share of the batch, and one of the whole batch.
+
+    python tests/support/layouts.py DEVICES CONFIG [OVERRIDE ...]
+
+DEVICES are numbers such as 1,2,4. Loss and gradient must agree to 1e-12, all else to 1e-10; on 8
+devices the collectives are counted as well.
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+from hjepa_jax.config.flags import resolve_arguments
+from hjepa_jax.runtime import sharding
+from hjepa_jax.tools import layout_check
+from hjepa_jax.training.prepare import prepare
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(text: str) -> int:
+    """Returns how many collectives a compiled program has."""
+    return sum(
+        f" {name}{start}(" in line
+        for line in text.splitlines()
+        for name in COLLECTIVES
+        for start in ("", "-start")
+    )
+
+
+def check_collectives(settings, devices: int) -> None:
+    """Two for each batch normalization, two for the loss, and the sum of the gradients."""
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    run = prepare(settings, settings.data.batch_size, mesh)
+    stats = jax.tree.leaves(run.abstract_state.batch_stats)
+    batch = {
+        "global_views": jax.ShapeDtypeStruct(
+            (2, settings.data.batch_size, *[settings.data.image_size] * 2, 3),
+            np.uint8,
+            sharding=sharding.batch_sharding(mesh, "global_views"),
+        )
+    }
+    text = run.step.lower(run.abstract_state, batch).compile().as_text()
+    # A normalization has two statistics, mean and variance.
+    expected = len(stats) + 3
+    assert collectives(text) <= expected, (collectives(text), expected)
+
+
+def main() -> None:
+    counts = [int(number) for number in sys.argv[1].split(",")]
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    settings = resolve_arguments([f"--config={sys.argv[2]}", *sys.argv[3:]])
+    if max(counts) == 8:
+        check_collectives(settings, max(counts))
+    with jax.enable_x64(True):
+        compared = layout_check.compare_layouts(settings, counts)
+    assert list(compared) == counts
+    for count, differences in compared.items():
+        for name, value in differences.items():
+            tight = name.startswith(("loss", "gradient"))
+            assert value <= (1e-12 if tight else 1e-10), (count, name, value)
+    print("layouts agree")
+
+
+if __name__ == "__main__":
+    main()

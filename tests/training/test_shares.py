@@ -1,0 +1,57 @@
+"""The train step on shares of a batch equals that of the whole batch, for every kind of run."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CIFAR = "configs/cifar100.py"
+MLP = ("--config.model.projector=mlp", "--config.model.projector_dim=16")
+CASES = {
+    "hjepa": ("1,2,4,8", f"{CIFAR}:smoke"),
+    "sigreg": ("1,2,4,8", f"{CIFAR}:sigreg-smoke"),
+    "learned spectrum": ("1,2,4,8", f"{CIFAR}:ham_learnable-smoke"),
+    "chain": ("2", f"{CIFAR}:ham_chain-smoke"),
+    "mlp": ("2", f"{CIFAR}:mlp-smoke"),
+    "identity": ("2", f"{CIFAR}:identity-smoke"),
+    "imagenet": ("2", "configs/imagenet100.py:parity-smoke"),
+    "subsample": ("1,4", f"{CIFAR}:sigreg-smoke", "--config.sigreg.subsample=7"),
+    "flattened subsample": (
+        *("4", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.subsample=9",
+        "--config.sigreg.statistics=flattened",
+        "--config.sigreg.clip_value=0.5",
+    ),
+    "midpoint": ("2", f"{CIFAR}:smoke", "--config.dynamics.integrator=implicit_midpoint"),
+    "energy": (
+        *("2", f"{CIFAR}:smoke"),
+        "--config.dynamics.hamiltonian=learnable",
+        "--config.loss.energy_weight=0.3",
+        "--config.loss.match=qp",
+    ),
+    "accumulation": ("2", f"{CIFAR}:smoke", "--config.train.accumulation=2"),
+    "remat": ("2", f"{CIFAR}:sigreg-smoke", "--config.resnet.remat=blocks", *MLP),
+    "local views": (
+        *("2", f"{CIFAR}:smoke"),
+        "--config.data.num_local_views=2",
+        "--config.data.local_size=16",
+        "--config.loss.pairing=local_to_global",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_of_shares_is_that_of_the_whole_batch(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "tests/support/layouts.py", *CASES[name]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "layouts agree" in done.stdout
