@@ -82,7 +82,7 @@ def test_json_brings_the_section_back() -> None:
         ("own_part_of_a_test:Collides", "'train' collides"),
         ("own_part_of_a_test:Nothing", "has no class 'Nothing'"),
         ("no_such_module_anywhere:Part", "the module 'no_such_module_anywhere' is neither"),
-        ("digit", "none of digits.*did you mean 'digits'"),
+        ("digit", "not one of digits.*did you mean 'digits'"),
     ],
 )
 def test_mistakes_are_one_sentence(name, words) -> None:
