@@ -32,7 +32,7 @@ from hjepa_jax.evaluation.report.tables import painters, print_table, write_numb
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
-from hjepa_jax.runtime.checkpoint_meta import DataPosition, Meta
+from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
 from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import (

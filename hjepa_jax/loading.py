@@ -21,7 +21,7 @@ from hjepa_jax.evaluation.features import encode_images, select_state_part
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import sharding
-from hjepa_jax.runtime.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config

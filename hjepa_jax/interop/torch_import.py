@@ -29,7 +29,7 @@ from hjepa_jax.models.resnet import ResNetSection
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, named, summary
-from hjepa_jax.runtime.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import Meta
 from hjepa_jax.storage.schema import Anything, Maybe, Table, Whole, described, readable, require
 from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import TrainState

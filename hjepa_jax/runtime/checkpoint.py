@@ -32,8 +32,8 @@ from hjepa_jax.runtime.checkpoint_arrays import (
     read_arrays,
     smallest,
 )
-from hjepa_jax.runtime.checkpoint_meta import META, Meta
 from hjepa_jax.storage import checksums
+from hjepa_jax.storage.checkpoint_meta import META, Meta
 from hjepa_jax.storage.checksums import DamagedError, UnreadableError
 from hjepa_jax.storage.files import check_holds_checkpoints, is_disk_full
 from hjepa_jax.storage.schema import Fields

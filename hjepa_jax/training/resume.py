@@ -18,7 +18,7 @@ from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.runtime.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import Meta
 from hjepa_jax.training.prepare import PreparedRun
 from hjepa_jax.training.saved_run import check_finite, config_in, initial_state
 from hjepa_jax.training.state import TrainState
@@ -28,7 +28,7 @@ KNN = "online/knn_"
 
 
 class DataIdentity(TypedDict):
-    """What the numbers of batches count in, see `runtime.checkpoint_meta.DataPosition`."""
+    """What the numbers of batches count in, see `storage.checkpoint_meta.DataPosition`."""
 
     seed: int
     num_images: int

@@ -20,7 +20,7 @@ from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, not_finite
-from hjepa_jax.runtime.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.state import TrainState

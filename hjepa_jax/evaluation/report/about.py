@@ -14,7 +14,7 @@ from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.evaluation.features import Batch
 from hjepa_jax.evaluation.ready import Sets
-from hjepa_jax.runtime.checkpoint_meta import DataPosition
+from hjepa_jax.storage.checkpoint_meta import DataPosition
 from hjepa_jax.storage.files import printable
 
 # Fields of `data` and `evaluation` that do not affect results, or are reported elsewhere.
