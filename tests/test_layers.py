@@ -110,3 +110,12 @@ def test_files_and_functions_stay_short(path: pathlib.Path) -> None:
 def test_scripts_are_thin() -> None:
     for path in sorted((PACKAGE.parent / "scripts").glob("*.py")):
         assert len(path.read_text().splitlines()) <= 100, f"{path} belongs into the package"
+
+
+def test_no_folder_has_more_than_a_dozen_modules() -> None:
+    folders = {path.parent for path in FILES}
+    counts = {
+        str(folder.relative_to(PACKAGE)): len([*folder.glob("*.py")]) - 1 for folder in folders
+    }
+    assert counts["config"] > 1
+    assert {name: count for name, count in counts.items() if count > 12} == {}
