@@ -154,7 +154,7 @@ def _batch_specs(mesh: Mesh | None, batch: Batch) -> dict[str, PartitionSpec]:
 def _split(
     function: Callable[..., _Result], mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree
 ) -> Callable[..., _Result]:
-    """Returns function(..., axis_name=...) of each device's share; without a mesh, of the whole."""
+    """Returns a function that runs on each device's share, or on whole arrays without a mesh."""
     if mesh is None:
         return function
     shared = functools.partial(function, axis_name=DATA_AXIS)
@@ -193,7 +193,7 @@ def _loss_and_gradient(
         total, extras = loss_of_states(params, z)
         return total, (stats, extras, jax.lax.stop_gradient(z))
 
-    # Each device has the gradient of its share, without communication inside the backward pass.
+    # Marked as its own: each device differentiates by its share, without a collective.
     params = shares.own(state.params, axis_name)
     count = setup.settings.train.accumulation
     if count == 1:
@@ -219,7 +219,7 @@ def _method_loss(
     step: jax.Array,
     axis_name: AxisName,
 ) -> tuple[jax.Array, Metrics]:
-    """Returns the method's loss of all shares, whose gradients by each share add up to its own."""
+    """Returns the loss of all shares; each device differentiates it by its own share."""
     if axis_name is None:
         return method.loss(params, method_state, z, randomness, step)
     if method.takes_shares:
@@ -253,7 +253,8 @@ def _new_method_state(
 def _agreed(x: jax.Array, axis_name: str) -> jax.Array:
     """Returns an array that all devices computed alike, marked as being the same on all."""
     first = jax.lax.axis_index(axis_name) == 0
-    return jax.lax.psum(jnp.where(first, x, jnp.zeros_like(x)), axis_name)
+    number = x.astype(jnp.int32) if x.dtype == bool else x
+    return jax.lax.psum(jnp.where(first, number, 0), axis_name).astype(x.dtype)
 
 
 def train_step(
