@@ -42,7 +42,6 @@ class PatchMixer(Encoder):
     """The encoder, selected by `config.model.encoder`."""
 
     sections: ClassVar = {"mixer": Mixer}
-
     mixer: Mixer = Mixer()
     split_qp: bool = True
 

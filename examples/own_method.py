@@ -3,9 +3,8 @@
 python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_method \
     --config.method=examples.own_method:VICReg --config.model.projector=mlp
 
-Source: Bardes, Ponce & LeCun, "VICReg: Variance-Invariance-Covariance Regularization for
-Self-Supervised Learning" (arXiv 2105.04906). The invariance is a mean over dimensions, as in the
-paper's Algorithm 1, which the weights 25, 25 and 1 are for; the paper's equation has the sum.
+Source: Bardes, Ponce & LeCun, "VICReg" (arXiv 2105.04906). The invariance is a mean over
+dimensions, as in the paper's Algorithm 1, which the weights are for; its equation has the sum.
 """
 
 from __future__ import annotations

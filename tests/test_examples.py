@@ -123,7 +123,7 @@ def test_the_mixer_trains_resumes_bit_exact_is_evaluated_and_loaded(tmp_path) ->
     ("overrides", "words"),
     [
         (["--config.mixer.patch=3"], r"config\.mixer\.patch is 3.*divisor"),
-        (["--config.mixer.token_dim=7", "--config.mixer.patch=16"], "states have 7 numbers"),
+        (["--config.mixer.token_dim=7", "--config.mixer.patch=16"], "states have 7 dimensions"),
         (
             [
                 "--config.data.num_local_views=2",
