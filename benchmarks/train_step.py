@@ -20,7 +20,6 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,24 +29,11 @@ from startup import read_config
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.kernels import build
-from hjepa_jax.kernels.build import Kernels, kernels
-from hjepa_jax.kernels.convolution import conv2d_plain
+from hjepa_jax.kernels.build import kernels
 from hjepa_jax.methods.base import HasFlow
-from hjepa_jax.models import layers
 from hjepa_jax.runtime import compilation_cache, sharding
+from hjepa_jax.runtime.devices import without_cpu_forms
 from hjepa_jax.training.prepare import PreparedRun, prepare
-
-
-@contextlib.contextmanager
-def xla_operations() -> Iterator[None]:
-    """Traces convolutions and batch normalization as XLA computes them by itself."""
-    chosen = layers.conv2d, build.kernels
-    layers.conv2d, build.kernels = conv2d_plain, lambda: Kernels("", "not asked for")
-    try:
-        yield
-    finally:
-        layers.conv2d, build.kernels = chosen
 
 
 def random_views(config: Any) -> np.ndarray:
@@ -133,7 +119,7 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     """Prints the table of one batch size."""
     views = random_views(config)
     ours, run, *our_compile = our_runner(config, views, contextlib.nullcontext())
-    plain, _, *plain_compile = our_runner(config, views, xla_operations())
+    plain, _, *plain_compile = our_runner(config, views, without_cpu_forms())
     runners: dict[str, Runner] = {"hjepa_jax": ours, "XLA's operations": plain}
     runners |= torch_runners(config, views, run, args.compile)
     losses = {name: runner() for name, runner in runners.items()}

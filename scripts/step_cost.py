@@ -36,8 +36,7 @@ def main(argv: list[str]) -> None:
     count = _DEVICES.value
     given = {f.name: f.value for f in (_DEVICES, _PEAK, _MEMORY, _INTERCONNECT, _EFFICIENCY)}
     jax.config.update("jax_platforms", "cpu")
-    # At least two: a single CPU device would use the native convolutions.
-    jax.config.update("jax_num_cpu_devices", max(count, 2))
+    jax.config.update("jax_num_cpu_devices", count)
     from hjepa_jax.config import resolve
     from hjepa_jax.errors import UserError
     from hjepa_jax.tools import step_cost

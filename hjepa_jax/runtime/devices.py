@@ -6,12 +6,16 @@ therefore goes through `jax.lax.platform_dependent`, which chooses when the prog
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 T = TypeVar("T")
+_OFFERED: contextvars.ContextVar[bool] = contextvars.ContextVar("offered", default=True)
 
 
 def on_cpu() -> bool:
@@ -19,9 +23,14 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def is_single_cpu() -> bool:
-    """Returns whether this process has a single device, a CPU."""
-    return on_cpu() and jax.device_count() == 1
+@contextlib.contextmanager
+def without_cpu_forms() -> Iterator[None]:
+    """Traces XLA's operations alone, whose number XLA knows."""
+    token = _OFFERED.set(False)
+    try:
+        yield
+    finally:
+        _OFFERED.reset(token)
 
 
 def offer_cpu_forms() -> bool:
@@ -29,8 +38,10 @@ def offer_cpu_forms() -> bool:
 
     These need whole arrays: either the process has one device, or the code is inside
     `jax.shard_map`, where each device has arrays of its own. A host that computes on accelerators
-    needs no such form.
+    needs no such form, and inside `without_cpu_forms` there are none.
     """
+    if not _OFFERED.get():
+        return False
     mesh = jax.sharding.get_abstract_mesh()
     inside = bool(mesh.manual_axes) and set(mesh.manual_axes) == set(mesh.axis_names)
     return on_cpu() and (inside or jax.device_count() == 1)

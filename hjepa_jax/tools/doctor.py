@@ -92,11 +92,11 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_kernels() -> Iterator[Finding]:
-    """Reports which convolutions a single CPU device uses."""
+    """Reports which convolutions CPU devices use."""
     from hjepa_jax.kernels.build import kernels
-    from hjepa_jax.runtime.devices import is_single_cpu
+    from hjepa_jax.runtime.devices import on_cpu
 
-    if is_single_cpu():
+    if on_cpu():
         found = kernels()
         fact = found.description if found else f"XLA's, slower: {found.description}"
         yield Finding("cpu kernels", fact)

@@ -13,14 +13,26 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools import step_cost
+from hjepa_jax.training.prepare import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_a_single_cpu_device_is_refused() -> None:
-    """Its convolutions are foreign calls, whose operations XLA does not count."""
-    with pytest.raises(ValueError, match="native kernels"):
-        step_cost.step_cost(typed(cifar100.get_config("smoke")), sharding.data_mesh())
+def test_native_kernels_are_not_asked_for(monkeypatch) -> None:
+    """XLA does not count the operations of foreign calls."""
+
+    def asked() -> None:
+        raise AssertionError("the kernels were asked for")
+
+    monkeypatch.setattr("hjepa_jax.kernels.build.kernels", asked)
+    monkeypatch.setattr("hjepa_jax.kernels.convolution._MIN_NATIVE", 0)
+    monkeypatch.setattr("hjepa_jax.kernels.batch_norm._MIN_VALUES", 0)
+    settings = typed(cifar100.get_config("sigreg-smoke"))
+    run = prepare(settings, settings.data.batch_size, sharding.data_mesh())
+    batch = step_cost.abstract_batch(settings.data, run.mesh)
+    with pytest.raises(AssertionError, match="were asked for"):
+        run.step.lower(run.abstract_state, batch)
+    assert step_cost.step_cost(settings, sharding.data_mesh()).flops > 1e8
 
 
 def test_seconds_of_a_step() -> None:
