@@ -80,9 +80,10 @@ def step_cost(settings: Settings, mesh: Mesh) -> Cost:
       ConfigError: if the batch does not split over the devices and micro-batches.
     """
     # Optimizing the machine code changes neither operations nor buffers.
-    run = prepare(changed(settings, train__fast_compile=True), settings.data.batch_size, mesh)
+    settings = changed(settings, train__fast_compile=True)
     # XLA counts neither the native kernels nor the turns of the loops made for the CPU.
     with without_cpu_forms():
+        run = prepare(settings, settings.data.batch_size, mesh)
         lowered = run.step.lower(run.abstract_state, abstract_batch(settings.data, mesh))
     compiled = lowered.compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()

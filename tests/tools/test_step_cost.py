@@ -21,15 +21,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def test_native_kernels_are_not_asked_for(monkeypatch) -> None:
     """XLA does not count the operations of foreign calls."""
 
+    settings = typed(cifar100.get_config("sigreg-smoke"))
+    run = prepare(settings, settings.data.batch_size, sharding.data_mesh())
+    batch = step_cost.abstract_batch(settings.data, run.mesh)
+
     def asked() -> None:
         raise AssertionError("the kernels were asked for")
 
     monkeypatch.setattr("hjepa_jax.kernels.build.kernels", asked)
     monkeypatch.setattr("hjepa_jax.kernels.convolution._MIN_NATIVE", 0)
     monkeypatch.setattr("hjepa_jax.kernels.batch_norm._MIN_VALUES", 0)
-    settings = typed(cifar100.get_config("sigreg-smoke"))
-    run = prepare(settings, settings.data.batch_size, sharding.data_mesh())
-    batch = step_cost.abstract_batch(settings.data, run.mesh)
     with pytest.raises(AssertionError, match="were asked for"):
         run.step.lower(run.abstract_state, batch)
     assert step_cost.step_cost(settings, sharding.data_mesh()).flops > 1e8
