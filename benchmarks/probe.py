@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
-from hjepa_jax.evaluation.probe import ProbeSettings, init_probe, linear_probe, shuffles
+from hjepa_jax.config.training import Evaluation
+from hjepa_jax.evaluation.probe import init_probe, linear_probe, shuffles
 
 Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 Side = Callable[[Split, Split], float]
@@ -37,12 +38,12 @@ def features(count: int, means: npt.NDArray[np.float32], noise: float, seed: int
     return rows.astype(np.float32), labels
 
 
-def ours(train: Split, test: Split, *, classes: int, settings: ProbeSettings) -> float:
+def ours(train: Split, test: Split, *, classes: int, settings: Evaluation) -> float:
     """Returns our top-1 accuracy."""
     return linear_probe(train, test, classes, settings).top1
 
 
-def torch_probe(train: Split, test: Split, *, classes: int, settings: ProbeSettings) -> float:
+def torch_probe(train: Split, test: Split, *, classes: int, settings: Evaluation) -> float:
     """Returns the top-1 accuracy of the same probe in PyTorch."""
     torch: Any = __import__("torch")
     x, test_x = (torch.from_numpy(split[0]) for split in (train, test))
@@ -53,13 +54,15 @@ def torch_probe(train: Split, test: Split, *, classes: int, settings: ProbeSetti
         linear.weight.copy_(torch.from_numpy(np.array(start.kernel)).T)
         linear.bias.copy_(torch.from_numpy(np.array(start.bias)))
     model = torch.nn.Sequential(torch.nn.LayerNorm(x.shape[1]), linear)
-    (lr,) = settings.lr
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=settings.weight_decay)
-    steps = -(-len(y) // settings.batch_size) * settings.epochs
+    lr = settings.probe_lr
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=settings.probe_weight_decay)
+    steps = -(-len(y) // settings.probe_batch_size) * settings.probe_epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    orders = torch.from_numpy(shuffles(np.arange(len(y)), settings.epochs, settings.seed)).long()
+    orders = torch.from_numpy(
+        shuffles(np.arange(len(y)), settings.probe_epochs, settings.seed)
+    ).long()
     for order in orders:
-        for rows in order.split(settings.batch_size):
+        for rows in order.split(settings.probe_batch_size):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
@@ -96,7 +99,7 @@ def main() -> None:
 
     means = np.random.default_rng(0).standard_normal((args.classes, args.dim)).astype(np.float32)
     train, test = (features(n, means, args.noise, i) for i, n in ((1, args.train), (2, args.test)))
-    settings = ProbeSettings(epochs=args.epochs, batch_size=args.batch)
+    settings = Evaluation(probe_epochs=args.epochs, probe_batch_size=args.batch)
     common = {"classes": args.classes, "settings": settings}
     made: dict[str, Side] = {"hjepa_jax": functools.partial(ours, **common)}
     if importlib.util.find_spec("torch"):

@@ -50,18 +50,6 @@ class Classification(NamedTuple):
     notes: list[str]
 
 
-def probe_settings(settings: Evaluation) -> probe.ProbeSettings:
-    """Returns the probe's settings from `config.evaluation`."""
-    return probe.ProbeSettings(
-        epochs=settings.probe_epochs,
-        batch_size=settings.probe_batch_size,
-        lr=tuple(dict.fromkeys((settings.probe_lr, *settings.probe_lr_sweep))),
-        weight_decay=settings.probe_weight_decay,
-        seed=settings.seed,
-        folds=settings.probe_folds,
-    )
-
-
 def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, np.ndarray]:
     """Returns the labeled rows and their indices; DataError if a label is out of range."""
     rows = np.flatnonzero(has_label(features.labels))
@@ -174,7 +162,7 @@ def classify(
         num_classes=num_classes,
         reference=settings.reference_evaluation,
     )
-    result = probe.linear_probe(train_set, test_set, num_classes, probe_settings(settings))
+    result = probe.linear_probe(train_set, test_set, num_classes, settings)
     linear = _linear_metrics(result, num_classes, len(tested), len(train_rows))
     k = max((k for k in ks if k <= settings.headline_k), default=ks[0])
     given = {
@@ -247,9 +235,10 @@ def few_shot_probe(
     """
     train, _ = labeled(train, "training", num_classes)
     test, _ = labeled(test, "test", num_classes)
-    probing = probe_settings(settings)
-    steps = -(-per_class * num_classes // probing.batch_size)
-    probing = dataclasses.replace(probing, lr=probing.lr[:1], epochs=-(-_FEW_SHOT_STEPS // steps))
+    steps = -(-per_class * num_classes // settings.probe_batch_size)
+    probing = dataclasses.replace(
+        settings, probe_lr_sweep=(), probe_epochs=-(-_FEW_SHOT_STEPS // steps)
+    )
     scores = []
     for trial in range(settings.few_shot_trials):
         rows = few_shot_rows(train.labels, per_class, num_classes, (settings.seed, trial))

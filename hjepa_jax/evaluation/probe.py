@@ -5,7 +5,6 @@ All epochs, steps and learning rates run inside one jit on features that stay on
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn
 from hjepa_jax.objectives.linear_probe import (
@@ -30,38 +30,9 @@ from hjepa_jax.objectives.linear_probe import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class ProbeSettings:
-    """Training settings of the probe.
-
-    Attributes:
-      epochs: passes over the training set.
-      batch_size: images per step; the last, smaller batch of an epoch is used.
-      lr: initial learning rates, trained in parallel; the published protocol uses one. If there
-        are several, the best in cross-validation on the training set is reported.
-      weight_decay: weight decay of AdamW, on all parameters.
-      seed: seed of the initial parameters, batch order and folds.
-      folds: number of cross-validation folds.
-    """
-
-    epochs: int = 50
-    batch_size: int = 256
-    lr: tuple[float, ...] = (1e-3,)
-    weight_decay: float = 1e-6
-    seed: int = 0
-    folds: int = 5
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(
-                f"A probe needs at least one epoch and one image per batch, but probe_epochs is "
-                f"{self.epochs} and probe_batch_size is {self.batch_size} in config.evaluation."
-            )
-        if not self.lr or min(self.lr) <= 0:
-            raise ConfigError(
-                f"The probe's learning rates must be positive, but config.evaluation.probe_lr and "
-                f"probe_lr_sweep give {self.lr}."
-            )
+def learning_rates(settings: Evaluation) -> tuple[float, ...]:
+    """Returns the learning rates to train at: `probe_lr`, then those of `probe_lr_sweep`."""
+    return tuple(dict.fromkeys((settings.probe_lr, *settings.probe_lr_sweep)))
 
 
 class ProbeResult(NamedTuple):
@@ -209,7 +180,7 @@ def shuffles(rows: npt.NDArray[np.integer], epochs: int, seed: int) -> npt.NDArr
 
 
 def cross_validate(
-    features: npt.ArrayLike, labels: npt.ArrayLike, num_classes: int, settings: ProbeSettings
+    features: npt.ArrayLike, labels: npt.ArrayLike, num_classes: int, settings: Evaluation
 ) -> np.ndarray:
     """Returns the mean top-1 over held-out folds of the training set for each learning rate, [L].
 
@@ -217,25 +188,25 @@ def cross_validate(
       ConfigError: fewer than two folds, or fewer rows than folds.
     """
     x, y = jnp.asarray(features), jnp.asarray(labels)
-    if not 2 <= settings.folds <= len(y):
+    if not 2 <= settings.probe_folds <= len(y):
         raise ConfigError(
             f"Cross-validating the probe needs 2..{len(y)} folds for {len(y)} training images, "
-            f"but config.evaluation.probe_folds is {settings.folds}."
+            f"but config.evaluation.probe_folds is {settings.probe_folds}."
         )
     params = init_probe(settings.seed, x.shape[1], num_classes)
     order = np.random.default_rng(settings.seed).permutation(len(y))
     accuracies = []
-    for fold in range(settings.folds):
-        held_out = order[fold :: settings.folds]
+    for fold in range(settings.probe_folds):
+        held_out = order[fold :: settings.probe_folds]
         rows = np.setdiff1d(order, held_out)
         trained, _ = train_probe(
             params,
             x,
             y,
-            jnp.asarray(shuffles(rows, settings.epochs, settings.seed)),
-            jnp.asarray(settings.lr),
-            batch_size=settings.batch_size,
-            weight_decay=settings.weight_decay,
+            jnp.asarray(shuffles(rows, settings.probe_epochs, settings.seed)),
+            jnp.asarray(learning_rates(settings)),
+            batch_size=settings.probe_batch_size,
+            weight_decay=settings.probe_weight_decay,
         )
         accuracies.append(_sweep_accuracy(trained, x[held_out], y[held_out])[0])
     return np.mean(accuracies, axis=0)
@@ -263,7 +234,7 @@ def linear_probe(
     train: tuple[npt.ArrayLike, npt.ArrayLike],
     test: tuple[npt.ArrayLike, npt.ArrayLike],
     num_classes: int,
-    settings: ProbeSettings | None = None,
+    settings: Evaluation,
     *,
     params: ProbeParams | None = None,
     permutations: npt.ArrayLike | None = None,
@@ -274,7 +245,7 @@ def linear_probe(
       train: features [N, D] and labels int [N], such as a `Features`.
       test: features [M, D] and labels int [M].
       num_classes: labels lie in 0..num_classes-1.
-      settings: None = the published protocol.
+      settings: the section `evaluation`.
       params: initial parameters; None = drawn from the seed.
       permutations: int [epochs, N], the batch order of each epoch; None = drawn from the seed.
 
@@ -282,27 +253,27 @@ def linear_probe(
       The result at the only learning rate, or at the best one in cross-validation on `train`.
 
     Raises:
-      ValueError: mismatched shapes or labels, or invalid settings.
+      ValueError: mismatched shapes or labels, or folds that do not fit.
     """
-    settings = settings or ProbeSettings()
     x, y, test_x, test_y = _check_sets(train, test, num_classes)
     if params is None:
         params = init_probe(settings.seed, x.shape[1], num_classes)
     if permutations is None:
-        permutations = shuffles(np.arange(len(y)), settings.epochs, settings.seed)
+        permutations = shuffles(np.arange(len(y)), settings.probe_epochs, settings.seed)
     validation: tuple[float, ...] = ()
-    lr = settings.lr[0]
-    if len(settings.lr) > 1:
+    rates = learning_rates(settings)
+    lr = rates[0]
+    if len(rates) > 1:
         validation = tuple(cross_validate(x, y, num_classes, settings).tolist())
-        lr = settings.lr[int(np.argmax(validation))]
+        lr = rates[int(np.argmax(validation))]
     trained, losses = train_probe(
         params,
         x,
         y,
         jnp.asarray(permutations),
         jnp.asarray([lr]),
-        batch_size=settings.batch_size,
-        weight_decay=settings.weight_decay,
+        batch_size=settings.probe_batch_size,
+        weight_decay=settings.probe_weight_decay,
     )
     best = jax.tree.map(lambda leaf: leaf[0], trained)
     top1, top5 = probe_accuracy(best, test_x, test_y)

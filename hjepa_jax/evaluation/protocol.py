@@ -32,7 +32,6 @@ from hjepa_jax.evaluation.classify import (
     classify_state_parts,
     coarse_metrics,
     few_shot_probe,
-    probe_settings,
 )
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import (
@@ -304,7 +303,6 @@ def run_protocol(
       ValueError: no encoder, or data, labels or settings that do not match.
     """
     # Settings that are used late are checked first, so that an error does not waste hours.
-    probe_settings(settings)
     robustness.check_names(settings.robustness)
     if not encoders:
         raise ValueError("There is no encoder to evaluate.")

@@ -12,7 +12,7 @@ from hjepa_jax.config import Settings
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
-from hjepa_jax.evaluation.classify import check_few_shot, probe_settings
+from hjepa_jax.evaluation.classify import check_few_shot
 from hjepa_jax.evaluation.knn import usable_ks
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import check_writable_folder
@@ -72,7 +72,7 @@ def open_sets(settings: Settings) -> Sets:
         usable_ks(wanted, labeled)
     for shots in evaluation.few_shot:
         check_few_shot(labels, shots, len(sets.train.class_names))
-    folds = probe_settings(evaluation).folds
+    folds = evaluation.probe_folds
     if evaluation.probe_lr_sweep and folds > labeled:
         raise ConfigError(
             f"config.evaluation.probe_folds is {folds}, but only {labeled} training images have a "

@@ -1,6 +1,5 @@
 """Every field of the configuration: odd values are refused with a sentence that names it."""
 
-import dataclasses
 import json
 import math
 
@@ -14,7 +13,6 @@ from hjepa_jax.config.settings import schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.evaluation.probe import ProbeSettings
 from hjepa_jax.interop.torch_config import config_from_torch
 
 ROWS = rows().values()
@@ -269,12 +267,6 @@ def test_suggestions_know_the_fields_words(asked, meant) -> None:
 def test_sentences_about_values(path, value, end) -> None:
     (sentence,) = problems_of(rows()[path], value)
     assert end in sentence
-
-
-def test_settings_of_the_probe_have_the_same_defaults() -> None:
-    probe = {own.name: own.default for own in dataclasses.fields(ProbeSettings)}
-    assert probe["epochs"] == rows()["evaluation.probe_epochs"].default
-    assert probe["lr"] == (rows()["evaluation.probe_lr"].default,)
 
 
 def test_an_unknown_data_set_is_named_with_the_nearest() -> None:

@@ -1,5 +1,6 @@
 """The linear probe: against NumPy's AdamW and scikit-learn, padding, sweeps and selection."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.evaluation import probe
 
-FAST = probe.ProbeSettings(epochs=3, batch_size=16)
+FAST = Evaluation(probe_epochs=3, probe_batch_size=16)
 
 
 def _blobs(seed, count, dim=12, num_classes=4, spread=1.0):
@@ -98,7 +100,9 @@ def test_rates_trained_together_equal_each_alone() -> None:
 
 def test_long_training_reaches_logistic_regression() -> None:
     train, test = _blobs(3, 400, spread=4.0), _blobs(4, 400, spread=4.0)
-    result = probe.linear_probe(train, test, 4, probe.ProbeSettings(100, 32, lr=(1e-2,)))
+    result = probe.linear_probe(
+        train, test, 4, Evaluation(probe_epochs=100, probe_batch_size=32, probe_lr=1e-2)
+    )
     model = LogisticRegression(max_iter=1000).fit(_layer_norm(train[0]), train[1])
     expected = model.score(_layer_norm(test[0]), test[1])
     assert 0.5 < expected < 0.95
@@ -110,17 +114,17 @@ def test_the_seed_determines_the_result() -> None:
     train, test = _blobs(5, 60, spread=3.0), _blobs(6, 40, spread=3.0)
     first, again = (probe.linear_probe(train, test, 4, FAST) for _ in range(2))
     np.testing.assert_array_equal(first.params.kernel, again.params.kernel)
-    other = probe.linear_probe(train, test, 4, probe.ProbeSettings(3, 16, seed=1))
+    other = probe.linear_probe(train, test, 4, dataclasses.replace(FAST, seed=1))
     assert np.abs(np.asarray(first.params.kernel) - np.asarray(other.params.kernel)).max() > 1e-3
 
 
 def test_the_best_of_several_rates_in_cross_validation_is_reported() -> None:
     train, test = _blobs(7, 120), _blobs(8, 80)
-    settings = probe.ProbeSettings(epochs=3, batch_size=16, lr=(1e-6, 1e-2), folds=4)
+    settings = dataclasses.replace(FAST, probe_lr=1e-6, probe_lr_sweep=(1e-2,), probe_folds=4)
     result = probe.linear_probe(train, test, 4, settings)
     assert result.lr == 1e-2
     assert result.validation[1] > result.validation[0] + 0.2
-    chosen = probe.linear_probe(train, test, 4, probe.ProbeSettings(3, 16, lr=(1e-2,)))
+    chosen = probe.linear_probe(train, test, 4, dataclasses.replace(FAST, probe_lr=1e-2))
     assert result.top1 == chosen.top1
     assert chosen.validation == ()
 
@@ -130,7 +134,7 @@ def test_cross_validation_does_not_learn_from_held_out_rows() -> None:
     rng = np.random.default_rng(9)
     x = rng.normal(size=(120, 60)).astype(np.float32)
     labels = rng.integers(4, size=120).astype(np.int32)
-    settings = probe.ProbeSettings(epochs=20, batch_size=32, lr=(1e-2,), folds=3)
+    settings = Evaluation(probe_epochs=20, probe_batch_size=32, probe_lr=1e-2, probe_folds=3)
     (accuracy,) = probe.cross_validate(x, labels, 4, settings)
     assert accuracy < 0.42
     assert probe.linear_probe((x, labels), (x, labels), 4, settings).top1 > 0.6
@@ -156,13 +160,9 @@ def test_top5_is_over_at_most_all_classes() -> None:
 
 def test_invalid_settings_and_shapes_are_errors() -> None:
     train = _blobs(10, 20)
-    with pytest.raises(ValueError, match="learning rates must be positive"):
-        probe.ProbeSettings(lr=(0.0,))
-    with pytest.raises(ValueError, match="at least one epoch"):
-        probe.ProbeSettings(epochs=0)
     with pytest.raises(ValueError, match=r"test \(20, 3\) and \(20,\)"):
         probe.linear_probe(train, (train[0][:, :3], train[1]), 4, FAST)
     with pytest.raises(ValueError, match="training labels go from 0 to 3"):
         probe.linear_probe(train, train, 3, FAST)
     with pytest.raises(ValueError, match="probe_folds is 21"):
-        probe.cross_validate(*train, 4, probe.ProbeSettings(lr=(1e-3, 1e-2), folds=21))
+        probe.cross_validate(*train, 4, dataclasses.replace(FAST, probe_folds=21))

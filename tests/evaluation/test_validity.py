@@ -1,6 +1,7 @@
 """Notes on meaningless accuracies: sets, labels, collapse, constant predictions."""
 
 import copy
+import dataclasses
 import io
 import json
 import re
@@ -222,7 +223,7 @@ def test_unlabeled_rows_are_neither_fit_nor_tested() -> None:
     assert found.metrics == expected.metrics
     np.testing.assert_array_equal(found.neighbors, 2 * expected.neighbors + 1)
     np.testing.assert_array_equal(found.tested, np.arange(1, 80, 2))
-    config.few_shot_trials = 2
+    config = dataclasses.replace(config, few_shot_trials=2)
     few = [few_shot_probe(*sets, 4, 3, config) for sets in (mixed, (train, test))]
     assert few[0]["top1"] == pytest.approx(few[1]["top1"], abs=0.2)
     rows = few_shot_rows(mixed[0].labels, 3, 4, (0, 0))

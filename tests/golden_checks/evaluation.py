@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from golden_checks import common
+from hjepa_jax.config.training import Evaluation
 from hjepa_jax.evaluation import geometry, knn, probe
 
 _FILE = "eval.npz"
@@ -131,11 +132,11 @@ def test_golden_evaluation_probe_forward() -> None:
 def test_golden_evaluation_probe_training() -> None:
     group = _needs("probe_train/")
     init = _params(group, "init/")
-    settings = probe.ProbeSettings(
-        epochs=int(group["epochs"]),
-        batch_size=int(group["batch_size"]),
-        lr=(float(group["lr0"]),),
-        weight_decay=float(group["weight_decay"]),
+    settings = Evaluation(
+        probe_epochs=int(group["epochs"]),
+        probe_batch_size=int(group["batch_size"]),
+        probe_lr=float(group["lr0"]),
+        probe_weight_decay=float(group["weight_decay"]),
     )
     result = probe.linear_probe(
         (group["train_feats"], group["train_labels"]),
