@@ -1,6 +1,7 @@
 """Rematerialization: activations are recomputed in the backward pass instead of stored.
 
-Own code because XLA's CPU compiler undoes `flax.linen.remat` (see `runtime.devices.with_dependency`).
+Own code because XLA's CPU compiler undoes `flax.linen.remat`; see
+`runtime.devices.with_dependency`.
 """
 
 from __future__ import annotations
