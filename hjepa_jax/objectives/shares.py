@@ -65,3 +65,21 @@ def own(tree: _Tree, axis_name: AxisName) -> _Tree:
     if axis_name is None:
         return tree
     return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)
+
+
+def gather(x: Array, axis_name: AxisName, *, axis: int) -> Array:
+    """Returns the rows of all shares, in order along `axis`."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
+
+
+def agreed(tree: _Tree, axis_name: AxisName) -> _Tree:
+    """Returns arrays that all devices computed alike, marked as being the same on all."""
+    if axis_name is None:
+        return tree
+    first = jax.lax.axis_index(axis_name) == 0
+
+    def one(x: Array) -> Array:
+        number = x.astype(jnp.int32) if x.dtype == bool else x
+        return jax.lax.psum(jnp.where(first, number, 0), axis_name).astype(x.dtype)
+
+    return jax.tree.map(one, tree)

@@ -220,17 +220,11 @@ def _method_loss(
     axis_name: AxisName,
 ) -> tuple[jax.Array, Metrics]:
     """Returns the loss of all shares; each device differentiates it by its own share."""
-    if axis_name is None:
-        return method.loss(params, method_state, z, randomness, step)
     if method.takes_shares:
         return method.loss(params, method_state, z, randomness, step, axis_name=axis_name)
-    total, metrics = method.loss(params, method_state, _all_states(z, axis_name), randomness, step)
-    return shares.mean_shares((total, metrics), axis_name)
-
-
-def _all_states(z: jax.Array, axis_name: str) -> jax.Array:
-    """Returns the states [V, B, D] of all shares."""
-    return jax.lax.all_gather(z, axis_name, axis=1, tiled=True)
+    whole = shares.gather(z, axis_name, axis=1)
+    found = method.loss(params, method_state, whole, randomness, step)
+    return shares.mean_shares(found, axis_name)
 
 
 def _new_method_state(
@@ -242,19 +236,10 @@ def _new_method_state(
     axis_name: AxisName = None,
 ) -> PyTree[jax.Array]:
     """Returns the method state after the step."""
-    if axis_name is None:
-        return method.update_state(method_state, z, randomness, step)
     if method.takes_shares:
         return method.update_state(method_state, z, randomness, step, axis_name=axis_name)
-    new = method.update_state(method_state, _all_states(z, axis_name), randomness, step)
-    return jax.tree.map(functools.partial(_agreed, axis_name=axis_name), new)
-
-
-def _agreed(x: jax.Array, axis_name: str) -> jax.Array:
-    """Returns an array that all devices computed alike, marked as being the same on all."""
-    first = jax.lax.axis_index(axis_name) == 0
-    number = x.astype(jnp.int32) if x.dtype == bool else x
-    return jax.lax.psum(jnp.where(first, number, 0), axis_name).astype(x.dtype)
+    whole = shares.gather(z, axis_name, axis=1)
+    return shares.agreed(method.update_state(method_state, whole, randomness, step), axis_name)
 
 
 def train_step(

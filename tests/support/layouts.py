@@ -9,11 +9,10 @@ devices the collectives are counted as well.
 import sys
 
 import jax
-import numpy as np
 
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.runtime import sharding
-from hjepa_jax.tools import layout_check
+from hjepa_jax.tools import layout_check, step_cost
 from hjepa_jax.training.prepare import prepare
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -34,13 +33,7 @@ def check_collectives(settings, devices: int) -> None:
     mesh = sharding.data_mesh(jax.devices()[:devices])
     run = prepare(settings, settings.data.batch_size, mesh)
     stats = jax.tree.leaves(run.abstract_state.batch_stats)
-    batch = {
-        "global_views": jax.ShapeDtypeStruct(
-            (2, settings.data.batch_size, *[settings.data.image_size] * 2, 3),
-            np.uint8,
-            sharding=sharding.batch_sharding(mesh, "global_views"),
-        )
-    }
+    batch = step_cost.abstract_batch(settings.data, mesh)
     text = run.step.lower(run.abstract_state, batch).compile().as_text()
     # A normalization has two statistics, mean and variance.
     expected = len(stats) + 3
