@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 AxisName: TypeAlias = str | None
 _Tree = TypeVar("_Tree")
@@ -67,7 +67,7 @@ def own(tree: _Tree, axis_name: AxisName) -> _Tree:
     return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)
 
 
-def gather(x: Array, axis_name: AxisName, *, axis: int) -> Array:
+def gather(x: Num[Array, "..."], axis_name: AxisName, *, axis: int) -> Num[Array, "..."]:
     """Returns the rows of all shares, in order along `axis`."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
 
