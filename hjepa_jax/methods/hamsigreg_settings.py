@@ -12,6 +12,8 @@ from hjepa_jax.config.fields import Condition, field
 from hjepa_jax.config.parts import ENCODERS, load_subclass
 from hjepa_jax.config.settings import Settings
 from hjepa_jax.models.base import Encoder
+from hjepa_jax.objectives.hamsigreg_spectrum import Base, Binning, Gauge
+from hjepa_jax.objectives.hamsigreg_updates import UpdateMode
 
 CHAIN_KINDS = ("chain", "chain_grid")
 GRID_KINDS = ("chain_grid", "learnable")
@@ -48,12 +50,12 @@ class HamSIGRegSection:
     eps: float = field(
         1e-3, "Eigenvalues of the chains: eps + kappa * Laplacian.", at_least=1e-6, used=_CHAIN
     )
-    gauge: Literal["trace", "logdet"] = field(
+    gauge: Gauge = field(
         "trace",
         "Spectrum normalized to mean 1 ('trace') or geometric mean 1 ('logdet').",
         used=_SPECTRUM,
     )
-    base: Literal["identity", "r2", "laplacian"] = field(
+    base: Base = field(
         "laplacian",
         "Fixed base spectrum that the envelope multiplies.",
         used=_LEARNABLE,
@@ -65,7 +67,7 @@ class HamSIGRegSection:
         4.0, "b of the base a + b r^2 (or Laplacian).", at_least=0, used=_LEARNABLE
     )
     bins: int = field(8, "Radial bins of the envelope.", at_least=2, at_most=65536, used=_LEARNABLE)
-    binning: Literal["linear_radius", "linear_radius_sq", "quantile_radius"] = field(
+    binning: Binning = field(
         "linear_radius",
         "Binning of the frequencies.",
         used=_LEARNABLE,
@@ -118,7 +120,7 @@ class HamSIGRegSection:
     learnable_ramp_epochs: float = field(
         0.0, "Epochs over which the envelope fades in.", at_least=0, used=_LEARNABLE
     )
-    update_mode: Literal["max", "min"] = field(
+    update_mode: UpdateMode = field(
         "max",
         "The spectrum maximizes ('max', adversarial) or minimizes ('min', joint) SIGReg.",
         used=_LEARNABLE,

@@ -9,6 +9,9 @@ from typing import Literal
 
 from hjepa_jax.config.fields import Condition, field
 from hjepa_jax.config.settings import Settings
+from hjepa_jax.dynamics.hamiltonian import Activation
+from hjepa_jax.dynamics.integrators import Integrator
+from hjepa_jax.objectives.hjepa import Match, Pairing
 
 # The fourth-order integrator takes a middle step backward of this length, as a fraction of dt.
 _YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
@@ -78,7 +81,7 @@ class Dynamics:
         "Form of the energy; a matched MLP has the same parameter count.",
         used=_MOVES,
     )
-    integrator: Literal["leapfrog", "symplectic_euler", "yoshida4", "implicit_midpoint"] = field(
+    integrator: Integrator = field(
         "leapfrog",
         "Integrator of the flow.",
         used=_FLOWS,
@@ -97,9 +100,7 @@ class Dynamics:
         256, "Width of the residual's hidden layers.", above=0, at_most=65536, used=_PREDICTOR
     )
     depth: int = field(2, "Hidden layers of the residual.", above=0, at_most=256, used=_PREDICTOR)
-    activation: Literal["gelu", "relu", "silu"] = field(
-        "gelu", "Activation of the residual.", used=_PREDICTOR
-    )
+    activation: Activation = field("gelu", "Activation of the residual.", used=_PREDICTOR)
     residual_scale: float = field(
         0.02, "Weight of the residual f in the potential.", at_least=0, at_most=100, used=_POTENTIAL
     )
@@ -129,14 +130,14 @@ class Dynamics:
 class Loss:
     """The HJEPA objective."""
 
-    match: Literal["q", "p", "qp"] = field("q", "Part of the state that is compared.")
+    match: Match = field("q", "Part of the state that is compared.")
     p_weight: float = field(
         0.2, "Weight of p's error in addition to match 'q'.", used=_Q_ALONE, **_WEIGHT
     )
     energy_weight: float = field(0.0, "Weight of the energy drift along the flow.", **_WEIGHT)
     bidirectional: bool = field(True, "Also predict the source view from the target.")
     detach_target: bool = field(True, "Stop the gradient through the target.")
-    pairing: Literal["first_two", "all_global", "local_to_global"] = field(
+    pairing: Pairing = field(
         "first_two",
         "Views that predict each other: the first two, all global ones, or every global view from "
         "every local one.",

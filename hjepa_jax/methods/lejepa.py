@@ -19,13 +19,20 @@ from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Method, Metrics, Randomness, Suspect, linear_warmup
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import (
+    LossForm,
     effective_weights,
     lejepa_prediction,
     lejepa_total,
 )
 from hjepa_jax.objectives.regularizers import state_statistics
 from hjepa_jax.objectives.shares import AxisName
-from hjepa_jax.objectives.sigreg import random_slices, random_subsample, sigreg
+from hjepa_jax.objectives.sigreg import (
+    Statistics,
+    WeightType,
+    random_slices,
+    random_subsample,
+    sigreg,
+)
 
 # Streams of the run's key; numbers are never reused, so that adding one changes no other.
 _SLICES, _SUBSAMPLE = 1, 2
@@ -35,7 +42,7 @@ _SLICES, _SUBSAMPLE = 1, 2
 class SIGRegSection:
     """The LeJEPA baseline."""
 
-    loss_form: Literal["additive", "convex"] = field(
+    loss_form: LossForm = field(
         "additive",
         "'additive' (pred + weight * sigreg) or 'convex' ((1 - weight) * pred + weight * sigreg).",
     )
@@ -43,14 +50,14 @@ class SIGRegSection:
     weight_warmup_epochs: float = field(
         0.0, "Epochs over which the weight grows linearly from 0; 0 = constant.", at_least=0
     )
-    statistics: Literal["per_view", "flattened"] = field(
+    statistics: Statistics = field(
         "per_view",
         "Statistic of each view, or over all views together.",
     )
     num_slices: int = field(64, "Random directions.", above=0, at_most=65536)
     t_max: float = field(3.0, "Largest frequency.", at_least=0.01, at_most=100)
     n_points: int = field(9, "Frequencies.", at_least=3, at_most=1025, odd=True)
-    weight_type: Literal["gaussian", "uniform"] = field("gaussian", "Weighting of the frequencies.")
+    weight_type: WeightType = field("gaussian", "Weighting of the frequencies.")
     subsample: int | None = field(
         None, "Use only this many images for the statistic; None = all.", above=0
     )
