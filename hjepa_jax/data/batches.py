@@ -6,10 +6,8 @@ processes.
 
 from __future__ import annotations
 
-import errno
 import functools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,39 +20,14 @@ from hjepa_jax.data import counter_random
 from hjepa_jax.data.augmentation import host, resize
 from hjepa_jax.data.augmentation.parameters import PACKED, ViewParameters, pack_views
 from hjepa_jax.data.counter_random import Stream
-from hjepa_jax.data.decode import CorruptImageError, decode_image
+from hjepa_jax.data.loader import Loader
 from hjepa_jax.data.sources.base import ImageSource
-from hjepa_jax.data.sources.derived import fixed_shape
-from hjepa_jax.errors import DataError
-from hjepa_jax.storage.files import printable
+from hjepa_jax.data.sources.derived import stored_images
 
 Batch = dict[str, npt.NDArray]
 
-# Decoded images are augmented in groups of at most this many images and pixels.
-_GROUP_IMAGES = 128
-_GROUP_PIXELS = 8_000_000
 # Local views are numbered from here, so global views do not depend on how many there are.
 _FIRST_LOCAL_VIEW = 1 << 16
-_REPLACEMENT_TRIES = 100
-
-# Read errors that do not mean that the file is corrupt.
-_OUR_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-class Loaded(NamedTuple):
-    """A decoded image with its label, and its number in the source."""
-
-    image: resize.Decoded
-    label: int
-    number: int
-
-
-def _sentence(error: OSError) -> str:
-    """Returns the readable message of a file system error."""
-    if error.filename is None or error.strerror is None:
-        # The caller appends its own advice.
-        return f"{str(error).rstrip('.').removesuffix('; remove or replace it')}."
-    return f"{printable(os.fsdecode(error.filename))}: {error.strerror}."
 
 
 def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
@@ -106,109 +79,6 @@ def batch_indices(
     return epoch, order[within * batch_size : (within + 1) * batch_size]
 
 
-class Decoder:
-    """Decodes images of a source, large ones only at the resolution that the views need."""
-
-    def __init__(self, data: Data, source: ImageSource, full_size: bool = False):
-        """Makes a decoder; `full_size` forbids decoding large JPEGs at a reduced size."""
-        self._source = source
-        sides = [data.image_size / data.global_scale[0] ** 0.5]
-        if data.num_local_views:
-            sides.append(data.local_size / data.local_scale[0] ** 0.5)
-        # The geometric mean side that keeps the smallest crop, at the worst aspect, full.
-        needed = max(sides) * data.augment.crop_aspect[1] ** 0.5
-        self._smallest = None if full_size else needed
-        # Crops of thin images are at most as high as the image, whatever their area.
-        self._largest_view = max(data.image_size, data.local_size if data.num_local_views else 0)
-
-    def __call__(self, index: int) -> Loaded:
-        """Returns image `index`.
-
-        Raises:
-          CorruptImageError: if it cannot be read or decoded.
-          DataError: if this process lacks the memory or file handles to read it.
-        """
-        try:
-            record = self._source.record(index)
-        except OSError as error:
-            # A broken link or a pipe is one corrupt image; a lack of file handles ends the run.
-            unreadable = CorruptImageError if error.errno not in _OUR_FAULTS else DataError
-            raise unreadable(f"Cannot read image {index}: {_sentence(error)}") from error
-        if record.image is not None:
-            return Loaded(record.image, record.label, index)
-        image = decode_image(
-            record.encoded or b"", record.name, self._smallest, self._largest_view, record.ranges
-        )
-        small = max(image.size) <= resize.SMALL_SIDE
-        return Loaded(np.asarray(image) if small else image, record.label, index)
-
-
-class Loader:
-    """Decodes images of a source and, if `data.on_corrupt` is 'skip', replaces corrupt ones."""
-
-    def __init__(self, data: Data, seed: int, source: ImageSource, full_size: bool = False):
-        """Makes a loader; `seed` selects replacements, and `full_size` is as in `Decoder`."""
-        self._count = len(source)
-        self._skip = data.on_corrupt == "skip"
-        self._key = counter_random.stream_key(seed, Stream.REPLACEMENT)
-        self._decode = Decoder(data, source, full_size)
-
-    def load(self, index: int, corrupt: list[str]) -> Loaded:
-        """Returns image `index`, or its replacement if it is corrupt and may be skipped.
-
-        Args:
-          index: the image's index in the source.
-          corrupt: receives a message for each corrupt image encountered.
-
-        Returns:
-          The image. A replacement depends only on the seed and `index`.
-
-        Raises:
-          CorruptImageError: if the image is corrupt and may not be skipped, or if too many
-            replacements are corrupt too.
-          DataError: if this process lacks the memory or file handles to read it.
-        """
-        tried = index
-        for attempt in range(_REPLACEMENT_TRIES):
-            try:
-                return self._decode(tried)
-            except CorruptImageError as error:
-                if not self._skip:
-                    raise CorruptImageError(
-                        f"{error} Remove or replace it, or set data.on_corrupt='skip'."
-                    ) from error
-                corrupt.append(str(error))
-                draw = counter_random.hashes(self._key, index, attempt)[0]
-                tried = int(draw % np.uint64(self._count))
-        raise CorruptImageError(
-            f"{_REPLACEMENT_TRIES} images tried in place of image {index} are corrupt too "
-            f"({corrupt[-1]}); the dataset is damaged."
-        )
-
-    def groups(
-        self, indices: Sequence[int] | npt.NDArray[np.int64], corrupt: list[str]
-    ) -> Iterator[tuple[slice, list[Loaded]]]:
-        """Decodes images in groups that are bounded in number and pixels.
-
-        Args:
-          indices: indices into the source.
-          corrupt: receives a message for each corrupt image; see `load`.
-
-        Yields:
-          The positions in `indices` that a group covers, and its images.
-        """
-        start, pixels, group = 0, 0, list[Loaded]()
-        for position, index in enumerate(indices):
-            group.append(self.load(int(index), corrupt))
-            height, width = resize.size_of(group[-1].image)
-            pixels += height * width
-            if len(group) == _GROUP_IMAGES or pixels > _GROUP_PIXELS:
-                yield slice(start, position + 1), group
-                start, pixels, group = position + 1, 0, list[Loaded]()
-        if group:
-            yield slice(start, start + len(group)), group
-
-
 class ViewGroup(NamedTuple):
     """The global or the local views: their numbers, side in pixels and range of crop area."""
 
@@ -226,21 +96,38 @@ def _view_groups(data: Data, num_global: int, num_local: int) -> list[ViewGroup]
     return groups
 
 
+class Images(NamedTuple):
+    """Decoded images, with their place in a batch.
+
+    Attributes:
+      part: positions in the batch.
+      images: n decoded images; an array uint8 [n, H, W, 3] if the source stores one.
+      numbers: int64 [n], their numbers in the source.
+      labels: int32 [n].
+      sizes: int64 [n, 2], heights and widths in pixels.
+    """
+
+    part: slice
+    images: Sequence[resize.Decoded] | npt.NDArray[np.uint8]
+    numbers: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+    sizes: npt.NDArray[np.int64]
+
+
 def _parameters(
-    data: Data, key: int, group: Sequence[Loaded], view_group: ViewGroup
+    data: Data, key: int, images: Images, view_group: ViewGroup
 ) -> tuple[npt.NDArray[np.int64], ViewParameters]:
-    """Returns each view's position in `group` (view-major) and the drawn parameters."""
-    count = len(group)
+    """Returns each view's position in `images` (view-major) and the drawn parameters."""
+    count = len(images.numbers)
     source = np.tile(np.arange(count), len(view_group.numbers))
-    sizes = np.array([resize.size_of(loaded.image) for loaded in group])[source]
     drawn = host.draw_parameters(
         data.augment,
         view_group.scale,
         key=key,
-        index=np.array([loaded.number for loaded in group])[source],
+        index=images.numbers[source],
         view=np.repeat(view_group.numbers, count),
-        height=sizes[:, 0],
-        width=sizes[:, 1],
+        height=images.sizes[source, 0],
+        width=images.sizes[source, 1],
     )
     return source, drawn
 
@@ -249,9 +136,9 @@ def batch_bytes(data: Data, source: ImageSource, process_count: int = 1) -> int:
     """Returns the bytes of the views (or whole images) of one process's share of a batch."""
     local_size = data.batch_size // process_count
     groups = _view_groups(data, data.num_global_views, data.num_local_views)
-    shape = fixed_shape(source) if data.backend == "device" else None
-    if shape is not None:
-        return local_size * math.prod(shape)
+    stored = stored_images(source) if data.backend == "device" else None
+    if stored is not None:
+        return local_size * math.prod(stored.shape)
     return local_size * sum(
         3 * len(view_group.numbers) * view_group.size**2 for view_group in groups
     )
@@ -273,6 +160,7 @@ class BatchMaker:
         self._process_index = process_index
         self._local_size = data.batch_size // process_count
         self._loader = Loader(data, seed, source)
+        self._stored = stored_images(source)
 
     def __call__(self, step: int) -> tuple[Batch, list[str]]:
         """Returns the batch, and messages about the corrupt images that were replaced."""
@@ -316,33 +204,48 @@ class BatchMaker:
         """
         data, count = self._data, len(indices)
         groups = _view_groups(data, num_global, num_local)
-        shape = fixed_shape(self._source) if on_device else None
+        whole = on_device and self._stored is not None  # then all images are one part
         batch: Batch = {name: np.empty(count, np.int32) for name in ("label", "index")}
-        if shape is not None:
-            batch["images"] = np.empty((count, *shape), np.uint8)
         for name, numbers, size, _ in groups:
-            if shape is None:
+            if not whole:
                 batch[f"{name}_views"] = np.empty((len(numbers), count, size, size, 3), np.uint8)
             if on_device:
                 columns = len(PACKED)
                 batch[f"{name}_parameters"] = np.empty((len(numbers), count, columns), np.float32)
         corrupt: list[str] = []
-        for part, group in self._loader.groups(indices, corrupt):
-            images = [loaded.image for loaded in group]
-            batch["label"][part] = [loaded.label for loaded in group]
-            batch["index"][part] = [loaded.number for loaded in group]
-            if shape is not None:
-                batch["images"][part] = np.stack([np.asarray(image) for image in images])
+        for found in self._decoded(indices, corrupt):
+            part = found.part
+            batch["label"][part], batch["index"][part] = found.labels, found.numbers
+            if whole:
+                batch["images"] = np.asarray(found.images)
             for views in groups:
-                source, drawn = _parameters(data, key, group, views)
+                source, drawn = _parameters(data, key, found, views)
                 name, size = views.name, views.size
-                layout = (len(views.numbers), len(group))
+                layout = (len(views.numbers), len(found.numbers))
                 if on_device:
                     batch[f"{name}_parameters"][:, part] = pack_views(drawn).reshape(*layout, -1)
-                    if shape is None:
-                        pixels = host.crop(images, source, drawn, size)
-                        batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)
+                if whole:
+                    continue
+                if on_device:
+                    pixels = host.crop(found.images, source, drawn, size)
                 else:
-                    pixels = host.apply(images, source, drawn, size, data.augment)
-                    batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)
+                    pixels = host.apply(found.images, source, drawn, size, data.augment)
+                batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)
         return batch, corrupt
+
+    def _decoded(self, indices: npt.NDArray[np.int64], corrupt: list[str]) -> Iterator[Images]:
+        """Yields images by their indices in the source; see `Loader.groups`."""
+        if self._stored is not None:
+            count = len(indices)
+            sizes = np.broadcast_to(np.array(self._stored.shape[:2]), (count, 2))
+            images = self._stored.take(indices)
+            yield Images(slice(0, count), images, indices, self._stored.labels[indices], sizes)
+            return
+        for part, group in self._loader.groups(indices, corrupt):
+            yield Images(
+                part,
+                [loaded.image for loaded in group],
+                np.array([loaded.number for loaded in group]),
+                np.array([loaded.label for loaded in group], np.int32),
+                np.array([resize.size_of(loaded.image) for loaded in group]),
+            )

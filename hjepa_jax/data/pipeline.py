@@ -20,7 +20,7 @@ import numpy.typing as npt
 from absl import flags, logging
 
 from hjepa_jax.config.data import Data
-from hjepa_jax.data import batches, counter_random
+from hjepa_jax.data import batches, counter_random, loader
 from hjepa_jax.data.augmentation import host
 from hjepa_jax.data.batches import Batch
 from hjepa_jax.data.counter_random import Stream
@@ -266,7 +266,7 @@ class _EvalBatchMaker:
         self._data = data
         self._source = source
         self._batch_size = batch_size
-        self._decode = batches.Decoder(data, source, full_size=True)
+        self._decode = loader.Decoder(data, source, full_size=True)
 
     def __call__(self, number: int) -> tuple[Batch, list[str]]:
         data = self._data

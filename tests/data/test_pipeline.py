@@ -14,12 +14,12 @@ import time
 
 import numpy as np
 import pytest
-from image_files import data_config, photo, train_stream, write_folder
+from image_files import OneByOne, data_config, photo, train_stream, write_folder
 from PIL import Image
 
 from hjepa_jax.config import base_config, resolve
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data import batches, loader, pipeline
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.data.decode import CorruptImageError
@@ -412,10 +412,10 @@ def test_workers_end_when_their_parent_is_killed(tmp_path) -> None:
 
 
 def test_groups_bound_memory_and_keep_every_image(monkeypatch) -> None:
-    source = array_source(30)
-    loader = batches.Loader(typed(data_config()).data, 0, source)
-    monkeypatch.setattr(batches, "_GROUP_PIXELS", 4 * 32 * 32)
-    groups = list(loader.groups(np.arange(30)[::-1], []))
+    source = OneByOne(array_source(30))
+    chosen = loader.Loader(typed(data_config()).data, 0, source)
+    monkeypatch.setattr(loader, "_GROUP_PIXELS", 4 * 32 * 32)
+    groups = list(chosen.groups(np.arange(30)[::-1], []))
     assert [part.start for part, _ in groups] == [0, 5, 10, 15, 20, 25]
     assert [x.number for _, group in groups for x in group] == list(range(30))[::-1]
     config = data_config()

@@ -12,9 +12,9 @@ from PIL import Image, TiffImagePlugin
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import decode as decode_module
-from hjepa_jax.data.batches import Decoder
 from hjepa_jax.data.decode import decode_image, sample_limits
 from hjepa_jax.data.formats.pixels import FULL, Limits, Ranges, choose_ranges, scale
+from hjepa_jax.data.loader import Decoder
 from hjepa_jax.data.sources import derived
 from hjepa_jax.data.sources.base import decode
 from hjepa_jax.data.sources.open import open_source

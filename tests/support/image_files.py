@@ -11,6 +11,7 @@ from PIL import Image
 from hjepa_jax.config import base_config
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import pipeline
+from hjepa_jax.data.sources.base import ImageSource
 
 
 def photo(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
@@ -72,6 +73,22 @@ def write_tar(path: pathlib.Path, contents: dict[str, bytes], mode: str = "w:gz"
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
+
+
+class OneByOne:
+    """A source whose images are read one after the other, although another holds them all."""
+
+    def __init__(self, source: ImageSource):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getattr__(self, name: str):
+        return getattr(self._source, name)
+
+    def __reduce__(self):
+        return OneByOne, (self._source,)
 
 
 def data_config(**fields):

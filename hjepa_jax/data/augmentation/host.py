@@ -26,7 +26,7 @@ _CHUNK_BYTES = 400_000
 
 
 def apply(
-    images: Sequence[resize.Decoded],
+    images: Sequence[resize.Decoded] | npt.NDArray[np.uint8],
     source: npt.NDArray[np.int64],
     parameters: ViewParameters,
     size: int,
@@ -35,7 +35,7 @@ def apply(
     """Makes N augmented views.
 
     Args:
-      images: decoded RGB images of any sizes.
+      images: decoded RGB images of any sizes, or an array uint8 [M, H, W, 3] of one.
       source: int64 [N], the image in `images` that each view is made from.
       parameters: drawn parameters of the N views.
       size: side of the views in pixels.
@@ -58,7 +58,7 @@ def apply(
 
 
 def crop(
-    images: Sequence[resize.Decoded],
+    images: Sequence[resize.Decoded] | npt.NDArray[np.uint8],
     source: npt.NDArray[np.int64],
     parameters: ViewParameters,
     size: int,

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
 
-# Slots of the draws of one view. The crop takes four per try, starting at _CROP.
+# Slots of the draws of one view. Crops take four per try: the area of each try starting at _CROP,
+# then as many for aspect ratio, top, and left.
 _FLIP, _JITTER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(6)
 _ORDER = 6
 _FACTORS = 10
 _CROP = 14
-_NUM_SLOTS = _CROP + 4 * CROP_TRIES
 
 
 class ViewParameters(NamedTuple):
@@ -79,7 +79,10 @@ def pack_views(parameters: ViewParameters) -> npt.NDArray[np.float32]:
     """Packs the parameters of N views into float32 [N, len(PACKED)], which holds them exactly."""
     columns: dict[str, npt.NDArray] = parameters._asdict()
     columns.update({f"order_{i}": parameters.order[:, i] for i in range(4)})
-    return np.stack([columns[name].astype(np.float32) for name in PACKED], axis=-1)
+    packed = np.empty((len(parameters.top), len(PACKED)), np.float32)
+    for number, name in enumerate(PACKED):
+        packed[:, number] = columns[name]
+    return packed
 
 
 def unpack_views(packed: jax.Array) -> dict[str, jax.Array]:
@@ -88,37 +91,43 @@ def unpack_views(packed: jax.Array) -> dict[str, jax.Array]:
 
 
 def _draw_crops(
-    draws: npt.NDArray[np.float64],
+    key: int,
+    coordinates: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     heights: npt.NDArray[np.int64],
     widths: npt.NDArray[np.int64],
     scale: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[npt.NDArray[np.int32], ...]:
-    """Returns top, left, height and width [N] from draws [4, tries, N]."""
-    area = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[0])
-    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
-    ratio = np.exp(log_low + (log_high - log_low) * draws[1])
-    crop_widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    crop_heights = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (crop_widths > 0) & (crop_widths <= widths)
-    fits &= (crop_heights > 0) & (crop_heights <= heights)
-    first = np.argmax(fits, axis=0)[None]
-    found = fits.any(axis=0)
-
-    def chosen(values: npt.NDArray) -> npt.NDArray:
-        return np.take_along_axis(values, first, axis=0)[0]
-
+    """Returns top, left, height and width [N] of the views at `coordinates` (index, view)."""
     # No try fits: use the largest centered crop within the aspect bounds, at least one pixel.
     shape = widths / heights
     central_width = np.where(shape > aspect[1], np.rint(heights * aspect[1]), widths)
     central_height = np.where(shape < aspect[0], np.rint(widths / aspect[0]), heights)
-    central_width, central_height = np.maximum(central_width, 1), np.maximum(central_height, 1)
-    width = np.where(found, chosen(crop_widths), central_width).astype(np.int32)
-    height = np.where(found, chosen(crop_heights), central_height).astype(np.int32)
-    room_y, room_x = heights - height, widths - width
-    top = np.where(found, np.floor(chosen(draws[2]) * (room_y + 1)), room_y // 2)
-    left = np.where(found, np.floor(chosen(draws[3]) * (room_x + 1)), room_x // 2)
-    return top.astype(np.int32), left.astype(np.int32), height, width
+    width = np.maximum(central_width, 1).astype(np.int32)
+    height = np.maximum(central_height, 1).astype(np.int32)
+    top = ((heights - height) // 2).astype(np.int32)
+    left = ((widths - width) // 2).astype(np.int32)
+    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
+    slots = _CROP + CROP_TRIES * np.arange(4)[:, None]
+    left_over = np.arange(len(heights))
+    for attempt in range(CROP_TRIES):
+        at = tuple(coordinate[left_over] for coordinate in coordinates)
+        draws = counter_random.uniforms(key, *at, slots + attempt)
+        rows, columns = heights[left_over], widths[left_over]
+        area = rows * columns * (scale[0] + (scale[1] - scale[0]) * draws[0])
+        ratio = np.exp(log_low + (log_high - log_low) * draws[1])
+        tried_width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        tried_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (tried_width > 0) & (tried_width <= columns)
+        fits &= (tried_height > 0) & (tried_height <= rows)
+        views = left_over[fits]
+        width[views], height[views] = tried_width[fits], tried_height[fits]
+        top[views] = np.floor(draws[2] * (rows - tried_height + 1))[fits]
+        left[views] = np.floor(draws[3] * (columns - tried_width + 1))[fits]
+        left_over = left_over[~fits]
+        if not len(left_over):
+            break
+    return top, left, height, width
 
 
 def _factors(
@@ -155,14 +164,12 @@ def draw_parameters(
       The parameters, which depend only on `key` and on each view's index, number and size.
     """
     index = np.asarray(index, np.int64)
-    slots = np.arange(_NUM_SLOTS)[:, None]
-    draws = counter_random.uniforms(
-        key, np.asarray(index), np.broadcast_to(np.asarray(view), index.shape), slots
-    )
+    views = np.broadcast_to(np.asarray(view, np.int64), index.shape)
+    draws = counter_random.uniforms(key, index, views, np.arange(_CROP)[:, None])
     heights = np.broadcast_to(np.asarray(height, np.int64), index.shape)
     widths = np.broadcast_to(np.asarray(width, np.int64), index.shape)
     top, left, crop_height, crop_width = _draw_crops(
-        draws[_CROP:].reshape(4, CROP_TRIES, -1), heights, widths, scale, augment.crop_aspect
+        key, (index, views), heights, widths, scale, augment.crop_aspect
     )
     jitter = draws[_JITTER] < augment.jitter_probability
     low, high = augment.blur_sigma

@@ -90,12 +90,15 @@ def _resize_large(image: Decoded, parameters: ViewParameters, view: int, size: i
 
 
 def crop_resize_flip(
-    images: Sequence[Decoded], source: npt.NDArray[np.int64], parameters: ViewParameters, size: int
+    images: Sequence[Decoded] | UInt8Array,
+    source: npt.NDArray[np.int64],
+    parameters: ViewParameters,
+    size: int,
 ) -> Float32Array:
     """Crops, resizes and mirrors N views.
 
     Args:
-      images: decoded RGB images.
+      images: decoded RGB images, or an array uint8 [M, H, W, 3] of them.
       source: int64 [N], the image in `images` that each view is made from.
       parameters: drawn parameters of the N views.
       size: side of the views in pixels.
@@ -104,6 +107,9 @@ def crop_resize_flip(
       float32 [3, N, size, size], planes of values in [0, 255].
     """
     planes = np.empty((3, len(source), size, size), np.float32)
+    if isinstance(images, np.ndarray) and max(images.shape[1:3]) <= SMALL_SIDE:
+        planes[:] = _resize_small(images[source], parameters, size).transpose(2, 0, 1, 3)
+        return planes
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for view, number in enumerate(source):
         image = images[number]

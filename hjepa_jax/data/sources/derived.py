@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -201,8 +202,36 @@ def hold_out(source: ImageSource, num: int, seed: int) -> tuple[ImageSource, Ima
     )
 
 
-def fixed_shape(source: ImageSource) -> tuple[int, ...] | None:
-    """Returns the shape (H, W, 3) shared by images in memory; None for other sources."""
+class StoredImages(NamedTuple):
+    """Images of one shape that a source holds decoded in memory.
+
+    Attributes:
+      images: uint8 [M, H, W, 3].
+      labels: int32 [N], of the source's images.
+      rows: int64 [N], the row of `images` of each image of the source; None = all, in order.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (H, W, 3) of an image."""
+        return self.images.shape[1:]
+
+    def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Returns images of the source, uint8 [len(indices), H, W, 3]."""
+        return self.images[indices if self.rows is None else self.rows[indices]]
+
+
+def stored_images(source: ImageSource) -> StoredImages | None:
+    """Returns the images of a source that holds them in memory; None for other sources."""
+    labels, rows = source.labels(), None
     while isinstance(source, SubsetSource):
+        rows = source.indices if rows is None else source.indices[rows]
         source = source.parent
-    return source.images.shape[1:] if isinstance(source, ArraySource) else None
+    # A class derived from it may read its images in its own way.
+    if not isinstance(source, ArraySource) or type(source).record is not ArraySource.record:
+        return None
+    return StoredImages(source.images, labels, rows)

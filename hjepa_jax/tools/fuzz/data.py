@@ -23,9 +23,10 @@ import numpy as np
 
 from hjepa_jax.config import Settings, base_config
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data import batches, pipeline
+from hjepa_jax.data import pipeline
 from hjepa_jax.data.formats import archives
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
+from hjepa_jax.data.loader import Loader
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.image_folder import open_folder
 from hjepa_jax.data.sources.open import open_split
@@ -70,7 +71,7 @@ def _read(settings: Settings, split: str, intact: set[bytes] | None) -> None:
     """Opens and reads a split as evaluation and training do; compares the intact images."""
     source = open_split(settings, split)
     _check_listing(source)
-    loader = batches.Loader(settings.data, settings.seed, source, full_size=True)
+    loader = Loader(settings.data, settings.seed, source, full_size=True)
     for index in range(min(len(source), _MOST_IMAGES)):
         loaded = loader.load(index, [])
         image = np.asarray(loaded.image)

@@ -112,6 +112,75 @@ def test_orders_are_uniform_permutations() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def one_view(augment, scale, index: int, view: int, height: int, width: int) -> dict[str, float]:
+    """The parameters of one view in plain Python, number by number from its own counters."""
+    drawn = [float(counter_random.uniforms(KEY, index, view, slot)[0]) for slot in range(54)]
+    flip, jitter, gray, blur, sigma, solarize = drawn[:6]
+    jittered = jitter < augment.jitter_probability
+
+    def factor(number: int, strength: float) -> float:
+        low = max(0.0, 1 - strength)
+        return low + (1 + strength - low) * drawn[10 + number] if jittered else 1.0
+
+    low, high = augment.blur_sigma
+    order = sorted(range(4), key=lambda place: drawn[6 + place])
+    found = {
+        "flip": flip < augment.flip_probability,
+        "jitter": jittered,
+        "brightness": factor(0, augment.brightness),
+        "contrast": factor(1, augment.contrast),
+        "saturation": factor(2, augment.saturation),
+        "hue": augment.hue * (2 * drawn[13] - 1) if jittered else 0.0,
+        "gray": gray < augment.gray_probability,
+        "sigma": low + (high - low) * sigma if blur < augment.blur_probability else 0.0,
+        "solarize": solarize < augment.solarize_probability,
+        **{f"order_{place}": operation for place, operation in enumerate(order)},
+    }
+    narrow, wide = augment.crop_aspect
+    for attempt in range(10):
+        area, aspect, down, right = drawn[14 + attempt :: 10]
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+        aspect = math.exp(math.log(narrow) + (math.log(wide) - math.log(narrow)) * aspect)
+        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < columns <= width and 0 < rows <= height:
+            top = math.floor(down * (height - rows + 1))
+            left = math.floor(right * (width - columns + 1))
+            return found | {"top": top, "left": left, "height": rows, "width": columns}
+    shape = width / height
+    columns = max(1, round(height * wide)) if shape > wide else width
+    rows = max(1, round(width / narrow)) if shape < narrow else height
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return found | {"top": top, "left": left, "height": rows, "width": columns}
+
+
+@pytest.mark.parametrize("scale", [(0.3, 1.0), (0.05, 0.3), (0.9, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {},
+        {"crop_aspect": (0.2, 5.0), "flip_probability": 1.0, "solarize_probability": 0.7},
+        {"brightness": 2.0, "contrast": 0.0, "saturation": 1.0, "hue": 0.5},
+        {"jitter_probability": 0.0, "gray_probability": 1.0, "blur_sigma": (1.0, 1.0)},
+        {"blur_probability": 1.0, "jitter_probability": 1.0},
+    ],
+)
+def test_drawn_together_views_are_as_each_drawn_alone(scale, augment) -> None:
+    """In batches of thumbnails, photographs, and images too thin for any crop that is tried."""
+    sizes = np.array([(32, 32), (375, 500), (500, 180), (10, 1000), (1000, 10), (1, 1)] * 8)
+    index, view = np.arange(48) * 977, np.where(np.arange(48) % 3, 1, 1 << 16)
+    config = data_config().data.augment
+    config.update(augment)
+    drawn = parameters.draw_parameters(
+        config, scale, key=KEY, index=index, view=view, height=sizes[:, 0], width=sizes[:, 1]
+    )
+    packed = parameters.pack_views(drawn)
+    for number, (height, width) in enumerate(sizes.tolist()):
+        alone = one_view(config, scale, int(index[number]), int(view[number]), height, width)
+        assert set(alone) == set(parameters.PACKED)
+        wanted = [np.float32(alone[name]) for name in parameters.PACKED]
+        np.testing.assert_array_equal(packed[number], wanted, err_msg=f"{number}")
+
+
 def test_a_view_depends_on_its_own_coordinates_alone() -> None:
     config = data_config().data.augment
     index, view = np.repeat(np.arange(6), 2), np.tile([0, 1], 6)

@@ -10,9 +10,9 @@ import pytest
 from image_files import data_config, encode, photo
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data.batches import Decoder, Loader
 from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.formats import parquet_tables
+from hjepa_jax.data.loader import Decoder, Loader
 from hjepa_jax.data.sources.base import decode
 from hjepa_jax.data.sources.folder import open_root
 from hjepa_jax.data.sources.open import open_source

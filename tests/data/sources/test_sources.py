@@ -96,7 +96,7 @@ def test_subset_is_seeded_nested_and_without_repetition() -> None:
     assert part.labels().tolist() == [part.record(i).label for i in range(5)]
     assert "5 images of small" in part.description
     assert part.class_names == source.class_names
-    assert derived.fixed_shape(part) == (32, 32, 3)
+    assert derived.stored_images(part).shape == (32, 32, 3)
     assert subset(source, None, 1) is source
     assert subset(source, 100, 1) is source
     with pytest.raises(ValueError, match="at least one image, not 0"):
