@@ -79,8 +79,9 @@ def torch_topk() -> Search:
 
     def search(train: Array, test: Array, k: int) -> npt.NDArray[Any]:
         unit = torch.nn.functional.normalize
-        a, b = unit(torch.from_numpy(train)), unit(torch.from_numpy(test))
-        return torch.cat([(rows @ a.T).topk(k).indices for rows in b.split(1024)]).numpy()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        a, b = (unit(torch.from_numpy(rows).to(device)) for rows in (train, test))
+        return torch.cat([(rows @ a.T).topk(k).indices for rows in b.split(1024)]).cpu().numpy()
 
     return search
 

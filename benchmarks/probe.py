@@ -46,14 +46,15 @@ def ours(train: Split, test: Split, *, classes: int, settings: Evaluation) -> fl
 def torch_probe(train: Split, test: Split, *, classes: int, settings: Evaluation) -> float:
     """Returns the top-1 accuracy of the same probe in PyTorch."""
     torch: Any = __import__("torch")
-    x, test_x = (torch.from_numpy(split[0]) for split in (train, test))
-    y, test_y = (torch.from_numpy(split[1]).long() for split in (train, test))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, test_x = (torch.from_numpy(split[0]).to(device) for split in (train, test))
+    y, test_y = (torch.from_numpy(split[1]).long().to(device) for split in (train, test))
     start = init_probe(settings.seed, x.shape[1], classes)
     linear = torch.nn.Linear(x.shape[1], classes)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(np.array(start.kernel)).T)
         linear.bias.copy_(torch.from_numpy(np.array(start.bias)))
-    model = torch.nn.Sequential(torch.nn.LayerNorm(x.shape[1]), linear)
+    model = torch.nn.Sequential(torch.nn.LayerNorm(x.shape[1]), linear).to(device)
     lr = settings.probe_lr
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=settings.probe_weight_decay)
     steps = -(-len(y) // settings.probe_batch_size) * settings.probe_epochs

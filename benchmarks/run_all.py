@@ -18,7 +18,14 @@ import time
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 TINY = {
-    "train_step": ["--batch=4", "--width=8", "--repeats=1", "--matrix=256", "--copy-mb=1"],
+    "train_step": [
+        "--batch=4",
+        "--width=8",
+        "--steps=2",
+        "--repeats=1",
+        "--matrix=256",
+        "--copy-mb=1",
+    ],
     "convolutions": ["--images=2", "--group=2", "--shapes=8x16", "--repeats=1", "--matrix=256"],
     "method_levers": ["--images=2", "--width=8", "--rank=16", "--repeats=1"],
     "sigreg": ["--n=64", "--d=32", "--k=16", "--repeats=1", "--matrix=256", "--copy-mb=1"],

@@ -213,8 +213,12 @@ class TorchStep:
         self.autocast = config.model.compute_dtype == "bfloat16"
         self.device = device
 
-    def __call__(self) -> float:
-        """Does one step and returns its loss."""
+    def __call__(self, count: int = 1) -> float:
+        """Does `count` steps and returns the loss of the last."""
+        losses = [self._step() for _ in range(count)]
+        return losses[-1].item()
+
+    def _step(self) -> Tensor:
         num_views, num_images = self.views.shape[:2]
         images = self.views.flatten(0, 1).permute(0, 3, 1, 2).float().div(255)
         images = ((images - self.mean) / self.std).contiguous(memory_format=self.format)
@@ -226,4 +230,4 @@ class TorchStep:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.grad_clip)
         self.optimizer.step()
-        return loss.item()
+        return loss.detach()

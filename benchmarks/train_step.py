@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from startup import read_config
-from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
+from turns import Spent, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.kernels.build import kernels
@@ -45,8 +47,8 @@ def random_views(config: Any) -> np.ndarray:
 
 def our_runner(
     config: Any, views: np.ndarray, tracing: contextlib.AbstractContextManager[None]
-) -> tuple[Runner, PreparedRun, float, float]:
-    """Returns a runner of our step, the run, seconds of compilation and MB of temporaries."""
+) -> tuple[Callable[..., float], PreparedRun, float, float]:
+    """Returns our step, the run, seconds of compilation, and MB of temporaries."""
     mesh = sharding.data_mesh()
     run = prepare(typed(config), 10 * config.data.batch_size, mesh)
     batch = sharding.put_batch(mesh, {"global_views": views})
@@ -59,8 +61,10 @@ def our_runner(
     assert memory is not None  # XLA has it on all devices
     temporary = memory.temp_size_in_bytes / 2**20
 
-    def step() -> float:
+    def step(count: int = 1) -> float:
         nonlocal state
+        for _ in range(count - 1):
+            state, _ = compiled(state, batch)
         state, metrics = compiled(state, batch)
         return float(metrics["total"])
 
@@ -69,8 +73,8 @@ def our_runner(
 
 def torch_runners(
     config: Any, views: np.ndarray, run: PreparedRun, compiled: bool
-) -> dict[str, Runner]:
-    """Returns PyTorch's step in its layouts, or nothing where PyTorch is not installed."""
+) -> dict[str, Callable[..., float]]:
+    """Returns the same functions for PyTorch's layouts; none where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
     torch_step = importlib.import_module("torch_step")
@@ -120,12 +124,14 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     views = random_views(config)
     ours, run, *our_compile = our_runner(config, views, contextlib.nullcontext())
     plain, _, *plain_compile = our_runner(config, views, without_cpu_forms())
-    runners: dict[str, Runner] = {"hjepa_jax": ours, "XLA's operations": plain}
+    runners: dict[str, Callable[..., float]] = {"hjepa_jax": ours, "XLA's operations": plain}
     runners |= torch_runners(config, views, run, args.compile)
     losses = {name: runner() for name, runner in runners.items()}
     print(f"warm; measuring {args.repeats} turns", file=sys.stderr, flush=True)
     # In training step follows step: a second of them, untimed, comes first.
-    spent, ceiling = take_turns_to_ceiling(runners, args, settle=1)
+    turns = {name: functools.partial(runner, args.steps) for name, runner in runners.items()}
+    spent, ceiling = take_turns_to_ceiling(turns, args, settle=1)
+    spent = {name: Spent(*(value / args.steps for value in one)) for name, one in spent.items()}
     images, flops = views.shape[1], step_flops(config)
     print(
         f"\nbatch {images}, width {config.resnet.width}, {config.model.compute_dtype}; medians of"
@@ -152,6 +158,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="channels of the first stage")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="steps before the host waits")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     add_ceiling_arguments(parser)
     args = parser.parse_args()

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import gpu
 import pytest
 import run_all as command
 import turns
@@ -71,9 +72,64 @@ def test_runs_and_prints_its_figures(name: str) -> None:
 
 def test_none_is_left_out() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    helpers = {"run_all", "torch_step", "turns"}
+    helpers = {"gpu", "gpu_parts", "run_all", "torch_step", "turns"}
     assert scripts - helpers == set(EXPECTED)
     assert all(set(sizes) == set(EXPECTED) for sizes in command.SCALES.values())
+
+
+def run_gpu(*arguments: str, out: pathlib.Path) -> subprocess.CompletedProcess:
+    """Runs benchmarks/gpu.py, at its smallest size, on the CPU."""
+    return subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "benchmarks/gpu.py"),
+            "--scale=tiny",
+            f"--out={out}",
+            *arguments,
+        ],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_gpu_parts_run_and_are_written_down(tmp_path: pathlib.Path) -> None:
+    done = run_gpu("--only", "device", "epoch", "processes", out=tmp_path)
+    assert done.returncode == 0, done.stdout
+    for pattern in (
+        r"^device: cpu, \d of them$",
+        r"^\| 2 epochs of 4 steps, batch 16 \|",
+        r"^\| images/s, best \| [1-9]\d* \|$",
+        r"^\| share of the time waiting for data, last \| [\d.]+% \|$",
+        r"^\| distributed runtime of one process, s \| [\d.]+ \|$",
+    ):
+        assert re.search(pattern, done.stdout, re.MULTILINE), f"{pattern}\n{done.stdout}"
+    assert (tmp_path / "gpu.md").read_text() == done.stdout
+
+
+def test_gpu_names_what_did_not_finish(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that fails, one that takes too long, and one for which no time is left."""
+    parts = {
+        "fails": gpu.Part((), ("-c", "print(7); 1 / 0"), 60),
+        "hangs": gpu.Part((), ("-c", "import time; print(8); time.sleep(100)"), 2),
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--scale=tiny", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"fails \(exit status 1\), hangs \(stopped after 2 s\)"):
+        gpu.main()
+    report = (tmp_path / "gpu.md").read_text()
+    assert "\n7\n" in report
+    assert "ZeroDivisionError" in report
+    assert "\n8\n" in report
+    done = run_gpu("--only", "knn", "--minutes=0", out=tmp_path)
+    assert done.returncode == 1
+    assert "knn (not started: the 0 minutes are over)" in done.stderr
+
+
+def test_the_tests_of_a_gpu_exist() -> None:
+    assert [path for path in gpu.DEVICE_TESTS if not (ROOT / path).exists()] == []
 
 
 def test_one_that_fails_is_named(tmp_path: pathlib.Path) -> None:
