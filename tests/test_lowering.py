@@ -1,5 +1,9 @@
-"""Every compiled function lowers for GPUs and TPUs on a host that has neither."""
+"""Every compiled function lowers for GPUs and TPUs on a host that has neither.
 
+The train step does so for a single device and for eight, of which nothing but the number is needed.
+"""
+
+import collections
 import functools
 import re
 from collections.abc import Callable
@@ -8,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from configs import cifar100
 from hjepa_jax.config.checks import typed
@@ -36,6 +41,9 @@ ALLOWED = {
 }
 CALL = re.compile(r"custom_call @([\w.$]+)")
 HOST = re.compile(r"callback|stablehlo\.(?:send|recv|infeed|outfeed)\b")
+COLLECTIVE = re.compile(
+    r"stablehlo\.(all_reduce|all_gather|reduce_scatter|all_to_all|collective_\w+)"
+)
 FLOAT64 = re.compile(r"\bf64\b|xf64>")
 
 
@@ -43,14 +51,21 @@ def shape(*sides: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sides, dtype)
 
 
-def prepared(variant: str, **fields: Any) -> PreparedRun:
+def several(devices: int) -> AbstractMesh:
+    """Returns the mesh of `sharding.data_mesh` over devices that this host does not have."""
+    return AbstractMesh((devices,), (sharding.DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def prepared(variant: str, mesh: Any = None, **fields: Any) -> PreparedRun:
     config = cifar100.get_config(f"{variant}-smoke")
     config.update_from_flattened_dict(fields)
-    return prepare(typed(config), 64, sharding.data_mesh(jax.devices()[:1]), 10)
+    return prepare(typed(config), 64, mesh or sharding.data_mesh(jax.devices()[:1]), 10)
 
 
-def step(variant: str, **fields: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    run = prepared(variant, **fields)
+def step(
+    variant: str, devices: int = 1, **fields: Any
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    run = prepared(variant, several(devices) if devices > 1 else None, **fields)
     data = run.settings.data
     images, side = data.batch_size, data.image_size
     batch = {"label": shape(images, dtype=np.int32)}
@@ -59,7 +74,13 @@ def step(variant: str, **fields: Any) -> tuple[Callable[..., Any], tuple[Any, ..
         batch["global_parameters"] = shape(2, images, len(PACKED))
     else:
         batch["global_views"] = shape(2, images, side, side, 3, dtype=np.uint8)
-    return run.step, (run.abstract_state, batch)
+    placed = {
+        name: jax.ShapeDtypeStruct(
+            entry.shape, entry.dtype, sharding=sharding.batch_sharding(run.mesh, name)
+        )
+        for name, entry in batch.items()
+    }
+    return run.step, (run.abstract_state, placed)
 
 
 def encode() -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -110,7 +131,7 @@ def augmentation() -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return make, (shape(4, 12, 12, 3, dtype=np.uint8), shape(2, 4, len(PACKED)))
 
 
-FUNCTIONS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
+STEPS: dict[str, Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     **{
         f"step of {variant}": functools.partial(step, variant)
         for variant in ("hjepa", "mlp", "identity", "sigreg", "ham_diag", "ham_chain")
@@ -124,6 +145,9 @@ FUNCTIONS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] =
     "step with augmentation and probe": functools.partial(
         step, "hjepa", **{"data.backend": "device", "evaluation.online_probe": True}
     ),
+}
+FUNCTIONS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
+    **STEPS,
     "frozen encoder": encode,
     "kNN": neighbors,
     "linear probe": probe,
@@ -146,10 +170,35 @@ def everything_is_large(monkeypatch) -> None:
 def test_lowers_for_accelerators(name) -> None:
     function, arguments = FUNCTIONS[name]()
     for platform in ("cuda", "tpu"):
-        text = jax.export.export(function, platforms=[platform])(*arguments).mlir_module()
-        assert set(CALL.findall(text)) <= ALLOWED[platform]
-        assert not FLOAT64.search(text)
-        assert not HOST.search(text)
+        text = exported(function, arguments, platform)
+        assert not COLLECTIVE.search(text)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_on_eight_devices_lowers_for_accelerators(name) -> None:
+    """Its devices add up, and do nothing else together: no array of states is ever gathered.
+
+    Each gradient is added once, and each batch statistic once in either direction of a pass. The
+    compiler merges most of these sums, see `check_collectives` in tests/support/layouts.py.
+    """
+    function, (state, batch) = STEPS[name](devices=8)
+    gradients, statistics = (len(jax.tree.leaves(t)) for t in (state.params, state.batch_stats))
+    passes = 2 if "in parts" in name else 1
+    for platform in ("cuda", "tpu"):
+        text = exported(function, (state, batch), platform)
+        counts = collections.Counter(COLLECTIVE.findall(text))
+        assert counts.keys() == {"all_reduce"}
+        # The rest is of the loss and of the online probe.
+        assert gradients < counts["all_reduce"] <= gradients + 2 * passes * statistics + 30
+
+
+def exported(function: Callable[..., Any], arguments: tuple[Any, ...], platform: str) -> str:
+    """Returns the program for a platform, which must be free of what no accelerator has."""
+    text = jax.export.export(function, platforms=[platform])(*arguments).mlir_module()
+    assert set(CALL.findall(text)) <= ALLOWED[platform]
+    assert not FLOAT64.search(text)
+    assert not HOST.search(text)
+    return text
 
 
 # Parts of the names of the kernels that a CPU calls.

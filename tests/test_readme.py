@@ -51,7 +51,11 @@ RUN_BY = {
     "scripts/reproduce.py": ("tests/tools/test_reproduce.py", "scripts/reproduce.py"),
     "scripts/sweep.py": ("tests/tools/test_sweep.py", "scripts/sweep.py"),
     "scripts/compare.py": ("tests/evaluation/compare/test_compare.py", "scripts/compare.py"),
-    "scripts/step_cost.py": ("tests/tools/test_step_cost.py", "scripts/step_cost.py"),
+    "hjepa plan --config=configs/cifar100.py --devices": (
+        "tests/tools/plan/test_step_cost.py",
+        '"hjepa_jax.tools.cli", "plan"',
+    ),
+    "--topology=h100:8": ("tests/tools/plan/test_compiled_step.py", '"h100:8"'),
     "scripts/kill_test.py": ("tests/faults/test_kills.py", "scripts/kill_test.py"),
     "benchmarks/run_all.py": ("tests/test_benchmarks.py", "benchmarks/run_all.py"),
     "hjepa_jax.tools.fuzz": ("tests/tools/test_fuzz.py", "harness.main("),

@@ -57,7 +57,7 @@ def split_axis(parts: int, shape: Sequence[int]) -> int | None:
 
 def split_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     """Returns the sharding along `split_axis`; replicated if there is no such axis."""
-    axis = split_axis(mesh.devices.size, shape)
+    axis = split_axis(mesh.size, shape)
     if axis is None:
         return replicated(mesh)
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
@@ -105,8 +105,8 @@ def divisibility_error(
       field: name of `batch_size` in the message.
       accumulation: micro-batches per batch.
     """
-    parts = mesh.devices.size * accumulation
-    where = f"{mesh.devices.size} devices"
+    parts = mesh.size * accumulation
+    where = f"{mesh.size} devices"
     if accumulation > 1:
         where += f" times config.train.accumulation={accumulation}"
     if batch_size % parts == 0:

@@ -1,4 +1,4 @@
-"""The `hjepa` command: training, the doctor, and the page of all configuration fields."""
+"""The `hjepa` command: training, the doctor, plans, and the page of all configuration fields."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ _USAGE = """usage: hjepa COMMAND [FLAGS]
 
   train    train and evaluate a configuration  (python -m hjepa_jax.main)
   doctor   check this installation and a configuration  (python -m hjepa_jax.tools.doctor)
+  plan     predict memory and speed of a step on another machine
   config   print every field of the configuration, or of one SECTION
 
 'hjepa COMMAND --help' lists the flags."""
@@ -16,7 +17,7 @@ _USAGE = """usage: hjepa COMMAND [FLAGS]
 def main() -> None:
     """Runs the subcommand named first on the command line."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command not in ("train", "doctor", "config"):
+    if command not in ("train", "doctor", "plan", "config"):
         print(_USAGE)
         sys.exit(0 if command in ("-h", "--help") else 2)
     del sys.argv[1]
@@ -24,6 +25,8 @@ def main() -> None:
         from hjepa_jax import main as entry
     elif command == "doctor":
         from hjepa_jax.tools import doctor as entry
+    elif command == "plan":
+        from hjepa_jax.tools.plan import command as entry
     else:
         from hjepa_jax.tools import config_page as entry
     entry.run()

@@ -47,6 +47,12 @@ class Step(Protocol):
         """Returns the step lowered for arguments, or for their ShapeDtypeStructs."""
         ...
 
+    def trace(
+        self, state: TrainState, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct], /
+    ) -> jax.stages.Traced:
+        """Returns the step traced for arguments, as `lower` takes them."""
+        ...
+
 
 class FrozenEncoder(Protocol):
     """The jitted `frozen_encoder`."""
@@ -131,7 +137,7 @@ def prepare(
     _check_batch(settings, num_images, mesh)
     epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
     num_steps = total_steps(settings.train, epoch_steps)
-    groups = mesh.devices.size if settings.model.batch_norm == "local" else 1
+    groups = mesh.size if settings.model.batch_norm == "local" else 1
     setup = build_setup(
         settings, total_steps=num_steps, steps_per_epoch=epoch_steps, norm_groups=groups
     )

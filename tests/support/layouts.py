@@ -12,20 +12,10 @@ import jax
 
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.runtime import sharding
-from hjepa_jax.tools import layout_check, step_cost
+from hjepa_jax.tools import layout_check
+from hjepa_jax.tools.plan import step_cost
+from hjepa_jax.tools.plan.program_text import count_program
 from hjepa_jax.training.prepare import prepare
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-def collectives(text: str) -> int:
-    """Returns how many collectives a compiled program has."""
-    return sum(
-        f" {name}{start}(" in line
-        for line in text.splitlines()
-        for name in COLLECTIVES
-        for start in ("", "-start")
-    )
 
 
 def check_collectives(settings, devices: int) -> None:
@@ -37,7 +27,8 @@ def check_collectives(settings, devices: int) -> None:
     text = run.step.lower(run.abstract_state, batch).compile().as_text()
     # A normalization has two statistics, mean and variance.
     expected = len(stats) + 3
-    assert collectives(text) <= expected, (collectives(text), expected)
+    found = count_program(text).collectives
+    assert found.total() <= expected, (found, expected)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def step_cost(settings: Settings, mesh: Mesh) -> Cost:
     assert memory is not None  # XLA has both on all devices
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    devices = mesh.devices.size
+    devices = mesh.size
     # A ring all-reduce sends every byte twice: to reduce it, and to gather the sums.
     passes = 3 if settings.train.shard_optimizer else 2
     gradient = 4 * count_parameters(run.abstract_state.params)

@@ -1,4 +1,4 @@
-"""The cost of a step: hand calculations, and the script."""
+"""The cost of a step: hand calculations, and the command."""
 
 import os
 import pathlib
@@ -12,10 +12,10 @@ from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
-from hjepa_jax.tools import step_cost
+from hjepa_jax.tools.plan import step_cost
 from hjepa_jax.training.prepare import prepare
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def test_native_kernels_are_not_asked_for(monkeypatch) -> None:
@@ -69,9 +69,10 @@ def test_machine_is_measured() -> None:
     assert 1e6 < moved < 1e14
 
 
-def test_script_plans_for_eight_devices() -> None:
+def test_command_plans_for_eight_devices() -> None:
     """Each option saves what it should, and the numbers in the table are consistent."""
-    command = [sys.executable, "scripts/step_cost.py", "--config=configs/cifar100.py:sigreg-smoke"]
+    command = [sys.executable, "-m", "hjepa_jax.tools.cli", "plan"]
+    command.append("--config=configs/cifar100.py:sigreg-smoke")
     # Several blocks, since recomputation saves the insides of all but one.
     command.append("--config.resnet.stage_blocks=(2, 2, 2, 2)")
     hardware = ["--peak_tflops=1", "--bandwidth_gbs=10", "--interconnect_gbs=1"]

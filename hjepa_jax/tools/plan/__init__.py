@@ -1,0 +1,1 @@
+"""`hjepa plan`: what a training step takes on a machine that is not at hand."""
