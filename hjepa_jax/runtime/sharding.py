@@ -1,9 +1,9 @@
 """The device mesh and the placement of state and batches on it.
 
 Data parallelism: batches are sharded over the axis `data` and the state is replicated, except,
-optionally, the optimizer's moments (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054). The train
-step takes each device's share of the batch by `jax.shard_map`; evaluation runs under `jit`, where
-every mean over a batch-sharded array is global.
+optionally, the optimizer's moments (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054), of which
+each device holds and updates a slice. The train step takes each device's share of the batch by
+`jax.shard_map`; evaluation runs under `jit`, where every mean over a batch-sharded array is global.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -119,30 +120,99 @@ def divisibility_error(
     )
 
 
-def sharded_optimizer(
-    optimizer: optax.GradientTransformation, mesh: Mesh
-) -> optax.GradientTransformation:
-    """Returns `optimizer` with sharded moments: each device keeps and updates its part.
+def slice_specs(mesh: Mesh, tree: PyTree[jax.Array]) -> PyTree[PartitionSpec]:
+    """Returns how `jax.shard_map` splits arrays into the slices of `split_sharding`."""
+    return jax.tree.map(lambda leaf: split_sharding(mesh, leaf.shape).spec, tree)
 
-    It is computed under `jit` on shards of gradients and parameters, takes and returns replicated
-    arrays, and gives the same values up to rounding. Its state is placed by `state_shardings`. XLA
-    inserts the communication: the sum of the gradients, and the gathering of the updates.
+
+def own_slices(tree: _Tree, axis_name: str | None) -> _Tree:
+    """Returns this device's slice of each whole array, which all devices hold alike.
+
+    Args:
+      tree: whole arrays; those without a `split_axis` stay whole, here and in the next functions.
+      axis_name: the mesh axis, inside `jax.shard_map`; None = there is one slice, the array itself.
     """
+    if axis_name is None:
+        return tree
+    parts = jax.lax.axis_size(axis_name)
 
-    def everywhere(tree: _Tree) -> _Tree:
-        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+    def one(x: jax.Array) -> jax.Array:
+        axis = split_axis(parts, x.shape)
+        if axis is None:
+            return x
+        size = x.shape[axis] // parts
+        start = jax.lax.axis_index(axis_name) * size
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
-    def share(tree: _Tree) -> _Tree:
-        # Replicated first: otherwise XLA would split the backward pass along the parameters' axes.
-        return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, split_sharding(mesh, x.shape)),
-            everywhere(tree),
-        )
+    return jax.tree.map(one, tree)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        part, new_state = optimizer.update(share(updates), state, share(params))
-        return everywhere(part), new_state
 
-    return optax.GradientTransformation(optimizer.init, update)
+def sum_slices(tree: _Tree, axis_name: str | None) -> _Tree:
+    """Returns this device's slice of the sum over devices of each array.
+
+    Packed into one array, so that one reduce-scatter is enough, with one all-reduce of what stays
+    whole. Arguments as in `own_slices`, except that each device has arrays of its own.
+    """
+    if axis_name is None:
+        return tree
+    parts = jax.lax.axis_size(axis_name)
+    leaves, structure = jax.tree.flatten(tree)
+    cut = [i for i, x in enumerate(leaves) if split_axis(parts, x.shape) is not None]
+    sums = dict(enumerate(leaves))
+    sums |= jax.lax.psum({i: x for i, x in sums.items() if i not in cut}, axis_name)
+    if cut:
+        rows = [_rows(leaves[i], parts) for i in cut]
+        own = jax.lax.psum_scatter(jnp.concatenate(rows, axis=1), axis_name)
+        for i, piece in zip(cut, _pieces(own, [row.shape[1] for row in rows])):
+            x = leaves[i]
+            sums[i] = piece.reshape(_slice_shape(x.shape, parts)).astype(x.dtype)
+    return jax.tree.unflatten(structure, [sums[i] for i in range(len(leaves))])
+
+
+def join_slices(tree: _Tree, like: _Tree, axis_name: str | None) -> _Tree:
+    """Returns whole arrays from the devices' slices, by one all-gather; reverses `own_slices`.
+
+    Args:
+      tree: slices.
+      like: arrays of the whole shapes.
+      axis_name: as in `own_slices`.
+    """
+    if axis_name is None:
+        return tree
+    parts = jax.lax.axis_size(axis_name)
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [x.shape for x in jax.tree.leaves(like)]
+    cut = [i for i, shape in enumerate(shapes) if split_axis(parts, shape) is not None]
+    if cut:
+        own = jnp.concatenate([leaves[i].ravel() for i in cut])
+        rows = jax.lax.all_gather(own, axis_name, to="invarying")
+        for i, piece in zip(cut, _pieces(rows, [leaves[i].size for i in cut])):
+            leaves[i] = _from_rows(piece, shapes[i]).astype(leaves[i].dtype)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _slice_shape(shape: Sequence[int], parts: int) -> tuple[int, ...]:
+    """Returns the shape of each slice of an array."""
+    axis = split_axis(parts, shape)
+    return tuple(size // parts if i == axis else size for i, size in enumerate(shape))
+
+
+def _rows(x: jax.Array, parts: int) -> jax.Array:
+    """Returns the slices of an array as rows [parts, n]."""
+    axis = split_axis(parts, x.shape)
+    assert axis is not None
+    cut = x.reshape(*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+    return jnp.moveaxis(cut, axis, 0).reshape(parts, -1)
+
+
+def _from_rows(rows: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Reverses `_rows`."""
+    axis = split_axis(len(rows), shape)
+    assert axis is not None
+    cut = rows.reshape(len(rows), *_slice_shape(shape, len(rows)))
+    return jnp.moveaxis(cut, 0, axis).reshape(shape)
+
+
+def _pieces(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """Returns consecutive pieces of the last axis, of these sizes."""
+    return jnp.split(x, np.cumsum(sizes)[:-1], axis=-1)

@@ -57,7 +57,7 @@ def one_step(
     *,
     split: bool = True,
 ) -> dict[str, PyTree[np.ndarray]]:
-    """Returns {'loss', 'metrics', 'statistics', 'gradient', 'params', 'method_state'} of a step.
+    """Returns {'loss', 'metrics', 'gradient', 'params', 'moments', and other state} of a step.
 
     Args:
       setup: of `float64_setup`, as the next one.
@@ -73,13 +73,14 @@ def one_step(
     @functools.partial(jax.jit, out_shardings=everywhere)
     def both(state: TrainState, batch: Batch) -> dict[str, PyTree[jax.Array]]:
         step = loss_and_gradient(setup, state, batch, mesh=mesh if split else None)
-        new_state, _ = apply_gradient(setup, state, step, mesh=mesh if split else None)
+        new_state, metrics = apply_gradient(setup, state, step, mesh=mesh if split else None)
         return {
             "loss": step.total,
-            "metrics": step.metrics,
+            "metrics": metrics,
             "statistics": step.batch_stats,
             "gradient": step.gradient,
             "params": new_state.params,
+            "moments": new_state.opt_state,
             "method_state": new_state.method_state,
         }
 
@@ -117,7 +118,7 @@ def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict
     results = {count: one_step(setup, state, batch, count) for count in counts}
     largest = {
         group: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first[group]))
-        for group in ("gradient", "params")
+        for group in ("gradient", "params", "moments")
     }
 
     def relative(path: jax.tree_util.KeyPath, ours: np.ndarray, reference: np.ndarray) -> float:

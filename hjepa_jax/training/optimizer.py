@@ -56,8 +56,12 @@ def learning_rates(train: Train, method: Method, *, total_steps: int) -> dict[st
 
 def make_optimizer(
     train: Train, method: Method, rates: dict[str, Schedule]
-) -> optax.GradientTransformation:
-    """Returns AdamW with a learning rate for each group."""
+) -> optax.GradientTransformationExtraArgs:
+    """Returns AdamW with a learning rate for each group.
+
+    All but the clipping acts on each entry alone. So it updates slices of arrays as well, if
+    `update` gets the `norms` of the whole parts.
+    """
 
     def groups(params: PyTree) -> PyTree[str]:
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +16,6 @@ from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.base import Method, Metrics
 from hjepa_jax.models.base import Encoder, applied
 from hjepa_jax.runtime import sharding
-from hjepa_jax.runtime.sharding import sharded_optimizer
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import Batch, Parts, normalize, train_step
@@ -141,8 +139,6 @@ def prepare(
     setup = build_setup(
         settings, total_steps=num_steps, steps_per_epoch=epoch_steps, norm_groups=groups
     )
-    if settings.train.shard_optimizer:
-        setup = dataclasses.replace(setup, optimizer=sharded_optimizer(setup.optimizer, mesh))
     init = functools.partial(init_state, setup, num_classes)
     key = jax.random.key(settings.seed)
     everywhere = sharding.replicated(mesh)

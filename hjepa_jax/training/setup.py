@@ -34,7 +34,7 @@ class StepSetup:
     encoder: Encoder
     projector: Projector
     method: Method
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     rates: dict[str, Schedule]
 
 

@@ -16,9 +16,17 @@ from jaxtyping import PyTree
 
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.methods.base import Method, Metrics, Randomness
+from hjepa_jax.methods.clipping import part_norms
 from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.shares import AxisName
-from hjepa_jax.runtime.sharding import DATA_AXIS, batch_sharding
+from hjepa_jax.runtime.sharding import (
+    DATA_AXIS,
+    batch_sharding,
+    join_slices,
+    own_slices,
+    slice_specs,
+    sum_slices,
+)
 from hjepa_jax.training.accumulation import cached_gradient, split_microbatches
 from hjepa_jax.training.online_probe import update_online_probe
 from hjepa_jax.training.optimizer import MAIN
@@ -138,12 +146,20 @@ def loss_and_gradient(
         `jax.shard_map`; None = the batch is whole, or XLA splits the work. Both give the same
         result to rounding.
     """
+    sliced = _slicing_mesh(setup, mesh)
+    gradient = _WHOLE if sliced is None else slice_specs(sliced, state.params)
+    given = state.replace(opt_state=())
     return _split(
         functools.partial(_loss_and_gradient, setup),
         mesh,
         in_specs=(_WHOLE, _batch_specs(mesh, batch), _WHOLE),
-        out_specs=StepLoss._make([*[_WHOLE] * 4, _STATES, _WHOLE]),
-    )(state, batch, randomness)
+        out_specs=StepLoss._make([_WHOLE, gradient, _WHOLE, _WHOLE, _STATES, _WHOLE]),
+    )(given, batch, randomness)
+
+
+def _slicing_mesh(setup: StepSetup, mesh: Mesh | None) -> Mesh | None:
+    """Returns the mesh if each device updates a slice of the parameters, else None."""
+    return mesh if setup.settings.train.shard_optimizer else None
 
 
 def _batch_specs(mesh: Mesh | None, batch: Batch) -> dict[str, PartitionSpec]:
@@ -204,7 +220,8 @@ def _loss_and_gradient(
         total, gradient, stats, (metrics, drawn), z = cached_gradient(
             encode, loss_of_states, params, state.batch_stats, parts
         )
-    gradient = shares.sum_shares(gradient, axis_name)
+    add = sum_slices if setup.settings.train.shard_optimizer else shares.sum_shares
+    gradient = add(gradient, axis_name)
     if setup.settings.model.batch_norm == "local":
         stats = shares.mean_shares(stats, axis_name)
     return StepLoss(total, gradient, stats, metrics, z, drawn)
@@ -240,6 +257,32 @@ def _new_method_state(
         return method.update_state(method_state, z, randomness, step, axis_name=axis_name)
     whole = shares.gather(z, axis_name, axis=1)
     return shares.agreed(method.update_state(method_state, whole, randomness, step), axis_name)
+
+
+def _update(
+    setup: StepSetup, state: TrainState, gradient: Parts, mesh: Mesh | None
+) -> tuple[jax.Array, optax.Updates, optax.OptState]:
+    """Returns the gradient's norm, the updates of the parameters, and the optimizer's new state.
+
+    With a mesh, each device has a slice of the gradient and of the optimizer's state, and the
+    updates are gathered.
+    """
+
+    def update(
+        gradient: Parts, opt_state: optax.OptState, params: Parts, axis_name: AxisName = None
+    ) -> tuple[jax.Array, optax.Updates, optax.OptState]:
+        norms = part_norms(gradient, axis_name)
+        updates, opt_state = setup.optimizer.update(
+            gradient, opt_state, own_slices(params, axis_name), norms=norms
+        )
+        return optax.tree.norm(norms), join_slices(updates, params, axis_name), opt_state
+
+    arguments = (gradient, state.opt_state, state.params)
+    if mesh is None:
+        return update(*arguments)
+    slices, moments = slice_specs(mesh, gradient), slice_specs(mesh, state.opt_state)
+    split = _split(update, mesh, (slices, moments, _WHOLE), (_WHOLE, _WHOLE, moments))
+    return split(*arguments)
 
 
 def train_step(
@@ -289,8 +332,7 @@ def apply_gradient(
     setup: StepSetup, state: TrainState, step: StepLoss, *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Metrics]:
     """The second half of `train_step`: from the loss and gradient of a batch to the new state."""
-    norm = optax.tree.norm(step.gradient)
-    updates, opt_state = setup.optimizer.update(step.gradient, state.opt_state, state.params)
+    norm, updates, opt_state = _update(setup, state, step.gradient, _slicing_mesh(setup, mesh))
     method_state = _split(
         functools.partial(_new_method_state, setup.method),
         mesh,

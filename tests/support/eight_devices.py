@@ -6,13 +6,18 @@ import tempfile
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from configs import cifar100
 from hjepa_jax.config.checks import typed
+from hjepa_jax.methods.clipping import part_norms
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.tools.plan.program_text import count_program
 from hjepa_jax.training.prepare import PreparedRun, prepare
+from hjepa_jax.training.step import StepLoss, apply_gradient
 
 STEPS = 2
 
@@ -78,6 +83,55 @@ def check_checkpoints(states, runs) -> None:
             checkpointer.close()
 
 
+def check_slices() -> None:
+    """Slices of sums, their norms, and what is joined from them, against NumPy."""
+    mesh, rng = sharding.data_mesh(), np.random.default_rng(0)
+    # Arrays that split over eight devices along each axis, and two that do not split.
+    shapes = {"one": [(3, 16, 8), (8,), ()], "two": [(16, 3), (2, 3, 24), (5, 3)]}
+    each = {
+        part: [rng.normal(size=(8, *shape)).astype(np.float32) for shape in all_]
+        for part, all_ in shapes.items()
+    }
+    expected = jax.tree.map(lambda x: x.sum(0, dtype=np.float64), each)
+
+    def sums(each):
+        slices = sharding.sum_slices(jax.tree.map(lambda x: x[0], each), "data")
+        joined = sharding.join_slices(slices, expected, "data")
+        again = sharding.join_slices(sharding.own_slices(joined, "data"), joined, "data")
+        return slices, part_norms(slices, "data"), joined, again
+
+    out_specs = (sharding.slice_specs(mesh, expected), *[PartitionSpec()] * 3)
+    split = jax.shard_map(sums, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs)
+    slices, norms, joined, again = jax.jit(split)(each)
+    for got in (slices, joined, again):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+    for part, arrays in expected.items():
+        norm = np.sqrt(sum(np.sum(np.square(array)) for array in arrays))
+        np.testing.assert_allclose(norms[part], norm, rtol=1e-6)
+
+
+def check_failure(run: PreparedRun, state) -> None:
+    """A number that is not finite in the slice of a single device holds all of them back."""
+    gradient = jax.tree.map(jnp.ones_like, state.params)
+    kernel = gradient["encoder"]["stem_conv"]["kernel"]
+    poisoned = {**gradient["encoder"], "stem_conv": {"kernel": kernel.at[0, 0, 0, -1].set(jnp.nan)}}
+
+    @jax.jit
+    def after(gradient):
+        z = jnp.zeros((2, 8, 4))
+        step = StepLoss(jnp.ones(()), gradient, state.batch_stats, {}, z, {})
+        return apply_gradient(run.setup, state, step, mesh=run.mesh)[0]
+
+    failed, good = after({**gradient, "encoder": poisoned}), after(gradient)
+    assert (int(failed.failed_step), int(good.failed_step)) == (STEPS, -1)
+    kept, changed = (jax.tree.leaves((new.params, new.opt_state)) for new in (failed, good))
+    for old, same, other in zip(
+        jax.tree.leaves((state.params, state.opt_state)), kept, changed, strict=True
+    ):
+        assert np.array_equal(old, same)
+        assert not np.array_equal(old, other)
+
+
 def main() -> None:
     assert jax.device_count() == 8
     split, whole = prepared(8, shard_optimizer=True), prepared(1)
@@ -95,11 +149,13 @@ def main() -> None:
         assert 0.124 < share < 0.13, share
     for leaf in jax.tree.leaves(states["split"].params):
         assert leaf.sharding.is_fully_replicated
-    # The updates are gathered, one of each parameter; images and states never are.
-    gathered = texts["split"].count(" all-gather(") + texts["split"].count(" all-gather-start(")
-    assert 0 < gathered <= len(jax.tree.leaves(states["split"].params)), gathered
-    assert "all-to-all" not in texts["split"]
+    # The updates are gathered, all at once; images and states never are.
+    found = count_program(texts["split"]).collectives
+    assert set(found) == {"all-reduce", "reduce-scatter", "all-gather"}
+    assert found["reduce-scatter"] == found["all-gather"] == 1
 
+    check_slices()
+    check_failure(split, states["split"])
     check_checkpoints(
         states, {"split": split, "two": prepared(2, shard_optimizer=True), "whole": whole}
     )

@@ -6,6 +6,7 @@ DEVICES are numbers such as 1,2,4. Loss and gradient must agree to 1e-12, all el
 devices the collectives are counted as well.
 """
 
+import math
 import sys
 
 import jax
@@ -19,16 +20,30 @@ from hjepa_jax.training.prepare import prepare
 
 
 def check_collectives(settings, devices: int) -> None:
-    """Two for each batch normalization, two for the loss, and the sum of the gradients."""
+    """Two for each batch normalization, two for the loss, and the sum of the gradients.
+
+    With split moments that sum is scattered; the updates are gathered, and the norm is summed.
+    """
     mesh = sharding.data_mesh(jax.devices()[:devices])
     run = prepare(settings, settings.data.batch_size, mesh)
     stats = jax.tree.leaves(run.abstract_state.batch_stats)
     batch = step_cost.abstract_batch(settings.data, mesh)
     text = run.step.lower(run.abstract_state, batch).compile().as_text()
+    found, split = count_program(text), settings.train.shard_optimizer
     # A normalization has two statistics, mean and variance.
-    expected = len(stats) + 3
-    found = count_program(text).collectives
-    assert found.total() <= expected, (found, expected)
+    expected = len(stats) + (5 if split else 3)
+    assert found.collectives.total() <= expected, (found.collectives, expected)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(run.abstract_state.params)]
+    cut = [shape for shape in shapes if sharding.split_axis(devices, shape) is not None]
+    gradient = 4 * sum(map(math.prod, cut))
+    reduced = dict(found.reduced)
+    if split:
+        assert reduced.pop("all-reduce") < gradient / 4
+        assert reduced == {"reduce-scatter": gradient, "all-gather": gradient // devices}
+        assert found.collectives["reduce-scatter"] == found.collectives["all-gather"] == 1
+    else:
+        assert list(reduced) == ["all-reduce"]
+        assert reduced["all-reduce"] >= gradient
 
 
 def main() -> None:

@@ -17,7 +17,11 @@ CASES = {
     "chain": ("2", f"{CIFAR}:ham_chain-smoke"),
     "mlp": ("2", f"{CIFAR}:mlp-smoke"),
     "identity": ("2", f"{CIFAR}:identity-smoke"),
-    "imagenet": ("2", "configs/imagenet100.py:parity-smoke"),
+    # It clips all but the predictor.
+    "imagenet, split moments": (
+        *("2", "configs/imagenet100.py:parity-smoke"),
+        "--config.train.shard_optimizer=True",
+    ),
     "subsample": ("1,4", f"{CIFAR}:sigreg-smoke", "--config.sigreg.subsample=7"),
     "flattened subsample": (
         *("4", f"{CIFAR}:sigreg-smoke"),
@@ -33,6 +37,7 @@ CASES = {
         "--config.loss.match=qp",
     ),
     "accumulation": ("2", f"{CIFAR}:smoke", "--config.train.accumulation=2"),
+    "split moments": ("2,4,8", f"{CIFAR}:smoke", "--config.train.shard_optimizer=True"),
     "remat": ("2", f"{CIFAR}:sigreg-smoke", "--config.resnet.remat=blocks", *MLP),
     "local views": (
         *("2", f"{CIFAR}:smoke"),

@@ -92,8 +92,6 @@ def step_cost(settings: Settings, mesh: Mesh) -> Cost:
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     devices = mesh.size
-    # A ring all-reduce sends every byte twice: to reduce it, and to gather the sums.
-    passes = 3 if settings.train.shard_optimizer else 2
     gradient = 4 * count_parameters(run.abstract_state.params)
     return Cost(
         analysis["flops"],
@@ -101,7 +99,8 @@ def step_cost(settings: Settings, mesh: Mesh) -> Cost:
         arguments,
         temporary,
         arguments + outputs + temporary,
-        passes * gradient * (devices - 1) / devices,
+        # A ring sends every byte twice: to add it up, and to gather the sums, or the updates.
+        2 * gradient * (devices - 1) / devices,
     )
 
 

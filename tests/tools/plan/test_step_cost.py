@@ -99,7 +99,7 @@ def test_command_plans_for_eight_devices() -> None:
     assert parts[temporary] < 0.8 * plain[temporary]
     assert split[state] < 0.6 * plain[state]
     assert remat[saving] < 0
-    assert split[sent] == pytest.approx(1.5 * plain[sent], rel=0.01)
+    assert split[sent] == plain[sent]
     assert plain[peak] == pytest.approx(plain[state] + plain[temporary], rel=0.02)
     # 16 images; 0.5 TFLOP/s is more than enough here, so it is bound by 10 GB/s of memory.
     seconds = plain[moved] / 10 + plain[sent] / 1e3
