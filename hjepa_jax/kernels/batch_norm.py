@@ -1,13 +1,15 @@
 """Batch normalization in training: the choice of implementation, the native kernels and XLA's form.
 
-Own code because this is the hot path: on one CPU device up to twice as fast as XLA
-(benchmarks/RESULTS.md), since each array is read from memory once for the statistics and once for
-the result. Lowered for another platform, this is plain jax.numpy.
+Own code because this is the hot path. On the CPU the native kernels are up to twice as fast as XLA
+(benchmarks/RESULTS.md). On accelerators the time is that of memory traffic, so x is read once for
+its statistics and once for the result, and the backward pass reads x, in its own dtype, instead of
+the wide intermediate values that JAX's own derivative would keep.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,28 @@ from hjepa_jax.runtime.devices import varying_alike
 # Below this many values a call costs more than it saves.
 _MIN_VALUES = 2**18
 
-# x, y, mean, variance, scale, and x again if there is a residual.
-_Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
+# x, y, means, variances, scale and bias.
+_Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+class _Kind(NamedTuple):
+    """What is static in a normalization.
+
+    Attributes:
+      relu: whether a ReLU comes last.
+      added: whether there is a residual.
+      epsilon: added to the variance.
+      groups: number of groups of rows with separate statistics.
+      axis_name: mesh axis that the rows are split over; None if there is one share.
+      native: whether to use the native kernels where the program is lowered for the CPU.
+    """
+
+    relu: bool
+    added: bool
+    epsilon: float
+    groups: int
+    axis_name: AxisName
+    native: bool
 
 
 def normalize_batch(
@@ -39,13 +61,14 @@ def normalize_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes x over all axes but the last, adds `residual`, then applies a ReLU if `relu`.
 
-    The native form, which large float32 arrays of one device get on a CPU host, supports reverse
-    mode only, first order.
+    Everything is computed in the dtype of `scale` and rounded to that of x once. Reverse mode only;
+    where the native kernels serve, of first order: for large arrays of one device on a CPU host,
+    float32 or narrower.
 
     Args:
-      x: [N, ..., C], float32 or float64.
-      scale: [C].
-      bias: [C].
+      x: [N, ..., C], of any floating-point dtype.
+      scale: [C], float32, or float64 if x is.
+      bias: like scale.
       residual: array like x, or None.
       relu: whether to apply a ReLU last.
       epsilon: added to the variance.
@@ -55,100 +78,22 @@ def normalize_batch(
         from canceling. Needed with `axis_name`.
 
     Returns:
-      (y like x, means [groups, C], biased variances [groups, C]). No gradient flows through the
-      means and variances.
+      (y like x, means [groups, C] and biased variances [groups, C] like scale). No gradient flows
+      through the means and variances.
     """
-    if axis_name is not None and shares.count(axis_name) > 1:
-        assert shift is not None
-        assert groups == 1, "groups are shares already"
-        y, mean, var = _normalize_shares(x, scale, bias, shift, epsilon, axis_name)
-        return finish(y, residual, relu), mean[None], var[None]
-    parameters = (scale, bias) if residual is None else (scale, bias, residual)
-    if groups == 1 and use_native(x.size, _MIN_VALUES, x, *parameters):
-        y, mean, var = batch_norm_native(x, scale, bias, residual, relu, epsilon)
+    split = shares.count(axis_name) > 1
+    assert not split or shift is not None
+    assert not split or groups == 1, "groups are shares already"
+    # The statistics of one share or group alone are those that the native kernels compute.
+    native = not split and groups == 1 and use_native(x.size, _MIN_VALUES, scale, bias)
+    kind = _Kind(relu, residual is not None, epsilon, groups, axis_name if split else None, native)
+    given = (x, scale, bias) if residual is None else (x, scale, bias, residual)
+    near = shift if split else None
+    y, means, variances = _batch_norm(kind, near, *varying_alike(*given))
+    if axis_name is not None and not split:
         # Of one share, which only marks them as the same on all devices.
-        mean, var = shares.mean_shares((mean, var), axis_name)
-        return y, mean[None], var[None]
-    y, *statistics = normalize_batch_plain(x, scale, bias, residual, relu, epsilon, groups)
-    means, variances = shares.mean_shares(statistics, axis_name)
+        means, variances = shares.mean_shares((means, variances), axis_name)
     return y, means, variances
-
-
-def normalize_batch_plain(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    residual: jax.Array | None,
-    relu: bool,
-    epsilon: float,
-    groups: int = 1,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`normalize_batch` by XLA's operations; differentiable in both modes, any number of times."""
-    grouped = x.reshape(groups, -1, *x.shape[1:]) if groups > 1 else x
-    axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
-    mean = jnp.mean(grouped, axes, keepdims=True)
-    # E[(x - mean)^2], not E[x^2] - mean^2, which cancels when the mean is large.
-    var = jnp.mean(jnp.square(grouped - mean), axes, keepdims=True)
-    y = (grouped - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
-    y = finish(y.reshape(x.shape), residual, relu)
-    means, variances = (jax.lax.stop_gradient(s.reshape(groups, -1)) for s in (mean, var))
-    return y, means, variances
-
-
-def _share_value(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    epsilon: float,
-    axis_name: str,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (y, mean, biased variance) of a share of the rows, by the statistics of all shares.
-
-    Each share's own variance takes two passes. The variance between the means of the shares comes
-    from their shifted squares, so that one collective is enough.
-    """
-    axes = tuple(range(x.ndim - 1))
-    own_mean = jnp.mean(x, axes)
-    own_var = jnp.mean(jnp.square(x - own_mean), axes)
-    moved = own_mean - shift
-    first, second = shares.mean_shares((moved, own_var + jnp.square(moved)), axis_name)
-    mean, var = shift + first, jnp.maximum(second - jnp.square(first), 0)
-    return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias, mean, var
-
-
-def _share_forward(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    epsilon: float,
-    axis_name: str,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    y, mean, var = _share_value(x, scale, bias, shift, epsilon, axis_name)
-    return (y, mean, var), (x, mean, jax.lax.rsqrt(var + epsilon), scale)
-
-
-def _share_backward(
-    epsilon: float,
-    axis_name: str,
-    saved: tuple[jax.Array, ...],
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients by one collective; those of scale and bias are the share's own."""
-    del epsilon
-    x, mean, inverse, scale = saved
-    bar_y, axes = cotangents[0], tuple(range(x.ndim - 1))
-    normal = (x - mean) * inverse
-    own = jnp.sum(bar_y * normal, axes), jnp.sum(bar_y, axes)
-    bar_scale, bar_bias = shares.mean_shares(own, axis_name)
-    rows = x.size // x.shape[-1]
-    bar_x = (scale * inverse) * (bar_y - (bar_bias + normal * bar_scale) / rows)
-    return bar_x, *own, jnp.zeros_like(mean)
-
-
-_normalize_shares = jax.custom_vjp(_share_value, nondiff_argnums=(4, 5))
-_normalize_shares.defvjp(_share_forward, _share_backward)
 
 
 def finish(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
@@ -168,130 +113,185 @@ def batch_norm_native(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`normalize_batch` of one group, by the native kernels where it is lowered for the CPU.
 
-    All arrays are float32 and lie on one device, and the kernels must be available
-    (`build.kernels()`). Reverse mode only, first order.
+    `scale` and `bias` are float32 and all arrays lie on one device, and the kernels must be
+    available (`build.kernels()`).
 
     Returns:
-      (y like x, mean [C], biased variance [C]). No gradient flows through the mean and variance.
+      (y like x, mean [C], biased variance [C]).
     """
     given = (x, scale, bias) if residual is None else (x, scale, bias, residual)
-    x, scale, bias, *added = varying_alike(*given)
-    return _batch_norm(x, scale, bias, added[0] if added else None, relu, epsilon)
+    kind = _Kind(relu, residual is not None, epsilon, 1, None, native=True)
+    y, means, variances = _batch_norm(kind, None, *varying_alike(*given))
+    return y, means[0], variances[0]
 
 
 def _value(
+    kind: _Kind,
+    shift: jax.Array | None,
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    residual: jax.Array | None,
-    relu: bool,
-    epsilon: float,
+    *residual: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def plain(
-        x: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        y, means, variances = normalize_batch_plain(x, scale, bias, residual, relu, epsilon)
-        return y, means[0], variances[0]
-
-    native = functools.partial(_native_value, relu=relu, epsilon=epsilon)
-    return jax.lax.platform_dependent(x, scale, bias, residual, cpu=native, default=plain)
-
-
-def _native_value(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    residual: jax.Array | None,
-    relu: bool,
-    epsilon: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    moment = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), moment, moment]
-    added = jnp.zeros(0, jnp.float32) if residual is None else residual
-    y, mean, variance = call_native(
-        "batch_norm", (x, scale, bias, added), results, epsilon=np.float32(epsilon), relu=relu
-    )
-    return y, mean, variance
+    plain = functools.partial(_plain_value, kind, shift)
+    if not kind.native:
+        return plain(x, scale, bias, *residual)
+    native = functools.partial(_native_value, kind)
+    return jax.lax.platform_dependent(x, scale, bias, *residual, cpu=native, default=plain)
 
 
 def _forward(
+    kind: _Kind,
+    shift: jax.Array | None,
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    residual: jax.Array | None,
-    relu: bool,
-    epsilon: float,
+    *residual: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Saved]:
-    y, mean, variance = _value(x, scale, bias, residual, relu, epsilon)
-    # The gradient needs only to know whether there is a residual, not its values.
-    like_residual = None if residual is None else x
-    return (y, mean, variance), (x, y, mean, variance, scale, like_residual)
+    y, means, variances = _value(kind, shift, x, scale, bias, *residual)
+    return (y, means, variances), (x, y, means, variances, scale, bias)
 
 
 def _backward(
-    relu: bool,
-    epsilon: float,
-    saved: _Saved,
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    *operands, like_residual = saved
-    has_residual = like_residual is not None
-    bar_x, bar_scale, bar_bias, *bar_residual = jax.lax.platform_dependent(
-        *operands,
-        cotangents[0],
-        cpu=functools.partial(_native_gradients, has_residual, relu, epsilon),
-        default=functools.partial(_plain_gradients, has_residual, relu, epsilon),
-    )
-    return bar_x, bar_scale, bar_bias, bar_residual[0] if has_residual else None
+    kind: _Kind, saved: _Saved, cotangents: tuple[jax.Array, jax.Array, jax.Array]
+) -> tuple[jax.Array | None, ...]:
+    plain = functools.partial(_plain_gradients, kind)
+    if not kind.native:
+        return None, *plain(*saved, cotangents[0])
+    native = functools.partial(_native_gradients, kind)
+    gradients = jax.lax.platform_dependent(*saved, cotangents[0], cpu=native, default=plain)
+    return None, *gradients
 
 
-def _native_gradients(
-    has_residual: bool,
-    relu: bool,
-    epsilon: float,
+_batch_norm = jax.custom_vjp(_value, nondiff_argnums=(0,))
+_batch_norm.defvjp(_forward, _backward)
+
+
+def _grouped(x: jax.Array, groups: int) -> tuple[jax.Array, tuple[int, ...]]:
+    """Returns x [groups, N / groups, ..., C], or x itself for one group, and its axes of rows."""
+    if groups > 1:
+        x = x.reshape(groups, -1, *x.shape[1:])
+    return x, tuple(range(groups > 1, x.ndim - 1))
+
+
+def _along(statistics: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns statistics [groups, C] in the shape that broadcasts with `_grouped` x."""
+    return statistics.reshape(-1, *[1] * (x.ndim - 2), statistics.shape[-1])
+
+
+def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance over `axes`, with one pass over x.
+
+    The variance is E[(x - s)^2] - E[x - s]^2 with s one of the values. It loses no more digits for
+    a large mean: the two terms are 1 + (s - mean)^2 / variance times the variance, which is near 2
+    and at most the number of values.
+    """
+    first = tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))
+    value = jax.lax.stop_gradient(x[first])
+    moved = x - value
+    mean, square = jnp.mean(moved, axes), jnp.mean(jnp.square(moved), axes)
+    variance = jnp.maximum(square - jnp.square(mean), 0)
+    return jnp.squeeze(value, axes) + mean, variance
+
+
+def _plain_value(
+    kind: _Kind,
+    shift: jax.Array | None,
     x: jax.Array,
-    y: jax.Array,
-    mean: jax.Array,
-    variance: jax.Array,
     scale: jax.Array,
-    bar: jax.Array,
-) -> tuple[jax.Array, ...]:
-    like_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    like_scale = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-    to_residual = like_x if has_residual else jax.ShapeDtypeStruct((0,), jnp.float32)
-    gradients = call_native(
-        "batch_norm_gradient",
-        (x, y, bar, mean, variance, scale),
-        [like_x, like_scale, like_scale, to_residual],
-        epsilon=np.float32(epsilon),
-        relu=relu,
-    )
-    return gradients if has_residual else gradients[:3]
+    bias: jax.Array,
+    *residual: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`normalize_batch` by XLA's operations.
+
+    The variance between the means of shares comes from their shifted squares, so that one
+    collective is enough.
+    """
+    wide, axes = _grouped(x.astype(scale.dtype), kind.groups)
+    mean, variance = _moments(wide, axes)
+    if kind.axis_name is not None:
+        assert shift is not None
+        moved = mean - shift
+        first, second = shares.mean_shares((moved, variance + jnp.square(moved)), kind.axis_name)
+        mean, variance = shift + first, jnp.maximum(second - jnp.square(first), 0)
+    means, variances = (s.reshape(kind.groups, -1) for s in (mean, variance))
+    factor = _along(scale * jax.lax.rsqrt(variances + kind.epsilon), wide)
+    y = ((wide - _along(means, wide)) * factor + bias).reshape(x.shape)
+    added = residual[0].astype(scale.dtype) if residual else None
+    return finish(y, added, kind.relu).astype(x.dtype), means, variances
 
 
 def _plain_gradients(
-    has_residual: bool,
-    relu: bool,
-    epsilon: float,
+    kind: _Kind,
     x: jax.Array,
     y: jax.Array,
-    mean: jax.Array,
-    variance: jax.Array,
+    means: jax.Array,
+    variances: jax.Array,
     scale: jax.Array,
+    bias: jax.Array,
     bar: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    del mean, variance  # XLA finds that they are computed already
-    if relu:
-        bar = jnp.where(y > 0, bar, 0)
+    """Returns the gradients, by one collective if there are shares, as `_native_gradients` does.
 
-    def normalized(x: jax.Array, scale: jax.Array) -> jax.Array:
-        # No gradient depends on the bias.
-        return normalize_batch_plain(x, scale, jnp.zeros_like(scale), None, False, epsilon)[0]
+    Those of scale and bias are the share's own.
+    """
+    wide, axes = _grouped(x.astype(scale.dtype), kind.groups)
+    inverse = jax.lax.rsqrt(variances + kind.epsilon)
+    centered, factor = wide - _along(means, wide), _along(scale * inverse, wide)
+    bar_y = bar.astype(scale.dtype).reshape(wide.shape)
+    if kind.relu:
+        # Without a residual, x alone decides: y need not be read.
+        value = y.reshape(wide.shape) if kind.added else centered * factor + bias
+        bar_y = jnp.where(value > 0, bar_y, 0)
+    normal = centered * _along(inverse, wide)
+    own = (jnp.sum(bar_y * normal, axes), jnp.sum(bar_y, axes))
+    rows = wide.size // means.size
+    to_scale, to_bias = (
+        _along(s.reshape(means.shape) / rows, wide) for s in shares.mean_shares(own, kind.axis_name)
+    )
+    bar_x = factor * (bar_y - (to_bias + normal * to_scale))
+    bar_scale, bar_bias = (jnp.sum(s.reshape(means.shape), 0) for s in own)
+    gradients = bar_x.reshape(x.shape).astype(x.dtype), bar_scale, bar_bias
+    return (*gradients, bar_y.reshape(x.shape).astype(x.dtype)) if kind.added else gradients
 
-    bar_x, bar_scale = jax.vjp(normalized, x, scale)[1](bar)
-    gradients = bar_x, bar_scale, jnp.sum(bar, tuple(range(bar.ndim - 1)))
-    return (*gradients, bar) if has_residual else gradients
+
+def _native_value(
+    kind: _Kind, x: jax.Array, scale: jax.Array, bias: jax.Array, *residual: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    moment = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), moment, moment]
+    added = residual[0].astype(jnp.float32) if residual else jnp.zeros(0, jnp.float32)
+    y, mean, variance = call_native(
+        "batch_norm",
+        (x.astype(jnp.float32), scale, bias, added),
+        results,
+        epsilon=np.float32(kind.epsilon),
+        relu=kind.relu,
+    )
+    return y.astype(x.dtype), mean[None], variance[None]
 
 
-_batch_norm = jax.custom_vjp(_value, nondiff_argnums=(4, 5))
-_batch_norm.defvjp(_forward, _backward)
+def _native_gradients(
+    kind: _Kind,
+    x: jax.Array,
+    y: jax.Array,
+    means: jax.Array,
+    variances: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    bar: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Returns the gradients of x, scale, bias, and of the residual if there is one."""
+    del bias
+    like_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    like_scale = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+    to_residual = like_x if kind.added else jax.ShapeDtypeStruct((0,), jnp.float32)
+    bar_x, bar_scale, bar_bias, bar_residual = call_native(
+        "batch_norm_gradient",
+        (*(a.astype(jnp.float32) for a in (x, y, bar)), means[0], variances[0], scale),
+        [like_x, like_scale, like_scale, to_residual],
+        epsilon=np.float32(kind.epsilon),
+        relu=kind.relu,
+    )
+    gradients = bar_x.astype(x.dtype), bar_scale, bar_bias
+    return (*gradients, bar_residual.astype(x.dtype)) if kind.added else gradients

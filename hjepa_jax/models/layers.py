@@ -128,11 +128,10 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        wide = x.astype(dtype)
-        added = None if residual is None else residual.astype(dtype)
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            out = (wide - running_mean.value) * factor + bias
+            out = (x.astype(dtype) - running_mean.value) * factor + bias
+            added = None if residual is None else residual.astype(dtype)
             return finish(out, added, relu).astype(x.dtype)
         axis_name = None if self.is_initializing() else self.axis_name
         count = x.size // x.shape[-1] // self.groups * shares.count(axis_name)
@@ -141,10 +140,10 @@ class BatchNorm(nn.Module):
         if x.shape[0] % self.groups:
             raise ValueError(f"{x.shape[0]} rows do not divide into {self.groups} groups.")
         out, means, variances = normalize_batch(
-            wide,
+            x,
             scale,
             bias,
-            added,
+            residual,
             relu=relu,
             epsilon=self.epsilon,
             groups=self.groups,
@@ -156,4 +155,4 @@ class BatchNorm(nn.Module):
             unbiased = jnp.mean(variances, axis=0) * (count / (count - 1))
             running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(means, axis=0)
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        return out.astype(x.dtype)
+        return out

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("native_kernels")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_chosen_for_large_float32_work_on_a_single_device(monkeypatch) -> None:
+def test_chosen_for_large_work_on_a_single_device(monkeypatch) -> None:
     x, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
     channel = jnp.ones(16)
 
@@ -47,7 +47,8 @@ def test_chosen_for_large_float32_work_on_a_single_device(monkeypatch) -> None:
     monkeypatch.setattr(batch_norm, "_MIN_VALUES", 1)
     monkeypatch.setattr(characteristic_function, "_MIN_VALUES", 1)
     assert chosen() == (True, True, True)
-    assert chosen(jnp.bfloat16) == (False, False, False)
+    # Normalization widens narrow values, since its statistics are wide.
+    assert chosen(jnp.bfloat16) == (False, True, False)
     assert chosen(stride=3) == (False, True, True)
     with monkeypatch.context() as several:
         several.setattr(jax, "device_count", lambda: 2)
