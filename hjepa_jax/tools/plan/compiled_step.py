@@ -114,7 +114,11 @@ def report(step: CompiledStep) -> str:
     """Returns the plan as text."""
     topology, counts = step.topology, step.counts
     capacity = topology.chip.capacity * topology.chips / step.devices
-    kernels = ", ".join(f"{number} {kind}" for kind, number in counts.kernels.most_common())
+    shown = counts.kernels.most_common(6)
+    others = counts.kernels.total() - sum(number for _, number in shown)
+    kernels = ", ".join(
+        [f"{number} {kind}" for kind, number in shown] + ([f"{others} others"] if others else [])
+    )
     found = bounds(step)
     least = max(found, key=lambda bound: bound.seconds)
     lines = [
@@ -124,7 +128,7 @@ def report(step: CompiledStep) -> str:
         f"peak {_binary(step.peak)} of {_binary(capacity)}",
         f"  {_decimal(step.operations)}FLOP in matrix products and convolutions, "
         f"{_decimal(counts.traffic)}B read and written",
-        f"  {sum(counts.kernels.values())} kernels: {kernels}",
+        f"  {counts.kernels.total()} kernels: {kernels}",
     ]
     if counts.endless:
         lines.append(f"  loops of unknown length, counted as one turn: {counts.endless}")

@@ -4,7 +4,7 @@ The program is compiled for the requested number of CPU devices. Operation count
 backend. XLA counts the body of a loop once, so integration steps beyond the first are missing (1 %
 of all operations with 8 steps of the default model). Bytes and memory are those of XLA's CPU
 compiler, which fuses less than an accelerator's and widens bfloat16 to float32, so an accelerator
-probably needs less. Augmentation on the device is not counted.
+probably needs less.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.config.data import Data
+from hjepa_jax.data.augmentation.parameters import PACKED
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.resnet import ResNetSection
@@ -57,14 +58,20 @@ class Hardware(NamedTuple):
 
 
 def abstract_batch(data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the views of a batch as shapes, split over the mesh."""
+    """Returns what the step uses of a batch as shapes, split over the mesh.
+
+    With data.backend='device' the views are cropped only, and the rest of the augmentation is part
+    of the step.
+    """
+    found = {}
+    for name, (views, size) in view_sizes(data).items():
+        found[name] = ((views, data.batch_size, size, size, 3), jnp.uint8)
+        if data.backend == "device":
+            columns = (views, data.batch_size, len(PACKED))
+            found[name.replace("_views", "_parameters")] = (columns, jnp.float32)
     return {
-        name: jax.ShapeDtypeStruct(
-            (views, data.batch_size, size, size, 3),
-            jnp.uint8,
-            sharding=sharding.batch_sharding(mesh, name),
-        )
-        for name, (views, size) in view_sizes(data).items()
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh, name))
+        for name, (shape, kind) in found.items()
     }
 
 

@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import AbstractMesh, AxisType
 
+from configs import cifar100
+from hjepa_jax.config.checks import typed
+from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.devices import without_cpu_forms
 from hjepa_jax.tools.plan.operations import operations
+from hjepa_jax.tools.plan.step_cost import abstract_batch
+from hjepa_jax.training.prepare import prepare
 
 
 def counted(function, *shapes) -> int:
@@ -71,3 +78,15 @@ def test_gradients_of_a_convolution_take_as_much_each() -> None:
     assert forward == 2 * 2 * 4 * 4 * 8 * 9 * 4
     both = counted(jax.grad(loss, (0, 1)), (2, 9, 9, 4), (3, 3, 4, 8))
     assert both == 3 * forward
+
+
+def test_a_step_takes_what_its_encoder_does() -> None:
+    """24.75 MFLOP by hand on each of eight devices, and little for the loss."""
+    config = cifar100.get_config("sigreg-smoke")
+    config.resnet.stage_blocks = (2, 2, 2, 2)
+    settings = typed(config)
+    mesh = AbstractMesh((8,), (sharding.DATA_AXIS,), axis_types=(AxisType.Auto,))
+    with without_cpu_forms():
+        run = prepare(settings, 64, mesh)
+        traced = run.step.trace(run.abstract_state, abstract_batch(settings.data, mesh))
+    assert 24.75e6 < operations(traced.jaxpr.jaxpr) < 1.03 * 24.75e6

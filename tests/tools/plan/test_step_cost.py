@@ -6,10 +6,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from image_files import OneByOne, data_config, photo
 
 from configs import cifar100
 from hjepa_jax.config.checks import typed
+from hjepa_jax.data.batches import BatchMaker
+from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.plan import step_cost
@@ -34,6 +38,21 @@ def test_native_kernels_are_not_asked_for(monkeypatch) -> None:
     with pytest.raises(AssertionError, match="were asked for"):
         run.step.lower(run.abstract_state, batch)
     assert step_cost.step_cost(settings, sharding.data_mesh()).flops > 1e8
+
+
+@pytest.mark.parametrize("backend", ["host", "device"])
+def test_the_batch_has_the_shapes_of_a_real_one(backend: str) -> None:
+    fields = dict(backend=backend, image_size=24, num_local_views=3, local_size=16, batch_size=8)
+    data = typed(data_config(**fields)).data
+    images = np.stack([photo(seed, 32, 36) for seed in range(8)])
+    source = OneByOne(ArraySource("test", images, np.arange(8), list("abcdefgh")))
+    real = BatchMaker(data, 7, source, process_index=0, process_count=1)(0)[0]
+    found = step_cost.abstract_batch(data, sharding.data_mesh())
+    assert {(name, entry.shape, entry.dtype) for name, entry in found.items()} == {
+        (name, entry.shape, entry.dtype)
+        for name, entry in real.items()
+        if name not in ("index", "label")
+    }
 
 
 def test_seconds_of_a_step() -> None:
