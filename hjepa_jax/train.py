@@ -7,16 +7,15 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve
-from hjepa_jax.config.data import Data
 from hjepa_jax.config.files import save as save_settings
-from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch, train_batches
+from hjepa_jax.data.pipeline import BatchStream, WaitTimer, train_batches
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.data.workers.start import check_can_start
@@ -31,6 +30,7 @@ from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.training.cautions import cautions
+from hjepa_jax.training.feed import placed_batches, resident_images, with_backend
 from hjepa_jax.training.nonfinite import NonFiniteGuard
 from hjepa_jax.training.online_probe import logged_figures
 from hjepa_jax.training.prepare import PreparedRun, prepare
@@ -49,14 +49,6 @@ if TYPE_CHECKING:
     from clu import metric_writers
 
 _log = logging.getLogger(__name__)
-
-
-def placed_batches(
-    data: Data, run: PreparedRun, stream: BatchStream, timer: WaitTimer
-) -> Iterator[dict[str, jax.Array]]:
-    """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed."""
-    put = functools.partial(sharding.put_batch, run.mesh)
-    return timer.measure(device_prefetch(stream, put, data.device_prefetch))
 
 
 def open_stream(
@@ -80,11 +72,15 @@ def open_stream(
 
 
 def load_batch(
-    settings: Settings, run: PreparedRun, source: ImageSource, number: int
+    settings: Settings,
+    run: PreparedRun,
+    source: ImageSource,
+    resident: dict[str, jax.Array],
+    number: int,
 ) -> dict[str, jax.Array]:
     """Returns one batch, placed on the mesh."""
     with open_stream(settings, source, number, 1) as stream:
-        return sharding.put_batch(run.mesh, next(stream))
+        return sharding.put_batch(run.mesh, next(stream)) | resident
 
 
 @dataclasses.dataclass
@@ -94,6 +90,7 @@ class _Session:
     settings: Settings
     run: PreparedRun
     source: ImageSource
+    resident: dict[str, jax.Array]
     identity: DataIdentity
     checkpointer: Checkpointer
     writer: metric_writers.MetricWriter
@@ -154,7 +151,8 @@ def _train(
 ) -> TrainState:
     source, run, identity = _opened(settings, stop)
     checkpointer = open_checkpoints(settings, workdir)
-    state, skipped = restore_or_init(run, checkpointer, settings, identity)
+    state, skipped, backend = restore_or_init(run, checkpointer, settings, identity)
+    settings = with_backend(settings, backend, source)
     primary = distributed.is_primary()
     if primary:
         save_settings(settings, workdir)
@@ -164,7 +162,8 @@ def _train(
     _log.info("effective weights of the loss: %s", weights)
     for sentence in cautions(settings, run.method, len(source)):
         _log.warning("%s", sentence)
-    load = functools.partial(load_batch, settings, run, source)
+    resident = resident_images(settings.data, source, run.mesh)
+    load = functools.partial(load_batch, settings, run, source, resident)
     guard = NonFiniteGuard(run, workdir, load, skipped)
     writer = create_writer(workdir, active=primary, purge_step=first + 1)
     display = ProgressDisplay(run.num_steps, first, quiet=not primary)
@@ -174,6 +173,7 @@ def _train(
             settings=settings,
             run=run,
             source=source,
+            resident=resident,
             identity=identity,
             checkpointer=checkpointer,
             writer=writer,
@@ -224,7 +224,8 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     with open_stream(settings, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = LogClock(first)
-        for step, batch in enumerate(placed_batches(data, run, stream, timer), start=first + 1):
+        placed = placed_batches(stream, run.mesh, session.resident, data, timer)
+        for step, batch in enumerate(placed, start=first + 1):
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
             state, metrics = run.step(state, batch)

@@ -70,7 +70,8 @@ def step(
     images, side = data.batch_size, data.image_size
     batch = {"label": shape(images, dtype=np.int32)}
     if data.backend == "device":
-        batch["images"] = shape(images, side, side, 3, dtype=np.uint8)
+        batch["resident_images"] = shape(64, side, side, 3, dtype=np.uint8)
+        batch["index"] = shape(images, dtype=np.int32)
         batch["global_parameters"] = shape(2, images, len(PACKED))
     else:
         batch["global_views"] = shape(2, images, side, side, 3, dtype=np.uint8)

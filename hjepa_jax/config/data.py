@@ -145,9 +145,19 @@ class Data:
         resume=FREE,
         own=True,
     )
-    backend: Literal["host", "device"] = field(
-        "host",
-        "Where the augmentation runs; the random parameters are the same.",
+    backend: Literal["auto", "host", "device"] = field(
+        "auto",
+        "Where the augmentation runs; the random parameters are the same. 'auto' = on the device "
+        "if it is an accelerator, and as before in a resumed run.",
+    )
+    resident_mb: int = field(
+        1024,
+        "With the augmentation on the device, all images stay there if they are held in memory at "
+        "one size (CIFAR, digits) and take at most this many MiB: their numbers and the drawn "
+        "parameters alone are sent. 0 = send the images of each batch.",
+        at_least=0,
+        at_most=2**24,
+        resume=FREE,
     )
     on_corrupt: Literal["error", "skip"] = field(
         "error",

@@ -39,8 +39,11 @@ def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
       process_count: number of processes that share a batch.
 
     Raises:
-      ValueError: if batch size, source and number of processes are incompatible.
+      ValueError: if batch size, source and number of processes are incompatible, or the backend is
+        not chosen yet.
     """
+    if data.backend == "auto":
+        raise ValueError("data.backend is 'auto': set it to 'host' or 'device' first.")
     batch_size = data.batch_size
     if batch_size % process_count:
         raise ValueError(
@@ -101,7 +104,8 @@ class Images(NamedTuple):
 
     Attributes:
       part: positions in the batch.
-      images: n decoded images; an array uint8 [n, H, W, 3] if the source stores one.
+      images: n decoded images; an array uint8 [n, H, W, 3] if the source stores one, and nothing
+        if no pixels are needed.
       numbers: int64 [n], their numbers in the source.
       labels: int32 [n].
       sizes: int64 [n, 2], heights and widths in pixels.
@@ -133,15 +137,29 @@ def _parameters(
 
 
 def batch_bytes(data: Data, source: ImageSource, process_count: int = 1) -> int:
-    """Returns the bytes of the views (or whole images) of one process's share of a batch."""
+    """Returns the bytes of the views, or of what makes them, of a process's share of a batch."""
     local_size = data.batch_size // process_count
     groups = _view_groups(data, data.num_global_views, data.num_local_views)
     stored = stored_images(source) if data.backend == "device" else None
     if stored is not None:
-        return local_size * math.prod(stored.shape)
+        views = sum(len(view_group.numbers) for view_group in groups)
+        pixels = 0 if is_resident(data, source) else math.prod(stored.shape)
+        return local_size * (pixels + 4 * views * len(PACKED))
     return local_size * sum(
         3 * len(view_group.numbers) * view_group.size**2 for view_group in groups
     )
+
+
+def resident_mb(source: ImageSource) -> float | None:
+    """Returns the MiB of the images of a source that holds them in memory; None for others."""
+    stored = stored_images(source)
+    return None if stored is None else len(source) * math.prod(stored.shape) / 2**20
+
+
+def is_resident(data: Data, source: ImageSource) -> bool:
+    """Returns whether the images stay on the devices, so that batches hold their numbers alone."""
+    size = resident_mb(source) if data.backend == "device" else None
+    return size is not None and size <= data.resident_mb
 
 
 class BatchMaker:
@@ -161,6 +179,7 @@ class BatchMaker:
         self._local_size = data.batch_size // process_count
         self._loader = Loader(data, seed, source)
         self._stored = stored_images(source)
+        self._resident = is_resident(data, source)
 
     def __call__(self, step: int) -> tuple[Batch, list[str]]:
         """Returns the batch, and messages about the corrupt images that were replaced."""
@@ -194,9 +213,9 @@ class BatchMaker:
         Returns:
           The batch: 'label' and 'index' int32 [B], 'global_views' uint8 [Vg, B, S, S, 3] and, with
           local views, 'local_views' uint8 [Vl, B, s, s, 3]. With `on_device` the views are only
-          cropped, or are replaced by 'images' uint8 [B, H, W, 3] if all images have the same shape,
-          and '<global or local>_parameters' float32 [V, B, F] are added. Also, a message for each
-          corrupt image that was replaced.
+          cropped, or are replaced by 'images' uint8 [B, H, W, 3] if all images have the same shape
+          (by nothing if `is_resident`), and '<global or local>_parameters' float32 [V, B, F] are
+          added. Also, a message for each corrupt image that was replaced.
 
         Raises:
           CorruptImageError: if an image is corrupt and may not be skipped.
@@ -213,10 +232,10 @@ class BatchMaker:
                 columns = len(PACKED)
                 batch[f"{name}_parameters"] = np.empty((len(numbers), count, columns), np.float32)
         corrupt: list[str] = []
-        for found in self._decoded(indices, corrupt):
+        for found in self._decoded(indices, corrupt, pixels=not (whole and self._resident)):
             part = found.part
             batch["label"][part], batch["index"][part] = found.labels, found.numbers
-            if whole:
+            if whole and not self._resident:
                 batch["images"] = np.asarray(found.images)
             for views in groups:
                 source, drawn = _parameters(data, key, found, views)
@@ -233,12 +252,17 @@ class BatchMaker:
                 batch[f"{name}_views"][:, part] = pixels.reshape(*layout, size, size, 3)
         return batch, corrupt
 
-    def _decoded(self, indices: npt.NDArray[np.int64], corrupt: list[str]) -> Iterator[Images]:
-        """Yields images by their indices in the source; see `Loader.groups`."""
+    def _decoded(
+        self, indices: npt.NDArray[np.int64], corrupt: list[str], *, pixels: bool
+    ) -> Iterator[Images]:
+        """Yields images by their indices in the source, stored ones perhaps without their pixels.
+
+        See `Loader.groups`.
+        """
         if self._stored is not None:
             count = len(indices)
             sizes = np.broadcast_to(np.array(self._stored.shape[:2]), (count, 2))
-            images = self._stored.take(indices)
+            images = self._stored.take(indices) if pixels else ()
             yield Images(slice(0, count), images, indices, self._stored.labels[indices], sizes)
             return
         for part, group in self._loader.groups(indices, corrupt):

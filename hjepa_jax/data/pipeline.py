@@ -241,7 +241,8 @@ def train_batches(
       With data.backend='device', the input of `device.augment_batch`, which makes these views.
 
     Raises:
-      ValueError: if batch size, source and number of processes are incompatible.
+      ValueError: if batch size, source and number of processes are incompatible, or data.backend
+        is 'auto'.
       CorruptImageError: while iterating, if an image is corrupt and data.on_corrupt is 'error'.
       DataError: if worker processes cannot be started; while iterating, if an image cannot be
         read or a worker process dies.

@@ -21,6 +21,8 @@ from jaxtyping import PyTree
 DATA_AXIS = "data"
 # View-major arrays [V, B, ...] are split over their second axis, all others over the first.
 VIEW_MAJOR = ("global_views", "local_views", "global_parameters", "local_parameters")
+# Arrays that every device has as a whole.
+WHOLE = ("resident_images",)
 _Tree = TypeVar("_Tree")
 
 
@@ -77,6 +79,8 @@ def state_shardings(
 
 def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
     """Returns the sharding of the batch entry `name`."""
+    if name in WHOLE:
+        return replicated(mesh)
     spec = PartitionSpec(None, DATA_AXIS) if name in VIEW_MAJOR else PartitionSpec(DATA_AXIS)
     return NamedSharding(mesh, spec)
 

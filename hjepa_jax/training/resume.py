@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import pathlib
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 
@@ -46,17 +46,36 @@ def data_identity(data: Data, seed: int, source: ImageSource) -> DataIdentity:
     }
 
 
-def check_same_run(saved: Meta, settings: Settings, folder: pathlib.Path) -> None:
+class Restored(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+      state: the newest checkpoint's, or a new one.
+      skipped: numbers of the batches skipped before it.
+      backend: `data.backend` of the saved run; 'auto' if there is none.
+    """
+
+    state: TrainState
+    skipped: list[int]
+    backend: str
+
+
+def check_same_run(saved: Settings, settings: Settings, folder: pathlib.Path) -> None:
     """Rejects resuming a run with a different configuration, naming the fields that differ.
+
+    `data.backend` may be 'auto' here, which takes the saved run's, or there, if the saved state was
+    not trained by this program.
 
     Raises:
       CheckpointError: if a field that changes the state or the batches differs.
     """
-    differing = differences(
-        config_in(saved, folder),
-        settings,
-        lambda name: not may_change_on_resume(name, settings),
-    )
+    open_choice = "auto" in (saved.data.backend, settings.data.backend)
+
+    def counts(name: str) -> bool:
+        chosen_later = open_choice and name == "data.backend"
+        return not chosen_later and not may_change_on_resume(name, settings)
+
+    differing = differences(saved, settings, counts)
     if differing:
         raise CheckpointError(
             f"{folder} holds a run with a different configuration: {', '.join(differing)}. Use the "
@@ -66,8 +85,8 @@ def check_same_run(saved: Meta, settings: Settings, folder: pathlib.Path) -> Non
 
 def restore_or_init(
     run: PreparedRun, checkpointer: Checkpointer, settings: Settings, identity: DataIdentity
-) -> tuple[TrainState, list[int]]:
-    """Returns the newest checkpoint's state, or a new one, and the batches skipped before it.
+) -> Restored:
+    """Returns the newest checkpoint's state, or a new one.
 
     Raises:
       CheckpointError: if the checkpoint belongs to another configuration or other data.
@@ -77,10 +96,11 @@ def restore_or_init(
         here, f"give all of them the same data and a --workdir that all see ({checkpointer.folder})"
     )
     if not checkpointer.steps():
-        return initial_state(settings, run), []
+        return Restored(initial_state(settings, run), [], "auto")
     state, meta = checkpointer.restore(run.abstract_state)
     check_finite(state, checkpointer.folder)
-    check_same_run(meta, settings, checkpointer.folder)
+    saved = config_in(meta, checkpointer.folder)
+    check_same_run(saved, settings, checkpointer.folder)
     skipped = meta["data"].get("skipped", [])
     here = {"step": int(state.step), "skipped": skipped, **identity}
     if {"skipped": [], **meta["data"]} != here:
@@ -88,7 +108,7 @@ def restore_or_init(
             f"the data of the run in {checkpointer.folder} was {meta['data']}, but here it is "
             f"{here}: give the same data, or choose another --workdir."
         )
-    return state, list(skipped)
+    return Restored(state, list(skipped), saved.data.backend)
 
 
 def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from hjepa_jax.data.augmentation.device import augment_batch
+from hjepa_jax.data.augmentation.device import augment_batch, with_images
 from hjepa_jax.methods.base import Method, Metrics, Randomness
 from hjepa_jax.methods.clipping import part_norms
 from hjepa_jax.objectives import shares
@@ -185,6 +185,7 @@ def _loss_and_gradient(
     axis_name: AxisName = None,
 ) -> StepLoss:
     """`loss_and_gradient` of a share of the batch."""
+    batch = with_images(batch)
     encode = functools.partial(encode_views, setup, axis_name=axis_name)
     method, number = setup.method, shares.count(axis_name)
 

@@ -77,6 +77,7 @@ def poison(monkeypatch):
 def skipping_config():
     config = quickstart.get_config("smoke")
     config.train.update(max_steps=6, epochs=2, on_nonfinite="skip", max_skips_in_a_row=2)
+    config.data.backend = "host"
     config.checkpoint.every_steps = 3
     return config
 

@@ -149,7 +149,7 @@ def test_meta_of_another_structure_gives_way_to_the_previous(damage, run, tmp_pa
     checksums.write_manifest(step)
     assert hjepa_jax.load(copy).step == 1
     checkpointer = Checkpointer(copy / "checkpoints")
-    state, skipped = restore_or_init(prepared, checkpointer, typed(config), identity)
+    state, skipped, _ = restore_or_init(prepared, checkpointer, typed(config), identity)
     checkpointer.close()
     assert (int(state.step), skipped) == (1, [])
     wanted = random_state(prepared, 1)

@@ -95,6 +95,7 @@ def data_config(**fields):
     """The base configuration with fields of its `data` section replaced; small batches."""
     config = base_config()
     config.data.update(batch_size=16, num_threads=1, prefetch_batches=2, cache_mb=0)
+    config.data.update(backend="host", resident_mb=0)
     config.data.update(fields)
     return config
 

@@ -45,7 +45,7 @@ def test_a_field_is_told_with_type_bounds_condition_and_policies() -> None:
     assert lines["local_size"].endswith("To use it, set config.data.num_local_views above 0. |")
     assert "Resume: may change. Each process may have its own value." in lines["num_workers"]
     assert "Resume" not in lines["batch_size"]
-    assert "| `'host'`, `'device'` |" in lines["backend"]
+    assert "| `'auto'`, `'host'`, `'device'` |" in lines["backend"]
 
 
 def test_the_command_prints_a_section_or_a_sentence(monkeypatch, capsys) -> None:

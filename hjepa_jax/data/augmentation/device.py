@@ -1,8 +1,8 @@
 """Augmentation on the device: the same operations as on the host, with the same parameters.
 
 With `data.backend='device'` the host draws the parameters and sends them with the images: whole
-images if all have the same shape (the device crops them too), else resized crops. Views agree with
-the host's up to rounding.
+images if all have the same shape (the device crops them too), else resized crops. Images that stay
+on the device are not sent at all (`data.resident_mb`). Views agree with the host's up to rounding.
 
 Not `jax.image.scale_and_translate`, which blends pixels from outside the crop into its border.
 """
@@ -148,11 +148,20 @@ def augment_on_device(
     return jax.vmap(jax.vmap(one), in_axes=(None if crop else 0, 0))(images, parameters)
 
 
+def with_images(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Takes the images of a batch out of 'resident_images' uint8 [N, H, W, 3], if it has them."""
+    rest = dict(batch)
+    resident = rest.pop("resident_images", None)
+    if resident is not None:
+        rest["images"] = resident.at[rest["index"]].get(mode="promise_in_bounds")
+    return rest
+
+
 def augment_batch(batch: Mapping[str, jax.Array], data: Data) -> dict[str, jax.Array]:
     """Makes the views of a batch that was prepared with `data.backend='device'`.
 
     Args:
-      batch: a batch of `train_batches`, put on the devices; may be traced.
+      batch: a batch of `train_batches`, put on the devices, after `with_images`; may be traced.
       data: `config.data`.
 
     Returns:

@@ -281,7 +281,7 @@ class _Attempt:
             checkpointer = open_checkpoints(sample.settings, workdir)
             try:
                 begins = not checkpointer.steps()
-                state, skipped = restore_or_init(
+                state, skipped, _ = restore_or_init(
                     sample.run, checkpointer, sample.settings, sample.identity
                 )
                 step = int(state.step)
