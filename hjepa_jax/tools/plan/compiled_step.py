@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 from typing import NamedTuple
 
@@ -134,7 +135,7 @@ def report(step: CompiledStep) -> str:
         lines.append(f"  loops of unknown length, counted as one turn: {counts.endless}")
     lines += ["", "| collective | count | bytes given | bytes sent |", "|---|---:|---:|---:|"]
     for kind, number in counts.collectives.items():
-        alone = Counts(reduced=counts.reduced.__class__({kind: counts.reduced[kind]}))
+        alone = Counts(reduced=collections.Counter({kind: counts.reduced[kind]}))
         lines.append(
             f"| {kind} | {number} | {_decimal(counts.reduced[kind])}B | "
             f"{_decimal(sent_bytes(alone, step.devices))}B |"
