@@ -20,7 +20,8 @@ from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import Batch, apply_gradient, loss_and_gradient
 
 
-def _random_batch(data: Data, seed: int) -> dict[str, np.ndarray]:
+def random_batch(data: Data, seed: int) -> dict[str, np.ndarray]:
+    """Returns random views of a batch, on the host."""
     rng = np.random.default_rng(seed)
     count = data.batch_size
     return {
@@ -36,14 +37,32 @@ def _float64(tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
 
 
 def float64_setup(
-    settings: Settings, *, total: int, per_epoch: int
+    settings: Settings,
+    *,
+    total: int,
+    per_epoch: int,
+    norm_groups: int = 1,
+    num_classes: int | None = None,
 ) -> tuple[StepSetup, TrainState]:
     """Returns the step's setup of a configuration and its initial state, all in float64.
 
     Needs `jax_enable_x64`.
+
+    Args:
+      settings: the configuration.
+      total: steps of the training.
+      per_epoch: steps of an epoch.
+      norm_groups: as in `build_setup`.
+      num_classes: as in `init_state`.
     """
-    setup = build_setup(settings, total_steps=total, steps_per_epoch=per_epoch, dtype=jnp.float64)
-    init = jax.jit(functools.partial(init_state, setup, None))
+    setup = build_setup(
+        settings,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        dtype=jnp.float64,
+        norm_groups=norm_groups,
+    )
+    init = jax.jit(functools.partial(init_state, setup, num_classes))
     key = jax.random.key(settings.seed)
     compiled = init.lower(key).compile(compiler_options=UNOPTIMIZED)
     return setup, _float64(compiled(key))
@@ -93,16 +112,12 @@ def one_step(
 def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Compares each layout with the step of a whole batch under `jax.jit` on one device.
 
-    Differences of gradients and parameters are relative to the largest entry of all leaves: a leaf
-    whose gradient is zero up to rounding, such as a bias in front of batch normalization, has no
-    scale of its own, nor has its update.
-
     Args:
       settings: the configuration.
       counts: numbers of devices.
 
     Returns:
-      For each number of devices, the relative difference of each leaf, by name.
+      For each number of devices, `relative_differences`.
 
     Raises:
       ConfigError: if config.model.batch_norm is 'local'.
@@ -113,24 +128,34 @@ def compare_layouts(settings: Settings, counts: Sequence[int]) -> dict[int, dict
             "devices: compare layouts with config.model.batch_norm='global'."
         )
     setup, state = float64_setup(settings, total=10, per_epoch=2)
-    batch = _random_batch(settings.data, settings.seed)
+    batch = random_batch(settings.data, settings.seed)
     first = one_step(setup, state, batch, 1, split=False)
-    results = {count: one_step(setup, state, batch, count) for count in counts}
-    largest = {
-        group: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(first[group]))
-        for group in ("gradient", "params", "moments")
+    return {
+        count: relative_differences(one_step(setup, state, batch, count), first) for count in counts
     }
 
-    def relative(path: jax.tree_util.KeyPath, ours: np.ndarray, reference: np.ndarray) -> float:
-        scale = largest.get(path[0].key, float(np.abs(reference).max()))
-        return float(np.abs(np.asarray(ours) - reference).max()) / max(scale, 1e-30)
+
+def relative_differences(
+    ours: dict[str, PyTree[np.ndarray]], reference: dict[str, PyTree[np.ndarray]]
+) -> dict[str, float]:
+    """Returns the largest relative difference of each leaf, by its name in 'a/b'.
+
+    Differences of gradients, parameters, and moments are relative to the largest entry of all
+    leaves: a leaf whose gradient is zero up to rounding, such as a bias in front of batch
+    normalization, has no scale of its own, nor has its update.
+    """
+    largest = {
+        group: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(reference[group]))
+        for group in {"gradient", "params", "moments"} & reference.keys()
+    }
+
+    def relative(path: jax.tree_util.KeyPath, one: np.ndarray, other: np.ndarray) -> float:
+        scale = largest.get(path[0].key, float(np.abs(other).max()))
+        return float(np.abs(np.asarray(one) - other).max()) / max(scale, 1e-30)
 
     return {
-        count: {
-            jax.tree_util.keystr(path, simple=True, separator="/"): value
-            for path, value in jax.tree_util.tree_leaves_with_path(
-                jax.tree_util.tree_map_with_path(relative, result, first)
-            )
-        }
-        for count, result in results.items()
+        jax.tree_util.keystr(path, simple=True, separator="/"): value
+        for path, value in jax.tree_util.tree_leaves_with_path(
+            jax.tree_util.tree_map_with_path(relative, ours, reference)
+        )
     }

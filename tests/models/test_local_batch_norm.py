@@ -65,7 +65,7 @@ def test_groups_are_the_devices(choice, devices, groups) -> None:
     config = quickstart.get_config("smoke")
     config.model.batch_norm = choice
     mesh = Mesh()
-    mesh.devices = np.zeros(devices)
+    mesh.size = devices
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hjepa_jax.runtime.sharding.replicated", lambda mesh: None)
         modules = prepare(typed(config), len(open_split(typed(config), "train")), mesh).setup

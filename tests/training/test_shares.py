@@ -39,6 +39,12 @@ CASES = {
     "accumulation": ("2", f"{CIFAR}:smoke", "--config.train.accumulation=2"),
     "split moments": ("2,4,8", f"{CIFAR}:smoke", "--config.train.shard_optimizer=True"),
     "remat": ("2", f"{CIFAR}:sigreg-smoke", "--config.resnet.remat=blocks", *MLP),
+    "local batch norm, online probe": (
+        *("2,4", f"{CIFAR}:smoke"),
+        "--config.model.batch_norm=local",
+        "--config.evaluation.online_probe=True",
+    ),
+    "online probe": ("4", f"{CIFAR}:sigreg-smoke", "--config.evaluation.online_probe=True"),
     "local views": (
         *("2", f"{CIFAR}:smoke"),
         "--config.data.num_local_views=2",
@@ -48,10 +54,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_step_of_shares_is_that_of_the_whole_batch(name: str) -> None:
+def run(*command: str) -> str:
+    """Runs a program in a process of its own, since it forces devices, and returns its output."""
     done = subprocess.run(
-        [sys.executable, "tests/support/layouts.py", *CASES[name]],
+        [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -59,4 +65,13 @@ def test_a_step_of_shares_is_that_of_the_whole_batch(name: str) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "layouts agree" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_of_shares_is_that_of_the_whole_batch(name: str) -> None:
+    assert "layouts agree" in run("tests/support/layouts.py", *CASES[name])
+
+
+def test_bfloat16_gradients_are_added_in_float32() -> None:
+    assert "float32 sums" in run("tests/support/bfloat16_sums.py")
