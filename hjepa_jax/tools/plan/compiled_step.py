@@ -11,7 +11,7 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import without_cpu_forms
 from hjepa_jax.tools.plan.operations import operations
 from hjepa_jax.tools.plan.program_text import Counts, count_program, sent_bytes
-from hjepa_jax.tools.plan.step_cost import abstract_batch
+from hjepa_jax.tools.plan.step_cost import abstract_batch, changed
 from hjepa_jax.tools.plan.topologies import Topology, compiler_version, devices
 from hjepa_jax.training.prepare import prepare
 
@@ -52,6 +52,8 @@ class CompiledStep(NamedTuple):
 def compile_step(settings: Settings, topology: Topology) -> CompiledStep:
     """Compiles the step of a configuration for a topology, from shapes alone.
 
+    With data.backend='auto' the augmentation is on the device, as it would be there.
+
     Raises:
       UserError: if the compiler is not installed.
       ConfigError: if the batch does not split over the devices.
@@ -59,6 +61,8 @@ def compile_step(settings: Settings, topology: Topology) -> CompiledStep:
     compiler = compiler_version(topology)
     found = devices(topology)
     mesh = sharding.data_mesh(found)
+    if settings.data.backend == "auto":
+        settings = changed(settings, data__backend="device")
     with without_cpu_forms():
         run = prepare(settings, settings.data.batch_size, mesh)
         traced = run.step.trace(run.abstract_state, abstract_batch(settings.data, mesh))

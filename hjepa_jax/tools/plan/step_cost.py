@@ -28,6 +28,9 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import without_cpu_forms
 from hjepa_jax.training.prepare import prepare
 
+# Number and side of the training images of the datasets that are held in memory at one size.
+_STORED = {"cifar10": (50_000, 32), "cifar100": (50_000, 32)}
+
 
 class Cost(NamedTuple):
     """Cost of one step on each device.
@@ -60,14 +63,23 @@ class Hardware(NamedTuple):
 def abstract_batch(data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns what the step uses of a batch as shapes, split over the mesh.
 
-    With data.backend='device' the views are cropped only, and the rest of the augmentation is part
-    of the step.
+    With data.backend='device' the augmentation is part of the step. It then gets what
+    `data.batches.BatchMaker` makes: cropped views, whole images, or the numbers of images that stay
+    on the devices.
     """
-    found = {}
+    found, count, on_device = {}, data.batch_size, data.backend == "device"
+    images, side = _STORED.get(data.name, (0, 0)) if on_device else (0, 0)
+    resident = images * side * side * 3 <= data.resident_mb * 2**20
+    if images and resident:
+        found["resident_images"] = ((images, side, side, 3), jnp.uint8)
+        found["index"] = ((count,), jnp.int32)
+    elif images:
+        found["images"] = ((count, side, side, 3), jnp.uint8)
     for name, (views, size) in view_sizes(data).items():
-        found[name] = ((views, data.batch_size, size, size, 3), jnp.uint8)
-        if data.backend == "device":
-            columns = (views, data.batch_size, len(PACKED))
+        if not images:
+            found[name] = ((views, count, size, size, 3), jnp.uint8)
+        if on_device:
+            columns = (views, count, len(PACKED))
             found[name.replace("_views", "_parameters")] = (columns, jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh, name))

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from image_files import OneByOne, data_config, photo
+from image_files import OneByOne, data_config
 
 from configs import cifar100
 from hjepa_jax.config.checks import typed
@@ -17,6 +17,7 @@ from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.plan import step_cost
+from hjepa_jax.training.feed import resident_images
 from hjepa_jax.training.prepare import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -40,18 +41,28 @@ def test_native_kernels_are_not_asked_for(monkeypatch) -> None:
     assert step_cost.step_cost(settings, sharding.data_mesh()).flops > 1e8
 
 
-@pytest.mark.parametrize("backend", ["host", "device"])
-def test_the_batch_has_the_shapes_of_a_real_one(backend: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend", "resident_mb", "others"),
+    [
+        ("folder", "host", 1024, {"index", "label"}),
+        ("folder", "device", 1024, {"index", "label"}),
+        ("cifar100", "device", 100, {"index", "label"}),
+        ("cifar100", "device", 1024, {"label"}),
+    ],
+)
+def test_the_batch_has_the_shapes_of_a_real_one(
+    name: str, backend: str, resident_mb: int, others: set[str]
+) -> None:
+    """50,000 images of CIFAR take 147 MiB, so that 100 do not hold them."""
     fields = dict(backend=backend, image_size=24, num_local_views=3, local_size=16, batch_size=8)
-    data = typed(data_config(**fields)).data
-    images = np.stack([photo(seed, 32, 36) for seed in range(8)])
-    source = OneByOne(ArraySource("test", images, np.arange(8), list("abcdefgh")))
-    real = BatchMaker(data, 7, source, process_index=0, process_count=1)(0)[0]
+    data = typed(data_config(name=name, resident_mb=resident_mb, **fields)).data
+    images = np.zeros((50_000, 32, 32, 3), np.uint8)
+    source = ArraySource("test", images, np.zeros(50_000, np.int32), ["a"])
+    read = OneByOne(source) if name == "folder" else source
+    real = BatchMaker(data, 7, read)(0)[0] | resident_images(data, read, sharding.data_mesh())
     found = step_cost.abstract_batch(data, sharding.data_mesh())
-    assert {(name, entry.shape, entry.dtype) for name, entry in found.items()} == {
-        (name, entry.shape, entry.dtype)
-        for name, entry in real.items()
-        if name not in ("index", "label")
+    assert {(entry, found[entry].shape, found[entry].dtype) for entry in found} == {
+        (entry, real[entry].shape, real[entry].dtype) for entry in real.keys() - others
     }
 
 
