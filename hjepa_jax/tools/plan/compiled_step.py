@@ -157,9 +157,9 @@ def report(step: CompiledStep) -> str:
         [
             *lines,
             "",
-            f"at most {_images(step, least)} images/s, by {least.resource}: a bound, which no run "
-            "reaches, since it takes each resource at its published peak, overlapped with the "
-            "others, and waits for no input.",
+            f"at most {_images(step, least)} images/s, by {least.resource}: a bound, no forecast. "
+            "Each resource works at its published peak beside the others, and no input is waited "
+            "for; a run exceeds this only where a cache serves what counts as traffic here.",
             f"peak rates: {topology.chip.source}.",
         ]
     )
