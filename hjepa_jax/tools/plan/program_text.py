@@ -223,7 +223,11 @@ class _Counter:
         """Returns the bytes that an instruction reads and writes."""
         if found.operation.endswith("-start") and found.operation != "all-reduce-start":
             # Its result holds the operands too.
-            return sum(array_bytes(found.shape, main_memory=True))
+            sizes = array_bytes(found.shape, main_memory=True)
+            if found.operation.removesuffix("-start") in _SLICES:
+                place = len(found.operands)
+                return min(sizes[0], array_bytes(found.shape)[place]) + sizes[place]
+            return sum(sizes)
         shapes = [inside[operand].shape for operand in found.operands]
         read = [sum(array_bytes(shape, main_memory=True)) for shape in shapes]
         written = array_bytes(found.shape, main_memory=True)

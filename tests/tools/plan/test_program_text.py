@@ -105,6 +105,19 @@ def test_arrays_outside_the_main_memory_are_free() -> None:
     assert counts.kernels == {"copy": 1, "negate": 1}
 
 
+def test_a_slice_that_is_moved_apart_is_not_its_whole_array() -> None:
+    counts = count_program(
+        program(
+            "%x = f32[64,8]{1,0:T(8,128)} parameter(0)",
+            "%s = ((f32[64,8]{1,0:T(8,128)}), f32[16,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) "
+            "slice-start(%x), slice={[0:16], [0:8]}",
+            "ROOT %d = f32[16,8]{1,0:T(8,128)S(1)} slice-done(%s)",
+        )
+    )
+    assert counts.traffic == 512
+    assert counts.kernels == {"slice": 1}
+
+
 LOOP = """%body (s: (s32[], f32[64,8])) -> (s32[], f32[64,8]) {
   %s = (s32[], f32[64,8]{1,0}) parameter(0)
   %n = s32[] get-tuple-element(%s), index=0
