@@ -51,6 +51,18 @@ class Suspect(NamedTuple):
     fields: tuple[str, ...]
 
 
+class Redraw(NamedTuple):
+    """Which random arrays stay the same for several steps.
+
+    Attributes:
+      interval: steps between new ones, counted from step 0.
+      names: their names in the result of `Method.draw`, which depend on step // interval alone.
+    """
+
+    interval: int = 1
+    names: tuple[str, ...] = ()
+
+
 class Method(abc.ABC):
     """A method, built from the configuration; it holds no arrays.
 
@@ -168,6 +180,10 @@ class Method(abc.ABC):
         """
         del key, step, num_rows, num_images, dtype
         return {}
+
+    def redraw(self) -> Redraw:
+        """Returns which arrays of `draw` the train state keeps until they change."""
+        return Redraw()
 
     @abc.abstractmethod
     def loss(

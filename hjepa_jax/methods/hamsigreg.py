@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
-from hjepa_jax.methods.base import Metrics, Randomness, Suspect
+from hjepa_jax.methods.base import Metrics, Randomness, Redraw, Suspect
 from hjepa_jax.methods.clipping import clip_by_global_norm
 from hjepa_jax.methods.hamsigreg_settings import (
     HamSIGRegSection,
@@ -209,6 +209,11 @@ class HamSIGReg(LeJEPA):
         if self.learns:
             drawn["spectral_slices"] = self._slices(key, step, _SPECTRUM_SLICES, dtype)
         return drawn
+
+    def redraw(self) -> Redraw:
+        """Returns LeJEPA's, with the spectrum's slices."""
+        interval, names = super().redraw()
+        return Redraw(interval, (*names, "spectral_slices") if self.learns else names)
 
     def loss(
         self,

@@ -20,6 +20,7 @@ from hjepa_jax.methods.base import (
     Metrics,
     Randomness,
     Rate,
+    Redraw,
     Suspect,
     linear_warmup,
 )
@@ -159,6 +160,10 @@ class HJEPA(Method):
             half: orthonormal_projection(half_key, half_dim, rank, dtype)
             for half, half_key in zip(("q", "p"), keys)
         }
+
+    def redraw(self) -> Redraw:
+        """Returns that the projections change every `loss.logdet_refresh_interval` steps."""
+        return Redraw(self.options.logdet_refresh_interval, ("q", "p"))
 
     def loss(
         self,

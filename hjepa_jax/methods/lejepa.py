@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.kernels.characteristic_function import characteristic_means
-from hjepa_jax.methods.base import Method, Metrics, Randomness, Suspect, linear_warmup
+from hjepa_jax.methods.base import Method, Metrics, Randomness, Redraw, Suspect, linear_warmup
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import (
     LossForm,
@@ -140,6 +140,10 @@ class LeJEPA(Method):
             subsample_key = jax.random.fold_in(jax.random.fold_in(key, _SUBSAMPLE), step)
             drawn["subsample"] = random_subsample(subsample_key, rows, sigreg.subsample)
         return drawn
+
+    def redraw(self) -> Redraw:
+        """Returns that the slices change every `sigreg.refresh_interval` steps."""
+        return Redraw(self.sigreg.refresh_interval, ("slices",))
 
     def sigreg_of(
         self,

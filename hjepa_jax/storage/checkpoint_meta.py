@@ -33,12 +33,16 @@ class Meta(TypedDict):
     Attributes:
       data: the position in the data.
       config: the configuration as JSON.
+      layout: which fields the state has; 1 if absent. 2 added `held`.
     """
 
     data: DataPosition
     config: NotRequired[str]
+    layout: NotRequired[int]
 
 
+# The layout of the states that are saved today.
+LAYOUT = 2
 _DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
 _DATA |= {"num_images": Whole(1), "batch_size": Whole(1)}
-META: Fields[Meta] = Fields({"data": Fields({}, _DATA)}, {"config": Text()})
+META: Fields[Meta] = Fields({"data": Fields({}, _DATA)}, {"config": Text(), "layout": Whole(1)})

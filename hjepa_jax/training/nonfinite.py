@@ -57,7 +57,8 @@ class Findings(TypedDict):
 def roll_back(state: TrainState) -> TrainState:
     """Returns the state from before the failed step.
 
-    The failed step and those after it changed only `step` and `failed_step`.
+    The failed step and those after it changed only `step`, `failed_step`, and `held`, which is
+    drawn again if it is of a later step.
     """
     none = jax.device_put(np.asarray(-1, np.int32), state.failed_step.sharding)
     return state.replace(step=state.failed_step, failed_step=none)

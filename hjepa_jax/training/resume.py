@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import jax
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, may_change_on_resume
 from hjepa_jax.config.data import Data
@@ -16,9 +17,10 @@ from hjepa_jax.config.rules import best_direction
 from hjepa_jax.config.training import Checkpoint
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.methods.held import empty_held
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.storage.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import LAYOUT, Meta
 from hjepa_jax.training.prepare import PreparedRun
 from hjepa_jax.training.saved_run import check_finite, config_in, initial_state
 from hjepa_jax.training.state import TrainState
@@ -97,7 +99,7 @@ def restore_or_init(
     )
     if not checkpointer.steps():
         return Restored(initial_state(settings, run), [], "auto")
-    state, meta = checkpointer.restore(run.abstract_state)
+    state, meta = _restore(run, checkpointer)
     check_finite(state, checkpointer.folder)
     saved = config_in(meta, checkpointer.folder)
     check_same_run(saved, settings, checkpointer.folder)
@@ -109,6 +111,24 @@ def restore_or_init(
             f"{here}: give the same data, or choose another --workdir."
         )
     return Restored(state, list(skipped), saved.data.backend)
+
+
+def _restore(run: PreparedRun, checkpointer: Checkpointer) -> tuple[TrainState, Meta]:
+    """Returns the newest checkpoint's state; one of an earlier layout is completed.
+
+    What it did not hold yet is random, and its next step draws it from its key.
+    """
+    whole = run.abstract_state
+
+    def wanted(meta: Meta) -> PyTree[jax.ShapeDtypeStruct]:
+        if meta.get("layout", 1) >= LAYOUT:
+            return whole
+        return {name: part for name, part in vars(whole).items() if name != "held"}
+
+    state, meta = checkpointer.restore(wanted)
+    if isinstance(state, dict):
+        state = TrainState(**state, held=empty_held(whole.held))
+    return state, meta
 
 
 def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
@@ -158,5 +178,6 @@ def save(
     meta: Meta = {
         "config": settings.to_json(),
         "data": {"step": step, "skipped": list(skipped), **identity},
+        "layout": LAYOUT,
     }
     to.save(step, state, meta, metrics)

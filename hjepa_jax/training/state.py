@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from hjepa_jax.methods.held import Held, init_held
 from hjepa_jax.training.online_probe import init_online_probe
 from hjepa_jax.training.setup import StepSetup
 
@@ -25,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: the optimizer's state.
       method_state: state that the method itself updates, {} if there is none.
       probe: {'params', 'opt_state'} of the online probe, {} if there is none.
+      held: random arrays that several steps use, {} if there are none, see `methods.held`.
       rng: uint32 key data; each step uses `fold_in(rng, step)`.
       failed_step: int32 scalar, the first step whose loss or gradient was not finite, else -1.
         From then on the state stays as it was before that step.
@@ -36,6 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     method_state: PyTree[jax.Array]
     probe: dict[str, PyTree[jax.Array]]
+    held: Held
     rng: jax.Array
     failed_step: jax.Array
 
@@ -69,6 +72,15 @@ def init_state(setup: StepSetup, num_classes: int | None, key: jax.Array) -> Tra
             num_classes,
             jax.random.fold_in(key, 4),
         )
+    data = settings.data
+    views = data.num_global_views + data.num_local_views
+    held = init_held(
+        setup.method,
+        stream,
+        num_rows=views * data.batch_size,
+        num_images=data.batch_size,
+        dtype=z.dtype,
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -76,6 +88,7 @@ def init_state(setup: StepSetup, num_classes: int | None, key: jax.Array) -> Tra
         opt_state=setup.optimizer.init(params),
         method_state=setup.method.init_state(),
         probe=probe,
+        held=held,
         rng=jax.random.key_data(stream),
         failed_step=jnp.full((), -1, jnp.int32),
     )

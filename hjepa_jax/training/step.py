@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from hjepa_jax.data.augmentation.device import augment_batch, with_images
+from hjepa_jax.methods import held
 from hjepa_jax.methods.base import Method, Metrics, Randomness
 from hjepa_jax.methods.clipping import part_norms
 from hjepa_jax.objectives import shares
@@ -193,7 +194,9 @@ def _loss_and_gradient(
         drawn = randomness
         if drawn is None:
             num_views, num_images = z.shape[0], z.shape[1] * number
-            drawn = method.draw(
+            drawn = held.draw(
+                method,
+                state.held,
                 jax.random.wrap_key_data(state.rng),
                 state.step,
                 num_rows=num_views * num_images,
@@ -305,7 +308,7 @@ def train_step(
       batch: 'global_views' uint8 [Vg, B, S, S, 3] and optionally 'local_views' [Vl, B, s, s, 3],
         sharded over B, or with data.backend='device' their inputs; with an online probe
         also 'label' int [B]; other entries are ignored.
-      randomness: replaces the step's own draw.
+      randomness: replaces the step's own draw, also for later steps that would use the same.
       mesh: see `loss_and_gradient`.
 
     Returns:
@@ -359,4 +362,5 @@ def apply_gradient(
         "lr": setup.rates[MAIN](state.step),
         "failed_step": failed,
     }
-    return state.replace(step=state.step + 1, failed_step=failed, **kept), metrics
+    drawn = held.hold(setup.method, state.held, step.randomness, state.step)
+    return state.replace(step=state.step + 1, failed_step=failed, held=drawn, **kept), metrics

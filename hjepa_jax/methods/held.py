@@ -1,0 +1,103 @@
+"""Random arrays that stay the same for several steps, which the train state keeps.
+
+They are functions of the run's key and the step, as everything that is random, so a state without
+them, of an earlier version or another step, draws the same ones in its next step.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from hjepa_jax.methods.base import Method, Randomness
+
+# {'number', the drawing that the arrays are of, an int32 scalar; 'arrays' by name}, or {}.
+Held: TypeAlias = dict[str, PyTree[jax.Array]]
+
+_NONE = -1
+
+
+def init_held(
+    method: Method, key: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
+) -> Held:
+    """Returns what a state holds before its first step: zeros, which no step uses.
+
+    Args:
+      method: says which of its random arrays stay the same, see `Method.redraw`.
+      key: see `Method.draw`, as the others.
+      num_rows: states of a batch.
+      num_images: images of a batch.
+      dtype: dtype of the states.
+    """
+    redraw = method.redraw()
+    if redraw.interval == 1 or not redraw.names:
+        return {}
+    shapes = jax.eval_shape(
+        functools.partial(method.draw, num_rows=num_rows, num_images=num_images, dtype=dtype),
+        key,
+        jnp.int32(0),
+    )
+    arrays = {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in redraw.names}
+    return {"number": jnp.int32(_NONE), "arrays": arrays}
+
+
+def empty_held(abstract: PyTree[jax.ShapeDtypeStruct]) -> Held:
+    """Returns what `init_held` does, in the shapes and placement of the `abstract` one."""
+
+    def empty() -> Held:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+        return {**zeros, "number": jnp.int32(_NONE)} if zeros else zeros
+
+    placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(empty, out_shardings=placement)()
+
+
+def draw(
+    method: Method,
+    held: Held,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    num_rows: int,
+    num_images: int,
+    dtype: DTypeLike,
+) -> Randomness:
+    """Returns `Method.draw`, with the held arrays in place of equal ones.
+
+    Args:
+      method: see `init_held`.
+      held: of the step before, or of any other step.
+      key: see `Method.draw`, as the others.
+      step: int32 scalar.
+      num_rows: states of the batch.
+      num_images: images of the batch.
+      dtype: dtype of the states.
+    """
+
+    def fresh() -> Randomness:
+        return method.draw(key, step, num_rows=num_rows, num_images=num_images, dtype=dtype)
+
+    if not held:
+        return fresh()
+
+    def again(arrays: Randomness) -> Randomness:
+        drawn = fresh()
+        return {name: drawn[name] for name in arrays}
+
+    due = held["number"] != step // method.redraw().interval
+    arrays = jax.lax.cond(due, again, lambda arrays: arrays, held["arrays"])
+    # The compiler drops what this draws once more and nothing uses.
+    return {**fresh(), **arrays}
+
+
+def hold(method: Method, held: Held, drawn: Randomness, step: jax.Array) -> Held:
+    """Returns what a state holds after a step that used `drawn`."""
+    if not held:
+        return held
+    arrays = {name: drawn[name] for name in held["arrays"]}
+    return {"number": step // method.redraw().interval, "arrays": arrays}
