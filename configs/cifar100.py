@@ -1,7 +1,8 @@
 """CIFAR-100, ResNet-18 tokens: the paper's main recipe (arXiv 2605.20107, section on CIFAR-100).
 
-    python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/cifar100 \
-        --config.data.root=<folder of cifar-100-python, or the .tar.gz>
+    python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
+
+CIFAR-100 is downloaded to ~/.cache/hjepa_jax/data, unless it is there or config.data.root is set.
 
 Variants, as `--config=configs/cifar100.py:NAME`:
   hjepa (default)  Hamiltonian predictor with floors
@@ -61,4 +62,5 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the configuration of the named variants, joined by '-'."""
     config = base_config()
     config.data.name = "cifar100"
+    config.data.download = True
     return apply_variants(config, variant, METHODS)

@@ -61,17 +61,25 @@ class Data:
 
     name: str = field(
         "digits",
-        "'digits' (embedded), 'cifar10', 'cifar100', 'folder', 'tfds:NAME', or a class "
-        "of your own, 'module.path:Class'.",
+        "'digits' (embedded), 'cifar10', 'cifar100', 'stl10', 'imagenette', 'hf:OWNER/NAME', "
+        "'folder', 'tfds:NAME', or a class of your own, 'module.path:Class'.",
         aliases=("dataset",),
     )
     root: str | None = field(
         None,
-        "Folder or archive that holds the data; not used by 'digits'.",
+        "Folder or archive that holds the data; None = the cache, for data that is downloaded by "
+        "name. Not used by 'digits'.",
         used=_FILES,
         resume=FREE,
         own=True,
         aliases=("path", "dir", "folder", "data_dir"),
+    )
+    download: bool = field(
+        False,
+        "Download 'cifar10', 'cifar100', 'stl10', 'imagenette' or 'hf:OWNER/NAME' to the cache if "
+        "it is not there (HJEPA_DATA, or ~/.cache/hjepa_jax/data).",
+        resume=FREE,
+        own=True,
     )
     train_split: str = field("train", "Split used for self-supervised training.")
     test_split: str = field("test", "Test set of the evaluation.", resume=FREE)

@@ -31,11 +31,14 @@ METHODS: dict[str, str] = {
 }
 ENCODERS: dict[str, str] = {"resnet": "hjepa_jax.models.resnet:ResNet"}
 SOURCES: dict[str, str] = {
-    "digits": "hjepa_jax.data.sources.digits:Digits",
-    "cifar10": "hjepa_jax.data.sources.cifar:Cifar10",
-    "cifar100": "hjepa_jax.data.sources.cifar:Cifar100",
+    "digits": "hjepa_jax.data.named.digits:Digits",
+    "cifar10": "hjepa_jax.data.named.cifar:Cifar10",
+    "cifar100": "hjepa_jax.data.named.cifar:Cifar100",
+    "stl10": "hjepa_jax.data.named.stl10:Stl10",
+    "imagenette": "hjepa_jax.data.named.imagenette:Imagenette",
+    "hf": "hjepa_jax.data.named.hugging_face:HuggingFace",
     "folder": "hjepa_jax.data.sources.folder:Folder",
-    "tfds": "hjepa_jax.data.sources.tfds:Tfds",
+    "tfds": "hjepa_jax.data.named.tfds:Tfds",
 }
 
 # The field that selects a part from each table.

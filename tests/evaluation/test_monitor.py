@@ -13,9 +13,9 @@ from configs import quickstart
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.contact_sheet import contact_sheet
+from hjepa_jax.data.named.cifar import CIFAR100_SUPERCLASSES
 from hjepa_jax.data.pipeline import eval_batches, train_batches
 from hjepa_jax.data.sources.base import ArraySource
-from hjepa_jax.data.sources.cifar import CIFAR100_SUPERCLASSES
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluate import evaluation_sources

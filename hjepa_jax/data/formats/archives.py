@@ -25,7 +25,6 @@ _CHUNK = 1 << 20
 _MAX_NAME_HEADER = 1 << 16
 _ARCHIVE_BYTES = 1 << 40
 # Maximum expansion: images hardly compress, but text files among them do.
-_MEMBER_BYTES = MAX_ENCODED_BYTES
 _UNPACKED_BYTES = 1 << 30
 _UNPACKED_RATIO = 30
 
@@ -222,15 +221,16 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
                 raise ArchiveError(f"its compression is damaged ({error})") from error
 
 
-def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
+def unpack(path: pathlib.Path, folder: pathlib.Path, member_bytes: int = MAX_ENCODED_BYTES) -> None:
     """Writes the files of a tar archive below a new, empty folder, and nothing elsewhere.
 
     No links are created, so none can be followed. Archives that unpack to far more than their own
-    size and members larger than any image are refused.
+    size are refused, and members that are too large.
 
     Args:
       path: the archive.
       folder: an empty folder.
+      member_bytes: maximum size of a member; by default, that of an image.
 
     Raises:
       ValueError: if it is damaged or too large, or holds links, devices, or names that leave the
@@ -241,7 +241,7 @@ def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
     try:
         with opened(path, limit, limit // _BLOCK) as archive:
             for member in archive.members():
-                target = folder / _inside(member)
+                target = folder / _inside(member, member_bytes)
                 if member.kind == FOLDER:
                     target.mkdir(parents=True, exist_ok=True)
                     continue
@@ -252,7 +252,7 @@ def unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
         raise ValueError(f"Cannot unpack {printable(path)}: {error}.") from error
 
 
-def _inside(member: Member) -> pathlib.PurePosixPath:
+def _inside(member: Member, member_bytes: int) -> pathlib.PurePosixPath:
     """Returns the relative path of a member, checked to stay inside the target folder."""
     shown = printable(member.name[:200])
     if member.kind not in (FILE, FOLDER):
@@ -263,6 +263,6 @@ def _inside(member: Member) -> pathlib.PurePosixPath:
     name = pathlib.PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
         raise ArchiveError(f"{shown} leads out of the folder that it is unpacked to")
-    if member.size > _MEMBER_BYTES:
-        raise ArchiveError(f"{shown} has {member.size} bytes; at most {_MEMBER_BYTES} are unpacked")
+    if member.size > member_bytes:
+        raise ArchiveError(f"{shown} has {member.size} bytes; at most {member_bytes} are unpacked")
     return name

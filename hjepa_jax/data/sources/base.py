@@ -76,10 +76,12 @@ class DataSet(abc.ABC):
     Attributes:
       sections: its configuration sections by name, dataclasses of `field(...)`.
       takes_argument: whether its name takes an argument, as in 'tfds:mnist'.
+      example: such an argument, for messages.
     """
 
     sections: ClassVar[Mapping[str, type]] = {}
     takes_argument: ClassVar[bool] = False
+    example: ClassVar[str] = "mnist"
 
     def __init__(self, settings: Settings, argument: str = ""):
         """Makes a dataset.
@@ -99,7 +101,7 @@ class DataSet(abc.ABC):
         if cls.takes_argument and not argument:
             yield (
                 f"config.data.name is {settings.data.name!r}, which does not name a dataset: "
-                f"append the name, for example '{name}:mnist'."
+                f"append the name, for example '{name}:{cls.example}'."
             )
         elif argument and not cls.takes_argument and name in SOURCES:
             yield (

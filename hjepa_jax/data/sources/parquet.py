@@ -175,10 +175,15 @@ def _check_complete(files: Sequence[pathlib.Path], split: str) -> None:
             )
 
 
+def split_of(name: str) -> str:
+    """Returns the split in the name of a file: 'train' of 'train-00000-of-00001.parquet'."""
+    return _SPLIT_ENDS.split(name, 1)[0]
+
+
 def _split_files(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     """Returns the files of a split, [] if there is none."""
     present = _present(root)
-    named = {path: _SPLIT_ENDS.split(path.name, 1)[0] for path in present}
+    named = {path: split_of(path.name) for path in present}
     chosen = splits.choose(split, set(named.values()), str(root))
     files = [path for path in present if named[path] in chosen]
     _check_complete(files, split)

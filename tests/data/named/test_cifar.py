@@ -11,8 +11,8 @@ from image_files import cifar_files, data_config, write_folder, write_tar
 from odd_files import replace
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data.sources import cifar
-from hjepa_jax.data.sources.cifar import CIFAR100_SUPERCLASSES
+from hjepa_jax.data.named import cifar
+from hjepa_jax.data.named.cifar import CIFAR100_SUPERCLASSES
 from hjepa_jax.data.sources.open import open_data_set, open_source
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

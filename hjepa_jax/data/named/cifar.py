@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.data.download.cache_folder import data_folder
+from hjepa_jax.data.download.catalog import CATALOG, Archive
+from hjepa_jax.data.download.store import stored
 from hjepa_jax.data.formats import archives, plain_pickle
 from hjepa_jax.data.formats.pickled_arrays import ARRAYS, Array
 from hjepa_jax.data.sources import folder, splits
@@ -31,10 +34,8 @@ _MAX_MEMBERS = 10_000
 _PIXELS = 3072
 
 
-class _Archive(NamedTuple):
+class _Layout(NamedTuple):
     folder: str
-    url: str
-    md5: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
@@ -47,11 +48,9 @@ class _Archive(NamedTuple):
         return _MAX_META_BYTES if name == self.meta else self.file_bytes
 
 
-_ARCHIVES = {
-    "cifar10": _Archive(
+_LAYOUTS = {
+    "cifar10": _Layout(
         "cifar-10-batches-py",
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
         tuple(f"data_batch_{number}" for number in range(1, 6)),
         ("test_batch",),
         "batches.meta",
@@ -59,10 +58,8 @@ _ARCHIVES = {
         b"label_names",
         64 * 2**20,
     ),
-    "cifar100": _Archive(
+    "cifar100": _Layout(
         "cifar-100-python",
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "eb9058c3a382ffc7106e4002c42a8d85",
         ("train",),
         ("test",),
         "meta",
@@ -99,19 +96,24 @@ CIFAR100_SUPERCLASSES: dict[str, tuple[str, str, str, str, str]] = {
 
 
 class Cifar10(DataSet):
-    """CIFAR-10."""
+    """CIFAR-10, from `config.data.root` or the cache.
+
+    Attributes:
+      archive: what the cache is filled with.
+    """
+
+    archive: ClassVar[Archive] = CATALOG["cifar10"]
 
     def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
         """Opens a split; see `open_cifar`."""
-        return open_cifar("cifar10", self.root, split, self.data.cache_mb, siblings)
+        root = self.root or stored(self.archive, download=self.data.download)
+        return open_cifar(self.archive, root, split, self.data.cache_mb, siblings)
 
 
-class Cifar100(DataSet):
+class Cifar100(Cifar10):
     """CIFAR-100 with fine labels; also evaluated on its 20 superclasses."""
 
-    def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
-        """Opens a split; see `open_cifar`."""
-        return open_cifar("cifar100", self.root, split, self.data.cache_mb, siblings)
+    archive = CATALOG["cifar100"]
 
     def label_maps(self, class_names: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
         """Returns the superclass of each class; {} for other classes."""
@@ -158,16 +160,16 @@ def load_pickle(content: bytes, name: str) -> dict[object, object]:
 
 
 def _folder_files(
-    path: pathlib.Path, archive: _Archive, names: tuple[str, ...]
+    path: pathlib.Path, layout: _Layout, names: tuple[str, ...]
 ) -> Iterator[tuple[str, bytes]]:
     """Yields the name and content of the files that exist."""
     for name in names:
         if (path / name).exists():
-            yield name, read_regular(path / name, archive.limit(name))
+            yield name, read_regular(path / name, layout.limit(name))
 
 
 def _archive_files(
-    path: pathlib.Path, archive: _Archive, names: tuple[str, ...]
+    path: pathlib.Path, layout: _Layout, names: tuple[str, ...]
 ) -> Iterator[tuple[str, bytes]]:
     """Yields members by their last path component; nothing is ever written to disk."""
     left = set(names)
@@ -176,7 +178,7 @@ def _archive_files(
             name = member.name.rpartition("/")[2]
             if name not in left or member.kind != archives.FILE:
                 continue
-            if member.size > archive.limit(name):
+            if member.size > layout.limit(name):
                 raise archives.ArchiveError(
                     f"{schema.readable(member.name)} is too large ({member.size} bytes)"
                 )
@@ -186,20 +188,28 @@ def _archive_files(
                 return
 
 
-def _how_to_get(name: str, root: str | None) -> str:
-    archive = _ARCHIVES[name]
+def _how_to_get(archive: Archive, root: str | None) -> str:
     place = "data/" if root is None else str(root)
     return (
-        f"download {archive.url} (md5 {archive.md5}), put it in {place}, and set data.root to the "
-        f"archive, or to the folder {archive.folder} unpacked from it"
+        f"download {archive.url} ({archive.checksum}), put it in {place}, and set data.root to the "
+        f"archive, or to the folder {_LAYOUTS[archive.name].folder} unpacked from it; or leave "
+        "data.root at None and set data.download=True"
     )
+
+
+def _instead(archive: Archive, path: pathlib.Path) -> str:
+    """Says what to do about a damaged copy."""
+    if path.is_relative_to(data_folder() / archive.name):
+        return f"Delete {data_folder() / archive.name}, and it is brought anew"
+    how = _how_to_get(archive, None)
+    return f"If it is not the published file, {how}"
 
 
 def _batch(
     name: str, source: str, loaded: Mapping[object, object]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Returns the rows uint8 [N, 3072] and labels int64 [N] of one file."""
-    key = _ARCHIVES[name].label_key
+    key = _LAYOUTS[name].label_key
     rows = loaded.get(b"data")
     if (
         not isinstance(rows, np.ndarray)
@@ -222,38 +232,37 @@ def _batch(
 
 def _class_names(name: str, source: str, loaded: Mapping[object, object]) -> list[str]:
     """Returns the class names as text, whatever their type."""
-    key = _ARCHIVES[name].names_key
+    key = _LAYOUTS[name].names_key
     what = f"{source} ({key.decode()})"
     names = schema.require(loaded.get(key), schema.Items(schema.Anything(), least=1), what)
     return [schema.readable(entry) for entry in names]
 
 
-def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
-    archive = _ARCHIVES[name]
-    files = archive.train if split == "train" else archive.test
-    wanted = (*files, archive.meta)
+def _load(archive: Archive, path: pathlib.Path, split: str) -> ArraySource:
+    name, layout = archive.name, _LAYOUTS[archive.name]
+    files = layout.train if split == "train" else layout.test
+    wanted = (*files, layout.meta)
     read = _folder_files if path.is_dir() else _archive_files
     batches, class_names = {}, None
     try:
-        for key, content in read(path, archive, wanted):
+        for key, content in read(path, layout, wanted):
             source = f"{path}/{key}"
             # Each file is parsed before the next is read, so only one is in memory.
             loaded = load_pickle(content, source)
-            if key == archive.meta:
+            if key == layout.meta:
                 class_names = _class_names(name, source, loaded)
             else:
                 batches[key] = _batch(name, source, loaded)
     except (archives.ArchiveError, OSError) as error:
         kind = "" if path.is_dir() else "the archive "
         raise ValueError(
-            f"Cannot read {kind}{path}: {str(error).rstrip('.')}. If its md5 is not {archive.md5}, "
-            f"{_how_to_get(name, None)}."
+            f"Cannot read {kind}{path}: {str(error).rstrip('.')}. {_instead(archive, path)}."
         ) from error
     absent = [key for key in files if key not in batches]
-    absent += [archive.meta] if class_names is None else []
+    absent += [layout.meta] if class_names is None else []
     if class_names is None or absent:
         raise FileNotFoundError(
-            f"{path} lacks {', '.join(absent)} of {name}: {_how_to_get(name, None)}."
+            f"{path} lacks {', '.join(absent)} of {name}. {_instead(archive, path)}."
         )
     rows = np.concatenate([batches[key][0] for key in files])
     labels = np.concatenate([batches[key][1] for key in files])
@@ -262,8 +271,8 @@ def _load(name: str, path: pathlib.Path, split: str) -> ArraySource:
 
 
 def open_cifar(
-    name: str,
-    root: str | None,
+    archive: Archive,
+    root: str | pathlib.Path,
     split: str,
     cache_mb: float,
     siblings: Sequence[str] = splits.SPLITS,
@@ -271,7 +280,7 @@ def open_cifar(
     """Opens CIFAR from `root`: its archive (.tar.gz, .tar), its unpacked folder, or images.
 
     Args:
-      name: 'cifar10' or 'cifar100' (fine labels).
+      archive: the published archive, named 'cifar10' or 'cifar100' (fine labels).
       root: the archive, the unpacked folder, a folder that holds either, or an image folder.
       split: 'train' or 'test'; other names only for image folders.
       cache_mb: MiB of encoded images to keep in memory, for image folders.
@@ -281,26 +290,28 @@ def open_cifar(
       FileNotFoundError: if the data is missing; the message says how to get it.
       ValueError: if the data is damaged or not CIFAR.
     """
-    archive = _ARCHIVES[name]
-    path = None if root is None else pathlib.Path(root).expanduser()
-    if path is None or not path.exists():
-        where = "data.root is not set" if path is None else f"data.root {path} does not exist"
-        raise FileNotFoundError(f"{name}: {where}; {_how_to_get(name, None)}.")
+    name, layout = archive.name, _LAYOUTS[archive.name]
+    path = pathlib.Path(root).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name}: data.root {path} does not exist; {_how_to_get(archive, None)}."
+        )
     candidates = [path]
     if path.is_dir():
-        archive_file = archive.url.rsplit("/", 1)[1]
         candidates = [
             path,
-            path / archive.folder,
-            path / archive_file,
-            path / archive_file.removesuffix(".gz"),
+            path / layout.folder,
+            path / archive.file,
+            path / archive.file.removesuffix(".gz"),
         ]
     for candidate in candidates:
-        if candidate.is_file() or (candidate / archive.meta).is_file():
+        if candidate.is_file() or (candidate / layout.meta).is_file():
             if split not in ("train", "test"):
                 raise ValueError(f"{name} has the splits 'train' and 'test', not '{split}'.")
-            return _load(name, candidate, split)
+            return _load(archive, candidate, split)
     inside = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     if any(splits.choose(part, inside, str(path)) for part in splits.SPLITS):
         return folder.open_root(str(path), split, cache_mb, siblings)
-    raise FileNotFoundError(f"{name}: nothing to read in {path}; {_how_to_get(name, str(path))}.")
+    raise FileNotFoundError(
+        f"{name}: nothing to read in {path}; {_how_to_get(archive, str(path))}."
+    )
