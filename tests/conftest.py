@@ -12,6 +12,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 )
+# No test reaches the network, and neither do the processes that it starts: the proxy of every other
+# host is a port that nothing listens on. A recipe that may download its data is refused at once.
+os.environ.update(dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9"))
+os.environ.update(dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"))
+os.environ.update(dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost"))
+
 # As `import hjepa_jax` does, but before any test file imports jax: two workers share the cores.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 # One compilation cache for this run: what one process compiles, its workers and children do not.
@@ -24,6 +30,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import jaxtyping
 import pytest
 from absl import flags
+
+# What was downloaded on this machine is not what a test reads.
+os.environ["HJEPA_DATA"] = tempfile.mkdtemp(prefix="hjepa_jax_tests_data_")
+atexit.register(shutil.rmtree, os.environ["HJEPA_DATA"], ignore_errors=True)
 
 # Before any test imports them: every call into the numerics is checked against its annotations.
 jaxtyping.install_import_hook(

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from email.message import Message
 from typing import IO
 
 from hjepa_jax.errors import DataError, first_line
@@ -18,15 +17,19 @@ TIMEOUT_SECONDS = 10.0
 RANGE_NOT_SATISFIABLE = 416
 _HEADERS = {"User-Agent": "hjepa_jax", "Accept-Encoding": "identity"}
 _ANSWERS = {
-    401: "which wants a login: download it yourself, with your account",
-    403: "which refuses to send it: download it yourself, with an account if it wants one",
-    404: "so it is not there: check the name, or whether it has moved",
+    401: "so it wants a login, or does not exist: check the name",
+    403: "so it is refused, perhaps for want of an account",
+    404: "so it is not there: check the name, or find out where it has moved",
     410: "so it is not there any more: find out where it has moved",
 }
 
 
 class NoConnectionError(OSError):
     """A server cannot be reached, or a connection broke; the message completes a sentence."""
+
+
+class RefusedError(DataError):
+    """A server does not send what was asked for; the message is a sentence."""
 
 
 class RangeError(DataError):
@@ -42,22 +45,21 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         fp: IO[bytes],
         code: int,
         msg: str,
-        headers: Message,
+        headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
         """Returns the request of the new address.
 
         Raises:
-          DataError: if it is neither HTTPS, nor HTTP from HTTP.
+          RefusedError: if it is neither HTTPS, nor HTTP from HTTP.
         """
         new = urllib.parse.urlsplit(newurl).scheme
         allowed = ("https",) if req.type == "https" else ("http", "https")
         if new not in allowed:
             fp.close()
-            raise DataError(
-                f"{req.full_url} redirects to {newurl[:200]}, which is not followed: from {req.type} "
-                f"only to {' or '.join(allowed)}. Download the file yourself if you trust that "
-                "address."
+            raise RefusedError(
+                f"{req.full_url} redirects to {newurl[:200]}, which is not followed: from "
+                f"{req.type} only to {' or '.join(allowed)}."
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -76,7 +78,8 @@ def opened(
       NoConnectionError: if the server cannot be reached within seconds; the body that is read
         inside the block may raise OSError and http.client.HTTPException.
       RangeError: if a range was requested that the file does not have.
-      DataError: if the server answers with an error or a redirect that is not followed.
+      RefusedError: if the server answers with an error or a redirect that is not followed.
+      DataError: if it is no such address.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"{url[:200]} is not an http or https address.")
@@ -95,11 +98,11 @@ def opened(
         yield response
 
 
-def _refused(url: str, code: int) -> DataError:
+def _refused(url: str, code: int) -> RefusedError | RangeError:
     if code == RANGE_NOT_SATISFIABLE:
         return RangeError(f"{url} has fewer bytes than were asked for.")
-    meaning = _ANSWERS.get(code, "try again later, or download the file yourself")
-    return DataError(f"The server of {url} answers {code}, {meaning}.")
+    meaning = _ANSWERS.get(code, "try again later")
+    return RefusedError(f"The server of {url} answers {code}, {meaning}.")
 
 
 def _cause(reason: str | BaseException) -> str:

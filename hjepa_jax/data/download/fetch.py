@@ -14,7 +14,7 @@ from typing import BinaryIO, TypedDict
 from hjepa_jax.data.download import connection
 from hjepa_jax.data.download.cache_folder import too_full, unwritable
 from hjepa_jax.data.download.catalog import Checksum
-from hjepa_jax.data.download.connection import NoConnectionError, RangeError
+from hjepa_jax.data.download.connection import NoConnectionError, RangeError, RefusedError
 from hjepa_jax.data.download.display import Display, megabytes
 from hjepa_jax.errors import DataError, first_line
 from hjepa_jax.storage import schema
@@ -132,6 +132,8 @@ def _complete(wanted: Wanted, display: Display, retry_seconds: Sequence[float]) 
             if before == 0:
                 raise
             wanted.discard()  # another version, which starts anew
+        except RefusedError as error:
+            raise DataError(f"{error} Otherwise, {wanted.by_hand}.") from error
         except _CutError as error:
             received = received or _size(wanted) != before
             failures = 0 if _size(wanted) > furthest else failures + 1

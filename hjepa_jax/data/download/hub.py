@@ -197,8 +197,8 @@ def _listed(repository: Repository) -> list[HubFile]:
     if not files:
         raise DataError(
             f"The dataset {repository.name} has no Parquet files at its revision "
-            f"{repository.revision!r}: append '@refs/convert/parquet' to config.data.name for those "
-            "that the hub makes of other formats."
+            f"{repository.revision!r}: append '@refs/convert/parquet' to config.data.name for "
+            "those that the hub makes of other formats."
         )
     return files
 

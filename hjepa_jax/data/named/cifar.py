@@ -201,8 +201,8 @@ def _instead(archive: Archive, path: pathlib.Path) -> str:
     """Says what to do about a damaged copy."""
     if path.is_relative_to(data_folder() / archive.name):
         return f"Delete {data_folder() / archive.name}, and it is brought anew"
-    how = _how_to_get(archive, None)
-    return f"If it is not the published file, {how}"
+    checksum = archive.checksum
+    return f"If its {checksum.kind} is not {checksum.digits}, {_how_to_get(archive, None)}"
 
 
 def _batch(

@@ -1,4 +1,4 @@
-"""Imagenette: ten easy classes of ImageNet, with a short side of 160 pixels (J. Howard, fast.ai)."""
+"""Imagenette: ten easy classes of ImageNet, short side 160 pixels (J. Howard, fast.ai)."""
 
 from __future__ import annotations
 

@@ -114,20 +114,23 @@ class Stl10Source:
         return len(self._labels)
 
     def record(self, index: int) -> Record:
-        row, name = index, f"stl10/{self._split}[{index}]"
+        name = f"stl10/{self._split}[{index}]"
+        return Record(None, self._image(index), int(self._labels[index]), name)
+
+    def _image(self, index: int) -> npt.NDArray[np.uint8]:
+        row = index
         for images in self._images:
             if row < len(images):
-                # A column of a channel comes before the next one.
-                image = np.ascontiguousarray(images[row].transpose(2, 1, 0))
-                return Record(None, image, int(self._labels[index]), name)
+                # Stored by channel, and in it by column.
+                return np.ascontiguousarray(images[row].transpose(2, 1, 0))
             row -= len(images)
-        raise IndexError(f"{name} does not exist.")
+        raise IndexError(f"{self.description}: no image {index}")
 
     def labels(self) -> npt.NDArray[np.int32]:
         return self._labels
 
     def fingerprint(self) -> str:
-        sample = [self.record(i).image for i in range(0, len(self), max(1, len(self) // 256))]
+        sample = [self._image(i) for i in range(0, len(self), max(1, len(self) // 256))]
         return digest(
             self._split, self.class_names, self._labels.tobytes(), np.stack(sample).tobytes()
         )
