@@ -90,6 +90,12 @@ def test_eval_alone_gives_the_same_metrics(finished) -> None:
         (["--workdir=gs://bucket/x"], ["--workdir=gs://bucket/x", "mount"]),
         (["--workdir=/dev/null/x"], ["--workdir=/dev/null/x", "/dev/null is a file"]),
         (["--config.data.name=cifar100", "--config.data.root=/nowhere"], ["cifar-100", "/nowhere"]),
+        (["--config.data.name=cifar100"], ["data.download=True", "md5 eb9058c3"]),
+        # No test has a network.
+        (
+            ["--config.data.name=cifar100", "--config.data.download=True"],
+            ["cifar-100-python.tar.gz", "refused", "md5 eb9058c3", "put it at"],
+        ),
     ],
 )
 def test_what_is_wrong_is_one_sentence_without_traceback(arguments, words, tmp_path) -> None:
