@@ -1,4 +1,4 @@
-"""STL-10 in its binary format, which is mapped into memory instead of read.
+"""STL-10 in its binary format, of which each image is read when it is used.
 
 A. Coates, H. Lee, A. Y. Ng, "An analysis of single-layer networks in unsupervised feature
 learning", AISTATS 2011.
@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.download.catalog import CATALOG, Archive
 from hjepa_jax.data.download.store import stored
 from hjepa_jax.data.sources.base import (
@@ -94,16 +95,19 @@ class Stl10Source:
         self._split = split
         self.class_names = _class_names(folder / _NAMES)
         parts = SPLITS[split]
-        self._images = [_mapped(folder / part.images) for part in parts]
+        counts = [_count(folder / part.images) for part in parts]
+        # The file of each part, and the number of images up to its end.
+        self._files = [folder / part.images for part in parts]
+        self._ends = np.cumsum(counts)
         self._labels = np.concatenate(
             [
-                _labels(folder, part, len(images), len(self.class_names))
-                for part, images in zip(parts, self._images, strict=True)
+                _labels(folder, part, count, len(self.class_names))
+                for part, count in zip(parts, counts, strict=True)
             ]
         )
 
     def __reduce__(self) -> tuple[type[Stl10Source], tuple[pathlib.Path, str]]:
-        # Worker processes map the files again instead of receiving their content.
+        # Worker processes open the files themselves.
         return Stl10Source, (self._folder, self._split)
 
     @property
@@ -114,17 +118,27 @@ class Stl10Source:
         return len(self._labels)
 
     def record(self, index: int) -> Record:
+        """Returns an image.
+
+        Raises:
+          CorruptImageError: if its file has become shorter.
+          OSError: if it cannot be read.
+        """
         name = f"stl10/{self._split}[{index}]"
         return Record(None, self._image(index), int(self._labels[index]), name)
 
     def _image(self, index: int) -> npt.NDArray[np.uint8]:
-        row = index
-        for images in self._images:
-            if row < len(images):
-                # Stored by channel, and in it by column.
-                return np.ascontiguousarray(images[row].transpose(2, 1, 0))
-            row -= len(images)
-        raise IndexError(f"{self.description}: no image {index}")
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[part - 1]) if part else 0
+        # Not memory-mapped: truncating a mapped file would kill the process.
+        with self._files[part].open("rb") as file:
+            file.seek((index - first) * _PIXELS)
+            content = file.read(_PIXELS)
+        if len(content) < _PIXELS:
+            raise CorruptImageError(f"{printable(self._files[part])} ends within image {index}.")
+        # Stored by channel, and in it by column.
+        pixels = np.frombuffer(content, np.uint8).reshape(_SHAPE)
+        return np.ascontiguousarray(pixels.transpose(2, 1, 0))
 
     def labels(self) -> npt.NDArray[np.int32]:
         return self._labels
@@ -155,15 +169,15 @@ def _class_names(path: pathlib.Path) -> tuple[str, ...]:
     return names
 
 
-def _mapped(path: pathlib.Path) -> npt.NDArray[np.uint8]:
-    """Returns the pixels uint8 [N, 3, W, H] of a file, mapped into memory."""
+def _count(path: pathlib.Path) -> int:
+    """Returns the number of images in a file."""
     size = check_regular(_found(path), _MAX_IMAGES * _PIXELS).st_size
     if size == 0 or size % _PIXELS:
         raise DataError(
             f"{printable(path)} has {size} bytes, which are not a number of images of {_PIXELS} "
             "bytes: it is damaged."
         )
-    return np.memmap(path, np.uint8, "r").reshape(-1, *_SHAPE)
+    return size // _PIXELS
 
 
 def _labels(folder: pathlib.Path, part: _Part, count: int, classes: int) -> npt.NDArray[np.int32]:

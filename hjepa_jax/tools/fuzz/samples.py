@@ -178,6 +178,15 @@ def _cifar(name: str, form: str) -> Sample:
     )
 
 
+def _stl10() -> Sample:
+    rng = np.random.default_rng(5)
+    files = {"class_names.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
+    for split, count in COUNTS.items():
+        files[f"{split}_X.bin"] = rng.bytes(count * 3 * 96 * 96)
+        files[f"{split}_y.bin"] = bytes(number % len(CLASSES) + 1 for number in range(count))
+    return Sample("stl10", "", files, False)
+
+
 def _tfds() -> Sample:
     import tensorflow_datasets as tfds
 
@@ -215,6 +224,7 @@ _MAKERS = {
     "cifar10": lambda: _cifar("cifar10", "folder"),
     "cifar10.tar.gz": lambda: _cifar("cifar10", "cifar-10-python.tar.gz"),
     "cifar100.tar": lambda: _cifar("cifar100", "cifar-100-python.tar"),
+    "stl10": _stl10,
     "tfds": _tfds,
 }
 KINDS = tuple(_MAKERS)

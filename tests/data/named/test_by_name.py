@@ -4,7 +4,6 @@ import hashlib
 import io
 import tarfile
 
-import numpy as np
 import pytest
 from file_server import serving
 from image_files import cifar_files, data_config, encode, photo
@@ -95,12 +94,3 @@ def test_a_damaged_copy_in_the_cache_says_what_to_delete(name, tmp_path, monkeyp
 def test_without_consent_the_sentence_says_all(name) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.download=True.*md5 [0-9a-f]{32}.*put it"):
         open_source(typed(data_config(name=name)), "train")
-
-
-def test_stl10_pixels_are_not_read_before_they_are_used(tmp_path, monkeypatch) -> None:
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    for name, content in stl10_files().items():
-        (folder / name).write_bytes(content)
-    source = open_source(typed(data_config(name="stl10", root=str(tmp_path))), "train+unlabeled")
-    assert all(isinstance(images.base, np.memmap) for images in source._images)

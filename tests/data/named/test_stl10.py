@@ -8,6 +8,7 @@ import pytest
 from image_files import data_config
 
 from hjepa_jax.config.checks import typed
+from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import DataError
 
@@ -91,3 +92,12 @@ def test_missing_files_and_splits_are_named(root) -> None:
     (root / "stl10_binary/unlabeled_X.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"unlabeled_X\.bin is missing"):
         opened(root, "unlabeled")
+
+
+def test_a_file_that_becomes_shorter_is_one_corrupt_image(root) -> None:
+    source = opened(root, "train+unlabeled")
+    file = root / "stl10_binary/unlabeled_X.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CorruptImageError, match=r"unlabeled_X\.bin ends within image 8"):
+        source.record(8)
+    np.testing.assert_array_equal(source.record(7).image, pixels("unlabeled")[3])
