@@ -24,13 +24,20 @@ from hjepa_jax.methods.base import Metrics
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_files import report_disk_full
-from hjepa_jax.runtime.progress import LogClock, ProgressDisplay
+from hjepa_jax.runtime.progress import LogClock, ProgressDisplay, SaveClock
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.training.cautions import cautions
-from hjepa_jax.training.feed import placed_batches, resident_images, with_backend
+from hjepa_jax.training.feed import (
+    dispatch_lengths,
+    dispatches,
+    last_metrics,
+    resident_images,
+    steps_per_dispatch,
+    with_backend,
+)
 from hjepa_jax.training.nonfinite import NonFiniteGuard
 from hjepa_jax.training.online_probe import logged_figures
 from hjepa_jax.training.prepare import PreparedRun, prepare
@@ -98,8 +105,17 @@ class _Session:
     monitor: TrainingMonitor
     guard: NonFiniteGuard
     stop: StopRequest
+    save_clock: SaveClock
     lock: WorkdirLock
     first: int
+
+    def due(self, step: int) -> tuple[bool, bool, bool]:
+        """Returns what is due after a step: a log line, a checkpoint, an evaluation."""
+        every = self.settings.checkpoint.every_steps or self.run.method.steps_per_epoch
+        ends = (self.first + 1, self.run.num_steps)
+        logs = step % self.settings.log.every_steps == 0 or step in ends
+        saves = step % every == 0 or step == self.run.num_steps
+        return logs, saves, self.monitor.is_due(step)
 
 
 def train(
@@ -181,6 +197,7 @@ def _train(
             monitor=monitor,
             guard=guard,
             stop=stop,
+            save_clock=SaveClock(settings.checkpoint.every_minutes),
             lock=lock,
             first=first,
         )
@@ -209,51 +226,63 @@ def _loop(session: _Session, state: TrainState) -> TrainState:
 
 
 def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
-    """Runs steps until the end, a stop request or a failure; the host waits only to log and save.
+    """Runs steps until the end, a stop request or a failure; the host waits only to save.
+
+    What a log line shows is read once the next steps are under way.
 
     Returns:
       (state, whether it has failed).
     """
     settings, run = session.settings, session.run
-    data = settings.data
     first = int(state.step)
-    every = settings.checkpoint.every_steps or run.method.steps_per_epoch
     number = first + len(session.guard.skipped)
     left, ends_wait = run.num_steps - first, session.stop.ends_wait
-    metrics: Metrics = {}
+    step, metrics, unread = first, None, None
     with open_stream(settings, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = LogClock(first)
-        placed = placed_batches(stream, run.mesh, session.resident, data, timer)
-        for step, batch in enumerate(placed, start=first + 1):
+        log = functools.partial(_write_log, session, clock, stream, timer)
+        most = steps_per_dispatch(settings.train, session.resident)
+        lengths = dispatch_lengths(first, run.num_steps, most, lambda step: any(session.due(step)))
+        placed = dispatches(stream, lengths, run.mesh, session.resident, settings.data, timer)
+        for count, batch in placed:
+            step += count
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
-            state, metrics = run.step(state, batch)
+            state, metrics = run.step(state, batch) if count == 1 else run.steps(state, batch)
             if step == session.first + 1:
                 # Report an unknown metric now, not at the first save.
                 ranking(settings.checkpoint, metrics, {})
             session.display.step(step)
-            logs = step % settings.log.every_steps == 0 or step in (
-                session.first + 1,
-                run.num_steps,
-            )
+            logs, saves, scored = session.due(step)
             stops = session.stop.agreed(together=logs)
-            saves = step % every == 0 or step == run.num_steps
-            scores_due = session.monitor.is_due(step) and not stops
-            if (logs or saves or stops or scores_due) and int(metrics["failed_step"]) >= 0:
+            saves |= session.save_clock.is_due(together=logs)
+            scored &= not stops
+            if unread is not None and not log(*unread):
                 return state, True
-            if logs:
-                _write_log(session, step, metrics, clock, stream, timer)
+            unread = (step, metrics) if logs else None
+            if not (saves or stops or scored):
+                continue
+            last = last_metrics(metrics)
+            if last["failed_step"] >= 0:
+                return state, True
+            if unread is not None:
+                log(*unread)
+                unread = None
             scores = {}
-            if scores_due:
+            if scored:
                 with clock.paused():
                     scores = session.monitor.scores(step, state)
             if saves:
-                _save(session, state, ranking(settings.checkpoint, metrics, scores))
+                _save(session, state, ranking(settings.checkpoint, last, scores))
             if stops:
                 break
-    # Also if the stream ended early because of a stop request.
-    return state, bool(metrics) and int(metrics["failed_step"]) >= 0
+        # Also if the stream ended early because of a stop request.
+        if metrics is not None and last_metrics(metrics)["failed_step"] >= 0:
+            return state, True
+        if unread is not None:
+            log(*unread)
+    return state, False
 
 
 def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) -> None:
@@ -261,19 +290,21 @@ def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) ->
     session.guard.check_state(state, session.checkpointer.steps())
     skipped = session.guard.skipped
     save(session.settings, session.identity, skipped, state, session.checkpointer, metrics)
+    session.save_clock.restart()
 
 
 def _write_log(
     session: _Session,
-    step: int,
-    metrics: Metrics,
     clock: LogClock,
     stream: BatchStream,
     timer: WaitTimer,
-) -> None:
-    """Writes and shows the metrics of a step, its speed, and alarms."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    del values["failed_step"]
+    step: int,
+    metrics: Metrics,
+) -> bool:
+    """Writes and shows the metrics of a step, its speed, and alarms; returns False if it failed."""
+    values = {name: float(value) for name, value in last_metrics(metrics).items()}
+    if values.pop("failed_step") >= 0:
+        return False
     values = logged_figures(values)
     steps, elapsed = clock.restart(step)
     values["images_per_second"] = steps * session.settings.data.batch_size / elapsed
@@ -283,3 +314,4 @@ def _write_log(
     session.writer.write_scalars(step, values)
     session.monitor.check(step, values)
     session.display.show(step, values["total"], values["images_per_second"])
+    return True

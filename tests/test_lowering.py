@@ -27,7 +27,7 @@ from hjepa_jax.objectives.sigreg import sigreg
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import with_dependency
 from hjepa_jax.training.accumulation import scan_or_unroll
-from hjepa_jax.training.prepare import PreparedRun, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare, train_steps
 
 # The foreign functions that a program may call, all of which JAX brings: linear algebra.
 ALLOWED = {
@@ -82,6 +82,25 @@ def step(
         for name, entry in batch.items()
     }
     return run.step, (run.abstract_state, placed)
+
+
+def several_steps(devices: int = 1) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Three steps of one dispatch, the data on the device."""
+    fields = {"data.backend": "device", "evaluation.online_probe": True}
+    run = prepared("hjepa", several(devices) if devices > 1 else None, **fields)
+    _, (state, batch) = step("hjepa", devices, **fields)
+    batches = {
+        name: entry
+        if name in sharding.WHOLE
+        else jax.ShapeDtypeStruct(
+            (3, *entry.shape),
+            entry.dtype,
+            sharding=sharding.batch_sharding(run.mesh, name, stacked=True),
+        )
+        for name, entry in batch.items()
+    }
+    steps = functools.partial(train_steps, run.setup, mesh=run.mesh)
+    return jax.jit(steps, donate_argnums=0), (state, batches)
 
 
 def encode() -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -146,6 +165,7 @@ STEPS: dict[str, Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "step with augmentation and probe": functools.partial(
         step, "hjepa", **{"data.backend": "device", "evaluation.online_probe": True}
     ),
+    "three steps in one dispatch": several_steps,
 }
 FUNCTIONS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     **STEPS,

@@ -164,6 +164,16 @@ class Train:
         resume=FREE,
         aliases=("zero", "fsdp"),
     )
+    steps_per_dispatch: int | None = field(
+        None,
+        "Steps that an accelerator takes in one call, without the host in between; None = 8 if the "
+        "images stay on it (data.resident_mb), else 1. A call never spans a step after which "
+        "something is logged, saved, or evaluated.",
+        above=0,
+        at_most=1000,
+        resume=FREE,
+        aliases=("scan_steps",),
+    )
     fast_compile: bool = field(
         False, "Compile the step without optimization: slower steps, for runs of a few steps."
     )
@@ -291,6 +301,12 @@ class Checkpoint:
 
     every_steps: int | None = field(
         None, "Steps between checkpoints; None = once per epoch.", above=0
+    )
+    every_minutes: float | None = field(
+        None,
+        "Also save when this many minutes have passed since the last checkpoint, in a run of "
+        "several processes at the next log line; None = never.",
+        above=0,
     )
     keep_last: int = field(2, "Number of newest checkpoints to keep.", above=0)
     keep_best: int = field(

@@ -1,4 +1,4 @@
-"""The progress display of a training run, and the clock of its log."""
+"""The progress display of a training run, and the clocks of its log and its checkpoints."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from hjepa_jax.runtime import distributed
 
 
 class _Lasting(Console):
@@ -99,6 +102,30 @@ class ProgressDisplay:
                 if bar is not None:
                     bar.stop()  # it redirects what is printed
             self._console = Console(quiet=True)
+
+
+class SaveClock:
+    """Tells when a checkpoint is due by time."""
+
+    def __init__(self, minutes: float | None, clock: Callable[[], float] = time.monotonic):
+        """Starts now; `minutes` since the last checkpoint, None = never."""
+        self._minutes, self._clock = minutes, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts over, after a checkpoint."""
+        self._since = self._clock()
+
+    def is_due(self, together: bool) -> bool:
+        """Returns whether to save now, with the answer of process 0 in all processes of a run.
+
+        Args:
+          together: whether all processes make this call, which several processes need.
+        """
+        if self._minutes is None or not (together or jax.process_count() == 1):
+            return False
+        late = self._clock() - self._since >= 60 * self._minutes
+        return distributed.sum_over_processes(int(late and distributed.is_primary())) > 0
 
 
 class LogClock:

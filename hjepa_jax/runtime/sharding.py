@@ -77,18 +77,28 @@ def state_shardings(
     return shardings.replace(opt_state=moments)
 
 
-def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
-    """Returns the sharding of the batch entry `name`."""
+def batch_sharding(mesh: Mesh, name: str, *, stacked: bool = False) -> NamedSharding:
+    """Returns the sharding of the batch entry `name`, with `stacked` of several [K, ...]."""
     if name in WHOLE:
         return replicated(mesh)
-    spec = PartitionSpec(None, DATA_AXIS) if name in VIEW_MAJOR else PartitionSpec(DATA_AXIS)
-    return NamedSharding(mesh, spec)
+    before = [None] * (int(stacked) + int(name in VIEW_MAJOR))
+    return NamedSharding(mesh, PartitionSpec(*before, DATA_AXIS))
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns a batch as global arrays on the mesh, from this process's part of it."""
+def put_batch(
+    mesh: Mesh, batch: Mapping[str, np.ndarray], *, stacked: bool = False
+) -> dict[str, jax.Array]:
+    """Returns a batch as global arrays on the mesh, from this process's part of it.
+
+    Args:
+      mesh: the devices.
+      batch: the entries; with `stacked`, each of several batches [K, ...].
+      stacked: whether there are several.
+    """
     return {
-        name: jax.make_array_from_process_local_data(batch_sharding(mesh, name), array)
+        name: jax.make_array_from_process_local_data(
+            batch_sharding(mesh, name, stacked=stacked), array
+        )
         for name, array in batch.items()
     }
 

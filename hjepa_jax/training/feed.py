@@ -1,10 +1,11 @@
-"""What travels to the devices in a run: the choice of the backend, and images that stay there."""
+"""What travels to the devices: images that stay there, and the batches of one or several steps."""
 
 from __future__ import annotations
 
-import functools
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,14 +13,18 @@ from jax.sharding import Mesh
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.data import Data
-from hjepa_jax.data.batches import is_resident, resident_mb
+from hjepa_jax.config.training import Train
+from hjepa_jax.data.batches import Batch, is_resident, resident_mb
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.derived import stored_images
 from hjepa_jax.errors import ConfigError, first_line
+from hjepa_jax.methods.base import Metrics
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.devices import on_cpu
 
+# What None stands for on an accelerator that keeps the images.
+_STEPS = 8
 _log = logging.getLogger(__name__)
 
 
@@ -79,14 +84,80 @@ def resident_images(data: Data, source: ImageSource, mesh: Mesh) -> dict[str, ja
         ) from error
 
 
-def placed_batches(
+class Dispatch(NamedTuple):
+    """The placed batches of the next call of a program.
+
+    Attributes:
+      steps: their number K.
+      batch: the only one's entries, or if there are several, each entry stacked [K, ...].
+    """
+
+    steps: int
+    batch: dict[str, jax.Array]
+
+
+def steps_per_dispatch(train: Train, resident: Mapping[str, jax.Array]) -> int:
+    """Returns `train.steps_per_dispatch`, or what its None stands for."""
+    if train.steps_per_dispatch is not None:
+        return train.steps_per_dispatch
+    return _STEPS if resident and not on_cpu() else 1
+
+
+def dispatch_lengths(
+    first: int, last: int, most: int, ends: Callable[[int], bool]
+) -> Iterator[int]:
+    """Yields the numbers of steps to dispatch together, `most` or 1, so that two programs suffice.
+
+    Args:
+      first: steps done before.
+      last: steps done after the last dispatch.
+      most: steps of a long dispatch.
+      ends: whether something is due after a step (numbered from 1), which must end a dispatch.
+    """
+    while first < last:
+        free = first + most <= last and not any(map(ends, range(first + 1, first + most)))
+        yield most if free else 1
+        first += most if free else 1
+
+
+def dispatches(
     stream: BatchStream,
+    lengths: Iterable[int],
     mesh: Mesh,
     resident: dict[str, jax.Array],
     data: Data,
     timer: WaitTimer,
-) -> Iterator[dict[str, jax.Array]]:
-    """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed."""
-    put = functools.partial(sharding.put_batch, mesh)
-    for batch in timer.measure(device_prefetch(stream, put, data.device_prefetch)):
-        yield batch | resident
+) -> Iterator[Dispatch]:
+    """Yields the stream's batches, placed on the mesh ahead of their use, the wait timed.
+
+    Args:
+      stream: the batches; if it ends early, a dispatch that is not complete is left out.
+      lengths: the numbers of batches to place together.
+      mesh: the devices.
+      resident: result of `resident_images`.
+      data: the section `data`.
+      timer: receives the time of waiting for them.
+    """
+
+    def together() -> Iterator[list[Batch]]:
+        for length in lengths:
+            batches = list(itertools.islice(stream, length))
+            if len(batches) < length:
+                return
+            yield batches
+
+    def put(batches: list[Batch]) -> Dispatch:
+        several = len(batches) > 1
+        batch = batches[0]
+        if several:
+            batch = {name: np.stack([each[name] for each in batches]) for name in batch}
+        placed = sharding.put_batch(mesh, batch, stacked=several)
+        return Dispatch(len(batches), placed | resident)
+
+    return timer.measure(device_prefetch(together(), put, data.device_prefetch))
+
+
+def last_metrics(metrics: Metrics) -> dict[str, np.ndarray]:
+    """Waits for the metrics of a dispatch and returns those of its last step."""
+    found = jax.device_get(metrics)
+    return {name: values if values.ndim == 0 else values[-1] for name, values in found.items()}

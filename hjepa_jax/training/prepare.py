@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -52,6 +53,9 @@ class Step(Protocol):
         ...
 
 
+Steps: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
 class FrozenEncoder(Protocol):
     """The jitted `frozen_encoder`."""
 
@@ -69,6 +73,8 @@ class PreparedRun(NamedTuple):
       num_steps: number of steps of the complete training.
       init: returns the initial state.
       step: the compiled train step.
+      steps: several of them in one call, see `train_steps`; on a CPU, where XLA's convolutions are
+        slow in a loop and the host waits for nothing, one after the other.
       encode: the compiled encoder.
       abstract_state: the state with ShapeDtypeStructs, with shardings, as leaves.
     """
@@ -78,6 +84,7 @@ class PreparedRun(NamedTuple):
     num_steps: int
     init: Callable[[], TrainState]
     step: Step
+    steps: Steps
     encode: FrozenEncoder
     abstract_state: TrainState
 
@@ -151,12 +158,19 @@ def prepare(
         shapes,
         placement,
     )
-    jitted = jax.jit(
-        functools.partial(train_step, setup, mesh=mesh),
-        donate_argnums=0,
-        out_shardings=(placement, everywhere),
-        compiler_options=compiler_options(settings.train),
+    step, steps = (
+        jax.jit(
+            functools.partial(function, setup, mesh=mesh),
+            donate_argnums=0,
+            out_shardings=(placement, everywhere),
+            compiler_options=compiler_options(settings.train),
+        )
+        for function in (train_step, train_steps)
     )
+
+    # Programs for a mesh without devices are only lowered.
+    if isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu":
+        steps = functools.partial(_one_by_one, step)
 
     def initialize() -> TrainState:
         lowered = jax.jit(init, out_shardings=placement).lower(key)
@@ -164,7 +178,46 @@ def prepare(
         return lowered.compile(compiler_options=UNOPTIMIZED)(key)
 
     encode = jax.jit(functools.partial(frozen_encoder, setup), out_shardings=everywhere)
-    return PreparedRun(setup, mesh, num_steps, initialize, jitted, encode, abstract)
+    return PreparedRun(setup, mesh, num_steps, initialize, step, steps, encode, abstract)
+
+
+def _shared(batches: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns the entries that all of several batches share, and the stacked ones."""
+    whole = {name: array for name, array in batches.items() if name in sharding.WHOLE}
+    return whole, {name: array for name, array in batches.items() if name not in whole}
+
+
+def _one_by_one(step: Step, state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    """`train_steps` as calls of the jitted step, to the last bit."""
+    whole, stacked = _shared(batches)
+    found = []
+    for turn in range(len(next(iter(stacked.values())))):
+        batch = {name: array[turn] for name, array in stacked.items()}
+        state, metrics = step(state, {**batch, **whole})
+        found.append(metrics)
+    return state, jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+
+def train_steps(
+    setup: StepSetup, state: TrainState, batches: Batch, *, mesh: Mesh
+) -> tuple[TrainState, Metrics]:
+    """Several of `train_step`, one after the other in one program, for accelerators.
+
+    Args:
+      setup: see `train_step`.
+      state: see `train_step`.
+      batches: the entries of K batches, stacked [K, ...] unless every device has them as a whole.
+      mesh: see `train_step`.
+
+    Returns:
+      (the state after the last, metrics [K]).
+    """
+    whole, stacked = _shared(batches)
+
+    def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(setup, state, {**batch, **whole}, mesh=mesh)
+
+    return jax.lax.scan(one, state, stacked)
 
 
 def frozen_encoder(setup: StepSetup, variables: Parts, images: jax.Array) -> jax.Array:

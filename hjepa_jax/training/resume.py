@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, SupportsFloat, TypedDict
 
 import jax
 from jaxtyping import PyTree
@@ -143,7 +143,7 @@ def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
 
 
 def ranking(
-    settings: Checkpoint, metrics: Mapping[str, jax.Array], scores: Mapping[str, float]
+    settings: Checkpoint, metrics: Mapping[str, SupportsFloat], scores: Mapping[str, float]
 ) -> dict[str, float]:
     """Returns the metric that ranks a checkpoint; {} if there is none or it is not due.
 
