@@ -208,19 +208,58 @@ def projected_covariance(
     return covariance / (count - 1) + eps * jnp.eye(projection.shape[1], dtype=x.dtype)
 
 
+def _eigenvector_weights(covariance: Float[Array, "*batch k k"]) -> Float[Array, "*batch k k"]:
+    """Returns v v^T for the eigenvector v of the largest eigenvalue of each matrix."""
+    matrices = covariance.reshape(-1, *covariance.shape[-2:])
+    # One at a time, for the reason given in `_logdet_statistics`.
+    top = [jnp.linalg.eigh(matrices[i])[1][:, -1] for i in range(matrices.shape[0])]
+    return jnp.stack([jnp.outer(v, v) for v in top]).reshape(covariance.shape)
+
+
+def _power_weights(covariance: Float[Array, "*batch k k"]) -> Float[Array, "*batch k k"]:
+    """Returns C^s / tr(C^s) for a power s so large that its tr(W C) is the largest eigenvalue.
+
+    tr(C^(s+1)) / tr(C^s) is a mean of the eigenvalues with weights r^s, r being their ratio to the
+    largest. It is too small by at most (log(k) + 1) / s of it: by (k - 1) r^s (1 - r) /
+    (1 + (k - 1) r^s) in the worst case, k - 1 equal others. With s of 2 / eps that is rounding.
+    """
+    for _ in range(-(-jnp.finfo(covariance.dtype).nmant // 3)):
+        covariance = covariance / jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None]
+        # The largest eigenvalue is 1/k or more, so that its 8th power does not underflow.
+        for _ in range(3):
+            covariance = jnp.matmul(covariance, covariance, precision=jax.lax.Precision.HIGHEST)
+    return covariance / jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None]
+
+
+def _largest_weights(covariance: Float[Array, "*batch k k"]) -> Float[Array, "*batch k k"]:
+    """Returns W of trace 1 such that tr(W C) is the largest eigenvalue of each matrix C.
+
+    Accelerators have no fast eigenvalues of small matrices, but matrix products.
+    """
+    return jax.lax.platform_dependent(covariance, cpu=_eigenvector_weights, default=_power_weights)
+
+
 def logdet_statistics(covariance: Float[Array, "*batch k k"]) -> LogdetStatistics:
     """Returns the statistics of symmetric positive definite covariances [..., k, k].
 
-    The log-determinant goes through Cholesky. The largest eigenvalue is v^T C v with v the
-    eigenvector of the stopped C: its gradient v v^T is finite even for repeated eigenvalues,
-    where that of `eigvalsh` divides by zero gaps.
+    The log-determinant goes through Cholesky. The largest eigenvalue is tr(W C) with W constant,
+    see `_largest_weights`: its gradient W is finite even for repeated eigenvalues, where that of
+    `eigvalsh` divides by zero gaps.
     """
+    weights = _largest_weights(jax.lax.stop_gradient(covariance))
+    return _logdet_statistics(covariance, weights)
+
+
+def _logdet_statistics(
+    covariance: Float[Array, "*batch k k"], weights: Float[Array, "*batch k k"]
+) -> LogdetStatistics:
+    """`logdet_statistics` with the weights of the largest eigenvalue."""
     if covariance.ndim > 2:
         # One matrix at a time: on the CPU a batched factorization waits inside the thread pool for
         # its parts, so that two of them at once (Cholesky and eigh) hang a pool of two threads.
         lead = covariance.shape[:-2]
-        matrices = covariance.reshape(-1, *covariance.shape[-2:])
-        each = [logdet_statistics(matrices[i]) for i in range(matrices.shape[0])]
+        pairs = zip(*(x.reshape(-1, *x.shape[-2:]) for x in (covariance, weights)))
+        each = [_logdet_statistics(*pair) for pair in pairs]
         return jax.tree.map(lambda *values: jnp.stack(values).reshape(lead), *each)
     rank = covariance.shape[-1]
     factor_diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=-2, axis2=-1)
@@ -228,11 +267,7 @@ def logdet_statistics(covariance: Float[Array, "*batch k k"]) -> LogdetStatistic
     trace = jnp.trace(covariance, axis1=-2, axis2=-1)
     square = jnp.sum(jnp.square(covariance), axis=(-2, -1))
     pr = jnp.square(trace) / (square + _QUOTIENT_EPS)
-    _, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(covariance))
-    top = jax.lax.stop_gradient(vectors[..., -1])
-    largest = jnp.einsum(
-        "...i,...ij,...j->...", top, covariance, top, precision=jax.lax.Precision.HIGHEST
-    )
+    largest = jnp.sum(weights * covariance, axis=(-2, -1))
     return LogdetStatistics(logdet, pr, pr / rank, largest / (trace + _QUOTIENT_EPS), trace)
 
 
