@@ -6,11 +6,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from file_server import FileServer
 
+from hjepa_jax.data.download import connection
 from hjepa_jax.data.download import fetch as module
 from hjepa_jax.data.download.catalog import CATALOG, Checksum
 from hjepa_jax.data.download.fetch import Wanted, fetch
@@ -82,6 +84,17 @@ def test_attempts_that_get_no_further_end_in_a_sentence(server, wanted) -> None:
     for words in (wanted.url, "broke after 100000 of 1000000 bytes", str(SUM), str(wanted.place)):
         assert words in str(caught.value)
     assert "it continues after 0.1 MB" in str(caught.value)
+
+
+def test_a_server_that_falls_silent_is_not_waited_for(server, wanted, monkeypatch) -> None:
+    monkeypatch.setattr(connection, "TIMEOUT_SECONDS", 0.2)
+    server.hold = threading.Event()
+    try:
+        with pytest.raises(DataError, match=r"broke after 0 bytes: timed out.*put it at"):
+            fetch(wanted)
+    finally:
+        server.hold.set()
+    assert len(server.requests) == 1
 
 
 def test_a_file_that_changed_is_not_glued_to_the_old_part(server, wanted) -> None:
