@@ -8,10 +8,6 @@ import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nearly all of the tests' time is compilation, which XLA:CPU does in a third unoptimized.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-)
 # No test reaches the network, and neither do the processes that it starts: the proxy of every other
 # host is a port that nothing listens on. A recipe that may download its data is refused at once.
 os.environ.update(dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9"))
@@ -31,9 +27,17 @@ import jaxtyping
 import pytest
 from absl import flags
 
+from hjepa_jax.runtime.devices import UNOPTIMIZED
+
 # What was downloaded on this machine is not what a test reads.
 os.environ["HJEPA_DATA"] = tempfile.mkdtemp(prefix="hjepa_jax_tests_data_")
 atexit.register(shutil.rmtree, os.environ["HJEPA_DATA"], ignore_errors=True)
+
+# Nearly all of the tests' time is compilation, which XLA:CPU does in a third unoptimized. The flags
+# are read at the first compilation.
+os.environ.setdefault(
+    "XLA_FLAGS", " ".join(f"--{name}={value}".lower() for name, value in UNOPTIMIZED.items())
+)
 
 # Before any test imports them: every call into the numerics is checked against its annotations.
 jaxtyping.install_import_hook(

@@ -1,4 +1,4 @@
-"""Devices of this process, and the order of a computation's parts.
+"""Devices of this process, options of their compiler, and the order of a computation's parts.
 
 A program may be compiled for another platform than the host's. What differs between platforms
 therefore goes through `jax.lax.platform_dependent`, which chooses when the program is lowered.
@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.metadata
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from packaging.version import Version
 
 T = TypeVar("T")
+
+# For functions that run once: optimization takes longer than running unoptimized code.
+UNOPTIMIZED: dict[str, Any] = {"xla_backend_optimization_level": 0}  # jax declares no numbers
+# jaxlib 0.11.1 dropped this option along with the older code generator, and refuses its name.
+if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1"):
+    UNOPTIMIZED["xla_cpu_use_fusion_emitters"] = False
+
 _OFFERED: contextvars.ContextVar[bool] = contextvars.ContextVar("offered", default=True)
 
 

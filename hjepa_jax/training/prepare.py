@@ -17,15 +17,10 @@ from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.base import Method, Metrics
 from hjepa_jax.models.base import Encoder, applied
 from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
 from hjepa_jax.training.step import Batch, Parts, normalize, train_step
-
-# For functions that run once: optimization takes longer than running unoptimized code.
-UNOPTIMIZED: dict[str, Any] = {  # jax declares no numbers among the values
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 def compiler_options(train: Train) -> dict[str, Any] | None:

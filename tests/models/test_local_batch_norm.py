@@ -82,7 +82,7 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.config.checks import typed
 from hjepa_jax.training.setup import build_encoder
 from hjepa_jax.models.layers import BatchNorm
-from hjepa_jax.training.prepare import UNOPTIMIZED
+from hjepa_jax.runtime.devices import UNOPTIMIZED
 
 config = quickstart.get_config("smoke")
 images = np.random.default_rng(0).normal(size=(8, 16, 16, 3))

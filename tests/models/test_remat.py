@@ -11,8 +11,7 @@ import pytest
 from resnets import resnet
 
 from hjepa_jax.models.resnet import ResNet
-from hjepa_jax.runtime.devices import with_dependency
-from hjepa_jax.training.prepare import UNOPTIMIZED
+from hjepa_jax.runtime.devices import UNOPTIMIZED, with_dependency
 
 
 def compiled_gradient(model: ResNet, variables: Any, x: jax.Array) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.runtime import devices
+from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.tools.layout_check import float64_setup
 from hjepa_jax.training import accumulation
 from hjepa_jax.training.accumulation import (
@@ -20,7 +21,6 @@ from hjepa_jax.training.accumulation import (
     split_microbatches,
     split_states,
 )
-from hjepa_jax.training.prepare import UNOPTIMIZED
 from hjepa_jax.training.step import loss_and_gradient
 
 MICRO_BATCHES = 4
