@@ -65,6 +65,19 @@ def test_ci_tests_the_python_versions_of_the_classifiers() -> None:
     assert len(matrix) >= 3
 
 
+def test_documents_name_the_supported_pythons_and_jax() -> None:
+    versions = f"Python {python_versions()[0]} to {python_versions()[-1]}"
+    for name in ("README.md", "CONTRIBUTING.md"):
+        assert versions in (ROOT / name).read_text(), name
+    parsed = setup_cfg()
+    (bounds,) = re.findall(
+        r"^jax>=0\.(\d+),<0\.(\d+)$", parsed["options"]["install_requires"], re.M
+    )
+    oldest, newest = int(bounds[0]), int(bounds[1]) - 1
+    assert f"jax 0.{oldest} to 0.{newest}" in (ROOT / "README.md").read_text()
+    assert f"jax[cuda13]>=0.{bounds[0]},<0.{bounds[1]}" in parsed["options.extras_require"]["cuda"]
+
+
 def test_every_tool_assumes_the_oldest_python() -> None:
     oldest = python_versions()[0]
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]

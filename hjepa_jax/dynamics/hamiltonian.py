@@ -6,6 +6,7 @@ Source: "Beyond Isotropy in JEPAs" (arXiv 2605.20107), section on Hamiltonian pr
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -23,9 +24,28 @@ Energy = Callable[[Float[Array, "*batch d"], Float[Array, "*batch d"]], Float[Ar
 Gradient = Callable[[Float[Array, "*batch d"], Float[Array, "*batch d"]], Float[Array, "*batch d"]]
 Potential = Callable[[Float[Array, "*batch d"]], Float[Array, "*batch"]]
 
+
+# jax 0.12 refuses its own derivative of erfc inside `jax.shard_map`.
+@jax.custom_jvp
+def _normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * x)
+
+
+@_normal_cdf.defjvp
+def _normal_cdf_jvp(
+    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    (x,), (dx,) = primals, tangents
+    return _normal_cdf(x), jnp.exp(-0.5 * x * x) * (dx / math.sqrt(2 * math.pi))
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns x Phi(x), the exact form by the error function, not the approximation by tanh."""
+    return x * _normal_cdf(x)
+
+
 ACTIVATIONS: dict[Activation, Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]] = {
-    # The exact erf form, not the tanh approximation.
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -53,9 +54,25 @@ class Finding(NamedTuple):
     remedy: str | None = None
 
 
+def tested_pythons() -> list[str]:
+    """Returns the Python versions that the project is tested on, such as '3.11', oldest first."""
+    classifiers = importlib.metadata.metadata("hjepa_jax").get_all("Classifier") or []
+    names = (line.removeprefix("Programming Language :: Python :: ") for line in classifiers)
+    return sorted((name for name in names if re.fullmatch(r"3\.\d+", name)), key=Version)
+
+
+def check_python() -> Iterator[Finding]:
+    """Compares this Python with those that the project is tested on."""
+    tested = tested_pythons()
+    fact = f"{platform.python_version()} on {platform.platform()}"
+    fact += f", tested with {tested[0]} to {tested[-1]}"
+    known = ".".join(platform.python_version_tuple()[:2]) in tested
+    remedy = None if known else f"outside the tested range: use Python {tested[-1]}"
+    yield Finding("python", fact, remedy)
+
+
 def check_versions() -> Iterator[Finding]:
     """Compares the installed packages with the requirements of this project."""
-    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     for line in importlib.metadata.requires("hjepa_jax") or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -67,7 +84,9 @@ def check_versions() -> Iterator[Finding]:
             continue
         fits = requirement.specifier.contains(Version(version), prereleases=True)
         remedy = None if fits else f"outside the tested range: pip install '{requirement}'"
-        yield Finding(requirement.name, version, remedy)
+        bounds = sorted(requirement.specifier, key=lambda bound: Version(bound.version))
+        fact = f"{version}, tested with {','.join(map(str, bounds))}"
+        yield Finding(requirement.name, fact, remedy)
     for name, specifier, why in KNOWN_BAD:
         try:
             version = importlib.metadata.version(name)
@@ -181,6 +200,7 @@ def check_dry_run(settings: Settings) -> Iterator[Finding]:
 def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Finding]:
     """Yields the findings of every check; a check that raises becomes a finding with its error."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("python", check_python),
         ("versions", check_versions),
         ("devices", check_devices),
         ("cpu kernels", check_kernels),

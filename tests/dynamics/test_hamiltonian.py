@@ -124,3 +124,19 @@ def test_errors_say_what_is_wrong():
         hm.mlp(params, jnp.zeros(3), "tanh")
     with pytest.raises(ValueError, match="two layer sizes"):
         hm.init_mlp(jax.random.key(0), (3,))
+
+
+def test_derivatives_of_gelu_are_the_closed_forms_inside_shard_map() -> None:
+    with jax.enable_x64(True):
+        x = np.linspace(-6, 6, 41)
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        slope = jax.grad(hm.gelu)
+        functions = (hm.gelu, jax.vmap(slope), jax.vmap(jax.grad(slope)))
+        density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        cdf = 0.5 * (1 + ERF(x / math.sqrt(2)))
+        closed = (x * cdf, cdf + x * density, density * (2 - x**2))
+        for function, expected in zip(functions, closed, strict=True):
+            mapped = jax.shard_map(
+                function, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data")
+            )
+            np.testing.assert_allclose(jax.jit(mapped)(x), expected, rtol=0, atol=1e-15)

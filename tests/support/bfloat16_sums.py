@@ -16,9 +16,9 @@ import numpy as np
 from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.runtime import sharding
-from hjepa_jax.runtime.devices import without_cpu_forms
+from hjepa_jax.runtime.devices import UNOPTIMIZED, without_cpu_forms
 from hjepa_jax.tools.layout_check import random_batch
-from hjepa_jax.training.prepare import UNOPTIMIZED, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.step import loss_and_gradient
 
 DEVICES = 8

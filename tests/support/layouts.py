@@ -16,10 +16,11 @@ import numpy as np
 
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.tools import layout_check
 from hjepa_jax.tools.plan import step_cost
 from hjepa_jax.tools.plan.program_text import count_program
-from hjepa_jax.training.prepare import UNOPTIMIZED, prepare
+from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.step import train_step
 
 CLASSES = 5
