@@ -6,8 +6,8 @@
 
 With --topology, such as v5e:4x4 or h100:8, the compiler of that accelerator compiles the step from
 shapes alone; the accelerator is not needed, but its compiler is (pip install 'hjepa_jax[tpu]' or
-'hjepa_jax[cuda]'). A TPU program takes ten minutes or more on a few cores. Prints memory,
-operations, traffic, kernels, collectives, and an upper bound on images/s.
+'hjepa_jax[cuda]'). It takes some minutes. Prints memory, operations, traffic, kernels, collectives,
+and an upper bound on images/s.
 
 Without it, XLA's CPU compiler compiles the step for --devices, and the table also shows what each
 memory option would save. Peak, bandwidth and interconnect are per device; without them, this
