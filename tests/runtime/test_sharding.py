@@ -27,7 +27,7 @@ def test_put_batch_shards_images_not_views() -> None:
 
 def test_uneven_batch_is_one_clear_sentence() -> None:
     class Eight:
-        devices = np.zeros(8)
+        size = 8
 
     sentence = sharding.divisibility_error(12, Eight(), "config.data.batch_size")
     assert sentence is not None
