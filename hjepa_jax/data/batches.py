@@ -42,6 +42,8 @@ def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
       ValueError: if batch size, source and number of processes are incompatible, or the backend is
         not chosen yet.
     """
+    if data.backend == "auto":
+        raise ValueError("data.backend is 'auto': set it to 'host' or 'device' first.")
     batch_size = data.batch_size
     if batch_size % process_count:
         raise ValueError(
