@@ -94,7 +94,7 @@ def test_knn_is_logged_when_due_and_right(watched) -> None:
 def test_first_views_are_in_tensorboard(watched) -> None:
     _, _, values = watched
     (picture,) = [(step, v.image) for step, v in values if v.tag == "views"]
-    settings = typed(online_config())
+    settings = typed(online_config()).replace({"data.backend": "host"})
     source = open_split(settings, "train")
     with train_batches(settings.data, settings.seed, source, num_steps=1) as stream:
         expected = contact_sheet(next(stream), 12)

@@ -157,6 +157,7 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     skip = rng.random() < 0.7
     config = base_config()
     config.data.update(name="folder", root=str(folder), batch_size=1, image_size=16, num_threads=1)
+    config.data.backend = "host"
     config.data.update(on_corrupt="skip" if skip else "error", eval_resize=rng.choice((None, 20)))
     settings = typed(config)
 
