@@ -46,7 +46,7 @@ def prepare_without_step(*arguments):
         del batch
         number = int(state.step) + 1
         metrics = {"total": 1.0, "failed_step": -1, "q_pr": 0.01 / number, "p_pr": 0.5}
-        return jax.device_put(random_state(run, number)), metrics
+        return jax.device_put(random_state(run, number)), jax.tree.map(np.asarray, metrics)
 
     return run._replace(step=step, init=lambda: random_state(run, 0))
 
