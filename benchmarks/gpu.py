@@ -16,7 +16,10 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from run_all import TINY
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # These tests run on whatever device JAX has; the others are about the CPU, files, and processes.
@@ -45,43 +48,41 @@ class Part(NamedTuple):
     seconds: float
 
 
-def _part(full: str, tiny: str, seconds: float) -> Part:
-    return Part(tuple(full.split()), tuple(tiny.split()), seconds)
+def _part(full: str, tiny: Sequence[str], seconds: float) -> Part:
+    script = full.split()[0]
+    return Part(tuple(full.split()), (script, *tiny), seconds)
 
 
 # The most important come first, in case the time runs out.
 PARTS = {
-    "device": _part("benchmarks/gpu_parts.py device", "benchmarks/gpu_parts.py device", 30),
+    "device": _part("benchmarks/gpu_parts.py device", ["device"], 30),
     "step": _part(
         "benchmarks/train_step.py --batch=512 --dtype=bfloat16 --steps=20 --compile",
-        "benchmarks/train_step.py --batch=4 --width=8 --steps=2 --repeats=1 --matrix=256 "
-        "--copy-mb=1",
+        TINY["train_step"],
         170,
     ),
     "epoch": _part(
         "benchmarks/gpu_parts.py epoch",
-        "benchmarks/gpu_parts.py epoch --epochs=2 --images=64 --test-images=32 --batch=16 "
-        "--width=8 --float32",
+        [
+            *("epoch", "--epochs=2", "--images=64", "--test-images=32"),
+            *("--batch=16", "--width=8", "--float32"),
+        ],
         120,
     ),
     "knn": _part(
         "benchmarks/knn.py --only hjepa_jax torch --no-peak",
-        "benchmarks/knn.py --only hjepa_jax --no-peak --train=2000 --test=200 --dim=32 --k=20 "
-        "--repeats=1 --matrix=256 --copy-mb=1",
+        [*TINY["knn"], "--only", "hjepa_jax", "--no-peak"],
         50,
     ),
     "probe": _part(
         "benchmarks/probe.py --only hjepa_jax PyTorch",
-        "benchmarks/probe.py --only hjepa_jax --train=500 --test=100 --dim=32 --classes=5 "
-        "--epochs=2 --repeats=1 --matrix=256 --copy-mb=1",
+        [*TINY["probe"], "--only", "hjepa_jax"],
         50,
     ),
-    "processes": _part(
-        "benchmarks/gpu_parts.py processes", "benchmarks/gpu_parts.py processes", 30
-    ),
+    "processes": _part("benchmarks/gpu_parts.py processes", ["processes"], 30),
     "tests": _part(
         f"-m pytest -n 4 {' '.join(DEVICE_TESTS)}",
-        "-m pytest -n 0 tests/objectives/test_lejepa.py",
+        ["pytest", "-n", "0", "tests/objectives/test_lejepa.py"],
         150,
     ),
 }
