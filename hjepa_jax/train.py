@@ -226,9 +226,9 @@ def _loop(session: _Session, state: TrainState) -> TrainState:
 
 
 def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
-    """Runs steps until the end, a stop request or a failure; the host waits only to save.
+    """Runs steps until the end, a stop request or a failure; the host waits only to log and save.
 
-    What a log line shows is read once the next steps are under way.
+    Where several steps are dispatched together, a log line is read once the next are under way.
 
     Returns:
       (state, whether it has failed).
@@ -261,7 +261,8 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
             if unread is not None and not log(*unread):
                 return state, True
             unread = (step, metrics) if logs else None
-            if not (saves or stops or scored):
+            # While the next batch is awaited, nothing else is under way: its step may be far off.
+            if not (saves or stops or scored or (logs and most == 1)):
                 continue
             last = last_metrics(metrics)
             if last["failed_step"] >= 0:
