@@ -1,6 +1,7 @@
 """Worker processes that do not start, die, or get no memory; data that never comes."""
 
 import errno
+import gc
 import itertools
 import multiprocessing
 import os
@@ -345,6 +346,22 @@ def test_what_a_run_leaves_that_was_killed_with_its_workers_is_removed(tmp_path)
         time.sleep(0.1)
     blocks.remove_leftovers()
     assert left(parent.pid) == []
+
+
+@needs_shared_memory
+def test_nothing_is_collected_while_blocks_are_removed(monkeypatch) -> None:
+    """A semaphore that is collected in the middle of a note cannot note its own end."""
+    prefix, seen = blocks.new_prefix(), []
+
+    def note(name: str, kind: str) -> None:
+        seen.append((name, kind, gc.isenabled()))
+
+    for way in ("register", "unregister"):
+        monkeypatch.setattr(blocks.resource_tracker, way, note)
+    (blocks.FOLDER / f"{prefix}0").touch()
+    blocks.remove(prefix)
+    assert seen == [(f"/{prefix}0", "shared_memory", False)] * 2
+    assert gc.isenabled()
 
 
 @needs_shared_memory

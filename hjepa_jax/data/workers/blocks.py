@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker, shared_memory
 
 import numpy as np
@@ -73,14 +74,29 @@ def _files(beginning: str) -> list[pathlib.Path]:
     return list(FOLDER.glob(f"{beginning}*")) if FOLDER.is_dir() else []
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """A context without garbage collection."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def remove(prefix: str) -> None:
     """Removes the blocks of a stream whose processes have ended."""
-    for path in _files(prefix):
-        with contextlib.suppress(OSError):
-            path.unlink()
-        # Registered first: its creator may not have done so yet, and Python would complain.
-        for note in (resource_tracker.register, resource_tracker.unregister):
-            note(f"/{path.name}", "shared_memory")
+    # A collected semaphore notes its end as well, which Python refuses inside another note (CPython
+    # issue 109629): it would leak.
+    with _without_collection():
+        for path in _files(prefix):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            # Registered first: its creator may not have done so yet, and Python would complain.
+            for note in (resource_tracker.register, resource_tracker.unregister):
+                note(f"/{path.name}", "shared_memory")
 
 
 def remove_leftovers() -> int:
