@@ -3,7 +3,7 @@
     encode = jax.export.deserialize(bytearray(open("encoder.stablehlo", "rb").read())).call
     features = encode(images)    # uint8 [N, S, S, 3], any N -> float32 [N, D]
 
-ONNX files are made by jax2onnx (`pip install 'hjepa_jax[onnx]'`), checked with version 0.17 against
+ONNX files are made by jax2onnx (`pip install 'hjepa_jax[onnx]'`), checked with version 0.13 against
 onnxruntime. Its max-pooling ignores explicit padding, hence `max_pool_3x3_padded`.
 """
 
