@@ -64,7 +64,7 @@ def child(config_file: str, batch: int, width: int | None, dtype: str) -> None:
 
 def read_config(file_and_variant: str) -> Any:
     """Returns the configuration of 'file.py' or 'file.py:variant'."""
-    from hjepa_jax.config.flags import load_config
+    from hjepa_jax.config.load import load_config
 
     return load_config(str(ROOT / file_and_variant))
 

@@ -1,1 +1,1 @@
-"""Configurations: each file is a small delta of `hjepa_jax.config.base_config`."""
+"""Configuration files of a checkout: the recipes of `hjepa_jax.recipes`."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

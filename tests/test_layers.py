@@ -13,6 +13,7 @@ ROOMS = (
     "errors",
     "storage",
     "config",
+    "recipes",
     "runtime",
     "dynamics",
     "objectives",
@@ -74,6 +75,8 @@ def test_imports_only_from_layers_below(path: pathlib.Path) -> None:
         assert LAYERS[target] < LAYERS[layer], f"{path} imports {name}"
         if layer == "data":
             assert target in ("config", "errors", "storage"), f"{path} imports {name}"
+        if layer == "recipes":
+            assert target in ("config", "errors"), f"{path} imports {name}"
     if layer in PURE:
         foreign = {name.split(".")[0] for name in imports(path)} - STANDARD - {"hjepa_jax"}
         assert foreign <= PURE[layer], f"{path} imports {foreign - PURE[layer]}"

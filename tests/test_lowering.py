@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.augmentation.device import augment_on_device
 from hjepa_jax.data.augmentation.parameters import PACKED
@@ -24,6 +23,7 @@ from hjepa_jax.kernels import batch_norm, build, characteristic_function, convol
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.objectives.regularizers import orthonormal_projection
 from hjepa_jax.objectives.sigreg import sigreg
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import with_dependency
 from hjepa_jax.training.accumulation import scan_or_unroll

@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
 }
 IMPORTED_BY_OTHERS = {"flatbuffers", "importlib-resources"}
 LINTERS = ["ruff check", "ruff format --check", "pyright --warnings"]

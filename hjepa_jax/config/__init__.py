@@ -1,6 +1,6 @@
 """The configuration: one declaration per field; everything else is derived from it.
 
-The files in the folder `configs/` modify `base_config()`; `resolve` checks the result
+The recipes in `hjepa_jax.recipes` modify `base_config()`; `resolve` checks the result
 and returns the typed `Settings` that code takes. To add a field, declare it with `field(...)` in
 the dataclass of its section, in data.py, training.py, or the file of its method, encoder or
 dataset. The declaration is the only place for its default, type, bounds, meaning, and the condition

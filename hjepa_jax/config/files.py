@@ -14,6 +14,7 @@ from hjepa_jax.config.settings import Schema, Settings, schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.storage import yaml_files
 from hjepa_jax.storage.files import write_atomically
 from hjepa_jax.storage.schema import Fields, parse_json, read_json
 
@@ -142,6 +143,16 @@ def read(path: pathlib.Path) -> ConfigDict:
       ValueError: if it is not JSON, or has an unknown field or invalid value.
     """
     return _from_values(read_json(path, Fields(), constants=True))
+
+
+def read_yaml(path: pathlib.Path) -> ConfigDict:
+    """Reads a YAML file of sections, as in `config.json`; fields that it lacks have defaults.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is not YAML, or has an unknown field or invalid value.
+    """
+    return _from_values(yaml_files.read_yaml(path))
 
 
 def from_json(text: str, source: object = "the configuration", field: str = "") -> ConfigDict:

@@ -6,12 +6,8 @@ A program defines its flags, `--config` by `define_config`, and starts by `run_p
 from __future__ import annotations
 
 import collections
-import inspect
-import pathlib
 import re
-import runpy
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +16,12 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import checks, files
 from hjepa_jax.config.fields import Row
+from hjepa_jax.config.load import load_config
 from hjepa_jax.config.parts import TABLES
 from hjepa_jax.config.settings import Schema, Settings, schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import TRUTH, coerce, parse, problems_of
 from hjepa_jax.errors import UserError, first_line
-from hjepa_jax.storage.files import local_path
 
 # Flags defined here belong to the calling program and appear in its --help.
 flags.disclaim_key_flags()
@@ -38,70 +34,6 @@ def define_config(
 ) -> flags.FlagHolder[Any]:
     """Defines `--config`; its parsed value is the configuration with all overrides."""
     return flags.DEFINE_string("config", default, meaning, flag_values=values)
-
-
-def load_config(text: str) -> ConfigDict:
-    """Returns the configuration that `--config` names.
-
-    Args:
-      text: a Python file that defines `get_config`, optionally followed by ':variant', or the
-        `config.json` of a run.
-
-    Raises:
-      UserError: if the file is missing, fails, or has no such variant.
-    """
-    name, colon, variant = text.partition(":")
-    if text.startswith("file:"):
-        name, colon, variant = text, "", ""
-    path = local_path(name, "--config")
-    if path.is_dir():
-        raise UserError(
-            f"--config={text}: {path} is a folder: give a file, for example "
-            f"{path / 'config.json'} of a finished run."
-        )
-    if not path.is_file():
-        raise UserError(
-            f"--config={text}: {path} does not exist; the current folder is {pathlib.Path.cwd()}."
-        )
-    if path.suffix != ".json":
-        return _run_file(path, variant)
-    if colon:
-        raise UserError(
-            f"--config={text}: a saved configuration has no variants: remove ':{variant}'."
-        )
-    try:
-        return files.read(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config={text} cannot be read: {first_line(error, 400)}") from error
-
-
-def _run_file(path: pathlib.Path, variant: str) -> ConfigDict:
-    """Returns the result of `get_config` in a Python file; its errors become UserErrors."""
-    try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if not callable(get_config):
-            raise UserError(f"--config={path}: the file defines no function get_config.")
-        parameters = inspect.signature(get_config).parameters.values()
-        takes_variant = any(found.kind != found.VAR_KEYWORD for found in parameters)
-        if variant and not takes_variant:
-            raise UserError(f"--config={path}:{variant}: its get_config takes no variant.")
-        config = get_config(variant) if takes_variant else get_config()
-    except UserError:
-        raise
-    except Exception as error:  # a configuration file may raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        inside = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = inside[-1] if inside else getattr(error, "lineno", None)
-        place = "" if line is None else f", line {line}"
-        raise UserError(
-            f"--config={path}{place}: {type(error).__name__}: {first_line(error, 400)}"
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"--config={path}: get_config returned a {type(config).__name__}: return what "
-            "hjepa_jax.config.base_config() gives, changed."
-        )
-    return config
 
 
 def field_of(path: str, of: Schema | None = None) -> Row:

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from configs import cifar100, quickstart
 from hjepa_jax.config import base_config, files, may_change_on_resume, resolve, rows
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.settings import schema
@@ -14,6 +13,7 @@ from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.recipes import cifar100, quickstart
 
 ROWS = rows().values()
 NUMBERS = [row for row in ROWS if row.kind in (int, float)]

@@ -1,16 +1,13 @@
 """The parser of command lines: files, overrides in every clear form, and mistakes as sentences."""
 
-import json
 import sys
 
 import pytest
 from absl import flags
 
-from hjepa_jax.config import base_config, files
-from hjepa_jax.config.checks import typed
+from hjepa_jax.config import files
 from hjepa_jax.config.flags import (
     define_config,
-    load_config,
     parse_command_line,
     resolve_arguments,
     split_overrides,
@@ -166,62 +163,3 @@ def test_nothing_behind_an_override_is_lost(arguments, kept, overrides) -> None:
 def test_an_override_needs_a_configuration() -> None:
     with pytest.raises(UserError, match=r"config\.seed is set, but there is no --config"):
         parse("--config.seed=1")
-
-
-def test_a_saved_configuration_is_read_and_checked(tmp_path) -> None:
-    saved = load_config("configs/cifar100.py:ham_chain-smoke")
-    files.save(typed(saved), tmp_path)
-    file = tmp_path / "config.json"
-    assert load_config(str(file)) == saved
-    assert parse(f"--config={file}", "--config.seed=9").seed == 9
-    with pytest.raises(UserError, match=r"config\.json.* is a folder|is a folder.*config\.json"):
-        load_config(str(tmp_path))
-    with pytest.raises(UserError, match="no variants"):
-        load_config(f"{file}:smoke")
-    values = json.loads(file.read_text())
-    for damaged, words in (
-        ("{", "cannot be read"),
-        ("[1]", "cannot be read"),
-        ('{"train": 3}', "config.train is 3, but it is a section"),
-        ('{"train": {"lrr": 3}}', "config.train.lrr is not a field"),
-        ('{"evaluation": {"variant": "q"}}', "config.evaluation.variant is now config.evaluation"),
-        ('{"train": {"lr": "much"}}', "config.train.lr is 'much'"),
-        ('{"train": {"epochs": 1.5}}', "config.train.epochs is 1.5: .*whole number"),
-        ('{"data": {"mean": [0.5, null, 0.5]}}', "config.data.mean is .*None.*: it must be 3"),
-        ('{"data": {"mean": 0.5}}', "config.data.mean is 0.5: it must be 3"),
-    ):
-        file.write_text(damaged)
-        with pytest.raises(UserError, match=words):
-            load_config(str(file))
-    assert files.from_json(json.dumps(values)) == saved
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        ("", "defines no function get_config"),
-        ("x = (", "line 1.*SyntaxError"),
-        ("\n1 / 0", "line 2: ZeroDivisionError"),
-        ("import nonsense_that_is_not_there", "line 1: ModuleNotFoundError"),
-        ("def get_config():\n    return 3", "returned a int"),
-        ("def get_config():\n    raise KeyError('x')", "line 2: KeyError"),
-    ],
-)
-def test_a_configuration_file_that_fails_is_one_sentence(code, words, tmp_path) -> None:
-    file = tmp_path / "odd.py"
-    file.write_text(code)
-    with pytest.raises(UserError, match=words) as caught:
-        load_config(str(file))
-    assert "\n" not in str(caught.value)
-
-
-def test_variants(tmp_path) -> None:
-    with pytest.raises(UserError, match="did you mean ':sigreg'"):
-        load_config("configs/quickstart.py:sigrge")
-    file = tmp_path / "plain.py"
-    file.write_text("from hjepa_jax.config import base_config as get_config\n")
-    assert load_config(str(file)) == base_config()
-    with pytest.raises(UserError, match="takes no variant"):
-        load_config(f"{file}:smoke")
-    with pytest.raises(UserError, match="does not exist"):
-        load_config(f"{tmp_path}/absent.py:smoke")

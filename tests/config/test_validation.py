@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from configs import cifar100, imagenet100, quickstart
 from hjepa_jax.config import base_config, files, resolve, rows, total_steps
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.settings import schema
 from hjepa_jax.config.unknown import RENAMED, unknown_field
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import robustness
+from hjepa_jax.recipes import cifar100, imagenet100, quickstart
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALL = [

@@ -11,7 +11,6 @@ from absl.testing import flagsaver
 from image_files import write_folder
 from random_states import random_state
 
-from configs import quickstart
 from hjepa_jax import main
 from hjepa_jax.config import files
 from hjepa_jax.config.checks import resolve, typed
@@ -22,6 +21,7 @@ from hjepa_jax.evaluate import check_before_training, evaluate, of_run
 from hjepa_jax.evaluation import ready
 from hjepa_jax.evaluation.report import about
 from hjepa_jax.methods.hjepa_settings import Loss
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.stop_request import StopRequest

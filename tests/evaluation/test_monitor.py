@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from random_states import random_state
 
-from configs import quickstart
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.contact_sheet import contact_sheet
@@ -24,6 +23,7 @@ from hjepa_jax.evaluation.features import extract_features
 from hjepa_jax.evaluation.knn import knn_accuracy
 from hjepa_jax.evaluation.ready import Sets
 from hjepa_jax.evaluation.report.about import watch
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.train import train

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.training import Evaluation
 from hjepa_jax.errors import ConfigError
@@ -19,6 +18,7 @@ from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.training.setup import build_method
 
 _ORDER = np.random.default_rng(1).permutation(192)

@@ -12,7 +12,6 @@ import pytest
 from reports import write_report
 from rich.console import Console
 
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import (
@@ -33,6 +32,7 @@ from hjepa_jax.evaluation.classify import (
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import figures, summary, tables
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.training.setup import build_method
 from tests.evaluation.test_protocol import _pairs, digits, settings, sources, trained
 

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import pytest
 
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import DataError
 from hjepa_jax.kernels import build
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import compilation_cache
 from hjepa_jax.tools import doctor
 

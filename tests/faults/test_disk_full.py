@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from configs import quickstart
 from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluation.compare.runs import read_curves
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.writers import create_writer

@@ -11,12 +11,12 @@ from random_states import random_state
 
 import hjepa_jax.train
 import hjepa_jax.training.setup
-from configs import quickstart
 from hjepa_jax.config import files
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.batches import batch_indices
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, TrainingError
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import not_finite

@@ -9,9 +9,9 @@ import time
 import pytest
 from absl.testing import flagsaver
 
-from configs import quickstart
 from hjepa_jax import main
 from hjepa_jax.errors import CheckpointError
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime.progress import ProgressDisplay
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.train import train

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from image_files import data_config, train_stream
 
-from configs import quickstart
 from hjepa_jax import main
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import batches
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.workers import blocks, watched
 from hjepa_jax.errors import DataError, TrainingError
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime.stop_request import StopRequest
 from hjepa_jax.tools import doctor
 from tests.data.test_pipeline import PARENT, array_source, running
@@ -33,7 +33,7 @@ GUARD = 60  # seconds after which a program hangs; each of these takes a few
 
 UNGUARDED = """
 import pathlib, sys
-from configs import quickstart
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.train import train
 config = quickstart.get_config("smoke")
 config.data.num_workers = 2
@@ -234,7 +234,7 @@ def test_one_of_several_processes_waits_for_its_batch_but_not_for_ever(monkeypat
 # A run whose third batch never comes, as from a disk that does not answer.
 STUCK = """
 import sys, time
-from configs import quickstart
+from hjepa_jax.recipes import quickstart
 from hjepa_jax import main
 from hjepa_jax.tools import doctor
 from hjepa_jax.data import batches

@@ -11,9 +11,9 @@ import pytest
 from random_states import save_initial_run
 
 import hjepa_jax
-from configs import imagenet100, quickstart
 from hjepa_jax.errors import ConfigError, UserError
 from hjepa_jax.interop.export_encoder import encoder_function, export_encoder
+from hjepa_jax.recipes import imagenet100, quickstart
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

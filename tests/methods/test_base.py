@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings, base_config, resolve
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.fields import field
-from hjepa_jax.config.variants import smoke
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.base import Method, Metrics, Randomness, Rate, Suspect
+from hjepa_jax.recipes.variants.apply import smoke
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.train import train

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from finite_differences import quick_jit
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.models.base import StateShape
+from hjepa_jax.recipes import cifar100
 
 SIDE = 4
 

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.methods import held
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import prepare

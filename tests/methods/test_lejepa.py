@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from finite_differences import assert_gradient, quick_jit
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.methods.lejepa import LeJEPA
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import lejepa_prediction
 from hjepa_jax.objectives.sigreg import random_slices, sigreg
+from hjepa_jax.recipes import cifar100
 
 DIM = 6
 

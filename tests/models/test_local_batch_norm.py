@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.layers import BatchNorm
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.tools.layout_check import compare_layouts
 from hjepa_jax.training.prepare import prepare
 
@@ -77,7 +77,7 @@ import jax, jax.numpy as jnp, numpy as np
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
-from configs import quickstart
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.config.checks import typed
 from hjepa_jax.training.setup import build_encoder

@@ -15,9 +15,9 @@ import pytest
 from odd_files import DEEP, replace
 from orbax.checkpoint._src.metadata.checkpoint import _MetadataStoreImpl
 
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import CheckpointError
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.storage import checksums

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluate import evaluate
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.distributed import Cluster, find_cluster
 from hjepa_jax.train import train

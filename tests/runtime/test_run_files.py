@@ -11,7 +11,6 @@ from odd_files import DEEP, replace
 from random_states import random_state
 
 import hjepa_jax
-from configs import quickstart
 from hjepa_jax.config import files
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
@@ -19,6 +18,7 @@ from hjepa_jax.errors import CheckpointError, UserError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.evaluation.compare.runs import load_result
 from hjepa_jax.evaluation.report.figures import new_figure, save_figure
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.workdir_lock import WorkdirLock

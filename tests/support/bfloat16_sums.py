@@ -13,8 +13,8 @@ import tempfile
 import jax
 import numpy as np
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import UNOPTIMIZED, without_cpu_forms
 from hjepa_jax.tools.layout_check import random_batch

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.methods.clipping import part_norms
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.tools.plan.program_text import count_program

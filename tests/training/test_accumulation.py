@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import devices
 from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.tools.layout_check import float64_setup

@@ -10,7 +10,6 @@ from image_files import write_folder
 from PIL import Image
 from random_states import random_state
 
-from configs import quickstart
 from hjepa_jax import load
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
@@ -22,6 +21,7 @@ from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluate import _notes, evaluate, restore
 from hjepa_jax.evaluation import monitor
 from hjepa_jax.interop.export_features import split_features
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.train import train
 from hjepa_jax.training.prepare import prepare

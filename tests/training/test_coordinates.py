@@ -12,7 +12,6 @@ from PIL import Image
 from random_states import random_state, save_initial_run
 
 import hjepa_jax
-from configs import cifar100, quickstart
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.pipeline import eval_batches
@@ -21,6 +20,7 @@ from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import evaluate, restore
 from hjepa_jax.evaluation.monitor import OnlineKnn
 from hjepa_jax.methods.hamsigreg import HamSIGReg
+from hjepa_jax.recipes import cifar100, quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import make_encode, prepare

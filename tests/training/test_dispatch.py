@@ -9,12 +9,12 @@ import pytest
 from image_files import data_config
 
 import hjepa_jax.train
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.batches import BatchMaker
 from hjepa_jax.data.prefetch import WaitTimer
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import TrainingError
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import progress, sharding
 from hjepa_jax.runtime.progress import ProgressDisplay, SaveClock
 from hjepa_jax.runtime.stop_request import RunStopped, StopRequest

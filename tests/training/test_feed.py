@@ -9,11 +9,11 @@ from image_files import OneByOne
 
 import hjepa_jax.training.feed
 import hjepa_jax.training.prepare
-from configs import cifar100, quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.batches import batch_bytes
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.recipes import cifar100, quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.train import train

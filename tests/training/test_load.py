@@ -14,7 +14,6 @@ import pytest
 from random_states import random_state
 
 import hjepa_jax
-from configs import quickstart
 from hjepa_jax.config import files
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.augmentation.host import eval_image
@@ -25,6 +24,7 @@ from hjepa_jax.evaluate import restore
 from hjepa_jax.interop.export_encoder import export_encoder
 from hjepa_jax.interop.export_features import export_features, save_features
 from hjepa_jax.methods.hjepa_settings import Dynamics
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import make_encode, prepare

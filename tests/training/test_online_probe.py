@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import hjepa_jax
-from configs import cifar100, quickstart
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import restore
+from hjepa_jax.recipes import cifar100, quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.train import train

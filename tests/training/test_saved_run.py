@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluate import restore
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.kill_test import final_state
 from hjepa_jax.train import train

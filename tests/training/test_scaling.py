@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import prepare
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.methods.base import Method
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.objectives.sigreg import random_slices
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.training.setup import build_method
 
 

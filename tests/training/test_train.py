@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cifar100, imagenet100, quickstart
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.variants import smoke
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
+from hjepa_jax.recipes import cifar100, imagenet100, quickstart
+from hjepa_jax.recipes.variants.apply import smoke
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.tools.kill_test import final_state

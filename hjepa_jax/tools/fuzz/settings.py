@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import base_config, files, resolve, rows
 from hjepa_jax.config.fields import Row
-from hjepa_jax.config.variants import chain, smoke
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
 from hjepa_jax.evaluate import evaluate
-from hjepa_jax.methods.variants import (
+from hjepa_jax.recipes.variants.apply import chain, smoke
+from hjepa_jax.recipes.variants.methods import (
     ham_chain,
     ham_diag,
     ham_learnable,

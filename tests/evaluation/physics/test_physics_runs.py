@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from configs import quickstart
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.physics.measure import compare_maps, summarize
+from hjepa_jax.recipes import quickstart
 from hjepa_jax.tools.physics_runs import maps_of_runs
 from hjepa_jax.train import train
 

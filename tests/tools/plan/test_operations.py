@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import without_cpu_forms
 from hjepa_jax.tools.plan.operations import operations

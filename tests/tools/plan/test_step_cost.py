@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from image_files import OneByOne, data_config
 
-from configs import cifar100
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.batches import BatchMaker
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.plan import step_cost
 from hjepa_jax.training.feed import resident_images

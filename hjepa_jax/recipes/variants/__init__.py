@@ -1,0 +1,1 @@
+"""Variants of recipes: methods, and the small size of a smoke test."""
