@@ -17,30 +17,47 @@ from absl import flags
 from absl import logging as absl_logging
 
 from hjepa_jax.config import Settings, resolve
-from hjepa_jax.config.flags import define_config, run_program
+from hjepa_jax.config.command_line.program import Program
+from hjepa_jax.config.flags import define_config
 from hjepa_jax.data.workers import watched
-from hjepa_jax.errors import UserError
 from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.storage.files import local_path
 
-_CONFIG = define_config(
-    None, "Configuration file, optionally with ':variant'; or a run's config.json."
+PROGRAM = Program(
+    "train",
+    __doc__,
+    required=("config", "workdir"),
+    example="--config=quickstart --workdir=runs/quickstart",
+    speaker="hjepa_jax",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and config.json.")
-_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder for evaluations.")
+_OWN = {"flag_values": PROGRAM.flags}
+_CONFIG = define_config(
+    None,
+    "Recipe or Python file, optionally with ':variant'; YAML file; or folder of a run.",
+    values=PROGRAM.flags,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints, events and config.json.", **_OWN
+)
+_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder for evaluations.", **_OWN)
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "What to evaluate: 'latest', 'best' (config.checkpoint), or a step."
+    "checkpoint",
+    "latest",
+    "What to evaluate: 'latest', 'best' (config.checkpoint), or a step.",
+    **_OWN,
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do."
+    "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.", **_OWN
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "Several processes: host:port of process 0."
+    "coordinator_address", None, "Several processes: host:port of process 0.", **_OWN
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Several processes: their number.", **_OWN
+)
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Several processes: index of this one, from 0."
+    "process_id", None, "Several processes: index of this one, from 0.", **_OWN
 )
 
 
@@ -54,14 +71,11 @@ def main(argv: list[str]) -> None:
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
-    try:
-        settings = resolve(_CONFIG.value, training=_MODE.value != "eval")
-        workdir = local_path(str(_WORKDIR.value), "--workdir")
-        eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
-        with distributed.session(distributed.find_cluster(given, os.environ)):
-            _work(settings, workdir, eval_dir)
-    except UserError as error:
-        sys.exit(f"hjepa_jax: {error}")
+    settings = resolve(_CONFIG.value, training=_MODE.value != "eval")
+    workdir = local_path(str(_WORKDIR.value), "--workdir")
+    eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
+    with distributed.session(distributed.find_cluster(given, os.environ)):
+        _work(settings, workdir, eval_dir)
 
 
 def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
@@ -116,12 +130,7 @@ def _say(sentence: str) -> None:
 def run() -> None:
     """Entry point of `python -m hjepa_jax.main`."""
     try:
-        run_program(
-            "hjepa_jax",
-            main,
-            required=("config", "workdir"),
-            example="--config=configs/quickstart.py --workdir=runs/quickstart",
-        )
+        PROGRAM.run(main)
     except BaseException as end:
         if watched.any_stuck():
             _end_now(end)

@@ -15,11 +15,18 @@ import sys
 import jax
 from absl import flags
 
-from hjepa_jax.config.flags import define_config, run_program
+from hjepa_jax.config.command_line.program import Program
+from hjepa_jax.config.flags import define_config
 
-_CONFIG = define_config("configs/cifar100.py:smoke", "Configuration file.")
-_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to compare.")
-_TOLERANCE = flags.DEFINE_float("tolerance", 1e-9, "Largest relative difference, in float64.")
+PROGRAM = Program("layout", __doc__)
+_OWN = {"flag_values": PROGRAM.flags}
+_CONFIG = define_config("cifar100:smoke", "What to check.", values=PROGRAM.flags)
+_DEVICES = flags.DEFINE_list(
+    "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=PROGRAM.flags
+)
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", 1e-9, "Largest relative difference, in float64.", flag_values=PROGRAM.flags
+)
 
 
 def main(argv: list[str]) -> None:
@@ -50,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_program("layout_check", main)
+    PROGRAM.run(main)

@@ -11,17 +11,24 @@ from absl import flags
 from PIL import Image
 
 from hjepa_jax.config import resolve
-from hjepa_jax.config.flags import define_config, run_program
+from hjepa_jax.config.command_line.program import Program
+from hjepa_jax.config.flags import define_config
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import train_batches
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_file, local_path
 
-_CONFIG = define_config(None, "Configuration file, with overrides.")
-_OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.")
-_IMAGES = flags.DEFINE_integer("images", 12, "Images to show.", lower_bound=1)
-_STEP = flags.DEFINE_integer("step", 0, "Training step whose batch is shown.", lower_bound=0)
+PROGRAM = Program("views", __doc__, required=("config",), speaker="show_views")
+_OWN = {"flag_values": PROGRAM.flags}
+_CONFIG = define_config(None, "What to show.", values=PROGRAM.flags)
+_OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.", **_OWN)
+_IMAGES = flags.DEFINE_integer(
+    "images", 12, "Images to show.", lower_bound=1, flag_values=PROGRAM.flags
+)
+_STEP = flags.DEFINE_integer(
+    "step", 0, "Training step whose batch is shown.", lower_bound=0, flag_values=PROGRAM.flags
+)
 
 
 def main(argv: list[str]) -> None:
@@ -45,4 +52,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_program("show_views", main, required=("config",))
+    PROGRAM.run(main)

@@ -1,17 +1,16 @@
 """Parsing of command lines: configuration files, overrides, and one-sentence errors.
 
-A program defines its flags, `--config` by `define_config`, and starts by `run_program`.
+A program defines its flags, `--config` by `define_config`; see `command_line.program`.
 """
 
 from __future__ import annotations
 
 import collections
+import difflib
 import re
-import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import checks, files
@@ -19,7 +18,7 @@ from hjepa_jax.config.fields import Row
 from hjepa_jax.config.load import load_config
 from hjepa_jax.config.parts import TABLES
 from hjepa_jax.config.settings import Schema, Settings, schema
-from hjepa_jax.config.unknown import unknown_field
+from hjepa_jax.config.unknown import field_of_word, unknown_field
 from hjepa_jax.config.values import TRUTH, coerce, parse, problems_of
 from hjepa_jax.errors import UserError, first_line
 
@@ -175,8 +174,13 @@ def resolve_arguments(arguments: list[str]) -> Settings:
     return checks.resolve(config)
 
 
-def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
+def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) -> list[str]:
     """Parses flags, and loads the configuration of `--config` with its overrides, in their order.
+
+    Args:
+      values: the program's own flags; the libraries' flags in `flags.FLAGS` are parsed with them.
+      argv: the program's name and its arguments.
+      program: the program's name, for messages.
 
     Returns:
       The arguments that are not flags, starting with the program's name.
@@ -184,16 +188,22 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
     Raises:
       UserError: one sentence about what is wrong.
     """
+    configured = "config" in list(values)
+    given = values["config"].value if configured else None
     try:
-        expanded = [argv[0], *values.read_flags_from_files(argv[1:], force_gnu=False)]
-        given = values["config"].value if "config" in list(values) else None
+        everything = _with_libraries(values)
+        expanded = [argv[0], *everything.read_flags_from_files(argv[1:], force_gnu=True)]
         kept, overrides = split_overrides(expanded, given)
-        rest = values(kept)
+        rest = everything(kept)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname, values, program)) from error
     except (flags.Error, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(first_line(error, 400)) from error
-    flag: Any = values["config"] if "config" in list(values) else None
+    for parsed in (values, flags.FLAGS):
+        parsed.mark_as_parsed()
+    flag: Any = values["config"] if configured else None
     if flag is None or flag.value is None:
         if overrides:
             raise UserError(f"config.{overrides[0][0]} is set, but there is no --config.")
@@ -205,33 +215,31 @@ def parse_command_line(values: flags.FlagValues, argv: list[str]) -> list[str]:
     return rest
 
 
-def run_program(
-    name: str,
-    main: Callable[[list[str]], object],
-    *,
-    required: Sequence[str] = (),
-    example: str = "--config=configs/quickstart.py",
-) -> None:
-    """Runs a program; a mistake on its command line ends it with one sentence.
+def _with_libraries(values: flags.FlagValues) -> flags.FlagValues:
+    """Returns a program's flags with those that libraries declare, such as absl's --verbosity."""
+    found = flags.FlagValues()
+    found.set_gnu_getopt()
+    found.append_flag_values(values)
+    for name in flags.FLAGS:
+        # Not by its short name, which its name brings along.
+        if name not in found and flags.FLAGS[name].name == name:
+            found[name] = flags.FLAGS[name]
+    return found
 
-    Args:
-      name: the program's name, printed before the sentence.
-      main: called with a list that holds the program's name.
-      required: names of required flags.
-      example: example of those flags, for the message.
-    """
 
-    def parse_flags(argv: list[str]) -> list[str]:
-        try:
-            rest = parse_command_line(flags.FLAGS, argv)
-            if any(flags.FLAGS[flag].value is None for flag in required):
-                listed = " and ".join(f"--{flag}" for flag in required)
-                verb = "is" if len(required) == 1 else "are"
-                raise UserError(f"{listed} {verb} needed, for example {example}.")
-            if rest[1:]:
-                raise UserError(f"{rest[1]!r} is an unexpected argument: flags begin with '--'.")
-            return rest
-        except UserError as error:
-            sys.exit(f"{name}: {error}")
-
-    app.run(main, flags_parser=parse_flags)
+def _unknown_flag(name: str, values: flags.FlagValues, program: str) -> str:
+    """Returns the sentence about a flag that does not exist."""
+    wrong = f"--{name[:100]} is not a flag of {program}"
+    own = list(values)
+    near = difflib.get_close_matches(name, own, 1, 0.75)
+    if "config" in own:
+        of = schema()
+        if name in of.rows and "." in name:
+            return f"{wrong}: did you mean --config.{name}?"
+        if name.partition(".")[0] in of.sections:
+            return f"{wrong}, and {unknown_field(of, name) or f'config.{name} is a section'}"
+        if not near and (field := field_of_word(of, name)):
+            return f"{wrong}: did you mean --config.{field}?"
+    if near:
+        return f"{wrong}: did you mean --{near[0]}?"
+    return f"{wrong}: --help lists them."

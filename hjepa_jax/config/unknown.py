@@ -64,6 +64,15 @@ def _nearest_field(rows: Mapping[str, Row], path: str) -> str:
     return difflib.get_close_matches(path, tuple(rows), 1, 0.0)[0]
 
 
+def field_of_word(of: Schema, word: str) -> str | None:
+    """Returns the field that has a word as its name or as an alias, else None."""
+    everywhere = sorted(of.rows, key=lambda name: not name.startswith("train."))
+    for name in everywhere:
+        if word == name.rpartition(".")[2] or word.lower() in of.rows[name].spec.aliases:
+            return name
+    return None
+
+
 def unknown_field(of: Schema, path: str) -> str | None:
     """Returns a sentence with the nearest field if `path` is unknown, else None."""
     if path in of.rows or path in of.sections:

@@ -1,6 +1,6 @@
 """`hjepa doctor`: checks versions, devices, data, disk, and dry-runs a configuration.
 
-    python -m hjepa_jax.tools.doctor --config=configs/cifar100.py [--workdir=runs/x]
+    hjepa doctor --config=cifar100 [--workdir=runs/x]
 
 Every line says 'ok', or 'problem' and how to fix it. The exit status is 1 if there is a problem.
 """
@@ -20,22 +20,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TextIO
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hjepa_jax.config import Settings, resolve
-from hjepa_jax.config.flags import define_config, parse_command_line
+from hjepa_jax.config.command_line.program import Program
+from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 from hjepa_jax.runtime import compilation_cache
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
-_FLAGS = flags.FlagValues()
-_CONFIG = define_config(None, "Configuration to check and dry-run.", values=_FLAGS)
+PROGRAM = Program("doctor", __doc__)
+_CONFIG = define_config(None, "Configuration to check and dry-run.", values=PROGRAM.flags)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "runs", "Folder whose disk is checked.", flag_values=_FLAGS
+    "workdir", "runs", "Folder whose disk is checked.", flag_values=PROGRAM.flags
 )
 
 # Versions that are known to fail: (package, specifier, reason and remedy).
@@ -241,37 +242,20 @@ def report(found: Iterator[Finding], stream: TextIO | None = None) -> bool:
     return healthy
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the doctor's flags and returns the remaining arguments; errors are one sentence."""
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        print(_FLAGS.get_help())
-        sys.exit(0)
-    try:
-        # absl's own flags (logging) live in the global set.
-        flags.FLAGS(argv[:1])
-        return parse_command_line(_FLAGS, argv)
-    except UserError as error:
-        sys.exit(f"hjepa doctor: {error}")
-
-
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
     # The dry run would log between the findings.
     absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()
-    try:
-        workdir = local_path(_WORKDIR.value, "--workdir")
-    except UserError as error:
-        sys.exit(f"hjepa doctor: {error}")
+    workdir = local_path(_WORKDIR.value, "--workdir")
     if not report(findings(_CONFIG.value, workdir)):
         sys.exit(1)
 
 
 def run() -> None:
     """Entry point of `python -m hjepa_jax.tools.doctor`."""
-    app.run(main, flags_parser=parse_flags)
+    PROGRAM.run(main)
 
 
 if __name__ == "__main__":

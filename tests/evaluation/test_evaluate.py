@@ -7,7 +7,6 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from image_files import write_folder
 from random_states import random_state
 
@@ -273,8 +272,9 @@ def test_unmet_needs_of_the_evaluation_are_found_before_training(
     change, which, words = CASES[case]
     config = small()
     change(config, tmp_path)
+    main.PROGRAM.flags.mark_as_parsed()
+    monkeypatch.setattr(main.PROGRAM.flags["checkpoint"], "value", which)
     with (
-        flagsaver.flagsaver(mode="train_and_eval", checkpoint=which),
         StopRequest() as stop,
         pytest.raises(UserError, match=f"(?s){words}") as refusal,
     ):

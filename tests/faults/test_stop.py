@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from absl.testing import flagsaver
 
 from hjepa_jax import main
 from hjepa_jax.errors import CheckpointError
@@ -110,8 +109,8 @@ def test_a_stop_in_the_last_step_stops_the_evaluation_too(tmp_path, monkeypatch)
 
     monkeypatch.setattr(ProgressDisplay, "step", step)
     monkeypatch.setattr("hjepa_jax.evaluate.evaluate", evaluate)
+    main.PROGRAM.flags.mark_as_parsed()
     with (
-        flagsaver.flagsaver(mode="train_and_eval"),
         StopRequest() as stop,
         pytest.raises(RunStopped, match="after step 2 of 2"),
     ):

@@ -294,7 +294,7 @@ def test_a_program_ends_though_a_read_never_returns(monkeypatch, capsys, end, co
     def run(*_: object, **__: object) -> None:
         raise end
 
-    monkeypatch.setattr("hjepa_jax.main.run_program", run)
+    monkeypatch.setattr("hjepa_jax.main.PROGRAM.run", run)
     monkeypatch.setattr("hjepa_jax.main.os._exit", codes.append)
     with pytest.raises(type(end)):
         main.run()

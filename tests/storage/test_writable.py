@@ -163,7 +163,8 @@ def test_every_script_tries_its_output_before_its_work(name, tmp_path) -> None:
         script = runpy.run_path(str(path))
         (tmp_path / "file").write_text("x")
         flag, _, file = OUTPUTS.get(name, "out=x").partition("=")
-        rest = flags.FLAGS([name, *SCRIPTS[name], f"--{flag}={tmp_path}/file/{file}"])
+        given = [name, *SCRIPTS[name], f"--{flag}={tmp_path}/file/{file}"]
+        rest = script["PROGRAM"].parse(given) if "PROGRAM" in script else flags.FLAGS(given)
         with pytest.raises(SystemExit, match=rf"^{name}: --{flag}=.*file is a file, not a folder"):
             script["main"](rest)
     finally:

@@ -1,7 +1,7 @@
 """`hjepa plan`: memory and speed of a training step on a machine that you do not have yet.
 
-    hjepa plan --config=configs/cifar100.py --topology=h100:8
-    hjepa plan --config=configs/cifar100.py --devices=8 --peak_tflops=400 --bandwidth_gbs=2000 \
+    hjepa plan --config=cifar100 --topology=h100:8
+    hjepa plan --config=cifar100 --devices=8 --peak_tflops=400 --bandwidth_gbs=2000 \
         --interconnect_gbs=200 --efficiency=0.4
 
 With --topology, such as v5e:4x4 or h100:8, the compiler of that accelerator compiles the step from
@@ -16,40 +16,45 @@ machine is measured, and its rates are divided by the number of devices.
 
 from __future__ import annotations
 
-import sys
-
-import jax
 from absl import flags
 
-from hjepa_jax.config.flags import define_config, run_program
+from hjepa_jax.config.command_line.program import Program
+from hjepa_jax.config.flags import define_config
 
-_CONFIG = define_config("configs/cifar100.py", "Configuration file.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Accelerators, such as v5e:4x4 or h100:8.")
-_HLO = flags.DEFINE_string("hlo", None, "File for the program compiled for --topology.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices to split the batch over.", upper_bound=4096)
-_PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of one device in TFLOP/s; None = measure.")
+PROGRAM = Program("plan", __doc__)
+_OWN = {"flag_values": PROGRAM.flags}
+_CONFIG = define_config("cifar100", "What to plan.", values=PROGRAM.flags)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Accelerators, such as v5e:4x4 or h100:8.", **_OWN
+)
+_HLO = flags.DEFINE_string("hlo", None, "File for the program compiled for --topology.", **_OWN)
+_DEVICES = flags.DEFINE_integer(
+    "devices", 1, "Devices to split the batch over.", upper_bound=4096, **_OWN
+)
+_PEAK = flags.DEFINE_float(
+    "peak_tflops", None, "Peak of one device in TFLOP/s; None = measure.", **_OWN
+)
 _MEMORY = flags.DEFINE_float(
-    "bandwidth_gbs", None, "Memory bandwidth of one device in GB/s; None = measure."
+    "bandwidth_gbs", None, "Memory bandwidth of one device in GB/s; None = measure.", **_OWN
 )
 _INTERCONNECT = flags.DEFINE_float(
-    "interconnect_gbs", None, "Bandwidth between devices in GB/s; None = memory bandwidth."
+    "interconnect_gbs", None, "GB/s between devices; None = memory bandwidth.", **_OWN
 )
-_EFFICIENCY = flags.DEFINE_float("efficiency", 1.0, "Fraction of the peak that is achieved.")
+_EFFICIENCY = flags.DEFINE_float(
+    "efficiency", 1.0, "Fraction of the peak that is achieved.", **_OWN
+)
 _OF_THE_ESTIMATE = (_DEVICES, _PEAK, _MEMORY, _INTERCONNECT, _EFFICIENCY)
 
 
 def main(argv: list[str]) -> None:
     """Prints the plan."""
     del argv
+    import jax
+
     jax.config.update("jax_platforms", "cpu")
     if _TOPOLOGY.value is None:
         jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-    from hjepa_jax.errors import UserError
-
-    try:
-        print(_estimate() if _TOPOLOGY.value is None else _compiled(_TOPOLOGY.value))
-    except UserError as error:
-        sys.exit(f"hjepa plan: {error}")
+    print(_estimate() if _TOPOLOGY.value is None else _compiled(_TOPOLOGY.value))
 
 
 def _compiled(name: str) -> str:
@@ -97,7 +102,7 @@ def _estimate() -> str:
 
 def run() -> None:
     """Entry point of `hjepa plan`."""
-    run_program("hjepa plan", main)
+    PROGRAM.run(main)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The programs of the `hjepa` command: their flags, help, and start."""

@@ -1,0 +1,169 @@
+"""A command of `hjepa`: its own flags, its help, and one-sentence errors.
+
+    PROGRAM = Program("views", __doc__, required=("config",))
+    _CONFIG = define_config(None, "What to show.", values=PROGRAM.flags)
+
+The module that declares a program imports JAX inside functions alone: help and completion read it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from hjepa_jax.config.flags import parse_command_line
+from hjepa_jax.errors import UserError
+
+_WIDTH = 96
+_INDENT = 28
+
+
+class Program:
+    """A command of `hjepa`.
+
+    Attributes:
+      name: name after `hjepa`.
+      flags: its own flags.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        meaning: str | None,
+        *,
+        required: Sequence[str] = (),
+        example: str = "--config=quickstart",
+        arguments: str = "",
+        number: tuple[int, int] = (0, 0),
+        speaker: str = "",
+        own: flags.FlagValues | None = None,
+    ) -> None:
+        """Declares a program without flags.
+
+        Args:
+          name: name after `hjepa`.
+          meaning: what it does: a docstring, whose first line may begin with "`hjepa NAME`: ".
+          required: names of required flags.
+          example: example of them, or of the arguments, for the message.
+          arguments: the arguments that are no flags, for the help, such as 'RUN [RUN ...]'.
+          number: least and most of them.
+          speaker: printed before errors; '' = 'hjepa NAME'.
+          own: its flags; None = a new set.
+        """
+        self.name = name
+        self.flags = flags.FlagValues() if own is None else own
+        self._meaning = (meaning or "").strip()
+        self._required, self._example = tuple(required), example
+        self._arguments, self._number = arguments, number
+        self._speaker = speaker or f"hjepa {name}"
+
+    def help(self) -> str:
+        """Returns the usage, the meaning, and every flag with its default."""
+        configured = "config" in list(self.flags)
+        parts = [f"usage: hjepa {self.name}", self._arguments, "[FLAGS]"]
+        parts += ["[--config.SECTION.FIELD=VALUE ...]"] if configured else []
+        own = sorted(self.flags.flag_values_dict())
+        lines = [" ".join(filter(None, parts)), "", self._meaning]
+        lines += ["", "flags:", *map(self._flag_help, own)] if own else []
+        if configured:
+            lines += ["", "'hjepa config' lists the fields of the configuration."]
+        return "\n".join(lines)
+
+    def _flag_help(self, name: str) -> str:
+        """Returns the lines about a flag."""
+        flag = self.flags[name]
+        shown = f"--[no]{name}" if flag.boolean else f"--{name}={flag_value(flag)}"
+        if name in self._required:
+            end = " (required)"
+        elif flag.default is None or flag.default in ([], [""]):
+            end = ""
+        else:
+            default = flag.default
+            end = f" (default: {','.join(default) if isinstance(default, list) else default})"
+        head = f"  {shown}".ljust(_INDENT)
+        indent = " " * _INDENT
+        # absl puts the choices of an enum before its meaning.
+        text = f"{(flag.help or '').rpartition('>: ')[2]}{end}"
+        if len(head) >= _INDENT and not head.endswith(" "):
+            return f"{head}\n" + textwrap.fill(
+                text, _WIDTH, initial_indent=indent, subsequent_indent=indent
+            )
+        return textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=indent)
+
+    def parse(self, argv: list[str]) -> list[str]:
+        """Parses a command line; prints the help and exits if that is asked for.
+
+        Args:
+          argv: the arguments, after the program's name.
+
+        Returns:
+          The name and the arguments that are no flags.
+
+        Raises:
+          UserError: one sentence about what is wrong.
+        """
+        before = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+        if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(before):
+            write_out(self.help())
+            sys.exit(0)
+        rest = parse_command_line(self.flags, argv, f"hjepa {self.name}")
+        missing = [name for name in self._required if self.flags[name].value is None]
+        if missing:
+            listed = " and ".join(f"--{name}" for name in self._required)
+            verb = "is" if len(self._required) == 1 else "are"
+            raise UserError(f"{listed} {verb} needed, for example {self._example}.")
+        least, most = self._number
+        if len(rest) - 1 > most:
+            wanted = f" after {self._arguments}" if most else ": flags begin with '--'"
+            raise UserError(f"{rest[most + 1]!r} is an unexpected argument{wanted}.")
+        if len(rest) - 1 < least:
+            raise UserError(
+                f"{self._arguments} is needed, for example hjepa {self.name} {self._example}."
+            )
+        return rest
+
+    def run(self, main: Callable[[list[str]], object]) -> None:
+        """Runs the program with the arguments of the process; a user's error is one sentence."""
+
+        def parse(argv: list[str]) -> list[str]:
+            try:
+                return self.parse(argv)
+            except UserError as error:
+                sys.exit(f"{self._speaker}: {error}")
+
+        def guarded(argv: list[str]) -> object:
+            try:
+                return main(argv)
+            except UserError as error:
+                sys.exit(f"{self._speaker}: {error}")
+
+        app.run(guarded, flags_parser=parse)
+
+
+def write_out(text: str) -> None:
+    """Prints a text whose reader, such as `head`, may stop early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def flag_value(flag: flags.Flag) -> str:
+    """Returns what may follow a flag's '=', for the help."""
+    choices = getattr(flag.parser, "enum_values", None)
+    if choices:
+        return "|".join(choices)
+    kinds = {int: "N", float: "X", list: "A,B,..."}
+    if isinstance(flag.parser, flags.ListParser):
+        return kinds[list]
+    return kinds.get(getattr(flag.parser, "number_type", None) or _type(flag), "TEXT")
+
+
+def _type(flag: flags.Flag) -> type:
+    kinds = {"int": int, "float": float}
+    return kinds.get(flag.flag_type(), str)
