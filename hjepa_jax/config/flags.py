@@ -1,6 +1,6 @@
 """Parsing of command lines: configuration files, overrides, and one-sentence errors.
 
-A program defines its flags, `--config` by `define_config`; see the class `Program`.
+A program defines its flags, `--config` by `define_config`; see `hjepa_jax.config.command_line.program`.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) 
     """Parses flags, and loads the configuration of `--config` with its overrides, in their order.
 
     Args:
-      values: the program's own flags; the libraries' flags in `flags.FLAGS` are parsed with them.
+      values: the program's own flags; those of libraries are parsed with them.
       argv: the program's name and its arguments.
       program: the program's name, for messages.
 
