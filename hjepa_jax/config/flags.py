@@ -1,6 +1,6 @@
 """Parsing of command lines: configuration files, overrides, and one-sentence errors.
 
-A program defines its flags, `--config` by `define_config`; see `hjepa_jax.config.command_line.program`.
+A program defines `--config` by `define_config`; see `hjepa_jax.config.command_line.program`.
 """
 
 from __future__ import annotations
