@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hjepa_jax.evaluation.compare.runs import Curve, mean_curve
 from hjepa_jax.evaluation.report import plots
 from hjepa_jax.evaluation.report.figures import (
     draw_series,
@@ -17,7 +16,7 @@ from hjepa_jax.evaluation.report.figures import (
 )
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, Any]]]
-Curves = Mapping[str, Mapping[int, Mapping[str, Curve]]]
+Curves = Mapping[str, Mapping[int, Mapping[str, plots.Curve]]]
 # Logged metrics to draw: tag -> title; methods that lack a metric are left out of its panel.
 _CURVES = {
     "total": "total loss",
@@ -83,7 +82,7 @@ def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
     styles = styles_of(list(curves))
     for axes, (tag, title) in zip(panels.ravel(), _CURVES.items()):
         for method, by_seed in curves.items():
-            found = mean_curve([one[tag] for one in by_seed.values() if tag in one])
+            found = plots.mean_curve([one[tag] for one in by_seed.values() if tag in one])
             if found is None:
                 continue
             (steps, values), (low, high) = found

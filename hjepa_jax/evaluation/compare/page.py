@@ -1,4 +1,4 @@
-"""Comparison of runs as one self-contained HTML page: no network, no scripts.
+"""Comparison of runs as one self-contained HTML page.
 
 Runs that differ only in their seed form a group; the first group is the baseline for the others.
 """
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare import sections as parts
-from hjepa_jax.evaluation.compare.charts import escape
 from hjepa_jax.evaluation.compare.runs import Group, RunResult, group_runs, load_result
-from hjepa_jax.evaluation.compare.style import STYLE
+from hjepa_jax.evaluation.page.document import Section, document, warning
+from hjepa_jax.evaluation.page.text import escape
 from hjepa_jax.storage.files import check_writable_file, local_path, write_atomically
 
 # Settings that may differ, or have a warning of their own.
@@ -86,34 +86,25 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
     """Returns the page as HTML."""
     baseline = groups[0].name
     sections = [
-        ("Summary", parts.summary_table(groups)),
-        ("Differences", parts.intervals(groups)),
-        ("Neighbors and spectra", parts.knn_and_spectra(groups)),
-        ("Training", parts.training_curves(groups)),
-        ("Position q, momentum p, and both", parts.state_parts_table(groups)),
-        ("Few-shot, coarse labels, and corrupted images", parts.extra_table(groups)),
-        ("Configuration differences", parts.configuration_table(groups)),
-        ("Runs", parts.runs_table(groups)),
-        ("Pictures", parts.galleries(groups)),
+        Section("Summary", parts.summary_table(groups)),
+        Section("Differences", parts.intervals(groups)),
+        Section("Neighbors and spectra", parts.knn_and_spectra(groups)),
+        Section("Training", parts.training_curves(groups)),
+        Section("Position q, momentum p, and both", parts.state_parts_table(groups)),
+        Section("Few-shot, coarse labels, and corrupted images", parts.extra_table(groups)),
+        Section("Configuration differences", parts.configuration_table(groups)),
+        Section("Runs", parts.runs_table(groups)),
+        Section("Pictures", parts.galleries(groups)),
     ]
-    body = "".join(
-        f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text
-    )
     count = sum(len(group.runs) for group in groups)
-    warned = "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(groups))
     note = (
         f"{count} runs in {len(groups)} groups; runs of a group differ only in their seed. "
         "Values are means ± standard deviations over seeds; bands span the lowest to the highest "
-        f"run. Small numbers are differences from {baseline} with 95\u00a0% bootstrap intervals "
+        f"run. Small numbers are differences from {baseline} with 95 % bootstrap intervals "
         "over seeds, colored if the interval excludes zero."
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="note">{escape(note)}</p>{warned}{body}'
-        "</main></body></html>\n"
-    )
+    intro = f'<p class="note">{escape(note)}</p>{"".join(map(warning, warnings(groups)))}'
+    return document(title, intro, sections)
 
 
 def compare(

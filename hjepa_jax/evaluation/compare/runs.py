@@ -19,6 +19,7 @@ from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 from hjepa_jax.evaluation.report.folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.report.plots import Curve
 from hjepa_jax.evaluation.report.summary import headline, headline_intervals
 from hjepa_jax.storage.files import read_regular
 from hjepa_jax.storage.schema import (
@@ -92,7 +93,6 @@ _EVALUATION = Fields(
     },
     {"notes": Items(Text()), "schema_version": Whole()},
 )
-Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,26 +373,3 @@ def _percentile_interval(means: npt.NDArray[np.float64], confidence: float) -> t
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
-
-
-def mean_curve(
-    curves: Sequence[Curve], max_points: int = 300
-) -> tuple[Curve, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] | None:
-    """Returns the mean over runs at their common steps, and the (lowest, highest) of the runs.
-
-    More than `max_points` steps are averaged in equal blocks. None without a common step.
-    """
-    if not curves:
-        return None
-    steps = curves[0][0]
-    for other, _ in curves[1:]:
-        steps = np.intersect1d(steps, other)
-    if not len(steps):
-        return None
-    values = np.stack([y[np.isin(x, steps)] for x, y in curves])
-    block = -(-len(steps) // max_points)
-    edges = np.arange(0, len(steps), block)
-    sizes = np.diff(np.append(edges, len(steps)))
-    values = np.add.reduceat(values, edges, axis=1) / sizes
-    middle = np.add.reduceat(steps, edges) / sizes
-    return (middle.astype(np.int64), values.mean(axis=0)), (values.min(axis=0), values.max(axis=0))

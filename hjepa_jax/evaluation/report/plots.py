@@ -1,4 +1,4 @@
-"""Data of the plots of kNN accuracy and covariance spectra, for any way of drawing them."""
+"""Data of the plots of accuracies, spectra and curves, for any way of drawing them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 # Okabe and Ito's colors, distinguishable under every common color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
 # What `metrics.json` says, of all encoders or of one.
 Metrics: TypeAlias = Mapping[str, Any]
 # Points (x, y) of one run.
 Line = tuple[list[float], list[float]]
+# A logged metric: ascending steps, and its values.
+Curve: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 # Eigenvalues below this share of the largest are rounding errors.
 _SMALLEST_SHARE = 1e-12
 
@@ -104,3 +109,26 @@ def over_runs(name: str, style: int, lines: Sequence[Line], *, geometric: bool =
         [min(column) for column in columns] if many else None,
         [max(column) for column in columns] if many else None,
     )
+
+
+def mean_curve(
+    curves: Sequence[Curve], max_points: int = 300
+) -> tuple[Curve, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] | None:
+    """Returns the mean over runs at their common steps, and the (lowest, highest) of the runs.
+
+    More than `max_points` steps are averaged in equal blocks. None without a common step.
+    """
+    if not curves:
+        return None
+    steps = curves[0][0]
+    for other, _ in curves[1:]:
+        steps = np.intersect1d(steps, other)
+    if not len(steps):
+        return None
+    values = np.stack([y[np.isin(x, steps)] for x, y in curves])
+    block = -(-len(steps) // max_points)
+    edges = np.arange(0, len(steps), block)
+    sizes = np.diff(np.append(edges, len(steps)))
+    values = np.add.reduceat(values, edges, axis=1) / sizes
+    middle = np.add.reduceat(steps, edges) / sizes
+    return (middle.astype(np.int64), values.mean(axis=0)), (values.min(axis=0), values.max(axis=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,51 @@ PIXELS = "pixels"
 _UNTRAINED = ("random", PIXELS)
 # Computed from centered features: meaningless for a state that is nearly all mean.
 RANKS = ("effective_rank", "participation_ratio")
+
+
+class Figure(NamedTuple):
+    """How a headline figure is shown.
+
+    Attributes:
+      title, short: column titles on a page and in a table of 80 columns; '{k}' is its k.
+      factor: what its value is multiplied by.
+      digits: decimals.
+      more_is_better: None = neither.
+    """
+
+    title: str
+    short: str
+    factor: float
+    digits: int
+    more_is_better: bool | None
+
+
+FIGURES = {
+    "knn": Figure("kNN@{k} %", "kNN@{k} %", 100, 1, True),
+    "knn_first": Figure("kNN@{k} %", "kNN@{k} %", 100, 1, True),
+    "probe_top1": Figure("probe top-1 %", "probe top-1 %", 100, 1, True),
+    "probe_top5": Figure("probe top-5 %", "probe top-5 %", 100, 1, True),
+    "effective_rank": Figure("effective rank", "eff. rank", 1, 1, None),
+    "participation_ratio": Figure("particip. ratio", "particip. ratio", 1, 1, None),
+    "rankme": Figure("RankMe", "RankMe", 1, 1, None),
+    "mean_share": Figure("energy in mean %", "in mean %", 100, 1, None),
+    "alignment": Figure("alignment", "align.", 1, 3, None),
+    "uniformity": Figure("uniformity", "unif.", 1, 3, None),
+}
+ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
+
+
+def titles(encoder_metrics: Metrics, headline_k: int, *, short: bool = False) -> dict[str, str]:
+    """Returns the column title of each headline figure; kNN at the same k is not shown twice."""
+    ks = encoder_metrics["knn"]["k_values"]
+    used = {"knn": ks[headline_position(encoder_metrics, headline_k)], "knn_first": ks[0]}
+    shown = {
+        name: (figure.short if short else figure.title).format(k=used.get(name))
+        for name, figure in FIGURES.items()
+    }
+    if used["knn"] == used["knn_first"]:
+        del shown["knn_first"]
+    return shown
 
 
 def headline_position(encoder_metrics: Metrics, k: int) -> int:

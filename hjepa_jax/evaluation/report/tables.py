@@ -19,7 +19,7 @@ from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.folder import METRICS, report_folder
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.plots import Metrics
-from hjepa_jax.evaluation.report.summary import headline, headline_intervals
+from hjepa_jax.evaluation.report.summary import FIGURES, headline, headline_intervals, titles
 from hjepa_jax.evaluation.report.text import markdown_text
 from hjepa_jax.evaluation.report.trajectories import flow_figure
 from hjepa_jax.storage.files import json_text, printable, write_atomically
@@ -32,8 +32,6 @@ _CAPTIONS = {
     "neighbors.png": "Test images and their nearest training images",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
-_ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
-_PERCENT = (*_ACCURACIES, "mean_share")
 # Stands for a missing or meaningless value.
 NOTHING = "–"
 
@@ -45,31 +43,16 @@ def _used_k(metrics: Metrics) -> tuple[int, int]:
 
 
 def _columns(metrics: Metrics) -> dict[str, str]:
-    """Returns the title of each column; kNN at the same k is not shown twice."""
-    k, first = _used_k(metrics)
-    titles = {"knn": f"kNN@{k} %", "knn_first": f"kNN@{first} %"}
-    if k == first:
-        del titles["knn_first"]
-    return titles | {
-        "probe_top1": "probe top-1 %",
-        "probe_top5": "probe top-5 %",
-        "effective_rank": "eff. rank",
-        "participation_ratio": "particip. ratio",
-        "rankme": "RankMe",
-        "mean_share": "in mean %",
-        "alignment": "align.",
-        "uniformity": "unif.",
-    }
+    """Returns the title of each column."""
+    first = next(iter(metrics["encoders"].values()))
+    return titles(first, metrics["headline_k"], short=True)
 
 
 def _cell(name: str, value: float | None, signed: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return NOTHING
-    sign = "+" if signed else ""
-    if name in _PERCENT:
-        return f"{100 * value:{sign}.1f}"
-    digits = 1 if name in ("effective_rank", "participation_ratio", "rankme") else 3
-    return f"{value:{sign}.{digits}f}"
+    figure = FIGURES[name]
+    return f"{figure.factor * value:{'+' if signed else ''}.{figure.digits}f}"
 
 
 def _interval(low_high: Sequence[float] | None) -> str:

@@ -1,23 +1,22 @@
 """The comparison page: reading runs, statistics, charts, and the page in a browser."""
 
-import html.parser
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import scipy.stats
+from pages import ink_pixels, parse, screenshot
 from PIL import Image
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.compare import charts, runs
+from hjepa_jax.evaluation.compare import runs
 from hjepa_jax.evaluation.compare.page import compare, page, warnings
-from hjepa_jax.evaluation.report.plots import Axes, Series
+from hjepa_jax.evaluation.page import ink
 from hjepa_jax.runtime.writers import create_writer
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -195,130 +194,11 @@ def test_one_seed_has_no_interval() -> None:
     assert runs.bootstrap_difference([0.5, 0.5], [0.5, 0.5]) == (0.0, (0.0, 0.0))
 
 
-def test_mean_curve_is_at_common_steps_and_in_blocks() -> None:
-    one = (np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 3.0, 4.0]))
-    two = (np.array([2, 3, 4, 5]), np.array([4.0, 5.0, 6.0, 9.0]))
-    (steps, mean), (low, high) = runs.mean_curve([one, two])
-    assert steps.tolist() == [2, 3, 4]
-    assert mean.tolist() == [3, 4, 5]
-    assert (low.tolist(), high.tolist()) == ([2, 3, 4], [4, 5, 6])
-    (steps, mean), _ = runs.mean_curve([one], max_points=2)
-    assert (steps.tolist(), mean.tolist()) == ([1, 3], [1.5, 3.5])
-    assert runs.mean_curve([one, (np.array([9]), np.array([1.0]))]) is None
-    assert runs.mean_curve([]) is None
-
-
-def shapes(svg: str) -> tuple[ElementTree.Element, list[ElementTree.Element]]:
-    root = ElementTree.fromstring(svg)
-    return root, list(root.iter())
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_points_lie_where_the_axes_say(log) -> None:
-    x, y = [1.0, 10.0, 100.0], [2.0, 0.02, 0.2]
-    svg = charts.line_chart(
-        [Series("a<b", x, y, 0, y, [2 * v for v in y])],
-        Axes("x & y", log_x=log, log_y=log, x_ticks=x),
-    )
-    _, elements = shapes(svg)
-    circles = [e for e in elements if e.tag == "circle"]
-    assert len(circles) == 3
-    assert circles[0].find("title").text == "a<b: 2 at 1"
-    # Each point is above the x tick with its value.
-    ticks = {e.text: float(e.get("x")) for e in elements if e.tag == "text" and e.get("x")}
-    for circle, at in zip(circles, ("1", "10", "100"), strict=True):
-        assert float(circle.get("cx")) == pytest.approx(ticks[at], abs=0.11)
-    # Heights are linear in y (or its logarithm) and increase upward.
-    heights = [float(circle.get("cy")) for circle in circles]
-    values = np.log10(y) if log else np.array(y)
-    expected = (values[1] - values[2]) / (values[1] - values[0])
-    assert (heights[1] - heights[2]) / (heights[1] - heights[0]) == pytest.approx(
-        expected, abs=2e-3
-    )
-    assert heights[0] < heights[2] < heights[1]
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize(
-    ("x", "y"),
-    [([3.0], [0.7]), ([1.0, 2.0], [5.0, 5.0]), ([1.0, 2.0, 3.0], [0.0, np.nan, 1e-7])],
-)
-def test_odd_data_stays_inside_the_frame(log, x, y) -> None:
-    svg = charts.line_chart([Series("s", x, y, 8)], Axes("x", log_y=log))
-    root, elements = shapes(svg)
-    _, _, width, height = map(float, root.get("viewBox").split())
-    drawn = [e for e in elements if e.tag == "circle"]
-    assert drawn
-    for circle in drawn:
-        assert 0 < float(circle.get("cx")) < width
-        assert 0 < float(circle.get("cy")) < height
-    assert "nan" not in svg
-
-
-def test_nothing_to_draw_is_an_empty_text() -> None:
-    assert charts.line_chart([], Axes("x")) == ""
-    assert charts.line_chart([Series("s", [1.0], [-1.0], 0)], Axes("x", log_y=True)) == ""
-    assert charts.interval_chart([], "x") == ""
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-3, 12, [0, 5, 10]), (0.031, 0.049, None)],
-)
-def test_ticks_are_round_numbers_inside(low, high, expected) -> None:
-    ticks = charts.nice_ticks(low, high)
-    assert expected is None or ticks == pytest.approx(expected)
-    assert 3 <= len(ticks) <= 8
-    assert low - 1e-9 <= ticks[0] < ticks[-1] <= high + 1e-9
-    steps = np.diff(ticks)
-    assert np.allclose(steps, steps[0])
-
-
-def test_numbers_are_short() -> None:
-    values = (0, 1200, 0.25, 1e-4, 1.2e-4, -0.5, 123456.0)
-    expected = ["0", "1200", "0.25", "10⁻⁴", "1.2·10⁻⁴", "−0.5", "1.2·10⁵"]
-    assert [charts.number(value) for value in values] == expected
-
-
-class Balanced(html.parser.HTMLParser):
-    """Fails on tags that are not closed in order, and gathers texts and attributes."""
-
-    VOID = ("meta", "img", "br", "wbr")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.links: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.add(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs) -> None:
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        self.texts.append(data)
-
-
 def test_page_is_complete_and_needs_no_network(workdirs) -> None:
     text = page(load(workdirs))
-    parser = Balanced()
-    parser.feed(text)
-    assert parser.open == []
-    assert not parser.tags & {"script", "link", "iframe", "object"}
-    assert parser.links
-    assert all(link.startswith("data:image/png;base64,") for link in parser.links)
-    assert "http" not in text
-    assert "url(" not in text
-    shown = " ".join(parser.texts)
+    parser = parse(text)
+    assert sum(link.startswith("data:image/png;base64,") for link in parser.links) == 2
+    shown = parser.shown
     for words in ("kNN@20 %", "53.00", "72.00", "± 3.61", "+19.00", "train.lr", "random encoder"):
         assert words in shown, words
     for heading in ("Summary", "Differences", "Neighbors and spectra", "Training", "Pictures"):
@@ -378,10 +258,7 @@ def test_missing_values_raise_no_error(tmp_path) -> None:
     one["linear_probe"] = {"top1": None, "top5": None}
     one["diagnostics"]["covariance_spectrum_topq"]["eigenvalues"][0] = None
     path.write_text(json.dumps(metrics))
-    parser = Balanced()
-    parser.feed(page(load(workdirs)))
-    assert parser.open == []
-    assert "nan" not in parser.texts
+    assert "nan" not in parse(page(load(workdirs))).shown
 
 
 def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
@@ -404,9 +281,7 @@ def test_collapse_intervals_and_notes_are_on_the_page(tmp_path) -> None:
         metrics |= {"schema_version": 2, "notes": ["A note of <both>."]}
         file.write_text(json.dumps(metrics))
     text = page(load(paths))
-    parser = Balanced()
-    parser.feed(text)
-    shown = " ".join(parser.texts)
+    shown = parse(text).shown
     assert "[45.1, 54.9]" in shown
     assert "RankMe" in shown
     assert "energy in mean %" in shown
@@ -450,10 +325,7 @@ def test_meaningless_accuracies_in_several_seeds(tmp_path) -> None:
         one["knn"] |= {"top1": [None] * 3, "top1_interval": [None] * 3}
         one["linear_probe"] = {"top1": None, "top1_interval": None, "top5": None}
         file.write_text(json.dumps(metrics))
-    parser = Balanced()
-    parser.feed(page(load(paths)))
-    assert parser.open == []
-    assert "nan" not in " ".join(parser.texts)
+    assert "nan" not in parse(page(load(paths))).shown
 
 
 NAMED_RATES = (("a", 0.1), ("b", 0.2))
@@ -461,10 +333,7 @@ NAMED_RATES = (("a", 0.1), ("b", 0.2))
 
 @pytest.mark.parametrize("name", ["a <b>&amp; 'c'", "<img src=x onerror=alert(1)>", '"><script>'])
 def test_names_cannot_break_the_page(name, tmp_path) -> None:
-    text = page(load([write_run(tmp_path, name, seed=0, knn=0.5)]))
-    parser = Balanced()
-    parser.feed(text)
-    assert parser.open == []
+    parser = parse(page(load([write_run(tmp_path, name, seed=0, knn=0.5)])))
     assert name in parser.texts
 
 
@@ -491,26 +360,10 @@ def test_script_writes_a_page_that_a_browser_shows(workdirs, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "better: better-seed0, better-seed1, better-seed2" in done.stdout
     assert out.read_text() == page(load(workdirs))
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next((name for name in names if shutil.which(name)), None)
-    if browser is None:
-        pytest.skip("no headless browser here: the page was written, but not looked at")
-    picture = tmp_path / "page.png"
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync")
-    flags += ("--disable-background-networking", "--disable-component-update", "--hide-scrollbars")
-    flags += (f"--user-data-dir={tmp_path}/browser", "--window-size=1280,2400")
-    subprocess.run(
-        [browser, *flags, f"--screenshot={picture}", out.as_uri()],
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
-    assert pixels.shape == (2400, 1280, 3)
+    pixels = screenshot(out, 1280, 2400)
     # Both groups' colors are drawn, as lines and not as a handful of pixels.
     for style in (0, 1):
-        ink = [int(charts.color(style)[i : i + 2], 16) for i in (1, 3, 5)]
-        assert (np.abs(pixels - ink).sum(axis=-1) < 12).sum() > 700
+        assert ink_pixels(pixels, ink.COLORS[style]) > 700
     # Nothing extends to the right of the page's column.
     assert (pixels[:, -12:] == pixels[0, 0]).all()
 

@@ -51,3 +51,16 @@ def test_matplotlib_draws_what_is_described(described: plots.Axes) -> None:
     assert (line.get_marker() == "None") == (described.x_ticks is None)
     np.testing.assert_array_equal(line.get_ydata(), [0.5, 0.25])
     assert len(axes.collections) == 1
+
+
+def test_mean_curve_is_at_common_steps_and_in_blocks() -> None:
+    one = (np.array([1, 2, 3, 4]), np.array([1.0, 2.0, 3.0, 4.0]))
+    two = (np.array([2, 3, 4, 5]), np.array([4.0, 5.0, 6.0, 9.0]))
+    (steps, mean), (low, high) = plots.mean_curve([one, two])
+    assert steps.tolist() == [2, 3, 4]
+    assert mean.tolist() == [3, 4, 5]
+    assert (low.tolist(), high.tolist()) == ([2, 3, 4], [4, 5, 6])
+    (steps, mean), _ = plots.mean_curve([one], max_points=2)
+    assert (steps.tolist(), mean.tolist()) == ([1, 3], [1.5, 3.5])
+    assert plots.mean_curve([one, (np.array([9]), np.array([1.0]))]) is None
+    assert plots.mean_curve([]) is None

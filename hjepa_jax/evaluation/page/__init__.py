@@ -1,0 +1,1 @@
+"""Parts of self-contained HTML pages: document, style, charts, planes, and tables."""

@@ -1,0 +1,57 @@
+"""Charts of logged training metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from hjepa_jax.evaluation.page import charts
+from hjepa_jax.evaluation.page.ink import legend
+from hjepa_jax.evaluation.report import plots
+
+# Training curves, in order, if a run has them: tag -> title.
+CURVES = {
+    "total": "Loss (not comparable between objectives)",
+    "pred": "Prediction loss",
+    "online/knn_top1": "kNN top-1 during training",
+    "online/probe_top1": "Linear probe top-1 on training views",
+    "sigreg": "SIGReg statistic",
+    "q_pr": "Participation ratio of q (normalized)",
+    "p_pr": "Participation ratio of p (normalized)",
+    "q_std_min": "Smallest standard deviation of q",
+    "p_std_min": "Smallest standard deviation of p",
+    "q2": "Mean square of q",
+    "p2": "Mean square of p",
+    "grad_norm": "Gradient norm",
+    "lr": "Learning rate",
+}
+
+
+class Curves(NamedTuple):
+    """Logged metrics, by tag, of runs that are drawn as one series."""
+
+    name: str
+    style: int
+    runs: Sequence[Mapping[str, plots.Curve]]
+
+
+def _series(curves: Curves, tag: str) -> plots.Series | None:
+    found = plots.mean_curve([run[tag] for run in curves.runs if tag in run])
+    if found is None:
+        return None
+    (steps, mean), (low, high) = found
+    band = (low.tolist(), high.tolist()) if len(curves.runs) > 1 else (None, None)
+    return plots.Series(curves.name, steps.tolist(), mean.tolist(), curves.style, *band)
+
+
+def training_curves(groups: Sequence[Curves]) -> str:
+    """Returns a chart of every known metric that was logged; '' if none was."""
+    figures = []
+    for tag, title in CURVES.items():
+        series = [one for group in groups if (one := _series(group, tag)) is not None]
+        axes = plots.Axes("step", title=title, percent=tag.startswith("online/"))
+        figures.append(charts.figure(series, axes))
+    if not any(figures):
+        return ""
+    names = legend((group.name, group.style) for group in groups) if len(groups) > 1 else ""
+    return f'{names}<div class="grid">{"".join(figures)}</div>'
