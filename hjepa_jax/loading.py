@@ -15,16 +15,17 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
-from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import CheckpointError, UserError
-from hjepa_jax.evaluation.features import encode_images, select_state_part
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.models.base import applied
+from hjepa_jax.pretrained.encoder import Preprocessing, TrainedEncoder, check_batch_size
+from hjepa_jax.pretrained.images import Images
 from hjepa_jax.runtime import sharding
 from hjepa_jax.storage.checkpoint_meta import Meta
 from hjepa_jax.storage.files import local_path
-from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config
+from hjepa_jax.training.setup import build_encoder
 
 
 class LoadedRun:
@@ -34,10 +35,7 @@ class LoadedRun:
       settings: the configuration that the run was trained with.
       step: optimizer step of its checkpoint.
       run: method and mesh.
-      encode_batch: the jitted encoder, uint8 [batch_size, S, S, 3] -> float32 [batch_size, D]
-        with S = config.data.image_size.
-      encoder_variables: the encoder's {'params', 'batch_stats'}.
-      batch_size: images per pass of the encoder.
+      encoder: the encoder's module, variables and preprocessing, for example to fine-tune it.
     """
 
     def __init__(self, run: PreparedRun, state: dict[str, PyTree[jax.Array]], batch_size: int):
@@ -45,14 +43,17 @@ class LoadedRun:
         self.settings: Settings = run.settings
         self.step = int(state["step"])
         self.run = run
-        devices = run.mesh.devices.size
-        self.batch_size = -(-batch_size // devices) * devices
-        params, batch_stats = state["params"], state["batch_stats"]
-        self.encode_batch = make_encode(run, params, batch_stats)
-        self.encoder_variables = {
-            "params": params["encoder"],
-            "batch_stats": batch_stats.get("encoder", {}),
-        }
+        self.encoder = TrainedEncoder(
+            build_encoder(run.settings),
+            {
+                "params": state["params"]["encoder"],
+                "batch_stats": state["batch_stats"].get("encoder", {}),
+            },
+            Preprocessing.of(run.settings),
+            run.mesh,
+            split_qp=run.settings.model.split_qp,
+            batch_size=batch_size,
+        )
         self._predictor_params = state["params"].get("predictor", {})
 
     def __repr__(self) -> str:
@@ -62,27 +63,22 @@ class LoadedRun:
             f"step={self.step}, image_size={data.image_size})"
         )
 
-    def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Encodes images as the evaluation does: short side resized, center crop.
+    def encode(
+        self,
+        images: Images,
+        *,
+        value_range: tuple[float, float] | None = None,
+        progress: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """Returns the states float32 [N, D] of images, or [D] of one image.
 
-        Args:
-          images: uint8 [N, H, W, 3], or a list of uint8 [H, W, 3] of any sizes.
-
-        Returns:
-          The states float32 [N, D]; [q | p] if config.model.split_qp.
-
-        Raises:
-          UserError: if there are no images, their type or shape is wrong, or features are not
-            finite.
+        Images are PIL images, arrays, paths, folders, lists, or iterators; see
+        `hjepa_jax.pretrained.encoder.TrainedEncoder.encode` for arguments and errors.
         """
-        size, resize = self.settings.data.image_size, self.settings.data.eval_resize
-        prepared = [eval_image(_checked(image), size, resize) for image in images]
-        if not prepared:
-            raise UserError("There are no images to encode: pass at least one.")
-        return encode_images(self.encode_batch, np.stack(prepared), self.batch_size)
+        return self.encoder.encode(images, value_range=value_range, progress=progress)
 
     def encode_state_part(
-        self, images: npt.NDArray[np.uint8], state_part: str | None = None
+        self, images: Images, state_part: str | None = None
     ) -> npt.NDArray[np.float32]:
         """Encodes images and keeps one part of the state.
 
@@ -94,9 +90,7 @@ class LoadedRun:
           ConfigError: if the state part is unknown, or the encoder has no q and p.
         """
         chosen = self.settings.evaluation.state_part if state_part is None else state_part
-        split = self.settings.model.split_qp
-        select_state_part(np.zeros((0, 2), np.float32), chosen, split)  # before the work, not after
-        return select_state_part(self.encode(images), chosen, split)
+        return self.encoder.encode(images, state_part=chosen)
 
     def flow(self, z: npt.ArrayLike, direction: int = 1) -> npt.NDArray[np.float32]:
         """Maps states by the run's predictor: the learned flow over `steps * dt`.
@@ -167,24 +161,13 @@ class LoadedRun:
     def _checked_states(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
         _ = self._flow_method
         states = np.asarray(z, np.float32)
-        width = self.run.encoder.shape(self.settings.data.image_size).dim
+        width = self.encoder.dim
         if states.ndim < 1 or states.shape[-1] != width:
             raise UserError(
                 f"States have shape {states.shape}, but those of this run are [..., {width}]: "
                 "use what encode returns (the full state, not its q or p)."
             )
         return states
-
-
-def _checked(image: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Returns the image as an array uint8 [H, W, 3]."""
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
-        raise UserError(
-            "Images must be uint8 [N, H, W, 3] with values 0 to 255 (RGB), but one is "
-            f"{array.dtype} {array.shape}."
-        )
-    return array
 
 
 def _mesh(batch_size: int) -> Mesh:
@@ -210,8 +193,7 @@ def load_run(
       UserError: if the batch size is below 1.
     """
     folder = local_path(workdir, "workdir")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
+    check_batch_size(batch_size)
     settings = saved_config(folder)
     checkpointer = open_saved(settings, folder)
     if isinstance(step, str):

@@ -26,6 +26,7 @@ ROOMS = (
     "train",
     "evaluate",
     "main",
+    "pretrained",
     "loading",
     "interop",
     "tools",

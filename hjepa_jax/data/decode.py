@@ -123,6 +123,32 @@ def _deep_values(encoded: bytes, image: Image.Image, raw: str) -> np.ndarray:
     return pixels.deep_values(image, raw, _load(second)[0])
 
 
+def has_deep_pixels(encoded: bytes) -> bool:
+    """Returns whether a file's header says more than 8 bits per channel; False if unreadable."""
+    try:
+        image = _open(encoded)
+        return pixels.is_deep(image, pixels.raw_mode(image))
+    except MemoryError:
+        raise
+    # The error is reported when the image is read.
+    except Exception:
+        return False
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of at most 8 bits per channel in mode RGB, upright by its EXIF orientation.
+
+    Raises:
+      Exception: whatever Pillow raises for a damaged file.
+    """
+    image, orientation = _load(image)
+    return _turned(pixels.to_rgb(image), orientation)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation != 1 else image
+
+
 def sample_limits(encoded: bytes) -> pixels.Limits | None:
     """Returns the smallest and largest value of an image with more than 8 bits per channel.
 
@@ -247,7 +273,7 @@ def decode_image(
         deep = pixels.is_deep(image, raw)
         image, orientation = _load(image)
         rgb = _deep_to_rgb(encoded, image, raw, ranges) if deep else pixels.to_rgb(image)
-        return rgb.transpose(_UPRIGHT[orientation]) if orientation != 1 else rgb
+        return _turned(rgb, orientation)
     except MemoryError:
         raise
     # Pillow's plug-ins raise almost anything on hostile bytes.

@@ -47,15 +47,14 @@ def encoder_function(
     Raises:
       ConfigError: an unknown state part, or q or p of an encoder without them.
     """
-    split = run.settings.model.split_qp
+    split, about = run.encoder.split_qp, run.encoder.preprocessing
     select_state_part(np.zeros((0, 2), np.float32), state_part, split)
-    setup = run.run.setup
-    if portable:
-        setup = dataclasses.replace(setup, encoder=setup.encoder.portable())
-    variables = jax.device_get(run.encoder_variables)
+    module = run.encoder.module.portable() if portable else run.encoder.module
+    variables = jax.device_get(run.encoder.variables)
 
     def encode(images: jax.Array) -> jax.Array:
-        return select_state_part(frozen_encoder(setup, variables, images), state_part, split)
+        states = frozen_encoder(module, about.mean, about.std, variables, images)
+        return select_state_part(states, state_part, split)
 
     return encode
 

@@ -46,8 +46,8 @@ def split_features(
         settings = settings.replace({"data.root": root})
     select_state_part(np.zeros((0, 2), np.float32), state_part, settings.model.split_qp)
     source = open_split(settings, split)
-    with eval_batches(settings.data, source, run.batch_size) as batches:
-        found = extract_features(run.encode_batch, batches)
+    with eval_batches(settings.data, source, run.encoder.batch_size) as batches:
+        found = extract_features(run.encoder.encode_batch, batches)
     features = select_state_part(found.features, state_part, settings.model.split_qp)
     return found._replace(features=features), tuple(source.class_names)
 

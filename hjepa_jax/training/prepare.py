@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -172,7 +172,7 @@ def prepare(
         # It runs once: optimizing its many small random draws takes ten times longer.
         return lowered.compile(compiler_options=UNOPTIMIZED)(key)
 
-    encode = jax.jit(functools.partial(frozen_encoder, setup), out_shardings=everywhere)
+    encode = jit_frozen_encoder(setup.encoder, settings.data.mean, settings.data.std, mesh)
     return PreparedRun(setup, mesh, num_steps, initialize, step, steps, encode, abstract)
 
 
@@ -215,11 +215,24 @@ def train_steps(
     return jax.lax.scan(one, state, stacked)
 
 
-def frozen_encoder(setup: StepSetup, variables: Parts, images: jax.Array) -> jax.Array:
+def frozen_encoder(
+    encoder: Encoder,
+    mean: Sequence[float],
+    std: Sequence[float],
+    variables: Parts,
+    images: jax.Array,
+) -> jax.Array:
     """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], using running statistics."""
-    data, encoder = setup.settings.data, setup.encoder
-    inputs = normalize(images, data.mean, data.std, encoder.dtype)
+    inputs = normalize(images, mean, std, encoder.dtype)
     return applied(encoder, variables, inputs, train=False)
+
+
+def jit_frozen_encoder(
+    encoder: Encoder, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> FrozenEncoder:
+    """Returns the jitted `frozen_encoder`, whose states every device of the mesh holds."""
+    function = functools.partial(frozen_encoder, encoder, tuple(mean), tuple(std))
+    return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 
 def make_encode(

@@ -269,8 +269,10 @@ def test_exported_features_have_the_same_numbers_in_every_split(tmp_path) -> Non
     config = data_config(name="folder", root=str(tmp_path / "data"), image_size=16)
     run = types.SimpleNamespace(
         settings=typed(config),
-        batch_size=4,
-        encode_batch=lambda images: images.reshape(len(images), -1)[:, :4].astype(np.float32),
+        encoder=types.SimpleNamespace(
+            batch_size=4,
+            encode_batch=lambda images: images.reshape(len(images), -1)[:, :4].astype(np.float32),
+        ),
     )
     numbers = {}
     for split in ("train", "test"):

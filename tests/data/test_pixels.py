@@ -3,11 +3,10 @@
 import logging
 import pickle
 import struct
-import zlib
 
 import numpy as np
 import pytest
-from image_files import data_config, encode, write_folder
+from image_files import data_config, encode, png16, write_folder
 from PIL import Image, TiffImagePlugin
 
 from hjepa_jax.config.checks import typed
@@ -27,21 +26,6 @@ def values(bits: int, seed: int = 0, channels: int = 1) -> np.ndarray:
     drawn = np.random.default_rng(seed).integers(0, 2**bits, (*SHAPE, channels), dtype=np.uint16)
     drawn[0, 0] = 2**bits - 1
     return drawn[..., 0] if channels == 1 else drawn
-
-
-def png16(samples: np.ndarray) -> bytes:
-    """A 16-bit PNG of gray, gray and alpha, RGB or RGBA samples, which Pillow does not write."""
-    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[1 if samples.ndim == 2 else samples.shape[2]]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, color_type, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def tiff16(

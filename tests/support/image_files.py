@@ -3,7 +3,9 @@
 import io
 import pathlib
 import pickle
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -104,3 +106,18 @@ def train_stream(config, source, **arguments) -> pipeline.BatchStream:
     """The training batches of a configuration."""
     settings = typed(config)
     return pipeline.train_batches(settings.data, settings.seed, source, **arguments)
+
+
+def png16(samples: np.ndarray) -> bytes:
+    """A 16-bit PNG of gray, gray and alpha, RGB or RGBA samples, which Pillow does not write."""
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[1 if samples.ndim == 2 else samples.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, color_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -259,7 +259,7 @@ class _Attempt:
         loaded = load_run(self.workdir, step=step, batch_size=4)
         assert step in (None, loaded.step), f"step {loaded.step} instead of {step}"
         if step != 1:
-            self.check(loaded.step, loaded.encoder_variables["params"], _encoder)
+            self.check(loaded.step, loaded.encoder.variables["params"], _encoder)
         differing = differences(self.sample.settings, loaded.settings, _matters)
         assert not differing, f"the configuration has changed: {differing}"
 
