@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from hjepa_jax.errors import UserError
     from hjepa_jax.loading import LoadedRun
     from hjepa_jax.loading import load_run as load
-    from hjepa_jax.pretrained.encoder import TrainedEncoder
+    from hjepa_jax.pretrained.encoder import TrainedEncoder, from_pretrained
 
 __version__ = "0.1.0"
 
-__all__ = ["LoadedRun", "TrainedEncoder", "UserError", "__version__", "load"]
+__all__ = ["LoadedRun", "TrainedEncoder", "UserError", "__version__", "from_pretrained", "load"]
 
 # Module and name of each public name.
 _PUBLIC = {
     "LoadedRun": ("hjepa_jax.loading", "LoadedRun"),
     "TrainedEncoder": ("hjepa_jax.pretrained.encoder", "TrainedEncoder"),
     "UserError": ("hjepa_jax.errors", "UserError"),
+    "from_pretrained": ("hjepa_jax.pretrained.encoder", "from_pretrained"),
     "load": ("hjepa_jax.loading", "load_run"),
 }
 

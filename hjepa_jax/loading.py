@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,12 +18,14 @@ from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import CheckpointError, UserError
+from hjepa_jax.evaluation.report.folder import find_reports, read_metrics, report_name
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.models.base import applied
 from hjepa_jax.pretrained.encoder import Preprocessing, TrainedEncoder, check_batch_size
+from hjepa_jax.pretrained.hub import WEIGHTS, Origin
 from hjepa_jax.pretrained.images import Images
 from hjepa_jax.runtime import sharding
-from hjepa_jax.storage.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config
@@ -38,8 +42,16 @@ class LoadedRun:
       encoder: the encoder's module, variables and preprocessing, for example to fine-tune it.
     """
 
-    def __init__(self, run: PreparedRun, state: dict[str, PyTree[jax.Array]], batch_size: int):
-        """Stores a prepared run and the parts of its state that inference needs."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        run: PreparedRun,
+        state: dict[str, PyTree[jax.Array]],
+        data: DataPosition,
+        batch_size: int,
+    ):
+        """Stores a prepared run, the parts of its state that inference needs, and its data."""
+        self._workdir, self._data = workdir, data
         self.settings: Settings = run.settings
         self.step = int(state["step"])
         self.run = run
@@ -50,6 +62,7 @@ class LoadedRun:
                 "batch_stats": state["batch_stats"].get("encoder", {}),
             },
             Preprocessing.of(run.settings),
+            Origin.of(run.settings, self.step, data.get("num_images")),
             run.mesh,
             split_qp=run.settings.model.split_qp,
             batch_size=batch_size,
@@ -91,6 +104,50 @@ class LoadedRun:
         """
         chosen = self.settings.evaluation.state_part if state_part is None else state_part
         return self.encoder.encode(images, state_part=chosen)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        license: str | None = None,
+        eval_dir: str | os.PathLike[str] = "eval_runs",
+        overwrite: bool = False,
+    ) -> pathlib.Path:
+        """Writes the encoder in the layout of the Hugging Face hub.
+
+        The model card has the scores of this checkpoint's evaluations, if there are any. See
+        `hjepa_jax.pretrained.encoder.TrainedEncoder.save_pretrained` for the files, the other
+        arguments and the errors.
+
+        Args:
+          folder: the folder to write.
+          license: identifier for the card, such as 'apache-2.0'; None = not stated.
+          eval_dir: folder of evaluations, as `--eval_dir`.
+          overwrite: whether to replace these files if they exist.
+
+        Returns:
+          The folder.
+        """
+        return self.encoder.save_pretrained(
+            folder,
+            license=license,
+            overwrite=overwrite,
+            evaluations=self._evaluations(local_path(eval_dir, "eval_dir")),
+        )
+
+    def _evaluations(self, eval_dir: pathlib.Path) -> list[dict[str, Any]]:
+        """Returns the metrics of the evaluations of this checkpoint, not of another of its name."""
+        own = {"step": self.step, "method": self.settings.method}
+        known = ("num_images", "fingerprint")
+        trained = {name: value for name, value in self._data.items() if name in known}
+        found = []
+        for folder in find_reports(eval_dir, report_name(self._workdir)):
+            metrics = read_metrics(folder)
+            info = metrics["info"]
+            same = {name: info.get(name) for name in own} == own
+            if same and info.get("training_data") == trained:
+                found.append(metrics)
+        return found
 
     def flow(self, z: npt.ArrayLike, direction: int = 1) -> npt.NDArray[np.float32]:
         """Maps states by the run's predictor: the learned flow over `steps * dt`.
@@ -194,6 +251,8 @@ def load_run(
     """
     folder = local_path(workdir, "workdir")
     check_batch_size(batch_size)
+    if (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} is a shared encoder: use hjepa_jax.from_pretrained.")
     settings = saved_config(folder)
     checkpointer = open_saved(settings, folder)
     if isinstance(step, str):
@@ -215,4 +274,4 @@ def load_run(
         return of_images(meta["data"].get("num_images", settings.data.batch_size))
 
     state, meta = restore_parts(checkpointer, prepared, step)
-    return LoadedRun(prepared(meta), state, batch_size)
+    return LoadedRun(folder, prepared(meta), state, meta["data"], batch_size)

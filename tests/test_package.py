@@ -9,7 +9,7 @@ import pytest
 import hjepa_jax
 from hjepa_jax.errors import UserError
 from hjepa_jax.loading import LoadedRun, load_run
-from hjepa_jax.pretrained.encoder import TrainedEncoder
+from hjepa_jax.pretrained.encoder import TrainedEncoder, from_pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FACE = {
@@ -17,6 +17,7 @@ FACE = {
     "TrainedEncoder": TrainedEncoder,
     "UserError": UserError,
     "__version__": hjepa_jax.__version__,
+    "from_pretrained": from_pretrained,
     "load": load_run,
 }
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +17,17 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import hjepa_jax
 from hjepa_jax.config import Settings
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import Batch, extract_features, select_state_part
 from hjepa_jax.models.base import Encoder
+from hjepa_jax.pretrained import hub
 from hjepa_jax.pretrained import images as inputs
+from hjepa_jax.pretrained.card import Facts, card, check_license
 from hjepa_jax.runtime import sharding
+from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import jit_frozen_encoder
 from hjepa_jax.training.step import Parts, normalize
 
@@ -55,6 +62,7 @@ class TrainedEncoder:
       variables: its {'params', 'batch_stats'}.
       preprocessing: sizes and normalization of its images.
       split_qp: whether states are [q | p].
+      origin: how it came about.
       batch_size: images per pass; fewer are padded, so that it compiles once.
     """
 
@@ -63,13 +71,14 @@ class TrainedEncoder:
         module: Encoder,
         variables: Parts,
         preprocessing: Preprocessing,
+        origin: hub.Origin,
         mesh: Mesh,
         *,
         split_qp: bool,
         batch_size: int,
     ):
         """Takes the parts of an encoder, and the devices that it runs on."""
-        self.module, self.variables = module, variables
+        self.module, self.variables, self.origin = module, variables, origin
         self.preprocessing, self.split_qp = preprocessing, split_qp
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._mesh = mesh
@@ -148,10 +157,57 @@ class TrainedEncoder:
             self.module,
             variables,
             self.preprocessing,
+            dataclasses.replace(self.origin, fine_tuned=True),
             self._mesh,
             split_qp=self.split_qp,
             batch_size=self.batch_size,
         )
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        license: str | None = None,
+        overwrite: bool = False,
+        evaluations: Sequence[Mapping[str, Any]] = (),
+    ) -> pathlib.Path:
+        """Writes the encoder in the layout of the Hugging Face hub; `from_pretrained` reads it.
+
+        Writes `model.safetensors`, `config.json`, `preprocessor_config.json`, and the model card
+        `README.md`. Upload the folder with a client of your own.
+
+        Args:
+          folder: the folder, which may have other files.
+          license: identifier for the card, such as 'apache-2.0'; None = not stated.
+          overwrite: whether to replace these files if they exist.
+          evaluations: contents of `metrics.json` of its evaluations, for the card.
+
+        Returns:
+          The folder.
+
+        Raises:
+          UserError: if the folder has such a file, is a run's workdir, or cannot be written, or the
+            license is no identifier.
+        """
+        path = local_path(folder, "folder")
+        check_license(license)
+        hub.check_target(path, overwrite=overwrite)
+        facts = Facts(
+            name=path.absolute().name,
+            architecture=type(self.module).__name__,
+            parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables["params"])),
+            dim=self.dim,
+            split_qp=self.split_qp,
+            image_size=self.preprocessing.image_size,
+            settings=self.origin.values(),
+            step=self.origin.step,
+            num_images=self.origin.num_images,
+            fine_tuned=self.origin.fine_tuned,
+            version=hjepa_jax.__version__,
+        )
+        text = card(facts, license, evaluations)
+        hub.write(path, self.module, self.variables, self.origin, text, self.dim)
+        return path
 
     def _batches(
         self, images: inputs.Images, value_range: tuple[float, float] | None
@@ -178,6 +234,32 @@ class TrainedEncoder:
                 }
         if not count:
             raise UserError("There are no images to encode: pass at least one.")
+
+
+def from_pretrained(folder: str | os.PathLike[str], *, batch_size: int = 64) -> TrainedEncoder:
+    """Reads an encoder that `save_pretrained` wrote; its states are the same bit for bit.
+
+    Args:
+      folder: the folder, as downloaded from the Hugging Face hub for example. None of its content
+        is executed: an encoder of your own needs its module imported first.
+      batch_size: images per pass; fewer are padded, so that it compiles once.
+
+    Raises:
+      CheckpointError: if the folder is missing, has another kind of model, or is damaged.
+      UserError: if the batch size is below 1.
+    """
+    check_batch_size(batch_size)
+    module, variables, settings, origin = hub.read(local_path(folder, "folder"))
+    mesh = sharding.local_mesh()
+    return TrainedEncoder(
+        module,
+        jax.device_put(variables, sharding.replicated(mesh)),
+        Preprocessing.of(settings),
+        origin,
+        mesh,
+        split_qp=settings.model.split_qp,
+        batch_size=batch_size,
+    )
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -2,30 +2,20 @@
 
 import weakref
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from image_files import encode, photo
+from tiny_encoder import Halves
 
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import ConfigError, UserError
-from hjepa_jax.models.base import Encoder
 from hjepa_jax.pretrained.encoder import Preprocessing, TrainedEncoder
+from hjepa_jax.pretrained.hub import Origin
 from hjepa_jax.runtime import sharding
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.25, 0.5, 1.0)
-
-
-class Quarters(Encoder):
-    """The scaled mean of each channel of the upper and of the lower half: states [N, 6]."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, ())
-        halves = x.reshape(len(x), 2, -1, 3).mean(2)
-        return scale * halves.reshape(len(x), 6)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +23,8 @@ def encoder() -> TrainedEncoder:
     about = Preprocessing(8, 10, MEAN, STD)
     variables = {"params": {"scale": jnp.float32(1)}, "batch_stats": {}}
     mesh = sharding.local_mesh()
-    return TrainedEncoder(Quarters(), variables, about, mesh, split_qp=True, batch_size=4)
+    origin = Origin({}, step=3)
+    return TrainedEncoder(Halves(), variables, about, origin, mesh, split_qp=True, batch_size=4)
 
 
 def expected(image: np.ndarray) -> np.ndarray:
@@ -111,6 +102,7 @@ def test_replaced_variables_change_a_copy(encoder) -> None:
     image = photo(1, 9, 9)
     doubled = encoder.replace({**encoder.variables, "params": {"scale": jnp.float32(2)}})
     np.testing.assert_allclose(doubled.encode(image), 2 * encoder.encode(image), rtol=1e-6)
+    assert (doubled.origin.fine_tuned, encoder.origin.fine_tuned) == (True, False)
     np.testing.assert_allclose(encoder.encode(image), expected(image), atol=1e-5)
 
 

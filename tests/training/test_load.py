@@ -210,6 +210,36 @@ def test_errors_are_sentences(workdir, loaded, tmp_path) -> None:
         loaded.flow(np.zeros((1, 3), np.float32))
 
 
+def test_a_shared_encoder_has_the_scores_of_its_own_checkpoint(loaded, tmp_path) -> None:
+    source = open_split(loaded.settings, "train")
+    trained = {"num_images": len(source), "fingerprint": source.fingerprint()}
+    info = {"run": "run", "step": 2, "method": "hjepa", "data": "digits", "training_data": trained}
+    others = [{"step": 1}, {"method": "lejepa"}, {"training_data": {**trained, "num_images": 3}}]
+    own = loaded.save_pretrained(tmp_path / "none", eval_dir=tmp_path / "absent")
+    assert "No evaluation was found" in (own / "README.md").read_text()
+    for number, changes in enumerate(({}, *others)):
+        measured = {
+            "knn": {"k_values": [20], "top1": [0.9 - number / 10]},
+            "linear_probe": {"top1": None, "top5": None},
+            "diagnostics": {
+                "covariance_spectrum_topq": {"effective_rank": 7.0, "participation_ratio": 2.0},
+                "alignment_uniformity": {"alignment": 0, "uniformity": 0},
+            },
+        }
+        report = tmp_path / "evals" / f"run-step{number}-digits-0000000{number}"
+        report.mkdir(parents=True)
+        metrics = {"info": {**info, **changes}, "encoders": {"trained": measured}}
+        (report / "metrics.json").write_text(json.dumps(metrics))
+    own = loaded.save_pretrained(tmp_path / "own", eval_dir=tmp_path / "evals")
+    text = (own / "README.md").read_text()
+    assert "| trained | 90.0 % | 90.0 % | - | 7 |" in text
+    assert text.count("| trained |") == 1
+    assert f"{len(source)} images" in text
+    found = hjepa_jax.from_pretrained(own, batch_size=8)
+    images = np.random.default_rng(6).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(found.encode(images), loaded.encode(images))
+
+
 def test_a_sigreg_run_has_no_flow(tmp_path) -> None:
     save_run(quickstart.get_config("sigreg-smoke"), tmp_path, (2,))
     run = hjepa_jax.load(tmp_path)

@@ -1,0 +1,180 @@
+"""The model card of a shared encoder: what it is, how to load it, its data, scores and license."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.report.summary import headline, headline_intervals
+from hjepa_jax.storage.files import printable
+
+# Identifiers of the hub, such as 'apache-2.0'.
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_ACCURACIES = {"knn_first": "kNN@1", "knn": "kNN@20", "probe_top1": "linear probe"}
+_NEIGHBORS = 20
+
+
+class Facts(NamedTuple):
+    """What a card says about an encoder.
+
+    Attributes:
+      name: title of the card.
+      architecture: class of the module.
+      parameters: number of parameters.
+      dim: dimension D of a state.
+      split_qp: whether states are [q | p].
+      image_size: side of its images in pixels.
+      settings: values of the run's configuration by dotted name.
+      step: optimizer steps of the training.
+      num_images: number of its images, if known.
+      fine_tuned: whether the variables were replaced after the training.
+      version: of hjepa_jax.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    dim: int
+    split_qp: bool
+    image_size: int
+    settings: Mapping[str, Any]
+    step: int
+    num_images: int | None
+    fine_tuned: bool
+    version: str
+
+
+def check_license(identifier: str | None) -> None:
+    """Raises UserError unless a license has the form of the hub's identifiers."""
+    if identifier is not None and not _LICENSE.fullmatch(identifier):
+        raise UserError(
+            f"license is {identifier!r}: give an identifier such as 'apache-2.0' or "
+            "'cc-by-nc-4.0', or 'other'."
+        )
+
+
+def card(facts: Facts, license: str | None, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the model card in Markdown.
+
+    Args:
+      facts: what is known about the encoder.
+      license: its identifier; None = not stated.
+      evaluations: contents of `metrics.json` of its evaluations.
+    """
+    parts = [
+        _front_matter(facts, license),
+        f"# {_plain(facts.name)}",
+        _description(facts),
+        "## Use",
+        _use(facts),
+        "## Training",
+        _training(facts),
+        "## Evaluation",
+        *(map(_scores, evaluations) if evaluations else [_NO_SCORES]),
+        "## License",
+        "The author of this model has not stated a license."
+        if license is None
+        else f"`{license}`, chosen by the author of this model.",
+        "The training images may be under a license of their own.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_NO_SCORES = "No evaluation was found when this card was written."
+
+
+def _plain(text: object) -> str:
+    """Returns text of others as one line that Markdown does not interpret."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(str(text)))
+
+
+def _code(text: object) -> str:
+    return "`" + printable(str(text)).replace("`", "'") + "`"
+
+
+def _front_matter(facts: Facts, license: str | None) -> str:
+    name = str(facts.settings["data.name"])
+    found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+).*", name)
+    lines = [
+        "---",
+        "library_name: hjepa_jax",
+        "pipeline_tag: image-feature-extraction",
+        *([f"license: {license}"] if license else []),
+        *([f'datasets: ["{found[1]}"]'] if found else []),
+        "tags: [self-supervised-learning, jax, flax]",
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _description(facts: Facts) -> str:
+    size, halves = facts.image_size, ", `[q | p]`" if facts.split_qp else ""
+    tuned = " Its weights were changed after that training, by fine-tuning for example."
+    return (
+        f"An encoder of images, {_plain(facts.architecture)} with {facts.parameters:,} "
+        "parameters, trained without labels by "
+        f"[hjepa_jax](https://github.com/hjepa-jax/hjepa_jax) {_plain(facts.version)}. It maps "
+        f"images of {size}x{size} pixels to states of {facts.dim} dimensions{halves}."
+        + (tuned if facts.fine_tuned else "")
+    )
+
+
+def _use(facts: Facts) -> str:
+    return f"""```python
+import hjepa_jax
+
+encoder = hjepa_jax.from_pretrained("path/of/this/folder")
+states = encoder.encode(["one.jpg", "folder/of/images"])  # float32 [N, {facts.dim}]
+```
+
+Images of any size are resized, cropped and normalized as `preprocessor_config.json` says. The
+weights are in `model.safetensors`; nothing in this folder is executed."""
+
+
+def _training(facts: Facts) -> str:
+    settings = facts.settings
+    count = "" if facts.num_images is None else f", {facts.num_images:,} images"
+    rows = {
+        "data": f"{_code(settings['data.name'])}, split {_code(settings['data.train_split'])}"
+        + count,
+        "method": _code(settings["method"]),
+        "steps": f"{facts.step:,} of {settings['data.batch_size']:,} images",
+        "seed": str(settings["seed"]),
+    }
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join([*table, "", "`config.json` has the complete configuration."])
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    """Returns the table of one evaluation."""
+    info, encoders = metrics["info"], metrics["encoders"]
+    rows = []
+    for name, one in encoders.items():
+        values, intervals = headline(one, _NEIGHBORS), headline_intervals(one, _NEIGHBORS)
+        cells = [_percent(values[key], intervals[key]) for key in _ACCURACIES]
+        rank = values["effective_rank"]
+        cells.append("-" if math.isnan(rank) else f"{rank:.0f}")
+        rows.append(f"| {_plain(name)} | {' | '.join(cells)} |")
+    tested = info.get("test_images", {}).get("evaluated")
+    images = f", {tested:,} test images" if isinstance(tested, int) else ""
+    heads = ["encoder", *_ACCURACIES.values(), "effective rank"]
+    return "\n".join(
+        [
+            f"Frozen states on {_code(info.get('data', 'unknown data'))}{images}, with 95 % "
+            "intervals:",
+            "",
+            f"| {' | '.join(heads)} |",
+            "|---" * len(heads) + "|",
+            *rows,
+        ]
+    )
+
+
+def _percent(share: float, interval: tuple[float, float] | None) -> str:
+    if math.isnan(share):
+        return "-"
+    around = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return f"{100 * share:.1f} %{around}"
