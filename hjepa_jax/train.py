@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import jax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve
 from hjepa_jax.config.files import save as save_settings
+from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, train_batches
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.open import open_split
@@ -82,9 +84,9 @@ def load_batch(
     settings: Settings,
     run: PreparedRun,
     source: ImageSource,
-    resident: dict[str, jax.Array],
+    resident: dict[str, ResidentImages],
     number: int,
-) -> dict[str, jax.Array]:
+) -> dict[str, PyTree[jax.Array]]:
     """Returns one batch, placed on the mesh."""
     with open_stream(settings, source, number, 1) as stream:
         return sharding.put_batch(run.mesh, next(stream)) | resident
@@ -97,7 +99,7 @@ class _Session:
     settings: Settings
     run: PreparedRun
     source: ImageSource
-    resident: dict[str, jax.Array]
+    resident: dict[str, ResidentImages]
     identity: DataIdentity
     checkpointer: Checkpointer
     writer: metric_writers.MetricWriter

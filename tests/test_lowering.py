@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.data.augmentation.device import augment_on_device
+from hjepa_jax.data.augmentation.device import ResidentImages, augment_on_device
 from hjepa_jax.data.augmentation.parameters import PACKED
 from hjepa_jax.evaluation import knn
 from hjepa_jax.evaluation.probe import init_probe, train_probe
@@ -61,6 +61,10 @@ def prepared(variant: str, mesh: Any = None, **fields: Any) -> PreparedRun:
     return prepare(typed(config), 64, mesh or sharding.data_mesh(jax.devices()[:1]), 10)
 
 
+def on(place: NamedSharding, entry: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=place)
+
+
 def step(
     variant: str, devices: int = 1, **fields: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -69,15 +73,15 @@ def step(
     images, side = data.batch_size, data.image_size
     batch = {"label": shape(images, dtype=np.int32)}
     if data.backend == "device":
-        batch["resident_images"] = shape(64, side, side, 3, dtype=np.uint8)
+        batch["resident_images"] = ResidentImages(
+            shape(64, side * side * 3, dtype=np.uint8), (side, side, 3)
+        )
         batch["index"] = shape(images, dtype=np.int32)
         batch["global_parameters"] = shape(2, images, len(PACKED))
     else:
         batch["global_views"] = shape(2, images, side, side, 3, dtype=np.uint8)
     placed = {
-        name: jax.ShapeDtypeStruct(
-            entry.shape, entry.dtype, sharding=sharding.batch_sharding(run.mesh, name)
-        )
+        name: jax.tree.map(functools.partial(on, sharding.batch_sharding(run.mesh, name)), entry)
         for name, entry in batch.items()
     }
     return run.step, (run.abstract_state, placed)

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.data import Data
 from hjepa_jax.config.training import Train
+from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.batches import Batch, is_resident, resident_mb
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch
 from hjepa_jax.data.sources.base import ImageSource
@@ -63,7 +65,7 @@ def _residence(data: Data, source: ImageSource) -> str:
     return f"; each batch is sent, since the images take {size:.1f} MiB ({limit})"
 
 
-def resident_images(data: Data, source: ImageSource, mesh: Mesh) -> dict[str, jax.Array]:
+def resident_images(data: Data, source: ImageSource, mesh: Mesh) -> dict[str, ResidentImages]:
     """Returns the images that stay on every device, as an entry of each batch; {} if none do.
 
     Raises:
@@ -75,8 +77,8 @@ def resident_images(data: Data, source: ImageSource, mesh: Mesh) -> dict[str, ja
     name = "resident_images"
     images = stored.images if stored.rows is None else stored.take(np.arange(len(source)))
     try:
-        placed = sharding.put_whole(mesh, name, images)
-        return {name: jax.block_until_ready(placed)}
+        placed = sharding.put_whole(mesh, name, images.reshape(len(images), -1))
+        return {name: ResidentImages(jax.block_until_ready(placed), images.shape[1:])}
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
             f"the {images.nbytes / 2**20:.1f} MiB of training images do not fit on a device: set "
@@ -93,10 +95,10 @@ class Dispatch(NamedTuple):
     """
 
     steps: int
-    batch: dict[str, jax.Array]
+    batch: dict[str, PyTree[jax.Array]]
 
 
-def steps_per_dispatch(train: Train, resident: Mapping[str, jax.Array]) -> int:
+def steps_per_dispatch(train: Train, resident: Mapping[str, ResidentImages]) -> int:
     """Returns `train.steps_per_dispatch`, or what its None stands for."""
     if train.steps_per_dispatch is not None:
         return train.steps_per_dispatch
@@ -124,7 +126,7 @@ def dispatches(
     stream: BatchStream,
     lengths: Iterable[int],
     mesh: Mesh,
-    resident: dict[str, jax.Array],
+    resident: dict[str, ResidentImages],
     data: Data,
     timer: WaitTimer,
 ) -> Iterator[Dispatch]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.training import Train
@@ -36,13 +37,13 @@ class Step(Protocol):
         ...
 
     def lower(
-        self, state: TrainState, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct], /
+        self, state: TrainState, batch: Mapping[str, PyTree[jax.Array | jax.ShapeDtypeStruct]], /
     ) -> jax.stages.Lowered:
         """Returns the step lowered for arguments, or for their ShapeDtypeStructs."""
         ...
 
     def trace(
-        self, state: TrainState, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct], /
+        self, state: TrainState, batch: Mapping[str, PyTree[jax.Array | jax.ShapeDtypeStruct]], /
     ) -> jax.stages.Traced:
         """Returns the step traced for arguments, as `lower` takes them."""
         ...
@@ -176,7 +177,7 @@ def prepare(
     return PreparedRun(setup, mesh, num_steps, initialize, step, steps, encode, abstract)
 
 
-def _shared(batches: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+def _shared(batches: Batch) -> tuple[Batch, Batch]:
     """Returns the entries that all of several batches share, and the stacked ones."""
     whole = {name: array for name, array in batches.items() if name in sharding.WHOLE}
     return whole, {name: array for name, array in batches.items() if name not in whole}

@@ -34,7 +34,8 @@ from hjepa_jax.training.optimizer import MAIN
 from hjepa_jax.training.setup import StepSetup
 from hjepa_jax.training.state import TrainState
 
-Batch: TypeAlias = Mapping[str, jax.Array]
+# Entries are arrays, except for the `ResidentImages`.
+Batch: TypeAlias = Mapping[str, PyTree[jax.Array]]
 # Parameters, or batch statistics, of each part.
 Parts: TypeAlias = Mapping[str, PyTree[jax.Array]]
 _Result = TypeVar("_Result")

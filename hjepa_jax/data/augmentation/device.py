@@ -9,11 +9,13 @@ Not `jax.image.scale_and_translate`, which blends pixels from outside the crop i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from hjepa_jax.config.data import Data
 from hjepa_jax.data.augmentation.color import LUMA
@@ -148,12 +150,34 @@ def augment_on_device(
     return jax.vmap(jax.vmap(one), in_axes=(None if crop else 0, 0))(images, parameters)
 
 
-def with_images(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Takes the images of a batch out of 'resident_images' uint8 [N, H, W, 3], if it has them."""
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["shape"])
+@dataclasses.dataclass(frozen=True)
+class ResidentImages:
+    """All images of one shape, as an entry of a batch that stays on the device.
+
+    Rows, since a TPU's layout of images [N, H, W, 3] makes each step copy them all before it takes
+    some of them.
+
+    Attributes:
+      rows: uint8 [N, H * W * 3].
+      shape: (H, W, 3), static.
+    """
+
+    rows: jax.Array
+    shape: tuple[int, ...]
+
+    def take(self, index: jax.Array) -> jax.Array:
+        """Returns images uint8 [B, H, W, 3] by their numbers int32 [B]."""
+        rows = self.rows.at[index].get(mode="promise_in_bounds")
+        return rows.reshape(len(index), *self.shape)
+
+
+def with_images(batch: Mapping[str, PyTree[jax.Array]]) -> dict[str, jax.Array]:
+    """Takes the images of a batch out of its entry 'resident_images', if it has one."""
     rest = dict(batch)
     resident = rest.pop("resident_images", None)
     if resident is not None:
-        rest["images"] = resident.at[rest["index"]].get(mode="promise_in_bounds")
+        rest["images"] = resident.take(rest["index"])
     return rest
 
 

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.config.data import Data
+from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.augmentation.parameters import PACKED
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.parameter_matching import count_parameters
@@ -60,7 +62,7 @@ class Hardware(NamedTuple):
     interconnect: float
 
 
-def abstract_batch(data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(data: Data, mesh: Mesh) -> dict[str, PyTree[jax.ShapeDtypeStruct]]:
     """Returns what the step uses of a batch as shapes, split over the mesh.
 
     With data.backend='device' the augmentation is part of the step. It then gets what
@@ -71,7 +73,7 @@ def abstract_batch(data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     images, side = _STORED.get(data.name, (0, 0)) if on_device else (0, 0)
     resident = images * side * side * 3 <= data.resident_mb * 2**20
     if images and resident:
-        found["resident_images"] = ((images, side, side, 3), jnp.uint8)
+        found["resident_images"] = ((images, side * side * 3), jnp.uint8)
         found["index"] = ((count,), jnp.int32)
     elif images:
         found["images"] = ((count, side, side, 3), jnp.uint8)
@@ -81,10 +83,13 @@ def abstract_batch(data: Data, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         if on_device:
             columns = (views, count, len(PACKED))
             found[name.replace("_views", "_parameters")] = (columns, jnp.float32)
-    return {
+    batch: dict[str, PyTree[jax.ShapeDtypeStruct]] = {
         name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh, name))
         for name, (shape, kind) in found.items()
     }
+    if images and resident:
+        batch["resident_images"] = ResidentImages(batch["resident_images"], (side, side, 3))
+    return batch
 
 
 def changed(settings: Settings, **fields: object) -> Settings:

@@ -1,10 +1,11 @@
 """The device back end makes the host's views from the same parameters."""
 
+import jax
 import numpy as np
 import pytest
 from image_files import data_config, photo, train_stream, write_folder
 
-from hjepa_jax.data.augmentation.device import augment_batch
+from hjepa_jax.data.augmentation.device import ResidentImages, augment_batch, with_images
 from hjepa_jax.data.sources.base import ArraySource, ImageSource
 from hjepa_jax.data.sources.derived import subset
 from hjepa_jax.data.sources.folder import open_root
@@ -39,6 +40,21 @@ def test_images_of_one_shape_are_cropped_on_the_device() -> None:
     assert device["images"].shape == (16, 32, 36, 3)
     assert "global_views" not in device
     check(host, device, made)
+
+
+def test_images_are_taken_out_of_rows() -> None:
+    """Also in a loop over the numbers of several batches, and of images that are not square."""
+    images = np.stack([photo(seed, 6, 4) for seed in range(9)])
+    rows = jax.numpy.asarray(images.reshape(9, -1))
+    numbers = np.array([[8, 0, 3], [3, 3, 5]], np.int32)
+    resident = {"resident_images": ResidentImages(rows, (6, 4, 3))}
+
+    def one(_: None, index: jax.Array) -> tuple[None, dict[str, jax.Array]]:
+        return None, with_images({"index": index, **resident})
+
+    _, found = jax.lax.scan(one, None, numbers)
+    assert found.keys() == {"index", "images"}
+    np.testing.assert_array_equal(found["images"], images[numbers])
 
 
 @pytest.mark.parametrize("kernel", [3, 9])
