@@ -162,6 +162,7 @@ STEPS: dict[str, Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "step of ham_learnable, bfloat16": functools.partial(
         step, "ham_learnable", **{"model.compute_dtype": "bfloat16"}
     ),
+    "step with the ImageNet stem": functools.partial(step, "sigreg", **{"resnet.stem": "imagenet"}),
     "step in parts, recomputed": functools.partial(
         step, "sigreg", **{"train.accumulation": 2, "resnet.remat": "blocks"}
     ),
@@ -220,6 +221,7 @@ def exported(function: Callable[..., Any], arguments: tuple[Any, ...], platform:
     text = jax.export.export(function, platforms=[platform])(*arguments).mlir_module()
     assert set(CALL.findall(text)) <= ALLOWED[platform]
     assert not FLOAT64.search(text)
+    assert platform == "tpu" or "select_and_scatter" not in text
     assert not HOST.search(text)
     return text
 

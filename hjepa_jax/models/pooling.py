@@ -32,19 +32,7 @@ def adaptive_average_pool(x: jax.Array, out: int) -> jax.Array:
     return jnp.einsum("jw,niwc->nijc", columns, pooled, precision=highest).astype(x.dtype)
 
 
-def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """Max-pools x [N,H,W,C] over 3x3 windows at stride 2, padded by 1 with -inf."""
-    return jax.lax.reduce_window(
-        x,
-        np.array(-np.inf, x.dtype),
-        jax.lax.max,
-        window_dimensions=(1, 3, 3, 1),
-        window_strides=(1, 2, 2, 1),
-        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
-    )
-
-
 def max_pool_3x3_padded(x: jax.Array) -> jax.Array:
-    """`max_pool_3x3` with padding as a separate operation, which ONNX converters need."""
+    """`kernels.max_pool.max_pool_3x3`, padded by an operation of its own for ONNX converters."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     return nn.max_pool(padded, window_shape=(3, 3), strides=(2, 2))

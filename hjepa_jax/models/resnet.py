@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import FREE, Condition, field, walk
+from hjepa_jax.kernels.max_pool import max_pool_3x3
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
-from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3, max_pool_3x3_padded
+from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3_padded
 from hjepa_jax.models.remat import recomputed
 from hjepa_jax.objectives.shares import AxisName
 

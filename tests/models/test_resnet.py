@@ -9,9 +9,10 @@ import pytest
 from resnets import resnet
 
 from hjepa_jax.kernels.convolution import conv2d
+from hjepa_jax.kernels.max_pool import max_pool_3x3
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
 from hjepa_jax.models.parameter_matching import count_parameters
-from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3
+from hjepa_jax.models.pooling import adaptive_average_pool
 from hjepa_jax.models.resnet import flatten_tokens
 
 TINY = {"width": 4, "token_dim": 6}

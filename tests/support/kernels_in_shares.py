@@ -1,5 +1,6 @@
 """Run by test_kernel_choice.py in a process with two devices: native kernels in `jax.shard_map`."""
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from hjepa_jax.kernels import batch_norm, build, characteristic_function, convolution, top_k
+from hjepa_jax.kernels import (
+    batch_norm,
+    build,
+    characteristic_function,
+    convolution,
+    max_pool,
+    top_k,
+)
 from hjepa_jax.objectives.characteristic_function import characteristic_function as waves
 from hjepa_jax.runtime import sharding
 
@@ -36,6 +44,10 @@ def block(x: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array) ->
 
 def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.psum(jnp.sum(jnp.sin(convolution.conv2d(x, kernel, 1, 1))), "data")
+
+
+def pooled(form: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return jax.lax.psum(jnp.sum(jnp.sin(form(x))), "data")
 
 
 def neighbors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -84,6 +96,9 @@ def main() -> None:
     # Outside, where an array has shares on both devices, XLA's form is used.
     split = jax.device_put(arrays[0], jax.NamedSharding(sharding.data_mesh(), SPLIT))
     assert CALL not in jax.jit(neighbors).lower(split).compile().as_text()
+
+    forms = (max_pool._plain, max_pool.max_pool_3x3)
+    assert_close(*(loss_and_gradients(functools.partial(pooled, f), arrays[:1])[1] for f in forms))
 
     set_thresholds(np.inf, np.inf)
     text, expected = loss_and_gradients(convolved, arrays[:2])
