@@ -22,8 +22,8 @@ from startup import read_config
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.base import DataSet, Record, describe, digest
 from hjepa_jax.evaluate import evaluate
-from hjepa_jax.evaluation.compare.runs import read_curves
 from hjepa_jax.runtime import compilation_cache, sharding
+from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.train import train
 
 _CLASSES = 100
@@ -108,8 +108,8 @@ def epoch(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         metrics = evaluate(settings, workdir, pathlib.Path(folder) / "eval")
         seconds["evaluation"] = time.perf_counter() - start
-        curves = read_curves(workdir)
-    rates, waits = (curves[name][1] for name in ("images_per_second", "data_wait_share"))
+        curves = read_metrics(workdir)
+    rates, waits = (curves[name][1] for name in ("speed/images_per_second", "data/wait_share"))
     print(f"| {args.epochs} epochs of {steps} steps, batch {args.batch} | |\n|---|---:|")
     for name, value in seconds.items():
         print(f"| {name}, s | {value:.1f} |")

@@ -37,7 +37,7 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.data import batches
 from hjepa_jax.data.sources import folder
 from hjepa_jax.data.sources.base import ArraySource, ImageSource, decode
-from hjepa_jax.evaluation.compare.runs import read_curves
+from hjepa_jax.storage.metrics_file import read_metrics
 
 PHOTO = (500, 375)
 
@@ -178,8 +178,8 @@ def training_wait(config_file: str, overrides: list[str], steps: int) -> None:
         command += [f"--workdir={workdir}", "--mode=train", f"--config.train.max_steps={steps}"]
         command += [f"--config.{override}" for override in overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        curves = read_curves(workdir)
-    shares, rates = (curves[name][1][1:] for name in ("data_wait_share", "images_per_second"))
+        curves = read_metrics(workdir)
+    shares, rates = (curves[name][1][1:] for name in ("data/wait_share", "speed/images_per_second"))
     if not len(shares):
         sys.exit(f"{steps} steps give one log line only: ask for more with --steps.")
     print(

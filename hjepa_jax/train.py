@@ -29,8 +29,9 @@ from hjepa_jax.runtime.checkpoint_files import report_disk_full
 from hjepa_jax.runtime.progress import LogClock, ProgressDisplay, SaveClock
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
-from hjepa_jax.runtime.writers import create_writer
+from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
+from hjepa_jax.storage.metric_names import tagged
 from hjepa_jax.training.cautions import cautions
 from hjepa_jax.training.feed import (
     dispatch_lengths,
@@ -111,11 +112,14 @@ class _Session:
     lock: WorkdirLock
     first: int
 
+    def is_written(self, step: int) -> bool:
+        """Returns whether a step's metrics go to the files, wherever the run was interrupted."""
+        return step % self.settings.log.every_steps == 0 or step in (1, self.run.num_steps)
+
     def due(self, step: int) -> tuple[bool, bool, bool]:
         """Returns what is due after a step: a log line, a checkpoint, an evaluation."""
         every = self.settings.checkpoint.every_steps or self.run.method.steps_per_epoch
-        ends = (self.first + 1, self.run.num_steps)
-        logs = step % self.settings.log.every_steps == 0 or step in ends
+        logs = step == self.first + 1 or self.is_written(step)
         saves = step % every == 0 or step == self.run.num_steps
         return logs, saves, self.monitor.is_due(step)
 
@@ -125,7 +129,7 @@ def train(
 ) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
-    Writes `config.json`, TensorBoard events and `checkpoints/` into the workdir.
+    Writes `config.json`, `metrics.jsonl`, TensorBoard events and `checkpoints/` into the workdir.
 
     Args:
       config: the complete configuration.
@@ -183,7 +187,8 @@ def _train(
     resident = resident_images(settings.data, source, run.mesh)
     load = functools.partial(load_batch, settings, run, source, resident)
     guard = NonFiniteGuard(run, workdir, load, skipped)
-    writer = create_writer(workdir, active=primary, purge_step=first + 1)
+    epoch_steps = run.method.steps_per_epoch
+    writer = create_writer(workdir, active=primary, purge_step=first + 1, epoch_steps=epoch_steps)
     display = ProgressDisplay(run.num_steps, first, quiet=not primary)
     try:
         monitor = TrainingMonitor(settings, run, source, writer)
@@ -291,6 +296,8 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
 def _save(session: _Session, state: TrainState, metrics: Mapping[str, float]) -> None:
     session.lock.check()
     session.guard.check_state(state, session.checkpointer.steps())
+    # What is logged before a checkpoint is not written again by a run that resumes from it.
+    session.writer.flush()
     skipped = session.guard.skipped
     save(session.settings, session.identity, skipped, state, session.checkpointer, metrics)
     session.save_clock.restart()
@@ -314,7 +321,8 @@ def _write_log(
     values["data_wait_share"] = timer.take() / elapsed
     values["corrupt_images"] = distributed.sum_over_processes(stream.corrupt_count)
     values["skipped_batches"] = len(session.guard.skipped)
-    session.writer.write_scalars(step, values)
+    if session.is_written(step):
+        session.writer.write_scalars(step, tagged(values, session.run.method.weights()))
     session.monitor.check(step, values)
     session.display.show(step, values["total"], values["images_per_second"])
     return True

@@ -17,7 +17,7 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.errors import ConfigError, UserError
-from hjepa_jax.evaluation.compare.runs import read_curves
+from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.training.setup import build_encoder, build_method
 
@@ -159,11 +159,11 @@ def test_vicreg_trains_resumes_bit_exact_is_evaluated_and_loaded(tmp_path) -> No
     assert not differing_arrays(final_state(trained(run, VICREG, *PROJECTOR)), expected)
     found = metrics_of(whole)
     assert (found["info"]["method"], "trained" in found["encoders"]) == (VICREG[16:], True)
-    curves = read_curves(whole)
-    weighted = [factor * np.array(curves[name][1]) for name, factor in WEIGHTS.items()]
+    curves = read_metrics(whole)
+    weighted = [factor * np.array(curves[f"loss/{name}"][1]) for name, factor in WEIGHTS.items()]
     assert np.shape(weighted) == (3, 2)
     assert np.all(np.array(weighted) > 0)
-    np.testing.assert_allclose(np.sum(weighted, axis=0), curves["total"][1], rtol=1e-5)
+    np.testing.assert_allclose(np.sum(weighted, axis=0), curves["loss/total"][1], rtol=1e-5)
     loaded = hjepa_jax.load(run)
     assert loaded.encode(np.zeros((3, 16, 16, 3), np.uint8)).shape == (3, 512)
     with pytest.raises(UserError, match=r"method='examples\.own_method:VICReg', which has no pred"):

@@ -15,6 +15,7 @@ from hjepa_jax.config.settings import Settings, build, chosen_parts, schema_of
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
+from hjepa_jax.storage.metric_names import name_of
 
 
 def problems(config: ConfigDict) -> Iterator[str]:
@@ -83,7 +84,9 @@ def typed(config: ConfigDict | Settings) -> Settings:
     if found:
         raise ConfigError("\n".join(found))
     of, values = schema_of_config(config), dict(flatten(config))
-    return build(of, {path: coerce(row, values[path]) for path, row in of.rows.items()})
+    given = {path: coerce(row, values[path]) for path, row in of.rows.items()}
+    given["checkpoint.best_metric"] = name_of(given["checkpoint.best_metric"])
+    return build(of, given)
 
 
 def resolve(config: ConfigDict | Settings, *, training: bool = True) -> Settings:

@@ -314,8 +314,8 @@ class Checkpoint:
     )
     best_metric: str = field(
         "total",
-        "Metric that ranks them: one logged at the saved step, or 'online/knn_top1' (steps without "
-        "it rank last).",
+        "Metric that ranks them: one logged at the saved step, by name or tag ('total', "
+        "'loss/total'), or 'online/knn_top1' (steps without it rank last).",
         used=_BEST,
     )
     best_mode: Literal["min", "max"] | None = field(

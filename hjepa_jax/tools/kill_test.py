@@ -1,4 +1,6 @@
-"""Endurance test: a run that is killed repeatedly must end in the state of an undisturbed one.
+"""Endurance test: a run that is killed repeatedly must end as an undisturbed one.
+
+Its final state must be the same to the last bit, and so must its metrics, times apart.
 
 Each attempt at the run ends in one of four ways: kill -9 during startup, between checkpoints, or
 during a save; or SIGTERM, on which the run must save and exit with status 0.
@@ -24,12 +26,14 @@ from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.runtime import checkpoint_files, sharding
 from hjepa_jax.storage.files import open_log
+from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import open_saved, saved_config
 from hjepa_jax.training.state import TrainState
 
 KILL_POINTS = ("save", "term", "step", "start")
 _POLL_SECONDS = 0.001
+_TIMES = ("time", "speed/", "data/wait_share")
 _ATTEMPT_SECONDS = 600.0
 
 
@@ -54,6 +58,19 @@ def differing_arrays(one: PyTree, two: PyTree) -> list[str]:
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, leaf in jax.tree_util.tree_leaves_with_path(one)
         if np.asarray(leaf).tobytes() != np.asarray(other[path]).tobytes()
+    ]
+
+
+def differing_metrics(one: pathlib.Path, two: pathlib.Path) -> list[str]:
+    """Returns the tags whose steps or values differ between two runs, those of times left out."""
+    first, second = (
+        {tag: curve for tag, curve in read_metrics(run).items() if not tag.startswith(_TIMES)}
+        for run in (one, two)
+    )
+    return [
+        tag
+        for tag in sorted(first.keys() | second.keys())
+        if tag not in first or tag not in second or differing_arrays(first[tag], second[tag])
     ]
 
 
@@ -90,7 +107,7 @@ class Soak:
         return (
             f"{self.total} kills ({ways}) in {self.attempts} attempts of {self.runs} runs; "
             f"{self.torn_saves} saves interrupted; slowest stop on SIGTERM "
-            f"{self.slowest_stop:.1f} s; every final state bit-identical."
+            f"{self.slowest_stop:.1f} s; every final state and metric bit-identical."
         )
 
 
@@ -229,8 +246,8 @@ def soak(
       log: called with a line per attempt.
 
     Raises:
-      TrainingError: if a run fails, hangs, or ends in a different state; the message names the
-        arrays that differ.
+      TrainingError: if a run fails, hangs, or ends in a different state or with different metrics;
+        the message names what differs.
     """
     rng = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -258,9 +275,10 @@ def soak(
         workdir = out / f"killed-{done.runs}"
         _one_run(workdir, start, done, kills, end_attempt, log)
         differing = differing_arrays(expected, final_state(workdir))
+        differing += differing_metrics(reference, workdir)
         if differing:
             raise TrainingError(
-                f"the run in {workdir} did not end in the state of the one in {reference}: "
+                f"the run in {workdir} did not end as the one in {reference}: "
                 f"{', '.join(differing)} differ."
             )
     return done

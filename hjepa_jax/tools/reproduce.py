@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.compare.runs import Curve, paired_interval, read_curves
+from hjepa_jax.evaluation.compare.runs import paired_interval
 from hjepa_jax.evaluation.report.figures import save_each
 from hjepa_jax.evaluation.report.summary import headline
 from hjepa_jax.evaluation.report.tables import NOTHING, markdown_table
 from hjepa_jax.storage.files import write_atomically
+from hjepa_jax.storage.metrics_file import Curve, read_metrics
 from hjepa_jax.tools.reproduce_figures import painters
 from hjepa_jax.tools.sweep import SweepRun, mean_and_deviation, metrics_of, plan
 
@@ -76,7 +77,7 @@ class Result:
 
     Attributes:
       metrics: method -> seed -> content of metrics.json.
-      curves: method -> seed -> TensorBoard tag -> (steps, values).
+      curves: method -> seed -> tag -> (steps, values).
     """
 
     metrics: dict[str, dict[int, dict[str, Any]]]
@@ -116,7 +117,7 @@ def gather(runs: Mapping[tuple[str, int], SweepRun], out: pathlib.Path) -> Resul
         metrics = metrics_of(run, out)
         if metrics is not None:
             found.metrics.setdefault(method, {})[seed] = metrics
-            curves = read_curves(out / "runs" / run.name)
+            curves = read_metrics(out / "runs" / run.name)
             found.curves.setdefault(method, {})[seed] = curves
     return found
 

@@ -14,17 +14,18 @@ from hjepa_jax.evaluation.report.figures import (
     styles_of,
     tidy,
 )
+from hjepa_jax.storage.metrics_file import Curve
 
 Metrics = Mapping[str, Mapping[int, Mapping[str, Any]]]
-Curves = Mapping[str, Mapping[int, Mapping[str, plots.Curve]]]
+Curves = Mapping[str, Mapping[int, Mapping[str, Curve]]]
 # Logged metrics to draw: tag -> title; methods that lack a metric are left out of its panel.
 _CURVES = {
-    "total": "total loss",
-    "pred": "prediction loss",
-    "grad_norm": "gradient norm before clipping",
-    "q_pr": "participation ratio of q / k",
-    "q_std_min": "smallest std of q",
-    "V_var": "variance of the potential",
+    "loss/total": "total loss",
+    "loss/prediction": "prediction loss",
+    "optim/gradient_norm": "gradient norm before clipping",
+    "state/q_participation_ratio": "participation ratio of q / k",
+    "state/q_std_min": "smallest std of q",
+    "method/potential_variance": "variance of the potential",
 }
 
 
@@ -90,7 +91,7 @@ def training_curves(curves: Curves, titles: Mapping[str, str]) -> Figure:
             axes.plot(steps, values, linewidth=1.5, label=titles[method], **style)
             axes.fill_between(steps, low, high, color=style["color"], alpha=0.15)
         axes.set_title(title, fontsize=10)
-        if tag in ("grad_norm", "V_var"):
+        if tag in ("optim/gradient_norm", "method/potential_variance"):
             axes.set_yscale("log")
         tidy(axes)
     for axes in panels[-1]:

@@ -6,6 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from event_files import only_events
 from PIL import Image
 from random_states import random_state
 
@@ -28,7 +29,6 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.train import train
 from hjepa_jax.training.prepare import make_encode, prepare
-from tests.runtime.test_writers import _events
 
 
 def online_config():
@@ -67,7 +67,7 @@ def watched(tmp_path_factory):
             train(online_config(), folder)
     finally:
         logger.removeHandler(handler)
-    values = [(e.step, v) for e in _events(folder) for v in e.summary.value]
+    values = [(e.step, v) for e in only_events(folder) for v in e.summary.value]
     return folder, lines, values
 
 
@@ -106,7 +106,7 @@ def test_first_views_are_in_tensorboard(watched) -> None:
 
 def test_alarm_is_logged_once_in_plain_words(watched) -> None:
     _, lines, values = watched
-    assert {step for step, v in values if v.tag == "q_pr"} == {1, 2}
+    assert {step for step, v in values if v.tag == "state/q_participation_ratio"} == {1, 2}
     told = [line for line in lines if "varies in few directions" in line]
     assert told == [
         "step 1: The position q varies in few directions (participation ratio 0.010 of its "

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from hjepa_jax.errors import CheckpointError, UserError
-from hjepa_jax.evaluation.compare.runs import read_curves
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.runtime.writers import create_writer
+from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage import checksums
+from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -139,7 +139,7 @@ def test_events_on_a_full_file_system_go_on_when_there_is_room(tmpfs, caplog) ->
     filler.unlink()
     writer.write_scalars(3, {"total": 1.0})
     writer.close()
-    assert read_curves(tmpfs / "run")["total"][0].tolist() == [3]
+    assert read_metrics(tmpfs / "run")["total"][0].tolist() == [3]
 
 
 def test_a_run_cannot_begin_on_a_full_disk(tmpfs) -> None:

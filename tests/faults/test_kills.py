@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.storage import checksums
+from hjepa_jax.storage.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -53,13 +55,16 @@ def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) ->
     assert soak.returncode == 0, errors
     assert re.search(r"process \d+ on .* is training in .*undisturbed", refused)
     assert "3 kills (save 1, term 1, step 1, start 0)" in told
-    assert "every final state bit-identical" in told
+    assert "every final state and metric bit-identical" in told
     assert re.search(r"kill 1/3 \(save\): .*, save of step \d+ interrupted", told)
     log = (out / "log.txt").read_text()
     assert "its save was interrupted" in log
     assert "SIGTERM: stopping after this step" in log
     assert "stopped as requested after step" in log
     assert "Traceback" not in log
+    steps, losses = read_metrics(out / "killed-1")["loss/total"]
+    assert steps.tolist() == [1, 10, 20]
+    assert np.all(losses > 0)
     for run in ("undisturbed", "killed-1"):
         folder = out / run / "checkpoints"
         assert checkpoint_files.temporary_folders(folder) == []

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from event_files import read_events
 
 from hjepa_jax import main
 from hjepa_jax.errors import CheckpointError
@@ -14,7 +15,6 @@ from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime.progress import ProgressDisplay
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.train import train
-from tests.runtime.test_writers import read_events
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

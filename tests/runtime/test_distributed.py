@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from event_files import read_events
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluate import evaluate
@@ -20,7 +21,6 @@ from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.distributed import Cluster, find_cluster
 from hjepa_jax.train import train
-from tests.runtime.test_writers import read_events
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, SAVED = 24, 4
@@ -233,7 +233,7 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
     for path in sorted(workdir.glob("events.out.tfevents.*")):
         for event in read_events(path):
             for value in event.summary.value:
-                if value.tag == "total":
+                if value.tag == "loss/total":
                     found[event.step] = value.simple_value
     return found
 

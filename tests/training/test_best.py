@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from event_files import only_events
 from image_files import write_folder
 from PIL import Image
 from random_states import random_state
@@ -28,7 +29,6 @@ from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, saved_config
 from hjepa_jax.training.step import train_step
 from tests.evaluation.test_monitor import online_config, prepare_without_step
-from tests.runtime.test_writers import _events
 
 
 @pytest.mark.parametrize("variant", ["smoke", "sigreg-smoke"])
@@ -71,6 +71,7 @@ def test_every_logged_metric_has_a_direction_or_must_be_given_one(variant) -> No
         ("online/knn_top1", "min", "higher is better, so the worst checkpoints would be kept"),
         ("online/probe_top1", "min", "higher is better"),
         ("total", "max", "lower is better"),
+        ("loss/total", "max", "lower is better"),
         ("grad_norm", None, "set config.checkpoint.best_mode to 'min' or 'max'"),
         ("totl", None, "did you mean 'total'"),
     ],
@@ -334,7 +335,7 @@ def test_missing_labels_from_the_file_to_the_report(tmp_path, monkeypatch) -> No
     assert "nan" not in source.class_names
     workdir = tmp_path / "run"
     train(config, workdir)
-    logged = {v.tag: v.simple_value for e in _events(workdir) for v in e.summary.value}
+    logged = {v.tag: v.simple_value for e in only_events(workdir) for v in e.summary.value}
     tested = sum(label is not None for label in labels[48:])
     share = tested * logged["online/knn_top1"]
     assert share == pytest.approx(round(share), abs=1e-4)

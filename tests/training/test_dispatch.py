@@ -6,6 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from event_files import read_events
 from image_files import data_config
 
 import hjepa_jax.train
@@ -29,7 +30,6 @@ from hjepa_jax.training.feed import (
 )
 from hjepa_jax.training.prepare import prepare, train_steps
 from tests.faults.test_nonfinite import Poisoned
-from tests.runtime.test_writers import read_events
 
 
 def test_dispatches_end_where_something_is_due() -> None:
@@ -117,7 +117,7 @@ def logged(workdir) -> list[tuple[int, str, float]]:
     for path in workdir.glob("events.out.tfevents.*"):
         for event in read_events(path):
             for value in event.summary.value:
-                if value.tag not in ("images_per_second", "data_wait_share"):
+                if value.tag not in ("speed/images_per_second", "data/wait_share"):
                     number = float(value.tensor.float_val[0]) if value.tensor.float_val else 0.0
                     found.append((event.step, value.tag, number))
     return found

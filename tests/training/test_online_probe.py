@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from event_files import only_events
 
 import hjepa_jax
 from hjepa_jax.config import resolve
@@ -17,7 +18,6 @@ from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.train import train
 from hjepa_jax.training.online_probe import init_online_probe, logged_figures, update_online_probe
 from hjepa_jax.training.prepare import prepare
-from tests.runtime.test_writers import _events
 
 
 def _leaves(tree):
@@ -126,7 +126,7 @@ def test_resumed_probe_is_the_uninterrupted_one_and_a_changed_one_is_refused(tmp
     config.checkpoint.update(every_steps=1, keep_last=2)
     whole = train(config, tmp_path)
     assert whole.probe["params"].kernel.shape == (256, 10)
-    logged = {v.tag: v.simple_value for e in _events(tmp_path) for v in e.summary.value}
+    logged = {v.tag: v.simple_value for e in only_events(tmp_path) for v in e.summary.value}
     assert 0 <= logged["online/probe_top1"] <= 1
     shutil.rmtree(tmp_path / "checkpoints" / "2")
     _assert_equal(train(config, tmp_path), whole)

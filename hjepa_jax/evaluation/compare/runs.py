@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +18,9 @@ from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 from hjepa_jax.evaluation.report.folder import METRICS, find_reports, read_metrics, report_name
-from hjepa_jax.evaluation.report.plots import Curve
 from hjepa_jax.evaluation.report.summary import headline, headline_intervals
-from hjepa_jax.storage.files import read_regular
+from hjepa_jax.storage import metrics_file
+from hjepa_jax.storage.metrics_file import Curve
 from hjepa_jax.storage.schema import (
     Anything,
     Fields,
@@ -38,7 +37,6 @@ from hjepa_jax.storage.schema import (
 # Fields in which the runs of one group may differ: none of them changes what is learned.
 _IGNORED = ("seed", "checkpoint.", "log.", "evaluation.online_")
 _IGNORED += tuple(path for path, row in rows().items() if row.spec.own)
-_EVENTS_BYTES = 2**32
 # What a comparison reads from metrics.json; missing values are null (NaN in older reports).
 _FIGURE = Maybe(Number(finite=False))
 _INTERVAL = Maybe(Items(Number(), 2, 2))
@@ -104,7 +102,7 @@ class RunResult:
       report: folder of metrics.json and the pictures.
       metrics: content of metrics.json.
       config: flat configuration, dotted name -> value; {} if the workdir was not found.
-      curves: TensorBoard tag -> (steps, values); {} without event files.
+      curves: tag -> (steps, values); {} without `metrics.jsonl`.
     """
 
     name: str
@@ -140,58 +138,6 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _events(path: pathlib.Path) -> Iterator[Any]:
-    """Yields the events of a file (length, checksum, payload, checksum), up to a truncated one."""
-    from google.protobuf.message import DecodeError
-    from tensorboardX.proto import event_pb2
-    from tensorboardX.record_writer import masked_crc32c
-
-    damaged = f"{path} is damaged or not a TensorBoard event file: delete or move it."
-    try:
-        data, position = read_regular(path, _EVENTS_BYTES), 0
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    while position + 12 <= len(data):
-        length, checksum = struct.unpack_from("<QI", data, position)
-        if masked_crc32c(data[position : position + 8]) != checksum:
-            raise UserError(damaged)
-        payload = data[position + 12 : position + 12 + length]
-        position += 12 + length + 4
-        if position > len(data):
-            return  # the run is writing, or was killed while writing
-        event: Any = event_pb2.Event()  # type: ignore[attr-defined]
-        try:
-            event.ParseFromString(payload)
-        except DecodeError as error:
-            raise UserError(damaged) from error
-        yield event
-
-
-def read_curves(workdir: pathlib.Path) -> dict[str, Curve]:
-    """Returns the scalars of a workdir's event files: tag -> (ascending steps, values).
-
-    If a resumed run logged a step again, the later file wins. Values logged at or after the step
-    from which it resumed are discarded, as in TensorBoard.
-
-    Raises:
-      UserError: a file that is not an event file.
-    """
-    found: dict[str, dict[int, float]] = {}
-    for path in sorted(workdir.glob("events.out.tfevents.*")):
-        for event in _events(path):
-            if event.session_log.status == event.session_log.START:
-                for points in found.values():
-                    for step in [step for step in points if step >= event.step]:
-                        del points[step]
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    found.setdefault(value.tag, {})[event.step] = value.simple_value
-    return {
-        tag: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)]))
-        for tag, points in found.items()
-    }
 
 
 def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -291,7 +237,8 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
             config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}/config.json cannot be read: {error}") from error
-    return RunResult(path.name, report, load_metrics(report), config, read_curves(path))
+    curves = metrics_file.read_metrics(path)
+    return RunResult(path.name, report, load_metrics(report), config, curves)
 
 
 def group_runs(results: Sequence[RunResult]) -> list[Group]:

@@ -8,22 +8,23 @@ from typing import NamedTuple
 from hjepa_jax.evaluation.page import charts
 from hjepa_jax.evaluation.page.ink import legend
 from hjepa_jax.evaluation.report import plots
+from hjepa_jax.storage.metrics_file import Curve
 
 # Training curves, in order, if a run has them: tag -> title.
 CURVES = {
-    "total": "Loss (not comparable between objectives)",
-    "pred": "Prediction loss",
+    "loss/total": "Loss (not comparable between objectives)",
+    "loss/prediction": "Prediction loss",
     "online/knn_top1": "kNN top-1 during training",
     "online/probe_top1": "Linear probe top-1 on training views",
-    "sigreg": "SIGReg statistic",
-    "q_pr": "Participation ratio of q (normalized)",
-    "p_pr": "Participation ratio of p (normalized)",
-    "q_std_min": "Smallest standard deviation of q",
-    "p_std_min": "Smallest standard deviation of p",
-    "q2": "Mean square of q",
-    "p2": "Mean square of p",
-    "grad_norm": "Gradient norm",
-    "lr": "Learning rate",
+    "loss/sigreg": "SIGReg statistic",
+    "state/q_participation_ratio": "Participation ratio of q (normalized)",
+    "state/p_participation_ratio": "Participation ratio of p (normalized)",
+    "state/q_std_min": "Smallest standard deviation of q",
+    "state/p_std_min": "Smallest standard deviation of p",
+    "state/q_mean_square": "Mean square of q",
+    "state/p_mean_square": "Mean square of p",
+    "optim/gradient_norm": "Gradient norm",
+    "optim/lr": "Learning rate",
 }
 
 
@@ -32,7 +33,7 @@ class Curves(NamedTuple):
 
     name: str
     style: int
-    runs: Sequence[Mapping[str, plots.Curve]]
+    runs: Sequence[Mapping[str, Curve]]
 
 
 def _series(curves: Curves, tag: str) -> plots.Series | None:

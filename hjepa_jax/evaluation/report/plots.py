@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.storage.metrics_file import Curve
+
 # Okabe and Ito's colors, distinguishable under every common color blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6510")
 # What `metrics.json` says, of all encoders or of one.
 Metrics: TypeAlias = Mapping[str, Any]
 # Points (x, y) of one run.
 Line = tuple[list[float], list[float]]
-# A logged metric: ascending steps, and its values.
-Curve: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 # Eigenvalues below this share of the largest are rounding errors.
 _SMALLEST_SHARE = 1e-12
 

@@ -32,7 +32,7 @@ from hjepa_jax.evaluation.compare.runs import load_result
 from hjepa_jax.loading import load_run
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
-from hjepa_jax.runtime.writers import create_writer
+from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage import checksums
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
 from hjepa_jax.training.prepare import PreparedRun, prepare
@@ -115,7 +115,7 @@ def _sample() -> _Sample:
                 save(settings, identity, [], jax.device_put(state), to, {"total": float(step)})
         save_settings(settings, workdir)
         with contextlib.closing(create_writer(workdir)) as writer:
-            writer.write_scalars(1, {"total": 1.0, "lr": 0.1})
+            writer.write_scalars(1, {"loss/total": 1.0, "optim/lr": 0.1})
         report = workdir.parent / "eval" / "run"
         report.mkdir(parents=True)
         (report / "metrics.json").write_text(json.dumps(_metrics()))

@@ -17,7 +17,7 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare import runs
 from hjepa_jax.evaluation.compare.page import compare, page, warnings
 from hjepa_jax.evaluation.page import ink
-from hjepa_jax.runtime.writers import create_writer
+from hjepa_jax.runtime.writers.open import create_writer
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -70,7 +70,7 @@ def write_run(
     )
     writer = create_writer(workdir)
     for at in range(0, step + 1, 10):
-        writer.write_scalars(at, {"total": 2.0 - at / 100 + seed / 10, "lr": lr})
+        writer.write_scalars(at, {"loss/total": 2.0 - at / 100 + seed / 10, "optim/lr": lr})
     writer.close()
     return workdir
 
@@ -141,25 +141,6 @@ def test_latest_report_of_a_run_is_used(tmp_path) -> None:
         (folder / "metrics.json").write_text(json.dumps(metrics))
         expected = eval_dir / "x-2" if step == 20 else folder
         assert runs.load_result(workdir, eval_dir).report == expected
-
-
-def test_curves_of_resumed_and_truncated_files(tmp_path) -> None:
-    for start in (0, 2):
-        writer = create_writer(tmp_path)
-        for step in range(start, 5):
-            writer.write_scalars(step, {"total": start * 100.0 + step})
-        writer.close()
-        files = sorted(tmp_path.glob("events*"))
-        files[-1].rename(tmp_path / f"events.out.tfevents.{start}")
-    steps, values = runs.read_curves(tmp_path)["total"]
-    assert steps.tolist() == [0, 1, 2, 3, 4]
-    assert values.tolist() == [0, 1, 202, 203, 204]
-    last = tmp_path / "events.out.tfevents.2"
-    last.write_bytes(last.read_bytes()[:-3])
-    assert runs.read_curves(tmp_path)["total"][1].tolist() == [0, 1, 202, 203, 4]
-    last.write_text("this is no event file at all")
-    with pytest.raises(UserError, match=r"tfevents\.2 is damaged or not a TensorBoard event file"):
-        runs.read_curves(tmp_path)
 
 
 def test_bootstrap_agrees_with_scipy() -> None:

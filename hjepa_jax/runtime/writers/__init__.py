@@ -1,0 +1,1 @@
+"""Writers of metrics: `metrics.jsonl`, TensorBoard events, and optional trackers."""
