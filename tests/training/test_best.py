@@ -83,7 +83,8 @@ def test_a_contradiction_is_refused_before_the_run(metric, mode, words) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         resolve(config)
     assert len(str(caught.value).splitlines()) == 1
-    config.checkpoint.best_mode = None if metric in ("total", "online/probe_top1") else "max"
+    known = metric in ("total", "loss/total", "online/probe_top1")
+    config.checkpoint.best_mode = None if known else "max"
     resolve(config)
     config.evaluation.online_probe = False
     if metric == "online/probe_top1":
