@@ -63,7 +63,7 @@ def test_kills_and_a_stop_change_no_bit_and_no_second_run_may_begin(tmp_path) ->
     assert "stopped as requested after step" in log
     assert "Traceback" not in log
     steps, losses = read_metrics(out / "killed-1")["loss/total"]
-    assert steps.tolist() == [1, 10, 20]
+    assert steps.tolist() == [*range(1, 21)]
     assert np.all(losses > 0)
     for run in ("undisturbed", "killed-1"):
         folder = out / run / "checkpoints"
