@@ -1,8 +1,8 @@
-"""What the documentation site adds to MkDocs: pages from other folders, their links, and formulas.
+"""What the documentation site adds to MkDocs: pages from other folders, links, and formulas.
 
-A page whose text has its place elsewhere in the repository is read from there, so each fact stays in
-one file. Every page links to files relative to its own place in the repository, as on a code host;
-here those links lead to the file's page, or to the code host. Formulas become MathML, which
+A page whose text has its place elsewhere in the repository is read from there, so each fact stays
+in one file. Every page links to files relative to its own place in the repository, as on a code
+host; here those links lead to the file's page, or to the code host. Formulas become MathML, which
 browsers show without a script.
 """
 

@@ -2,7 +2,7 @@
 
     python docs/pictures.py docs/images
 
-`flow.png`: a pendulum's flow by three integrators. `sample.png`: the journey of a digit to the loss.
+`flow.png`: a pendulum's flow by three integrators. `sample.png`: the way of a digit to the loss.
 """
 
 import pathlib
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from configs import quickstart
 from hjepa_jax.config import resolve
 from hjepa_jax.data.batches import batch_indices
 from hjepa_jax.data.pipeline import train_batches
@@ -22,6 +21,7 @@ from hjepa_jax.dynamics.hamiltonian import energy_of_state
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.dynamics.non_symplectic import explicit_euler_step
 from hjepa_jax.dynamics.systems import pendulum
+from hjepa_jax.recipes import quickstart
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,10 +1,17 @@
-"""Every command of README.md and CONTRIBUTING.md is run by CI or by a test."""
+"""Every command of the documents is run by CI or by a test, and their links lead somewhere."""
 
 import pathlib
 import re
 import shlex
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("benchmarks/RESULTS.md", "third_party/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 # Program and script of a command -> the file that runs it, and a text found there.
 RUN_BY = {
@@ -59,19 +66,22 @@ RUN_BY = {
     "scripts/kill_test.py": ("tests/faults/test_kills.py", "scripts/kill_test.py"),
     "benchmarks/run_all.py": ("tests/test_benchmarks.py", "benchmarks/run_all.py"),
     "hjepa_jax.tools.fuzz": ("tests/tools/test_fuzz.py", "harness.main("),
+    "benchmarks/gpu.py": ("tests/test_benchmarks.py", "benchmarks/gpu.py"),
+    "mkdocs build --strict": ("tests/test_docs.py", '"mkdocs", "build", "--strict"'),
+    "pip install -e '.[docs]'": (".ci/run", "pip install -q -e '.[docs]'"),
     "scripts/layout_check.py": ("tests/runtime/test_sharding.py", "scripts/layout_check.py"),
 }
 
 
 def commands() -> list[str]:
-    """Returns the lines of the bash blocks of README.md and CONTRIBUTING.md."""
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    """Returns the lines of the bash blocks of all documents."""
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def test_every_command_is_run_somewhere() -> None:
-    assert len(commands()) >= 6
+    assert len(commands()) >= 40
     for command in commands():
         runners = [where for key, where in RUN_BY.items() if key in command]
         assert runners, f"nothing runs the documented command {command!r}"
@@ -101,6 +111,28 @@ def test_variants_of_the_table_exist() -> None:
     for module in (cifar100, imagenet100, quickstart):
         name = module.__name__.split(".")[-1]
         (row,) = re.findall(
-            rf"^\| `configs/{name}.py` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+            rf"^\| `configs/{name}.py` \| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.M
         )
         assert set(re.findall(r"`(\w+)`", row)) == set(module.METHODS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(document: pathlib.Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", document.read_text())
+    for path, anchor in links:
+        target = document.parent / path if path else document
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, f"{path}#{anchor}"
+
+
+def test_shell_blocks_are_marked_as_such() -> None:
+    for document in DOCUMENTS:
+        for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.M | re.S):
+            assert kind in ("bash", "python", ""), document
+            # Diagrams have no mark, and no commands.
+            assert kind or not re.search(r"^(?:\$ )?(?:hjepa|pip|python|mkdocs) ", block, re.M), (
+                block
+            )
