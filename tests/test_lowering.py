@@ -231,6 +231,8 @@ CALLED = {
     "step in parts, recomputed": (
         "batch_norm",
         "batch_norm_gradient",
+        "batch_norm_moments",
+        "batch_norm_sums",
         "characteristic_function",
         "convolution",
         "convolution_input_gradient",

@@ -9,7 +9,8 @@ the wide intermediate values that JAX's own derivative would keep.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from hjepa_jax.runtime.devices import varying_alike
 # Below this many values a call costs more than it saves.
 _MIN_VALUES = 2**18
 
+_Result = TypeVar("_Result")
 # x, y, means, variances, scale and bias.
 _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -62,8 +64,8 @@ def normalize_batch(
     """Normalizes x over all axes but the last, adds `residual`, then applies a ReLU if `relu`.
 
     Everything is computed in the dtype of `scale` and rounded to that of x once. Reverse mode only;
-    where the native kernels serve, of first order: for large arrays of one device on a CPU host,
-    float32 or narrower.
+    where the native kernels serve, of first order: for large arrays on a CPU host, float32 or
+    narrower, each device's own.
 
     Args:
       x: [N, ..., C], of any floating-point dtype.
@@ -84,8 +86,8 @@ def normalize_batch(
     split = shares.count(axis_name) > 1
     assert not split or shift is not None
     assert not split or groups == 1, "groups are shares already"
-    # The statistics of one share or group alone are those that the native kernels compute.
-    native = not split and groups == 1 and use_native(x.size, _MIN_VALUES, scale, bias)
+    # The native kernels know no groups.
+    native = groups == 1 and use_native(x.size, _MIN_VALUES, scale, bias)
     kind = _Kind(relu, residual is not None, epsilon, groups, axis_name if split else None, native)
     given = (x, scale, bias) if residual is None else (x, scale, bias, residual)
     near = shift if split else None
@@ -125,6 +127,17 @@ def batch_norm_native(
     return y, means[0], variances[0]
 
 
+def _by_platform(
+    kind: _Kind, native: Callable[..., _Result], plain: Callable[..., _Result], *operands: jax.Array
+) -> _Result:
+    """Returns what the form for the platform makes of the operands."""
+    plain = functools.partial(plain, kind)
+    if not kind.native:
+        return plain(*operands)
+    native = functools.partial(native, kind)
+    return jax.lax.platform_dependent(*operands, cpu=native, default=plain)
+
+
 def _value(
     kind: _Kind,
     shift: jax.Array | None,
@@ -133,11 +146,26 @@ def _value(
     bias: jax.Array,
     *residual: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    plain = functools.partial(_plain_value, kind, shift)
-    if not kind.native:
-        return plain(x, scale, bias, *residual)
-    native = functools.partial(_native_value, kind)
-    return jax.lax.platform_dependent(x, scale, bias, *residual, cpu=native, default=plain)
+    moments = _by_platform(kind, _native_moments, _plain_moments, x, scale)
+    moments = _of_all_shares(kind, shift, *moments)
+    y = _by_platform(kind, _native_value, _plain_value, x, *moments, scale, bias, *residual)
+    return y, *moments
+
+
+def _of_all_shares(
+    kind: _Kind, shift: jax.Array | None, mean: jax.Array, variance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance of the rows of all shares, from those of each.
+
+    The variance between the means of shares comes from their shifted squares, so that one
+    collective is enough.
+    """
+    if kind.axis_name is None:
+        return mean, variance
+    assert shift is not None
+    moved = mean - shift
+    first, second = shares.mean_shares((moved, variance + jnp.square(moved)), kind.axis_name)
+    return shift + first, jnp.maximum(second - jnp.square(first), 0)
 
 
 def _forward(
@@ -155,12 +183,18 @@ def _forward(
 def _backward(
     kind: _Kind, saved: _Saved, cotangents: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array | None, ...]:
-    plain = functools.partial(_plain_gradients, kind)
-    if not kind.native:
-        return None, *plain(*saved, cotangents[0])
-    native = functools.partial(_native_gradients, kind)
-    gradients = jax.lax.platform_dependent(*saved, cotangents[0], cpu=native, default=plain)
-    return None, *gradients
+    """Returns the gradients, by one collective if there are shares.
+
+    Those of scale and bias are the share's own.
+    """
+    given = (*saved, cotangents[0])
+    sums = _by_platform(kind, _native_sums, _plain_sums, *given)
+    x, means = saved[0], saved[2]
+    rows = x.size // means.size
+    averages = [total / rows for total in shares.mean_shares(sums, kind.axis_name)]
+    to_x = _by_platform(kind, _native_gradient, _plain_gradient, *given, *averages)
+    bar_scale, bar_bias = (jnp.sum(total, 0) for total in sums)
+    return None, to_x[0], bar_scale, bar_bias, *to_x[1:]
 
 
 _batch_norm = jax.custom_vjp(_value, nondiff_argnums=(0,))
@@ -194,34 +228,45 @@ def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]
     return jnp.squeeze(value, axes) + mean, variance
 
 
+def _plain_moments(kind: _Kind, x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns means and biased variances [groups, C] of the share."""
+    wide, axes = _grouped(x.astype(scale.dtype), kind.groups)
+    mean, variance = _moments(wide, axes)
+    return mean.reshape(kind.groups, -1), variance.reshape(kind.groups, -1)
+
+
 def _plain_value(
     kind: _Kind,
-    shift: jax.Array | None,
     x: jax.Array,
+    means: jax.Array,
+    variances: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     *residual: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`normalize_batch` by XLA's operations.
-
-    The variance between the means of shares comes from their shifted squares, so that one
-    collective is enough.
-    """
-    wide, axes = _grouped(x.astype(scale.dtype), kind.groups)
-    mean, variance = _moments(wide, axes)
-    if kind.axis_name is not None:
-        assert shift is not None
-        moved = mean - shift
-        first, second = shares.mean_shares((moved, variance + jnp.square(moved)), kind.axis_name)
-        mean, variance = shift + first, jnp.maximum(second - jnp.square(first), 0)
-    means, variances = (s.reshape(kind.groups, -1) for s in (mean, variance))
+) -> jax.Array:
+    """Returns y, like x."""
+    wide, _ = _grouped(x.astype(scale.dtype), kind.groups)
     factor = _along(scale * jax.lax.rsqrt(variances + kind.epsilon), wide)
     y = ((wide - _along(means, wide)) * factor + bias).reshape(x.shape)
     added = residual[0].astype(scale.dtype) if residual else None
-    return finish(y, added, kind.relu).astype(x.dtype), means, variances
+    return finish(y, added, kind.relu).astype(x.dtype)
 
 
-def _plain_gradients(
+class _Normalized(NamedTuple):
+    """What both parts of the gradient need; XLA computes it once.
+
+    Attributes:
+      factor: of x - mean in the value.
+      normal: x with mean 0 and variance 1, `_grouped`.
+      bar: cotangent at the ReLU's input, like `normal`.
+    """
+
+    factor: jax.Array
+    normal: jax.Array
+    bar: jax.Array
+
+
+def _normalized(
     kind: _Kind,
     x: jax.Array,
     y: jax.Array,
@@ -230,12 +275,8 @@ def _plain_gradients(
     scale: jax.Array,
     bias: jax.Array,
     bar: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Returns the gradients, by one collective if there are shares, as `_native_gradients` does.
-
-    Those of scale and bias are the share's own.
-    """
-    wide, axes = _grouped(x.astype(scale.dtype), kind.groups)
+) -> _Normalized:
+    wide, _ = _grouped(x.astype(scale.dtype), kind.groups)
     inverse = jax.lax.rsqrt(variances + kind.epsilon)
     centered, factor = wide - _along(means, wide), _along(scale * inverse, wide)
     bar_y = bar.astype(scale.dtype).reshape(wide.shape)
@@ -243,35 +284,66 @@ def _plain_gradients(
         # Without a residual, x alone decides: y need not be read.
         value = y.reshape(wide.shape) if kind.added else centered * factor + bias
         bar_y = jnp.where(value > 0, bar_y, 0)
-    normal = centered * _along(inverse, wide)
-    own = (jnp.sum(bar_y * normal, axes), jnp.sum(bar_y, axes))
-    rows = wide.size // means.size
-    to_scale, to_bias = (
-        _along(s.reshape(means.shape) / rows, wide) for s in shares.mean_shares(own, kind.axis_name)
-    )
-    bar_x = factor * (bar_y - (to_bias + normal * to_scale))
-    bar_scale, bar_bias = (jnp.sum(s.reshape(means.shape), 0) for s in own)
-    gradients = bar_x.reshape(x.shape).astype(x.dtype), bar_scale, bar_bias
-    return (*gradients, bar_y.reshape(x.shape).astype(x.dtype)) if kind.added else gradients
+    return _Normalized(factor, centered * _along(inverse, wide), bar_y)
+
+
+def _plain_sums(kind: _Kind, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the share's gradients [groups, C] of scale and bias, from saved values and bar."""
+    _, normal, bar_y = _normalized(kind, *given)
+    axes = tuple(range(kind.groups > 1, normal.ndim - 1))
+    shape = given[2].shape
+    return jnp.sum(bar_y * normal, axes).reshape(shape), jnp.sum(bar_y, axes).reshape(shape)
+
+
+def _plain_gradient(kind: _Kind, *operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the gradients of x and of the residual if there is one.
+
+    Args:
+      kind: the normalization.
+      *operands: saved values, bar, and the sums of `_plain_sums` as means over all rows.
+    """
+    *given, to_scale, to_bias = operands
+    factor, normal, bar_y = _normalized(kind, *given)
+    bar_x = factor * (bar_y - (_along(to_bias, normal) + normal * _along(to_scale, normal)))
+    x = given[0]
+    results = (bar_x, bar_y) if kind.added else (bar_x,)
+    return tuple(bar.reshape(x.shape).astype(x.dtype) for bar in results)
+
+
+def _float32(*arrays: jax.Array) -> list[jax.Array]:
+    return [array.astype(jnp.float32) for array in arrays]
+
+
+def _native_moments(kind: _Kind, x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`_plain_moments` by the native kernel."""
+    del kind
+    moment = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+    mean, variance = call_native("batch_norm_moments", _float32(x), [moment, moment])
+    return mean[None], variance[None]
 
 
 def _native_value(
-    kind: _Kind, x: jax.Array, scale: jax.Array, bias: jax.Array, *residual: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    moment = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), moment, moment]
-    added = residual[0].astype(jnp.float32) if residual else jnp.zeros(0, jnp.float32)
-    y, mean, variance = call_native(
+    kind: _Kind,
+    x: jax.Array,
+    means: jax.Array,
+    variances: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *residual: jax.Array,
+) -> jax.Array:
+    """`_plain_value` by the native kernel."""
+    wide, added = _float32(x, *residual or (jnp.zeros(0),))
+    (y,) = call_native(
         "batch_norm",
-        (x.astype(jnp.float32), scale, bias, added),
-        results,
+        (wide, means[0], variances[0], scale, bias, added),
+        [jax.ShapeDtypeStruct(x.shape, jnp.float32)],
         epsilon=np.float32(kind.epsilon),
         relu=kind.relu,
     )
-    return y.astype(x.dtype), mean[None], variance[None]
+    return y.astype(x.dtype)
 
 
-def _native_gradients(
+def _native_sums(
     kind: _Kind,
     x: jax.Array,
     y: jax.Array,
@@ -280,18 +352,42 @@ def _native_gradients(
     scale: jax.Array,
     bias: jax.Array,
     bar: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Returns the gradients of x, scale, bias, and of the residual if there is one."""
+) -> tuple[jax.Array, jax.Array]:
+    """`_plain_sums` by the native kernel."""
     del bias
-    like_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     like_scale = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-    to_residual = like_x if kind.added else jax.ShapeDtypeStruct((0,), jnp.float32)
-    bar_x, bar_scale, bar_bias, bar_residual = call_native(
-        "batch_norm_gradient",
-        (*(a.astype(jnp.float32) for a in (x, y, bar)), means[0], variances[0], scale),
-        [like_x, like_scale, like_scale, to_residual],
+    to_scale, to_bias = call_native(
+        "batch_norm_sums",
+        (*_float32(x, y, bar), means[0], variances[0]),
+        [like_scale, like_scale],
         epsilon=np.float32(kind.epsilon),
         relu=kind.relu,
     )
-    gradients = bar_x.astype(x.dtype), bar_scale, bar_bias
-    return (*gradients, bar_residual.astype(x.dtype)) if kind.added else gradients
+    return to_scale[None], to_bias[None]
+
+
+def _native_gradient(
+    kind: _Kind,
+    x: jax.Array,
+    y: jax.Array,
+    means: jax.Array,
+    variances: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    bar: jax.Array,
+    to_scale: jax.Array,
+    to_bias: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`_plain_gradient` by the native kernel."""
+    del bias
+    like_x = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    to_residual = like_x if kind.added else jax.ShapeDtypeStruct((0,), jnp.float32)
+    bar_x, bar_residual = call_native(
+        "batch_norm_gradient",
+        (*_float32(x, y, bar), means[0], variances[0], scale, to_scale[0], to_bias[0]),
+        [like_x, to_residual],
+        epsilon=np.float32(kind.epsilon),
+        relu=kind.relu,
+    )
+    results = (bar_x, bar_residual) if kind.added else (bar_x,)
+    return tuple(bar.astype(x.dtype) for bar in results)

@@ -39,6 +39,8 @@ _FLAGS = ("-std=c++17", "-O3", _PROCESSOR, "-ffp-contract=fast", "-fPIC", "-w")
 _HANDLERS = (
     "hjepa_batch_norm",
     "hjepa_batch_norm_gradient",
+    "hjepa_batch_norm_moments",
+    "hjepa_batch_norm_sums",
     "hjepa_characteristic_function",
     "hjepa_convolution",
     "hjepa_convolution_input_gradient",

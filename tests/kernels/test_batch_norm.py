@@ -4,29 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_arrays import assert_close, draw
+from kernel_arrays import EPSILON, assert_close, draw, numpy_batch_norm
 
 from hjepa_jax.kernels.batch_norm import batch_norm_native, normalize_batch
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
-EPSILON = 1e-5
-
-
-def numpy_batch_norm(x, scale, bias, residual, bar, relu):
-    """Value, moments and gradients in float64, as in Ioffe and Szegedy (arXiv 1502.03167)."""
-    x, scale, bias, bar = (np.asarray(a, np.float64) for a in (x, scale, bias, bar))
-    axes = tuple(range(x.ndim - 1))
-    count = x.size / x.shape[-1]
-    mean, var = x.mean(axes), x.var(axes)
-    normal = (x - mean) / np.sqrt(var + EPSILON)
-    y = normal * scale + bias + (0 if residual is None else residual)
-    if relu:
-        bar = np.where(y > 0, bar, 0)
-        y = np.maximum(y, 0)
-    to_bias, to_scale = bar.sum(axes), (bar * normal).sum(axes)
-    inner = bar - to_bias / count - normal * to_scale / count
-    gradients = [scale / np.sqrt(var + EPSILON) * inner, to_scale, to_bias]
-    return (y, mean, var), gradients if residual is None else [*gradients, bar]
 
 
 def choose_as_elsewhere(*operands, default, **_):

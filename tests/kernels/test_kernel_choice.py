@@ -67,7 +67,11 @@ def test_used_in_shares_of_a_mesh() -> None:
     done = subprocess.run(
         [sys.executable, "tests/support/kernels_in_shares.py"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}",
+            "JAX_NUM_CPU_DEVICES": "2",
+        },
         capture_output=True,
         text=True,
         timeout=300,

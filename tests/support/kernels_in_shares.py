@@ -1,6 +1,7 @@
 """Run by test_kernel_choice.py in a process with two devices: native kernels in `jax.shard_map`."""
 
 import functools
+import itertools
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from kernel_arrays import EPSILON, draw, numpy_batch_norm
 
 from hjepa_jax.kernels import (
     batch_norm,
@@ -21,6 +23,7 @@ from hjepa_jax.kernels import (
 )
 from hjepa_jax.objectives.characteristic_function import characteristic_function as waves
 from hjepa_jax.runtime import sharding
+from hjepa_jax.tools.plan.program_text import count_program
 
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 CALL = 'custom_call_target="hjepa_'
@@ -48,6 +51,36 @@ def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def pooled(form: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     return jax.lax.psum(jnp.sum(jnp.sin(form(x))), "data")
+
+
+def check_normalization_of_all_shares(relu: bool, added: bool) -> None:
+    """Kernels on each share and statistics of all are the normalization of the whole batch.
+
+    The shares' means are ten standard deviations apart.
+    """
+    x = draw(1, 6, 8, 8, 16) + np.repeat([0, 10], 3).reshape(-1, 1, 1, 1).astype(np.float32)
+    scale, bias, bar = draw(2, 16), draw(3, 16), draw(4, *x.shape)
+    residual = draw(5, *x.shape) if added else None
+    given = [x, scale, bias, *([residual] if added else [])]
+    where = [SPLIT, WHOLE, WHOLE, *[SPLIT] * added]
+
+    def both(bar: jax.Array, shift: jax.Array, *arrays: jax.Array) -> Any:
+        def normalized(*arrays: jax.Array) -> Any:
+            y, *moments = batch_norm.normalize_batch(
+                *arrays, relu=relu, epsilon=EPSILON, axis_name="data", shift=shift
+            )
+            return y, moments
+
+        y, pull_back, moments = jax.vjp(normalized, *arrays, has_aux=True)
+        return (y, *moments), pull_back(bar)
+
+    specs = {"in_specs": (SPLIT, WHOLE, *where), "out_specs": ((SPLIT, WHOLE, WHOLE), tuple(where))}
+    text, (values, gradients) = compiled(both, (bar, np.full(16, 4, np.float32), *given), **specs)
+    assert text.count(CALL) == 4
+    assert count_program(text).collectives.total() == 2
+    expected, to_arrays = numpy_batch_norm(x, scale, bias, residual, bar, relu)
+    assert_close([np.squeeze(a) for a in values], [np.squeeze(a) for a in expected])
+    assert_close(gradients, to_arrays)
 
 
 def neighbors(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,7 +114,7 @@ def main() -> None:
     shapes = (6, 8, 8, 16), (3, 3, 16, 16), (16,), (16,)
     arrays = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes]
     programs = (
-        (6, lambda: loss_and_gradients(block, arrays)),
+        (8, lambda: loss_and_gradients(block, arrays)),
         (1, lambda: compiled(neighbors, arrays[:1], in_specs=SPLIT, out_specs=SPLIT)),
     )
     for calls, program in programs:
@@ -93,6 +126,8 @@ def main() -> None:
         assert text.count(CALL) == calls
         assert "conditional" not in text
         assert_close(got, expected)
+    for relu, added in itertools.product((False, True), repeat=2):
+        check_normalization_of_all_shares(relu, added)
     # Outside, where an array has shares on both devices, XLA's form is used.
     split = jax.device_put(arrays[0], jax.NamedSharding(sharding.data_mesh(), SPLIT))
     assert CALL not in jax.jit(neighbors).lower(split).compile().as_text()
