@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,10 +27,12 @@ from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.evaluation.protocol import Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
 from hjepa_jax.evaluation.report.about import Watched, about, about_images, watch
+from hjepa_jax.evaluation.report.figures import save_each
 from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
 from hjepa_jax.evaluation.report.folder import report_name
-from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
+from hjepa_jax.evaluation.run_page.page import PAGE, evaluation_page
+from hjepa_jax.evaluation.run_page.record import record_of
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
@@ -277,26 +281,57 @@ def evaluate(
     results.metrics["info"].update(about_images(settings, train, test))
     results = dataclasses.replace(results, metrics=json_ready(results.metrics))
     if distributed.is_primary():
-        _report(results, found.flow, eval_dir / name)
+        draw = functools.partial(_page, workdir, saved, settings, which)
+        _report(results, found.flow, eval_dir / name, draw)
     return results.metrics
 
 
-def _report(results: Results, flow: Flow | None, out: pathlib.Path) -> None:
-    """Writes and prints the numbers, then draws the pictures, so that no error there loses them."""
+def _page(
+    workdir: pathlib.Path,
+    saved: Settings,
+    settings: Settings,
+    which: str,
+    results: Results,
+    flow: Callable[[], FlowPicture] | None,
+) -> bytes:
+    """Returns the page of a report; see `evaluation_page` and `record_of`."""
+    record = record_of(workdir, saved, settings, which)
+    return evaluation_page(results.metrics, lambda: results.pictures, flow, record).encode()
+
+
+def _report(
+    results: Results,
+    flow: Flow | None,
+    out: pathlib.Path,
+    page: Callable[[Results, Callable[[], FlowPicture] | None], bytes],
+) -> None:
+    """Writes and prints the numbers, then draws the pictures, so that no error there loses them.
+
+    Args:
+      results: of the evaluation.
+      flow: the learned flow, if there is one.
+      out: folder of the report, see `report_folder`.
+      page: returns the page, given the results and what follows the flow.
+    """
     folder = write_numbers(out, results.metrics)
     try:
         print_table(results.metrics)
     except (OSError, UnicodeError) as error:  # the terminal is gone, or cannot show it
         _log.warning("the table cannot be printed (%s); it is in %s/report.md", error, folder)
 
-    def follow(inputs: PictureInputs) -> FlowPicture:
+    @functools.cache
+    def follow() -> FlowPicture:
         assert flow is not None
-        states = inputs.encoders["trained"]
+        states = results.pictures.encoders["trained"]
         return flow_picture(flow, states.query_states, states.states)
 
-    drawn = painters(results.metrics, lambda: results.pictures, None if flow is None else follow)
+    followed = None if flow is None else follow
+    drawn = painters(results.metrics, lambda: results.pictures, followed)
     failed = write_pictures(folder, results.metrics, drawn)
+    failed |= save_each(folder, {PAGE: lambda: page(results, followed)})
     with contextlib.suppress(OSError, UnicodeError):
         for name, reason in failed.items():
             print(f"{name} could not be drawn ({reason}); the numbers are written.")
+        if PAGE not in failed:
+            print(f"page: {folder / PAGE}")
         print(f"report and pictures: {folder}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from pages import parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -54,6 +55,13 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
         assert row in done.stdout
     pictures = {path.name for path in (folder / "eval/run").glob("*.png")}
     assert pictures >= {"map.png", "flow.png", "neighbors.png"}
+    page = folder / "eval/run/report.html"
+    assert f"page: {page}" in done.stdout
+    shown = parse(page.read_text()).shown
+    assert "drawn" not in shown
+    sections = ("Training", "Nearest neighbors", "Learned Hamiltonian flow", "How to reproduce")
+    for words in (*sections, "Prediction loss", "train.epochs", f"hjepa eval {folder}/run"):
+        assert words in shown, words
 
 
 def test_eval_alone_gives_the_same_metrics(finished) -> None:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from image_files import write_folder
+from pages import parse
 from random_states import random_state
 
 from hjepa_jax import main
@@ -70,6 +71,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 def undrawn(monkeypatch) -> None:
     """No pictures, which take longer than everything else."""
     monkeypatch.setattr("hjepa_jax.evaluate.painters", lambda *_: {})
+    monkeypatch.setattr("hjepa_jax.evaluate.evaluation_page", lambda *_: "")
 
 
 def _images(tmp_path: pathlib.Path, name: str, side: int = 40):
@@ -206,6 +208,9 @@ def test_a_failing_picture_does_not_fail_the_evaluation(
     said = capsys.readouterr().out
     for name in ("map.png", "neighbors.png", "flow.png"):
         assert f"{name} could not be drawn (RuntimeError: no ink)" in said
+    page = parse((tmp_path / "run/report.html").read_text())
+    assert "This cannot be drawn (RuntimeError: no ink)." in page.texts
+    assert "Nearest neighbors" in page.texts
 
 
 def test_a_terminal_that_cannot_show_the_table_does_no_harm(

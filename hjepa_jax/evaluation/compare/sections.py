@@ -20,7 +20,7 @@ from hjepa_jax.evaluation.compare.runs import (
 )
 from hjepa_jax.evaluation.page import charts, curves
 from hjepa_jax.evaluation.page.ink import REFERENCE, breakable, legend, swatch
-from hjepa_jax.evaluation.page.tables import Row, table
+from hjepa_jax.evaluation.page.tables import Row, head, table
 from hjepa_jax.evaluation.page.text import escape, shown
 from hjepa_jax.evaluation.report import plots
 from hjepa_jax.evaluation.report.summary import (
@@ -120,7 +120,7 @@ def summary_table(groups: Sequence[Group]) -> str:
         ]
         name = f"{swatch(REFERENCE)}random encoder<small>of {breakable(groups[0].name)}</small>"
         rows.append(Row(name, cells, "reference"))
-    return table("Summary", ["", *map(escape, columns.values())], rows)
+    return table("Summary", ["", *map(head, columns.values())], rows)
 
 
 def intervals(groups: Sequence[Group]) -> str:
@@ -280,5 +280,5 @@ def runs_table(groups: Sequence[Group]) -> str:
                     text += f" <small>[{low}, {high}]</small>"
                 cells.append(text)
             rows.append(Row(f"{swatch(style)}{breakable(run.name)}", cells))
-    heads = ["", "data", "step", "device", "seed", *(escape(columns[name]) for name in figures)]
+    heads = ["", "data", "step", "device", "seed", *(head(columns[name]) for name in figures)]
     return table("Runs", heads, rows, narrow=True)

@@ -45,14 +45,31 @@ def _series(curves: Curves, tag: str) -> plots.Series | None:
     return plots.Series(curves.name, steps.tolist(), mean.tolist(), curves.style, *band)
 
 
-def training_curves(groups: Sequence[Curves]) -> str:
-    """Returns a chart of every known metric that was logged; '' if none was."""
+def _grid(groups: Sequence[Curves], titles: Mapping[str, str]) -> str:
+    """Returns a chart for each tag that was logged; '' if none was."""
     figures = []
-    for tag, title in CURVES.items():
+    for tag, title in titles.items():
         series = [one for group in groups if (one := _series(group, tag)) is not None]
         axes = plots.Axes("step", title=title, percent=tag.startswith("online/"))
         figures.append(charts.figure(series, axes))
-    if not any(figures):
+    return f'<div class="grid">{"".join(figures)}</div>' if any(figures) else ""
+
+
+def training_curves(groups: Sequence[Curves], *, rest: bool = False) -> str:
+    """Returns a chart of every known metric that was logged; '' if none was.
+
+    Args:
+      groups: the runs.
+      rest: whether all other metrics follow, folded.
+    """
+    shown = _grid(groups, CURVES)
+    if rest:
+        tags = sorted({tag for group in groups for run in group.runs for tag in run} - {*CURVES})
+        others = _grid(groups, {tag: tag for tag in tags if "/" in tag})
+        shown += (
+            f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
+        )
+    if not shown:
         return ""
     names = legend((group.name, group.style) for group in groups) if len(groups) > 1 else ""
-    return f'{names}<div class="grid">{"".join(figures)}</div>'
+    return names + shown

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from hjepa_jax.evaluation.page.text import escape
 
+_WHOLE_LETTERS = 13
+
 
 class Row(NamedTuple):
     """A row of a table, as HTML: its head, its cells, and the CSS class of the row."""
@@ -39,6 +41,12 @@ def table(label: str, columns: Sequence[str], rows: Iterable[Row], *, narrow: bo
         f"<table{kind}><thead><tr>{heads}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def head(title: str) -> str:
+    """Returns the head of a column, as HTML; short ones are not broken into lines."""
+    text = escape(title)
+    return f'<span class="whole">{text}</span>' if len(title) <= _WHOLE_LETTERS else text
 
 
 def facts(values: Mapping[str, object]) -> str:

@@ -34,3 +34,10 @@ def shown(value: float, digits: int, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return NOTHING
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def label(name: str, limit: int = 40) -> str:
+    """Returns the name of a class or a run as text of limited length; never empty."""
+    text = printable(name)
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return text if text.strip() else "(no name)"

@@ -20,7 +20,6 @@ from hjepa_jax.data.sources.base import NO_LABEL, has_label
 from hjepa_jax.errors import first_line
 from hjepa_jax.evaluation.report import plots
 from hjepa_jax.evaluation.report.gallery import PictureInputs
-from hjepa_jax.evaluation.report.maps import principal_axes, tsne
 from hjepa_jax.evaluation.report.text import LEGEND_LETTERS, plot_text
 from hjepa_jax.storage.files import write_atomically
 
@@ -182,8 +181,7 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     styles = styles_of(list(inputs.encoders))
-    lowest = min(float(one.cosine.min()) for one in inputs.encoders.values())
-    edges = np.linspace(min(lowest, 0.0), 1.0, 61).tolist()
+    edges = plots.cosine_edges(one.cosine for one in inputs.encoders.values()).tolist()
     for name, one in inputs.encoders.items():
         color = styles[name]["color"]
         # A value may exceed 1 by rounding and would fall out of the last bin.
@@ -202,9 +200,9 @@ def cosine_histogram(inputs: PictureInputs) -> Figure:
             label=label,
         )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("cosine similarity")
-    axes.set_ylabel("share of pairs")
-    axes.set_title("Random pairs of test images")
+    axes.set_xlabel(plots.COSINE_AXES.x_label)
+    axes.set_ylabel(plots.COSINE_AXES.y_label)
+    axes.set_title(plots.COSINE_AXES.title)
     axes.legend(frameon=False, loc="best")
     tidy(axes)
     return figure
@@ -250,12 +248,12 @@ def feature_map(inputs: PictureInputs) -> Figure:
     figure = new_figure(3.4 * count + max(1.2, 0.6 + 0.1 * longest), 6.8)
     panels = figure.subplots(2, count, squeeze=False)
     for (above, below), (name, one) in zip(panels.T, inputs.encoders.items(), strict=True):
-        found = principal_axes(one.features, 2)
+        found = one.principal
         _draw_map(above, found.project(one.features), one.labels, shown, names)
         above.set_title(f"{plot_text(name)}: principal axes")
         above.set_xlabel(f"first axis ({found.shares[0]:.0%} of variance)")
         above.set_ylabel(f"second axis ({found.shares[1]:.0%})")
-        _draw_map(below, tsne(one.features), one.labels, shown, names)
+        _draw_map(below, one.tsne, one.labels, shown, names)
         below.set_title(f"{plot_text(name)}: t-SNE")
         below.set_xlabel("only neighborhoods are meaningful")
     figure.legend(

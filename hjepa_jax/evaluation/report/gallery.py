@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from hjepa_jax.evaluation.features import Batch
+from hjepa_jax.evaluation.report import maps
 
 NUM_QUERIES = 6
 MAP_POINTS = 1500
@@ -33,6 +35,16 @@ class EncoderPictures:
     states: np.ndarray
     query_states: np.ndarray
     neighbors: np.ndarray
+
+    @functools.cached_property
+    def principal(self) -> maps.PrincipalAxes:
+        """The first two principal axes of the features."""
+        return maps.principal_axes(self.features, 2)
+
+    @functools.cached_property
+    def tsne(self) -> np.ndarray:
+        """The features in two dimensions, [M, 2]; takes seconds."""
+        return maps.tsne(self.features)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,15 @@ SPECTRUM_AXES = Axes(
     log_x=True,
     log_y=True,
 )
+COSINE_AXES = Axes(
+    "cosine similarity", "share of pairs", "Random pairs of test images", percent=True
+)
+
+
+def cosine_edges(similarities: Iterable[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
+    """Returns the edges of the bins for cosine similarities, at least from 0 to 1."""
+    lowest = min(float(one.min()) for one in similarities)
+    return np.linspace(min(lowest, 0.0), 1.0, 61)
 
 
 def knn_axes(series: Iterable[Series]) -> Axes:

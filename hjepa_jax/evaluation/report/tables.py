@@ -231,7 +231,7 @@ def markdown(
 def painters(
     metrics: Metrics,
     inputs: Callable[[], PictureInputs],
-    flow: Callable[[PictureInputs], FlowPicture] | None = None,
+    flow: Callable[[], FlowPicture] | None = None,
 ) -> dict[str, Callable[[], Figure]]:
     """Returns the function that draws each picture, by file name.
 
@@ -248,7 +248,7 @@ def painters(
         "neighbors.png": lambda: figures.neighbors(inputs()),
     }
     if flow is not None:
-        drawn["flow.png"] = lambda: flow_figure(flow(inputs()), inputs())
+        drawn["flow.png"] = lambda: flow_figure(flow(), inputs())
     return drawn
 
 

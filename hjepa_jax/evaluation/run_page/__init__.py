@@ -1,0 +1,1 @@
+"""The page of one evaluation: tables, charts and pictures in one HTML file."""

@@ -1,0 +1,70 @@
+"""What a report says about a run beside its metrics: settings, curves, and how to reproduce it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+
+from hjepa_jax.config import Settings
+from hjepa_jax.config.settings import schema_of
+from hjepa_jax.errors import UserError
+from hjepa_jax.storage.metrics_file import Curve, read_metrics
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a report says about a run beside its metrics.
+
+    Attributes:
+      changed: (field, value, default) of the settings that differ from the defaults.
+      config: content of `config.json`.
+      curves: logged metrics by tag.
+      commands: lines that train the run again and evaluate it as here.
+    """
+
+    changed: Sequence[tuple[str, object, object]]
+    config: str
+    curves: Mapping[str, Curve]
+    commands: Sequence[str]
+
+
+def record_of(
+    workdir: pathlib.Path, saved: Settings, settings: Settings, which: str = "latest"
+) -> Record:
+    """Returns the record of a run, without curves if these cannot be read.
+
+    Args:
+      workdir: the run.
+      saved: its settings.
+      settings: those of the evaluation.
+      which: the checkpoint: 'latest', 'best' or a step.
+    """
+    defaults = {path: row.default for path, row in schema_of(saved).rows.items()}
+    changed = [
+        (path, value, defaults[path])
+        for path, value in saved.values().items()
+        if value != defaults[path]
+    ]
+    try:
+        curves = read_metrics(workdir)
+    except UserError as error:
+        _log.warning("the report has no training curves: %s", error)
+        curves = {}
+    return Record(changed, saved.to_json(), curves, _commands(workdir, saved, settings, which))
+
+
+def _commands(workdir: pathlib.Path, saved: Settings, settings: Settings, which: str) -> list[str]:
+    of_run = saved.values()
+    own = [
+        f"--config.{path}={value}"
+        for path, value in settings.values().items()
+        if value != of_run.get(path)
+    ]
+    checkpoint = [f"--checkpoint={which}"] if which != "latest" else []
+    train = ["hjepa", "train", f"--config={workdir}/config.json", "--workdir=NEW_FOLDER"]
+    return [shlex.join(train), shlex.join(["hjepa", "eval", str(workdir), *checkpoint, *own])]

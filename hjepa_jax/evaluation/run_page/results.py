@@ -1,0 +1,190 @@
+"""Sections of numbers: headline figures, accuracies of parts, and properties of features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hjepa_jax.evaluation.page import charts
+from hjepa_jax.evaluation.page.ink import REFERENCE, breakable, legend, swatch
+from hjepa_jax.evaluation.page.tables import Row, head, table
+from hjepa_jax.evaluation.page.text import escape, shown
+from hjepa_jax.evaluation.report import plots, tables
+from hjepa_jax.evaluation.report.gallery import PictureInputs
+from hjepa_jax.evaluation.report.plots import Metrics
+from hjepa_jax.evaluation.report.summary import (
+    ACCURACIES,
+    FIGURES,
+    headline,
+    headline_intervals,
+    titles,
+)
+
+_TILES = ("knn", "probe_top1", "effective_rank", "uniformity")
+
+
+def _columns(metrics: Metrics) -> dict[str, str]:
+    """Returns the titles of the headline figures that some encoder has."""
+    encoders, k = metrics["encoders"].values(), metrics["headline_k"]
+    found = [headline(one, k) for one in encoders]
+    names = titles(next(iter(encoders)), k)
+    return {
+        name: title
+        for name, title in names.items()
+        if any(math.isfinite(figures[name]) for figures in found)
+    }
+
+
+def _figure(name: str, value: float | None, *, signed: bool = False) -> str:
+    if value is None:
+        return shown(math.nan, 0)
+    figure = FIGURES[name]
+    return shown(figure.factor * value, figure.digits, signed=signed)
+
+
+def _interval(low_high: Sequence[float] | None) -> str:
+    """Returns a 95% interval in percent, rounded outward; '' for none."""
+    if low_high is None:
+        return ""
+    low, high = (100 * bound for bound in low_high)
+    return f"{math.floor(low)}–{math.ceil(high)}"
+
+
+def tiles(metrics: Metrics) -> str:
+    """Returns the main figures of the trained encoder, large, with those of the random one."""
+    encoders, k, columns = metrics["encoders"], metrics["headline_k"], _columns(metrics)
+    if "trained" not in encoders:
+        return ""
+    figures, bounds = headline(encoders["trained"], k), headline_intervals(encoders["trained"], k)
+    parts = []
+    for name in _TILES:
+        if name not in columns or not math.isfinite(figures[name]):
+            continue
+        notes = [f"95 % interval {_interval(bounds[name])}"] if bounds.get(name) else []
+        if "random" in encoders:
+            notes.append(f"random: {_figure(name, headline(encoders['random'], k)[name])}")
+        unit = " %" if name in ACCURACIES else ""
+        text = "".join(f"<small>{note}</small>" for note in notes)
+        title, value = escape(columns[name].removesuffix(" %")), _figure(name, figures[name])
+        parts.append(f'<div class="tile">{title}<b>{value}{unit}</b>{text}</div>')
+    return f'<div class="tiles">{"".join(parts)}</div>' if parts else ""
+
+
+def headline_table(metrics: Metrics) -> str:
+    """Returns one row for each encoder, and trained minus random."""
+    k, columns = metrics["headline_k"], _columns(metrics)
+    rows = []
+    for style, (name, one) in enumerate(metrics["encoders"].items()):
+        figures, bounds = headline(one, k), headline_intervals(one, k)
+        cells = []
+        for column in columns:
+            interval = _interval(bounds.get(column))
+            text = f"<b>{_figure(column, figures[column])}</b>"
+            cells.append(f'{text}<div class="difference">{interval}</div>' if interval else text)
+        rows.append(Row(f"{swatch(style)}{breakable(name)}", cells))
+    difference = metrics["trained_minus_random"]
+    if difference:
+        cells = [_figure(column, difference.get(column), signed=True) for column in columns]
+        rows.append(Row("trained − random", cells, "total"))
+    heads = ["encoder", *map(head, columns.values())]
+    return table("Headline figures", heads, rows)
+
+
+def explanation(metrics: Metrics) -> str:
+    """Returns what the columns mean, of those that the table has."""
+    columns = _columns(metrics)
+    sentences = []
+    if set(columns) & set(ACCURACIES):
+        sentences.append(
+            "Below each accuracy is its 95 % Wilson interval over test images; differences of "
+            "percentages are in points."
+        )
+    sentences.append(
+        "Effective rank and participation ratio describe the covariance of training features, and "
+        "RankMe the uncentered features. Alignment (lower: augmented views agree) and uniformity "
+        "(lower: features spread more evenly) are measured on the unit sphere."
+    )
+    return f'<p class="note">{escape(" ".join(sentences))}</p>'
+
+
+def results(metrics: Metrics) -> str:
+    """Returns the section of the headline figures."""
+    return f"{tiles(metrics)}{headline_table(metrics)}{explanation(metrics)}"
+
+
+def _text_table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of texts, in which an interval in parentheses is small."""
+    lines = []
+    for name, *cells in rows:
+        parts = (escape(cell).partition(" (") for cell in cells)
+        lines.append(
+            Row(
+                breakable(name),
+                [f"{value} <small>({rest}</small>" if rest else value for value, _, rest in parts],
+            )
+        )
+    return table(label, [head(title) for title in heads], lines, narrow=True)
+
+
+def state_parts(metrics: Metrics) -> str:
+    """Returns the accuracies of q, p and both; '' if they were not measured."""
+    k, _ = tables._used_k(metrics)
+    heads = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
+    return _text_table("Parts of the state", heads, tables._state_part_rows(metrics))
+
+
+def extra(metrics: Metrics) -> str:
+    """Returns the accuracies of the optional tests; '' if they were not measured."""
+    k, _ = tables._used_k(metrics)
+    heads = ["test", f"kNN@{k}", "probe top-1"]
+    return _text_table("Optional tests", heads, tables._extra_rows(metrics))
+
+
+def _knn(metrics: Metrics) -> str:
+    """Returns the chart of kNN accuracy over k, with intervals and chance; '' without any."""
+    series = []
+    for style, (name, one) in enumerate(metrics["encoders"].items()):
+        bounds = one["knn"].get("top1_interval") or []
+        pairs = [pair or (math.nan, math.nan) for pair in bounds]
+        x, y = plots.knn_line(one)
+        whole = len(pairs) == len(x)
+        low, high = ([pair[i] for pair in pairs] for i in (0, 1))
+        series.append(
+            plots.Series(name, x, y, style, low if whole else None, high if whole else None)
+        )
+    if not any(math.isfinite(y) for one in series for y in one.y):
+        return ""
+    axes, count = plots.knn_axes(series), metrics["num_classes"]
+    if count:
+        ends = [min(axes.x_ticks or [1]), max(axes.x_ticks or [1])]
+        series.append(plots.Series("chance", ends, [1 / count] * 2, REFERENCE))
+    return charts.figure(series, axes)
+
+
+def _spectra(encoders: Mapping[str, Metrics]) -> str:
+    series = [
+        plots.Series(name, *plots.spectrum_line(one), style)
+        for style, (name, one) in enumerate(encoders.items())
+    ]
+    return charts.figure(series, plots.SPECTRUM_AXES)
+
+
+def _cosines(inputs: PictureInputs) -> str:
+    found = {name: one.cosine for name, one in inputs.encoders.items()}
+    edges = plots.cosine_edges(found.values())
+    centers = ((edges[1:] + edges[:-1]) / 2).tolist()
+    series = []
+    for style, (name, values) in enumerate(found.items()):
+        counts, _ = np.histogram(np.minimum(values, 1.0), edges)
+        series.append(plots.Series(name, centers, (counts / max(len(values), 1)).tolist(), style))
+    return charts.figure(series, plots.COSINE_AXES)
+
+
+def features(metrics: Metrics, inputs: PictureInputs | None) -> str:
+    """Returns the charts of kNN accuracy, spectrum and cosine similarities."""
+    encoders = metrics["encoders"]
+    drawn = _knn(metrics) + _spectra(encoders) + (_cosines(inputs) if inputs else "")
+    names = legend((name, style) for style, name in enumerate(encoders))
+    return f'{names}<div class="grid">{drawn}</div>' if drawn else ""
