@@ -61,7 +61,10 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     del page, config, files
 
     def mathml(match: re.Match[str]) -> str:
-        display = "block" if match[1] == "div" else "inline"
-        return convert(html.unescape(match[2].strip()[2:-2]), display=display)
+        formula = html.unescape(match[2].strip()[2:-2])
+        if match[1] == "span":
+            return convert(formula)
+        # A wide formula scrolls where the screen is narrow.
+        return f'<div style="overflow-x: auto">{convert(formula, display="block")}</div>'
 
     return _FORMULA.sub(mathml, content)

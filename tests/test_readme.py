@@ -1,7 +1,9 @@
 """Every command of the documents is run by CI or by a test, and their links lead somewhere."""
 
+import json
 import pathlib
 import re
+import runpy
 import shlex
 
 import pytest
@@ -136,3 +138,37 @@ def test_shell_blocks_are_marked_as_such() -> None:
             assert kind or not re.search(r"^(?:\$ )?(?:hjepa|pip|python|mkdocs) ", block, re.M), (
                 block
             )
+
+
+def evaluation(folder: pathlib.Path, **changes: float) -> pathlib.Path:
+    """Writes an evaluation of README.md's own figures and returns its folder."""
+    rows = {"trained": [98.3, 98.6, 95.0], "random": [92.5, 96.1, 77.5]}
+    for name, value in changes.items():
+        rows[name][2] = value
+    encoders = {
+        name: {"knn": {"k_values": [1, 20], "top1": [b, a]}, "linear_probe": {"top1": c}}
+        for name, (a, b, c) in rows.items()
+    }
+    (folder / "metrics.json").write_text(json.dumps({"encoders": encoders}))
+    return folder
+
+
+def test_figures_of_the_readme_are_compared_with_a_run(tmp_path: pathlib.Path) -> None:
+    figures = runpy.run_path(str(ROOT / ".ci/readme_figures.py"))
+    ranges = figures["stated"]()
+    assert ranges["random"] == [(92.5, 92.5), (96.1, 96.1), (77.5, 77.5)]
+    assert all(90 < low < high < 100 for low, high in ranges["trained"])
+    assert not [*figures["differences"](evaluation(tmp_path))]
+    (low,) = figures["differences"](evaluation(tmp_path, trained=90.0))
+    assert low.startswith("trained, linear probe: 90.0 %, but README.md says ")
+    (high,) = figures["differences"](evaluation(tmp_path, random=80.0))
+    assert "random, linear probe: 80.0 %" in high
+
+
+def test_the_readme_is_short_and_its_runs_lie_in_its_range() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    (row,) = re.findall(r"^\| trained, .*? \| (.*) \|$", text, re.M)
+    ranges = runpy.run_path(str(ROOT / ".ci/readme_figures.py"))["stated"]()["trained"]
+    for cell, (low, high) in zip(row.split("|"), ranges, strict=True):
+        assert low <= float(cell.strip(" %")) <= high
