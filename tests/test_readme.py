@@ -5,6 +5,7 @@ import pathlib
 import re
 import runpy
 import shlex
+import textwrap
 
 import pytest
 
@@ -128,6 +129,17 @@ def test_links_lead_to_files_and_headings(document: pathlib.Path) -> None:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
             assert anchor in slugs, f"{path}#{anchor}"
+
+
+def test_python_of_the_documents_is_from_files_that_run() -> None:
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    files = [*(ROOT / "hjepa_jax").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    sources = [textwrap.dedent(f"\n{path.read_text()}") for path in files]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        indented = textwrap.indent(block, "    ")
+        assert any(block in source or indented in source for source in sources), block
 
 
 def test_shell_blocks_are_marked_as_such() -> None:
