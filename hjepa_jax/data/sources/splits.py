@@ -31,6 +31,17 @@ def warn_once(message: str) -> None:
     _log.warning("%s", message)
 
 
+@functools.cache
+def say_once(message: str) -> None:
+    """Logs a line about a dataset once per process."""
+    _log.info("%s", message)
+
+
+def is_training(split: str) -> bool:
+    """Returns whether a name is that of a training split."""
+    return split.lower() in _NAMES["train"]
+
+
 def choose(split: str, present: Iterable[str], where: str) -> list[str]:
     """Returns the names that make up a split; several only if it has parts.
 
