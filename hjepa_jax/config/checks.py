@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from hjepa_jax.config.fields import AUTO
 from hjepa_jax.config.files import complete, flatten, schema_of_config
 from hjepa_jax.config.rules import RULES, TRAINING_RULES
 from hjepa_jax.config.settings import Settings, build, chosen_parts, schema_of
@@ -38,6 +39,18 @@ def problems(config: ConfigDict) -> Iterator[str]:
     if not unknown and not missing:
         for path, row in rows.items():
             yield from problems_of(row, fields[path])
+        chosen = automatic(config)
+        if chosen:
+            yield (
+                f"config.{chosen[0]} is {AUTO!r}, which only a training can choose, from its "
+                "images: give it a value, or take the config.json of a run."
+            )
+
+
+def automatic(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the fields whose values are to be chosen, by dotted name in order of declaration."""
+    rows, fields = schema_of_config(config).rows, dict(flatten(config))
+    return tuple(path for path, row in rows.items() if row.spec.auto and fields.get(path) == AUTO)
 
 
 def contradictions(settings: Settings, *, training: bool = True) -> Iterator[str]:

@@ -11,6 +11,7 @@ _LOCAL = Condition(lambda c: c.data.num_local_views > 0, "config.data.num_local_
 _FILES = Condition(
     lambda c: c.data.name != "digits", "config.data.name to the dataset that it holds"
 )
+_FOLDER = Condition(lambda c: c.data.name == "folder", "config.data.name='folder'")
 _SHARE = {"at_least": 0.0, "at_most": 1.0}
 _SCALE_0_1 = "it applies to images scaled to 0..1, so divide by 255"
 
@@ -37,7 +38,7 @@ class Augment:
     gray_probability: float = field(0.2, "Probability of conversion to grayscale.", **_SHARE)
     blur_probability: float = field(0.5, "Probability of Gaussian blur.", **_SHARE)
     blur_kernel: int = field(
-        3, "Size of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True
+        3, "Size of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True, auto=True
     )
     blur_sigma: tuple[float, float] = field(
         (0.1, 2.0),
@@ -81,13 +82,29 @@ class Data:
         resume=FREE,
         own=True,
     )
+    labels: str = field(
+        "auto",
+        "Where the labels of 'folder' come from: 'folders' (named after classes), 'none', a CSV "
+        "file of file names and labels, or 'auto' (folders, if they look like classes).",
+        used=_FOLDER,
+        resume=FREE,
+    )
     train_split: str = field("train", "Split used for self-supervised training.")
     test_split: str = field("test", "Test set of the evaluation.", resume=FREE)
+    test_holdout: int | None = field(
+        None,
+        "Images to hold out of the training split as the test set, drawn by the seed and, if "
+        "labeled, stratified by class; None = the test set is test_split.",
+        above=0,
+        auto=True,
+    )
     max_train_images: int | None = field(
         None, "Use only the first N images of a seeded shuffle of the split; None = all.", above=0
     )
     max_test_images: int | None = field(None, "The same for the test set.", above=0, resume=FREE)
-    batch_size: int = field(512, "Images per step over all devices and processes.", above=0)
+    batch_size: int = field(
+        512, "Images per step over all devices and processes.", above=0, auto=True
+    )
     num_global_views: int = field(
         2, "Global crops of each image.", above=0, at_most=256, aliases=("global_crops",)
     )
@@ -99,6 +116,7 @@ class Data:
         "Side in pixels of the square global crops.",
         above=0,
         at_most=2048,
+        auto=True,
         aliases=("crop_size", "resolution", "size"),
     )
     local_size: int = field(
@@ -128,6 +146,7 @@ class Data:
         at_most=1024,
         resume=FREE,
         own=True,
+        auto=True,
         aliases=("workers",),
     )
     num_threads: int = field(
@@ -177,6 +196,7 @@ class Data:
         at_least=0,
         at_most=1,
         too_large=_SCALE_0_1,
+        auto=True,
     )
     std: tuple[float, float, float] = field(
         (0.2675, 0.2565, 0.2761),
@@ -184,6 +204,7 @@ class Data:
         at_least=0.001,
         at_most=1,
         too_large=_SCALE_0_1,
+        auto=True,
     )
     eval_resize: int | None = field(
         None,

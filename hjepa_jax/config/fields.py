@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Default upper bounds: larger numbers are surely mistakes.
 LARGEST = {int: 2**31 - 1, float: 1e6}
 
+# The value of a field that is chosen from the images and the device when a training starts.
+AUTO = "auto"
+
 FIXED, FREE, FREE_WITHOUT_PROBE = "fixed", "free", "free without online probe"
 
 
@@ -46,6 +49,7 @@ class Spec:
     used: Condition | None = None
     resume: str | None = None
     own: bool = False
+    auto: bool = False
     aliases: tuple[str, ...] = ()
 
 
@@ -93,6 +97,7 @@ def field(default: Any, meaning: str, **details: Any) -> Any:
         used: `Condition` under which it has an effect; None = always.
         resume: whether a resumed run may change it; FIXED unless its section says otherwise.
         own: whether processes of one run may have different values.
+        auto: whether it may be AUTO in a configuration, see `training.automatic`.
         aliases: its names in other programs, for suggestions.
     """
     return dataclasses.field(default=default, metadata={"spec": Spec(meaning, **details)})

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from hjepa_jax.config.fields import Row
+from hjepa_jax.config.fields import AUTO, Row
 from hjepa_jax.config.parts import TABLES, load_part
 from hjepa_jax.config.settings import Schema, Settings, schema
 from hjepa_jax.config.unknown import unknown_field
@@ -35,6 +35,14 @@ def base_config(**parts: str) -> ConfigDict:
     return config
 
 
+class _Choosable(config_dict.FieldReference):
+    """A field that may also be the word AUTO, whatever its type."""
+
+    def set(self, value: object, type_safe: bool = True) -> None:
+        """Sets the value, of the field's type or AUTO."""
+        super().set(value, type_safe and value != AUTO)
+
+
 def _add(config: ConfigDict, rows: Mapping[str, Row]) -> None:
     """Adds fields at their defaults."""
     for path, row in rows.items():
@@ -46,9 +54,10 @@ def _add(config: ConfigDict, rows: Mapping[str, Row]) -> None:
             target = target[parent]
         # A field reference keeps its type even if its value is None.
         kind = tuple if row.length is not None else row.kind
+        reference = _Choosable if row.spec.auto else config_dict.FieldReference
         target[name] = (
-            config_dict.FieldReference(row.default, field_type=kind)
-            if row.optional
+            reference(row.default, field_type=kind)
+            if row.optional or row.spec.auto
             else row.default
         )
 

@@ -63,6 +63,7 @@ class Model:
     compute_dtype: Literal["bfloat16", "float32"] = field(
         "bfloat16",
         "Data type of the encoder's arithmetic; parameters and losses are float32.",
+        auto=True,
         aliases=("dtype", "precision"),
     )
 
@@ -77,6 +78,7 @@ class Train:
         above=0,
         at_most=10**6,
         hint="for part of an epoch set config.train.max_steps",
+        auto=True,
         aliases=("num_epochs", "max_epochs"),
     )
     max_steps: int | None = field(
@@ -126,6 +128,7 @@ class Train:
         10.0,
         "Epochs of linear warm-up from warmup_init_ratio * lr.",
         at_least=0,
+        auto=True,
         aliases=("warmup",),
     )
     warmup_init_ratio: float = field(
@@ -195,7 +198,7 @@ class Evaluation:
     )
     all_state_parts: bool = field(True, "Also kNN and probe of q, p and qp; needs split_qp.")
     batch_size: int = field(
-        512, "Images per forward pass of feature extraction.", above=0, at_most=65536
+        512, "Images per forward pass of feature extraction.", above=0, at_most=65536, auto=True
     )
     knn_k: tuple[int, ...] = field(
         (1, 5, 10, 20, 50, 100, 200),
@@ -300,7 +303,7 @@ class Checkpoint:
     """Saving of checkpoints, and which are kept."""
 
     every_steps: int | None = field(
-        None, "Steps between checkpoints; None = once per epoch.", above=0
+        None, "Steps between checkpoints; None = once per epoch.", above=0, auto=True
     )
     every_minutes: float | None = field(
         None,
@@ -330,4 +333,4 @@ class Checkpoint:
 class Log:
     """What is logged."""
 
-    every_steps: int = field(10, "Steps between log lines.", above=0)
+    every_steps: int = field(10, "Steps between log lines.", above=0, auto=True)

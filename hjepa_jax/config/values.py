@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from hjepa_jax.config.fields import Row
+from hjepa_jax.config.fields import AUTO, Row
 from hjepa_jax.errors import ConfigError
 
 _WORDS = {
@@ -139,7 +139,7 @@ def _shape_problem(row: Row, value: object) -> str | None:
 
 def problems_of(row: Row, value: Any) -> Iterator[str]:
     """Yields a sentence if the row does not allow the value."""
-    if value is None and row.optional:
+    if (value is None and row.optional) or (row.spec.auto and value == AUTO):
         return
     value = coerce(row, value)
     parts = (value,)
@@ -162,13 +162,15 @@ def problems_of(row: Row, value: Any) -> Iterator[str]:
 def parse(row: Row, text: str) -> object:
     """Parses a command-line text as a field's value.
 
-    Integers may be written as 1e3, booleans as yes, no, on and off, tuples as (1, 2), [1, 2] or
-    1,2, and None in upper or lower case.
+    'auto' stays as it is for a field that may be chosen. Integers may be written as 1e3, booleans
+    as yes, no, on and off, tuples as (1, 2), [1, 2] or 1,2, and None in upper or lower case.
 
     Raises:
       ConfigError: one sentence that names the field.
     """
     bare = text.strip()
+    if row.spec.auto and bare == AUTO:
+        return AUTO
     if bare.lower() in _NONE and (row.optional or row.kind is not str):
         if not row.optional:
             raise ConfigError(f"config.{row.path} may not be None: give it a value.")

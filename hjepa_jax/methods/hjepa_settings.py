@@ -105,7 +105,11 @@ class Dynamics:
         0.02, "Weight of the residual f in the potential.", at_least=0, at_most=100, used=_POTENTIAL
     )
     residual_scale_warmup_epochs: float = field(
-        10.0, "Epochs over which residual_scale grows linearly from 0.", at_least=0, used=_POTENTIAL
+        10.0,
+        "Epochs over which residual_scale grows linearly from 0.",
+        at_least=0,
+        used=_POTENTIAL,
+        auto=True,
     )
     base_coeff: float = field(
         0.1, "Stiffness of the potential's quadratic well.", at_least=0, used=_POTENTIAL
@@ -157,7 +161,9 @@ class Loss:
     std_eps: float = field(
         1e-4, "Added to the variance under the square root.", at_least=1e-12, at_most=1
     )
-    logdet_dim: int = field(128, "Dimensions of the random projection.", above=0, at_most=65536)
+    logdet_dim: int = field(
+        128, "Dimensions of the random projection.", above=0, at_most=65536, auto=True
+    )
     logdet_eps: float = field(1e-4, "Added to the covariance's diagonal.", at_least=1e-8, at_most=1)
     logdet_refresh_interval: int = field(16, "Steps between new projections.", above=0)
     q_logdet_floor: float = field(-1.5, "Floor of q's log-det per dimension.", **_FLOOR)

@@ -44,6 +44,7 @@ class ResNetSection:
         "Channels of the first stage, doubled in each later one; 64 is ResNet-18.",
         above=0,
         at_most=8192,
+        auto=True,
     )
     stage_blocks: tuple[int, int, int, int] = field(
         (2, 2, 2, 2),
@@ -56,6 +57,7 @@ class ResNetSection:
     stem: Literal["cifar", "imagenet"] = field(
         "cifar",
         "'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).",
+        auto=True,
     )
     head: Literal["tokens", "global"] = field(
         "tokens",
@@ -66,13 +68,16 @@ class ResNetSection:
         "Stage whose feature map gives the tokens.",
         used=_TOKENS,
     )
-    token_dim: int = field(32, "Channels per token.", above=0, at_most=65536, used=_TOKENS)
+    token_dim: int = field(
+        32, "Channels per token.", above=0, at_most=65536, used=_TOKENS, auto=True
+    )
     token_grid: int | None = field(
         None,
         "Side of the token grid after average pooling; None = no pooling.",
         above=0,
         at_most=256,
         used=_TOKENS,
+        auto=True,
     )
     embed_dim: int = field(
         2048, "Dimension of the embedding.", above=0, at_most=2**20, used=_GLOBAL

@@ -12,7 +12,14 @@ from hjepa_jax.data import counter_random
 from hjepa_jax.data.counter_random import Stream
 from hjepa_jax.data.decode import sample_limits
 from hjepa_jax.data.formats.pixels import FULL, Ranges, choose_ranges
-from hjepa_jax.data.sources.base import ArraySource, ImageSource, Record, digest, has_label
+from hjepa_jax.data.sources.base import (
+    NO_LABEL,
+    ArraySource,
+    ImageSource,
+    Record,
+    digest,
+    has_label,
+)
 from hjepa_jax.errors import counted
 
 # Number of sampled images that determine the scale of pixels with more than 8 bits.
@@ -86,6 +93,52 @@ class RangedSource:
         # The full 16-bit range is the default, which keeps the parent's fingerprint.
         default = self.ranges == Ranges((0.0, FULL))
         return fingerprint if default else digest(fingerprint, str(self.ranges))
+
+
+@dataclasses.dataclass(frozen=True)
+class RelabeledSource:
+    """Another source with other labels.
+
+    Attributes:
+      parent: the other source.
+      given: int32 [N], the labels.
+      class_names: their names.
+    """
+
+    parent: ImageSource
+    given: npt.NDArray[np.int32]
+    class_names: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        return self.parent.description
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def record(self, index: int) -> Record:
+        return self.parent.record(index)._replace(label=int(self.given[index]))
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        return self.given
+
+    def fingerprint(self) -> str:
+        return digest(self.parent.fingerprint(), self.class_names, self.given.tobytes())
+
+
+def unlabeled(source: ImageSource) -> ImageSource:
+    """Returns a source without its labels."""
+    return RelabeledSource(source, np.full(len(source), NO_LABEL, np.int32), ())
+
+
+def names_of(source: ImageSource) -> tuple[str, ...] | None:
+    """Returns the file name of each image relative to the folder; None without files."""
+    if isinstance(source, SubsetSource):
+        names = names_of(source.parent)
+        return names and tuple(names[index] for index in source.indices)
+    if isinstance(source, (RangedSource, RelabeledSource)):
+        return names_of(source.parent)
+    return getattr(source, "names", None)
 
 
 def sample_ranges(source: ImageSource) -> Ranges | None:
@@ -174,7 +227,8 @@ def stratified_sample(
 def hold_out(source: ImageSource, num: int, seed: int) -> tuple[ImageSource, ImageSource]:
     """Splits off `num` labeled images, with each class keeping its share.
 
-    The split depends only on the seed, the labels and `num`.
+    The split depends only on the seed, the labels and `num`. If no image is labeled, they are drawn
+    from all.
 
     Args:
       source: images.
@@ -182,17 +236,19 @@ def hold_out(source: ImageSource, num: int, seed: int) -> tuple[ImageSource, Ima
       seed: seed of the draw.
 
     Returns:
-      (remaining, held out), both in source order; unlabeled images remain.
+      (remaining, held out), both in source order; unlabeled images remain if others are labeled.
 
     Raises:
       ValueError: if fewer than `num` + 1 images are labeled, or `num` is not positive.
     """
     labels = source.labels()
+    if not has_label(labels).any():
+        labels = np.zeros(len(source), np.int32)
     num_labeled = int(np.count_nonzero(has_label(labels)))
     if not 1 <= num < num_labeled:
         raise ValueError(
-            f"{num} images cannot be held out of {source.description}: {num_labeled} of them have "
-            f"a label, and at least one must remain."
+            f"{num} images cannot be held out of {source.description}: {num_labeled} of them can "
+            "be, and at least one must remain."
         )
     held = np.zeros(len(source), bool)
     held[stratified_sample(labels, num, seed, Stream.HOLDOUT)] = True

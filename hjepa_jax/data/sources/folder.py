@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from hjepa_jax.data.sources import image_folder, parquet, shards, splits
 from hjepa_jax.data.sources.base import DataSet, ImageSource
+from hjepa_jax.data.sources.derived import unlabeled
+from hjepa_jax.data.sources.layout import AUTO, NONE
 from hjepa_jax.storage.files import printable
 
 
@@ -15,11 +17,15 @@ class Folder(DataSet):
 
     def open(self, split: str, siblings: Sequence[str]) -> ImageSource:
         """Opens a split of the folder; see `open_root`."""
-        return open_root(self.root, split, self.data.cache_mb, siblings)
+        return open_root(self.root, split, self.data.cache_mb, siblings, self.data.labels)
 
 
 def open_root(
-    root: str | None, split: str, cache_mb: float, siblings: Sequence[str] = splits.SPLITS
+    root: str | None,
+    split: str,
+    cache_mb: float,
+    siblings: Sequence[str] = splits.SPLITS,
+    labels: str = AUTO,
 ) -> ImageSource:
     """Opens a split of a folder of prepared shards, Parquet files or class folders.
 
@@ -28,6 +34,7 @@ def open_root(
       split: name of the split.
       cache_mb: MiB of encoded images to keep in memory.
       siblings: splits whose classes are numbered together, in this order.
+      labels: `config.data.labels`.
 
     Raises:
       ValueError: if no root is given, or the data is inconsistent.
@@ -40,8 +47,16 @@ def open_root(
         raise FileNotFoundError(
             f"data.root {printable(path)} is not a folder; give the image folder's path."
         )
+    source: ImageSource | None = None
     if shards.is_prepared(path):
-        return shards.open_shards(path, split, cache_mb)
-    if parquet.has_parquet(path):
-        return parquet.open_parquet(path, split, siblings)
-    return image_folder.open_folder(path, split, cache_mb, siblings)
+        source = shards.open_shards(path, split, cache_mb)
+    elif parquet.has_parquet(path):
+        source = parquet.open_parquet(path, split, siblings)
+    if source is None:
+        return image_folder.open_folder(path, split, cache_mb, siblings, labels)
+    if labels not in (AUTO, NONE):
+        raise ValueError(
+            f"data.labels is {labels!r}, but {printable(path)} holds prepared shards or Parquet "
+            f"files, which have their own labels: set it to '{AUTO}' or '{NONE}'."
+        )
+    return source if labels == AUTO else unlabeled(source)

@@ -85,23 +85,25 @@ def open_split(settings: Settings, which: str) -> ImageSource:
     Args:
       settings: the configuration.
       which: 'train', 'test', or 'holdout': the training images that
-        `config.evaluation.online_holdout` keeps out of 'train'.
+        `config.evaluation.online_holdout` keeps out of 'train'. With `config.data.test_holdout`,
+        'test' is kept out of 'train' too.
 
     Raises:
       DataError: if the data is missing or inconsistent.
     """
-    data = settings.data
-    split, limit = {
-        "train": (data.train_split, data.max_train_images),
-        "holdout": (data.train_split, data.max_train_images),
-        "test": (data.test_split, data.max_test_images),
-    }[which]
+    data, seed = settings.data, settings.seed
     held_out = settings.evaluation.online_holdout
     try:
-        source = subset(open_source(settings, split), limit, settings.seed)
-        if which == "test" or held_out is None:
+        if which == "test" and data.test_holdout is None:
+            return subset(open_source(settings, data.test_split), data.max_test_images, seed)
+        source = subset(open_source(settings, data.train_split), data.max_train_images, seed)
+        if data.test_holdout is not None:
+            source, test = hold_out(source, data.test_holdout, seed)
+            if which == "test":
+                return subset(test, data.max_test_images, seed)
+        if held_out is None:
             return source
-        remaining, held = hold_out(source, held_out, settings.seed)
+        remaining, held = hold_out(source, held_out, seed)
         return held if which == "holdout" else remaining
     except ConfigError:
         raise
