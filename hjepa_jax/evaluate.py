@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from ml_collections import ConfigDict
 
-from hjepa_jax.config import Settings, resolve, steps_per_epoch, total_steps
+from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.files import differences
 from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
 from hjepa_jax.data.pipeline import augmented_pairs
@@ -38,6 +38,7 @@ from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
+from hjepa_jax.training.automatic.resolved import resolved
 from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
 from hjepa_jax.training.saved_run import (
     PARTS,
@@ -94,8 +95,9 @@ def of_run(settings: Settings, saved: Settings) -> Settings:
     if differences(
         saved, settings, lambda name: name.startswith(("data.name", "data.train_split", *of_source))
     ):
-        # It belongs to the images of the training, which these are not.
-        merged = merged.replace({"evaluation.online_holdout": None})
+        # They belong to the images of the training, which these are not.
+        own = {"data.test_holdout": settings.data.test_holdout}
+        merged = merged.replace({**own, "evaluation.online_holdout": None})
     ignored = differences(
         saved, settings, lambda name: not _chosen_here(name) and not name.startswith(of_source)
     )
@@ -106,7 +108,8 @@ def of_run(settings: Settings, saved: Settings) -> Settings:
 
 def _chosen_here(name: str) -> bool:
     """Returns whether an evaluation may set a field; it may not set what training measures."""
-    return name.startswith(_OWN) and not name.startswith("evaluation.online_")
+    measured = name.startswith("evaluation.online_") or name == "data.test_holdout"
+    return name.startswith(_OWN) and not measured
 
 
 class Evaluated(NamedTuple):
@@ -250,7 +253,7 @@ def evaluate(
     Raises:
       UserError: something is missing or does not match; the message says what to do.
     """
-    settings = resolve(settings, training=False)
+    settings = resolved(settings, workdir, training=False)
     eval_dir, mesh = local_path(eval_dir, "--eval_dir"), sharding.data_mesh()
     check_choice(which)
     check_has_checkpoints(workdir)

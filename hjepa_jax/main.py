@@ -17,12 +17,14 @@ from absl import flags
 from absl import logging as absl_logging
 
 from hjepa_jax.config import Settings, resolve
+from hjepa_jax.config.checks import automatic
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.data.workers import watched
 from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.storage.files import local_path
+from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program(
     "train",
@@ -71,11 +73,13 @@ def main(argv: list[str]) -> None:
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
-    settings = resolve(_CONFIG.value, training=_MODE.value != "eval")
+    # Other fields may be chosen from the images, which all processes do together.
+    config, training = _CONFIG.value, _MODE.value != "eval"
+    config = config if automatic(config) else resolve(config, training=training)
     workdir = local_path(str(_WORKDIR.value), "--workdir")
     eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
     with distributed.session(distributed.find_cluster(given, os.environ)):
-        _work(settings, workdir, eval_dir)
+        _work(resolved(config, workdir, training=training), workdir, eval_dir)
 
 
 def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:

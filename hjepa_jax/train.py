@@ -14,7 +14,7 @@ import jax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from hjepa_jax.config import Settings, resolve
+from hjepa_jax.config import Settings
 from hjepa_jax.config.files import save as save_settings
 from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, train_batches
@@ -32,6 +32,7 @@ from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.storage.metric_names import tagged
+from hjepa_jax.training.automatic.resolved import resolved
 from hjepa_jax.training.cautions import cautions
 from hjepa_jax.training.feed import (
     dispatch_lengths,
@@ -140,7 +141,7 @@ def train(
       UserError: a subclass, whose message says what to do.
       RunStopped: if a signal stopped the run; its state is saved.
     """
-    settings = resolve(config)
+    settings = resolved(config, local_path(workdir, "--workdir"))
     if settings.data.num_workers:
         check_can_start()
     workdir = local_path(workdir, "--workdir")

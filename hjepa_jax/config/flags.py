@@ -8,13 +8,14 @@ from __future__ import annotations
 import collections
 import difflib
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import checks, files
-from hjepa_jax.config.fields import Row
+from hjepa_jax.config.fields import AUTO, Row
 from hjepa_jax.config.load import load_config
 from hjepa_jax.config.parts import TABLES
 from hjepa_jax.config.settings import Schema, Settings, schema
@@ -25,6 +26,8 @@ from hjepa_jax.errors import UserError, first_line
 # Flags defined here belong to the calling program and appear in its --help.
 flags.disclaim_key_flags()
 
+# Flags that stand for several fields, with the value of each; {} is that of the flag.
+_SHORT = {"data": {"data.name": "folder", "data.root": "{}", "data.test_holdout": AUTO}}
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=\s]*)(?:[=\s](.*))?", re.DOTALL)
 
 
@@ -97,13 +100,40 @@ def _schema_for(argv: list[str], given: str | ConfigDict | None) -> Schema:
     return schema(files.named_parts(config) | named)
 
 
+def _written_out(argv: Sequence[str]) -> Iterator[str]:
+    """Yields the arguments, with `--data=DIR` as the overrides of the fields that it stands for.
+
+    Raises:
+      UserError: if it has no value.
+    """
+    rest = collections.deque(argv)
+    while rest:
+        argument = rest.popleft()
+        if argument == "--":
+            yield argument
+            yield from rest
+            return
+        name, equals, text = argument.partition("=")
+        fields = _SHORT.get(name.lstrip("-")) if argument.startswith("-") else None
+        if fields is None:
+            yield argument
+            continue
+        if not equals:
+            text = rest.popleft() if rest and _is_value(rest[0], str) else ""
+        if not text:
+            raise UserError(f"{name} has no value: write {name}=FOLDER.")
+        for path, value in fields.items():
+            yield f"--config.{path}={value.format(text)}"
+
+
 def split_overrides(
     argv: list[str], given: str | ConfigDict | None = None
 ) -> tuple[list[str], list[tuple[str, object]]]:
     """Takes the overrides out of a command line.
 
     An override is `--config.section.field=value` or `--config.section.field value`; for booleans
-    also `--config.section.field` and `--noconfig.section.field`.
+    also `--config.section.field` and `--noconfig.section.field`. `--data=DIR` is short for
+    `--config.data.name=folder --config.data.root=DIR`, with a test set held out if there is none.
 
     Args:
       argv: the arguments.
@@ -115,6 +145,7 @@ def split_overrides(
     Raises:
       UserError: if an overridden field does not exist or the value is invalid.
     """
+    argv = list(_written_out(argv))
     kept, overrides, rest = [], [], collections.deque(argv)
     of = _schema_for(argv, given)
     while rest:

@@ -156,7 +156,8 @@ def describe(what: str, source: ImageSource) -> str:
       what: kind, place and split of the source.
       source: the source.
     """
-    classes = counted(len(source.class_names), "class", "classes")
+    names = source.class_names
+    classes = counted(len(names), "class", "classes") if names else "no labels"
     return f"{what}: {counted(len(source), 'image')}, {classes}"
 
 

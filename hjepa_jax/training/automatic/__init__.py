@@ -1,0 +1,1 @@
+"""Settings that are chosen from the images and the device before a training."""
