@@ -157,7 +157,7 @@ def _optional_parts(
             str(n): few_shot_probe(data.train, data.test, sources.num_classes, n, settings)
             for n in settings.few_shot
         }
-    if sources.label_maps:
+    if sources.label_maps and found.params is not None:
         options: ClassifyOptions = {**common.classification(), "names": ()}
         metrics["coarse"] = coarse_metrics(
             data.train, data.test, sources.label_maps, settings, mesh, **options
@@ -202,7 +202,7 @@ def _evaluate_encoder(
     metrics["alarms"] = [alarm.sentence() for alarm in alarms]
     if split_qp:
         described.metrics["cka_q_p"] = diagnostics.cka_q_p(data.train_states.features, settings)
-    if split_qp and settings.all_state_parts:
+    if split_qp and settings.all_state_parts and found.params is not None:
         done = (data.state_part, found.metrics)
         metrics["state_parts"] = classify_state_parts(
             data.train_states,

@@ -163,14 +163,15 @@ def _doubts(train: np.ndarray, test: np.ndarray, shared: int) -> list[str]:
 
 
 def _unlabeled(train: np.ndarray, test: np.ndarray) -> list[str]:
-    """Returns a sentence for each set with unlabeled images."""
+    """Returns a sentence for each set of which some images are unlabeled."""
     notes = []
     for labels, kind, fate in (
         (train, "training", "neither vote in kNN nor train a probe"),
         (test, "test", "are not tested"),
     ):
         missing = int(np.count_nonzero(~has_label(labels)))
-        if missing:
+        # Without any label, the reason for the missing accuracy says it.
+        if 0 < missing < len(labels):
             notes.append(
                 f"{missing} of the {len(labels)} {kind} images have no label: they {fate}."
             )

@@ -19,7 +19,13 @@ from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.folder import METRICS, report_folder
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.plots import Metrics
-from hjepa_jax.evaluation.report.summary import FIGURES, headline, headline_intervals, titles
+from hjepa_jax.evaluation.report.summary import (
+    ACCURACIES,
+    FIGURES,
+    headline,
+    headline_intervals,
+    titles,
+)
 from hjepa_jax.evaluation.report.text import markdown_text
 from hjepa_jax.evaluation.report.trajectories import flow_figure
 from hjepa_jax.storage.files import json_text, printable, write_atomically
@@ -32,6 +38,17 @@ _CAPTIONS = {
     "neighbors.png": "Test images and their nearest training images",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
+_ON_ACCURACIES = (
+    "Each accuracy is followed by its 95% Wilson interval over test images. Differences of "
+    "percentages are in points."
+)
+_ON_STATES = (
+    "Effective rank and participation ratio describe the covariance of training features and are "
+    "meaningless if these have nearly collapsed to a point. RankMe describes the uncentered "
+    "features, and 'in mean' is the share of their energy in the mean over images. Alignment "
+    "(lower: augmented views agree) and uniformity (lower: features spread more evenly) are "
+    "measured on the unit sphere."
+)
 # Stands for a missing or meaningless value.
 NOTHING = "–"
 
@@ -42,10 +59,17 @@ def _used_k(metrics: Metrics) -> tuple[int, int]:
     return max((k for k in ks if k <= metrics["headline_k"]), default=ks[0]), ks[0]
 
 
+def has_accuracies(metrics: Metrics) -> bool:
+    """Returns whether there is an accuracy at all; a note says why if not."""
+    return any("no_accuracy" not in one for one in metrics["encoders"].values())
+
+
 def _columns(metrics: Metrics) -> dict[str, str]:
-    """Returns the title of each column."""
+    """Returns the title of each column; accuracies only if there are any."""
     first = next(iter(metrics["encoders"].values()))
-    return titles(first, metrics["headline_k"], short=True)
+    found = titles(first, metrics["headline_k"], short=True)
+    hidden = () if has_accuracies(metrics) else ACCURACIES
+    return {name: title for name, title in found.items() if name not in hidden}
 
 
 def _cell(name: str, value: float | None, signed: bool = False) -> str:
@@ -136,6 +160,8 @@ def _state_part_rows(metrics: Metrics) -> list[list[str]]:
     rows = []
     for name, one in metrics["encoders"].items():
         for part, found in one.get("state_parts", {}).items():
+            if "no_accuracy" in found:
+                continue
             position = found["knn"]["k_values"].index(k)
             linear = found["linear_probe"]
             cells = [_accuracy(found["knn"], "top1", position)]
@@ -153,6 +179,8 @@ def _extra_rows(metrics: Metrics) -> list[list[str]]:
             rows.append([f"{name}: {shots} images per class", "", spread])
         for kind in ("coarse", "robustness"):
             for key, found in one.get(kind, {}).items():
+                if "no_accuracy" in found:
+                    continue
                 ks = [k for k in found["knn"]["k_values"] if k <= metrics["headline_k"]]
                 accuracy = _accuracy(found["knn"], "top1", max(len(ks) - 1, 0))
                 linear = _accuracy(found["linear_probe"], "top1")
@@ -192,21 +220,15 @@ def markdown(
     count, largest = metrics["num_classes"], metrics.get("largest_class_share")
     trivial = [f"chance {1 / count:.1%}"] if count else []
     trivial += [f"largest class {largest:.1%}"] if largest is not None else []
-    lines += [f"- classes: {count}" + (f" ({', '.join(trivial)})" if trivial else ""), ""]
+    if count:
+        lines += [f"- classes: {count}" + (f" ({', '.join(trivial)})" if trivial else "")]
+    lines += [""]
     lines += [f"- **{markdown_text(note)}**" for note in metrics.get("notes", ())]
     lines += [""] if metrics.get("notes") else []
     columns = _columns(metrics)
     table = _rows(metrics, columns, "{} ({})")
     lines += markdown_table(["encoder", *columns.values()], table)
-    lines += [
-        "",
-        "Each accuracy is followed by its 95% Wilson interval over test images. Differences of "
-        "percentages are in points. Effective rank and participation ratio describe the covariance "
-        "of training features and are meaningless if these have nearly collapsed to a point. "
-        "RankMe describes the uncentered features, and 'in mean' is the share of their energy in "
-        "the mean over images. Alignment (lower: augmented views agree) and uniformity (lower: "
-        "features spread more evenly) are measured on the unit sphere.",
-    ]
+    lines += ["", " ".join([_ON_ACCURACIES] * has_accuracies(metrics) + [_ON_STATES])]
     parts = _state_part_rows(metrics)
     if parts:
         k, _ = _used_k(metrics)
@@ -247,6 +269,8 @@ def painters(
         "map.png": lambda: figures.feature_map(inputs()),
         "neighbors.png": lambda: figures.neighbors(inputs()),
     }
+    if not has_accuracies(metrics):
+        del drawn["knn.png"]
     if flow is not None:
         drawn["flow.png"] = lambda: flow_figure(flow(), inputs())
     return drawn

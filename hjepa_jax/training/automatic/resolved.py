@@ -41,20 +41,25 @@ def resolved(
     """
     if isinstance(config, Settings) or not automatic(config):
         return resolve(config, training=training)
-    wanted = automatic(config)
+    given, wanted = with_defaults(config)
+    if workdir is not None and os.path.isdir(workdir / "checkpoints"):
+        values = _as_saved(saved_config(workdir), wanted, workdir)
+    else:
+        values = _chosen(typed(given), wanted)
+    with given.ignore_type():
+        for path, value in values.items():
+            set_field(given, path, value)
+    return resolve(given, training=training)
+
+
+def with_defaults(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
+    """Returns a copy with the defaults of the fields that are 'auto', and their dotted names."""
+    wanted, rows = automatic(config), schema_of_config(config).rows
     plain = config.copy_and_resolve_references()
-    rows = schema_of_config(config).rows
     with plain.ignore_type():
         for path in wanted:
             set_field(plain, path, rows[path].default)
-        given = typed(plain)
-        if workdir is not None and os.path.isdir(workdir / "checkpoints"):
-            values = _as_saved(saved_config(workdir), wanted, workdir)
-        else:
-            values = _chosen(given, wanted)
-        for path, value in values.items():
-            set_field(plain, path, value)
-    return resolve(plain, training=training)
+    return plain, wanted
 
 
 def _as_saved(
