@@ -18,6 +18,7 @@ DOCUMENTS = [
 
 # Program and script of a command -> the file that runs it, and a text found there.
 RUN_BY = {
+    "--config=folder": ("tests/training/automatic/test_resolved.py", "--config=folder:smoke"),
     "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
     "examples.own_method:VICReg": ("tests/test_examples.py", "examples.own_method:VICReg"),
     "examples.own_encoder:PatchMixer": ("tests/test_examples.py", "own_encoder:PatchMixer"),
@@ -32,6 +33,7 @@ RUN_BY = {
     "pre-commit install": ("tests/test_repository.py", '"pre-commit", "install"'),
     "pre-commit run": ("tests/test_repository.py", '"pre-commit", "run", "--all-files"'),
     "configs/cifar100.py": ("tests/training/test_train.py", "cifar100"),
+    "--config=imagenet100": ("tests/training/test_train.py", "imagenet100"),
     "configs/imagenet100.py": ("tests/training/test_train.py", "imagenet100"),
     "examples.own_source": ("tests/test_examples.py", "examples.own_source:Shapes"),
     "hjepa config > docs/configuration.md": (

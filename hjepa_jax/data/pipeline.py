@@ -47,6 +47,12 @@ _Made: TypeAlias = tuple[Batch, list[str]]
 _Make: TypeAlias = Callable[[int], _Made]
 
 
+@functools.cache
+def _warn_corrupt(message: str) -> None:
+    """Logs a warning once per process and image, which is read again in every epoch."""
+    logging.warning("Skipped a corrupt image. %s", message)
+
+
 class BatchStream(Iterator[Batch]):
     """A closable iterator over batches that counts corrupt images.
 
@@ -96,7 +102,7 @@ class BatchStream(Iterator[Batch]):
         for message in corrupt:
             if message not in self._reported:
                 self._reported.add(message)
-                logging.warning("Skipped a corrupt image. %s", message)
+                _warn_corrupt(message)
         return batch
 
     @property

@@ -202,7 +202,7 @@ def usable_ks(ks: Sequence[int], num_train: int) -> tuple[int, ...]:
             "images; add a smaller one."
         )
     if skipped:
-        _LOG.warning("kNN: skipping k = %s, above the %d training images.", skipped, num_train)
+        _LOG.debug("kNN: skipping k = %s, above the %d training images.", skipped, num_train)
     return usable
 
 

@@ -186,6 +186,14 @@ def _source(labels) -> ArraySource:
     return ArraySource("x", images, labels, ("a", "b", "c"))
 
 
+def test_unlabeled_images_are_held_out_at_random() -> None:
+    source = ArraySource("x", np.zeros((30, 4, 4, 3), np.uint8), np.full(30, -1), ())
+    rest, held = hold_out(source, 6, seed=3)
+    assert (len(rest), len(held)) == (24, 6)
+    assert not set(rest.indices) & set(held.indices)
+    assert held.fingerprint() != hold_out(source, 6, seed=4)[1].fingerprint()
+
+
 def test_a_hold_out_is_stratified_seeded_and_disjoint() -> None:
     labels = np.array([0] * 30 + [1] * 15 + [2] * 5 + [-1] * 10)
     source = _source(labels)

@@ -8,12 +8,19 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
+from hjepa_jax.config.checks import automatic
+from hjepa_jax.config.files import schema_of_config, set_field
 from hjepa_jax.config.parts import ENCODERS, METHODS, ModelPart, load_part
 from hjepa_jax.errors import ConfigError
 
 
 def smoke(config: ConfigDict) -> None:
     """Shrinks any configuration to a few seconds on the embedded digits, with the same method."""
+    rows = schema_of_config(config).rows
+    for path in automatic(config):
+        # A test set is also held out of the few images of a smoke test.
+        if path != "data.test_holdout":
+            set_field(config, path, rows[path].default)
     config.data.update(
         name="digits",
         root=None,

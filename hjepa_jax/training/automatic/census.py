@@ -87,8 +87,9 @@ def take(settings: Settings) -> Census:
     sides = np.array([one.short_side for one in found])
     low, middle, high = np.quantile(sides, (0.1, 0.5, 0.9), method="lower")
     mean = np.mean([one.mean for one in found], axis=0)
+    variance = np.mean([one.square for one in found], axis=0) - mean**2
     # A channel of one value would divide by zero.
-    std = np.sqrt(np.mean([one.square for one in found], axis=0) - mean**2).clip(0.01)
+    std = np.sqrt(np.maximum(variance, 1e-4))
     return Census(
         count=len(source),
         has_test=_has_test(whole),

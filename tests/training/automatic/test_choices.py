@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configs import folder as recipe
+from hjepa_jax.recipes import folder as recipe
 from hjepa_jax.config.checks import contradictions, typed
 from hjepa_jax.config.files import set_field
 from hjepa_jax.config.settings import rows
