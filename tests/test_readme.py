@@ -111,9 +111,9 @@ def test_files_named_by_the_guide_exist() -> None:
 
 
 def test_variants_of_the_table_exist() -> None:
-    from hjepa_jax.recipes import cifar100, imagenet100, quickstart
+    from hjepa_jax.recipes import cifar100, folder, imagenet100, quickstart
 
-    for module in (cifar100, imagenet100, quickstart):
+    for module in (cifar100, folder, imagenet100, quickstart):
         name = module.__name__.split(".")[-1]
         (row,) = re.findall(
             rf"^\| `configs/{name}.py` \| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.M
