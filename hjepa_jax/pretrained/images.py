@@ -20,7 +20,7 @@ from hjepa_jax.data.decode import (
     upright_rgb,
 )
 from hjepa_jax.data.formats import pixels
-from hjepa_jax.data.sources.image_folder import LeftOut, images_below
+from hjepa_jax.data.sources.tree import LeftOut, images_below
 from hjepa_jax.errors import DataError, UserError, first_line
 from hjepa_jax.storage.files import local_path, printable, read_regular
 
