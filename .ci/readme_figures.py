@@ -30,13 +30,14 @@ def stated() -> dict[str, list[tuple[float, float]]]:
 
 
 def measured(folder: pathlib.Path) -> dict[str, list[float]]:
-    """Returns the same accuracies of an evaluation."""
+    """Returns the same accuracies of an evaluation, in %."""
     encoders = json.loads((folder / "metrics.json").read_text())["encoders"]
     found = {}
     for encoder in ROWS:
         knn = encoders[encoder]["knn"]
         accuracies = dict(zip(knn["k_values"], knn["top1"], strict=True))
-        found[encoder] = [accuracies[20], accuracies[1], encoders[encoder]["linear_probe"]["top1"]]
+        shares = (accuracies[20], accuracies[1], encoders[encoder]["linear_probe"]["top1"])
+        found[encoder] = [100 * share for share in shares]
     return found
 
 
