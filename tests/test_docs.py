@@ -109,4 +109,4 @@ def test_pictures_are_drawn_by_the_package(tmp_path: pathlib.Path) -> None:
             for file in (path, ROOT / "docs/images" / path.name)
         )
         # Versions of matplotlib place text a pixel apart.
-        assert np.abs(new - saved).mean() < 2, "run: python docs/pictures.py docs/images"
+        assert np.abs(new - saved).mean() < 1, "run: python docs/pictures.py docs/images"

@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+from hjepa_jax.config import rows, sections
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")),
@@ -16,6 +18,8 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
+# Of files, which look like fields.
+ENDINGS = {"json", "md", "py", "safetensors"}
 # Program and script of a command -> the file that runs it, and a text found there.
 RUN_BY = {
     "--config=folder": ("tests/training/automatic/test_resolved.py", "--config=folder:smoke"),
@@ -186,3 +190,14 @@ def test_the_readme_is_short_and_its_runs_lie_in_its_range() -> None:
     ranges = runpy.run_path(str(ROOT / ".ci/readme_figures.py"))["stated"]()["trained"]
     for cell, (low, high) in zip(row.split("|"), ranges, strict=True):
         assert low <= float(cell.strip(" %")) <= high
+
+
+def test_fields_named_by_the_documents_exist() -> None:
+    known, names = rows(), set()
+    for document in set(DOCUMENTS) - {ROOT / "CHANGELOG.md"}:
+        for name in re.findall(r"(?:`|--config\.|config\.)((?:\w+\.)+\w+)", document.read_text()):
+            section = name.rpartition(".")[0]
+            if section in sections() and name.rpartition(".")[2] not in ENDINGS:
+                assert name in known, f"{document}: {name}"
+                names.add(name)
+    assert len(names) > 50
