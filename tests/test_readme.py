@@ -195,7 +195,7 @@ def test_the_readme_is_short_and_its_runs_lie_in_its_range() -> None:
 def test_fields_named_by_the_documents_exist() -> None:
     known, names = rows(), set()
     for document in set(DOCUMENTS) - {ROOT / "CHANGELOG.md"}:
-        for name in re.findall(r"(?:`|--config\.|config\.)((?:\w+\.)+\w+)", document.read_text()):
+        for name in re.findall(r"(?:`|\bconfig\.)((?:[a-z]\w*\.)+[a-z]\w*)", document.read_text()):
             section = name.rpartition(".")[0]
             if section in sections() and name.rpartition(".")[2] not in ENDINGS:
                 assert name in known, f"{document}: {name}"
