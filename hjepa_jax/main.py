@@ -1,6 +1,11 @@
-"""Command line: train and evaluate a configuration.
+"""Train and evaluate a configuration, or resume a run.
 
-python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=train_and_eval]
+    hjepa train --config=cifar100:sigreg --workdir=runs/x
+    hjepa train --resume=runs/x
+    python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=train_and_eval]
+
+Without --workdir, the run is in runs/NAME[-VARIANT] of its configuration. A run that was stopped
+goes on, bit-exact, when the same command is run again.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 from absl import logging as absl_logging
 
@@ -21,16 +27,16 @@ from hjepa_jax.config.checks import automatic
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.data.workers import watched
-from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
-from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
+from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import local_path
-from hjepa_jax.training.automatic.resolved import resolved
+
+if TYPE_CHECKING:
+    from hjepa_jax.runtime.stop_request import StopRequest
 
 PROGRAM = Program(
     "train",
     __doc__,
-    required=("config", "workdir"),
-    example="--config=quickstart --workdir=runs/quickstart",
+    required=("config",),
     speaker="hjepa_jax",
 )
 _OWN = {"flag_values": PROGRAM.flags}
@@ -40,7 +46,13 @@ _CONFIG = define_config(
     values=PROGRAM.flags,
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of checkpoints, events and config.json.", **_OWN
+    "workdir",
+    None,
+    "Folder of checkpoints, events and config.json; runs/NAME[-VARIANT] by default.",
+    **_OWN,
+)
+flags.DEFINE_string(
+    "resume", None, "Run to go on with: its folder stands for --config and --workdir.", **_OWN
 )
 _EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder for evaluations.", **_OWN)
 _CHECKPOINT = flags.DEFINE_string(
@@ -66,6 +78,9 @@ _PROCESS_ID = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Runs the requested mode."""
     del argv
+    from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
+    from hjepa_jax.training.automatic.resolved import resolved
+
     if not flags.FLAGS["verbosity"].present:
         # Otherwise every checkpoint logs thirty lines.
         absl_logging.set_verbosity(absl_logging.WARNING)
@@ -76,17 +91,71 @@ def main(argv: list[str]) -> None:
     # Other fields may be chosen from the images, which all processes do together.
     config, training = _CONFIG.value, _MODE.value != "eval"
     config = config if automatic(config) else resolve(config, training=training)
-    workdir = local_path(str(_WORKDIR.value), "--workdir")
+    workdir = local_path(_WORKDIR.value or own_workdir(str(PROGRAM.source)), "--workdir")
     eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
     with distributed.session(distributed.find_cluster(given, os.environ)):
         _work(resolved(config, workdir, training=training), workdir, eval_dir)
 
 
+def own_workdir(source: str) -> str:
+    """Returns the workdir of a run that names none.
+
+    Args:
+      source: the text of `--config`.
+
+    Raises:
+      UserError: if it is the configuration of another run.
+    """
+    name, _, variant = source.partition(":")
+    path = pathlib.Path(name)
+    if path.suffix == ".json" or (path / "config.json").is_file():
+        raise UserError(
+            f"--workdir is needed for a new run with the configuration of {source}; to go on with "
+            "that run itself, give --resume instead of --config."
+        )
+    return f"runs/{path.stem}-{variant}" if variant else f"runs/{path.stem}"
+
+
+def resumed(argv: list[str]) -> list[str]:
+    """Returns a command line with `--resume=RUN` replaced by the configuration and workdir of RUN.
+
+    Raises:
+      UserError: if RUN holds no run, or if another configuration or workdir is given.
+    """
+    names = [argument.lstrip("-").partition("=") for argument in argv]
+    found = [i for i, (name, *_) in enumerate(names) if name == "resume" and argv[i][0] == "-"]
+    if not found:
+        return argv
+    (first, *others), rest = found, list(argv)
+    _, equals, folder = names[first]
+    if others or (not equals and first + 1 == len(argv)):
+        raise UserError("--resume takes the folder of one run: write --resume=runs/x.")
+    folder = folder if equals else argv[first + 1]
+    for name, *_ in names[1:]:
+        if name in ("config", "workdir"):
+            raise UserError(f"--resume={folder} brings its own --{name}: leave that out.")
+    if not (local_path(folder, "--resume") / "config.json").is_file():
+        raise UserError(
+            f"--resume={folder} holds no run, as there is no config.json: give the --workdir of a "
+            "run, or start one with --config."
+        )
+    end = first + 1 if equals else first + 2
+    rest[first:end] = [f"--config={folder}", f"--workdir={folder}"]
+    return rest
+
+
 def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
     """Trains and evaluates according to the mode; only process 0 prints."""
+    import jax
+
+    from hjepa_jax.runtime import distributed
+    from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
+
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
     same |= {"--workdir": str(workdir.absolute()), "--eval_dir": str(eval_dir.absolute())}
     distributed.check_same_config(settings, same)
+    if _WORKDIR.value is None:
+        _say(f"the run is in {workdir}, as there is no --workdir.")
     if distributed.is_primary():
         print(settings.to_json())
     else:
@@ -112,6 +181,7 @@ def _stages(
 
         check_before_training(settings, eval_dir, _CHECKPOINT.value)
     if _MODE.value != "eval":
+        from hjepa_jax.runtime.stop_request import RunStopped
         from hjepa_jax.train import train
 
         state = train(settings, workdir, stop)
@@ -126,15 +196,17 @@ def _stages(
 
 def _say(sentence: str) -> None:
     """Prints a sentence to stderr, which may be closed along with its terminal."""
+    from hjepa_jax.runtime import distributed
+
     if distributed.is_primary():
         with contextlib.suppress(OSError):
             print(f"hjepa_jax: {sentence}", file=sys.stderr, flush=True)
 
 
-def run() -> None:
-    """Entry point of `python -m hjepa_jax.main`."""
+def run(rewrite: Callable[[list[str]], list[str]] = resumed) -> None:
+    """Entry point of `python -m hjepa_jax.main`; `rewrite` is applied to its command line."""
     try:
-        PROGRAM.run(main)
+        PROGRAM.run(main, rewrite)
     except BaseException as end:
         if watched.any_stuck():
             _end_now(end)

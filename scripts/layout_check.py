@@ -1,60 +1,6 @@
-"""Checks that loss and gradient do not depend on the number of devices.
+"""Checks that the gradient does not depend on the number of devices: the same as `hjepa layout`."""
 
-    python scripts/layout_check.py --config=configs/cifar100.py:smoke [--devices=1,2,4,8]
-
-Takes one step of the configuration in each layout, on virtual CPU devices unless there are GPUs,
-and prints the largest relative difference from the whole batch on one device. The exit status is 1
-if it exceeds --tolerance.
-"""
-
-from __future__ import annotations
-
-import re
-import sys
-
-import jax
-from absl import flags
-
-from hjepa_jax.config.command_line.program import Program
-from hjepa_jax.config.flags import define_config
-
-PROGRAM = Program("layout", __doc__)
-_OWN = {"flag_values": PROGRAM.flags}
-_CONFIG = define_config("cifar100:smoke", "What to check.", values=PROGRAM.flags)
-_DEVICES = flags.DEFINE_list(
-    "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=PROGRAM.flags
-)
-_TOLERANCE = flags.DEFINE_float(
-    "tolerance", 1e-9, "Largest relative difference, in float64.", flag_values=PROGRAM.flags
-)
-
-
-def main(argv: list[str]) -> None:
-    """Prints the comparison."""
-    del argv
-    if not _DEVICES.value or not all(re.fullmatch(r"[1-9]\d{0,3}", n) for n in _DEVICES.value):
-        given = ",".join(_DEVICES.value)
-        sys.exit(f"layout_check: --devices={given}: use integers from 1 to 9999.")
-    counts = [int(text) for text in _DEVICES.value]
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_num_cpu_devices", max(counts))
-    from hjepa_jax.config import resolve
-    from hjepa_jax.errors import UserError
-    from hjepa_jax.tools.layout_check import compare_layouts
-
-    try:
-        compared = compare_layouts(resolve(_CONFIG.value), counts)
-    except UserError as error:
-        sys.exit(f"layout_check: {error}")
-    worst = 0.0
-    for count, differences in compared.items():
-        name, value = max(differences.items(), key=lambda item: item[1])
-        worst = max(worst, value)
-        print(f"{count} devices: largest relative difference {value:.1e} in {name}")
-    if worst > _TOLERANCE.value:
-        sys.exit(f"layout_check: {worst:.1e} exceeds {_TOLERANCE.value:.1e}")
-    print(f"{len(counts)} layouts agree to {worst:.1e}")
-
+from hjepa_jax.tools.commands.layout import run
 
 if __name__ == "__main__":
-    PROGRAM.run(main)
+    run()

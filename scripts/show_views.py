@@ -1,55 +1,6 @@
-"""Writes a contact sheet of the augmented views that a configuration makes.
+"""Writes a contact sheet of augmented views: the same as `hjepa views`."""
 
-python scripts/show_views.py --config=configs/cifar100.py --config.data.root=DATA --out=views.png
-"""
-
-from __future__ import annotations
-
-import sys
-
-from absl import flags
-from PIL import Image
-
-from hjepa_jax.config import resolve
-from hjepa_jax.config.command_line.program import Program
-from hjepa_jax.config.flags import define_config
-from hjepa_jax.data.contact_sheet import contact_sheet
-from hjepa_jax.data.pipeline import train_batches
-from hjepa_jax.data.sources.open import open_source
-from hjepa_jax.errors import UserError
-from hjepa_jax.storage.files import check_writable_file, local_path
-
-PROGRAM = Program("views", __doc__, required=("config",), speaker="show_views")
-_OWN = {"flag_values": PROGRAM.flags}
-_CONFIG = define_config(None, "What to show.", values=PROGRAM.flags)
-_OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.", **_OWN)
-_IMAGES = flags.DEFINE_integer(
-    "images", 12, "Images to show.", lower_bound=1, flag_values=PROGRAM.flags
-)
-_STEP = flags.DEFINE_integer(
-    "step", 0, "Training step whose batch is shown.", lower_bound=0, flag_values=PROGRAM.flags
-)
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    config = _CONFIG.value
-    try:
-        out = local_path(_OUT.value, "--out")
-        if out.suffix.lower() != ".png":
-            raise UserError(f"--out={out} must end in .png.")
-        check_writable_file(out, "--out")
-        # The host makes the same views as the device.
-        settings = resolve(config).replace({"data.backend": "host"})
-        source = open_source(settings, settings.data.train_split)
-        data, seed = settings.data, settings.seed
-        with train_batches(data, seed, source, start_step=_STEP.value, num_steps=1) as stream:
-            sheet = contact_sheet(next(stream), _IMAGES.value)
-        Image.fromarray(sheet).save(out)
-    except (UserError, ValueError, OSError) as error:
-        sys.exit(f"show_views: {error}")
-    print(f"{source.description}: {sheet.shape[1]}x{sheet.shape[0]} pixels in {out}")
-
+from hjepa_jax.tools.commands.views import run
 
 if __name__ == "__main__":
-    PROGRAM.run(main)
+    run()

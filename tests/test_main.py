@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 from pages import parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments: str, module: str = "hjepa_jax.main") -> subprocess.CompletedProcess:
@@ -66,20 +68,33 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
 
 def test_eval_alone_gives_the_same_metrics(finished) -> None:
     folder, _ = finished
-    done = run(
-        "--config=configs/quickstart.py:smoke",
-        f"--workdir={folder}/run",
-        f"--eval_dir={folder}/again",
-        "--config.seed=7",
-        "--mode=eval",
-        "--checkpoint=2",
-    )
+    command = ("eval", f"{folder}/run", "--checkpoint=2", f"--eval_dir={folder}/again")
+    done = run(*command, module="hjepa_jax.tools.cli")
     assert done.returncode == 0, done.stderr
     first, second = (
         json.loads((folder / name / "run/metrics.json").read_text())["encoders"]
         for name in ("eval", "again")
     )
     assert first == second
+
+
+def test_a_resumed_run_keeps_its_settings(finished) -> None:
+    folder, _ = finished
+    command = ("train", f"--resume={folder}/run", "--config.train.lr=0.5")
+    done = run(*command, module="hjepa_jax.tools.cli")
+    assert done.returncode == 1
+    assert re.search(r"different configuration: config.train.lr \(.*, 0.5 here\)", done.stderr)
+
+
+def test_a_run_of_another_configuration_is_not_taken_up(finished, tmp_path, monkeypatch) -> None:
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "runs/quickstart-smoke")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    done = run("--config=quickstart:smoke")
+    assert done.returncode == 1
+    assert "the run is in runs/quickstart-smoke, as there is no --workdir" in done.stderr
+    assert "config.seed (7 there, 42 here)" in done.stderr
+    assert "choose another --workdir" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -126,7 +141,7 @@ def test_unknown_variant_and_missing_config(tmp_path) -> None:
     assert "configs/nothing.py" in done.stderr
     assert "Traceback" not in done.stderr
     done = run(workdir)
-    assert "--config and --workdir are needed" in done.stderr
+    assert "--config is needed, for example --config=quickstart" in done.stderr
 
 
 def test_doctor_finds_a_healthy_installation() -> None:
@@ -155,9 +170,3 @@ def test_doctor_names_the_problem_and_its_remedy() -> None:
     assert "problem  data: " in done.stdout
     assert "/nowhere" in done.stdout
     assert "Traceback" not in done.stderr
-
-
-def test_hjepa_command_hands_over() -> None:
-    done = run("doctor", "--help", module="hjepa_jax.tools.cli")
-    assert "usage: hjepa doctor" in done.stdout
-    assert run("nonsense", module="hjepa_jax.tools.cli").returncode == 2

@@ -9,7 +9,7 @@ import collections
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -205,16 +205,27 @@ def resolve_arguments(arguments: list[str]) -> Settings:
     return checks.resolve(config)
 
 
-def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) -> list[str]:
+class CommandLine(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+      arguments: the arguments that are not flags, starting with the program's name.
+      source: the text of `--config`; None without one.
+      overrides: (dotted name, value) of each override in order.
+    """
+
+    arguments: list[str]
+    source: str | None
+    overrides: list[tuple[str, object]]
+
+
+def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) -> CommandLine:
     """Parses flags, and loads the configuration of `--config` with its overrides, in their order.
 
     Args:
       values: the program's own flags; those of libraries are parsed with them.
       argv: the program's name and its arguments.
       program: the program's name, for messages.
-
-    Returns:
-      The arguments that are not flags, starting with the program's name.
 
     Raises:
       UserError: one sentence about what is wrong.
@@ -235,15 +246,18 @@ def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) 
     for parsed in (values, flags.FLAGS):
         parsed.mark_as_parsed()
     flag: Any = values["config"] if configured else None
-    if flag is None or flag.value is None:
+    if flag is None:
+        return CommandLine(rest, None, overrides)
+    if flag.value is None:
         if overrides:
             raise UserError(f"config.{overrides[0][0]} is set, but there is no --config.")
-        return rest
+        return CommandLine(rest, None, [])
+    source = flag.value
     # When parsed a second time (in tests), the flag already holds the configuration.
-    config = load_config(flag.value) if isinstance(flag.value, str) else flag.value
-    _apply(config, overrides, str(flag.value))
+    config = load_config(source) if isinstance(source, str) else source
+    _apply(config, overrides, str(source))
     flag.value = config
-    return rest
+    return CommandLine(rest, source if isinstance(source, str) else None, overrides)
 
 
 def _with_libraries(values: flags.FlagValues) -> flags.FlagValues:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import pathlib
 import runpy
 import traceback
@@ -40,7 +41,8 @@ def load_config(text: str) -> ConfigDict:
       UserError: if there is no such recipe or file, or if it fails or has no such variant.
     """
     name, colon, variant = text.partition(":")
-    if text.startswith("file:"):
+    # A path may have a colon of its own.
+    if text.startswith("file:") or os.path.exists(text):
         name, colon, variant = text, "", ""
     path = _find(name, text)
     if path.suffix == ".py":

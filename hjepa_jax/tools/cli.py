@@ -1,35 +1,78 @@
-"""The `hjepa` command: training, the doctor, plans, and the page of all configuration fields."""
+"""The `hjepa` command: finds a subcommand, and lists them."""
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import sys
+from typing import NamedTuple
 
-_USAGE = """usage: hjepa COMMAND [FLAGS]
+import hjepa_jax
+from hjepa_jax.config.command_line.program import write_out
 
-  train    train and evaluate a configuration  (python -m hjepa_jax.main)
-  doctor   check this installation and a configuration  (python -m hjepa_jax.tools.doctor)
-  plan     predict memory and speed of a step on another machine
-  config   print every field of the configuration, or of one SECTION
 
-'hjepa COMMAND --help' lists the flags."""
+class Command(NamedTuple):
+    """A subcommand: the module that declares `PROGRAM` and `run`, and what it does."""
+
+    module: str
+    meaning: str
+
+
+_HERE = "hjepa_jax.tools"
+# In the order of a first day's work.
+COMMANDS = {
+    "train": Command("hjepa_jax.main", "train and evaluate a configuration, or resume a run"),
+    "eval": Command(f"{_HERE}.commands.evaluate", "evaluate a run"),
+    "compare": Command(f"{_HERE}.commands.compare", "compare evaluated runs on one page"),
+    "sweep": Command(f"{_HERE}.commands.sweep", "run variants, settings, and seeds"),
+    "features": Command(f"{_HERE}.commands.features", "write features of a run's data"),
+    "export": Command(f"{_HERE}.commands.export", "write a run's encoder for other software"),
+    "import-torch": Command(f"{_HERE}.commands.import_torch", "convert a PyTorch checkpoint"),
+    "views": Command(f"{_HERE}.commands.views", "show the views that a configuration makes"),
+    "prepare": Command(f"{_HERE}.commands.prepare", "pack images into shards, or check them"),
+    "config": Command(f"{_HERE}.config_page", "print the fields of the configuration"),
+    "doctor": Command(f"{_HERE}.doctor", "check this installation and a configuration"),
+    "plan": Command(f"{_HERE}.plan.command", "predict a step's memory and speed elsewhere"),
+    "physics": Command(f"{_HERE}.commands.physics", "compare symplectic maps with others"),
+    "reproduce": Command(f"{_HERE}.commands.reproduce", "compare HJEPA with its baselines"),
+    "layout": Command(f"{_HERE}.commands.layout", "check that devices do not change results"),
+    "kill-test": Command(f"{_HERE}.commands.kill_test", "kill a run often, and check its end"),
+}
+
+
+def usage() -> str:
+    """Returns the list of all commands."""
+    lines = [f"  {name:<13} {command.meaning}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hjepa COMMAND [FLAGS]",
+            "",
+            *lines,
+            "",
+            "'hjepa COMMAND --help' lists the flags of a command; 'hjepa --version' is there, too.",
+            "First run: hjepa train --config=quickstart",
+        ]
+    )
 
 
 def main() -> None:
     """Runs the subcommand named first on the command line."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command not in ("train", "doctor", "plan", "config"):
-        print(_USAGE)
-        sys.exit(0 if command in ("-h", "--help") else 2)
-    del sys.argv[1]
-    if command == "train":
-        from hjepa_jax import main as entry
-    elif command == "doctor":
-        from hjepa_jax.tools import doctor as entry
-    elif command == "plan":
-        from hjepa_jax.tools.plan import command as entry
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help", "help"):
+        write_out(usage())
+    elif name == "--version":
+        write_out(f"hjepa_jax {hjepa_jax.__version__}")
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
+        print(
+            f"hjepa: {name[:100]!r} is not a command: did you mean 'hjepa {near}'? "
+            "'hjepa --help' lists all.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     else:
-        from hjepa_jax.tools import config_page as entry
-    entry.run()
+        del sys.argv[1]
+        importlib.import_module(COMMANDS[name].module).run()
 
 
 if __name__ == "__main__":

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Mapping
 
+from hjepa_jax.config.command_line.program import Program, write_out
 from hjepa_jax.config.fields import FIXED, FREE, LARGEST, Row
-from hjepa_jax.config.flags import split_overrides
 from hjepa_jax.config.parts import TABLES
 from hjepa_jax.config.settings import schema
 from hjepa_jax.errors import UserError
 
+PROGRAM = Program(
+    "config",
+    """Print the fields of the configuration: types, defaults, bounds, meanings.
+
+    hjepa config
+    hjepa config train
+    hjepa config vicreg --config.method=examples.own_method:VICReg
+
+A part of your own that is named adds its sections.""",
+    arguments="[SECTION] [--config.method=MODULE:CLASS ...]",
+    number=(0, 1),
+    alone=True,
+)
 _HEAD = """# Configuration
 
 Every field, generated from its declaration in `hjepa_jax/config/`; `hjepa config [SECTION]` prints
@@ -96,16 +108,19 @@ def page(section: str | None = None, parts: Mapping[str, str] | None = None) -> 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def run() -> None:
-    """Entry point of `hjepa config [SECTION] [--config.method=MODULE:CLASS]`.
+def main(argv: list[str]) -> None:
+    """Prints the page."""
+    named = dict(PROGRAM.given)
+    other = [path for path in named if path not in TABLES]
+    if other:
+        raise UserError(
+            f"--config.{other[0]} has no effect here: only a part of your own adds fields, for "
+            "example --config.method=module.path:Class."
+        )
+    parts = {path: str(value) for path, value in named.items()}
+    write_out(page(argv[1] if len(argv) > 1 else None, parts).removesuffix("\n"))
 
-    Exits with one sentence for a section or part that does not exist.
-    """
-    try:
-        given, overrides = split_overrides(sys.argv[1:])
-        named = {path: str(value) for path, value in overrides if path in TABLES}
-        if len(given) > 1 or len(named) < len(overrides) or given[:1] in (["-h"], ["--help"]):
-            sys.exit("usage: hjepa config [SECTION] [--config.method=MODULE:CLASS]")
-        print(page(given[0] if given else None, named), end="")
-    except UserError as error:
-        sys.exit(f"hjepa_jax: {error}")
+
+def run() -> None:
+    """Entry point of `hjepa config`."""
+    PROGRAM.run(main)

@@ -30,7 +30,6 @@ from hjepa_jax.config import Settings, resolve
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
-from hjepa_jax.runtime import compilation_cache
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
 PROGRAM = Program("doctor", __doc__)
@@ -148,6 +147,8 @@ def check_disk(workdir: pathlib.Path) -> Iterator[Finding]:
 
 def check_cache() -> Iterator[Finding]:
     """Reports where compiled programs are cached."""
+    from hjepa_jax.runtime import compilation_cache
+
     folder = compilation_cache.enable()
     missing = "none, as there is no writable home folder, so every start compiles again; set "
     missing += "XDG_CACHE_HOME to a permanent folder to avoid that"
@@ -245,6 +246,8 @@ def report(found: Iterator[Finding], stream: TextIO | None = None) -> bool:
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
+    from hjepa_jax.runtime import compilation_cache
+
     # The dry run would log between the findings.
     absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()

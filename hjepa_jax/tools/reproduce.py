@@ -27,7 +27,7 @@ from hjepa_jax.tools.reproduce_figures import painters
 from hjepa_jax.tools.sweep import SweepRun, mean_and_deviation, metrics_of, plan
 
 _log = logging.getLogger(__name__)
-CONFIG = "configs/cifar100.py"
+CONFIG = "cifar100"
 METHODS = ("hjepa", "sigreg", "mlp", "identity")
 TITLES = {
     "hjepa": "HJEPA",
@@ -49,7 +49,7 @@ FIGURES = {
     "mean_share": ("energy in mean %", 100, 1),
 }
 _PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-# The full recipe of configs/cifar100.py, and one that takes hours on a CPU. The small one keeps the
+# The full recipe of CIFAR-100, and one that takes hours on a CPU. The small one keeps the
 # proportions (warm-ups over a third of training, eight rows per dimension of the log-det floor) and
 # has batches of 128, since ten epochs with batches of 512 would be only 190 steps.
 SCALES: dict[str, tuple[str, ...]] = {

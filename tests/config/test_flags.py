@@ -24,7 +24,8 @@ def parse(*arguments: str):
     config = define_config(None, "Configuration.", values=values)
     flags.DEFINE_string("flagfile", "", "Further flags.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder.", flag_values=values)
-    assert parse_command_line(values, ["program", *arguments], "program") == ["program"]
+    parsed = parse_command_line(values, ["program", *arguments], "program")
+    assert parsed.arguments == ["program"]
     return config.value
 
 

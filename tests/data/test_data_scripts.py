@@ -36,4 +36,4 @@ def test_show_views_writes_a_contact_sheet(tmp_path) -> None:
         f"--config.data.root={tmp_path / 'absent'}",
     )
     assert done.returncode == 1
-    assert done.stderr.strip().startswith("show_views: cifar100: data.root")
+    assert done.stderr.strip().startswith("hjepa views: cifar100: data.root")

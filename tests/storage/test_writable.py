@@ -1,19 +1,18 @@
 """Paths as people write them, and places that cannot be written to, found before the work."""
 
 import errno
+import importlib
 import os
 import pathlib
-import re
-import runpy
 import sys
 
 import pytest
-from absl import flags
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage import files
 from hjepa_jax.storage.files import check_writable_file, check_writable_folder, local_path
-from hjepa_jax.tools import doctor
+from hjepa_jax.tools import cli, doctor
+from hjepa_jax.tools.commands import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -134,45 +133,26 @@ def test_names_that_are_patterns_hold_checkpoints(name, tmp_path) -> None:
     assert (tmp_path / name / "run").is_dir()
 
 
-SCRIPTS = {
-    "compare": ["runs/x"],
-    "import_torch_checkpoint": ["--checkpoint=x.pth"],
-    "physics_showcase": [],
-    "reproduce": [],
-    "show_views": ["--config=configs/quickstart.py:smoke"],
-    "kill_test": [],
-    "sweep": ["--config=configs/quickstart.py"],
-}
 OUTPUTS = {
-    "compare": "out=x.html",
-    "import_torch_checkpoint": "workdir=x",
-    "show_views": "out=x.png",
+    "compare": (["runs/x"], "out=x.html"),
+    "import-torch": (["--checkpoint=x.pth"], "workdir=x"),
+    "physics": ([], "out=x"),
+    "reproduce": ([], "out=x"),
+    "views": (["--config=quickstart:smoke"], "out=x.png"),
+    "kill-test": ([], "out=x"),
+    "sweep": (["--config=quickstart"], "out=x"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_tries_its_output_before_its_work(name, tmp_path) -> None:
-    path = ROOT / "scripts" / f"{name}.py"
-    # Other programs, which tests import, have flags of the same names.
-    defined = [*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text()), "config"]
-    others = {one: flags.FLAGS[one] for one in defined if one in flags.FLAGS}
-    for one in others:
-        delattr(flags.FLAGS, one)
-    try:
-        script = runpy.run_path(str(path))
-        (tmp_path / "file").write_text("x")
-        flag, _, file = OUTPUTS.get(name, "out=x").partition("=")
-        given = [name, *SCRIPTS[name], f"--{flag}={tmp_path}/file/{file}"]
-        rest = script["PROGRAM"].parse(given) if "PROGRAM" in script else flags.FLAGS(given)
-        with pytest.raises(SystemExit, match=rf"^{name}: --{flag}=.*file is a file, not a folder"):
-            script["main"](rest)
-    finally:
-        for one in defined:
-            if one in flags.FLAGS:
-                delattr(flags.FLAGS, one)
-        for one, other in others.items():
-            flags.FLAGS[one] = other
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_every_command_tries_its_output_before_its_work(name, tmp_path) -> None:
+    module = importlib.import_module(cli.COMMANDS[name].module)
+    (tmp_path / "file").write_text("x")
+    arguments, output = OUTPUTS[name]
+    flag, _, file = output.partition("=")
+    rest = module.PROGRAM.parse([name, *arguments, f"--{flag}={tmp_path}/file/{file}"])
+    with pytest.raises(UserError, match=rf"^--{flag}=.*file is a file, not a folder"):
+        module.main(rest)
 
 
 def test_the_doctor_finds_a_place_that_cannot_be_written_to_and_leaves_nothing(tmp_path) -> None:
@@ -185,9 +165,8 @@ def test_the_doctor_finds_a_place_that_cannot_be_written_to_and_leaves_nothing(t
     assert "file is a file, not a folder" in str(disk[0].remedy)
 
 
-def test_prepare_dataset_tries_its_output_before_its_work(tmp_path, monkeypatch) -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "prepare_dataset.py"))
+def test_prepare_tries_its_output_before_its_work(tmp_path) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(sys, "argv", ["prepare_dataset", "nowhere", f"{tmp_path}/file/x"])
-    with pytest.raises(SystemExit, match=r"^prepare_dataset: OUT=.*file is a file, not a folder"):
-        script["main"]()
+    rest = prepare.PROGRAM.parse(["prepare", "nowhere", f"{tmp_path}/file/x"])
+    with pytest.raises(UserError, match=r"^OUT=.*file is a file, not a folder"):
+        prepare.main(rest)

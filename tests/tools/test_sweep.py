@@ -230,7 +230,7 @@ def test_script_rejects_invalid_seeds(tmp_path) -> None:
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.strip() == "sweep: --seeds=a,1: seeds must be integers."
+    assert done.stderr.strip() == "hjepa sweep: --seeds=a,1: seeds must be integers."
     assert not (tmp_path / "sweep").exists()
 
 

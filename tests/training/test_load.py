@@ -345,4 +345,4 @@ def test_export_script(workdir, tmp_path) -> None:
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("export_features: /nowhere")
+    assert done.stderr.startswith("hjepa features: /nowhere")

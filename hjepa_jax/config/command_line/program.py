@@ -28,6 +28,8 @@ class Program:
     Attributes:
       name: name after `hjepa`.
       flags: its own flags.
+      source: the text of `--config`, once parsed; None without one.
+      given: (dotted name, value) of each override of the configuration, once parsed.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Program:
         arguments: str = "",
         number: tuple[int, int] = (0, 0),
         speaker: str = "",
-        own: flags.FlagValues | None = None,
+        alone: bool = False,
     ) -> None:
         """Declares a program without flags.
 
@@ -51,11 +53,14 @@ class Program:
           example: example of them, or of the arguments, for the message.
           arguments: the arguments that are no flags, for the help, such as 'RUN [RUN ...]'.
           number: least and most of them.
+          alone: whether overrides are taken without a `--config`.
           speaker: printed before errors; '' = 'hjepa NAME'.
-          own: its flags; None = a new set.
         """
         self.name = name
-        self.flags = flags.FlagValues() if own is None else own
+        self.flags = flags.FlagValues()
+        self.source: str | None = None
+        self.given: list[tuple[str, object]] = []
+        self._alone = alone
         self._meaning = (meaning or "").strip()
         self._required, self._example = tuple(required), example
         self._arguments, self._number = arguments, number
@@ -86,13 +91,21 @@ class Program:
             end = f" (default: {','.join(default) if isinstance(default, list) else default})"
         head = f"  {shown}".ljust(_INDENT)
         indent = " " * _INDENT
-        # absl puts the choices of an enum before its meaning.
-        text = f"{(flag.help or '').rpartition('>: ')[2]}{end}"
+        # absl puts the choices of an enum before its meaning,
+        # and notes on lists behind it.
+        meaning = (flag.help or "").rpartition(">: ")[2].partition(";\n")[0]
+        text = f"{meaning.removesuffix('(a comma separated list)').rstrip()}{end}"
         if len(head) >= _INDENT and not head.endswith(" "):
             return f"{head}\n" + textwrap.fill(
                 text, _WIDTH, initial_indent=indent, subsequent_indent=indent
             )
         return textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=indent)
+
+    @staticmethod
+    def asks_for_help(argv: list[str]) -> bool:
+        """Returns whether a command line asks for the help."""
+        before = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+        return bool({"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(before))
 
     def parse(self, argv: list[str]) -> list[str]:
         """Parses a command line; prints the help and exits if that is asked for.
@@ -106,11 +119,15 @@ class Program:
         Raises:
           UserError: one sentence about what is wrong.
         """
-        before = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
-        if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(before):
+        if self.asks_for_help(argv):
             write_out(self.help())
             sys.exit(0)
-        rest = parse_command_line(self.flags, argv, f"hjepa {self.name}")
+        for name in self.flags:
+            self.flags[name].unparse()  # in tests, a program is parsed more than once
+        parsed = parse_command_line(self.flags, argv, f"hjepa {self.name}")
+        rest, self.source, self.given = parsed
+        if self.given and "config" not in list(self.flags) and not self._alone:
+            raise UserError(f"config.{self.given[0][0]} is set, but there is no --config.")
         missing = [name for name in self._required if self.flags[name].value is None]
         if missing:
             listed = " and ".join(f"--{name}" for name in self._required)
@@ -126,12 +143,25 @@ class Program:
             )
         return rest
 
-    def run(self, main: Callable[[list[str]], object]) -> None:
-        """Runs the program with the arguments of the process; a user's error is one sentence."""
+    def overrides(self) -> list[str]:
+        """Returns the overrides of the parsed command line as arguments for another process."""
+        return [f"--config.{path}={value}" for path, value in self.given]
+
+    def run(
+        self,
+        main: Callable[[list[str]], object],
+        rewrite: Callable[[list[str]], list[str]] = list,
+    ) -> None:
+        """Runs the program with the arguments of the process; a user's error is one sentence.
+
+        Args:
+          main: called with the program's name and the arguments that are no flags.
+          rewrite: applied to the command line before it is parsed.
+        """
 
         def parse(argv: list[str]) -> list[str]:
             try:
-                return self.parse(argv)
+                return self.parse(argv if self.asks_for_help(argv) else rewrite(argv))
             except UserError as error:
                 sys.exit(f"{self._speaker}: {error}")
 

@@ -1,6 +1,5 @@
 """Preparing shards: it resumes, follows changes, and mends what is damaged."""
 
-import importlib
 import pathlib
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from hjepa_jax.data.sources.base import ArraySource, decode
 from hjepa_jax.data.sources.folder import open_root
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.data.sources.shard_writer import write_shards
+from hjepa_jax.tools.commands import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -134,7 +134,7 @@ def test_script_prepares_an_archive_and_verifies(folder, tmp_path) -> None:
         f"pictures/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.jpg")
     }
     archive = write_tar(tmp_path / "images.tar.gz", contents)
-    done = run_script(archive, tmp_path / "out", "--splits", "train", "val")
+    done = run_script(archive, tmp_path / "out", "--splits=train,val")
     assert done.returncode == 0, done.stderr
     prepared = open_root(str(tmp_path / "out"), "train", 0)
     original = open_root(str(folder), "train", 0)
@@ -145,13 +145,11 @@ def test_script_prepares_an_archive_and_verifies(folder, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("stored", ["train", "Training", "val", "VALID"])
-def test_an_archive_of_one_split_keeps_its_classes(stored, tmp_path, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    prepare_dataset = importlib.import_module("prepare_dataset")
+def test_an_archive_of_one_split_keeps_its_classes(stored, tmp_path) -> None:
     images = write_folder(tmp_path / "images", {stored: {"only": 1}})
     path = images / stored / "only" / "000.jpg"
     archive = write_tar(tmp_path / "one.tar", {f"top/{stored}/only/0.jpg": path.read_bytes()}, "w")
-    with prepare_dataset.unpacked(archive, tmp_path / "beside") as root:
+    with prepare.unpacked(archive, tmp_path / "beside") as root:
         assert [entry.name for entry in root.iterdir()] == [stored]
 
 
@@ -159,7 +157,7 @@ def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> Non
     evil = write_tar(tmp_path / "evil.tar", {"../evil/train/a/x.jpg": b"x"}, "w")
     done = run_script(evil, tmp_path / "out")
     assert done.returncode == 1
-    assert done.stderr.startswith("prepare_dataset: ")
+    assert done.stderr.startswith("hjepa prepare: ")
     assert not (tmp_path / "evil").exists()
     cifar = write_tar(tmp_path / "cifar.tar", cifar_files("cifar10"), "w")
     done = run_script(cifar, tmp_path / "shards", "--name", "cifar10")

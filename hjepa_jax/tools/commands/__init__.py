@@ -1,0 +1,1 @@
+"""Commands of `hjepa`: flags, checks of what they name, and what is printed."""

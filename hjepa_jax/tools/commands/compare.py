@@ -1,0 +1,41 @@
+"""Compare evaluated runs in one self-contained HTML page.
+
+    hjepa compare runs/a runs/b --out=compare.html
+
+Name workdirs (whose reports are searched for in --eval_dir) or report folders. Runs that differ
+only in their seed are grouped; the first group is the baseline.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from hjepa_jax.config.command_line.program import Program
+from hjepa_jax.storage.files import local_path
+
+PROGRAM = Program(
+    "compare",
+    __doc__,
+    arguments="RUN [RUN ...]",
+    number=(1, 10_000),
+    example="runs/a runs/b",
+)
+_OWN = {"flag_values": PROGRAM.flags}
+_OUT = flags.DEFINE_string("out", "compare.html", "HTML file to write.", **_OWN)
+_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.", **_OWN)
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page."""
+    from hjepa_jax.evaluation.compare.page import compare
+
+    paths = [local_path(argument, "run") for argument in argv[1:]]
+    eval_dir = local_path(_EVAL_DIR.value, "--eval_dir")
+    for group in compare(paths, local_path(_OUT.value, "--out"), eval_dir):
+        print(f"{group.name}: {', '.join(run.name for run in group.runs)}")
+    print(f"page: {_OUT.value}")
+
+
+def run() -> None:
+    """Entry point of `hjepa compare`."""
+    PROGRAM.run(main)
