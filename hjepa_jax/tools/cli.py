@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import hjepa_jax
 from hjepa_jax.config.command_line.program import write_out
+from hjepa_jax.tools import completion
 
 
 class Command(NamedTuple):
@@ -36,6 +37,7 @@ COMMANDS = {
     "physics": Command(f"{_HERE}.commands.physics", "compare symplectic maps with others"),
     "reproduce": Command(f"{_HERE}.commands.reproduce", "compare HJEPA with its baselines"),
     "layout": Command(f"{_HERE}.commands.layout", "check that devices do not change results"),
+    "completion": Command(f"{_HERE}.completion", "print a script for completion in a shell"),
     "kill-test": Command(f"{_HERE}.commands.kill_test", "kill a run often, and check its end"),
 }
 
@@ -62,6 +64,9 @@ def main() -> None:
         write_out(usage())
     elif name == "--version":
         write_out(f"hjepa_jax {hjepa_jax.__version__}")
+    elif name == completion.ASK:
+        modules = {known: command.module for known, command in COMMANDS.items()}
+        write_out("\n".join(completion.candidates(sys.argv[2:], modules)))
     elif name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
         print(

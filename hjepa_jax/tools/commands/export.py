@@ -29,11 +29,11 @@ _STEP = flags.DEFINE_integer("step", None, "Checkpoint step; the latest by defau
 def main(argv: list[str]) -> None:
     """Loads the run and writes its encoder."""
     del argv
-    from hjepa_jax import load
     from hjepa_jax.interop.export_encoder import export_encoder
+    from hjepa_jax.loading import load_run
 
     absl_logging.set_verbosity(absl_logging.WARNING)
-    loaded = load(_WORKDIR.value, step=_STEP.value)
+    loaded = load_run(_WORKDIR.value, step=_STEP.value)
     path = export_encoder(loaded, _OUT.value, state_part=_STATE_PART.value)
     size = loaded.settings.data.image_size
     print(f"encoder of step {loaded.step} for uint8 images [N, {size}, {size}, 3] in {path}")

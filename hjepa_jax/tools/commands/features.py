@@ -26,13 +26,13 @@ _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per batch.", lower_boun
 def main(argv: list[str]) -> None:
     """Loads the run, encodes its data, and writes the features."""
     del argv
-    from hjepa_jax import load
     from hjepa_jax.interop.export_features import export_features
+    from hjepa_jax.loading import load_run
     from hjepa_jax.runtime import compilation_cache
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()
-    loaded = load(_WORKDIR.value, step=_STEP.value, batch_size=_BATCH.value)
+    loaded = load_run(_WORKDIR.value, step=_STEP.value, batch_size=_BATCH.value)
     found = export_features(
         loaded, _OUT.value, _SPLIT.value, state_part=_STATE_PART.value, root=_ROOT.value
     )
