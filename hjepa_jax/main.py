@@ -39,39 +39,44 @@ PROGRAM = Program(
     required=("config",),
     speaker="hjepa_jax",
 )
-_OWN = {"flag_values": PROGRAM.flags}
+_FLAGS = PROGRAM.flags
 _CONFIG = define_config(
     None,
     "Recipe or Python file, optionally with ':variant'; YAML file; or folder of a run.",
-    values=PROGRAM.flags,
+    values=_FLAGS,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder of checkpoints, events and config.json; runs/NAME[-VARIANT] by default.",
-    **_OWN,
+    flag_values=_FLAGS,
 )
 flags.DEFINE_string(
-    "resume", None, "Run to go on with: its folder stands for --config and --workdir.", **_OWN
+    "resume",
+    None,
+    "Run to go on with: its folder stands for --config and --workdir.",
+    flag_values=_FLAGS,
 )
-_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder for evaluations.", **_OWN)
+_EVAL_DIR = flags.DEFINE_string(
+    "eval_dir", "eval_runs", "Folder for evaluations.", flag_values=_FLAGS
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "latest",
     "What to evaluate: 'latest', 'best' (config.checkpoint), or a step.",
-    **_OWN,
+    flag_values=_FLAGS,
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.", **_OWN
+    "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.", flag_values=_FLAGS
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "Several processes: host:port of process 0.", **_OWN
+    "coordinator_address", None, "Several processes: host:port of process 0.", flag_values=_FLAGS
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Several processes: their number.", **_OWN
+    "num_processes", None, "Several processes: their number.", flag_values=_FLAGS
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Several processes: index of this one, from 0.", **_OWN
+    "process_id", None, "Several processes: index of this one, from 0.", flag_values=_FLAGS
 )
 
 

@@ -48,10 +48,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _whole_number(loader: yaml.Loader, node: yaml.ScalarNode) -> int:
+    """Returns 10 for 010, which PyYAML reads as 8."""
+    return int(str(loader.construct_scalar(node)))
+
+
 for _tag, _pattern, _first in _CORE:
     _Loader.add_implicit_resolver(f"{_TAG}{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
-# PyYAML would read 010 as 8.
-_Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor(f"{_TAG}int", _whole_number)
 
 
 def read_yaml(path: pathlib.Path) -> dict[str, object]:

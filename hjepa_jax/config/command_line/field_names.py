@@ -45,8 +45,9 @@ def _part_fields(module: str, name: str) -> Iterator[str]:
     """Yields the fields of the sections that a part declares itself."""
     home, found = _class(module, name)
     for node in found.body:
-        declared = isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "sections"
-        if declared and isinstance(node.value, ast.Dict):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)):
+            continue
+        if ast.unparse(node.target) == "sections":
             for key, value in zip(node.value.keys, node.value.values):
                 if key is not None:  # a key of None takes over another part's
                     yield from _fields(home, ast.unparse(value), f"{ast.literal_eval(key)}.")

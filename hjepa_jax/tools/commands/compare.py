@@ -20,9 +20,9 @@ PROGRAM = Program(
     number=(1, 10_000),
     example="runs/a runs/b",
 )
-_OWN = {"flag_values": PROGRAM.flags}
-_OUT = flags.DEFINE_string("out", "compare.html", "HTML file to write.", **_OWN)
-_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.", **_OWN)
+_FLAGS = PROGRAM.flags
+_OUT = flags.DEFINE_string("out", "compare.html", "HTML file to write.", flag_values=_FLAGS)
+_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.", flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:

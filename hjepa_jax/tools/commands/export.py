@@ -19,11 +19,15 @@ PROGRAM = Program(
     required=("workdir", "out"),
     example="--workdir=runs/x --out=encoder.stablehlo",
 )
-_OWN = {"flag_values": PROGRAM.flags}
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", **_OWN)
-_OUT = flags.DEFINE_string("out", None, "File to write, .stablehlo or .onnx.", **_OWN)
-_STATE_PART = flags.DEFINE_enum("state_part", "qp", ["q", "p", "qp"], "Part of the state.", **_OWN)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint step; the latest by default.", **_OWN)
+_FLAGS = PROGRAM.flags
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
+_OUT = flags.DEFINE_string("out", None, "File to write, .stablehlo or .onnx.", flag_values=_FLAGS)
+_STATE_PART = flags.DEFINE_enum(
+    "state_part", "qp", ["q", "p", "qp"], "Part of the state.", flag_values=_FLAGS
+)
+_STEP = flags.DEFINE_integer(
+    "step", None, "Checkpoint step; the latest by default.", flag_values=_FLAGS
+)
 
 
 def main(argv: list[str]) -> None:
@@ -33,8 +37,8 @@ def main(argv: list[str]) -> None:
     from hjepa_jax.loading import load_run
 
     absl_logging.set_verbosity(absl_logging.WARNING)
-    loaded = load_run(_WORKDIR.value, step=_STEP.value)
-    path = export_encoder(loaded, _OUT.value, state_part=_STATE_PART.value)
+    loaded = load_run(str(_WORKDIR.value), step=_STEP.value)
+    path = export_encoder(loaded, str(_OUT.value), state_part=_STATE_PART.value)
     size = loaded.settings.data.image_size
     print(f"encoder of step {loaded.step} for uint8 images [N, {size}, {size}, 3] in {path}")
 

@@ -18,9 +18,9 @@ PROGRAM = Program(
     required=("checkpoint", "workdir"),
     example="--checkpoint=last.pth --workdir=runs/imported",
 )
-_OWN = {"flag_values": PROGRAM.flags}
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pth file.", **_OWN)
-_WORKDIR = flags.DEFINE_string("workdir", None, "New folder to write.", **_OWN)
+_FLAGS = PROGRAM.flags
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The .pth file.", flag_values=_FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "New folder to write.", flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -28,9 +28,9 @@ def main(argv: list[str]) -> None:
     del argv
     from hjepa_jax.interop.torch_import import load_torch, save_imported, translate
 
-    workdir = local_path(_WORKDIR.value, "--workdir")
+    workdir = local_path(str(_WORKDIR.value), "--workdir")
     check_writable_folder(workdir, "--workdir", checkpoints=True)
-    imported = translate(load_torch(local_path(_CHECKPOINT.value, "--checkpoint")))
+    imported = translate(load_torch(local_path(str(_CHECKPOINT.value), "--checkpoint")))
     save_imported(imported, workdir)
     print(imported.settings.to_json())
     for name in imported.ignored:

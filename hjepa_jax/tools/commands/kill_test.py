@@ -19,16 +19,18 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
 PROGRAM = Program("kill-test", __doc__, required=("out",), example="--out=soak")
-_OWN = {"flag_values": PROGRAM.flags}
-define_config("quickstart:smoke", "What to train.", values=PROGRAM.flags)
-_KILLS = flags.DEFINE_integer("kills", 50, "Attempts to kill or stop.", lower_bound=1, **_OWN)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the kill times.", **_OWN)
-_OUT = flags.DEFINE_string("out", None, "Empty or new folder for the runs.", **_OWN)
+_FLAGS = PROGRAM.flags
+define_config("quickstart:smoke", "What to train.", values=_FLAGS)
+_KILLS = flags.DEFINE_integer(
+    "kills", 50, "Attempts to kill or stop.", lower_bound=1, flag_values=_FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the kill times.", flag_values=_FLAGS)
+_OUT = flags.DEFINE_string("out", None, "Empty or new folder for the runs.", flag_values=_FLAGS)
 _STEPS_A_KILL = flags.DEFINE_integer(
-    "steps_per_kill", 8, "Length of the run in steps, per kill.", **_OWN
+    "steps_per_kill", 8, "Length of the run in steps, per kill.", flag_values=_FLAGS
 )
 _OVERRIDES = flags.DEFINE_multi_string(
-    "override", [], "Argument for every attempt; may be repeated.", **_OWN
+    "override", [], "Argument for every attempt; may be repeated.", flag_values=_FLAGS
 )
 
 
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> None:
         *_OVERRIDES.value,
     ]
     start = time.monotonic()
-    out = local_path(_OUT.value, "--out")
+    out = local_path(str(_OUT.value), "--out")
     check_writable_folder(out, "--out", checkpoints=True)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out={out} is not empty: choose another folder.")

@@ -19,11 +19,13 @@ from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 
 PROGRAM = Program("layout", __doc__)
-_OWN = {"flag_values": PROGRAM.flags}
-_CONFIG = define_config("cifar100:smoke", "What to check.", values=PROGRAM.flags)
-_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.", **_OWN)
+_FLAGS = PROGRAM.flags
+_CONFIG = define_config("cifar100:smoke", "What to check.", values=_FLAGS)
+_DEVICES = flags.DEFINE_list(
+    "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=_FLAGS
+)
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", 1e-9, "Largest relative difference, in float64.", **_OWN
+    "tolerance", 1e-9, "Largest relative difference, in float64.", flag_values=_FLAGS
 )
 
 

@@ -16,17 +16,23 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
 PROGRAM = Program("physics", __doc__)
-_OWN = {"flag_values": PROGRAM.flags}
-_OUT = flags.DEFINE_string("out", "physics", "Folder for the pictures and figures.json.", **_OWN)
+_FLAGS = PROGRAM.flags
+_OUT = flags.DEFINE_string(
+    "out", "physics", "Folder for the pictures and figures.json.", flag_values=_FLAGS
+)
 _RUNS = flags.DEFINE_list(
-    "runs", [], "Workdirs: an HJEPA run, then those to compare it with.", **_OWN
+    "runs", [], "Workdirs: an HJEPA run, then those to compare it with.", flag_values=_FLAGS
 )
-_DT = flags.DEFINE_float("dt", 0.25, "Step length of leapfrog.", lower_bound=1e-6, **_OWN)
-_APPLICATIONS = flags.DEFINE_integer("applications", 100, "Applications of each map.", 1, **_OWN)
+_DT = flags.DEFINE_float(
+    "dt", 0.25, "Step length of leapfrog.", lower_bound=1e-6, flag_values=_FLAGS
+)
+_APPLICATIONS = flags.DEFINE_integer(
+    "applications", 100, "Applications of each map.", 1, flag_values=_FLAGS
+)
 _GRID = flags.DEFINE_integer(
-    "grid", 48, "Initial conditions per side of the energy grid.", 2, **_OWN
+    "grid", 48, "Initial conditions per side of the energy grid.", 2, flag_values=_FLAGS
 )
-_ENSEMBLE = flags.DEFINE_integer("ensemble", 256, "States of the ensemble.", 2, **_OWN)
+_ENSEMBLE = flags.DEFINE_integer("ensemble", 256, "States of the ensemble.", 2, flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:

@@ -31,15 +31,17 @@ PROGRAM = Program(
     number=(1, 2),
     example="/data/images /data/shards",
 )
-_OWN = {"flag_values": PROGRAM.flags}
+_FLAGS = PROGRAM.flags
 _NAME = flags.DEFINE_enum(
-    "name", "folder", ["folder", "cifar10", "cifar100"], "What IMAGES is.", **_OWN
+    "name", "folder", ["folder", "cifar10", "cifar100"], "What IMAGES is.", flag_values=_FLAGS
 )
-_SPLITS = flags.DEFINE_list("splits", ["train", "test"], "Splits to pack.", **_OWN)
+_SPLITS = flags.DEFINE_list("splits", ["train", "test"], "Splits to pack.", flag_values=_FLAGS)
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
-    "images_per_shard", 4096, "Images in a file.", lower_bound=1, **_OWN
+    "images_per_shard", 4096, "Images in a file.", lower_bound=1, flag_values=_FLAGS
 )
-_VERIFY = flags.DEFINE_boolean("verify", False, "Only check the shards in IMAGES.", **_OWN)
+_VERIFY = flags.DEFINE_boolean(
+    "verify", False, "Only check the shards in IMAGES.", flag_values=_FLAGS
+)
 
 
 @contextlib.contextmanager

@@ -19,18 +19,28 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_file, check_writable_folder, local_path
 
 PROGRAM = Program("reproduce", __doc__)
-_OWN = {"flag_values": PROGRAM.flags}
-_ROOT = flags.DEFINE_string("root", None, "Image folder with training and test images.", **_OWN)
-_OUT = flags.DEFINE_string("out", "runs/reproduce", "Folder of the runs.", **_OWN)
-_REPORT = flags.DEFINE_string("report", "docs/RESULTS.md", "Document to write.", **_OWN)
-_NOTES = flags.DEFINE_string("notes", None, "Markdown file to include in the document.", **_OWN)
-_SCALE = flags.DEFINE_string("scale", "full", "The 'full' recipe, or 'small' for a CPU.", **_OWN)
-_METHODS = flags.DEFINE_list("methods", None, "Variants of the recipe; all by default.", **_OWN)
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.", **_OWN)
-_OVERRIDES = flags.DEFINE_multi_string(
-    "override", [], "'section.field=value' for every run; may be repeated.", **_OWN
+_FLAGS = PROGRAM.flags
+_ROOT = flags.DEFINE_string(
+    "root", None, "Image folder with training and test images.", flag_values=_FLAGS
 )
-_REPORT_ONLY = flags.DEFINE_boolean("report_only", False, "Only write the document.", **_OWN)
+_OUT = flags.DEFINE_string("out", "runs/reproduce", "Folder of the runs.", flag_values=_FLAGS)
+_REPORT = flags.DEFINE_string("report", "docs/RESULTS.md", "Document to write.", flag_values=_FLAGS)
+_NOTES = flags.DEFINE_string(
+    "notes", None, "Markdown file to include in the document.", flag_values=_FLAGS
+)
+_SCALE = flags.DEFINE_string(
+    "scale", "full", "The 'full' recipe, or 'small' for a CPU.", flag_values=_FLAGS
+)
+_METHODS = flags.DEFINE_list(
+    "methods", None, "Variants of the recipe; all by default.", flag_values=_FLAGS
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.", flag_values=_FLAGS)
+_OVERRIDES = flags.DEFINE_multi_string(
+    "override", [], "'section.field=value' for every run; may be repeated.", flag_values=_FLAGS
+)
+_REPORT_ONLY = flags.DEFINE_boolean(
+    "report_only", False, "Only write the document.", flag_values=_FLAGS
+)
 
 
 def main(argv: list[str]) -> None:

@@ -18,16 +18,21 @@ from hjepa_jax.storage.files import check_writable_folder, local_path
 PROGRAM = Program(
     "sweep", __doc__, required=("config", "out"), example="--config=quickstart --out=sweeps/seeds"
 )
-_OWN = {"flag_values": PROGRAM.flags}
-define_config(None, "What to train; overrides hold for every run.", values=PROGRAM.flags)
-_OUT = flags.DEFINE_string("out", None, "Folder of the sweep.", **_OWN)
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.", **_OWN)
-_VARIANTS = flags.DEFINE_list("variants", [""], "Variants of the configuration.", **_OWN)
+_FLAGS = PROGRAM.flags
+define_config(None, "What to train; overrides hold for every run.", values=_FLAGS)
+_OUT = flags.DEFINE_string("out", None, "Folder of the sweep.", flag_values=_FLAGS)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.", flag_values=_FLAGS)
+_VARIANTS = flags.DEFINE_list(
+    "variants", [""], "Variants of the configuration.", flag_values=_FLAGS
+)
 _SETTINGS = flags.DEFINE_multi_string(
-    "setting", [""], "Overrides 'section.field=value ...' of one ablation; may be repeated.", **_OWN
+    "setting",
+    [""],
+    "Overrides 'section.field=value ...' of one ablation; may be repeated.",
+    flag_values=_FLAGS,
 )
 _COMMON = flags.DEFINE_multi_string(
-    "common", [], "Override for every run; may be repeated.", **_OWN
+    "common", [], "Override for every run; may be repeated.", flag_values=_FLAGS
 )
 
 
@@ -38,7 +43,7 @@ def main(argv: list[str]) -> None:
 
     if not all(text.lstrip("-").isdigit() for text in _SEEDS.value):
         raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds must be integers.")
-    out = local_path(_OUT.value, "--out")
+    out = local_path(str(_OUT.value), "--out")
     check_writable_folder(out, "--out", checkpoints=True)
     try:
         runs = plan(

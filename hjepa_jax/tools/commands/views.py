@@ -14,12 +14,12 @@ from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_file, local_path
 
 PROGRAM = Program("views", __doc__, required=("config",))
-_OWN = {"flag_values": PROGRAM.flags}
-_CONFIG = define_config(None, "What to show.", values=PROGRAM.flags)
-_OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.", **_OWN)
-_IMAGES = flags.DEFINE_integer("images", 12, "Images to show.", lower_bound=1, **_OWN)
+_FLAGS = PROGRAM.flags
+_CONFIG = define_config(None, "What to show.", values=_FLAGS)
+_OUT = flags.DEFINE_string("out", "views.png", "PNG file to write.", flag_values=_FLAGS)
+_IMAGES = flags.DEFINE_integer("images", 12, "Images to show.", lower_bound=1, flag_values=_FLAGS)
 _STEP = flags.DEFINE_integer(
-    "step", 0, "Training step whose batch is shown.", lower_bound=0, **_OWN
+    "step", 0, "Training step whose batch is shown.", lower_bound=0, flag_values=_FLAGS
 )
 
 

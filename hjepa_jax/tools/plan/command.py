@@ -22,26 +22,31 @@ from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 
 PROGRAM = Program("plan", __doc__)
-_OWN = {"flag_values": PROGRAM.flags}
-_CONFIG = define_config("cifar100", "What to plan.", values=PROGRAM.flags)
+_FLAGS = PROGRAM.flags
+_CONFIG = define_config("cifar100", "What to plan.", values=_FLAGS)
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Accelerators, such as v5e:4x4 or h100:8.", **_OWN
+    "topology", None, "Accelerators, such as v5e:4x4 or h100:8.", flag_values=_FLAGS
 )
-_HLO = flags.DEFINE_string("hlo", None, "File for the program compiled for --topology.", **_OWN)
+_HLO = flags.DEFINE_string(
+    "hlo", None, "File for the program compiled for --topology.", flag_values=_FLAGS
+)
 _DEVICES = flags.DEFINE_integer(
-    "devices", 1, "Devices to split the batch over.", upper_bound=4096, **_OWN
+    "devices", 1, "Devices to split the batch over.", upper_bound=4096, flag_values=_FLAGS
 )
 _PEAK = flags.DEFINE_float(
-    "peak_tflops", None, "Peak of one device in TFLOP/s; None = measure.", **_OWN
+    "peak_tflops", None, "Peak of one device in TFLOP/s; None = measure.", flag_values=_FLAGS
 )
 _MEMORY = flags.DEFINE_float(
-    "bandwidth_gbs", None, "Memory bandwidth of one device in GB/s; None = measure.", **_OWN
+    "bandwidth_gbs",
+    None,
+    "Memory bandwidth of one device in GB/s; None = measure.",
+    flag_values=_FLAGS,
 )
 _INTERCONNECT = flags.DEFINE_float(
-    "interconnect_gbs", None, "GB/s between devices; None = memory bandwidth.", **_OWN
+    "interconnect_gbs", None, "GB/s between devices; None = memory bandwidth.", flag_values=_FLAGS
 )
 _EFFICIENCY = flags.DEFINE_float(
-    "efficiency", 1.0, "Fraction of the peak that is achieved.", **_OWN
+    "efficiency", 1.0, "Fraction of the peak that is achieved.", flag_values=_FLAGS
 )
 _OF_THE_ESTIMATE = (_DEVICES, _PEAK, _MEMORY, _INTERCONNECT, _EFFICIENCY)
 
