@@ -34,7 +34,11 @@ _OVERRIDE = re.compile(r"--?(no)?config\.([^=\s]*)(?:[=\s](.*))?", re.DOTALL)
 def define_config(
     default: str | None, meaning: str, *, values: flags.FlagValues = flags.FLAGS
 ) -> flags.FlagHolder[Any]:
-    """Defines `--config`; its parsed value is the configuration with all overrides."""
+    """Defines `--config`, whose parsed value is the configuration with overrides, and `--data`."""
+    # For the help: `split_overrides` takes it out of the command line.
+    flags.DEFINE_string(
+        "data", None, "Folder of images, instead of other data.", flag_values=values
+    )
     return flags.DEFINE_string("config", default, meaning, flag_values=values)
 
 

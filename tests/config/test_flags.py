@@ -119,7 +119,8 @@ def test_mistakes_are_sentences(arguments, words) -> None:
 def test_the_configuration_is_a_flag_of_the_program_that_defines_it() -> None:
     values = flags.FlagValues()
     define_config(None, "Configuration.", values=values)
-    assert [flag.name for flag in values.get_flags_for_module(sys.modules[__name__])] == ["config"]
+    found = values.get_flags_for_module(sys.modules[__name__])
+    assert {flag.name for flag in found} == {"config", "data"}
 
 
 def test_commands_for_other_processes_are_checked_before_these_start(tmp_path) -> None:

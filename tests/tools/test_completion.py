@@ -108,7 +108,7 @@ ask 'hjepa completion ' hjepa completion ''
     assert done.stdout.splitlines() == [
         "train|",
         "sigreg|",
-        "cifar100 imagenet100 quickstart|",
+        "cifar100 folder imagenet100 quickstart|",
         "--config.train.lr=|-o nospace",
         "bash fish zsh|",
     ]
