@@ -1,5 +1,6 @@
 """Every command of the documents is run by CI or by a test, and their links lead somewhere."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -10,6 +11,7 @@ import textwrap
 import pytest
 
 from hjepa_jax.config import rows, sections
+from hjepa_jax.tools import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -23,7 +25,7 @@ ENDINGS = {"json", "md", "py", "safetensors"}
 # Program and script of a command -> the file that runs it, and a text found there.
 RUN_BY = {
     "--config=folder": ("tests/training/automatic/test_resolved.py", "--config=folder:smoke"),
-    "configs/quickstart.py": (".ci/run", "configs/quickstart.py"),
+    "--config=quickstart": (".ci/run", "hjepa train --config=quickstart"),
     "examples.own_method:VICReg": ("tests/test_examples.py", "examples.own_method:VICReg"),
     "examples.own_encoder:PatchMixer": ("tests/test_examples.py", "own_encoder:PatchMixer"),
     "srun": ("tests/runtime/test_distributed.py", "SLURM_PROCID"),
@@ -36,49 +38,50 @@ RUN_BY = {
     "pyright": (".ci/run", "\npyright --warnings\n"),
     "pre-commit install": ("tests/test_repository.py", '"pre-commit", "install"'),
     "pre-commit run": ("tests/test_repository.py", '"pre-commit", "run", "--all-files"'),
-    "configs/cifar100.py": ("tests/training/test_train.py", "cifar100"),
+    "--config=cifar100": ("tests/training/test_train.py", "cifar100"),
     "--config=imagenet100": ("tests/training/test_train.py", "imagenet100"),
-    "configs/imagenet100.py": ("tests/training/test_train.py", "imagenet100"),
     "examples.own_source": ("tests/test_examples.py", "examples.own_source:Shapes"),
     "hjepa config > docs/configuration.md": (
         "tests/tools/test_config_page.py",
         "hjepa config > docs/",
     ),
+    "hjepa eval": ("tests/tools/test_cli.py", "hjepa eval"),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
-    "scripts/show_views.py": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
-    "scripts/prepare_dataset.py": (
+    "hjepa views": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
+    "hjepa prepare": (
         "tests/data/sources/test_shard_writer.py",
         "scripts/prepare_dataset.py",
     ),
-    "scripts/physics_showcase.py": (
+    "hjepa physics": (
         "tests/evaluation/physics/test_physics_showcase.py",
         "physics_showcase.py",
     ),
     "--runs=": ("tests/evaluation/physics/test_physics_runs.py", "maps_of_runs"),
-    "scripts/import_torch_checkpoint.py": (
+    "hjepa import-torch": (
         "tests/interop/test_import_torch.py",
         "scripts/import_torch_checkpoint.py",
     ),
-    "scripts/export_features.py": ("tests/training/test_load.py", "scripts/export_features.py"),
-    "scripts/export_encoder.py": (
+    "hjepa features": ("tests/training/test_load.py", "scripts/export_features.py"),
+    "hjepa export": (
         "tests/interop/test_export_encoder.py",
         "scripts/export_encoder.py",
     ),
+    "hjepa reproduce": ("tests/tools/test_reproduce.py", "scripts/reproduce.py"),
     "scripts/reproduce.py": ("tests/tools/test_reproduce.py", "scripts/reproduce.py"),
-    "scripts/sweep.py": ("tests/tools/test_sweep.py", "scripts/sweep.py"),
-    "scripts/compare.py": ("tests/evaluation/compare/test_compare.py", "scripts/compare.py"),
-    "hjepa plan --config=configs/cifar100.py --devices": (
+    "hjepa sweep": ("tests/tools/test_sweep.py", "scripts/sweep.py"),
+    "hjepa compare": ("tests/evaluation/compare/test_compare.py", "scripts/compare.py"),
+    "hjepa plan --config=cifar100 --devices": (
         "tests/tools/plan/test_step_cost.py",
         '"hjepa_jax.tools.cli", "plan"',
     ),
     "--topology=h100:8": ("tests/tools/plan/test_compiled_step.py", '"h100:8"'),
-    "scripts/kill_test.py": ("tests/faults/test_kills.py", "scripts/kill_test.py"),
+    "hjepa kill-test": ("tests/faults/test_kills.py", "scripts/kill_test.py"),
     "benchmarks/run_all.py": ("tests/test_benchmarks.py", "benchmarks/run_all.py"),
     "hjepa_jax.tools.fuzz": ("tests/tools/test_fuzz.py", "harness.main("),
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", "benchmarks/gpu.py"),
     "mkdocs build --strict": ("tests/test_docs.py", '"mkdocs", "build", "--strict"'),
     "pip install -e '.[docs]'": (".ci/run", "pip install -q -e '.[docs]'"),
-    "scripts/layout_check.py": ("tests/runtime/test_sharding.py", "scripts/layout_check.py"),
+    "hjepa layout": ("tests/runtime/test_sharding.py", "scripts/layout_check.py"),
 }
 
 
@@ -96,6 +99,13 @@ def test_every_command_is_run_somewhere() -> None:
         assert runners, f"nothing runs the documented command {command!r}"
         for file, text in runners:
             assert text in (ROOT / file).read_text(), f"{file} no longer runs {command!r}"
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if "hjepa " in line])
+def test_hjepa_understands_a_documented_command(command: str) -> None:
+    """Its flags exist, their values are of their kind, and so are fields of the configuration."""
+    name, *arguments = shlex.split(command.partition("hjepa ")[2].partition(" > ")[0])
+    importlib.import_module(cli.COMMANDS[name].module).PROGRAM.parse([name, *arguments])
 
 
 def test_files_named_by_commands_exist() -> None:
