@@ -45,7 +45,8 @@ RUN_BY = {
         "tests/tools/test_config_page.py",
         "hjepa config > docs/",
     ),
-    "hjepa eval": ("tests/tools/test_cli.py", "hjepa eval"),
+    "hjepa eval": ("tests/test_main.py", '("eval", f"{folder}/run"'),
+    "hjepa completion": ("tests/tools/test_completion.py", 'main(["completion", shell])'),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
     "hjepa views": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
     "hjepa prepare": (
@@ -104,7 +105,8 @@ def test_every_command_is_run_somewhere() -> None:
 @pytest.mark.parametrize("command", [line for line in commands() if "hjepa " in line])
 def test_hjepa_understands_a_documented_command(command: str) -> None:
     """Its flags exist, their values are of their kind, and so are fields of the configuration."""
-    name, *arguments = shlex.split(command.partition("hjepa ")[2].partition(" > ")[0])
+    (words,) = re.findall("hjepa ([^>)]+)", command)
+    name, *arguments = shlex.split(words)
     importlib.import_module(cli.COMMANDS[name].module).PROGRAM.parse([name, *arguments])
 
 
