@@ -29,7 +29,7 @@ from hjepa_jax.evaluation.ready import check_evaluation_ready
 from hjepa_jax.evaluation.report.about import Watched, about, about_images, watch
 from hjepa_jax.evaluation.report.figures import save_each
 from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
-from hjepa_jax.evaluation.report.folder import report_name
+from hjepa_jax.evaluation.report.folder import first_report, report_name
 from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
 from hjepa_jax.evaluation.run_page.page import PAGE, evaluation_page
 from hjepa_jax.evaluation.run_page.record import record_of
@@ -215,9 +215,14 @@ def _epoch_of(meta: Meta, settings: Settings, workdir: pathlib.Path) -> int:
 
 
 def check_before_training(
-    settings: Settings, eval_dir: pathlib.Path, which: str = "latest"
+    settings: Settings, eval_dir: pathlib.Path | None, which: str = "latest"
 ) -> None:
     """Checks what the evaluation after training will need, as far as it is known.
+
+    Args:
+      settings: the configuration.
+      eval_dir: folder of reports; None = that of the run, which the training checks.
+      which: the checkpoint: 'latest', 'best' or a step.
 
     Raises:
       UserError: something is missing or does not match; the message says what to do.
@@ -239,13 +244,14 @@ def check_before_training(
 def evaluate(
     settings: ConfigDict | Settings,
     workdir: pathlib.Path,
-    eval_dir: pathlib.Path,
+    eval_dir: pathlib.Path | None = None,
     which: str = "latest",
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of `workdir`, prints the table and writes the report.
 
-    The report goes to `eval_dir/<name of workdir>`. The data are those of the configuration, which
-    may differ from those of training. `which` is 'latest', 'best' or a step.
+    The report goes to `workdir/evaluation`, or to `eval_dir/<name of workdir>`. The data are those
+    of the configuration, which may differ from those of training. `which` is 'latest', 'best' or a
+    step.
 
     Returns:
       The metrics, as in `metrics.json`.
@@ -254,14 +260,15 @@ def evaluate(
       UserError: something is missing or does not match; the message says what to do.
     """
     settings = resolved(settings, workdir, training=False)
-    eval_dir, mesh = local_path(eval_dir, "--eval_dir"), sharding.data_mesh()
+    eval_dir = None if eval_dir is None else local_path(eval_dir, "--eval_dir")
+    out, mesh = first_report(workdir, eval_dir), sharding.data_mesh()
     check_choice(which)
     check_has_checkpoints(workdir)
     saved = saved_config(workdir)
     raw = settings.evaluation.coordinates == "raw"
     check_encoder(settings, saved, workdir, () if raw else _coordinate_fields(saved))
     settings = of_run(settings, saved)
-    sets = check_evaluation_ready(settings, eval_dir, mesh)
+    sets = check_evaluation_ready(settings, out.parent, mesh)
     train, test = watch(settings.data, sets, settings.evaluation.batch_size)
     # Nothing is trained, so the data may be smaller than a training batch.
     run = prepare(settings, settings.data.batch_size, mesh)
@@ -285,7 +292,7 @@ def evaluate(
     results = dataclasses.replace(results, metrics=json_ready(results.metrics))
     if distributed.is_primary():
         draw = functools.partial(_page, workdir, saved, settings, which)
-        _report(results, found.flow, eval_dir / name, draw)
+        _report(results, found.flow, out, draw)
     return results.metrics
 
 

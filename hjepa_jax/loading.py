@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import CheckpointError, UserError
-from hjepa_jax.evaluation.report.folder import find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.report.folder import read_metrics, reports_of
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.models.base import applied
 from hjepa_jax.pretrained.encoder import Preprocessing, TrainedEncoder, check_batch_size
@@ -110,7 +110,7 @@ class LoadedRun:
         folder: str | os.PathLike[str],
         *,
         license: str | None = None,
-        eval_dir: str | os.PathLike[str] = "eval_runs",
+        eval_dir: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
     ) -> pathlib.Path:
         """Writes the encoder in the layout of the Hugging Face hub.
@@ -122,7 +122,7 @@ class LoadedRun:
         Args:
           folder: the folder to write.
           license: identifier for the card, such as 'apache-2.0'; None = not stated.
-          eval_dir: folder of evaluations, as `--eval_dir`.
+          eval_dir: folder of evaluations beside the run's own, as `--eval_dir`.
           overwrite: whether to replace these files if they exist.
 
         Returns:
@@ -132,16 +132,18 @@ class LoadedRun:
             folder,
             license=license,
             overwrite=overwrite,
-            evaluations=self._evaluations(local_path(eval_dir, "eval_dir")),
+            evaluations=self._evaluations(
+                None if eval_dir is None else local_path(eval_dir, "eval_dir")
+            ),
         )
 
-    def _evaluations(self, eval_dir: pathlib.Path) -> list[dict[str, Any]]:
+    def _evaluations(self, eval_dir: pathlib.Path | None) -> list[dict[str, Any]]:
         """Returns the metrics of the evaluations of this checkpoint, not of another of its name."""
         own = {"step": self.step, "method": self.settings.method}
         known = ("num_images", "fingerprint")
         trained = {name: value for name, value in self._data.items() if name in known}
         found = []
-        for folder in find_reports(eval_dir, report_name(self._workdir)):
+        for folder in reports_of(self._workdir, eval_dir):
             metrics = read_metrics(folder)
             info = metrics["info"]
             same = {name: info.get(name) for name in own} == own

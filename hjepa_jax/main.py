@@ -58,7 +58,7 @@ flags.DEFINE_string(
     flag_values=_FLAGS,
 )
 _EVAL_DIR = flags.DEFINE_string(
-    "eval_dir", "eval_runs", "Folder for evaluations.", flag_values=_FLAGS
+    "eval_dir", None, "Folder for evaluations; by default that of the run.", flag_values=_FLAGS
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -97,7 +97,8 @@ def main(argv: list[str]) -> None:
     config, training = _CONFIG.value, _MODE.value != "eval"
     config = config if automatic(config) else resolve(config, training=training)
     workdir = local_path(_WORKDIR.value or own_workdir(str(PROGRAM.source)), "--workdir")
-    eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
+    given_dir = _EVAL_DIR.value
+    eval_dir = None if given_dir is None else local_path(str(given_dir), "--eval_dir")
     with distributed.session(distributed.find_cluster(given, os.environ)):
         _work(resolved(config, workdir, training=training), workdir, eval_dir)
 
@@ -149,7 +150,7 @@ def resumed(argv: list[str]) -> list[str]:
     return rest
 
 
-def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> None:
+def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> None:
     """Trains and evaluates according to the mode; only process 0 prints."""
     import jax
 
@@ -157,7 +158,10 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> 
     from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
-    same |= {"--workdir": str(workdir.absolute()), "--eval_dir": str(eval_dir.absolute())}
+    same |= {
+        "--workdir": str(workdir.absolute()),
+        "--eval_dir": str(eval_dir and eval_dir.absolute()),
+    }
     distributed.check_same_config(settings, same)
     if _WORKDIR.value is None:
         _say(f"the run is in {workdir}, as there is no --workdir.")
@@ -178,7 +182,7 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path) -> 
 
 
 def _stages(
-    settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path, stop: StopRequest
+    settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | None, stop: StopRequest
 ) -> None:
     """Trains, then evaluates; a stop in the last step of the training stops both."""
     if _MODE.value == "train_and_eval":

@@ -81,12 +81,12 @@ def open_sets(settings: Settings) -> Sets:
     return sets
 
 
-def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path, mesh: Mesh) -> Sets:
+def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path | None, mesh: Mesh) -> Sets:
     """Checks everything that an evaluation needs but a checkpoint, and returns its images.
 
     Args:
       settings: the configuration.
-      eval_dir: folder of reports, which is created.
+      eval_dir: folder of reports, which is created; None = not checked.
       mesh: the mesh of `sharding.data_mesh`.
 
     Raises:
@@ -96,6 +96,6 @@ def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path, mesh: Mes
     sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
     if sentence:
         raise ConfigError(sentence)
-    if distributed.is_primary():
+    if eval_dir is not None and distributed.is_primary():
         check_writable_folder(eval_dir, "--eval_dir")
     return open_sets(settings)

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -112,6 +113,16 @@ def test_no_evaluation_of_a_run_overwrites_another(workdir, tmp_path, undrawn, c
         "run-step2-folder",
     ]
     assert len(list((tmp_path / "eval").iterdir())) == len(wanted)
+
+
+def test_without_a_folder_for_reports_they_are_in_that_of_the_run(
+    workdir, tmp_path, undrawn
+) -> None:
+    run = shutil.copytree(workdir, tmp_path / "run")
+    metrics = evaluate(small(), run)
+    assert json.loads((run / "evaluation/metrics.json").read_text()) == metrics
+    assert (run / "evaluation/report.html").is_file()
+    assert (run / "config.json").read_bytes() == (workdir / "config.json").read_bytes()
 
 
 def test_the_report_says_what_was_evaluated(workdir, tmp_path, undrawn) -> None:

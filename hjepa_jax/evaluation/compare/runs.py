@@ -17,7 +17,13 @@ import numpy.typing as npt
 from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
-from hjepa_jax.evaluation.report.folder import METRICS, find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.report.folder import (
+    METRICS,
+    find_reports,
+    read_metrics,
+    report_name,
+    reports_of,
+)
 from hjepa_jax.evaluation.report.summary import headline, headline_intervals
 from hjepa_jax.storage import metrics_file
 from hjepa_jax.storage.metrics_file import Curve
@@ -202,13 +208,13 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
     """
     if (path / METRICS).is_file():
         return path
-    places = [eval_dir, path.parent.parent / "eval"]
-    own = [folder for place in places for folder in find_reports(place, report_name(path))]
+    of_sweep = path.parent.parent / "eval"
+    own = reports_of(path, eval_dir) + find_reports(of_sweep, report_name(path))
     known = {folder: load_metrics(folder) for folder in own}
     if not own:
         raise UserError(
-            f"{path} has no evaluation in {' or '.join(map(str, places))}: evaluate it with "
-            "--mode=eval, or name the folder with --eval_dir."
+            f"{path} has no evaluation in its own folder, {eval_dir} or {of_sweep}: evaluate it "
+            "with --mode=eval, or name the folder with --eval_dir."
         )
     special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, named by folder
 
@@ -223,8 +229,8 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
     """Reads one run.
 
     Args:
-      path: its workdir, whose report is searched for in `eval_dir` and in `../../eval` relative to
-        it (where a sweep puts it); or a report folder, which has no curves.
+      path: its workdir, whose report is searched for in itself, in `eval_dir`, and in `../../eval`
+        relative to it (where a sweep puts it); or a report folder, which has no curves.
       eval_dir: folder of reports.
 
     Raises:

@@ -1,8 +1,9 @@
 """Folders of evaluation reports: where a report is written, and how those of a run are found.
 
-The first evaluation of a run goes to `<eval_dir>/<run>`. A different one (in checkpoint, data,
-number of images, settings, or versions) goes to `<run>-step<N>-<data>-<digest>`, so that none
-overwrites another; a repeated evaluation goes to the same folder.
+The first evaluation of a run goes to `evaluation` in its own folder, or to `<eval_dir>/<run>`. A
+different one (in checkpoint, data, number of images, settings, or versions) goes beside it, to
+`evaluation-step<N>-<data>-<digest>` or `<run>-step<N>-<data>-<digest>`, so that none overwrites
+another; a repeated evaluation goes to the same folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from hjepa_jax.storage.files import json_text
 from hjepa_jax.storage.schema import Fields, read_json
 
 METRICS = "metrics.json"
+# The first report in a run's own folder.
+_INSIDE = "evaluation"
+# Where earlier versions put reports unless told otherwise.
+_EARLIER = pathlib.Path("eval_runs")
+# What follows the name of the first report in those of others.
+_DIGEST = r"-(.+-)?[0-9a-f]{8}(-\d+)?"
 # A file name has at most 255 bytes; some are needed for the suffix after the run's name.
 _NAME_BYTES = 160
 
@@ -31,6 +38,11 @@ def report_name(workdir: pathlib.Path) -> str:
         return name
     digest = hashlib.sha256(encoded).hexdigest()[:8]
     return f"{encoded[:_NAME_BYTES].decode(errors='ignore')}-{digest}"
+
+
+def first_report(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.Path:
+    """Returns the folder of a run's first report; None = in the run's own folder."""
+    return workdir / _INSIDE if eval_dir is None else eval_dir / report_name(workdir)
 
 
 def _identity(metrics: Metrics) -> str:
@@ -86,6 +98,19 @@ def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
     return folder
 
 
+def reports_of(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> list[pathlib.Path]:
+    """Returns the folders with an evaluation of a run, those in its own folder first.
+
+    Args:
+      workdir: the run.
+      eval_dir: another folder of reports; None = that of earlier versions, 'eval_runs'.
+    """
+    pattern = re.compile(f"{_INSIDE}({_DIGEST})?")
+    folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
+    inside = [f for f in folders if pattern.fullmatch(f.name) and (f / METRICS).is_file()]
+    return inside + find_reports(_EARLIER if eval_dir is None else eval_dir, report_name(workdir))
+
+
 def find_reports(eval_dir: pathlib.Path, run: str) -> list[pathlib.Path]:
     """Returns the folders in `eval_dir` with an evaluation of a run, the first one first.
 
@@ -96,7 +121,7 @@ def find_reports(eval_dir: pathlib.Path, run: str) -> list[pathlib.Path]:
         return []
     # Earlier versions named the second report of a run `<run>-2`.
     plain = re.compile(re.escape(run) + r"(-\d+)?")
-    digested = re.compile(re.escape(run) + r"-(.+-)?[0-9a-f]{8}(-\d+)?")
+    digested = re.compile(re.escape(run) + _DIGEST)
     found = []
     for folder in sorted(eval_dir.iterdir()):
         first = plain.fullmatch(folder.name)

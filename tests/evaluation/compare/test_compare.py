@@ -143,6 +143,12 @@ def test_latest_report_of_a_run_is_used(tmp_path) -> None:
         assert runs.load_result(workdir, eval_dir).report == expected
 
 
+def test_a_report_in_the_folder_of_the_run_comes_first(tmp_path) -> None:
+    workdir = write_run(tmp_path, "x", seed=0, knn=0.5)
+    inside = shutil.copytree(tmp_path / "eval" / "x", workdir / "evaluation")
+    assert runs.load_result(workdir, tmp_path / "eval").report == inside
+
+
 def test_bootstrap_agrees_with_scipy() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(1.0, 0.5, 9), rng.normal(0.0, 1.0, 7)

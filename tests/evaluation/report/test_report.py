@@ -17,7 +17,7 @@ from rich.console import Console
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report import figures, gallery, tables
-from hjepa_jax.evaluation.report.folder import find_reports, report_name
+from hjepa_jax.evaluation.report.folder import find_reports, first_report, report_name, reports_of
 from hjepa_jax.evaluation.report.text import NO_NAME, markdown_text, plot_text
 from hjepa_jax.storage.files import write_atomically
 from tests.evaluation.test_protocol import full_evaluation
@@ -95,6 +95,24 @@ def test_the_same_evaluation_is_replaced_and_a_different_one_kept(tmp_path: path
     assert re.fullmatch(r"run-step7-[0-9a-f]{8}", third.name)
     assert len({first, second, third}) == 3
     assert find_reports(tmp_path, "run") == [out]  # the others do not name 'run'
+
+
+def test_reports_of_a_run_are_found_in_its_own_folder_and_elsewhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "runs" / "x"
+    assert reports_of(workdir, None) == []
+    metrics = full_evaluation().metrics
+    inside = first_report(workdir, None)
+    assert inside == workdir / "evaluation"
+    own = [write_report(inside, {**metrics, "info": {"run": "renamed", "step": s}}) for s in (7, 8)]
+    assert re.fullmatch(r"evaluation-step8-[0-9a-f]{8}", own[1].name)
+    (workdir / "evaluation-notes").mkdir()
+    (workdir / "evaluation-0123abcd").mkdir()
+    given = tmp_path / "given"
+    for eval_dir, places in ((None, tmp_path / "eval_runs"), (given, given)):
+        other = write_report(first_report(workdir, places), {**metrics, "info": {"run": "x"}})
+        assert other == places / "x"
+        assert [f.absolute() for f in reports_of(workdir, eval_dir)] == [*own, other]
 
 
 def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:
