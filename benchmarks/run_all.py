@@ -34,6 +34,10 @@ TINY = {
     "probe": ["--train=500", "--test=100", "--dim=32", "--classes=5", "--epochs=2", "--repeats=1"],
     "startup": ["--batch=4", "--width=8", "--repeats=1"],
     "input_pipeline": ["--sizes", "32", "80", "--images=4", "--repeats=1"],
+    "feed": [
+        *("--batch=8", "--images=64", "--batches=2", "--repeats=1"),
+        *("--together", "1", "4", "--steps=4"),
+    ],
 }
 SMALL = {
     "train_step": ["--batch=64", "--width=64", "--repeats=3"],
@@ -45,6 +49,7 @@ SMALL = {
     "probe": ["--train=10000", "--test=2000", "--epochs=10"],
     "startup": ["--batch=16", "--width=8", "--repeats=1"],
     "input_pipeline": ["--repeats=3"],
+    "feed": ["--repeats=3"],
 }
 FULL = {
     "train_step": ["--batch", "64", "128", "256", "--width=64"],
@@ -56,6 +61,7 @@ FULL = {
     "probe": [],
     "startup": ["--batch=64"],
     "input_pipeline": [],
+    "feed": [],
 }
 SCALES = {"tiny": TINY, "small": SMALL, "full": FULL}
 

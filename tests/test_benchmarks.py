@@ -47,6 +47,13 @@ EXPECTED = {
         for size in (32, 80)
         for local in (0, 6)
     ],
+    "feed": [
+        # Two views of 17 parameters; of images sent, 3072 bytes more of each.
+        r"^\| views made on the host \| [\d.]+ \| 49216 \| \d+ \|$",
+        r"^\| images sent \| [\d.]+ \| 25728 \| \d+ \|$",
+        r"^\| images resident \| [\d.]+ \| 1152 \| \d+ \|$",
+        *(rf"^\| {together} \| [\d.]+ \|$" for together in (1, 4)),
+    ],
 }
 
 

@@ -2,6 +2,11 @@
 
 import functools
 import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +16,7 @@ from image_files import data_config
 
 import hjepa_jax.train
 from hjepa_jax.config.checks import typed
+from hjepa_jax.config.files import save as save_settings
 from hjepa_jax.data.batches import BatchMaker
 from hjepa_jax.data.prefetch import WaitTimer
 from hjepa_jax.data.sources.open import open_split
@@ -30,6 +36,8 @@ from hjepa_jax.training.feed import (
 )
 from hjepa_jax.training.prepare import prepare, train_steps
 from tests.faults.test_nonfinite import Poisoned
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_dispatches_end_where_something_is_due() -> None:
@@ -101,6 +109,25 @@ def test_the_scan_of_accelerators_takes_the_same_steps() -> None:
     assert differing_arrays(jax.device_get(state), jax.device_get(exact)) == []
 
 
+def test_devices_that_keep_the_images_train_as_one_does() -> None:
+    """Two by single steps and by several, and eight by the scan of accelerators."""
+    done = in_a_process("dispatch_on_devices.py", JAX_NUM_CPU_DEVICES="8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the devices agree" in done.stdout
+
+
+def in_a_process(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a file of tests/support."""
+    return subprocess.run(
+        [sys.executable, f"tests/support/{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def config_of(together: int, **fields):
     config = quickstart.get_config("smoke")
     config.data.backend = "device"
@@ -161,6 +188,18 @@ def test_a_run_stops_and_resumes_within_what_was_a_dispatch(tmp_path, single, mo
     monkeypatch.setattr(StopRequest, "agreed", lambda *_, **__: False)
     train(config_of(2), tmp_path)
     assert differing_arrays(final_state(single), final_state(tmp_path)) == []
+
+
+def test_a_run_that_is_killed_within_a_dispatch_resumes_to_the_same_bits(tmp_path, single) -> None:
+    """After the second of steps 6 to 8; the last checkpoint is of step 4."""
+    workdir, path = tmp_path / "run", tmp_path / "config.json"
+    save_settings(typed(config_of(3)), tmp_path)
+    done = in_a_process("killed_in_dispatch.py", path, workdir, 7)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    assert checkpoint_steps(workdir) == [4]
+    train(config_of(3), workdir)
+    assert checkpoint_steps(workdir) == [4, 8, 11]
+    assert differing_arrays(final_state(single), final_state(workdir)) == []
 
 
 def test_a_failure_within_a_dispatch_names_its_step(tmp_path, monkeypatch) -> None:
