@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import os
 import pathlib
@@ -27,6 +28,11 @@ _SAVED: dict[str, Callable[[pathlib.Path], ConfigDict]] = {
 def recipe_names() -> list[str]:
     """Returns the names of the package's recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+
+
+def variants(recipe: str) -> list[str]:
+    """Returns the variants of a recipe of the package, without those of a smoke test."""
+    return list(importlib.import_module(f"hjepa_jax.recipes.{recipe}").METHODS)
 
 
 def load_config(text: str) -> ConfigDict:

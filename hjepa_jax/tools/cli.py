@@ -24,6 +24,7 @@ _HERE = "hjepa_jax.tools"
 COMMANDS = {
     "train": Command("hjepa_jax.main", "train and evaluate a configuration, or resume a run"),
     "eval": Command(f"{_HERE}.commands.evaluate", "evaluate a run"),
+    "show": Command(f"{_HERE}.show.command", "show where a run stands, its scores, and its files"),
     "compare": Command(f"{_HERE}.commands.compare", "compare evaluated runs on one page"),
     "sweep": Command(f"{_HERE}.commands.sweep", "run variants, settings, and seeds"),
     "features": Command(f"{_HERE}.commands.features", "write features of a run's data"),

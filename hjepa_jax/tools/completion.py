@@ -16,7 +16,7 @@ from absl import flags
 
 from hjepa_jax.config.command_line.field_names import field_names
 from hjepa_jax.config.command_line.program import Program, write_out
-from hjepa_jax.config.load import recipe_names
+from hjepa_jax.config.load import recipe_names, variants
 from hjepa_jax.errors import UserError
 
 PROGRAM = Program("completion", __doc__, arguments="bash|zsh|fish", number=(1, 1), example="bash")
@@ -103,8 +103,7 @@ def _values(program: Program, name: str, text: str) -> Iterable[str]:
     if name == "config":
         recipe, colon, _ = text.partition(":")
         if colon and recipe in recipe_names():
-            variants = importlib.import_module(f"hjepa_jax.recipes.{recipe}").METHODS
-            return [f"{recipe}:{variant}" for variant in [*variants, "smoke"]]
+            return [f"{recipe}:{variant}" for variant in [*variants(recipe), "smoke"]]
         return recipe_names()
     flag: flags.Flag = program.flags[name]
     return getattr(flag.parser, "enum_values", None) or []
