@@ -101,7 +101,8 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         f"{count} runs in {len(groups)} groups; runs of a group differ only in their seed. "
         "Values are means ± standard deviations over seeds; bands span the lowest to the highest "
         f"run. Small numbers are differences from {baseline} with 95 % bootstrap intervals "
-        "over seeds, colored if the interval excludes zero."
+        "over seeds, colored if the interval excludes zero. Losses of different methods are not "
+        "comparable."
     )
     intro = f'<p class="note">{escape(note)}</p>{"".join(map(warning, warnings(groups)))}'
     return document(title, intro, sections)

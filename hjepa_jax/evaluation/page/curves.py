@@ -12,7 +12,7 @@ from hjepa_jax.storage.metrics_file import Curve
 
 # Training curves, in order, if a run has them: tag -> title.
 CURVES = {
-    "loss/total": "Loss (not comparable between objectives)",
+    "loss/total": "Total loss",
     "loss/prediction": "Prediction loss",
     "online/knn_top1": "kNN top-1 during training",
     "online/probe_top1": "Linear probe top-1 on training views",

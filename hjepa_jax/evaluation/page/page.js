@@ -10,7 +10,7 @@
   system.addEventListener("change", name);
   name();
   addEventListener("beforeprint", () => {
-    for (const part of document.querySelectorAll("details")) part.open = true;
+    for (const part of document.querySelectorAll("details:not(:has(pre))")) part.open = true;
   });
 }
 // Values on hover, by touch, and with the arrow keys.
@@ -56,11 +56,13 @@ for (const chart of document.querySelectorAll("svg.chart")) {
     current = index;
     const stop = stops[index], rows = [];
     layer.replaceChildren(draw("line", { x1: stop, x2: stop, y1: top, y2: bottom, class: "guide" }));
+    const heights = [];
     let at = null;
     for (const one of series) {
       const i = one.at.findIndex((point) => Math.abs(point[0] - stop) < 0.3);
       if (i < 0) continue;
       at = one.x[i];
+      heights.push(one.at[i][1]);
       const row = document.createElement("div"), value = document.createElement("output");
       const band = one.low && Number.isFinite(one.low[i]);
       row.className = one.paint;
@@ -80,7 +82,10 @@ for (const chart of document.querySelectorAll("svg.chart")) {
     const room = outer.width - tip.offsetWidth;
     const wanted = stop > (left + right) / 2 ? x - tip.offsetWidth - 12 : x + 12;
     tip.style.left = `${Math.max(0, Math.min(room, wanted))}px`;
-    tip.style.top = `${box.top - outer.top + top * unit}px`;
+    // Above or below the points, whichever is emptier.
+    const low = heights.reduce((sum, y) => sum + y, 0) / heights.length > (top + bottom) / 2;
+    const y = low ? top * unit : bottom * unit - tip.offsetHeight - 6;
+    tip.style.top = `${box.top - outer.top + y}px`;
   };
   const nearest = (x) => {
     let best = 0;

@@ -38,11 +38,11 @@ _CAPTIONS = {
     "neighbors.png": "Test images and their nearest training images",
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
-_ON_ACCURACIES = (
-    "Each accuracy is followed by its 95% Wilson interval over test images. Differences of "
-    "percentages are in points."
+ON_ACCURACIES = (
+    "Each accuracy has its 95% Wilson interval over test images. Differences of percentages are in "
+    "points."
 )
-_ON_STATES = (
+ON_STATES = (
     "Effective rank and participation ratio describe the covariance of training features and are "
     "meaningless if these have nearly collapsed to a point. RankMe describes the uncentered "
     "features, and 'in mean' is the share of their energy in the mean over images. Alignment "
@@ -53,7 +53,7 @@ _ON_STATES = (
 NOTHING = "–"
 
 
-def _used_k(metrics: Metrics) -> tuple[int, int]:
+def used_k(metrics: Metrics) -> tuple[int, int]:
     """Returns the k of the headline column and the smallest k."""
     ks = next(iter(metrics["encoders"].values()))["knn"]["k_values"]
     return max((k for k in ks if k <= metrics["headline_k"]), default=ks[0]), ks[0]
@@ -154,9 +154,9 @@ def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
     return _percent(value, interval)
 
 
-def _state_part_rows(metrics: Metrics) -> list[list[str]]:
+def state_part_rows(metrics: Metrics) -> list[list[str]]:
     """Returns rows with kNN and probe accuracies of q, p and qp, for encoders that have them."""
-    k, _ = _used_k(metrics)
+    k, _ = used_k(metrics)
     rows = []
     for name, one in metrics["encoders"].items():
         for part, found in one.get("state_parts", {}).items():
@@ -170,7 +170,7 @@ def _state_part_rows(metrics: Metrics) -> list[list[str]]:
     return rows
 
 
-def _extra_rows(metrics: Metrics) -> list[list[str]]:
+def extra_rows(metrics: Metrics) -> list[list[str]]:
     """Returns rows with probe top-1 (and kNN, if there is one) of the optional parts."""
     rows = []
     for name, one in metrics["encoders"].items():
@@ -228,16 +228,16 @@ def markdown(
     columns = _columns(metrics)
     table = _rows(metrics, columns, "{} ({})")
     lines += markdown_table(["encoder", *columns.values()], table)
-    lines += ["", " ".join([_ON_ACCURACIES] * has_accuracies(metrics) + [_ON_STATES])]
-    parts = _state_part_rows(metrics)
+    lines += ["", " ".join([ON_ACCURACIES] * has_accuracies(metrics) + [ON_STATES])]
+    parts = state_part_rows(metrics)
     if parts:
-        k, _ = _used_k(metrics)
+        k, _ = used_k(metrics)
         header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
         lines += ["", "## Position q, momentum p, and both", ""]
         lines += markdown_table(header, parts)
-    extra = _extra_rows(metrics)
+    extra = extra_rows(metrics)
     if extra:
-        k, _ = _used_k(metrics)
+        k, _ = used_k(metrics)
         lines += ["", "## Few-shot, coarse labels, and corrupted images", ""]
         lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
     for name in picture_names:

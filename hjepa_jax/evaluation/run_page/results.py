@@ -52,7 +52,7 @@ def _interval(low_high: Sequence[float] | None) -> str:
     return f"{math.floor(low)}–{math.ceil(high)}"
 
 
-def tiles(metrics: Metrics) -> str:
+def _tiles(metrics: Metrics) -> str:
     """Returns the main figures of the trained encoder, large, with those of the random one."""
     encoders, k, columns = metrics["encoders"], metrics["headline_k"], _columns(metrics)
     if "trained" not in encoders:
@@ -72,7 +72,7 @@ def tiles(metrics: Metrics) -> str:
     return f'<div class="tiles">{"".join(parts)}</div>' if parts else ""
 
 
-def headline_table(metrics: Metrics) -> str:
+def _headline_table(metrics: Metrics) -> str:
     """Returns one row for each encoder, and trained minus random."""
     k, columns = metrics["headline_k"], _columns(metrics)
     rows = []
@@ -92,26 +92,17 @@ def headline_table(metrics: Metrics) -> str:
     return table("Headline figures", heads, rows)
 
 
-def explanation(metrics: Metrics) -> str:
-    """Returns what the columns mean, of those that the table has."""
-    columns = _columns(metrics)
-    sentences = []
-    if set(columns) & set(ACCURACIES):
-        sentences.append(
-            "Below each accuracy is its 95 % Wilson interval over test images; differences of "
-            "percentages are in points."
-        )
-    sentences.append(
-        "Effective rank and participation ratio describe the covariance of training features, and "
-        "RankMe the uncentered features. Alignment (lower: augmented views agree) and uniformity "
-        "(lower: features spread more evenly) are measured on the unit sphere."
-    )
+def _explanation(metrics: Metrics) -> str:
+    """Returns what the columns mean."""
+    sentences = [tables.ON_STATES]
+    if set(_columns(metrics)) & set(ACCURACIES):
+        sentences.insert(0, tables.ON_ACCURACIES)
     return f'<p class="note">{escape(" ".join(sentences))}</p>'
 
 
 def results(metrics: Metrics) -> str:
     """Returns the section of the headline figures."""
-    return f"{tiles(metrics)}{headline_table(metrics)}{explanation(metrics)}"
+    return f"{_tiles(metrics)}{_headline_table(metrics)}{_explanation(metrics)}"
 
 
 def _text_table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -130,16 +121,16 @@ def _text_table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 def state_parts(metrics: Metrics) -> str:
     """Returns the accuracies of q, p and both; '' if they were not measured."""
-    k, _ = tables._used_k(metrics)
+    k, _ = tables.used_k(metrics)
     heads = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
-    return _text_table("Parts of the state", heads, tables._state_part_rows(metrics))
+    return _text_table("Parts of the state", heads, tables.state_part_rows(metrics))
 
 
 def extra(metrics: Metrics) -> str:
     """Returns the accuracies of the optional tests; '' if they were not measured."""
-    k, _ = tables._used_k(metrics)
+    k, _ = tables.used_k(metrics)
     heads = ["test", f"kNN@{k}", "probe top-1"]
-    return _text_table("Optional tests", heads, tables._extra_rows(metrics))
+    return _text_table("Optional tests", heads, tables.extra_rows(metrics))
 
 
 def _knn(metrics: Metrics) -> str:
