@@ -47,6 +47,7 @@ RUN_BY = {
     ),
     "hjepa eval": ("tests/test_main.py", '("eval", f"{folder}/run"'),
     "hjepa completion": ("tests/tools/test_completion.py", 'main(["completion", shell])'),
+    "hjepa show": ("tests/tools/show/test_show.py", 'PROGRAM.parse(["show"'),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
     "hjepa views": ("tests/data/test_data_scripts.py", "scripts/show_views.py"),
     "hjepa prepare": (

@@ -29,7 +29,9 @@ PROGRAM = Program(
     "show", __doc__, arguments="RUN [RUN ...]", number=(1, 10_000), example="runs/quickstart"
 )
 _FLAGS = PROGRAM.flags
-_EVAL_DIR = flags.DEFINE_string("eval_dir", "eval_runs", "Folder of reports.", flag_values=_FLAGS)
+_EVAL_DIR = flags.DEFINE_string(
+    "eval_dir", None, "Folder of reports beside those in the run's own.", flag_values=_FLAGS
+)
 _JSON = flags.DEFINE_boolean("json", False, "Print JSON, a list of runs.", flag_values=_FLAGS)
 _CHANGES = 6
 
@@ -143,7 +145,8 @@ def main(argv: list[str]) -> None:
     """Prints the runs."""
     from hjepa_jax.tools.show.state import read_state
 
-    eval_dir = local_path(str(_EVAL_DIR.value), "--eval_dir")
+    given = _EVAL_DIR.value
+    eval_dir = None if given is None else local_path(str(given), "--eval_dir")
     runs = [run for text in argv[1:] for run in find_runs(local_path(text, "RUN"))]
     states = []
     for run in runs:

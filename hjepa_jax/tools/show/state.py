@@ -15,7 +15,7 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.config.fields import AUTO
 from hjepa_jax.config.load import load_config, recipe_names, variants
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.report.folder import find_reports, read_metrics, report_name
+from hjepa_jax.evaluation.report.folder import read_metrics, reports_of
 from hjepa_jax.evaluation.report.summary import headline
 from hjepa_jax.runtime.checkpoint_files import steps
 from hjepa_jax.storage import metrics_file
@@ -75,12 +75,12 @@ class RunState:
     next: str
 
 
-def read_state(run: pathlib.Path, eval_dir: pathlib.Path) -> RunState:
+def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunState:
     """Reads a run.
 
     Args:
       run: its folder.
-      eval_dir: folder of evaluation reports.
+      eval_dir: folder of reports beside those in the run's own, see `reports_of`.
 
     Raises:
       UserError: if its configuration cannot be read.
@@ -102,7 +102,7 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path) -> RunState:
     else:
         status = "stopped" if step else "not started"
     recipe, changes = nearest_recipe(settings)
-    scores = [_scores(folder) for folder in find_reports(eval_dir, report_name(run))]
+    scores = [_scores(folder) for folder in reports_of(run, eval_dir)]
     return RunState(
         path=str(run),
         method=settings.method,

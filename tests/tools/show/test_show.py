@@ -111,6 +111,12 @@ def test_a_finished_run_is_evaluated_and_then_exported(run, tmp_path) -> None:
     assert "kNN 50.0 %, kNN@1 25.0 %, probe 75.0 %, effective rank 12.5 (step 40" in block(state)
 
 
+def test_scores_in_the_folder_of_the_run_are_shown(run) -> None:
+    add_report(run, "evaluation")
+    (scores,) = read_state(run).scores
+    assert scores["report"] == str(run / "evaluation")
+
+
 def test_a_run_without_checkpoints_is_told_without_guesses(run, tmp_path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / METRICS_FILE).unlink()
