@@ -57,11 +57,12 @@ def printed(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
         # The class of its own loss is looked up there, as in Jupyter.
         patch.setitem(sys.modules, "__main__", main)
         for cell in CODE:
-            text = source(cell).replace("EPOCHS, STEPS = 10, 60", "EPOCHS, STEPS = 1, 2")
+            text = source(cell).replace("EPOCHS, STEPS = 20, 60", "EPOCHS, STEPS = 1, 2")
+            text = text.replace("resnet.width = 8", "resnet.update(width=4, stage_blocks=(1, 1, 1, 1))")
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(ast.parse(text), "first_hour", "exec"), vars(main))
             found.append(out.getvalue())
-    assert main.EPOCHS == 1
+    assert (main.EPOCHS, main.config.resnet.width) == (1, 4)
     return folder, found
 
 
@@ -108,6 +109,27 @@ def test_what_the_notebook_wrote_loads(printed) -> None:
         card = (run.save_pretrained("shared") / "README.md").read_text()
     assert "| trained |" in card
     assert "360 test images" in card
+
+
+def test_the_guide_runs(printed, tmp_path, monkeypatch) -> None:
+    """Every Python block of docs/python.md, in one go."""
+    folder, _ = printed
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(folder / "runs" / "first_hour")
+    (tmp_path / "photos").mkdir()
+    for name in ("one", "two"):
+        Image.new("L", (20, 30), 128).save(tmp_path / "photos" / f"{name}.jpg")
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
+    )
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2
+    assert (names["states"].shape, names["state"].shape) == ((2, 256), (256,))
+    assert names["energy"].shape == (2,)
+    assert names["tuned"].encode(names["images"]).shape == (2, 256)
 
 
 def test_the_script_encodes_a_folder(printed, tmp_path, capsys) -> None:
