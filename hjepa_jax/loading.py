@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
-from hjepa_jax.errors import CheckpointError, UserError
+from hjepa_jax.errors import CheckpointError, UserError, first_line
 from hjepa_jax.evaluation.report.folder import read_metrics, reports_of
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.models.base import applied
@@ -144,11 +144,17 @@ class LoadedRun:
         trained = {name: value for name, value in self._data.items() if name in known}
         found = []
         for folder in reports_of(self._workdir, eval_dir):
-            metrics = read_metrics(folder)
-            info = metrics["info"]
-            same = {name: info.get(name) for name in own} == own
-            if same and info.get("training_data") == trained:
-                found.append(metrics)
+            try:
+                metrics = read_metrics(folder)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{first_line(error)} Remove {folder}, or evaluate again, to have the scores "
+                    "in the model card."
+                ) from error
+            info = metrics.get("info")
+            if isinstance(info, dict) and info.get("training_data") == trained:
+                same = {name: info.get(name) for name in own} == own
+                found += [metrics] if same else []
         return found
 
     def flow(self, z: npt.ArrayLike, direction: int = 1) -> npt.NDArray[np.float32]:

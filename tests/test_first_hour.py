@@ -58,7 +58,9 @@ def printed(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
         patch.setitem(sys.modules, "__main__", main)
         for cell in CODE:
             text = source(cell).replace("EPOCHS, STEPS = 20, 60", "EPOCHS, STEPS = 1, 2")
-            text = text.replace("resnet.width = 8", "resnet.update(width=4, stage_blocks=(1, 1, 1, 1))")
+            text = text.replace(
+                "resnet.width = 8", "resnet.update(width=4, stage_blocks=(1, 1, 1, 1))"
+            )
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(ast.parse(text), "first_hour", "exec"), vars(main))
             found.append(out.getvalue())

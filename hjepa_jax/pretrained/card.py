@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.report.summary import headline, headline_intervals
+from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation.report.summary import FIGURES, headline, headline_intervals, titles
 from hjepa_jax.storage.files import printable
 
 # Identifiers of the hub, such as 'apache-2.0'.
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-_ACCURACIES = {"knn_first": "kNN@1", "knn": "kNN@20", "probe_top1": "linear probe"}
+_SHOWN = ("knn_first", "knn", "probe_top1", "effective_rank")
 _NEIGHBORS = 20
 
 
@@ -63,7 +63,17 @@ def card(facts: Facts, license: str | None, evaluations: Sequence[Mapping[str, A
       facts: what is known about the encoder.
       license: its identifier; None = not stated.
       evaluations: contents of `metrics.json` of its evaluations.
+
+    Raises:
+      UserError: if one of them is not.
     """
+    try:
+        tables = [_scores(metrics) for metrics in evaluations]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            "An evaluation for the model card is not what metrics.json has "
+            f"({type(error).__name__}: {first_line(error)}): evaluate the checkpoint again."
+        ) from error
     parts = [
         _front_matter(facts, license),
         f"# {_plain(facts.name)}",
@@ -73,7 +83,7 @@ def card(facts: Facts, license: str | None, evaluations: Sequence[Mapping[str, A
         "## Training",
         _training(facts),
         "## Evaluation",
-        *(map(_scores, evaluations) if evaluations else [_NO_SCORES]),
+        *(tables or [_NO_SCORES]),
         "## License",
         "The author of this model has not stated a license."
         if license is None
@@ -149,32 +159,38 @@ def _training(facts: Facts) -> str:
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
-    """Returns the table of one evaluation."""
+    """Returns the table of one evaluation, without accuracies if it has none."""
     info, encoders = metrics["info"], metrics["encoders"]
+    first = next(iter(encoders.values()))
+    values = {name: headline(one, _NEIGHBORS) for name, one in encoders.items()}
+    heads = {
+        key: title
+        for key, title in titles(first, _NEIGHBORS).items()
+        if key in _SHOWN and not all(math.isnan(one[key]) for one in values.values())
+    }
     rows = []
     for name, one in encoders.items():
-        values, intervals = headline(one, _NEIGHBORS), headline_intervals(one, _NEIGHBORS)
-        cells = [_percent(values[key], intervals[key]) for key in _ACCURACIES]
-        rank = values["effective_rank"]
-        cells.append("-" if math.isnan(rank) else f"{rank:.0f}")
-        rows.append(f"| {_plain(name)} | {' | '.join(cells)} |")
+        intervals = headline_intervals(one, _NEIGHBORS)
+        cells = [_cell(key, values[name][key], intervals.get(key)) for key in heads]
+        rows.append(f"| {' | '.join([_plain(name), *cells])} |")
     tested = info.get("test_images", {}).get("evaluated")
     images = f", {tested:,} test images" if isinstance(tested, int) else ""
-    heads = ["encoder", *_ACCURACIES.values(), "effective rank"]
-    return "\n".join(
-        [
-            f"Frozen states on {_code(info.get('data', 'unknown data'))}{images}, with 95 % "
-            "intervals:",
-            "",
-            f"| {' | '.join(heads)} |",
-            "|---" * len(heads) + "|",
-            *rows,
-        ]
-    )
+    reason = first.get("no_accuracy")
+    lines = [
+        f"Frozen states on {_code(info.get('data', 'unknown data'))}{images}, with 95 % intervals:",
+        "",
+        f"| {' | '.join(['encoder', *heads.values()])} |",
+        "|---" * (1 + len(heads)) + "|",
+        *rows,
+        *(["", f"No accuracy: {_plain(reason)}"] if reason else []),
+    ]
+    return "\n".join(lines)
 
 
-def _percent(share: float, interval: tuple[float, float] | None) -> str:
-    if math.isnan(share):
+def _cell(key: str, value: float, interval: tuple[float, float] | None) -> str:
+    figure = FIGURES[key]
+    if math.isnan(value):
         return "-"
-    around = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-    return f"{100 * share:.1f} %{around}"
+    around = [f"{figure.factor * bound:.{figure.digits}f}" for bound in interval or ()]
+    text = f"{figure.factor * value:.{figure.digits}f}"
+    return f"{text} ({' to '.join(around)})" if around else text

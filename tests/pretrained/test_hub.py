@@ -101,7 +101,11 @@ def test_the_card_says_what_is_known(encoder, shared, tmp_path) -> None:
         "info": {"data": "digits", "test_images": {"evaluated": 1234}},
         "encoders": {"trained": scores(0.5, 0.75), "random": scores(0.25, None)},
     }
-    folder = tuned.save_pretrained(tmp_path / "a_b", license="mit", evaluations=[metrics])
+    none = {"knn": {"k_values": [1, 20], "top1": [None, None]}, "no_accuracy": "no labels."}
+    unlabeled = {"info": {"data": "folder"}, "encoders": {"trained": scores(0, None) | none}}
+    folder = tuned.save_pretrained(
+        tmp_path / "a_b", license="mit", evaluations=[metrics, unlabeled]
+    )
     text = (folder / "README.md").read_text()
     for words in (
         "\nlicense: mit\n",
@@ -109,8 +113,10 @@ def test_the_card_says_what_is_known(encoder, shared, tmp_path) -> None:
         "`mit`, chosen by the author",
         "by fine-tuning",
         "Frozen states on `digits`, 1,234 test images, with 95 % intervals:",
-        "| trained | 50.0 % | 60.0 % | 75.0 % (70.0 to 80.0) | 12 |",
-        "| random | 25.0 % | 60.0 % | - | 12 |",
+        "| encoder | kNN@20 % | kNN@1 % | probe top-1 % | effective rank |",
+        "| trained | 60.0 | 50.0 | 75.0 (70.0 to 80.0) | 12.3 |",
+        "| random | 60.0 | 25.0 | - | 12.3 |",
+        "| encoder | effective rank |\n|---|---|\n| trained | 12.3 |\n\nNo accuracy: no labels.",
     ):
         assert words in text, words
     assert hjepa_jax.from_pretrained(folder).origin.fine_tuned

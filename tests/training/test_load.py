@@ -232,9 +232,18 @@ def test_a_shared_encoder_has_the_scores_of_its_own_checkpoint(loaded, tmp_path)
         (report / "metrics.json").write_text(json.dumps(metrics))
     own = loaded.save_pretrained(tmp_path / "own", eval_dir=tmp_path / "evals")
     text = (own / "README.md").read_text()
-    assert "| trained | 90.0 % | 90.0 % | - | 7 |" in text
+    assert "| trained | 90.0 | 7.0 |" in text
     assert text.count("| trained |") == 1
     assert f"{len(source)} images" in text
+    damaged = tmp_path / "evals" / "run"
+    damaged.mkdir()
+    for content, words in (
+        ("{", r"evals/run/metrics\.json is damaged.* Remove .*evals/run, or evaluate again"),
+        (json.dumps({"info": info, "encoders": {"trained": {}}}), "not what metrics.json has"),
+    ):
+        (damaged / "metrics.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            loaded.save_pretrained(tmp_path / "damaged", eval_dir=tmp_path / "evals")
     found = hjepa_jax.from_pretrained(own, batch_size=8)
     images = np.random.default_rng(6).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
     np.testing.assert_array_equal(found.encode(images), loaded.encode(images))
