@@ -113,27 +113,6 @@ def test_what_the_notebook_wrote_loads(printed) -> None:
     assert "360 test images" in card
 
 
-def test_the_guide_runs(printed, tmp_path, monkeypatch) -> None:
-    """Every Python block of docs/python.md, in one go."""
-    folder, _ = printed
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(folder / "runs" / "first_hour")
-    (tmp_path / "photos").mkdir()
-    for name in ("one", "two"):
-        Image.new("L", (20, 30), 128).save(tmp_path / "photos" / f"{name}.jpg")
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
-    )
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
-    assert len(blocks) == 2
-    assert (names["states"].shape, names["state"].shape) == ((2, 256), (256,))
-    assert names["energy"].shape == (2,)
-    assert names["tuned"].encode(names["images"]).shape == (2, 256)
-
-
 def test_the_script_encodes_a_folder(printed, tmp_path, capsys) -> None:
     folder, _ = printed
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
