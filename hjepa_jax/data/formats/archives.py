@@ -23,7 +23,8 @@ _BLOCK = 512
 _CHUNK = 1 << 20
 # Maximum bytes of a name; the longest path in Linux has 4096 bytes.
 _MAX_NAME_HEADER = 1 << 16
-_ARCHIVE_BYTES = 1 << 40
+# Maximum bytes of an archive.
+ARCHIVE_BYTES = 1 << 40
 # Maximum expansion: images hardly compress, but text files among them do.
 _UNPACKED_BYTES = 1 << 30
 _UNPACKED_RATIO = 30
@@ -204,7 +205,7 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
       OSError: if it cannot be opened or is not a regular file.
       ArchiveError: if it is damaged or exceeds a bound, also while it is read inside the block.
     """
-    check_regular(path, _ARCHIVE_BYTES)
+    check_regular(path, ARCHIVE_BYTES)
     with path.open("rb") as file:
         start = file.read(8)
         file.seek(0)
@@ -221,7 +222,56 @@ def opened(path: pathlib.Path, limit: int, headers: int) -> Iterator[Archive]:
                 raise ArchiveError(f"its compression is damaged ({error})") from error
 
 
-def unpack(path: pathlib.Path, folder: pathlib.Path, member_bytes: int = MAX_ENCODED_BYTES) -> None:
+def unpacked_limit(size: int) -> int:
+    """Returns how many bytes an archive of `size` bytes may unpack to."""
+    return _UNPACKED_BYTES + _UNPACKED_RATIO * size
+
+
+class Unpacking:
+    """Writes members below a folder, and nothing elsewhere, up to a number of bytes."""
+
+    def __init__(self, folder: pathlib.Path, member_bytes: int, limit: int):
+        """Takes an empty folder, the maximum size of a member, and that of all together."""
+        self._folder, self._member_bytes = folder, member_bytes
+        self._left = self._limit = limit
+
+    def write(self, member: Member, chunks: Iterator[bytes]) -> None:
+        """Writes a file, or makes a folder.
+
+        Raises:
+          ArchiveError: if it is a link or a device, leads out of the folder, or is too large.
+          OSError: if it cannot be written.
+        """
+        target = self._folder / _inside(member, self._member_bytes)
+        if member.kind == FOLDER:
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = 0
+        with target.open("wb") as file:
+            for chunk in chunks:
+                written += len(chunk)
+                self._left -= len(chunk)
+                if written > self._member_bytes:
+                    # It claimed to be smaller.
+                    raise too_large(member, written, self._member_bytes)
+                if self._left < 0:
+                    raise ArchiveError(f"it unpacks to more than {self._limit >> 20} MiB")
+                file.write(chunk)
+
+
+def too_large(member: Member, size: int, limit: int) -> ArchiveError:
+    """Returns the error of a member that has, or claims, too many bytes."""
+    shown = printable(member.name[:200])
+    return ArchiveError(f"{shown} has {size} bytes; at most {limit} are unpacked")
+
+
+def unpack(
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    member_bytes: int = MAX_ENCODED_BYTES,
+    wanted: Callable[[str], bool] | None = None,
+) -> int:
     """Writes the files of a tar archive below a new, empty folder, and nothing elsewhere.
 
     No links are created, so none can be followed. Archives that unpack to far more than their own
@@ -231,25 +281,28 @@ def unpack(path: pathlib.Path, folder: pathlib.Path, member_bytes: int = MAX_ENC
       path: the archive.
       folder: an empty folder.
       member_bytes: maximum size of a member; by default, that of an image.
+      wanted: whether to unpack a member, by its name; None = all are.
+
+    Returns:
+      The number of files that are not wanted.
 
     Raises:
       ValueError: if it is damaged or too large, or holds links, devices, or names that leave the
         folder.
       OSError: if it cannot be read, or its files cannot be written.
     """
-    limit = _UNPACKED_BYTES + _UNPACKED_RATIO * check_regular(path, _ARCHIVE_BYTES).st_size
+    limit = unpacked_limit(check_regular(path, ARCHIVE_BYTES).st_size)
+    unpacking, others = Unpacking(folder, member_bytes, limit), 0
     try:
         with opened(path, limit, limit // _BLOCK) as archive:
             for member in archive.members():
-                target = folder / _inside(member, member_bytes)
-                if member.kind == FOLDER:
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as file:
-                    file.writelines(archive.chunks())
+                if wanted is None or wanted(member.name):
+                    unpacking.write(member, archive.chunks())
+                elif member.kind != FOLDER:
+                    others += 1
     except ArchiveError as error:
         raise ValueError(f"Cannot unpack {printable(path)}: {error}.") from error
+    return others
 
 
 def _inside(member: Member, member_bytes: int) -> pathlib.PurePosixPath:
@@ -264,5 +317,5 @@ def _inside(member: Member, member_bytes: int) -> pathlib.PurePosixPath:
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
         raise ArchiveError(f"{shown} leads out of the folder that it is unpacked to")
     if member.size > member_bytes:
-        raise ArchiveError(f"{shown} has {member.size} bytes; at most {member_bytes} are unpacked")
+        raise too_large(member, member.size, member_bytes)
     return name

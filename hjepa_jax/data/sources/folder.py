@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+from hjepa_jax.data.download.unpacked import ENDINGS, is_archive, unpacked
 from hjepa_jax.data.sources import image_folder, parquet, shards, splits
 from hjepa_jax.data.sources.base import DataSet, ImageSource
 from hjepa_jax.data.sources.derived import unlabeled
@@ -27,10 +28,10 @@ def open_root(
     siblings: Sequence[str] = splits.SPLITS,
     labels: str = AUTO,
 ) -> ImageSource:
-    """Opens a split of a folder of prepared shards, Parquet files or class folders.
+    """Opens a split of a folder or archive of prepared shards, Parquet files or images.
 
     Args:
-      root: the folder.
+      root: the folder or archive.
       split: name of the split.
       cache_mb: MiB of encoded images to keep in memory.
       siblings: splits whose classes are numbered together, in this order.
@@ -43,9 +44,12 @@ def open_root(
     if root is None:
         raise ValueError("data.name='folder' needs data.root, the folder that holds the images.")
     path = pathlib.Path(root).expanduser()
+    if is_archive(path):
+        path = unpacked(path)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"data.root {printable(path)} is not a folder; give the image folder's path."
+            f"data.root {printable(path)} is not a folder or archive ({', '.join(ENDINGS)}); give "
+            "the path of the images."
         )
     source: ImageSource | None = None
     if shards.is_prepared(path):
