@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -30,7 +29,7 @@ from hjepa_jax.evaluation.diagnostics import (
 )
 from hjepa_jax.evaluation.features import extract_features, select_state_part
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
-from hjepa_jax.evaluation.ready import check_same_classes
+from hjepa_jax.evaluation.ready import check_same_classes, shared_images
 from hjepa_jax.evaluation.validity import wilson
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.prepare import PreparedRun, make_encode
@@ -57,24 +56,6 @@ class AlarmLog:
         fresh = [alarm for alarm in found if (alarm.kind, alarm.subject) not in self._reported]
         self._reported |= {(alarm.kind, alarm.subject) for alarm in fresh}
         return fresh
-
-
-def _shared(train: ImageSource, test: ImageSource) -> int:
-    """Returns how many test images are also stored as training images."""
-
-    def digests(source: ImageSource) -> Iterator[bytes]:
-        for index in range(len(source)):
-            try:
-                record = source.record(index)
-            except (OSError, ValueError):
-                continue  # the evaluation reports it
-            if record.encoded is not None:
-                yield hashlib.blake2b(record.encoded, digest_size=12).digest()
-            elif record.image is not None:
-                yield validity.image_digest(record.image)
-
-    known = set(digests(train))
-    return sum(digest in known for digest in digests(test))
 
 
 def check_online_labels(settings: Evaluation, train: ImageSource) -> None:
@@ -175,7 +156,7 @@ def _sets(settings: Evaluation, train: ImageSource, test: ImageSource) -> list[I
         sets = [subset(labeled(s), settings.online_images, settings.seed) for s in (train, test)]
         known, tested = sets
         reason = validity.why_no_accuracy(
-            known.labels(), tested.labels(), _shared(known, tested), train.class_names
+            known.labels(), tested.labels(), shared_images(known, tested), train.class_names
         )
     except ValueError as error:
         reason = str(error)

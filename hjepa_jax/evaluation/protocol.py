@@ -134,7 +134,7 @@ def _encode(encode: Encode, split_qp: bool, common: _Common) -> _Encoded:
     state_part = settings.state_part if split_qp else "qp"
     select = functools.partial(select_state_part, state_part=state_part, split_qp=split_qp)
     train = extract_features(encode, overlap.watch("train", sources.train_batches()))
-    for shots in settings.few_shot:
+    for shots in () if validity.one_class(train.labels, "training") else settings.few_shot:
         check_few_shot(train.labels, shots, sources.num_classes)
     test = extract_features(encode, overlap.watch("test", sources.test_batches()))
     if min(len(train.labels), len(test.labels)) < 2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +13,17 @@ from jax.sharding import Mesh
 from hjepa_jax.config import Settings
 from hjepa_jax.data.sources.base import ImageSource, has_label
 from hjepa_jax.data.sources.open import open_split
+from hjepa_jax.data.sources.splits import say_once
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import check_few_shot
 from hjepa_jax.evaluation.knn import usable_ks
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import check_writable_folder
 
 _NAMES_SHOWN = 5
+# Sets of at most this many images are compared byte by byte.
+_COMPARED = 500
 
 
 class Sets(NamedTuple):
@@ -48,6 +54,33 @@ def check_same_classes(train: ImageSource, test: ImageSource, remedy: str) -> No
     )
 
 
+def shared_images(train: ImageSource, test: ImageSource) -> int:
+    """Returns how many test images are also stored as training images."""
+
+    def digests(source: ImageSource) -> Iterator[bytes]:
+        for index in range(len(source)):
+            try:
+                record = source.record(index)
+            except (OSError, ValueError):
+                continue  # the evaluation reports it
+            if record.encoded is not None:
+                yield hashlib.blake2b(record.encoded, digest_size=12).digest()
+            elif record.image is not None:
+                yield validity.image_digest(record.image)
+
+    known = set(digests(train))
+    return sum(digest in known for digest in digests(test))
+
+
+def _why_no_accuracy(sets: Sets) -> str | None:
+    """Returns why the evaluation will report no accuracy, as far as that is known before it."""
+    train, test = (one.labels() for one in sets)
+    shared = 0
+    if max(map(len, sets)) <= _COMPARED or sets.train.fingerprint() == sets.test.fingerprint():
+        shared = shared_images(*sets)
+    return validity.why_no_accuracy(train, test, shared, sets.train.class_names)
+
+
 def open_sets(settings: Settings) -> Sets:
     """Opens the images of an evaluation and checks its settings against them.
 
@@ -63,13 +96,18 @@ def open_sets(settings: Settings) -> Sets:
             raise DataError(
                 f"{source.description}: the evaluation needs at least two {which} images."
             )
+    reason = _why_no_accuracy(sets)
+    if reason is not None:
+        say_once(f"the evaluation reports no accuracy: {reason}")
     labels = sets.train.labels()
     labeled = int(np.count_nonzero(has_label(labels)))
-    if not labeled or not has_label(sets.test.labels()).any():
-        return sets  # the evaluation reports why there is no accuracy
+    # Without accuracies, all images are neighbors.
+    neighbors = labeled if reason is None else len(labels)
     wanted = (*evaluation.knn_k, evaluation.headline_k)
-    if min(wanted) > labeled:
-        usable_ks(wanted, labeled)
+    if min(wanted) > neighbors:
+        usable_ks(wanted, neighbors)
+    if reason is not None:
+        return sets
     for shots in evaluation.few_shot:
         check_few_shot(labels, shots, len(sets.train.class_names))
     folds = evaluation.probe_folds

@@ -6,24 +6,25 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
 
 from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.sources.derived import names_of
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.features import Features, extract_features, select_state_part
+from hjepa_jax.evaluation.features import Batch, Features, extract_features, select_state_part
 from hjepa_jax.loading import LoadedRun
-from hjepa_jax.storage.files import check_writable_file, local_path
+from hjepa_jax.storage.files import check_writable_file, local_path, printable
 
 FORMATS = (".npz", ".parquet")
 
 
 def split_features(
     run: LoadedRun, split: str = "test", *, state_part: str = "qp", root: str | None = None
-) -> tuple[Features, tuple[str, ...]]:
+) -> tuple[Features, tuple[str, ...], tuple[str, ...] | None]:
     """Encodes a split of the run's dataset.
 
     Args:
@@ -33,8 +34,8 @@ def split_features(
       root: current location of the data; None = the location during training.
 
     Returns:
-      Features float32 [N, D] with labels int32 [N] (-1 = none), in the order of the data, and the
-      class names.
+      Features float32 [N, D] with labels int32 [N] (-1 = none), in the order of the data; the class
+      names; and the N file names relative to the data's folder, None if the data are no files.
 
     Raises:
       UserError: if the split or state part is unknown, or the data is missing.
@@ -46,15 +47,30 @@ def split_features(
         settings = settings.replace({"data.root": root})
     select_state_part(np.zeros((0, 2), np.float32), state_part, settings.model.split_qp)
     source = open_split(settings, split)
+    masks: list[np.ndarray] = []
+
+    def watched(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            masks.append(batch["mask"])
+            yield batch
+
     with eval_batches(settings.data, source, run.encoder.batch_size) as batches:
-        found = extract_features(run.encoder.encode_batch, batches)
+        found = extract_features(run.encoder.encode_batch, watched(batches))
+    names = names_of(source)
+    if names is not None:
+        # Corrupt images, which have no features, are left out.
+        names = tuple(names[row] for row in np.flatnonzero(np.concatenate(masks)))
     features = select_state_part(found.features, state_part, settings.model.split_qp)
-    return found._replace(features=features), tuple(source.class_names)
+    return found._replace(features=features), tuple(source.class_names), names
 
 
-def _save_npz(file: BinaryIO, found: Features, about: Mapping[str, object]) -> None:
+def _save_npz(
+    file: BinaryIO, found: Features, names: Sequence[str] | None, about: Mapping[str, object]
+) -> None:
+    files = {} if names is None else {"names": np.array(names, dtype=str)}
     np.savez_compressed(
         file,
+        **files,
         features=found.features,
         labels=found.labels,
         class_names=np.array(about["class_names"], dtype=str),
@@ -62,7 +78,9 @@ def _save_npz(file: BinaryIO, found: Features, about: Mapping[str, object]) -> N
     )
 
 
-def _save_parquet(file: BinaryIO, found: Features, about: Mapping[str, object]) -> None:
+def _save_parquet(
+    file: BinaryIO, found: Features, names: Sequence[str] | None, about: Mapping[str, object]
+) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -76,6 +94,8 @@ def _save_parquet(file: BinaryIO, found: Features, about: Mapping[str, object]) 
         "features": pyarrow.FixedSizeListArray.from_arrays(rows, found.features.shape[1]),
         "label": pyarrow.array(found.labels),
     }
+    if names is not None:
+        columns["name"] = pyarrow.array(list(names))
     table = pyarrow.table(columns).replace_schema_metadata({"hjepa_jax": json.dumps(about)})
     pyarrow.parquet.write_table(table, file)
 
@@ -85,13 +105,14 @@ def save_features(
     found: Features,
     class_names: tuple[str, ...],
     about: Mapping[str, object] | None = None,
+    names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Writes features and labels atomically.
 
-    .npz: arrays `features` float32 [N, D], `labels` int32 [N] (-1 = none), `class_names`, and
-    `about` (JSON).
-    .parquet: columns `features` (lists of D floats) and `label`; the schema's metadata
-    `hjepa_jax` is the same JSON.
+    .npz: arrays `features` float32 [N, D], `labels` int32 [N] (-1 = none), `class_names`, `about`
+    (JSON), and, for files, `names` [N] relative to the data's folder.
+    .parquet: columns `features` (lists of D floats), `label`, and, for files, `name`; the schema's
+    metadata `hjepa_jax` is the same JSON.
 
     Returns:
       The path written.
@@ -103,8 +124,9 @@ def save_features(
     writers: dict[str, Callable[..., None]] = dict(zip(FORMATS, (_save_npz, _save_parquet)))
     if path.suffix not in writers:
         raise UserError(f"{path} must end in {' or '.join(FORMATS)}, which selects the format.")
+    shown = None if names is None else [printable(name) for name in names]
     described = {**(about or {}), "class_names": list(class_names)}
-    write_whole(path, lambda file: writers[path.suffix](file, found, described))
+    write_whole(path, lambda file: writers[path.suffix](file, found, shown, described))
     return path
 
 
@@ -138,12 +160,12 @@ def export_features(
     if path.suffix not in FORMATS:
         raise UserError(f"{out} must end in {' or '.join(FORMATS)}, which selects the format.")
     check_writable_file(path, "out")
-    found, names = split_features(run, split, state_part=state_part, root=root)
+    found, classes, names = split_features(run, split, state_part=state_part, root=root)
     about = {
         "split": split,
         "state_part": state_part,
         "step": run.step,
         "config": json.loads(run.settings.to_json()),
     }
-    save_features(path, found, names, about)
+    save_features(path, found, classes, about, names)
     return found

@@ -8,9 +8,11 @@ import types
 import numpy as np
 import pytest
 from image_files import cifar_files, data_config, encode, photo, train_stream, write_folder
+from PIL import Image
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import pipeline
+from hjepa_jax.data.augmentation import host
 from hjepa_jax.data.sources import splits
 from hjepa_jax.data.sources.base import ArraySource, ImageSource
 from hjepa_jax.data.sources.folder import open_root
@@ -264,19 +266,46 @@ def test_parts_of_parquet_files_may_lack_the_labels(tmp_path) -> None:
     assert source.labels().tolist() == [0, -1, -1, -1]
 
 
-def test_exported_features_have_the_same_numbers_in_every_split(tmp_path) -> None:
-    write_folder(tmp_path / "data", {"train": {"cat": 2, "dog": 2}, "test": {"dog": 3}})
-    config = data_config(name="folder", root=str(tmp_path / "data"), image_size=16)
-    run = types.SimpleNamespace(
+def encoding_run(root: pathlib.Path, **data) -> types.SimpleNamespace:
+    """A loaded run whose features are four of the pixels."""
+    config = data_config(name="folder", root=str(root), image_size=16, **data)
+    return types.SimpleNamespace(
         settings=typed(config),
+        step=2,
         encoder=types.SimpleNamespace(
             batch_size=4,
             encode_batch=lambda images: images.reshape(len(images), -1)[:, :4].astype(np.float32),
         ),
     )
+
+
+def test_exported_features_carry_the_names_of_their_files(tmp_path) -> None:
+    root = write_folder(tmp_path / "data", {"cat": {"old": 3, "new": 3}, "dog": {"": 4}})
+    (root / "cat/new/001.jpg").write_bytes(b"damaged")
+    run = encoding_run(root, test_holdout=3, on_corrupt="skip")
+    listed = [*(f"cat/{age}/00{n}.jpg" for age in ("new", "old") for n in range(3))]
+    listed += [f"dog/00{n}.jpg" for n in range(4)]
+    found = []
+    for split in ("train", "test"):
+        export_features.export_features(run, tmp_path / "x.npz", split)
+        export_features.export_features(run, tmp_path / "x.parquet", split)
+        with np.load(tmp_path / "x.npz") as saved:
+            names, features = saved["names"].tolist(), saved["features"]
+        table = parquet.read_table(tmp_path / "x.parquet")
+        assert table["name"].to_pylist() == names
+        for name, row in zip(names, features, strict=True):
+            image = Image.open(root / name).convert("RGB")
+            np.testing.assert_array_equal(row, host.eval_image(image, 16, None).ravel()[:4])
+        found += names
+    assert sorted(found) == sorted(set(listed) - {"cat/new/001.jpg"})
+
+
+def test_exported_features_have_the_same_numbers_in_every_split(tmp_path) -> None:
+    write_folder(tmp_path / "data", {"train": {"cat": 2, "dog": 2}, "test": {"dog": 3}})
+    run = encoding_run(tmp_path / "data")
     numbers = {}
     for split in ("train", "test"):
-        found, names = export_features.split_features(run, split)
+        found, names, _ = export_features.split_features(run, split)
         export_features.save_features(tmp_path / f"{split}.npz", found, names)
         with np.load(tmp_path / f"{split}.npz") as saved:
             numbers[split] = {

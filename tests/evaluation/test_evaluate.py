@@ -307,6 +307,43 @@ def test_an_unwritable_report_folder_is_found_before_any_computation(workdir, tm
         evaluate(small(), workdir, tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ({"a": 3, "b": 2}, None),
+        ({"a": 3}, "all labeled test images are of one class (a)"),
+        ("copies", "all 9 test images are also training images"),
+    ],
+)
+def test_a_missing_accuracy_is_told_before_training(test, words, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    counts = {"train": {"a": 5, "b": 4}}
+    write_folder(tmp_path, counts if test == "copies" else counts | {"test": test})
+    if test == "copies":
+        shutil.copytree(tmp_path / "train", tmp_path / "test")
+    config = small(few_shot=() if words is None else (4,))
+    config.data.update(name="folder", root=str(tmp_path), max_train_images=None)
+    config.evaluation.update(knn_k=(1, 5), headline_k=5)
+    for _ in range(2):
+        ready.open_sets(typed(config))
+    told = [r.getMessage() for r in caplog.records if "no accuracy" in r.getMessage()]
+    assert len(told) == (words is not None)
+    assert words is None or words in told[0]
+
+
+def test_a_missing_test_split_is_found_with_what_to_do(tmp_path) -> None:
+    write_folder(tmp_path, {"train": {"a": 5, "b": 4}})
+    config = small()
+    config.data.update(name="folder", root=str(tmp_path), max_train_images=None)
+    config.evaluation.update(knn_k=(1, 5), headline_k=5)
+    words = r"no split 'test'.* held out, set config\.data\.test_holdout"
+    with pytest.raises(DataError, match=words):
+        ready.open_sets(typed(config))
+    config.data.test_holdout = 3
+    train, test = ready.open_sets(typed(config))
+    assert (len(train), len(test)) == (6, 3)
+
+
 def test_a_valid_evaluation_is_not_rejected(tmp_path) -> None:
     config = small()
     config.checkpoint.keep_best = 1

@@ -356,6 +356,7 @@ def test_missing_labels_from_the_file_to_the_report(tmp_path, monkeypatch) -> No
     assert share == pytest.approx(round(share), abs=1e-4)
     assert one["diagnostics"]["covariance_spectrum_topq"]["num_samples"] == 48
     assert any("16 of the 48 training images have no label" in note for note in metrics["notes"])
-    found, names = split_features(load(workdir), "test")
+    found, names, files = split_features(load(workdir), "test")
+    assert files is None
     assert found.labels.tolist() == [-1 if label is None else label for label in labels[48:]]
     assert len(names) == 10

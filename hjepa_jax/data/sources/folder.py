@@ -9,8 +9,10 @@ from hjepa_jax.data.download.unpacked import ENDINGS, is_archive, unpacked
 from hjepa_jax.data.sources import image_folder, parquet, shards, splits
 from hjepa_jax.data.sources.base import DataSet, ImageSource
 from hjepa_jax.data.sources.derived import unlabeled
-from hjepa_jax.data.sources.layout import AUTO, NONE
-from hjepa_jax.storage.files import printable
+from hjepa_jax.data.sources.label_file import LabelFile
+from hjepa_jax.data.sources.layout import AUTO, BY_FILE, FOLDERS, NONE
+from hjepa_jax.data.sources.tree import LeftOut, images_below
+from hjepa_jax.storage.files import local_path, printable
 
 
 class Folder(DataSet):
@@ -56,8 +58,12 @@ def open_root(
         source = shards.open_shards(path, split, cache_mb)
     elif parquet.has_parquet(path):
         source = parquet.open_parquet(path, split, siblings)
-    if source is None:
+    if source is None and labels in (AUTO, NONE, FOLDERS):
         return image_folder.open_folder(path, split, cache_mb, siblings, labels)
+    if source is None:
+        found = image_folder.open_folder(path, split, cache_mb, siblings, BY_FILE)
+        file = local_path(labels, "config.data.labels")
+        return LabelFile(file, images_below(str(path), LeftOut())).applied(found, found.names)
     if labels not in (AUTO, NONE):
         raise ValueError(
             f"data.labels is {labels!r}, but {printable(path)} holds prepared shards or Parquet "

@@ -14,6 +14,8 @@ from hjepa_jax.storage.files import printable
 
 # How `config.data.labels` says where labels come from, unless it names a CSV file.
 AUTO, NONE, FOLDERS = "auto", "none", "folders"
+# Labels are not taken from folders, but from a file.
+BY_FILE = "file"
 
 
 class Layout(NamedTuple):
@@ -108,8 +110,8 @@ class Part:
         Args:
           folders: folders of the split.
           root: the folder that paths are relative to.
-          labels: AUTO, NONE or FOLDERS. AUTO takes class names from folders that hold images
-            themselves; a folder without splits needs two of them, and no image beside them.
+          labels: AUTO, NONE, FOLDERS or BY_FILE. AUTO takes class names from folders that hold
+            images themselves; a folder without splits needs two of them, and no image beside them.
           whole: whether the folder has no splits.
 
         Raises:
@@ -161,6 +163,8 @@ class Part:
 
     def _why_no_classes(self, labels: str, *, whole: bool) -> str | None:
         """Returns why the folders are not classes; None if they are."""
+        if labels == BY_FILE:
+            return "labels from a file"
         if labels == NONE:
             return f"no labels, as config.data.labels='{NONE}' says"
         if labels == FOLDERS:

@@ -107,5 +107,8 @@ def open_split(settings: Settings, which: str) -> ImageSource:
         return held if which == "holdout" else remaining
     except ConfigError:
         raise
+    except FileNotFoundError as error:
+        advice = " To test on training images that are held out, set config.data.test_holdout."
+        raise DataError(f"{error}{advice * (which == 'test')}") from error
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
