@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from hjepa_jax.config.fields import AUTO
-from hjepa_jax.config.files import complete, flatten, schema_of_config
+from hjepa_jax.config.files import complete, flatten, schema_of_config, set_field
 from hjepa_jax.config.rules import RULES, TRAINING_RULES
 from hjepa_jax.config.settings import Settings, build, chosen_parts, schema_of
 from hjepa_jax.config.unknown import unknown_field
@@ -51,6 +51,16 @@ def automatic(config: ConfigDict) -> tuple[str, ...]:
     """Returns the fields whose values are to be chosen, by dotted name in order of declaration."""
     rows, fields = schema_of_config(config).rows, dict(flatten(config))
     return tuple(path for path, row in rows.items() if row.spec.auto and fields.get(path) == AUTO)
+
+
+def with_defaults(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
+    """Returns a copy with the defaults of the fields that are 'auto', and their dotted names."""
+    wanted, rows = automatic(config), schema_of_config(config).rows
+    plain = config.copy_and_resolve_references()
+    with plain.ignore_type():
+        for path in wanted:
+            set_field(plain, path, rows[path].default)
+    return plain, wanted
 
 
 def contradictions(settings: Settings, *, training: bool = True) -> Iterator[str]:

@@ -206,7 +206,9 @@ def resolve_arguments(arguments: list[str]) -> Settings:
     (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
     config = load_config(source)
     _apply(config, overrides, source)
-    return checks.resolve(config)
+    plain, chosen = checks.with_defaults(config)
+    # Whether fields agree that the other process will choose, it will find itself.
+    return checks.typed(plain) if chosen else checks.resolve(plain)
 
 
 class CommandLine(NamedTuple):

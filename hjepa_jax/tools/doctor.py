@@ -26,11 +26,12 @@ from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from hjepa_jax.config import Settings, resolve
+from hjepa_jax.config import Settings
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
+from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program("doctor", __doc__)
 _CONFIG = define_config(None, "Configuration to check and dry-run.", values=PROGRAM.flags)
@@ -211,7 +212,7 @@ def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Findi
         ("cache", check_cache),
     ]
     if config is not None:
-        settings = functools.cache(lambda: resolve(config))
+        settings = functools.cache(lambda: resolved(config))
 
         def check_config() -> Iterator[Finding]:
             settings()

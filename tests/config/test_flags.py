@@ -171,3 +171,9 @@ def test_nothing_behind_an_override_is_lost(arguments, kept, overrides) -> None:
 def test_an_override_needs_a_configuration() -> None:
     with pytest.raises(UserError, match=r"config\.seed is set, but there is no --config"):
         parse("--config.seed=1")
+
+
+def test_arguments_that_leave_fields_to_another_process_are_checked() -> None:
+    assert resolve_arguments(["--config=folder", "--data=x"]).data.root == "x"
+    with pytest.raises(UserError, match=r"config\.train\.lr is 0\.0"):
+        resolve_arguments(["--config=folder", "--data=x", "--config.train.lr=0"])

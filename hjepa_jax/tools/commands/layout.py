@@ -13,10 +13,10 @@ import re
 
 from absl import flags
 
-from hjepa_jax.config import resolve
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
+from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program("layout", __doc__)
 _FLAGS = PROGRAM.flags
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     from hjepa_jax.tools.layout_check import compare_layouts
 
     worst = 0.0
-    for count, differences in compare_layouts(resolve(_CONFIG.value), counts).items():
+    for count, differences in compare_layouts(resolved(_CONFIG.value), counts).items():
         name, value = max(differences.items(), key=lambda item: item[1])
         worst = max(worst, value)
         print(f"{count} devices: largest relative difference {value:.1e} in {name}")

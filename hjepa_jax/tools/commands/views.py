@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from hjepa_jax.config import resolve
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_file, local_path
+from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program("views", __doc__, required=("config",))
 _FLAGS = PROGRAM.flags
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     from hjepa_jax.data.sources.open import open_source
 
     # The host makes the same views as the device.
-    settings = resolve(_CONFIG.value).replace({"data.backend": "host"})
+    settings = resolved(_CONFIG.value).replace({"data.backend": "host"})
     data, seed = settings.data, settings.seed
     try:
         source = open_source(settings, settings.data.train_split)

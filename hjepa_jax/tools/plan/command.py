@@ -64,17 +64,17 @@ def main(argv: list[str]) -> None:
 
 def _compiled(name: str) -> str:
     """Returns the plan for a topology."""
-    from hjepa_jax.config import resolve
     from hjepa_jax.errors import UserError
     from hjepa_jax.storage.files import local_path
     from hjepa_jax.tools.plan import compiled_step, topologies
+    from hjepa_jax.training.automatic.resolved import resolved
 
     for flag in _OF_THE_ESTIMATE:
         if flag.present:
             raise UserError(f"--{flag.name} is not used with --topology={name}: leave it out.")
     topology = topologies.parse_topology(name)
     topologies.compiler_version(topology)
-    settings = resolve(_CONFIG.value)
+    settings = resolved(_CONFIG.value)
     path = None if _HLO.value is None else local_path(_HLO.value, "--hlo")
     if path is not None and not path.parent.is_dir():
         raise UserError(f"--hlo={path}: the folder {path.parent} does not exist.")
@@ -86,14 +86,14 @@ def _compiled(name: str) -> str:
 
 def _estimate() -> str:
     """Returns the plan by the CPU's compiler."""
-    from hjepa_jax.config import resolve
     from hjepa_jax.errors import UserError
     from hjepa_jax.tools.plan import step_cost
+    from hjepa_jax.training.automatic.resolved import resolved
 
     if _HLO.value is not None:
         raise UserError("--hlo needs --topology.")
     step_cost.check_positive({flag.name: flag.value for flag in _OF_THE_ESTIMATE})
-    settings, count = resolve(_CONFIG.value), _DEVICES.value
+    settings, count = resolved(_CONFIG.value), _DEVICES.value
     peak, memory, lines = _PEAK.value, _MEMORY.value, []
     if peak is None or memory is None:
         flops, moved = step_cost.measure_machine()

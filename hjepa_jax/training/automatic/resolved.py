@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve
-from hjepa_jax.config.checks import automatic, typed
-from hjepa_jax.config.files import schema_of_config, set_field
+from hjepa_jax.config.checks import automatic, typed, with_defaults
+from hjepa_jax.config.files import set_field
 from hjepa_jax.errors import counted
 from hjepa_jax.runtime import distributed
 from hjepa_jax.training.automatic import census
@@ -50,16 +50,6 @@ def resolved(
         for path, value in values.items():
             set_field(given, path, value)
     return resolve(given, training=training)
-
-
-def with_defaults(config: ConfigDict) -> tuple[ConfigDict, tuple[str, ...]]:
-    """Returns a copy with the defaults of the fields that are 'auto', and their dotted names."""
-    wanted, rows = automatic(config), schema_of_config(config).rows
-    plain = config.copy_and_resolve_references()
-    with plain.ignore_type():
-        for path in wanted:
-            set_field(plain, path, rows[path].default)
-    return plain, wanted
 
 
 def _as_saved(

@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 
-from hjepa_jax.config.checks import contradictions, typed
+from hjepa_jax.config.checks import contradictions, typed, with_defaults
 from hjepa_jax.config.files import set_field
 from hjepa_jax.config.settings import rows
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.recipes import folder as recipe
 from hjepa_jax.training.automatic.census import Census
 from hjepa_jax.training.automatic.choices import RULES, choose
-from hjepa_jax.training.automatic.resolved import with_defaults
 
 FEW = Census(
     count=120,

@@ -12,12 +12,12 @@ import pytest
 from image_files import encode, photo, write_folder
 
 from hjepa_jax.config import files, resolve
-from hjepa_jax.config.checks import typed
+from hjepa_jax.config.checks import typed, with_defaults
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.recipes import folder as recipe
 from hjepa_jax.training.automatic import census
-from hjepa_jax.training.automatic.resolved import resolved, with_defaults
+from hjepa_jax.training.automatic.resolved import resolved
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
