@@ -253,16 +253,17 @@ def _joined(
     """Returns the metrics of `run_protocol` from those of each encoder and both sets' labels."""
     train, test = labels
     headline_k = common.settings.headline_k
+    tested = int(np.count_nonzero(has_label(test)))
     return {
         "schema_version": SCHEMA_VERSION,
         "info": dict(info),
         "num_classes": common.sources.num_classes,
-        "num_test_images": int(np.count_nonzero(has_label(test))),
+        "num_test_images": tested,
         "largest_class_share": validity.largest_share(test),
         "headline_k": headline_k,
         "notes": notes_of(encoders, train, test, common.overlap.shared(), notes),
         "encoders": encoders,
-        "trained_minus_random": differences(encoders, headline_k),
+        "trained_minus_random": differences(encoders, headline_k, tested),
     }
 
 

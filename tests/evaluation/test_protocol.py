@@ -17,7 +17,7 @@ from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, ro
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import gallery
-from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.evaluation.report.summary import ACCURACIES, differences, headline
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.training.setup import build_method
 
@@ -175,6 +175,16 @@ def test_differences_are_trained_minus_random() -> None:
         assert value == first[name] - second[name]
     assert first["knn"] == metrics["encoders"]["trained"]["knn"]["top1"][2]
     assert first["knn_first"] == metrics["encoders"]["trained"]["knn"]["top1"][0]
+
+
+def test_differences_of_accuracies_on_few_images_are_left_out() -> None:
+    encoders = full_evaluation().metrics["encoders"]
+    enough, few = (differences(encoders, 20, count) for count in (50, 49))
+    assert {name for name in few if few[name] != enough[name]} == {
+        name for name in ACCURACIES if enough[name] is not None
+    }
+    assert few["knn"] is None
+    assert isinstance(enough["knn"], float)
 
 
 def test_pictures_get_the_images_their_indices_name() -> None:

@@ -66,7 +66,7 @@ def metrics() -> dict[str, Any]:
         "headline_k": 20,
         "notes": ["A note."],
         "encoders": encoders,
-        "trained_minus_random": differences(encoders, 20),
+        "trained_minus_random": differences(encoders, 20, 200),
     }
 
 

@@ -85,4 +85,4 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     if others:
-        _log.info("%s that are not images stay in %s", counted(others, "file"), printable(path))
+        _log.info("%s: %s besides images left in it", printable(path), counted(others, "file"))

@@ -48,6 +48,8 @@ FIGURES = {
     "alignment": Figure("alignment", "align.", 1, 3, None),
     "uniformity": Figure("uniformity", "unif.", 1, 3, None),
 }
+# With fewer test images, the interval of an accuracy is wider than +-13 points.
+FEW = 50
 ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
 
 
@@ -110,15 +112,17 @@ def headline_intervals(encoder_metrics: Metrics, k: int) -> dict[str, tuple[floa
     }
 
 
-def differences(encoders: Mapping[str, Metrics], k: int) -> dict[str, float | None]:
+def differences(encoders: Mapping[str, Metrics], k: int, tested: int) -> dict[str, float | None]:
     """Returns trained minus random for every headline figure; empty without both encoders.
 
-    None if either value is missing, and for ranks if either state has nearly collapsed to a point.
+    None if either value is missing, for ranks if either state has nearly collapsed to a point, and
+    for accuracies on fewer than 50 images, `tested`, where it is mostly chance.
     """
     if not {"trained", "random"} <= encoders.keys():
         return {}
     trained, random = headline(encoders["trained"], k), headline(encoders["random"], k)
     hidden = RANKS if max(trained["mean_share"], random["mean_share"]) > MEAN_CEILING else ()
+    hidden += ACCURACIES if tested < FEW else ()
     found = {name: value - random[name] for name, value in trained.items()}
     return {
         name: None if name in hidden or math.isnan(value) else value
