@@ -58,7 +58,7 @@ PARTS = {
     "device": _part("benchmarks/gpu_parts.py device", ["device"], 30),
     "step": _part(
         "benchmarks/train_step.py --batch=512 --dtype=bfloat16 --steps=20 --compile",
-        TINY["train_step"],
+        [*TINY["train_step"], "--devices=1"],
         170,
     ),
     "epoch": _part(

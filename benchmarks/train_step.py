@@ -1,6 +1,7 @@
 """Seconds of a training step: ours, ours in XLA's own operations, and PyTorch where installed.
 
     python benchmarks/train_step.py --batch 64 128 256 --width 64
+    python benchmarks/train_step.py --batch 64 --width 64 --devices 2
 
 The step is the jitted, donated one that training runs (encoder, predictor, losses, optimizer) on
 one fixed random batch. PyTorch runs the same computation (benchmarks/torch_step.py) from the same
@@ -9,6 +10,10 @@ All take turns (interleaved; two steps in each, of which the second counts, as i
 medians are printed, so that other load on the machine falls on all alike; "CPU s" is the processor
 time of this process, which other load hardly changes. The ceiling is measured in the same turns: a
 large matrix product and a large copy.
+
+With `--devices 2` two CPU devices of one thread each share the batch, in one process and in two,
+beside PyTorch's DistributedDataParallel over gloo in two processes (benchmarks/shares.py), with the
+batch normalization of the whole batch and of each share. "CPU s" is then of all of a side's.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shares
 from startup import read_config
 from turns import Spent, add_ceiling_arguments, take_turns_to_ceiling
 
@@ -78,6 +84,18 @@ def torch_runners(
     if importlib.util.find_spec("torch") is None:
         return {}
     torch_step = importlib.import_module("torch_step")
+    start = torch_start(run, views)
+    kinds = {"PyTorch": {"channels_last": False}, "PyTorch channels-last": {"channels_last": True}}
+    if compiled:
+        kinds["torch.compile channels-last"] = {"channels_last": True, "compiled": True}
+    return {
+        name: torch_step.TorchStep(config, views=views, **start, **options)
+        for name, options in kinds.items()
+    }
+
+
+def torch_start(run: PreparedRun, views: np.ndarray) -> dict[str, Any]:
+    """Returns what PyTorch's step takes over from ours: parameters, and what the step draws."""
     state = run.init()
     num_views, num_images = views.shape[:2]
     projections = run.method.draw(
@@ -88,13 +106,10 @@ def torch_runners(
         dtype=jnp.float32,
     )
     assert isinstance(run.method, HasFlow)
-    scale = float(run.method.residual_scale(state.step))
-    kinds = {"PyTorch": {"channels_last": False}, "PyTorch channels-last": {"channels_last": True}}
-    if compiled:
-        kinds["torch.compile channels-last"] = {"channels_last": True, "compiled": True}
     return {
-        name: torch_step.TorchStep(config, state.params, views, projections, scale, **options)
-        for name, options in kinds.items()
+        "params": jax.device_get(state.params),
+        "projections": jax.device_get(projections),
+        "residual_scale": float(run.method.residual_scale(state.step)),
     }
 
 
@@ -151,6 +166,50 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     sys.stdout.flush()
 
 
+def measure_shares(config: Any, args: argparse.Namespace, devices: int) -> None:
+    """Prints the table of one batch size that several devices share."""
+    views = random_views(config)
+    run = prepare(typed(config), 10 * config.data.batch_size, sharding.data_mesh())
+    one = argparse.Namespace(**{**vars(args), "batch": views.shape[1]})
+    with shares.started(args.batch_norm, devices, one, torch_start(run, views)) as workers:
+        print(f"warm; measuring {args.repeats} turns", file=sys.stderr, flush=True)
+        turns = {name: functools.partial(side, args.steps) for name, side in workers.items()}
+        spent, ceiling = take_turns_to_ceiling(
+            turns,
+            args,
+            settle=1,
+            processor=lambda: sum(side.processor() for side in workers.values()),
+        )
+    print(
+        f"\nbatch {views.shape[1]} on {devices} devices, width {config.resnet.width}, "
+        f"{config.model.compute_dtype}; medians of"
+    )
+    print(f"{args.repeats}; {ceiling}")
+    columns = ("seconds", "over hjepa_jax", "CPU s", "images/s", "first loss")
+    print(f"| step | batch norm | {' | '.join(columns)} |\n|---|---|{'---:|' * len(columns)}")
+    for name, side in workers.items():
+        seconds, processor = (value / args.steps for value in spent[name])
+        # Of the same statistics.
+        ours = spent[shares.Side("hjepa_jax", 1, side.side.batch_norm).name].wall / args.steps
+        print(
+            f"| {name} | {seconds:.3f} | {seconds / ours:.2f} | {processor:.3f} "
+            f"| {views.shape[1] / seconds:.1f} | {side.first_loss:.6f} |"
+        )
+    sys.stdout.flush()
+
+
+def configured(args: argparse.Namespace, batch: int) -> Any:
+    """Returns the configuration that the arguments name, with this batch size."""
+    config = read_config(os.path.abspath(args.config))
+    config.data.batch_size = batch
+    config.model.compute_dtype = args.dtype
+    if args.width is not None:
+        config.resnet.width = args.width
+    if config.method != "hjepa" or config.resnet.head != "tokens":
+        sys.exit("The comparison is written for HJEPA on tokens.")
+    return config
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", default="configs/cifar100.py", help="an hjepa configuration")
@@ -160,20 +219,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps before the host waits")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1], help="sharing the batch")
+    parser.add_argument("--batch-norm", nargs="+", default=["global", "local"], help="of devices")
     add_ceiling_arguments(parser)
     args = parser.parse_args()
     compilation_cache.enable()
     print(f"device: {jax.devices()[0].device_kind}; jax {jax.__version__}")
     print(f"native kernels: {kernels().description}", flush=True)
     for batch in args.batch:
-        config = read_config(os.path.abspath(args.config))
-        config.data.batch_size = batch
-        config.model.compute_dtype = args.dtype
-        if args.width is not None:
-            config.resnet.width = args.width
-        if config.method != "hjepa" or config.resnet.head != "tokens":
-            sys.exit("The comparison is written for HJEPA on tokens.")
-        measure(config, args)
+        config = configured(args, batch)
+        for devices in args.devices:
+            if devices == 1:
+                measure(config, args)
+            else:
+                measure_shares(config, args, devices)
 
 
 if __name__ == "__main__":

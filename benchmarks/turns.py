@@ -20,7 +20,7 @@ ONE_RUN = 1e-9
 
 
 class Spent(NamedTuple):
-    """Medians of one side over its turns: seconds of the wall, and of this process's processors."""
+    """Medians of one side over its turns: seconds of the wall, and of processor time."""
 
     wall: float
     processor: float
@@ -37,7 +37,11 @@ class Ceiling(NamedTuple):
 
 
 def take_turns(
-    runners: Mapping[str, Runner], repeats: int, *, settle: float = 0.0
+    runners: Mapping[str, Runner],
+    repeats: int,
+    *,
+    settle: float = 0.0,
+    processor: Callable[[], float] | None = None,
 ) -> dict[str, Spent]:
     """Runs all sides in turn (A B A B), `repeats` times, and returns the medians of each.
 
@@ -46,16 +50,18 @@ def take_turns(
       repeats: turns.
       settle: seconds of untimed runs at the start of each turn, whole ones; 0 for none. A side
         finds the caches filled, and its temporaries' memory given back, by another.
+      processor: returns the seconds of processor time spent so far; None = those of this process.
     """
+    processor = processor or time.process_time
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for _ in range(repeats):
         for name, runner in runners.items():
             settled = time.perf_counter() + settle
             while time.perf_counter() < settled:
                 runner()
-            start, start_processor = time.perf_counter(), time.process_time()
+            start, start_processor = time.perf_counter(), processor()
             runner()
-            spent = time.perf_counter() - start, time.process_time() - start_processor
+            spent = time.perf_counter() - start, processor() - start_processor
             taken[name].append(spent)
     return {name: Spent(*map(statistics.median, zip(*all_))) for name, all_ in taken.items()}
 
@@ -98,9 +104,14 @@ def pop_ceiling(spent: dict[str, Spent], args: argparse.Namespace) -> Ceiling:
 
 
 def take_turns_to_ceiling(
-    runners: Mapping[str, Runner], args: argparse.Namespace, *, settle: float = 0.0
+    runners: Mapping[str, Runner],
+    args: argparse.Namespace,
+    *,
+    settle: float = 0.0,
+    processor: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Spent], Ceiling]:
     """`take_turns`, args.repeats of them, and the ceiling measured in the same turns."""
-    spent = take_turns({**runners, **ceiling_runners(args)}, args.repeats, settle=settle)
+    both = {**runners, **ceiling_runners(args)}
+    spent = take_turns(both, args.repeats, settle=settle, processor=processor)
     ceiling = pop_ceiling(spent, args)
     return spent, ceiling

@@ -20,6 +20,8 @@ EXPECTED = {
         r"ceiling \d+ GFLOP/s, copy [\d.]+ GB/s",
         r"^\| hjepa_jax \| [\d.]+ \| 1\.00 \|.*%",
         r"^\| XLA's operations \| [\d.]+ \| [\d.]+ \|.*%",
+        r"^\| hjepa_jax in one process \| global \| [\d.]+ \| 1\.00 \| [\d.]+ \|",
+        r"^\| hjepa_jax in 2 processes \| global \| [\d.]+ \| [\d.]+ \| [\d.]+ \|",
     ],
     "convolutions": [
         rf"^\| 2 x 8 x 16 \| {which} \| {way} \| [\d.]+ \| [\d.]+ \| \d+% \| [\de.+-]+ \|"
@@ -79,7 +81,7 @@ def test_runs_and_prints_its_figures(name: str) -> None:
 
 def test_none_is_left_out() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    helpers = {"gpu", "gpu_parts", "run_all", "torch_step", "turns"}
+    helpers = {"gpu", "gpu_parts", "run_all", "shares", "torch_shares", "torch_step", "turns"}
     assert scripts - helpers == set(EXPECTED)
     assert all(set(sizes) == set(EXPECTED) for sizes in command.SCALES.values())
 
@@ -164,6 +166,10 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     spent = turns.take_turns({"a": side("a", 1, 5, 2), "b": side("b", 7, 9, 8)}, 3)
     assert ran == ["a", "b"] * 3
     assert spent == {"a": (2, 20), "b": (8, 80)}
+
+    # A clock of other processes in place of this one's.
+    given = {"a": side("a", 1)}
+    assert turns.take_turns(given, 1, processor=lambda: 100 * clock[0]) == {"a": (1, 100)}
 
     ran.clear()
     spent = turns.take_turns({"a": side("a", 0.25, 0.25, 2), "b": side("b", 3, 4)}, 1, settle=0.5)
