@@ -32,6 +32,8 @@ _PUBLIC = {
 # OpenBLAS's threads spin for 2^26 cycles, 25 ms, after each factorization, on the cores that XLA's
 # threads need: a third of a small model's step. Read when the library is loaded, so set here.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
+# XLA warns of what a user cannot change; its errors remain. Read when jaxlib is loaded.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def __getattr__(name: str) -> object:

@@ -36,6 +36,7 @@ from hjepa_jax.evaluation.run_page.record import record_of
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
+from hjepa_jax.runtime.console import BOARD
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
 from hjepa_jax.training.automatic.resolved import resolved
@@ -276,18 +277,19 @@ def evaluate(
     name = report_name(workdir)
     # The fingerprint of many files takes seconds.
     same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")
-    results = run_protocol(
-        found.encoders,
-        evaluation_sources(settings, train, test),
-        settings.evaluation,
-        split_qp=settings.model.split_qp,
-        mesh=sharding.local_mesh(),
-        info=about(settings, saved, name, found.step, which, found.data),
-        notes=_notes(settings, saved, which, same_listing),
-        # Behind a projector or a transform, the loss asks nothing of the states evaluated here.
-        targets=run.method.targets() if raw and settings.model.projector == "identity" else {},
-        remedy=run.method.remedy,
-    )
+    with BOARD.busy("evaluating"):
+        results = run_protocol(
+            found.encoders,
+            evaluation_sources(settings, train, test),
+            settings.evaluation,
+            split_qp=settings.model.split_qp,
+            mesh=sharding.local_mesh(),
+            info=about(settings, saved, name, found.step, which, found.data),
+            notes=_notes(settings, saved, which, same_listing),
+            # Behind a projector or a transform, the loss asks nothing of the states evaluated here.
+            targets=run.method.targets() if raw and settings.model.projector == "identity" else {},
+            remedy=run.method.remedy,
+        )
     results.metrics["info"].update(about_images(settings, train, test))
     results = dataclasses.replace(results, metrics=json_ready(results.metrics))
     if distributed.is_primary():
@@ -337,8 +339,9 @@ def _report(
 
     followed = None if flow is None else follow
     drawn = painters(results.metrics, lambda: results.pictures, followed)
-    failed = write_pictures(folder, results.metrics, drawn)
-    failed |= save_each(folder, {PAGE: lambda: page(results, followed)})
+    with BOARD.busy("drawing"):
+        failed = write_pictures(folder, results.metrics, drawn)
+        failed |= save_each(folder, {PAGE: lambda: page(results, followed)})
     with contextlib.suppress(OSError, UnicodeError):
         for name, reason in failed.items():
             print(f"{name} could not be drawn ({reason}); the numbers are written.")

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from absl import flags
-from absl import logging as absl_logging
 
 from hjepa_jax.config import Settings, resolve
 from hjepa_jax.config.checks import automatic
@@ -83,13 +82,11 @@ _PROCESS_ID = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Runs the requested mode."""
     del argv
-    from hjepa_jax.runtime import checkpoint_files, compilation_cache, distributed
+    from hjepa_jax.runtime import compilation_cache, console, distributed
     from hjepa_jax.training.automatic.resolved import resolved
 
     if not flags.FLAGS["verbosity"].present:
-        # Otherwise every checkpoint logs thirty lines.
-        absl_logging.set_verbosity(absl_logging.WARNING)
-        checkpoint_files.silence_orbax()
+        console.set_up()
     logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
@@ -154,7 +151,7 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
     """Trains and evaluates according to the mode; only process 0 prints."""
     import jax
 
-    from hjepa_jax.runtime import distributed
+    from hjepa_jax.runtime import console, distributed
     from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
@@ -165,13 +162,14 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
     distributed.check_same_config(settings, same)
     if _WORKDIR.value is None:
         _say(f"the run is in {workdir}, as there is no --workdir.")
-    if distributed.is_primary():
-        print(settings.to_json())
-    else:
+    if not distributed.is_primary():
+        console.BOARD.quiet = True
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
         with StopRequest() as stop:
             _stages(settings, workdir, eval_dir, stop)
+        if distributed.is_primary():
+            console.BOARD.table(_closing(workdir, eval_dir))
     except RunStopped as stopped:
         # Status 0 tells a job scheduler that nothing is lost.
         _say(str(stopped))
@@ -193,7 +191,7 @@ def _stages(
         from hjepa_jax.runtime.stop_request import RunStopped
         from hjepa_jax.train import train
 
-        state = train(settings, workdir, stop)
+        state = train(settings, workdir, stop, changes=_changes(sys.argv))
         if _MODE.value != "train" and stop.agreed(together=True):
             raise RunStopped(int(state.step), int(state.step))
     if _MODE.value != "train":
@@ -201,6 +199,27 @@ def _stages(
 
         with stop.at_once("the evaluation"):
             evaluate(settings, workdir, eval_dir, _CHECKPOINT.value)
+
+
+def _changes(argv: list[str]) -> tuple[str, ...]:
+    """Returns the fields that a command line sets, as 'train.lr=0.1'."""
+    found = list[str]()
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        name = argument.lstrip("-").removeprefix("config.")
+        if argument.startswith(("--config.", "-config.")):
+            found.append(name if "=" in name else f"{name}={following}")
+    return tuple(found)
+
+
+def _closing(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> dict[str, str]:
+    """Returns where everything is, and what to do next, by title."""
+    found = {"run": f"{workdir}", "curves": f"tensorboard --logdir={workdir}"}
+    load = f"hjepa_jax.load('{workdir}').encode(images) in Python"
+    if _MODE.value == "train":
+        return {**found, "next": f"hjepa eval {workdir}"}
+    from hjepa_jax.evaluation.report.folder import first_report
+
+    return {**found, "report": f"{first_report(workdir, eval_dir)}", "next": load}
 
 
 def _say(sentence: str) -> None:

@@ -26,14 +26,15 @@ from hjepa_jax.methods.base import Metrics
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_files import report_disk_full
+from hjepa_jax.runtime.console import BOARD
 from hjepa_jax.runtime.progress import LogClock, ProgressDisplay, SaveClock
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
-from hjepa_jax.storage.metric_names import tagged
+from hjepa_jax.storage.metric_names import tag_of, tagged
+from hjepa_jax.training.announcement import cautions, summary
 from hjepa_jax.training.automatic.resolved import resolved
-from hjepa_jax.training.cautions import cautions
 from hjepa_jax.training.feed import (
     dispatch_lengths,
     dispatches,
@@ -112,6 +113,18 @@ class _Session:
     save_clock: SaveClock
     lock: WorkdirLock
     first: int
+    compiled: set[int] = dataclasses.field(default_factory=set)
+
+    def advance(
+        self, state: TrainState, batch: dict[str, jax.Array], count: int
+    ) -> tuple[TrainState, Metrics]:
+        """Dispatches `count` steps; the first time, their program is compiled."""
+        step = self.run.step if count == 1 else self.run.steps
+        if count in self.compiled:
+            return step(state, batch)
+        self.compiled.add(count)
+        with BOARD.busy("compiling"):
+            return step(state, batch)
 
     def is_written(self, step: int) -> bool:
         """Returns whether a step's metrics go to the files, wherever the run was interrupted."""
@@ -126,7 +139,11 @@ class _Session:
 
 
 def train(
-    config: ConfigDict | Settings, workdir: pathlib.Path, stop: StopRequest | None = None
+    config: ConfigDict | Settings,
+    workdir: pathlib.Path,
+    stop: StopRequest | None = None,
+    *,
+    changes: tuple[str, ...] | None = None,
 ) -> TrainState:
     """Trains until `train.epochs` are done, from the newest checkpoint of the workdir if any.
 
@@ -136,6 +153,7 @@ def train(
       config: the complete configuration.
       workdir: folder of the run.
       stop: the entered StopRequest of a caller that continues afterwards; None = a new one.
+      changes: what is named as changed in a recipe, see `announcement.summary`.
 
     Raises:
       UserError: a subclass, whose message says what to do.
@@ -150,7 +168,7 @@ def train(
         check_replaceable(workdir)
     asked = StopRequest() if stop is None else contextlib.nullcontext(stop)
     with WorkdirLock(workdir) as lock, asked as current, report_disk_full(workdir):
-        return _train(settings, workdir, current, lock)
+        return _train(settings, workdir, current, lock, changes)
 
 
 def _opened(settings: Settings, stop: StopRequest) -> tuple[ImageSource, PreparedRun, DataIdentity]:
@@ -170,27 +188,37 @@ def _opened(settings: Settings, stop: StopRequest) -> tuple[ImageSource, Prepare
 
 
 def _train(
-    settings: Settings, workdir: pathlib.Path, stop: StopRequest, lock: WorkdirLock
+    settings: Settings,
+    workdir: pathlib.Path,
+    stop: StopRequest,
+    lock: WorkdirLock,
+    changes: tuple[str, ...] | None,
 ) -> TrainState:
-    source, run, identity = _opened(settings, stop)
+    with BOARD.busy("reading the data"):
+        source, run, identity = _opened(settings, stop)
     checkpointer = open_checkpoints(settings, workdir)
-    state, skipped, backend = restore_or_init(run, checkpointer, settings, identity)
+    with BOARD.busy("preparing"):
+        state, skipped, backend = restore_or_init(run, checkpointer, settings, identity)
     settings = with_backend(settings, backend, source)
     primary = distributed.is_primary()
     if primary:
         save_settings(settings, workdir)
     first = int(state.step)
-    _log.info("%s; %d steps from step %d", source.description, run.num_steps, first)
-    weights = ", ".join(f"{name} {value:g}" for name, value in run.method.weights().items())
-    _log.info("effective weights of the loss: %s", weights)
+    if primary:
+        BOARD.table(summary(settings, run, source, workdir, first=first, changes=changes))
+    if first >= run.num_steps:
+        _log.info("%s", _finished(workdir, run.num_steps))
     for sentence in cautions(settings, run.method, len(source)):
         _log.warning("%s", sentence)
     resident = resident_images(settings.data, source, run.mesh)
     load = functools.partial(load_batch, settings, run, source, resident)
     guard = NonFiniteGuard(run, workdir, load, skipped)
-    epoch_steps = run.method.steps_per_epoch
+    epoch_steps, weights = run.method.steps_per_epoch, run.method.weights()
     writer = create_writer(workdir, active=primary, purge_step=first + 1, epoch_steps=epoch_steps)
-    display = ProgressDisplay(run.num_steps, first, quiet=not primary)
+    terms = [tag_of(name, weights) for name, weight in weights.items() if weight]
+    display = ProgressDisplay(
+        run.num_steps, first, epoch_steps=epoch_steps, terms=terms, quiet=not primary
+    )
     try:
         monitor = TrainingMonitor(settings, run, source, writer)
         session = _Session(
@@ -217,6 +245,13 @@ def _train(
     if int(state.step) < run.num_steps:
         raise RunStopped(int(state.step), run.num_steps)
     return state
+
+
+def _finished(workdir: pathlib.Path, steps: int) -> str:
+    return (
+        f"{workdir} is finished: all {steps} steps are done, and nothing is trained. For another "
+        "run choose another --workdir; config.train.init_from begins it with these parameters."
+    )
 
 
 def _loop(session: _Session, state: TrainState) -> TrainState:
@@ -257,7 +292,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
             step += count
             if step == session.first + 1:
                 session.monitor.show_views(step, batch)
-            state, metrics = run.step(state, batch) if count == 1 else run.steps(state, batch)
+            state, metrics = session.advance(state, batch, count)
             if step == session.first + 1:
                 # Report an unknown metric now, not at the first save.
                 ranking(settings.checkpoint, metrics, {})
@@ -280,8 +315,9 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
                 unread = None
             scores = {}
             if scored:
-                with clock.paused():
+                with clock.paused(), BOARD.busy("evaluating"):
                     scores = session.monitor.scores(step, state)
+                session.display.score(step, scores)
             if saves:
                 _save(session, state, ranking(settings.checkpoint, last, scores))
             if stops:
@@ -322,8 +358,9 @@ def _write_log(
     values["data_wait_share"] = timer.take() / elapsed
     values["corrupt_images"] = distributed.sum_over_processes(stream.corrupt_count)
     values["skipped_batches"] = len(session.guard.skipped)
+    by_tag = tagged(values, session.run.method.weights())
     if session.is_written(step):
-        session.writer.write_scalars(step, tagged(values, session.run.method.weights()))
+        session.writer.write_scalars(step, by_tag)
     session.monitor.check(step, values)
-    session.display.show(step, values["total"], values["images_per_second"])
+    session.display.show(step, by_tag)
     return True

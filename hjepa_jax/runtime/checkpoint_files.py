@@ -10,7 +10,6 @@ import pathlib
 import re
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 
 from hjepa_jax.errors import CheckpointError, TrainingError, UserError
@@ -200,23 +199,3 @@ def report_disk_full(workdir: pathlib.Path) -> Iterator[None]:
             f"reached ({free} bytes are free). Free disk space, then start the same command "
             "again."
         ) from error
-
-
-def silence_orbax() -> None:
-    """Suppresses orbax's output about a failing save; the error itself is still raised.
-
-    On a full disk orbax prints a traceback per array, and Python one per abandoned coroutine.
-    """
-    logging.getLogger("absl").addFilter(
-        lambda record: record.exc_info is None or "orbax" not in record.pathname
-    )
-    # Exceptions of further arrays, which nobody waits for once the first has failed.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    previous = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            previous(unraisable)
-
-    sys.unraisablehook = hook

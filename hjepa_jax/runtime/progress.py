@@ -3,105 +3,154 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from hjepa_jax.runtime import distributed
+from hjepa_jax.runtime.console import BOARD, Board, duration
 
-
-class _Lasting(Console):
-    """A console that reports a broken pipe as an error, instead of ending the program."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+# Seconds between lines: at least, and at most.
+_LINE_SECONDS, _SILENT_SECONDS = 10.0, 300.0
 
 
 class ProgressDisplay:
-    """A progress bar with loss, images/s and time left; plain lines without a terminal."""
+    """Epoch, step, times, images/s, learning rate, loss and scores of a run.
 
-    def __init__(self, total_steps: int, first_step: int, *, quiet: bool = False) -> None:
-        """Shows the progress from `first_step` to `total_steps`; nothing if `quiet`."""
-        self._console = Console(quiet=True) if quiet else _Lasting(stderr=True)
-        self._total = total_steps
+    In a terminal they stand below all other output. Elsewhere there is a line for the first step,
+    for each epoch (at most every ten seconds, at least every five minutes), and for the last step.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int,
+        *,
+        epoch_steps: int | None = None,
+        terms: Collection[str] = (),
+        quiet: bool = False,
+        board: Board = BOARD,
+    ) -> None:
+        """Shows the progress from `first_step` to `total_steps`.
+
+        Args:
+          total_steps: steps of the whole run.
+          first_step: steps done before.
+          epoch_steps: steps of an epoch; None = epochs are not shown.
+          terms: tags of the terms of the loss, shown behind it.
+          quiet: whether to show nothing.
+          board: where to show it.
+        """
+        self._total, self._epoch_steps, self._terms = total_steps, epoch_steps, terms
+        self._step, self._started_at = first_step, first_step
+        self._begun = time.perf_counter()
         self._start: float | None = None
-        self._started_at = first_step
-        self._bar: Progress | None = None
-        self._last_update = 0.0
-        if self._console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s  time left"),
-                TimeRemainingColumn(),
-                console=self._console,
-                auto_refresh=False,  # a refresh thread would fail once the terminal is gone
-            )
-            self._task = self._bar.add_task(
-                "train", total=total_steps, completed=first_step, loss="-", rate="-"
-            )
-            with self._terminal():
-                self._bar.start()
+        self._values: Mapping[str, float] = {}
+        self._scores = ""
+        self._line_at, self._line_epochs = -math.inf, 0
+        self._quiet, self._board = quiet, board
+        self._shown = contextlib.ExitStack()
+        if not quiet:
+            self._shown.enter_context(board.shown(self._live))
 
     def step(self, step: int) -> None:
         """Counts a finished step; rates exclude the first one, which compiles."""
-        with self._terminal():
-            self._step(step)
-
-    def _step(self, step: int) -> None:
+        self._step = step
         if self._start is None:
             self._start, self._started_at = time.perf_counter(), step
-        if self._bar is not None and time.perf_counter() - self._last_update > 0.1:
-            self._last_update = time.perf_counter()
-            self._bar.update(self._task, completed=step, refresh=True)
 
-    def show(self, step: int, loss: float, images_per_second: float) -> None:
-        """Shows the values of a log step."""
-        with self._terminal():
-            self._show(step, loss, images_per_second)
-
-    def _show(self, step: int, loss: float, images_per_second: float) -> None:
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=step,
-                loss=f"{loss:.4f}",
-                rate=f"{images_per_second:.0f}",
-                refresh=True,
-            )
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the metrics of a step, by tag."""
+        self._values = values
+        if self._is_hidden() or self._board.is_live or not self._is_line_due(step):
             return
-        elapsed = time.perf_counter() - (self._start or time.perf_counter())
-        done = max(step - self._started_at, 1)
-        left = (self._total - step) * elapsed / done
-        self._console.print(
-            f"step {step}/{self._total}  loss {loss:.4f}  {images_per_second:.0f} images/s  "
-            f"time left {int(left // 60)}:{int(left % 60):02d}",
-            highlight=False,
+        self._line_at, self._line_epochs = time.perf_counter(), self._epochs_done(step)
+        self._board.say(self._line(step))
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Shows the newest scores of the online kNN below the loss, if the display is live."""
+        low, high = (100 * scores[f"online/knn_top1_{end}"] for end in ("low", "high"))
+        self._scores = (
+            f"kNN top-1 {100 * scores['online/knn_top1']:.1f} % ({low:.1f} to {high:.1f}) at step "
+            f"{step}"
         )
 
     def close(self) -> None:
-        """Stops the display."""
-        with self._terminal():
-            if self._bar is not None:
-                self._bar.stop()
+        """Ends the display; a live one leaves its last state as a line."""
+        if self._values and not self._is_hidden() and self._board.is_live:
+            self._board.say(self._line(self._step))
+        self._shown.close()
 
-    @contextlib.contextmanager
-    def _terminal(self) -> Iterator[None]:
-        """Keeps the run going if the terminal or pipe is closed."""
-        try:
-            yield
-        except OSError:
-            bar, self._bar = self._bar, None
-            with contextlib.suppress(OSError):
-                if bar is not None:
-                    bar.stop()  # it redirects what is printed
-            self._console = Console(quiet=True)
+    def _is_hidden(self) -> bool:
+        return self._quiet or self._board.is_brief
+
+    def _line(self, step: int) -> str:
+        """Returns all values as one line."""
+        elapsed = duration(time.perf_counter() - self._begun)
+        times = [f"{elapsed} elapsed"]
+        if self._started_at < step < self._total:
+            times.append(f"{self._left(step)} left")
+        return "  ".join([self._where(step), *self._loss(), *self._speed(), *times])
+
+    def _epoch(self, step: int) -> int:
+        """Returns the epoch that a step belongs to, from 1."""
+        return 1 if self._epoch_steps is None else -(-max(step, 1) // self._epoch_steps)
+
+    def _epochs_done(self, step: int) -> int:
+        return 0 if self._epoch_steps is None else step // self._epoch_steps
+
+    def _is_line_due(self, step: int) -> bool:
+        since = time.perf_counter() - self._line_at
+        new = self._epochs_done(step) > self._line_epochs and since >= _LINE_SECONDS
+        return new or since >= _SILENT_SECONDS or step == self._total
+
+    def _where(self, step: int) -> str:
+        place = f"step {step}/{self._total}"
+        if self._epoch_steps is None:
+            return place
+        return f"epoch {self._epoch(step)}/{self._epoch(self._total)}  {place}"
+
+    def _left(self, step: int) -> str:
+        """Returns the time that the remaining steps take at the average speed."""
+        if self._start is None or step == self._started_at:
+            return "-"
+        each = (time.perf_counter() - self._start) / (step - self._started_at)
+        return duration((self._total - step) * each)
+
+    def _loss(self) -> list[str]:
+        """Returns the loss and its terms."""
+        if "loss/total" not in self._values:
+            return []
+        terms = [tag for tag in self._terms if tag in self._values]
+        told = [f"{tag.rpartition('/')[-1]} {self._values[tag]:.3g}" for tag in terms]
+        behind = f" ({', '.join(told)})" if told else ""
+        return [f"loss {self._values['loss/total']:.4f}{behind}"]
+
+    def _speed(self) -> list[str]:
+        known = {"speed/images_per_second": "{:.0f} images/s", "optim/lr": "lr {:.2g}"}
+        return [
+            form.format(self._values[tag]) for tag, form in known.items() if tag in self._values
+        ]
+
+    def _live(self) -> RenderableType:
+        """Returns the live display: a bar, then values, then scores."""
+        elapsed = duration(time.perf_counter() - self._begun)
+        times = f"{elapsed} elapsed  {self._left(self._step)} left"
+        bar = ProgressBar(total=self._total, completed=self._step, width=None)
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        row.add_row(self._where(self._step), bar, times)
+        lines = ["  ".join([*self._loss(), *self._speed()]), self._scores]
+        texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line]
+        return Group(row, *texts)
 
 
 class SaveClock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import pathlib
 import platform
 import re
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TextIO
 
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -194,7 +194,7 @@ def check_dry_run(settings: Settings) -> Iterator[Finding]:
     from hjepa_jax.train import train
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, console.BOARD.busy("dry run", covers=True):
         state = train(settings.replace({"train.max_steps": 2}), pathlib.Path(folder))
     seconds = time.perf_counter() - start
     yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, including compilation")
@@ -247,10 +247,10 @@ def report(found: Iterator[Finding], stream: TextIO | None = None) -> bool:
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
-    from hjepa_jax.runtime import compilation_cache
+    from hjepa_jax.runtime import compilation_cache, console
 
     # The dry run would log between the findings.
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    console.set_up(level=logging.WARNING)
     compilation_cache.enable()
     workdir = local_path(_WORKDIR.value, "--workdir")
     if not report(findings(_CONFIG.value, workdir)):

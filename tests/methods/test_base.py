@@ -25,7 +25,7 @@ from hjepa_jax.recipes.variants.apply import smoke
 from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.kill_test import differing_arrays, final_state
 from hjepa_jax.train import train
-from hjepa_jax.training.cautions import cautions
+from hjepa_jax.training.announcement import cautions
 from hjepa_jax.training.nonfinite import diagnosis
 from hjepa_jax.training.optimizer import MAIN
 from hjepa_jax.training.prepare import prepare

@@ -16,7 +16,7 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.tools.kill_test import final_state
 from hjepa_jax.train import train
-from hjepa_jax.training.cautions import cautions
+from hjepa_jax.training.announcement import cautions
 from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.setup import build_method
 

@@ -1,0 +1,131 @@
+"""What is said when training starts: what the run is, and settings that are likely mistakes."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
+from jaxtyping import PyTree
+
+from hjepa_jax.config import Settings, base_config, steps_per_epoch, total_steps, view_sizes
+from hjepa_jax.config.checks import typed
+from hjepa_jax.config.rules import unfinished_schedules
+from hjepa_jax.config.training import Model
+from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.methods.base import Method
+from hjepa_jax.runtime.devices import on_cpu
+from hjepa_jax.storage.metric_names import tag_of
+from hjepa_jax.training.prepare import PreparedRun
+
+# Differences from the defaults that are named; config.json has all.
+_MOST_CHANGES = 8
+
+
+def summary(
+    settings: Settings,
+    run: PreparedRun,
+    source: ImageSource,
+    workdir: pathlib.Path,
+    *,
+    first: int,
+    changes: tuple[str, ...] | None,
+) -> dict[str, str]:
+    """Returns what a run is in about ten short lines, by their title.
+
+    Args:
+      settings: the run's settings.
+      run: the prepared run.
+      source: the training images.
+      workdir: folder of the run.
+      first: steps done before.
+      changes: what the command line changes in a recipe, such as 'seed=3'; None = name what differs
+        from the defaults.
+    """
+    data, train, epoch = settings.data, settings.train, run.method.steps_per_epoch
+    weights = ", ".join(
+        f"{tag_of(name, run.method.weights()).rpartition('/')[-1]} {weight:g}"
+        for name, weight in run.method.weights().items()
+        if weight
+    )
+    counts = {part: _millions(tree) for part, tree in run.abstract_state.params.items()}
+    views = " + ".join(
+        f"{count} views of {side}x{side}" for count, side in view_sizes(data).values()
+    )
+    kinds = [device.device_kind for device in run.mesh.devices.flat]
+    split = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
+    steps = f"{run.num_steps} steps, {run.num_steps / epoch:.3g} epochs of {epoch}"
+    lr = f"learning rate {train.lr:g}, warm-up {train.warmup_epochs:g} epochs"
+    kept = settings.checkpoint.every_steps or epoch
+    return {
+        "method": f"{settings.method}" + (f" (weights: {weights})" if weights else ""),
+        "data": source.description,
+        "encoder": f"{settings.model.encoder}, {counts.pop('encoder')} parameters"
+        + "".join(f"; {part} {count}" for part, count in counts.items()),
+        "devices": f"{len(kinds)} x {kinds[0]}"
+        + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        "batch": f"{data.batch_size} images{split}, {views} each, made on the {data.backend}",
+        "training": f"{steps}; {lr}" + (f"; resumed at step {first}" if first else ""),
+        "precision": f"{settings.model.compute_dtype} encoder, float32 parameters and loss",
+        **_changed(settings, changes),
+        "folder": f"{workdir}: config.json, metrics.jsonl, events, a checkpoint every {kept} steps",
+    }
+
+
+def _millions(params: PyTree[jax.ShapeDtypeStruct]) -> str:
+    """Returns the number of parameters, such as '11.2 M'."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for factor, unit in ((1e6, " M"), (1e3, " k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return str(count)
+
+
+def _changed(settings: Settings, changes: tuple[str, ...] | None) -> Mapping[str, str]:
+    """Returns the line of what differs from the recipe, or from the defaults."""
+    if changes is not None:
+        return {"changed": ", ".join(changes)} if changes else {}
+    defaults = typed(base_config()).values()
+    found = [
+        f"{path}={value}"
+        for path, value in settings.values().items()
+        if path in defaults and value != defaults[path]
+    ]
+    more = f", and {len(found) - _MOST_CHANGES} more" if len(found) > _MOST_CHANGES else ""
+    return {"changed": ", ".join(found[:_MOST_CHANGES]) + more} if found else {}
+
+
+def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[str]:
+    """Yields a sentence for each setting that is likely a mistake, the method's first.
+
+    Args:
+      settings: a validated configuration.
+      method: the run's method.
+      num_images: number of images in the training split.
+    """
+    yield from method.warnings()
+    yield from _cut_schedules(settings, num_images)
+    yield from _slow_arithmetic(settings.model)
+
+
+def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
+    """Yields a sentence if config.train.max_steps ends a run before its warm-ups."""
+    epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
+    steps = total_steps(settings.train, epoch_steps)
+    epochs = steps / epoch_steps
+    unfinished = unfinished_schedules(settings, epochs)
+    # A run of a few steps only checks that everything runs.
+    if unfinished and settings.train.max_steps == steps > 10:
+        yield (
+            f"config.train.max_steps ends the run after {epochs:.3g} epochs, before the end of "
+            f"{' and '.join(unfinished)}: the schedule never reaches its peak."
+        )
+
+
+def _slow_arithmetic(model: Model) -> Iterator[str]:
+    """Yields a sentence if the encoder uses bfloat16 on a CPU, where it is emulated."""
+    if on_cpu() and model.compute_dtype == "bfloat16":
+        yield (
+            "config.model.compute_dtype is bfloat16, two to three times slower than float32 on "
+            "a CPU: set --config.model.compute_dtype=float32, unless it must match a run on a GPU."
+        )
