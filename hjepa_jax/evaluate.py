@@ -30,6 +30,7 @@ from hjepa_jax.evaluation.report.about import Watched, about, about_images, watc
 from hjepa_jax.evaluation.report.figures import save_each
 from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
 from hjepa_jax.evaluation.report.folder import first_report, report_name
+from hjepa_jax.evaluation.report.logged import log_evaluation
 from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
 from hjepa_jax.evaluation.run_page.page import PAGE, evaluation_page
 from hjepa_jax.evaluation.run_page.record import record_of
@@ -294,7 +295,8 @@ def evaluate(
     results = dataclasses.replace(results, metrics=json_ready(results.metrics))
     if distributed.is_primary():
         draw = functools.partial(_page, workdir, saved, settings, which)
-        _report(results, found.flow, out, draw)
+        folder = _report(results, found.flow, out, draw)
+        log_evaluation(workdir, saved, results.metrics, folder, _epoch_steps(found.data))
     return results.metrics
 
 
@@ -316,7 +318,7 @@ def _report(
     flow: Flow | None,
     out: pathlib.Path,
     page: Callable[[Results, Callable[[], FlowPicture] | None], bytes],
-) -> None:
+) -> pathlib.Path:
     """Writes and prints the numbers, then draws the pictures, so that no error there loses them.
 
     Args:
@@ -324,6 +326,9 @@ def _report(
       flow: the learned flow, if there is one.
       out: folder of the report, see `report_folder`.
       page: returns the page, given the results and what follows the flow.
+
+    Returns:
+      The folder written to.
     """
     folder = write_numbers(out, results.metrics)
     try:
@@ -348,3 +353,10 @@ def _report(
         if PAGE not in failed:
             print(f"page: {folder / PAGE}")
         print(f"report and pictures: {folder}")
+    return folder
+
+
+def _epoch_steps(data: DataPosition) -> int | None:
+    """Returns the steps of an epoch of a run, from what its checkpoint says of its data."""
+    known = "num_images" in data and "batch_size" in data
+    return steps_per_epoch(data["num_images"], data["batch_size"]) if known else None

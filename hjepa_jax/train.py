@@ -200,25 +200,15 @@ def _train(
     with BOARD.busy("preparing"):
         state, skipped, backend = restore_or_init(run, checkpointer, settings, identity)
     settings = with_backend(settings, backend, source)
-    primary = distributed.is_primary()
-    if primary:
-        save_settings(settings, workdir)
     first = int(state.step)
-    if primary:
+    if distributed.is_primary():
+        save_settings(settings, workdir)
         BOARD.table(summary(settings, run, source, workdir, first=first, changes=changes))
-    if first >= run.num_steps:
-        _log.info("%s", _finished(workdir, run.num_steps))
-    for sentence in cautions(settings, run.method, len(source)):
-        _log.warning("%s", sentence)
+    _warn(settings, run, source, workdir, first)
     resident = resident_images(settings.data, source, run.mesh)
     load = functools.partial(load_batch, settings, run, source, resident)
     guard = NonFiniteGuard(run, workdir, load, skipped)
-    epoch_steps, weights = run.method.steps_per_epoch, run.method.weights()
-    writer = create_writer(workdir, active=primary, purge_step=first + 1, epoch_steps=epoch_steps)
-    terms = [tag_of(name, weights) for name, weight in weights.items() if weight]
-    display = ProgressDisplay(
-        run.num_steps, first, epoch_steps=epoch_steps, terms=terms, quiet=not primary
-    )
+    writer, display = _outputs(settings, run, workdir, first)
     try:
         monitor = TrainingMonitor(settings, run, source, writer)
         session = _Session(
@@ -247,11 +237,41 @@ def _train(
     return state
 
 
-def _finished(workdir: pathlib.Path, steps: int) -> str:
-    return (
-        f"{workdir} is finished: all {steps} steps are done, and nothing is trained. For another "
-        "run choose another --workdir; config.train.init_from begins it with these parameters."
+def _warn(
+    settings: Settings, run: PreparedRun, source: ImageSource, workdir: pathlib.Path, first: int
+) -> None:
+    """Logs that a run is finished already, and settings that are likely mistakes."""
+    if first >= run.num_steps:
+        _log.info(
+            "%s is finished: all %d steps are done, and nothing is trained. For another run choose "
+            "another --workdir; config.train.init_from begins it with these parameters.",
+            workdir,
+            run.num_steps,
+        )
+    for sentence in cautions(settings, run.method, len(source)):
+        _log.warning("%s", sentence)
+
+
+def _outputs(
+    settings: Settings, run: PreparedRun, workdir: pathlib.Path, first: int
+) -> tuple[metric_writers.MetricWriter, ProgressDisplay]:
+    """Opens the metric writer, which gets the configuration, and the display."""
+    primary, epoch = distributed.is_primary(), run.method.steps_per_epoch
+    weights = run.method.weights()
+    writer = create_writer(
+        workdir,
+        active=primary and first < run.num_steps,
+        purge_step=first + 1,
+        epoch_steps=epoch,
+        writers=settings.log.writers,
     )
+    writer.write_hparams(settings.values())
+    writer.write_texts(first, {"configuration": f"```json\n{settings.to_json()}\n```"})
+    terms = [tag_of(name, weights) for name, weight in weights.items() if weight]
+    display = ProgressDisplay(
+        run.num_steps, first, epoch_steps=epoch, terms=terms, quiet=not primary
+    )
+    return writer, display
 
 
 def _loop(session: _Session, state: TrainState) -> TrainState:

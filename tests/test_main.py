@@ -54,8 +54,8 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
         "data       64 images of digits",
         "training   2 steps, 0.5 epochs of 4",
         "changed    seed=7",
-        f"curves   tensorboard --logdir={folder}/run",
-        f"reports  {folder}/eval",
+        f"curves  tensorboard --logdir={folder}/run",
+        f"report  {folder}/eval/run",
     ):
         assert words in done.stderr
     assert len(done.stderr.splitlines()) < 40, done.stderr

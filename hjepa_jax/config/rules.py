@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -172,5 +173,17 @@ RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
     _evaluation,
     _checkpoint,
 )
+
+
+def _trackers(settings: Settings) -> Iterator[str]:
+    """The packages of the chosen trackers are installed."""
+    for name in settings.log.writers:
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            yield (
+                f"config.log.writers has {name!r}, whose package is not installed: run pip install "
+                f"'hjepa_jax[{name}]', or leave it out."
+            )
+
+
 # Rules for training only; an evaluated run may be older than the rule, or cut short.
-TRAINING_RULES = (_schedules,)
+TRAINING_RULES = (_schedules, _trackers)

@@ -10,6 +10,8 @@ from hjepa_jax.config.parts import method_part
 
 Corruption: TypeAlias = Literal["gray", "noise", "blur", "shift", "contrast", "occlusion"]
 
+Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
+
 _MLP = Condition(lambda c: c.model.projector == "mlp", "config.model.projector='mlp'")
 _PREDICTOR = Condition(
     lambda c: method_part(c).trains_predictor(c),
@@ -334,3 +336,9 @@ class Log:
     """What is logged."""
 
     every_steps: int = field(10, "Steps between log lines.", above=0, auto=True)
+    writers: tuple[Tracker, ...] = field(
+        ("tensorboard",),
+        "Where metrics go beside `metrics.jsonl`: 'tensorboard', 'wandb' (Weights & Biases), "
+        "'mlflow'.",
+        aliases=("logger", "loggers", "tracker"),
+    )

@@ -21,11 +21,11 @@ def _scaled(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 def contact_sheet(
     batch: Mapping[str, npt.NDArray], max_images: int = 16, side: int | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Returns an image with one row per source image and one column per view.
+    """Returns an image with one row per source image and one column per view, 'image' first.
 
     Args:
       batch: a batch of `train_batches` ('global_views', perhaps 'local_views'), or of
-        `eval_batches` ('image').
+        `eval_batches` ('image'), or both.
       max_images: maximum number of rows.
       side: side of each tile in pixels; None = that of the first view, but at least 64.
 
@@ -38,11 +38,11 @@ def contact_sheet(
     if max_images < 1:
         raise ValueError(f"A contact sheet needs at least one image, not {max_images}.")
     views: list[npt.NDArray[np.uint8]] = []
+    if "image" in batch:
+        views.append(np.asarray(batch["image"]))
     for name in ("global_views", "local_views"):
         if name in batch:
             views += [np.asarray(view) for view in batch[name]]
-    if "image" in batch:
-        views.append(np.asarray(batch["image"]))
     if not views or len(views[0]) == 0:
         raise ValueError("A contact sheet needs a batch with global_views, local_views or image.")
     side = max(64, views[0].shape[1]) if side is None else side

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.training import Evaluation
 from hjepa_jax.data.contact_sheet import contact_sheet
 from hjepa_jax.data.pipeline import eval_batches
-from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.data.sources.base import ImageSource, decode
 from hjepa_jax.data.sources.derived import labeled, subset
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHEET_IMAGES = 12
+_SPECTRUM_ROWS = 1024
+_SMALLEST_SHARE = 1e-7
 
 
 class AlarmLog:
@@ -110,11 +115,11 @@ class OnlineKnn:
         assert evaluation.online_every_epochs is not None
         self.every_steps = max(1, round(evaluation.online_every_epochs * epoch))
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder.
+    def __call__(self, state: TrainState) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
+        """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder, and its states.
 
         Each comes with its 95 % interval over test images, as '_low' and '_high'. With five or
-        fewer classes, top 5 is omitted.
+        fewer classes, top 5 is omitted. The states [N, D] are of the test images.
         """
         evaluation = self._evaluation
         raw = make_encode(self._run, state.params, state.batch_stats)
@@ -146,7 +151,7 @@ class OnlineKnn:
                 f"online/knn_{name}_low": low,
                 f"online/knn_{name}_high": high,
             }
-        return scores
+        return scores, test.features
 
 
 def _sets(settings: Evaluation, train: ImageSource, test: ImageSource) -> list[ImageSource]:
@@ -168,6 +173,37 @@ def _sets(settings: Evaluation, train: ImageSource, test: ImageSource) -> list[I
     return sets
 
 
+def _original(source: ImageSource, number: int, side: int) -> npt.NDArray[np.uint8]:
+    """Returns an image as stored, fitted into a white square; all white if it is corrupt."""
+    square = Image.new("RGB", (side, side), "white")
+    with contextlib.suppress(OSError, ValueError):
+        image = Image.fromarray(decode(source.record(number)))
+        factor = side / max(image.size)
+        width, height = (max(1, round(factor * length)) for length in image.size)
+        small = image.resize((width, height), Image.Resampling.BICUBIC)
+        square.paste(small, ((side - width) // 2, (side - height) // 2))
+    return np.asarray(square)
+
+
+def spreads(states: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
+    """Returns what histograms show of states [N, D]: the spread of the dimensions and directions.
+
+    Returns:
+      'state/std', the standard deviation of each dimension; and 'state/spectrum_log10', of the
+      eigenvalues of the covariance that are not rounding errors, of at most 1024 states.
+    """
+    rows = states[:_SPECTRUM_ROWS].astype(np.float64)
+    centered = rows - rows.mean(axis=0)
+    # The smaller of the two products has all eigenvalues that are not zero.
+    square = centered @ centered.T if len(rows) < rows.shape[1] else centered.T @ centered
+    found = np.linalg.eigvalsh(square) / max(len(rows) - 1, 1)
+    large = found[found > _SMALLEST_SHARE * max(found[-1], 0.0)]
+    return {
+        "state/std": states.astype(np.float64).std(axis=0),
+        **({"state/spectrum_log10": np.log10(large)} if len(large) else {}),
+    }
+
+
 class TrainingMonitor:
     """Watches a run and writes to the log and TensorBoard; it never changes the state."""
 
@@ -179,19 +215,24 @@ class TrainingMonitor:
         writer: metric_writers.MetricWriter,
     ):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
-        self._run, self._writer = run, writer
+        self._run, self._writer, self._source = run, writer, source
         self._host_makes_views = settings.data.backend == "host"
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = settings.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(settings, run, source) if online else None
 
     def show_views(self, step: int, batch: Mapping[str, jax.Array]) -> None:
-        """Writes a contact sheet of this process's first images if the host makes the views."""
+        """Writes a contact sheet of this process's first images, if the host makes the views."""
         names = [name for name in ("global_views", "local_views") if name in batch]
         if not self._host_makes_views or not names:
             return
-        views = {name: np.asarray(batch[name].addressable_shards[0].data) for name in names}
-        self._writer.write_images(step, {"views": contact_sheet(views, _SHEET_IMAGES)})
+        shown = {
+            name: np.asarray(batch[name].addressable_shards[0].data) for name in (*names, "index")
+        }
+        side = max(64, shown[names[0]].shape[2])
+        numbers = shown.pop("index")[:_SHEET_IMAGES]
+        shown["image"] = np.stack([_original(self._source, int(n), side) for n in numbers])
+        self._writer.write_images(step, {"data/views": contact_sheet(shown, _SHEET_IMAGES)})
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs alarms that were not raised before."""
@@ -207,8 +248,9 @@ class TrainingMonitor:
     def scores(self, step: int, state: TrainState) -> dict[str, float]:
         """Runs the kNN, writes its accuracies, and returns them."""
         assert self._knn is not None
-        scores = self._knn(state)
+        scores, states = self._knn(state)
         self._writer.write_scalars(step, scores)
+        self._writer.write_histograms(step, spreads(states))
         figures = (scores[f"online/knn_top1{end}"] for end in ("", "_low", "_high"))
         message = "step %d: kNN top-1 %.1f %% (95 %% interval %.1f to %.1f)"
         _log.info(message, step, *(100 * figure for figure in figures))

@@ -194,7 +194,7 @@ def check_dry_run(settings: Settings) -> Iterator[Finding]:
     from hjepa_jax.train import train
 
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, console.BOARD.busy("dry run", covers=True):
+    with tempfile.TemporaryDirectory() as folder, BOARD.busy("dry run", covers=True):
         state = train(settings.replace({"train.max_steps": 2}), pathlib.Path(folder))
     seconds = time.perf_counter() - start
     yield Finding("dry run", f"{int(state.step)} steps in {seconds:.0f} s, including compilation")

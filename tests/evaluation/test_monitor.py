@@ -93,15 +93,55 @@ def test_knn_is_logged_when_due_and_right(watched) -> None:
 
 def test_first_views_are_in_tensorboard(watched) -> None:
     _, _, values = watched
-    (picture,) = [(step, v.image) for step, v in values if v.tag == "views"]
+    (picture,) = [(step, v.image) for step, v in values if v.tag == "data/views"]
     settings = typed(online_config()).replace({"data.backend": "host"})
     source = open_split(settings, "train")
     with train_batches(settings.data, settings.seed, source, num_steps=1) as stream:
-        expected = contact_sheet(next(stream), 12)
+        batch = next(stream)
+    # Each original, twice as large as the 32 x 32 pixels that are stored, is beside its views.
+    originals = [Image.fromarray(source.record(int(n)).image) for n in batch["index"]]
+    large = [np.asarray(one.resize((64, 64), Image.Resampling.BICUBIC)) for one in originals]
+    expected = contact_sheet({**batch, "image": np.stack(large)}, 12)
     assert picture[0] == 1
     assert (picture[1].height, picture[1].width) == expected.shape[:2]
     decoded = np.asarray(Image.open(io.BytesIO(picture[1].encoded_image_string)))
     np.testing.assert_array_equal(decoded, expected)
+
+
+def test_spreads_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    for count in (40, 6):  # more and fewer states than dimensions
+        states = (rng.normal(size=(count, 10)) * np.arange(1, 11)).astype(np.float32)
+        found = monitor.spreads(states)
+        np.testing.assert_allclose(found["state/std"], states.std(axis=0), rtol=1e-5)
+        known = np.linalg.eigvalsh(np.cov(states.T))[-min(10, count - 1) :]
+        np.testing.assert_allclose(found["state/spectrum_log10"], np.log10(known), rtol=1e-4)
+    assert set(monitor.spreads(np.ones((5, 3), np.float32))) == {"state/std"}
+
+
+def test_histograms_and_the_configuration_are_in_tensorboard(watched) -> None:
+    _, _, values = watched
+    found = [(step, v.tag, v.histo) for step, v in values if v.HasField("histo")]
+    assert [each[:2] for each in found] == [
+        (step, tag) for step in (1, 2) for tag in ("state/std", "state/spectrum_log10")
+    ]
+    assert all(histogram.num > 0 and histogram.min < histogram.max for *_, histogram in found)
+    (text,) = [v.tensor.string_val[0] for _, v in values if v.tag.startswith("configuration")]
+    assert b'"online_images": 40' in text
+    assert any(v.tag == "_hparams_/session_start_info" for _, v in values)
+
+
+def test_a_corrupt_original_is_a_white_tile() -> None:
+    source = ArraySource("x", np.zeros((1, 4, 2, 3), np.uint8), np.zeros(1, int), ["a"])
+    tile = monitor._original(source, 0, 8)
+    assert (tile[:, 2:6] == 0).all()
+    assert (tile[:, [0, 1, 6, 7]] == 255).all()
+
+    class Corrupt:
+        def record(self, number: int):
+            raise DataError("cannot be decoded")
+
+    assert (monitor._original(Corrupt(), 0, 8) == 255).all()
 
 
 def test_alarm_is_logged_once_in_plain_words(watched) -> None:

@@ -23,6 +23,9 @@ from hjepa_jax.runtime.writers.records import RecordFile, RecordSink
 
 event_pb2: Any = tensorboardX.proto.event_pb2  # its classes are created at run time
 _FILES = itertools.count()
+_BUCKETS = 64
+# Columns of TensorBoard's table of runs, beside the kNN of the evaluation.
+_SCORES = ("loss/total", "online/knn_top1", "eval/probe_top1")
 
 
 def _record(event: Message) -> bytes:
@@ -91,3 +94,33 @@ class TensorboardXWriter(RecordSink):
             array = np.asarray(value)
             layout = "NHWC" if array.ndim == 4 else "HWC"
             self._add(step, functools.partial(summary.image, name, array, dataformats=layout))
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Queues Markdown texts, by tag."""
+        for name, text in texts.items():
+            self._add(step, functools.partial(summary.text, name, text))
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, npt.ArrayLike],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        """Queues histograms of arrays of finite numbers, by tag."""
+        for name, array in arrays.items():
+            bins = (num_buckets or {}).get(name, _BUCKETS)
+            self._add(step, functools.partial(summary.histogram, name, np.asarray(array), bins))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Queues the fields of the configuration, for TensorBoard's table of runs and scores."""
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in hparams.items()
+        }
+        scores = [*_SCORES, f"eval/knn{hparams.get('evaluation.headline_k', 20)}"]
+        for part in summary.hparams(plain, dict.fromkeys(scores, 0)):
+            self._add(0, functools.partial(_same, part))
+
+
+def _same(message: Message) -> Message:
+    return message

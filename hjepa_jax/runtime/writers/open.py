@@ -10,16 +10,21 @@ import importlib.util
 import pathlib
 import sys
 import types
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.runtime.writers.events import TensorboardXWriter
 from hjepa_jax.runtime.writers.jsonl import MetricsFileWriter
 from hjepa_jax.runtime.writers.records import Sink
+from hjepa_jax.runtime.writers.trackers import MLflowWriter, WandbWriter
 from hjepa_jax.storage.files import is_disk_full
 
 if TYPE_CHECKING:
     from clu import metric_writers
+
+
+_TRACKERS = {"wandb": WandbWriter, "mlflow": MLflowWriter}
 
 
 def import_metric_writers() -> types.ModuleType:
@@ -40,8 +45,9 @@ def create_writer(
     active: bool = True,
     purge_step: int | None = None,
     epoch_steps: int | None = None,
+    writers: Collection[str] = ("tensorboard",),
 ) -> metric_writers.MetricWriter:
-    """Returns a clu MetricWriter of `metrics.jsonl` and TensorBoard events in the workdir.
+    """Returns a clu MetricWriter of `metrics.jsonl` in the workdir, and of what else is chosen.
 
     Args:
       workdir: folder of the files.
@@ -49,9 +55,10 @@ def create_writer(
       purge_step: the step at which the run starts or resumes; values logged before for this and
         later steps are removed.
       epoch_steps: steps of an epoch, for `metrics.jsonl`; None = unknown.
+      writers: config.log.writers.
 
     Raises:
-      TrainingError: if a file cannot be created.
+      TrainingError: if a file cannot be created, or a tracker cannot start.
       OSError: if the disk is full.
     """
     metric_writers = import_metric_writers()
@@ -60,14 +67,23 @@ def create_writer(
     opened: list[Sink] = []
     try:
         opened.append(MetricsFileWriter(workdir, purge_step, epoch_steps))
-        opened.append(TensorboardXWriter(str(workdir), purge_step))
+        if "tensorboard" in writers:
+            opened.append(TensorboardXWriter(str(workdir), purge_step))
+        opened += [_TRACKERS[name](workdir) for name in writers if name in _TRACKERS]
         return metric_writers.MultiWriter(opened)
+    except TrainingError:
+        _close(opened)
+        raise
     except OSError as error:
-        for sink in opened:
-            sink.close()
+        _close(opened)
         if is_disk_full(error):
             raise
         raise TrainingError(
             f"metrics cannot be written to {workdir}: {error.strerror or error}. Choose a writable "
             "--workdir."
         ) from error
+
+
+def _close(sinks: Iterable[Sink]) -> None:
+    for sink in sinks:
+        sink.close()

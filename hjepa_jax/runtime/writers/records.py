@@ -125,33 +125,44 @@ class Sink:
         """Writes what remains."""
 
 
-class RecordSink(Sink):
-    """A sink whose records are encoded and written by a thread, in order.
+class QueuedSink(Sink):
+    """A sink whose work is done by a thread, in order.
 
-    Calls neither fail nor block for long if the disk does: records that do not fit, or arrive while
-    the disk hangs, are dropped.
+    Calls neither fail nor block for long if the destination does: what fails, or arrives while it
+    hangs, is dropped.
     """
 
-    def __init__(self, file: RecordFile):
-        """Starts the thread, which owns the file."""
-        self._records = file
-        self._queue: queue.Queue[Callable[[], bytes] | None] = queue.Queue(_QUEUE_RECORDS)
+    def __init__(self, place: object):
+        """Starts the thread; `place` names the destination in messages."""
+        self._place = place
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(_QUEUE_RECORDS)
         self._overflow = 0
         self._closed = False
         self._thread = threading.Thread(target=self._serve, daemon=True, name="metric-writer")
         self._thread.start()
 
     def _serve(self) -> None:
-        while (encode := self._queue.get()) is not None:
+        while (work := self._queue.get()) is not None:
             try:
-                self._records.write(encode())
+                work()
             except Exception as error:  # one bad value must not end the thread
-                _log.warning("A metric could not be encoded: %r.", error)
+                self._report(error)
             finally:
                 self._queue.task_done()
 
-    def add(self, encode: Callable[[], bytes]) -> None:
-        """Queues the record that `encode` returns.
+    def _report(self, error: Exception) -> None:
+        """Tells of a value that is dropped."""
+        _log.warning("A metric could not be encoded: %r.", error)
+
+    def dropped(self) -> int:
+        """Returns how many values were dropped so far."""
+        return self._overflow
+
+    def finish(self) -> None:
+        """Closes the destination, once its thread is done."""
+
+    def queue(self, work: Callable[[], object]) -> None:
+        """Leaves work to the thread.
 
         Raises:
           ValueError: if the sink is closed.
@@ -159,18 +170,18 @@ class RecordSink(Sink):
         if self._closed:
             raise ValueError("This metric writer is closed.")
         try:
-            self._queue.put_nowait(encode)
+            self._queue.put_nowait(work)
         except queue.Full:
             self._overflow += 1
 
     def flush(self) -> None:
-        """Waits, for a limited time, until all records are written."""
+        """Waits, for a limited time, until everything is written."""
         tasks = self._queue
         with tasks.all_tasks_done:
             tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, _CLOSE_SECONDS)
 
     def close(self) -> None:
-        """Writes remaining records for a limited time and logs how many are lost; never raises."""
+        """Writes what remains for a limited time and logs how much is lost; never raises."""
         if self._closed:
             return
         self._closed = True
@@ -181,11 +192,31 @@ class RecordSink(Sink):
         if self._thread.is_alive():
             _log.warning(
                 "%s does not accept writes: %d values are dropped.",
-                self._records.path,
-                self._queue.unfinished_tasks + self._overflow + self._records.dropped,
+                self._place,
+                self._queue.unfinished_tasks + self.dropped(),
             )
-            return  # the thread still owns the file
+            return  # the thread still owns the destination
+        self.finish()
+        if missing := self.dropped():
+            _log.warning("%s lacks %d values.", self._place, missing)
+
+
+class RecordSink(QueuedSink):
+    """A sink whose records are encoded and appended to a file by its thread."""
+
+    def __init__(self, file: RecordFile):
+        """Starts the thread, which owns the file."""
+        self._records = file
+        super().__init__(file.path)
+
+    def add(self, encode: Callable[[], bytes]) -> None:
+        """Queues the record that `encode` returns."""
+        self.queue(lambda: self._records.write(encode()))
+
+    def dropped(self) -> int:
+        """Returns how many records were dropped so far."""
+        return super().dropped() + self._records.dropped
+
+    def finish(self) -> None:
+        """Closes the file."""
         self._records.close()
-        missing = self._overflow + self._records.dropped
-        if missing:
-            _log.warning("%s lacks %d values.", self._records.path, missing)

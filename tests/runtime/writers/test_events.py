@@ -1,6 +1,7 @@
 """Metrics written through clu without TensorFlow, whatever the disk does."""
 
 import errno
+import inspect
 import os
 import pathlib
 import sys
@@ -14,7 +15,8 @@ from event_files import only_events, read_events
 from hjepa_jax.errors import TrainingError
 from hjepa_jax.runtime.writers import records
 from hjepa_jax.runtime.writers.events import event_pb2
-from hjepa_jax.runtime.writers.open import create_writer
+from hjepa_jax.runtime.writers.open import create_writer, import_metric_writers
+from hjepa_jax.runtime.writers.records import Sink
 from hjepa_jax.storage.metrics_file import read_metrics
 
 
@@ -29,6 +31,29 @@ def test_events_hold_what_was_written(tmp_path) -> None:
     assert values["total"][1].simple_value == 1.5
     assert values["views"][1].image.height == 8
     assert values["batch"][1].image.width == 16
+
+
+def test_texts_histograms_and_fields_are_what_tensorboard_shows(tmp_path) -> None:
+    writer = create_writer(tmp_path)
+    writer.write_texts(0, {"configuration": "seed 3"})
+    writer.write_histograms(2, {"state/std": np.array([1.0, 1.0, 2.0])}, {"state/std": 2})
+    writer.write_hparams({"train.lr": 0.1, "data.mean": (0.5, 0.5), "evaluation.headline_k": 5})
+    writer.close()
+    values = {v.tag: v for e in only_events(tmp_path) for v in e.summary.value}
+    (text,) = [v for tag, v in values.items() if tag.startswith("configuration")]
+    assert text.tensor.string_val == [b"seed 3"]
+    histogram = values["state/std"].histo
+    assert (histogram.num, histogram.min, histogram.max, histogram.sum) == (3, 1.0, 2.0, 4.0)
+    experiment = str(values["_hparams_/experiment"].metadata.plugin_data.content)
+    for name in ("train.lr", "data.mean", "loss/total", "eval/knn5"):
+        assert name in experiment
+
+
+def test_every_method_of_clu_is_there() -> None:
+    interface = import_metric_writers().interface.MetricWriter
+    for name in interface.__abstractmethods__:
+        wanted, ours = (inspect.signature(getattr(k, name)) for k in (interface, Sink))
+        assert list(wanted.parameters) == list(ours.parameters), name
 
 
 def test_tensorflow_is_not_imported(tmp_path) -> None:

@@ -1,0 +1,64 @@
+"""An evaluation's scores and pictures beside the curves of its run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from hjepa_jax.config import Settings
+from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation.report.plots import Metrics
+from hjepa_jax.evaluation.report.summary import headline, headline_position
+from hjepa_jax.runtime.writers.open import create_writer
+
+_log = logging.getLogger(__name__)
+
+
+def scores(metrics: Metrics) -> dict[str, float]:
+    """Returns the trained encoder's figures by tag, such as 'eval/knn20'; those that exist."""
+    trained, k = metrics["encoders"]["trained"], metrics["headline_k"]
+    ks = trained["knn"]["k_values"]
+    tags = {"knn": f"knn{ks[headline_position(trained, k)]}", "knn_first": f"knn{ks[0]}"}
+    return {
+        f"eval/{tags.get(name, name)}": value
+        for name, value in headline(trained, k).items()
+        if math.isfinite(value)
+    }
+
+
+def log_evaluation(
+    workdir: pathlib.Path,
+    saved: Settings,
+    metrics: Metrics,
+    report: pathlib.Path,
+    epoch_steps: int | None,
+) -> None:
+    """Adds an evaluation on the run's own data to its `metrics.jsonl` and other writers.
+
+    A folder that cannot be written to, as of somebody else's run, is told and left as it is.
+
+    Args:
+      workdir: folder of the run.
+      saved: the run's settings.
+      metrics: content of metrics.json.
+      report: folder of the pictures.
+      epoch_steps: steps of an epoch; None = unknown.
+    """
+    info = metrics["info"]
+    if "trained_on" in info or "coordinates" in info or "step" not in info:
+        return
+    try:
+        writer = create_writer(workdir, epoch_steps=epoch_steps, writers=saved.log.writers)
+    except (UserError, OSError) as error:
+        _log.warning("the scores are not added to %s (%s)", workdir, first_line(error))
+        return
+    writer.write_scalars(info["step"], scores(metrics))
+    for path in sorted(report.glob("*.png")):
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        writer.write_images(info["step"], {f"eval/{path.stem}": pixels})
+    writer.close()

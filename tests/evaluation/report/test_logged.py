@@ -1,0 +1,61 @@
+"""Scores and pictures of an evaluation beside the curves of its run."""
+
+import math
+
+import numpy as np
+import pytest
+from event_files import only_events
+from PIL import Image
+
+from hjepa_jax.config.checks import typed
+from hjepa_jax.evaluation.report.logged import log_evaluation, scores
+from hjepa_jax.recipes import quickstart
+from hjepa_jax.storage.metrics_file import read_metrics
+from tests.evaluation.compare.test_compare import encoder_metrics
+
+
+@pytest.fixture
+def metrics() -> dict:
+    one = encoder_metrics(0.75, 0.5, np.random.default_rng(0))
+    return {"info": {"step": 60}, "headline_k": 20, "encoders": {"trained": one}}
+
+
+def test_scores_and_pictures_are_added_to_the_run(tmp_path, metrics) -> None:
+    run, report = tmp_path / "run", tmp_path / "report"
+    report.mkdir()
+    Image.new("RGB", (6, 4), "red").save(report / "map.png")
+    log_evaluation(run, typed(quickstart.get_config("smoke")), metrics, report, 20)
+    found = read_metrics(run)
+    assert {tag: column[1].item() for tag, column in found.items() if tag != "time"} == {
+        "epoch": 3.0,
+        "eval/knn20": 0.75,
+        "eval/knn1": pytest.approx(0.65),
+        "eval/probe_top1": 0.5,
+        "eval/probe_top5": 0.9,
+        "eval/effective_rank": 7.0,
+        "eval/participation_ratio": 3.0,
+        "eval/alignment": 0.5,
+        "eval/uniformity": -2.0,
+    }
+    (picture,) = [v for e in only_events(run) for v in e.summary.value if v.tag == "eval/map"]
+    assert (picture.image.width, picture.image.height) == (6, 4)
+
+
+def test_missing_scores_are_left_out(metrics) -> None:
+    metrics["encoders"]["trained"]["linear_probe"]["top1"] = None
+    assert not {"eval/probe_top1", "eval/rankme"} & scores(metrics).keys()
+    assert all(map(math.isfinite, scores(metrics).values()))
+
+
+@pytest.mark.parametrize("special", ["trained_on", "coordinates"])
+def test_an_evaluation_of_something_else_is_not(tmp_path, metrics, special) -> None:
+    metrics["info"][special] = "other"
+    log_evaluation(tmp_path, typed(quickstart.get_config("smoke")), metrics, tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, metrics, caplog) -> None:
+    (tmp_path / "run").write_text("a file")
+    run = tmp_path / "run"
+    log_evaluation(run, typed(quickstart.get_config("smoke")), metrics, tmp_path, None)
+    assert "the scores are not added to" in caplog.text
