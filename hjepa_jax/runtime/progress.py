@@ -96,7 +96,7 @@ class ProgressDisplay:
         times = [f"{elapsed} elapsed"]
         if self._started_at < step < self._total:
             times.append(f"{self._left(step)} left")
-        return "  ".join([self._where(step), *self._loss(), *self._speed(), *times])
+        return "  ".join([self._where(step), *self._loss(), *self._speed(step), *times])
 
     def _epoch(self, step: int) -> int:
         """Returns the epoch that a step belongs to, from 1."""
@@ -132,8 +132,11 @@ class ProgressDisplay:
         behind = f" ({', '.join(told)})" if told else ""
         return [f"loss {self._values['loss/total']:.4f}{behind}"]
 
-    def _speed(self) -> list[str]:
+    def _speed(self, step: int) -> list[str]:
+        """Returns images/s, but not of the first step, which compiles, and the learning rate."""
         known = {"speed/images_per_second": "{:.0f} images/s", "optim/lr": "lr {:.2g}"}
+        if step <= self._started_at:
+            del known["speed/images_per_second"]
         return [
             form.format(self._values[tag]) for tag, form in known.items() if tag in self._values
         ]
@@ -148,7 +151,7 @@ class ProgressDisplay:
         row.add_column(ratio=1)
         row.add_column(no_wrap=True)
         row.add_row(self._where(self._step), bar, times)
-        lines = ["  ".join([*self._loss(), *self._speed()]), self._scores]
+        lines = ["  ".join([*self._loss(), *self._speed(self._step)]), self._scores]
         texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line]
         return Group(row, *texts)
 

@@ -191,6 +191,7 @@ def check_data(settings: Settings) -> Iterator[Finding]:
 
 def check_dry_run(settings: Settings) -> Iterator[Finding]:
     """Trains two steps of the configuration in a temporary folder."""
+    from hjepa_jax.runtime.console import BOARD
     from hjepa_jax.train import train
 
     start = time.perf_counter()

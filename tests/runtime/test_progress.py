@@ -26,11 +26,13 @@ def display(total: int = 10, first: int = 0, **options) -> progress.ProgressDisp
 
 def test_a_line_has_place_loss_terms_speed_and_times(capsys) -> None:
     shown = display()
-    shown.step(1)
-    shown.show(1, VALUES)
+    for step in (1, 10):
+        shown.step(step)
+        shown.show(step, VALUES)
     shown.close()
     assert capsys.readouterr().err == (
-        "epoch 1/3  step 1/10  loss 0.5000 (prediction 0.25)  123 images/s  lr 0.0005  "
+        "epoch 1/3  step 1/10  loss 0.5000 (prediction 0.25)  lr 0.0005  0 s elapsed\n"
+        "epoch 3/3  step 10/10  loss 0.5000 (prediction 0.25)  123 images/s  lr 0.0005  "
         "0 s elapsed\n"
     )
 

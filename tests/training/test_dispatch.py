@@ -222,6 +222,16 @@ def test_a_failure_within_a_dispatch_names_its_step(tmp_path, monkeypatch) -> No
     assert differing_arrays(ended[1], ended[3]) == []
 
 
+def test_a_finished_run_says_so_and_writes_nothing(single, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    before = sorted((path, path.stat().st_mtime_ns) for path in single.glob("[em]*s*"))
+    assert len(before) == 2
+    assert int(train(config_of(1), single).step) == 11
+    assert f"{single} is finished: all 11 steps are done" in caplog.text
+    assert "choose another --workdir" in caplog.text
+    assert sorted((path, path.stat().st_mtime_ns) for path in single.glob("[em]*s*")) == before
+
+
 def test_a_log_line_is_read_once_the_next_steps_are_under_way(tmp_path, monkeypatch) -> None:
     order = []
 

@@ -22,6 +22,7 @@ from hjepa_jax.storage.files import read_regular, write_atomically
 
 _ID_BYTES = 1000
 _PROJECT = "hjepa_jax"
+_MISSING = "the package {0!r} cannot be imported: run pip install 'hjepa_jax[{0}]'."
 _log = logging.getLogger(__name__)
 
 
@@ -66,10 +67,12 @@ class WandbWriter(_TrackerSink):
         """Starts or continues the run whose id is in the folder.
 
         Raises:
-          TrainingError: if W&B cannot start.
+          TrainingError: if W&B is not installed or cannot start.
         """
-        import wandb
-
+        try:
+            import wandb  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise TrainingError(_MISSING.format("wandb")) from error
         self._wandb: Any = wandb
         path = folder / "wandb_run_id"
         known = _known_id(path)
@@ -144,11 +147,13 @@ class MLflowWriter(_TrackerSink):
         """Starts or continues the run whose id is in the folder.
 
         Raises:
-          TrainingError: if MLflow cannot start.
+          TrainingError: if MLflow is not installed or cannot start.
         """
-        from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
-
+        try:
+            from mlflow.entities import Metric, Param  # type: ignore[import-not-found]
+            from mlflow.tracking import MlflowClient  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise TrainingError(_MISSING.format("mlflow")) from error
         self._metric, self._param = Metric, Param
         path = folder / "mlflow_run_id"
         known = _known_id(path)

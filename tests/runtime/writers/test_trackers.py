@@ -29,6 +29,14 @@ def test_a_missing_package_is_a_sentence_before_the_run(monkeypatch, name) -> No
     assert resolve(config).log.writers == ("tensorboard", name)
 
 
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_an_evaluation_elsewhere_may_lack_the_package(tmp_path, monkeypatch, name) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", None)
+    with pytest.raises(TrainingError, match=rf"pip install 'hjepa_jax\[{name}\]'"):
+        create_writer(tmp_path, writers=(name,))
+
+
 def test_without_tensorboard_there_are_no_events(tmp_path) -> None:
     writer = create_writer(tmp_path, writers=())
     writer.write_scalars(1, {"loss/total": 1.0})
