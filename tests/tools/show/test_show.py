@@ -109,6 +109,9 @@ def test_a_finished_run_is_evaluated_and_then_exported(run, tmp_path) -> None:
     assert "probe_top5" not in scores
     assert state.next.startswith(f"hjepa export --workdir={run} ")
     assert "kNN 50.0 %, kNN@1 25.0 %, probe 75.0 %, effective rank 12.5 (step 40" in block(state)
+    shutil.move(tmp_path / "eval" / "x", run / "evaluation")
+    (inside,) = read_state(run, tmp_path / "eval").scores
+    assert inside["knn"] == 0.5
 
 
 def test_scores_in_the_folder_of_the_run_are_shown(run) -> None:
