@@ -9,6 +9,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import parse
 from reports import write_report
 from rich.console import Console
 
@@ -32,6 +33,7 @@ from hjepa_jax.evaluation.classify import (
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.report import figures, summary, tables
+from hjepa_jax.evaluation.run_page.page import evaluation_page
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.training.setup import build_method
 from tests.evaluation.test_protocol import _pairs, digits, settings, sources, trained
@@ -132,6 +134,11 @@ def test_data_without_any_class_is_described_and_drawn(tmp_path) -> None:
     assert not {"kNN", "probe", tables.NOTHING} & set(shown.split())
     captions = [text.get_text() for text in figures.neighbors(evaluation.pictures).axes[0].texts]
     assert set(captions) == {"no label"}
+    page = parse(evaluation_page(evaluation.metrics, lambda: evaluation.pictures))
+    assert "Nearest neighbors" in page.texts
+    assert page.shown.count("no training image has a label") == page.shown.count("label") == 1
+    for word in ("kNN", "probe", "classes", "interval", "Position q", "drawn", tables.NOTHING):
+        assert word not in page.shown, word
 
 
 def test_test_images_in_the_training_set_are_counted() -> None:

@@ -18,6 +18,9 @@ _CAPTION_LETTERS = 28
 
 
 def _named(inputs: PictureInputs, number: int) -> str:
+    """Returns the name of a class; '' if there are no classes at all."""
+    if not inputs.class_names:
+        return ""
     return label(class_name(inputs.class_names, number), _CAPTION_LETTERS)
 
 
@@ -25,6 +28,8 @@ def _clouds(
     plane_points: np.ndarray, labels: np.ndarray, shown: list[int], inputs: PictureInputs
 ) -> list[Cloud]:
     """Returns the points of the classes that are not shown, then those of each that is."""
+    if not shown:
+        return [Cloud("images", plane_points, 0)]
     others = plane_points[~np.isin(labels, shown)]
     return [
         Cloud("other images", others, None),
@@ -100,7 +105,7 @@ def _half(title: str, half: HalfPicture, names: list[str]) -> str:
 def flow(found: FlowPicture, inputs: PictureInputs) -> str:
     """Returns the trajectories of test images through q and p, and their energy over time."""
     images = [inputs.test_images[int(query)] for query in inputs.queries]
-    names = [f"{i + 1}: {_named(inputs, number)}" for i, (_, number) in enumerate(images)]
+    names = [f"{i + 1} {_named(inputs, number)}".strip() for i, (_, number) in enumerate(images)]
     tiles = "".join(
         thumbnail(image, name, f"painted {ink.paint(style)}")
         for style, ((image, _), name) in enumerate(zip(images, names, strict=True))

@@ -21,7 +21,7 @@ def thumbnail(image: np.ndarray, caption: str, kind: str = "", note: str = "") -
 
     Args:
       image: uint8 [H, W, 3].
-      caption: text below it.
+      caption: text below it; may be empty.
       kind: further CSS classes.
       note: text shown before the caption, such as a check mark.
     """
@@ -37,6 +37,6 @@ def thumbnail(image: np.ndarray, caption: str, kind: str = "", note: str = "") -
     shown = f"{note} {caption}" if note else caption
     classes = f"thumb {kind}".strip()
     return (
-        f'<div class="{classes}"><img{small} alt="{escape(caption)}" '
+        f'<div class="{classes}"><img{small} alt="{escape(caption or "image")}" '
         f'src="data:image/{form};base64,{data}">{escape(shown)}</div>'
     )

@@ -133,7 +133,8 @@ def test_without_labels_the_page_has_what_needs_none_and_says_why() -> None:
     assert _titles(text) == [*titles, "What was evaluated"]
     for absent in ("kNN", "probe", "Wilson", "top-1", "✓", "✗", "chance", "cannot be drawn"):
         assert absent not in parser.shown, absent
-    for present in ("effective rank", "uniformity", "no label"):
+    assert "no label" not in parser.texts
+    for present in ("effective rank", "uniformity"):
         assert present in parser.shown
     assert "Covariance spectrum" in parser.shown
     assert text.count('<svg class="plane"') == 2 * 3
