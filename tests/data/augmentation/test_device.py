@@ -60,11 +60,8 @@ def test_images_are_taken_out_of_rows() -> None:
 @pytest.mark.parametrize("kernel", [3, 9])
 def test_files_are_cropped_on_the_host(tmp_path, kernel) -> None:
     write_folder(tmp_path, {"train": {"a": 18, "b": 14}}, 50, 70)
-    config = data_config()
-    augmentation = config.data.augment
-    augmentation.blur_kernel = kernel
     source = open_root(str(tmp_path), "train", 0)
-    host, device, made = both(source, image_size=40, augment=augmentation)
+    host, device, made = both(source, image_size=40, augment={"blur_kernel": kernel})
     assert "images" not in device
     check(host, device, made)
 
