@@ -27,16 +27,27 @@ class Augment:
         at_most=100,
         ordered=True,
     )
-    flip_probability: float = field(0.5, "Probability of a horizontal flip.", **_SHARE)
-    jitter_probability: float = field(0.8, "Probability of color jitter.", **_SHARE)
+    flip_probability: float = field(
+        0.5, "Probability of a horizontal flip.", **_SHARE, aliases="flip hflip horizontal_flip"
+    )
+    jitter_probability: float = field(
+        0.8, "Probability of color jitter.", **_SHARE, aliases="color_jitter jitter"
+    )
     brightness: float = field(0.4, "Largest relative change of brightness.", at_least=0, at_most=10)
     contrast: float = field(0.4, "Largest relative change of contrast.", at_least=0, at_most=10)
     saturation: float = field(0.2, "Largest relative change of saturation.", at_least=0, at_most=10)
     hue: float = field(
         0.1, "Largest rotation of the hue, as a fraction of a full turn.", at_least=0, at_most=0.5
     )
-    gray_probability: float = field(0.2, "Probability of conversion to grayscale.", **_SHARE)
-    blur_probability: float = field(0.5, "Probability of Gaussian blur.", **_SHARE)
+    gray_probability: float = field(
+        0.2,
+        "Probability of conversion to grayscale.",
+        **_SHARE,
+        aliases="gray grayscale random_grayscale",
+    )
+    blur_probability: float = field(
+        0.5, "Probability of Gaussian blur.", **_SHARE, aliases="blur gaussian_blur"
+    )
     blur_kernel: int = field(
         3, "Size of the Gaussian kernel in pixels.", above=0, at_most=255, odd=True, auto=True
     )
@@ -47,7 +58,9 @@ class Augment:
         at_most=100,
         ordered=True,
     )
-    solarize_probability: float = field(0.2, "Probability of solarization.", **_SHARE)
+    solarize_probability: float = field(
+        0.2, "Probability of solarization.", **_SHARE, aliases="solarize solarization"
+    )
     solarize_threshold: int = field(
         128,
         "Pixel value (0..255) from which solarization inverts.",
@@ -64,7 +77,7 @@ class Data:
         "digits",
         "'digits' (embedded), 'cifar10', 'cifar100', 'stl10', 'imagenette', 'hf:OWNER/NAME', "
         "'folder', 'tfds:NAME', or a class of your own, 'module.path:Class'.",
-        aliases=("dataset",),
+        aliases="dataset dataset_name data_name",
     )
     root: str | None = field(
         None,
@@ -73,7 +86,7 @@ class Data:
         used=_FILES,
         resume=FREE,
         own=True,
-        aliases=("path", "dir", "folder", "data_dir"),
+        aliases="path dir folder data_dir data_root data_path dataset_dir train_dir image_dir",
     )
     download: bool = field(
         False,
@@ -81,6 +94,7 @@ class Data:
         "it is not there (HJEPA_DATA, or ~/.cache/hjepa_jax/data).",
         resume=FREE,
         own=True,
+        aliases="auto_download",
     )
     labels: str = field(
         "auto",
@@ -90,7 +104,12 @@ class Data:
         resume=FREE,
     )
     train_split: str = field("train", "Split used for self-supervised training.")
-    test_split: str = field("test", "Test set of the evaluation.", resume=FREE)
+    test_split: str = field(
+        "test",
+        "Test set of the evaluation.",
+        resume=FREE,
+        aliases="val_split validation_split eval_split",
+    )
     test_holdout: int | None = field(
         None,
         "Images to hold out of the training split as the test set, drawn by the seed and, if "
@@ -99,17 +118,32 @@ class Data:
         auto=True,
     )
     max_train_images: int | None = field(
-        None, "Use only the first N images of a seeded shuffle of the split; None = all.", above=0
+        None,
+        "Use only the first N images of a seeded shuffle of the split; None = all.",
+        above=0,
+        aliases="max_images num_train_images subset",
     )
     max_test_images: int | None = field(None, "The same for the test set.", above=0, resume=FREE)
     batch_size: int = field(
-        512, "Images per step over all devices and processes.", above=0, auto=True
+        512,
+        "Images per step over all devices and processes.",
+        above=0,
+        auto=True,
+        aliases="batch bs global_batch_size train_batch_size",
     )
     num_global_views: int = field(
-        2, "Global crops of each image.", above=0, at_most=256, aliases=("global_crops",)
+        2,
+        "Global crops of each image.",
+        above=0,
+        at_most=256,
+        aliases="global_crops num_global_crops num_crops num_views n_views views",
     )
     num_local_views: int = field(
-        0, "Local crops of each image.", at_least=0, at_most=256, aliases=("local_crops",)
+        0,
+        "Local crops of each image.",
+        at_least=0,
+        at_most=256,
+        aliases="local_crops num_local_crops num_small_crops",
     )
     image_size: int = field(
         32,
@@ -117,10 +151,15 @@ class Data:
         above=0,
         at_most=2048,
         auto=True,
-        aliases=("crop_size", "resolution", "size"),
+        aliases="crop_size resolution size img_size input_size crop",
     )
     local_size: int = field(
-        32, "Side in pixels of the square local crops.", above=0, at_most=2048, used=_LOCAL
+        32,
+        "Side in pixels of the square local crops.",
+        above=0,
+        at_most=2048,
+        used=_LOCAL,
+        aliases="local_crop_size",
     )
     global_scale: tuple[float, float] = field(
         (0.3, 1.0),
@@ -129,6 +168,7 @@ class Data:
         at_most=1,
         ordered=True,
         too_large="a crop cannot be larger than the image (1.0)",
+        aliases="scale crop_scale global_crops_scale",
     )
     local_scale: tuple[float, float] = field(
         (0.05, 0.3),
@@ -138,6 +178,7 @@ class Data:
         ordered=True,
         too_large="a crop cannot be larger than the image (1.0)",
         used=_LOCAL,
+        aliases="local_crops_scale",
     )
     num_workers: int = field(
         0,
@@ -147,7 +188,7 @@ class Data:
         resume=FREE,
         own=True,
         auto=True,
-        aliases=("workers",),
+        aliases="workers n_workers num_loader_workers",
     )
     num_threads: int = field(
         2,
@@ -156,7 +197,7 @@ class Data:
         at_most=1024,
         resume=FREE,
         own=True,
-        aliases=("threads",),
+        aliases="threads",
     )
     prefetch_batches: int = field(
         4, "Batches prefetched on the host.", above=0, at_most=1024, resume=FREE, own=True

@@ -50,7 +50,7 @@ class Spec:
     resume: str | None = None
     own: bool = False
     auto: bool = False
-    aliases: tuple[str, ...] = ()
+    aliases: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def field(default: Any, meaning: str, **details: Any) -> Any:
         resume: whether a resumed run may change it; FIXED unless its section says otherwise.
         own: whether processes of one run may have different values.
         auto: whether it may be AUTO in a configuration, see `training.automatic`.
-        aliases: its names in other programs, for suggestions.
+        aliases: its names in other programs, separated by spaces, for suggestions.
     """
     return dataclasses.field(default=default, metadata={"spec": Spec(meaning, **details)})
 

@@ -38,12 +38,12 @@ class Settings:
         "Seed of parameters, data order, augmentation and random projections.",
         at_least=0,
         at_most=2**32 - 1,
-        aliases=("random_seed", "rng"),
+        aliases="random_seed rng rng_seed manual_seed",
     )
     method: str = field(
         "hjepa",
         "'hjepa', 'lejepa' (SIGReg), 'hamsigreg', or a class of your own, 'module.path:Class'.",
-        aliases=("objective", "algorithm"),
+        aliases="objective algorithm ssl_method",
     )
     data: Data = section(Data, "Images, views and the input pipeline.")
     model: Model = section(Model, "The encoder, its state, the projector and the arithmetic.")

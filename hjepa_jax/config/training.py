@@ -43,7 +43,9 @@ class Model:
     """The encoder, its state, the projector and the arithmetic."""
 
     encoder: str = field(
-        "resnet", "'resnet', or a class of your own, 'module.path:Class'.", aliases=("backbone",)
+        "resnet",
+        "'resnet', or a class of your own, 'module.path:Class'.",
+        aliases="backbone arch architecture network model_name",
     )
     split_qp: bool = field(
         True, "Half of each token's channels is position q, half momentum p: z = [q | p]."
@@ -51,22 +53,35 @@ class Model:
     projector: Literal["identity", "mlp"] = field(
         "identity",
         "'identity' or 'mlp' (Linear, BatchNorm, ReLU, Linear).",
+        aliases="proj proj_head projection_head",
     )
     projector_hidden: int = field(
-        2048, "Hidden units of the projector.", above=0, at_most=2**20, used=_MLP
+        2048,
+        "Hidden units of the projector.",
+        above=0,
+        at_most=2**20,
+        used=_MLP,
+        aliases="proj_hidden_dim projector_hidden_dim",
     )
-    projector_dim: int = field(2048, "Outputs of the projector.", above=0, at_most=2**20, used=_MLP)
+    projector_dim: int = field(
+        2048,
+        "Outputs of the projector.",
+        above=0,
+        at_most=2**20,
+        used=_MLP,
+        aliases="proj_dim proj_output_dim",
+    )
     batch_norm: Literal["global", "local"] = field(
         "global",
         "Batch statistics over the full batch ('global'), or over each device's share ('local': "
         "less synchronization, but the result depends on the number of devices).",
-        aliases=("sync_bn", "sync_batch_norm"),
+        aliases="sync_bn sync_batch_norm",
     )
     compute_dtype: Literal["bfloat16", "float32"] = field(
         "bfloat16",
         "Data type of the encoder's arithmetic; parameters and losses are float32.",
         auto=True,
-        aliases=("dtype", "precision"),
+        aliases="dtype precision amp mixed_precision bf16 fp16",
     )
 
 
@@ -81,20 +96,20 @@ class Train:
         at_most=10**6,
         hint="for part of an epoch set config.train.max_steps",
         auto=True,
-        aliases=("num_epochs", "max_epochs"),
+        aliases="num_epochs max_epochs n_epochs total_epochs",
     )
     max_steps: int | None = field(
         None,
         "Stop after this many steps, even if epochs remain; None = no limit.",
         above=0,
-        aliases=("steps", "num_steps", "iterations"),
+        aliases="steps num_steps iterations max_iters num_iterations total_steps",
     )
     lr: float = field(
         5e-4,
         "Learning rate.",
         at_least=1e-12,
         at_most=_LARGEST_RATE,
-        aliases=("learning_rate", "base_lr", "rate"),
+        aliases="learning_rate base_lr rate peak_lr max_lr",
     )
     predictor_lr: float | None = field(
         None,
@@ -102,36 +117,34 @@ class Train:
         at_least=1e-12,
         at_most=_LARGEST_RATE,
         used=_PREDICTOR,
-        aliases=("h_lr", "predictor_learning_rate"),
+        aliases="h_lr predictor_learning_rate",
     )
-    weight_decay: float = field(
-        5e-4, "Decoupled weight decay.", at_least=0, aliases=("wd", "decay", "l2")
-    )
+    weight_decay: float = field(5e-4, "Decoupled weight decay.", at_least=0, aliases="wd decay l2")
     b1: float = field(
-        0.9, "Adam's decay of the mean gradient.", aliases=("beta1", "momentum"), **_BELOW_ONE
+        0.9, "Adam's decay of the mean gradient.", aliases="beta1 betas momentum", **_BELOW_ONE
     )
     b2: float = field(
-        0.999, "Adam's decay of the mean squared gradient.", aliases=("beta2",), **_BELOW_ONE
+        0.999, "Adam's decay of the mean squared gradient.", aliases="beta2", **_BELOW_ONE
     )
     adam_eps: float = field(
         1e-8,
         "Adam's epsilon, added to the square root.",
         at_least=1e-16,
         at_most=1,
-        aliases=("eps", "epsilon"),
+        aliases="eps epsilon",
     )
     grad_clip: float | None = field(
         1.0,
         "Largest global gradient norm; None = no clipping.",
         at_least=1e-6,
-        aliases=("clip", "clip_norm", "max_grad_norm"),
+        aliases="clip clip_norm max_grad_norm gradient_clip_val clip_grad grad_clip_norm",
     )
     warmup_epochs: float = field(
         10.0,
         "Epochs of linear warm-up from warmup_init_ratio * lr.",
         at_least=0,
         auto=True,
-        aliases=("warmup",),
+        aliases="warmup warmup_steps num_warmup_epochs",
     )
     warmup_init_ratio: float = field(
         0.01, "Initial learning rate as a fraction of lr.", used=_WARMUP, **_RATIO
@@ -139,13 +152,13 @@ class Train:
     min_lr_ratio: float = field(
         0.001,
         "Final learning rate of the cosine as a fraction of lr.",
-        aliases=("min_lr",),
+        aliases="min_lr final_lr eta_min",
         **_RATIO,
     )
     init_from: str | None = field(
         None,
         "Workdir of a run whose parameters and batch statistics initialize this one.",
-        aliases=("checkpoint", "pretrained"),
+        aliases="checkpoint pretrained weights load_from init_checkpoint",
     )
     on_nonfinite: Literal["stop", "skip"] = field(
         "stop",
@@ -161,13 +174,14 @@ class Train:
         "Micro-batches that a step encodes one after the other, to save memory; batch "
         "normalization is over each.",
         above=0,
-        aliases=("accumulate", "accum_steps", "grad_accum"),
+        aliases="accumulate accum_steps grad_accum accumulate_grad_batches "
+        "gradient_accumulation_steps accum_iter",
     )
     shard_optimizer: bool = field(
         False,
         "Shard the optimizer's moments over the devices instead of replicating them.",
         resume=FREE,
-        aliases=("zero", "fsdp"),
+        aliases="zero fsdp",
     )
     steps_per_dispatch: int | None = field(
         None,
@@ -177,7 +191,7 @@ class Train:
         above=0,
         at_most=1000,
         resume=FREE,
-        aliases=("scan_steps",),
+        aliases="scan_steps",
     )
     fast_compile: bool = field(
         False, "Compile the step without optimization: slower steps, for runs of a few steps."
@@ -207,7 +221,7 @@ class Evaluation:
         "Values of k; those larger than the training set are skipped.",
         above=0,
         nonempty=True,
-        aliases=("k",),
+        aliases="k knn n_neighbors num_neighbors",
     )
     headline_k: int = field(20, "The k reported in tables.", above=0)
     knn_block: int = field(
@@ -216,7 +230,13 @@ class Evaluation:
         above=0,
         at_most=2**20,
     )
-    probe_epochs: int = field(50, "Epochs of the linear probe.", above=0, at_most=100_000)
+    probe_epochs: int = field(
+        50,
+        "Epochs of the linear probe.",
+        above=0,
+        at_most=100_000,
+        aliases="linear_epochs linear_probe_epochs",
+    )
     probe_batch_size: int = field(256, "Batch size of the linear probe.", above=0, at_most=65536)
     probe_lr: float = field(
         1e-3,
@@ -224,7 +244,7 @@ class Evaluation:
         at_least=1e-12,
         at_most=1e3,
         resume=FREE_WITHOUT_PROBE,
-        aliases=("probe_learning_rate",),
+        aliases="probe_learning_rate linear_lr",
     )
     probe_weight_decay: float = field(
         1e-6, "Weight decay of the linear probe.", at_least=0, resume=FREE_WITHOUT_PROBE
@@ -271,6 +291,7 @@ class Evaluation:
         "During training: epochs between kNN evaluations at headline_k, plus one at the end; None "
         "= never.",
         above=0,
+        aliases="eval_every eval_freq eval_interval check_val_every_n_epoch",
     )
     online_images: int = field(
         5000, "Maximum number of images per split for it.", above=0, used=_ONLINE
@@ -305,7 +326,11 @@ class Checkpoint:
     """Saving of checkpoints, and which are kept."""
 
     every_steps: int | None = field(
-        None, "Steps between checkpoints; None = once per epoch.", above=0, auto=True
+        None,
+        "Steps between checkpoints; None = once per epoch.",
+        above=0,
+        auto=True,
+        aliases="save_every save_freq save_steps save_interval checkpoint_every",
     )
     every_minutes: float | None = field(
         None,
@@ -313,15 +338,24 @@ class Checkpoint:
         "several processes at the next log line; None = never.",
         above=0,
     )
-    keep_last: int = field(2, "Number of newest checkpoints to keep.", above=0)
+    keep_last: int = field(
+        2,
+        "Number of newest checkpoints to keep.",
+        above=0,
+        aliases="max_to_keep save_total_limit keep",
+    )
     keep_best: int = field(
-        0, "Number of best checkpoints to keep in addition to the newest.", at_least=0
+        0,
+        "Number of best checkpoints to keep in addition to the newest.",
+        at_least=0,
+        aliases="save_top_k",
     )
     best_metric: str = field(
         "total",
         "Metric that ranks them: one logged at the saved step, by name or tag ('total', "
         "'loss/total'), or 'online/knn_top1' (steps without it rank last).",
         used=_BEST,
+        aliases="monitor",
     )
     best_mode: Literal["min", "max"] | None = field(
         None,
@@ -335,10 +369,16 @@ class Checkpoint:
 class Log:
     """What is logged."""
 
-    every_steps: int = field(10, "Steps between log lines.", above=0, auto=True)
+    every_steps: int = field(
+        10,
+        "Steps between log lines.",
+        above=0,
+        auto=True,
+        aliases="log_every log_interval log_every_n_steps print_freq logging_steps log_freq",
+    )
     writers: tuple[Tracker, ...] = field(
         ("tensorboard",),
         "Where metrics go beside `metrics.jsonl`: 'tensorboard', 'wandb' (Weights & Biases), "
         "'mlflow'.",
-        aliases=("logger", "loggers", "tracker"),
+        aliases="logger loggers tracker",
     )

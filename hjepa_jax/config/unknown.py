@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
 
 from hjepa_jax.config.fields import Row
 from hjepa_jax.config.settings import Schema
@@ -30,6 +31,24 @@ RENAMED: dict[str, str] = {
 
 # Old section -> new one, with the same field names.
 RENAMED_SECTIONS: dict[str, str] = {"spectral": "hamsigreg"}
+# What other programs have as fields -> what to do instead.
+_NO_FIELDS = {
+    "device devices num_devices gpu gpus num_gpus n_gpus gpu_ids accelerator": (
+        "every device is used; choose them by CUDA_VISIBLE_DEVICES, or cpu by JAX_PLATFORMS"
+    ),
+    "nodes num_nodes num_hosts world_size": "give --coordinator_address and --num_processes",
+    "workdir work_dir output_dir out_dir save_dir run_dir log_dir logdir checkpoint_dir": (
+        "give --workdir"
+    ),
+    "resume resume_from resume_from_checkpoint ckpt_path": "give --resume=RUN",
+    "optimizer optim": "it is AdamW; set config.train.lr, weight_decay, b1, b2, or adam_eps",
+    "scheduler lr_scheduler lr_schedule schedule": (
+        "the learning rate warms up, and falls as a cosine; set config.train.warmup_epochs and "
+        "config.train.min_lr_ratio"
+    ),
+    "temperature temp tau": "no loss of this project has a temperature",
+    "num_classes n_classes classes": "the data has the classes",
+}
 _OBJECTIVE = (
     "config.objective is now config.method: 'hjepa', 'lejepa' for SIGReg of untransformed states, "
     "or 'hamsigreg' for a former config.spectral.kind other than 'identity'."
@@ -45,32 +64,42 @@ def renamed(path: str) -> str | None:
     return RENAMED.get(path)
 
 
-def _nearest_field(rows: Mapping[str, Row], path: str) -> str:
+def _plain(word: str) -> str:
+    """Returns a word without case and underscores: 'learningRate' is learning_rate."""
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def _words(row: Row) -> list[str]:
+    """Returns a field's own name and its names in other programs."""
+    return [row.path.rpartition(".")[2], *row.spec.aliases.split()]
+
+
+def field_of_word(of: Schema, word: str, names: Iterable[str] | None = None) -> str | None:
+    """Returns the field that has a word as its name, or else as an alias; None if there is none.
+
+    Args:
+      of: the schema.
+      word: a name without a section.
+      names: the fields to search; None = all, those of `train` first.
+    """
+    # A field given without its section is most often one of `train`.
+    names = names or sorted(of.rows, key=lambda name: not name.startswith("train."))
+    known = [(name, [_plain(known) for known in _words(of.rows[name])]) for name in names]
+    exact = [name for name, (own, *_) in known if own == _plain(word)]
+    return next(iter([*exact, *(name for name, words in known if _plain(word) in words)]), None)
+
+
+def _nearest_field(of: Schema, path: str) -> str:
     """Returns the field most similar to `path`, searching its section first."""
     section, _, leaf = path.rpartition(".")
-    leaves = {name: name.rpartition(".")[2] for name in rows}
-    inside = [name for name in rows if name.rpartition(".")[0] == section]
-    # A field given without its section is most often one of `train`.
-    everywhere = sorted(rows, key=lambda name: not name.startswith("train."))
-    for names in (inside, everywhere):
-        for name in names:
-            if leaf == leaves[name] or leaf.lower() in rows[name].spec.aliases:
-                return name
-    words = {leaves[name]: name for name in inside}
-    words |= {alias: name for name in inside for alias in rows[name].spec.aliases}
+    inside = [name for name in of.rows if name.rpartition(".")[0] == section]
+    if found := (inside and field_of_word(of, leaf, inside)) or field_of_word(of, leaf):
+        return found
+    words = {word: name for name in inside for word in reversed(_words(of.rows[name]))}
     near = difflib.get_close_matches(leaf, words, 1, 0.6)
     if near:
         return words[near[0]]
-    return difflib.get_close_matches(path, tuple(rows), 1, 0.0)[0]
-
-
-def field_of_word(of: Schema, word: str) -> str | None:
-    """Returns the field that has a word as its name or as an alias, else None."""
-    everywhere = sorted(of.rows, key=lambda name: not name.startswith("train."))
-    for name in everywhere:
-        if word == name.rpartition(".")[2] or word.lower() in of.rows[name].spec.aliases:
-            return name
-    return None
+    return difflib.get_close_matches(path, tuple(of.rows), 1, 0.0)[0]
 
 
 def unknown_field(of: Schema, path: str) -> str | None:
@@ -81,7 +110,11 @@ def unknown_field(of: Schema, path: str) -> str | None:
         return _OBJECTIVE
     if now := renamed(path):
         return f"config.{path} is now config.{now}: use the new name."
+    leaf = _plain(path.rpartition(".")[2])
+    for words, advice in _NO_FIELDS.items():
+        if leaf in map(_plain, words.split()) and not field_of_word(of, leaf):
+            return f"config.{path[:100]} is not a field of the configuration: {advice}."
     return (
         f"config.{path[:100]} is not a field of the configuration: "
-        f"did you mean config.{_nearest_field(of.rows, path[:100])}?"
+        f"did you mean config.{_nearest_field(of, path[:100])}?"
     )

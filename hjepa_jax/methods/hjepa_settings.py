@@ -86,8 +86,17 @@ class Dynamics:
         "Integrator of the flow.",
         used=_FLOWS,
     )
-    steps: int = field(2, "Steps of the flow.", above=0, at_most=1024, used=_MOVES)
-    dt: float = field(0.05, "Step size.", at_least=1e-6, at_most=100, used=_MOVES)
+    steps: int = field(
+        2,
+        "Steps of the flow.",
+        above=0,
+        at_most=1024,
+        used=_MOVES,
+        aliases="leapfrog_steps num_leapfrog_steps",
+    )
+    dt: float = field(
+        0.05, "Step size.", at_least=1e-6, at_most=100, used=_MOVES, aliases="step_size delta_t"
+    )
     learn_dt: bool = field(
         False,
         "Learn dt through a softplus; an error for training, where dt collapses to zero.",

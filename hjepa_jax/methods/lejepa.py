@@ -46,7 +46,9 @@ class SIGRegSection:
         "additive",
         "'additive' (pred + weight * sigreg) or 'convex' ((1 - weight) * pred + weight * sigreg).",
     )
-    weight: float = field(0.02, "Weight of SIGReg.", at_least=0)
+    weight: float = field(
+        0.02, "Weight of SIGReg.", at_least=0, aliases="lambda lambd lamb sigreg_weight"
+    )
     weight_warmup_epochs: float = field(
         0.0, "Epochs over which the weight grows linearly from 0; 0 = constant.", at_least=0
     )
@@ -54,7 +56,9 @@ class SIGRegSection:
         "per_view",
         "Statistic of each view, or over all views together.",
     )
-    num_slices: int = field(64, "Random directions.", above=0, at_most=65536)
+    num_slices: int = field(
+        64, "Random directions.", above=0, at_most=65536, aliases="slices num_projections num_proj"
+    )
     t_max: float = field(3.0, "Largest frequency.", at_least=0.01, at_most=100)
     n_points: int = field(9, "Frequencies.", at_least=3, at_most=1025, odd=True)
     weight_type: WeightType = field("gaussian", "Weighting of the frequencies.")

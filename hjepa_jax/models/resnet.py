@@ -45,6 +45,7 @@ class ResNetSection:
         above=0,
         at_most=8192,
         auto=True,
+        aliases="base_width",
     )
     stage_blocks: tuple[int, int, int, int] = field(
         (2, 2, 2, 2),
@@ -52,7 +53,7 @@ class ResNetSection:
         above=0,
         at_most=256,
         hint="the blocks of each of the four stages",
-        aliases=("depth", "layers", "blocks"),
+        aliases="depth layers blocks",
     )
     stem: Literal["cifar", "imagenet"] = field(
         "cifar",
@@ -80,13 +81,19 @@ class ResNetSection:
         auto=True,
     )
     embed_dim: int = field(
-        2048, "Dimension of the embedding.", above=0, at_most=2**20, used=_GLOBAL
+        2048,
+        "Dimension of the embedding.",
+        above=0,
+        at_most=2**20,
+        used=_GLOBAL,
+        aliases="embedding_dim feature_dim feat_dim",
     )
     remat: Literal["none", "blocks"] = field(
         "none",
         "'blocks' recomputes residual blocks in the backward pass: less memory, a third more "
         "computation.",
         resume=FREE,
+        aliases="gradient_checkpointing grad_checkpointing activation_checkpointing",
     )
 
 

@@ -240,10 +240,64 @@ def test_what_a_resume_may_change() -> None:
         ("epochs", "train.epochs"),
         ("lr", "train.lr"),
         ("data.image_siz", "data.image_size"),
+        *((word, "train.lr") for word in ("learningRate", "LR", "optim.base_lr", "train.max_lr")),
+        *((word, "data.batch_size") for word in ("batch", "bs", "batchSize", "train.batch_size")),
+        *((word, "train.weight_decay") for word in ("wd", "optimizer.weight_decay")),
+        *((word, "train.epochs") for word in ("num_epochs", "trainer.max_epochs", "data.epochs")),
+        *((word, "model.encoder") for word in ("backbone", "arch", "model.architecture")),
+        *((word, "data.num_workers") for word in ("workers", "train.num_workers")),
+        *((word, "seed") for word in ("train.seed", "random_seed", "data.rng_seed")),
+        *((word, "model.compute_dtype") for word in ("precision", "amp", "train.precision")),
+        *((word, "data.name") for word in ("dataset", "data.dataset")),
+        *((word, "data.root") for word in ("data_dir", "data.path", "data_path")),
+        *((word, "train.max_steps") for word in ("total_steps", "train.steps", "max_iters")),
+        *(
+            (word, "train.accumulation")
+            for word in ("accumulate_grad_batches", "gradient_accumulation_steps")
+        ),
+        *((word, "train.grad_clip") for word in ("gradient_clip_val", "train.clip_grad")),
+        *((word, "checkpoint.every_steps") for word in ("save_every", "checkpoint.save_steps")),
+        *((word, "log.every_steps") for word in ("log_every_n_steps", "print_freq")),
+        *((word, "evaluation.knn_k") for word in ("n_neighbors", "evaluation.k")),
+        ("sigreg.lambda", "sigreg.weight"),
+        ("data.img_size", "data.image_size"),
+        ("data.augment.hflip", "data.augment.flip_probability"),
+        ("train.warmup_steps", "train.warmup_epochs"),
+        ("evaluation.bs", "data.batch_size"),
+        ("proj_dim", "model.projector_dim"),
     ],
 )
 def test_suggestions_know_the_fields_words(asked, meant) -> None:
     assert (unknown_field(schema(), asked) or "").endswith(f"did you mean config.{meant}?")
+
+
+def test_no_word_of_other_programs_means_two_fields_of_a_section() -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for path, row in rows().items():
+        for word in [path.rpartition(".")[2], *row.spec.aliases.split()]:
+            key = (path.rpartition(".")[0], word)
+            assert key not in seen, f"{word} means {seen[key]} and {path}"
+            seen[key] = path
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        ("devices", "CUDA_VISIBLE_DEVICES"),
+        ("train.gpus", "CUDA_VISIBLE_DEVICES"),
+        ("trainer.num_nodes", "--num_processes"),
+        ("log.output_dir", "give --workdir"),
+        ("train.resume_from", "give --resume=RUN"),
+        ("train.optimizer", "it is AdamW"),
+        ("train.lr_scheduler", "cosine"),
+        ("loss.temperature", "has a temperature"),
+        ("model.num_classes", "the data has the classes"),
+    ],
+)
+def test_what_is_no_field_here_gets_advice(asked, advice) -> None:
+    told = unknown_field(schema(), asked) or ""
+    assert told.startswith(f"config.{asked} is not a field of the configuration: ")
+    assert advice in told
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_the_command_prints_a_block_a_table_or_json(run, tmp_path, capsys) -> No
     assert told["scores"][0]["knn"] == 0.5
 
 
-def test_what_cannot_be_read_is_a_sentence(run, tmp_path) -> None:
+def test_what_cannot_be_read_is_a_sentence(run, tmp_path, capsys) -> None:
     add_report(tmp_path / "eval", "x")
     (tmp_path / "eval" / "x" / "metrics.json").write_text("{}")
     state = read_state(run, tmp_path / "elsewhere")
@@ -181,6 +181,12 @@ def test_what_cannot_be_read_is_a_sentence(run, tmp_path) -> None:
     (run / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         read_state(run, tmp_path)
+    # One of several does not hide the others.
+    files.save(typed(cifar100.get_config()), run.parent / "y")
+    command.main(command.PROGRAM.parse(["show", str(run.parent)]))
+    told = capsys.readouterr()
+    assert "config.json cannot be read" in told.err
+    assert [row.split()[1] for row in told.out.splitlines()] == ["status", "not"]
 
 
 @pytest.mark.parametrize(
