@@ -230,13 +230,7 @@ class Evaluation:
         above=0,
         at_most=2**20,
     )
-    probe_epochs: int = field(
-        50,
-        "Epochs of the linear probe.",
-        above=0,
-        at_most=100_000,
-        aliases="linear_epochs linear_probe_epochs",
-    )
+    probe_epochs: int = field(50, "Epochs of the linear probe.", above=0, at_most=100_000)
     probe_batch_size: int = field(256, "Batch size of the linear probe.", above=0, at_most=65536)
     probe_lr: float = field(
         1e-3,
