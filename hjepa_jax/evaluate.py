@@ -358,5 +358,6 @@ def _report(
 
 def _epoch_steps(data: DataPosition) -> int | None:
     """Returns the steps of an epoch of a run, from what its checkpoint says of its data."""
-    known = "num_images" in data and "batch_size" in data
-    return steps_per_epoch(data["num_images"], data["batch_size"]) if known else None
+    if "num_images" in data and "batch_size" in data:
+        return steps_per_epoch(data["num_images"], data["batch_size"])
+    return None
