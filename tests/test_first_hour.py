@@ -72,11 +72,11 @@ def test_the_notebook_runs_and_prints_what_it_stores(printed) -> None:
     _, found = printed
     compared = 0
     for cell, text in zip(CODE, found, strict=True):
-        # Jupyter shows a rich table as HTML.
-        if "evaluate(" not in source(cell):
+        # What training and evaluation show depends on the terminal.
+        if "print(" in source(cell):
             assert masked(stored(cell, "stdout")) == masked(text), source(cell)
-            compared += bool(text)
-    assert compared >= 4
+            compared += 1
+    assert compared == 5
 
 
 def test_the_notebook_was_run_once_from_top_to_bottom() -> None:
