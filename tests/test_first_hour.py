@@ -104,7 +104,7 @@ def test_what_the_notebook_wrote_loads(printed) -> None:
     folder, _ = printed
     encoder = hjepa_jax.from_pretrained(folder / "runs" / "fine_tuned")
     assert encoder.origin.fine_tuned
-    assert (folder / "eval_runs" / "first_hour" / "metrics.json").is_file()
+    assert (folder / "runs" / "first_hour" / "evaluation" / "metrics.json").is_file()
     # Its evaluation is in the card of the run itself.
     with contextlib.chdir(folder):
         run = hjepa_jax.load("runs/first_hour")
