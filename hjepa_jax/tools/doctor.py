@@ -31,7 +31,6 @@ from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
-from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program("doctor", __doc__)
 _CONFIG = define_config(None, "Configuration to check and dry-run.", values=PROGRAM.flags)
@@ -213,6 +212,8 @@ def findings(config: ConfigDict | None, workdir: pathlib.Path) -> Iterator[Findi
         ("cache", check_cache),
     ]
     if config is not None:
+        from hjepa_jax.training.automatic.resolved import resolved
+
         settings = functools.cache(lambda: resolved(config))
 
         def check_config() -> Iterator[Finding]:

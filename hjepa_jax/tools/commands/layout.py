@@ -16,7 +16,6 @@ from absl import flags
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
-from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program("layout", __doc__)
 _FLAGS = PROGRAM.flags
@@ -40,6 +39,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", max(counts))
     from hjepa_jax.tools.layout_check import compare_layouts
+    from hjepa_jax.training.automatic.resolved import resolved
 
     worst = 0.0
     for count, differences in compare_layouts(resolved(_CONFIG.value), counts).items():

@@ -11,7 +11,6 @@ from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_file, local_path
-from hjepa_jax.training.automatic.resolved import resolved
 
 PROGRAM = Program("views", __doc__, required=("config",))
 _FLAGS = PROGRAM.flags
@@ -35,6 +34,7 @@ def main(argv: list[str]) -> None:
     from hjepa_jax.data.contact_sheet import contact_sheet
     from hjepa_jax.data.pipeline import train_batches
     from hjepa_jax.data.sources.open import open_source
+    from hjepa_jax.training.automatic.resolved import resolved
 
     # The host makes the same views as the device.
     settings = resolved(_CONFIG.value).replace({"data.backend": "host"})
