@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def split_features(
 def _save_npz(
     file: BinaryIO, found: Features, names: Sequence[str] | None, about: Mapping[str, object]
 ) -> None:
-    files = {} if names is None else {"names": np.array(names, dtype=str)}
+    files: dict[str, Any] = {} if names is None else {"names": np.array(names, dtype=str)}
     np.savez_compressed(
         file,
         **files,

@@ -175,7 +175,7 @@ def extra_rows(metrics: Metrics) -> list[list[str]]:
     rows = []
     for name, one in metrics["encoders"].items():
         for shots, found in one.get("few_shot", {}).items():
-            spread = f"{_percent(found['top1'])} ± {_percent(found['top1_std'])}"
+            spread = f"{_accuracy(found, 'top1')} ± {_percent(found['top1_std'])}"
             rows.append([f"{name}: {shots} images per class", "", spread])
         for kind in ("coarse", "robustness"):
             for key, found in one.get(kind, {}).items():

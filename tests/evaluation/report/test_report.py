@@ -75,7 +75,8 @@ def test_folder_holds_json_markdown_and_pictures(tmp_path: pathlib.Path) -> None
         assert min(image.shape[:2]) > 300
         assert image.std() > 5
     assert "| trained: p |" in text
-    assert "trained: 2 images per class" in text
+    # The accuracy, its interval over test images, and its spread over draws.
+    assert re.search(r"trained: 2 images per class \|  \| [\d.]+ % \(\d+–\d+\) ± [\d.]+ %", text)
     assert "trained: parity labels" in text
 
 
