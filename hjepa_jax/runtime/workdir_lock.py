@@ -6,8 +6,6 @@ Not `filelock`: its timeout does not name the holder, it locks hard links, and i
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -19,11 +17,11 @@ from types import TracebackType
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.runtime import distributed
 from hjepa_jax.storage.files import kind_of, printable
+from hjepa_jax.storage.lock import take_lock
 from hjepa_jax.storage.schema import Fields, Text, Whole, parse_json
 
 _log = logging.getLogger(__name__)
 _HOLDER = Fields({"pid": Whole(0), "host": Text(most=300)})
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class WorkdirLock:
@@ -112,19 +110,18 @@ class WorkdirLock:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.open(self._path, flags, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            answer = take_lock(file)
+        except OSError:
+            os.close(file)
+            raise
+        if answer == "held":
             holder = os.read(file, 1000).decode(errors="replace")
             os.close(file)
-            raise CheckpointError(self._sentence(holder)) from None
-        except OSError as error:
+            raise CheckpointError(self._sentence(holder))
+        if answer == "unsupported":
             os.close(file)
-            if error.errno not in _UNSUPPORTED:
-                raise
             _log.warning(
-                "%s cannot be locked (%s): do not start a second run in this workdir.",
-                self._path,
-                error,
+                "%s cannot be locked: do not start a second run in this workdir.", self._path
             )
             return None
         os.ftruncate(file, 0)

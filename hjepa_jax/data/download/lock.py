@@ -7,8 +7,6 @@ whom they wait for.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import pathlib
@@ -17,10 +15,10 @@ import time
 from collections.abc import Iterator
 
 from hjepa_jax.storage.files import printable
+from hjepa_jax.storage.lock import take_lock
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -39,30 +37,16 @@ def locked(path: pathlib.Path, what: str) -> Iterator[None]:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         told = False
-        while not _taken(file, path):
+        while (answer := take_lock(file)) == "held":
             if not told:
                 told = True
                 holder = printable(os.pread(file, 300, 0).decode(errors="replace"))
                 _log.warning("waiting for %s: %s", holder or "another process", what)
             time.sleep(_POLL_SECONDS)
+        if answer == "unsupported":
+            _log.warning("%s cannot be locked: let one process alone fill this folder", path)
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         os.close(file)
-
-
-def _taken(file: int, path: pathlib.Path) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        _log.warning(
-            "%s cannot be locked (%s): let one process alone fill this folder",
-            path,
-            error.strerror,
-        )
-    return True
