@@ -16,7 +16,8 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from run_all import TINY
@@ -41,16 +42,18 @@ class Part(NamedTuple):
       full: its command, for the Python interpreter.
       tiny: the same at the smallest size, which shows on a CPU that it runs.
       seconds: its time limit.
+      environment: variables that it has beside those of all parts.
     """
 
     full: tuple[str, ...]
     tiny: tuple[str, ...]
     seconds: float
+    environment: Mapping[str, str] = types.MappingProxyType({})
 
 
-def _part(full: str, tiny: Sequence[str], seconds: float) -> Part:
+def _part(full: str, tiny: Sequence[str], seconds: float, **environment: str) -> Part:
     script = full.split()[0]
-    return Part(tuple(full.split()), (script, *tiny), seconds)
+    return Part(tuple(full.split()), (script, *tiny), seconds, environment)
 
 
 # The most important come first, in case the time runs out.
@@ -84,37 +87,36 @@ PARTS = {
         f"-m pytest -n 4 {' '.join(DEVICE_TESTS)}",
         ["pytest", "-n", "0", "tests/objectives/test_lejepa.py"],
         150,
+        # The tests ask for the CPU unless told otherwise, and do not allow for TF32.
+        JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", "cuda,cpu"),
+        JAX_DEFAULT_MATMUL_PRECISION="highest",
     ),
 }
 
 
-def environment() -> dict[str, str]:
-    """Returns the environment of the parts."""
+def environment(part: Part) -> dict[str, str]:
+    """Returns the environment of a part."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
         # PyTorch's sides share the device with ours.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONUNBUFFERED": "1",
+        **part.environment,
     }
 
 
-def run(name: str, command: list[str], seconds: float) -> tuple[str, str | None]:
+def run(part: Part, command: list[str], seconds: float) -> tuple[str, str | None]:
     """Runs a part.
 
     Returns:
       (what it printed, why it did not finish or None).
     """
-    variables = environment()
-    if name == "tests":
-        # The tests ask for the CPU unless told otherwise, and do not allow for TF32.
-        variables.setdefault("JAX_PLATFORMS", "cuda,cpu")
-        variables["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     try:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=variables,
+            env=environment(part),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -148,7 +150,7 @@ def main() -> None:
             printed, problem = "", f"not started: the {args.minutes:g} minutes are over"
             if left > 0:
                 command = [sys.executable, *arguments]
-                printed, problem = run(name, command, min(part.seconds, left))
+                printed, problem = run(part, command, min(part.seconds, left))
             seconds = time.monotonic() - start
             text = f"## {name}\n\n`{' '.join(arguments)}` ({seconds:.0f} s)\n\n{printed}\n"
             text += f"{name}: {problem}\n" if problem else ""
