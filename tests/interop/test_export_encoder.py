@@ -61,6 +61,43 @@ def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.json"]
 
 
+def test_a_name_without_suffix_is_a_folder_for_the_hub(tmp_path) -> None:
+    run = _loaded(quickstart.get_config("smoke"), tmp_path / "run")
+    command = [sys.executable, "scripts/export_encoder.py", f"--workdir={tmp_path}/run"]
+
+    def written(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    out = tmp_path / "encoder"
+    done = written(f"--out={out}", "--license=apache-2.0")
+    assert done.returncode == 0, done.stderr
+    assert f"hjepa_jax.from_pretrained('{out}')" in done.stdout
+    assert "license: apache-2.0" in (out / "README.md").read_text()
+    images = _images(run, 3)
+    shared = hjepa_jax.from_pretrained(out, batch_size=8)
+    np.testing.assert_array_equal(shared.encode(images), run.encode(images))
+
+    again = written(f"--out={out}")
+    assert again.returncode == 1
+    assert "overwrite" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--out=encoder", "--state_part=q"], "--state_part applies to files"),
+        (["--out=encoder.onnx", "--license=mit"], "--license and --overwrite apply to a folder"),
+    ],
+)
+def test_flags_of_the_other_kind_of_output_are_refused(arguments, sentence, tmp_path) -> None:
+    command = [sys.executable, "scripts/export_encoder.py", "--workdir=nowhere", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"hjepa export: {sentence}")
+
+
 def test_imagenet_stem_and_bfloat16(imagenet, tmp_path) -> None:
     export_encoder(imagenet, tmp_path / "e.stablehlo")
     exported = jax.export.deserialize(bytearray((tmp_path / "e.stablehlo").read_bytes()))
