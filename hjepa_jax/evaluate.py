@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.files import differences
 from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
+from hjepa_jax.console import BOARD
 from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -37,7 +38,6 @@ from hjepa_jax.evaluation.run_page.record import record_of
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
-from hjepa_jax.runtime.console import BOARD
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
 from hjepa_jax.training.automatic.resolved import resolved

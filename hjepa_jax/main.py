@@ -82,12 +82,9 @@ _PROCESS_ID = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Runs the requested mode."""
     del argv
-    from hjepa_jax.runtime import compilation_cache, console, distributed
+    from hjepa_jax.runtime import compilation_cache, distributed
     from hjepa_jax.training.automatic.resolved import resolved
 
-    if not flags.FLAGS["verbosity"].present:
-        console.set_up()
-    logging.getLogger("hjepa_jax").setLevel(logging.INFO)
     compilation_cache.enable()
     given = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     # Other fields may be chosen from the images, which all processes do together.
@@ -151,7 +148,8 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
     """Trains and evaluates according to the mode; only process 0 prints."""
     import jax
 
-    from hjepa_jax.runtime import console, distributed
+    from hjepa_jax import console
+    from hjepa_jax.runtime import distributed
     from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.files import save as save_settings
+from hjepa_jax.console import BOARD
 from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.pipeline import BatchStream, WaitTimer, train_batches
 from hjepa_jax.data.sources.base import ImageSource
@@ -26,7 +27,6 @@ from hjepa_jax.methods.base import Metrics
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_files import report_disk_full
-from hjepa_jax.runtime.console import BOARD
 from hjepa_jax.runtime.progress import LogClock, ProgressDisplay, SaveClock
 from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 from hjepa_jax.runtime.workdir_lock import WorkdirLock

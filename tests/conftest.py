@@ -1,9 +1,11 @@
 """Settings shared by all tests: the CPU backend, signals, and absl flags that grain needs."""
 
 import atexit
+import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -55,6 +57,18 @@ def parsed_flags() -> None:
     """Grain's worker processes refuse to start on unparsed absl flags."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch) -> Iterator[None]:
+    """Undoes `console.set_up`, which every command does, so that later tests see all messages."""
+    loggers = [logging.getLogger(name) for name in ("", "absl", "hjepa_jax", "asyncio")]
+    before = [(one.level, list(one.handlers), list(one.filters)) for one in loggers]
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    yield
+    for one, (level, handlers, filters) in zip(loggers, before):
+        one.setLevel(level)
+        one.handlers[:], one.filters[:] = handlers, filters
 
 
 @pytest.fixture

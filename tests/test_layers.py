@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "hjepa_jax"
 # those above it in this list.
 ROOMS = (
     "errors",
+    "console",
     "storage",
     "config",
     "recipes",

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hjepa_jax.console import BOARD, Board, duration
 from hjepa_jax.runtime import distributed
-from hjepa_jax.runtime.console import BOARD, Board, duration
 
 # Seconds between lines: at least, and at most.
 _LINE_SECONDS, _SILENT_SECONDS = 10.0, 300.0

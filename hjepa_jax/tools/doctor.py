@@ -32,7 +32,8 @@ from hjepa_jax.config.flags import define_config
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
-PROGRAM = Program("doctor", __doc__)
+# The dry run would tell of itself between the findings.
+PROGRAM = Program("doctor", __doc__, level=logging.WARNING)
 _CONFIG = define_config(None, "Configuration to check and dry-run.", values=PROGRAM.flags)
 _WORKDIR = flags.DEFINE_string(
     "workdir", "runs", "Folder whose disk is checked.", flag_values=PROGRAM.flags
@@ -190,7 +191,7 @@ def check_data(settings: Settings) -> Iterator[Finding]:
 
 def check_dry_run(settings: Settings) -> Iterator[Finding]:
     """Trains two steps of the configuration in a temporary folder."""
-    from hjepa_jax.runtime.console import BOARD
+    from hjepa_jax.console import BOARD
     from hjepa_jax.train import train
 
     start = time.perf_counter()
@@ -249,10 +250,8 @@ def report(found: Iterator[Finding], stream: TextIO | None = None) -> bool:
 def main(argv: list[str]) -> None:
     """Prints the report and exits with 1 if there is a problem."""
     del argv
-    from hjepa_jax.runtime import compilation_cache, console
+    from hjepa_jax.runtime import compilation_cache
 
-    # The dry run would log between the findings.
-    console.set_up(level=logging.WARNING)
     compilation_cache.enable()
     workdir = local_path(_WORKDIR.value, "--workdir")
     if not report(findings(_CONFIG.value, workdir)):

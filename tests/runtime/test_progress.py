@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from hjepa_jax.runtime import console, progress
-from hjepa_jax.runtime.console import Board
-from tests.runtime.test_console import plain, terminal_of
+from hjepa_jax import console
+from hjepa_jax.console import Board
+from hjepa_jax.runtime import progress
+from tests.test_console import plain, terminal_of
 
 VALUES = {
     "loss/total": 0.5,

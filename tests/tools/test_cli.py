@@ -1,6 +1,7 @@
 """The `hjepa` command: every subcommand has its own help, and answers mistakes alike."""
 
 import importlib
+import logging
 import pathlib
 import re
 import subprocess
@@ -204,3 +205,30 @@ def test_a_sweep_passes_overrides_on_to_its_runs() -> None:
     assert sweep.PROGRAM.source == "quickstart:smoke"
     assert split_overrides(passed) == split_overrides(arguments)
     assert len(passed) == 5
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_subcommand_shows_plain_messages_and_no_chatter(
+    name, tmp_path, monkeypatch, capsys
+) -> None:
+    def emit(argv: list[str]) -> None:
+        del argv
+        logging.getLogger("hjepa_jax.train").warning("a batch was skipped")
+        logging.getLogger("hjepa_jax.train").info("resumed")
+        for library in ("jax._src.xla_bridge", "absl", "orbax", "matplotlib"):
+            logging.getLogger(library).info("chatter")
+        logging.getLogger("jax").warning("a real one")
+
+    module = importlib.import_module(cli.COMMANDS[name].module)
+    monkeypatch.setattr(main if name == "eval" else module, "main", emit)
+    files.save(typed(quickstart.get_config("smoke")), tmp_path)
+    needed = {"config": "quickstart:smoke"}
+    flags = [f"--{flag}={needed.get(flag, tmp_path)}" for flag in module.PROGRAM._required]
+    arguments = ["bash" if name == "completion" else str(tmp_path)] * module.PROGRAM._number[0]
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, name, *arguments, *flags)
+    assert not end.value.code
+    told = ["warning: a batch was skipped", "resumed", "warning: a real one"]
+    if name in ("doctor", "export", "features", "kill-test"):  # they tell their own story
+        del told[1]
+    assert capsys.readouterr().err.splitlines() == told

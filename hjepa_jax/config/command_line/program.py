@@ -8,6 +8,7 @@ The module that declares a program imports JAX inside functions alone: help and 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import textwrap
@@ -43,6 +44,7 @@ class Program:
         number: tuple[int, int] = (0, 0),
         speaker: str = "",
         alone: bool = False,
+        level: int = logging.INFO,
     ) -> None:
         """Declares a program without flags.
 
@@ -55,6 +57,7 @@ class Program:
           number: least and most of them.
           alone: whether overrides are taken without a `--config`.
           speaker: printed before errors; '' = 'hjepa NAME'.
+          level: least level of the package's messages that it prints, see `console.set_up`.
         """
         self.name = name
         self.flags = flags.FlagValues()
@@ -64,6 +67,7 @@ class Program:
         self._meaning = (meaning or "").strip()
         self._required, self._example = tuple(required), example
         self._arguments, self._number = arguments, number
+        self._level = level
         self._speaker = speaker or f"hjepa {name}"
 
     def help(self) -> str:
@@ -166,6 +170,11 @@ class Program:
                 sys.exit(f"{self._speaker}: {error}")
 
         def guarded(argv: list[str]) -> object:
+            # It takes a tenth of a second, which help and completion need not wait for.
+            from hjepa_jax import console
+
+            if not flags.FLAGS["verbosity"].present:
+                console.set_up(level=self._level)
             try:
                 return main(argv)
             except UserError as error:

@@ -10,10 +10,10 @@ folder of safetensors, configuration, and model card, which `hjepa_jax.from_pret
 
 from __future__ import annotations
 
+import logging
 import pathlib
 
 from absl import flags
-from absl import logging as absl_logging
 
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.errors import UserError
@@ -23,6 +23,7 @@ PROGRAM = Program(
     __doc__,
     required=("workdir", "out"),
     example="--workdir=runs/x --out=encoder.stablehlo",
+    level=logging.WARNING,
 )
 _FLAGS = PROGRAM.flags
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
@@ -63,7 +64,6 @@ def main(argv: list[str]) -> None:
     from hjepa_jax.interop.export_encoder import export_encoder
     from hjepa_jax.loading import load_run
 
-    absl_logging.set_verbosity(absl_logging.WARNING)
     loaded = load_run(str(_WORKDIR.value), step=_STEP.value)
     if is_folder:
         path = loaded.save_pretrained(

@@ -5,13 +5,18 @@ hjepa features --workdir=runs/x --split=test --out=test.npz
 
 from __future__ import annotations
 
+import logging
+
 from absl import flags
-from absl import logging as absl_logging
 
 from hjepa_jax.config.command_line.program import Program
 
 PROGRAM = Program(
-    "features", __doc__, required=("workdir", "out"), example="--workdir=runs/x --out=test.npz"
+    "features",
+    __doc__,
+    required=("workdir", "out"),
+    example="--workdir=runs/x --out=test.npz",
+    level=logging.WARNING,
 )
 _FLAGS = PROGRAM.flags
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=_FLAGS)
@@ -40,7 +45,6 @@ def main(argv: list[str]) -> None:
     from hjepa_jax.loading import load_run
     from hjepa_jax.runtime import compilation_cache
 
-    absl_logging.set_verbosity(absl_logging.WARNING)
     compilation_cache.enable()
     loaded = load_run(str(_WORKDIR.value), step=_STEP.value, batch_size=_BATCH.value)
     found = export_features(

@@ -8,17 +8,19 @@ minute, mostly startup.
 
 from __future__ import annotations
 
+import logging
 import time
 
 from absl import flags
-from absl import logging as absl_logging
 
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config, resolve_arguments
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.files import check_writable_folder, local_path
 
-PROGRAM = Program("kill-test", __doc__, required=("out",), example="--out=soak")
+PROGRAM = Program(
+    "kill-test", __doc__, required=("out",), example="--out=soak", level=logging.WARNING
+)
 _FLAGS = PROGRAM.flags
 define_config("quickstart:smoke", "What to train.", values=_FLAGS)
 _KILLS = flags.DEFINE_integer(
@@ -39,7 +41,6 @@ def main(argv: list[str]) -> None:
     del argv
     from hjepa_jax.tools.kill_test import soak
 
-    absl_logging.set_verbosity(absl_logging.WARNING)
     steps = _STEPS_A_KILL.value * (_KILLS.value + 1)
     overrides = [
         f"--config={PROGRAM.source}",

@@ -56,9 +56,6 @@ def main(argv: list[str]) -> None:
     del argv
     import jax
 
-    from hjepa_jax.runtime import console
-
-    console.set_up()
     jax.config.update("jax_platforms", "cpu")
     if _TOPOLOGY.value is None:
         jax.config.update("jax_num_cpu_devices", _DEVICES.value)

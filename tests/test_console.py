@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from hjepa_jax.runtime import console
-from hjepa_jax.runtime.console import Board, duration
+from hjepa_jax import console
+from hjepa_jax.console import Board, duration
 
 
 class Terminal(io.StringIO):
@@ -137,22 +137,7 @@ def test_a_quiet_board_has_lines_alone(capsys, monkeypatch) -> None:
     assert capsys.readouterr().err == "error: lost\n"
 
 
-@pytest.fixture
-def root(monkeypatch):
-    """The loggers that `set_up` changes, as they were afterwards."""
-    logger = logging.getLogger()
-    names = ("", "absl", "hjepa_jax", "asyncio")
-    levels = {name: logging.getLogger(name).level for name in names}
-    handlers, filters = list(logger.handlers), list(logging.getLogger("absl").filters)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    yield logger
-    logger.handlers[:] = handlers
-    logging.getLogger("absl").filters[:] = filters
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-
-
-def test_messages_are_sentences_and_other_libraries_only_warn(root, capsys) -> None:
+def test_messages_are_sentences_and_other_libraries_only_warn(capsys) -> None:
     console.set_up()
     console.set_up()
     ours, theirs = logging.getLogger("hjepa_jax.train"), logging.getLogger("jax._src.xla_bridge")

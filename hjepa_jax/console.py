@@ -245,7 +245,7 @@ class _Messages(logging.Handler):
 def set_up(*, level: int = logging.INFO) -> None:
     """Shows this package's messages from `level` on, and of other libraries warnings alone.
 
-    Programs call it once, unless --verbosity asks for the messages as absl has them.
+    Every command does, unless --verbosity asks for the messages as absl has them.
     """
     root = logging.getLogger()
     if any(isinstance(handler, _Messages) for handler in root.handlers):
