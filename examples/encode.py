@@ -4,7 +4,6 @@ python examples/encode.py runs/quickstart photos/
 """
 
 import pathlib
-import sys
 
 import numpy as np
 
@@ -22,6 +21,8 @@ def main(folder: str, images: str) -> None:
 
 
 if __name__ == "__main__":
+    import sys
+
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     try:
