@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+# The entries of a batch that are views.
+VIEWS = ("global_views", "local_views")
 _GAP = 2
 _BACKGROUND = 255
 
@@ -40,7 +42,7 @@ def contact_sheet(
     views: list[npt.NDArray[np.uint8]] = []
     if "image" in batch:
         views.append(np.asarray(batch["image"]))
-    for name in ("global_views", "local_views"):
+    for name in VIEWS:
         if name in batch:
             views += [np.asarray(view) for view in batch[name]]
     if not views or len(views[0]) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import PyTree
 from PIL import Image
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.training import Evaluation
-from hjepa_jax.data.contact_sheet import contact_sheet
+from hjepa_jax.console import BOARD
+from hjepa_jax.data.augmentation.device import augment_batch, with_images
+from hjepa_jax.data.contact_sheet import VIEWS, contact_sheet
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.base import ImageSource, decode
 from hjepa_jax.data.sources.derived import labeled, subset
@@ -185,6 +189,18 @@ def _original(source: ImageSource, number: int, side: int) -> npt.NDArray[np.uin
     return np.asarray(square)
 
 
+def _first_rows(batch: Mapping[str, PyTree[jax.Array]]) -> dict[str, PyTree[jax.Array]]:
+    """Returns this process's first images in a batch, on one device; what is whole stays whole."""
+
+    def first(name: str, array: jax.Array) -> jax.Array:
+        here = array.addressable_shards[0].data
+        if name in sharding.WHOLE:
+            return here
+        return here[:, :_SHEET_IMAGES] if name in sharding.VIEW_MAJOR else here[:_SHEET_IMAGES]
+
+    return {name: jax.tree.map(functools.partial(first, name), batch[name]) for name in batch}
+
+
 def spreads(states: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
     """Returns what histograms show of states [N, D]: the spread of the dimensions and directions.
 
@@ -216,22 +232,19 @@ class TrainingMonitor:
     ):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
         self._run, self._writer, self._source = run, writer, source
-        self._host_makes_views = settings.data.backend == "host"
+        self._data = settings.data
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = settings.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(settings, run, source) if online else None
 
-    def show_views(self, step: int, batch: Mapping[str, jax.Array]) -> None:
-        """Writes a contact sheet of this process's first images, if the host makes the views."""
-        names = [name for name in ("global_views", "local_views") if name in batch]
-        if not self._host_makes_views or not names:
-            return
-        shown = {
-            name: np.asarray(batch[name].addressable_shards[0].data) for name in (*names, "index")
-        }
-        side = max(64, shown[names[0]].shape[2])
-        numbers = shown.pop("index")[:_SHEET_IMAGES]
-        shown["image"] = np.stack([_original(self._source, int(n), side) for n in numbers])
+    def show_views(self, step: int, batch: Mapping[str, PyTree[jax.Array]]) -> None:
+        """Writes a contact sheet of this process's first images and their views."""
+        with BOARD.busy("making the first views"):
+            made = augment_batch(with_images(_first_rows(batch)), self._data)
+            shown = {name: np.asarray(made[name]) for name in VIEWS if name in made}
+        side = max(64, self._data.image_size)
+        originals = [_original(self._source, int(n), side) for n in np.asarray(made["index"])]
+        shown["image"] = np.stack(originals)
         self._writer.write_images(step, {"data/views": contact_sheet(shown, _SHEET_IMAGES)})
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -2,6 +2,9 @@
 
 import io
 import logging
+import pathlib
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +31,7 @@ from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.train import train
+from hjepa_jax.training.feed import resident_images
 from hjepa_jax.training.prepare import make_encode, prepare
 
 
@@ -106,6 +110,52 @@ def test_first_views_are_in_tensorboard(watched) -> None:
     assert (picture[1].height, picture[1].width) == expected.shape[:2]
     decoded = np.asarray(Image.open(io.BytesIO(picture[1].encoded_image_string)))
     np.testing.assert_array_equal(decoded, expected)
+
+
+def photographs(root: pathlib.Path) -> str:
+    """Writes images of two shapes and returns their folder."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i in range(16):
+            file = root / split / f"class{i % 2}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (40 + i % 2, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(file)
+    return str(root)
+
+
+@pytest.mark.parametrize("placed", ["resident", "sent", "cropped on the host"])
+def test_views_that_the_device_makes_are_shown_beside_their_originals(placed, tmp_path) -> None:
+    fields: dict = {"data.backend": "device", "data.batch_size": 16, "data.num_local_views": 1}
+    fields |= {"data.local_size": 16}
+    if placed == "sent":
+        fields["data.resident_mb"] = 0.0
+    settings = typed(online_config()).replace(fields)
+    if placed == "cropped on the host":
+        files = {"data.name": "folder", "data.root": photographs(tmp_path)}
+        settings = settings.replace(files)
+    source, mesh = open_split(settings, "train"), sharding.data_mesh()
+    batches = []
+    for backend in ("device", "host"):
+        data = settings.replace({"data.backend": backend}).data
+        with train_batches(data, settings.seed, source, num_steps=1) as stream:
+            batches.append(next(stream))
+    resident = resident_images(settings.data, source, mesh)
+    assert bool(resident) == (placed == "resident")
+    run: Any = SimpleNamespace(method=SimpleNamespace(targets=dict, remedy=None))
+    offline = settings.replace({"evaluation.online_every_epochs": None})
+    written: dict[int, dict] = {}
+    writer: Any = SimpleNamespace(write_images=written.__setitem__)
+    watching = monitor.TrainingMonitor(offline, run, source, writer)
+    watching.show_views(1, sharding.put_batch(mesh, batches[0]) | resident)
+    numbers = batches[1]["index"]
+    originals = [monitor._original(source, int(n), 64) for n in numbers]
+    expected = contact_sheet({**batches[1], "image": np.stack(originals)}, 12)
+    found = written[1]["data/views"]
+    assert found.shape == expected.shape == (12 * 66 + 2, 4 * 66 + 2, 3)
+    np.testing.assert_array_equal(found[:, :67], expected[:, :67])
+    # Device and host round differently.
+    assert np.abs(found.astype(int) - expected).max() <= 3
 
 
 def test_spreads_are_those_of_numpy() -> None:
