@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -211,13 +212,25 @@ def _changes(argv: list[str]) -> tuple[str, ...]:
 
 def _closing(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> dict[str, str]:
     """Returns where everything is, and what to do next, by title."""
-    found = {"run": f"{workdir}", "curves": f"tensorboard --logdir={workdir}"}
-    load = f"hjepa_jax.load('{workdir}').encode(images) in Python"
+    quoted = shlex.quote(str(workdir))
+    found = {"run": f"{workdir}", "curves": f"tensorboard --logdir={quoted}"}
     if _MODE.value == "train":
-        return {**found, "next": f"hjepa eval {workdir}"}
+        return {**found, "next": f"hjepa eval {quoted}"}
     from hjepa_jax.evaluation.report.folder import first_report
 
-    return {**found, "report": f"{first_report(workdir, eval_dir)}", "next": load}
+    found["report"] = f"{first_report(workdir, eval_dir)}"
+    found["python"] = f"hjepa_jax.load({str(workdir)!r}).encode(images)"
+    return {**found, "next": _next(workdir, eval_dir)}
+
+
+def _next(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> str:
+    """Returns the command worth running after an evaluation: with another run a comparison."""
+    from hjepa_jax.evaluation.report.folder import newest_beside
+
+    other = newest_beside(workdir, eval_dir)
+    runs = [workdir] if other is None else [other, workdir]
+    flag = () if eval_dir is None else (f"--eval_dir={eval_dir}",)
+    return shlex.join(["hjepa", "show" if other is None else "compare", *map(str, runs), *flag])
 
 
 def _say(sentence: str) -> None:

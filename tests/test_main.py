@@ -56,6 +56,7 @@ def test_train_and_eval_leave_all_that_is_promised(finished) -> None:
         "changed    seed=7",
         f"curves  tensorboard --logdir={folder}/run",
         f"report  {folder}/eval/run",
+        f"next    hjepa show {folder}/run --eval_dir={folder}/eval",
     ):
         assert words in done.stderr
     assert len(done.stderr.splitlines()) < 40, done.stderr

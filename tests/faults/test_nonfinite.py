@@ -175,7 +175,8 @@ def test_parameters_that_an_update_made_infinite_are_never_saved(tmp_path, monke
 def test_an_infinite_prediction_before_any_update_is_no_matter_of_the_learning_rate(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("hjepa_jax.train.resolve", typed)  # whose rules foresee this case
+    # The rules of `resolved` foresee this case.
+    monkeypatch.setattr("hjepa_jax.train.resolved", lambda config, workdir: typed(config))
     config = quickstart.get_config("smoke")
     config.dynamics.update(dt=100.0, steps=24)
     with pytest.raises(TrainingError, match=r"at step 0 .*the prediction by the flow") as failure:

@@ -111,6 +111,26 @@ def reports_of(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> list[pat
     return inside + find_reports(_EARLIER if eval_dir is None else eval_dir, report_name(workdir))
 
 
+def newest_beside(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.Path | None:
+    """Returns the run beside `workdir` that was evaluated last; None if none was.
+
+    Args:
+      workdir: a run.
+      eval_dir: another folder of reports, see `reports_of`.
+    """
+    evaluated = dict[pathlib.Path, float]()
+    try:
+        for folder in workdir.parent.iterdir():
+            if folder.name == workdir.name or not (folder / "config.json").is_file():
+                continue
+            times = [(report / METRICS).stat().st_mtime for report in reports_of(folder, eval_dir)]
+            if times:
+                evaluated[folder] = max(times)
+    except OSError:  # it is only a suggestion
+        return None
+    return max(evaluated, key=lambda folder: evaluated[folder], default=None)
+
+
 def find_reports(eval_dir: pathlib.Path, run: str) -> list[pathlib.Path]:
     """Returns the folders in `eval_dir` with an evaluation of a run, the first one first.
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pathlib
 import re
 
@@ -15,9 +16,16 @@ from PIL import Image
 from reports import write_report
 from rich.console import Console
 
+from hjepa_jax import main
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report import figures, gallery, tables
-from hjepa_jax.evaluation.report.folder import find_reports, first_report, report_name, reports_of
+from hjepa_jax.evaluation.report.folder import (
+    find_reports,
+    first_report,
+    newest_beside,
+    report_name,
+    reports_of,
+)
 from hjepa_jax.evaluation.report.text import NO_NAME, markdown_text, plot_text
 from hjepa_jax.storage.files import write_atomically
 from tests.evaluation.test_protocol import full_evaluation
@@ -114,6 +122,28 @@ def test_reports_of_a_run_are_found_in_its_own_folder_and_elsewhere(tmp_path, mo
         other = write_report(first_report(workdir, places), {**metrics, "info": {"run": "x"}})
         assert other == places / "x"
         assert [f.absolute() for f in reports_of(workdir, eval_dir)] == [*own, other]
+
+
+def test_the_newest_evaluated_run_beside_a_run_is_found(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = {name: tmp_path / "runs" / name for name in ("here", "older", "newer", "bare", "notes")}
+    for name, run in runs.items():
+        run.mkdir(parents=True)
+        if name != "notes":
+            (run / "config.json").write_text("{}")
+    assert newest_beside(runs["here"], None) is None
+    for at, name in ((300, "here"), (100, "older"), (200, "newer"), (400, "notes")):
+        file = first_report(runs[name], None) / "metrics.json"
+        file.parent.mkdir()
+        file.write_text("{}")
+        os.utime(file, (at, at))
+    assert newest_beside(runs["here"], None) == runs["newer"]
+    assert newest_beside(runs["newer"], None) == runs["here"]
+    assert newest_beside(tmp_path / "gone" / "x", None) is None
+    for name, command in (("here", "compare newer here"), ("newer", "compare here newer")):
+        first, *names = command.split()
+        paths = " ".join(str(runs[each]) for each in names)
+        assert main._next(runs[name], None) == f"hjepa {first} {paths}"
 
 
 def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:
