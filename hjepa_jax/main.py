@@ -219,7 +219,7 @@ def _closing(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> dict[str, 
     from hjepa_jax.evaluation.report.folder import first_report
 
     found["report"] = f"{first_report(workdir, eval_dir)}"
-    found["python"] = f"hjepa_jax.load({str(workdir)!r}).encode(images)"
+    found["encode"] = f"hjepa_jax.load({str(workdir)!r}).encode(images)"
     return {**found, "next": _next(workdir, eval_dir)}
 
 
