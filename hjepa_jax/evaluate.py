@@ -273,8 +273,9 @@ def evaluate(
     sets = check_evaluation_ready(settings, out.parent, mesh)
     train, test = watch(settings.data, sets, settings.evaluation.batch_size)
     # Nothing is trained, so the data may be smaller than a training batch.
-    run = prepare(settings, settings.data.batch_size, mesh)
-    found = restore(settings, run, workdir, which)
+    with BOARD.busy("reading the checkpoint"):
+        run = prepare(settings, settings.data.batch_size, mesh)
+        found = restore(settings, run, workdir, which)
     name = report_name(workdir)
     # The fingerprint of many files takes seconds.
     same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from hjepa_jax.config.training import Evaluation
+from hjepa_jax.console import BOARD
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
@@ -147,13 +148,14 @@ def classify(
     if reason:
         return _without_accuracy(train, test, settings, mesh, reason)
     ks = knn.usable_ks((*settings.knn_k, settings.headline_k), len(train_set.labels))
-    neighbors, similarities = knn.nearest_neighbors(
-        train_set.features,
-        test_set.features,
-        max(ks[-1], min(GALLERY_NEIGHBORS, len(train_set.labels))),
-        block=settings.knn_block,
-        mesh=mesh,
-    )
+    with BOARD.busy("nearest neighbors"):
+        neighbors, similarities = knn.nearest_neighbors(
+            train_set.features,
+            test_set.features,
+            max(ks[-1], min(GALLERY_NEIGHBORS, len(train_set.labels))),
+            block=settings.knn_block,
+            mesh=mesh,
+        )
     accuracy, answers = knn.vote(
         train_set.labels[neighbors],
         similarities,
@@ -162,7 +164,8 @@ def classify(
         num_classes=num_classes,
         reference=settings.reference_evaluation,
     )
-    result = probe.linear_probe(train_set, test_set, num_classes, settings)
+    with BOARD.busy("linear probe"):
+        result = probe.linear_probe(train_set, test_set, num_classes, settings)
     linear = _linear_metrics(result, num_classes, len(tested), len(train_rows))
     k = max((k for k in ks if k <= settings.headline_k), default=ks[0])
     given = {

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from hjepa_jax.config.training import Evaluation
+from hjepa_jax.console import BOARD
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import DataError
 from hjepa_jax.evaluation import diagnostics, geometry, robustness, validity
@@ -128,15 +129,17 @@ class _Encoded(NamedTuple):
     select: Callable[[np.ndarray], np.ndarray]
 
 
-def _encode(encode: Encode, split_qp: bool, common: _Common) -> _Encoded:
+def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> _Encoded:
     """Encodes both sets; checks few-shot settings and set sizes before any other computation."""
     sources, settings, overlap = common.sources, common.settings, common.overlap
     state_part = settings.state_part if split_qp else "qp"
     select = functools.partial(select_state_part, state_part=state_part, split_qp=split_qp)
-    train = extract_features(encode, overlap.watch("train", sources.train_batches()))
+    with BOARD.busy(f"training features of the {name} encoder"):
+        train = extract_features(encode, overlap.watch("train", sources.train_batches()))
     for shots in () if validity.one_class(train.labels, "training") else settings.few_shot:
         check_few_shot(train.labels, shots, sources.num_classes)
-    test = extract_features(encode, overlap.watch("test", sources.test_batches()))
+    with BOARD.busy(f"test features of the {name} encoder"):
+        test = extract_features(encode, overlap.watch("test", sources.test_batches()))
     if min(len(train.labels), len(test.labels)) < 2:
         raise DataError(
             f"The evaluation needs at least two training and two test images, but there are "
@@ -176,23 +179,24 @@ def _optional_parts(
 
 
 def _evaluate_encoder(
-    encode: Encode, split_qp: bool, common: _Common
+    name: str, encode: Encode, split_qp: bool, common: _Common
 ) -> tuple[Metrics, tuple[np.ndarray, np.ndarray], gallery.EncoderPictures, np.ndarray]:
     """Returns one encoder's metrics, both sets' labels, its picture inputs, and their queries."""
     sources, settings, mesh = common.sources, common.settings, common.mesh
-    data = _encode(encode, split_qp, common)
+    data = _encode(name, encode, split_qp, common)
     views = [encode_images(encode, v, settings.batch_size) for v in common.pair]
     options = common.classification()
     found = classify(data.train, data.test, sources.num_classes, settings, mesh, **options)
-    described = diagnostics.diagnose(
-        data.train.features,
-        data.test.features,
-        (data.select(views[0]), data.select(views[1])),
-        settings,
-    )
-    alarms = diagnostics.state_alarms(
-        data.train_states.features, split_qp, settings, common.targets, common.remedy
-    )
+    with BOARD.busy("spectra and diagnostics"):
+        described = diagnostics.diagnose(
+            data.train.features,
+            data.test.features,
+            (data.select(views[0]), data.select(views[1])),
+            settings,
+        )
+        alarms = diagnostics.state_alarms(
+            data.train_states.features, split_qp, settings, common.targets, common.remedy
+        )
     metrics: Metrics = {"state_part": data.state_part, "feature_dim": data.train.features.shape[1]}
     metrics |= found.metrics | {"diagnostics": described.metrics}
     metrics["notes"] = found.notes
@@ -312,7 +316,7 @@ def run_protocol(
         todo.append((PIXELS, pixels, False))
     overlap, pair = validity.Overlap(), sources.augmented_pairs()
     common = _Common(sources, pair, settings, mesh, targets, remedy, overlap)
-    found = {name: _evaluate_encoder(encode, split, common) for name, encode, split in todo}
+    found = {name: _evaluate_encoder(name, encode, split, common) for name, encode, split in todo}
     metrics = {name: one[0] for name, one in found.items()}
     pictures = {name: one[2] for name, one in found.items()}
     _, labels, _, queries = found[todo[-1][0]]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from hjepa_jax import console
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.training import Evaluation
 from hjepa_jax.errors import ConfigError
@@ -153,6 +154,20 @@ def test_metrics_equal_those_of_direct_calls() -> None:
     assert one["coarse"]["parity"]["knn"]["top5"] == [None] * 3
     assert one["coarse"]["parity"]["linear_probe"]["top5"] is None
     assert one["coarse"]["parity"]["linear_probe"]["top1"] > 0.5
+
+
+def test_the_parts_of_an_evaluation_are_named_with_their_times(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(console, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(console, "_TICK_SECONDS", 1000.0)
+    protocol.run_protocol({"trained": trained}, sources(), settings(), split_qp=False)
+    told = [re.sub(r": \d+ s$", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "training features of the trained encoder",
+        "test features of the trained encoder",
+        "nearest neighbors",
+        "linear probe",
+        "spectra and diagnostics",
+    ]
 
 
 def test_the_chosen_state_part_is_evaluated() -> None:
