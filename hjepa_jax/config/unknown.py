@@ -93,7 +93,8 @@ def _nearest_field(of: Schema, path: str) -> str:
     """Returns the field most similar to `path`, searching its section first."""
     section, _, leaf = path.rpartition(".")
     inside = [name for name in of.rows if name.rpartition(".")[0] == section]
-    if found := (inside and field_of_word(of, leaf, inside)) or field_of_word(of, leaf):
+    found = field_of_word(of, leaf, inside) if inside else None
+    if found or (found := field_of_word(of, leaf)):
         return found
     words = {word: name for name in inside for word in reversed(_words(of.rows[name]))}
     near = difflib.get_close_matches(leaf, words, 1, 0.6)

@@ -64,11 +64,10 @@ max_pool_3x3.defvjp(_forward, _backward)
 
 def _with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the pooled values, and the place of the first maximum uint8, 0 to 8, like them."""
-    best, place = None, None
-    for number, values in _entries(x):
-        if best is None:
-            best, place = values, jnp.zeros(values.shape, jnp.uint8)
-            continue
+    entries = _entries(x)
+    _, best = next(entries)
+    place = jnp.zeros(best.shape, jnp.uint8)
+    for number, values in entries:
         place = jnp.where(values > best, jnp.uint8(number), place)
         best = jnp.maximum(best, values)
     return best, place

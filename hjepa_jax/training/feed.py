@@ -17,7 +17,7 @@ from hjepa_jax.config.data import Data
 from hjepa_jax.config.training import Train
 from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.batches import Batch, is_resident, resident_mb
-from hjepa_jax.data.pipeline import BatchStream, WaitTimer, device_prefetch
+from hjepa_jax.data.pipeline import WaitTimer, device_prefetch
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.derived import stored_images
 from hjepa_jax.errors import ConfigError, first_line
@@ -123,7 +123,7 @@ def dispatch_lengths(
 
 
 def dispatches(
-    stream: BatchStream,
+    stream: Iterator[Batch],
     lengths: Iterable[int],
     mesh: Mesh,
     resident: dict[str, ResidentImages],
