@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.errors import UserError
 from hjepa_jax.tools import sweep
 
@@ -108,8 +109,9 @@ def test_commands_of_a_plan_are_accepted_by_main(tmp_path) -> None:
         [*sweep.MAIN, *run.arguments, "--mode=eval"], cwd=ROOT, capture_output=True, text=True
     )
     assert "holds no checkpoints" in done.stderr, done.stderr
-    for text in ('"seed": 5', '"lr": 0.003', '"weight": 0.125', '"max_test_images": 30'):
-        assert text in done.stdout
+    settings = resolve_arguments(list(run.arguments))
+    assert (settings.seed, settings.train.lr, settings.data.max_test_images) == (5, 0.003, 30)
+    assert settings.value("sigreg.weight") == 0.125
 
 
 def test_runs_results_and_table(tmp_path, command) -> None:

@@ -101,7 +101,8 @@ def ranked(tmp_path_factory):
 
     def score(self, state):
         share = {1: 0.9, 2: 0.1}[int(state.step)]
-        return {f"online/knn_{n}": share for n in ("top1", "top5", "top1_low", "top1_high")}
+        names = ("top1", "top5", "top1_low", "top1_high")
+        return {f"online/knn_{n}": share for n in names}, np.eye(4, 6, dtype=np.float32)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hjepa_jax.train.prepare", prepare_without_step)
@@ -172,7 +173,7 @@ def test_a_choice_on_the_reported_images_is_said_of_moved_data(
     config.checkpoint.update(every_steps=1, keep_best=1, best_metric="online/knn_top1")
     config.evaluation.update(probe_epochs=1, random_baseline=False, all_state_parts=False)
     monkeypatch.setattr("hjepa_jax.train.prepare", prepare_without_step)
-    monkeypatch.setattr("hjepa_jax.evaluate._report", lambda *_: None)
+    monkeypatch.setattr("hjepa_jax.evaluate._report", lambda *_: tmp_path)
     train(config, tmp_path / "run")
     config.data.root = str(tmp_path / root)
     metrics = evaluate(config, tmp_path / "run", tmp_path / "eval", "best")
@@ -235,7 +236,8 @@ def test_held_out_images_are_tested_and_not_trained_on(tmp_path, monkeypatch) ->
     assert [len(s) for s in tested._sources] == [40, 16]
     images = [{s.record(i).image.tobytes() for i in range(len(s))} for s in (rest, held)]
     assert not images[0] & images[1]
-    scores = tested(random_state(run, 0))
+    scores, states = tested(random_state(run, 0))
+    assert states.shape[0] == 16
     low, top, high = (scores[f"online/knn_top1{end}"] for end in ("_low", "", "_high"))
     assert 0 <= low <= top <= high <= 1
     assert high - low > 0.2
@@ -268,12 +270,12 @@ def test_online_knn_leaves_out_images_without_label(monkeypatch) -> None:
     found, run = _online_with(labels, monkeypatch)
     assert [len(source) for source in found._sources] == [30, 30]
     assert all(source.labels().min() >= 0 for source in found._sources)
-    scores = found(random_state(run, 0))
+    scores, _ = found(random_state(run, 0))
     # A share of the 30 that are tested.
     assert 30 * scores["online/knn_top1"] == pytest.approx(round(30 * scores["online/knn_top1"]))
     # With five or fewer classes, top-5 accuracy is always 1.
     few, run = _online_with(np.arange(40) % 5, monkeypatch, classes=5)
-    assert "online/knn_top5" not in few(random_state(run, 0))
+    assert "online/knn_top5" not in few(random_state(run, 0))[0]
     ranking = {"keep_best": 1, "best_metric": "online/knn_top5"}
     _online_with(np.arange(40) % 6, monkeypatch, classes=6, **ranking)
     with pytest.raises(ConfigError, match="with 5 classes top-5 accuracy is always 1"):

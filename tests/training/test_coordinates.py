@@ -87,7 +87,8 @@ def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
         return {"top1": [0.5], "top5": [0.75]}
 
     monkeypatch.setattr("hjepa_jax.evaluation.monitor.knn_accuracy", capture)
-    assert OnlineKnn(settings, run, source)(state)["online/knn_top1"] == 0.5
+    scores, _ = OnlineKnn(settings, run, source)(state)
+    assert scores["online/knn_top1"] == 0.5
     with eval_batches(settings.data, source, 32) as batches:
         raw = make_encode(run, state.params, state.batch_stats)(next(batches)["image"])
     values = np.linspace(1, 2, raw.shape[1])
