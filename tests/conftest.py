@@ -82,6 +82,7 @@ def unchecked() -> Iterator[None]:
 # The longest files, first: each file runs in one worker, and a long one at the end would run alone.
 _LONGEST = (
     "test_distributed.py",
+    "test_shares.py",
     "test_golden.py",
     "test_kills.py",
     "test_train.py",
