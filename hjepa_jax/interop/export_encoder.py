@@ -10,6 +10,7 @@ onnxruntime. Its max-pooling ignores explicit padding, hence `max_pool_3x3_padde
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -87,13 +88,14 @@ def to_onnx(run: LoadedRun, state_part: str = "qp") -> bytes:
       UserError: if jax2onnx is not installed.
     """
     try:
-        import jax2onnx  # type: ignore[import-not-found]
+        # Not an import statement: type checkers would judge it by whether it is installed.
+        jax2onnx: Any = importlib.import_module("jax2onnx")
     except ImportError as error:
         raise UserError(
             "Writing ONNX files needs jax2onnx: pip install 'hjepa_jax[onnx]', or choose a file "
             "name that ends in .stablehlo."
         ) from error
-    model: Any = jax2onnx.to_onnx(
+    model = jax2onnx.to_onnx(
         encoder_function(run, state_part, portable=True),
         [_ImageSpec(_image_shape(run, "n"))],
         model_name="encoder",
