@@ -190,7 +190,7 @@ def _stages(
         from hjepa_jax.runtime.stop_request import RunStopped
         from hjepa_jax.train import train
 
-        state = train(settings, workdir, stop, changes=_changes(sys.argv))
+        state = train(settings, workdir, stop, changes=PROGRAM.changes())
         if _MODE.value != "train" and stop.agreed(together=True):
             raise RunStopped(int(state.step), int(state.step))
     if _MODE.value != "train":
@@ -198,16 +198,6 @@ def _stages(
 
         with stop.at_once("the evaluation"):
             evaluate(settings, workdir, eval_dir, _CHECKPOINT.value)
-
-
-def _changes(argv: list[str]) -> tuple[str, ...]:
-    """Returns the fields that a command line sets, as 'train.lr=0.1'."""
-    found = list[str]()
-    for argument, following in zip(argv, [*argv[1:], ""]):
-        name = argument.lstrip("-").removeprefix("config.")
-        if argument.startswith(("--config.", "-config.")):
-            found.append(name if "=" in name else f"{name}={following}")
-    return tuple(found)
 
 
 def _closing(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
-from hjepa_jax.main import _changes
+from hjepa_jax.main import PROGRAM
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.training.announcement import summary
@@ -52,5 +52,9 @@ def test_without_a_recipe_the_differences_from_the_defaults_are_named(run) -> No
 
 
 def test_changes_are_read_from_the_command_line() -> None:
-    argv = ["hjepa", "--config=quickstart", "--config.seed=7", "--config.train.lr", "0.1", "--x"]
-    assert _changes(argv) == ("seed=7", "train.lr=0.1")
+    fields = ["--config.seed=7", "--config.train.lr", "0.1", "--mode=train"]
+    PROGRAM.parse(["hjepa", "--config=quickstart", *fields])
+    assert PROGRAM.changes() == ("seed=7", "train.lr=0.1")
+    switches = ["--config.evaluation.online_probe", "--noconfig.train.shard_optimizer"]
+    PROGRAM.parse(["hjepa", "--config=quickstart", *switches, "--mode=train"])
+    assert PROGRAM.changes() == ("evaluation.online_probe=True", "train.shard_optimizer=False")

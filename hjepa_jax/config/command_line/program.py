@@ -147,9 +147,13 @@ class Program:
             )
         return rest
 
+    def changes(self) -> tuple[str, ...]:
+        """Returns the fields that the parsed command line sets, as 'train.lr=0.1'."""
+        return tuple(f"{path}={value}" for path, value in self.given)
+
     def overrides(self) -> list[str]:
         """Returns the overrides of the parsed command line as arguments for another process."""
-        return [f"--config.{path}={value}" for path, value in self.given]
+        return [f"--config.{change}" for change in self.changes()]
 
     def run(
         self,
