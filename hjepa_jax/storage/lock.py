@@ -9,11 +9,12 @@ from typing import Literal
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-def take_lock(file: int) -> Literal["taken", "held", "unsupported"]:
+def take_lock(file: int, *, shared: bool = False) -> Literal["taken", "held", "unsupported"]:
     """Locks an open file without waiting.
 
     Args:
       file: the descriptor, whose closing releases the lock.
+      shared: whether others may share it, as suits one who only asks.
 
     Returns:
       'held' if another process has it, 'unsupported' if the file system has no locks.
@@ -22,7 +23,7 @@ def take_lock(file: int) -> Literal["taken", "held", "unsupported"]:
       OSError: if the file cannot be locked for another reason.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return "held"
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import functools
 import math
 import os
 import pathlib
@@ -20,6 +20,7 @@ from hjepa_jax.evaluation.report.summary import headline
 from hjepa_jax.runtime.checkpoint_files import steps
 from hjepa_jax.storage import metrics_file
 from hjepa_jax.storage.checkpoint_meta import META
+from hjepa_jax.storage.lock import take_lock
 from hjepa_jax.storage.schema import read_json
 
 # Where a run's data is and how it is fed say nothing about the recipe.
@@ -139,31 +140,37 @@ def is_running(run: pathlib.Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared and given back at once; Python has no call that only asks.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
+        # Given back at once; Python has no call that only asks.
+        return take_lock(file, shared=True) == "held"
+    except OSError:
         return False
     finally:
         os.close(file)
-    return False
+
+
+@functools.cache
+def _recipes() -> dict[str, dict[str, Any]]:
+    """Returns the fields of each recipe and variant; read once for all runs that are shown."""
+    return {
+        f"{name}:{variant}{end}": dict(files.flatten(load_config(f"{name}:{variant}{end}")))
+        for name in recipe_names()
+        for variant in variants(name)
+        for end in ("", "-smoke")
+    }
 
 
 def nearest_recipe(settings: Settings) -> tuple[str | None, list[str]]:
     """Returns the recipe with the fewest differing fields, and these fields with both values."""
     here = settings.values()
     found: tuple[int, str, list[str]] | None = None
-    for name in recipe_names():
-        for variant in (v + end for v in variants(name) for end in ("", "-smoke")):
-            there = dict(files.flatten(load_config(f"{name}:{variant}")))
-            changes = [
-                f"{path}={value} ({there[path]})"
-                for path, value in here.items()
-                if path not in _LOCAL and there.get(path, value) not in (value, AUTO)
-            ]
-            if found is None or len(changes) < found[0]:
-                found = (len(changes), f"{name}:{variant}", changes)
+    for recipe, there in _recipes().items():
+        changes = [
+            f"{path}={value} ({there[path]})"
+            for path, value in here.items()
+            if path not in _LOCAL and there.get(path, value) not in (value, AUTO)
+        ]
+        if found is None or len(changes) < found[0]:
+            found = (len(changes), recipe, changes)
     if found is None or found[0] > _MOST_CHANGES:
         return None, []
     return found[1], found[2]
