@@ -17,7 +17,7 @@ from typing import TypeAlias
 import grain.python as grain
 import numpy as np
 import numpy.typing as npt
-from absl import flags, logging
+from absl import flags
 
 from hjepa_jax.config.data import Data
 from hjepa_jax.data import batches, counter_random, loader
@@ -28,6 +28,7 @@ from hjepa_jax.data.decode import CorruptImageError
 from hjepa_jax.data.prefetch import WaitTimer, device_prefetch
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.derived import subset
+from hjepa_jax.data.sources.splits import warn_once
 from hjepa_jax.data.workers import blocks, start
 from hjepa_jax.data.workers.watched import StoppedWaiting, Watched, WorkerDied
 from hjepa_jax.errors import DataError
@@ -45,12 +46,6 @@ _PAIRS_AT_ONCE = 64
 # A batch, and messages about corrupt images.
 _Made: TypeAlias = tuple[Batch, list[str]]
 _Make: TypeAlias = Callable[[int], _Made]
-
-
-@functools.cache
-def _warn_corrupt(message: str) -> None:
-    """Logs a warning once per process and image, which is read again in every epoch."""
-    logging.warning("Skipped a corrupt image. %s", message)
 
 
 class BatchStream(Iterator[Batch]):
@@ -99,10 +94,10 @@ class BatchStream(Iterator[Batch]):
         self._begun = True
         batch = {name: blocks.taken_out(values) for name, values in batch.items()}
         self.corrupt_count += len(corrupt)
+        self._reported.update(corrupt)
         for message in corrupt:
-            if message not in self._reported:
-                self._reported.add(message)
-                _warn_corrupt(message)
+            # It is read again in every epoch.
+            warn_once(f"Skipped a corrupt image. {message}")
         return batch
 
     @property
