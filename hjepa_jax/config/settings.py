@@ -74,6 +74,15 @@ class Settings:
         found = self.parts[head] if head in self.parts else getattr(self, head)
         return functools.reduce(getattr, rest.split("."), found) if rest else found
 
+    def changed(self) -> dict[str, tuple[Any, Any]]:
+        """Returns (value, default) of the fields that differ from their defaults, by name."""
+        rows = schema_of(self).rows
+        return {
+            path: (value, rows[path].default)
+            for path, value in self.values().items()
+            if value != rows[path].default
+        }
+
     def to_json(self) -> str:
         """Returns the values as indented JSON, as `config.json` has them."""
         nested: dict[str, Any] = {}

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from jaxtyping import PyTree
 
-from hjepa_jax.config import Settings, base_config, steps_per_epoch, total_steps, view_sizes
-from hjepa_jax.config.checks import typed
+from hjepa_jax.config import Settings, steps_per_epoch, total_steps, view_sizes
 from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.config.training import Model
 from hjepa_jax.data.sources.base import ImageSource
@@ -85,12 +84,7 @@ def _changed(settings: Settings, changes: tuple[str, ...] | None) -> Mapping[str
     """Returns the line of what differs from the recipe, or from the defaults."""
     if changes is not None:
         return {"changed": ", ".join(changes)} if changes else {}
-    defaults = typed(base_config()).values()
-    found = [
-        f"{path}={value}"
-        for path, value in settings.values().items()
-        if path in defaults and value != defaults[path]
-    ]
+    found = [f"{path}={value}" for path, (value, _) in settings.changed().items()]
     more = f", and {len(found) - _MOST_CHANGES} more" if len(found) > _MOST_CHANGES else ""
     return {"changed": ", ".join(found[:_MOST_CHANGES]) + more} if found else {}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation.report.plots import Metrics
-from hjepa_jax.evaluation.report.summary import headline, headline_position
+from hjepa_jax.evaluation.report.summary import headline, headline_ks
 from hjepa_jax.runtime.writers.open import create_writer
 
 _log = logging.getLogger(__name__)
@@ -21,8 +21,7 @@ _log = logging.getLogger(__name__)
 def scores(metrics: Metrics) -> dict[str, float]:
     """Returns the trained encoder's figures by tag, such as 'eval/knn20'; those that exist."""
     trained, k = metrics["encoders"]["trained"], metrics["headline_k"]
-    ks = trained["knn"]["k_values"]
-    tags = {"knn": f"knn{ks[headline_position(trained, k)]}", "knn_first": f"knn{ks[0]}"}
+    tags = {name: f"knn{used}" for name, used in headline_ks(trained, k).items()}
     return {
         f"eval/{tags.get(name, name)}": value
         for name, value in headline(trained, k).items()

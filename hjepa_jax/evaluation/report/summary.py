@@ -55,8 +55,7 @@ ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
 
 def titles(encoder_metrics: Metrics, headline_k: int, *, short: bool = False) -> dict[str, str]:
     """Returns the column title of each headline figure; kNN at the same k is not shown twice."""
-    ks = encoder_metrics["knn"]["k_values"]
-    used = {"knn": ks[headline_position(encoder_metrics, headline_k)], "knn_first": ks[0]}
+    used = headline_ks(encoder_metrics, headline_k)
     shown = {
         name: (figure.short if short else figure.title).format(k=used.get(name))
         for name, figure in FIGURES.items()
@@ -64,6 +63,12 @@ def titles(encoder_metrics: Metrics, headline_k: int, *, short: bool = False) ->
     if used["knn"] == used["knn_first"]:
         del shown["knn_first"]
     return shown
+
+
+def headline_ks(encoder_metrics: Metrics, k: int) -> dict[str, int]:
+    """Returns the k of each kNN figure of `headline`."""
+    ks = encoder_metrics["knn"]["k_values"]
+    return {"knn": ks[headline_position(encoder_metrics, k)], "knn_first": ks[0]}
 
 
 def headline_position(encoder_metrics: Metrics, k: int) -> int:

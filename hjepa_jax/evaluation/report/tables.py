@@ -24,6 +24,7 @@ from hjepa_jax.evaluation.report.summary import (
     FIGURES,
     headline,
     headline_intervals,
+    headline_ks,
     titles,
 )
 from hjepa_jax.evaluation.report.text import markdown_text
@@ -53,10 +54,9 @@ ON_STATES = (
 NOTHING = "–"
 
 
-def used_k(metrics: Metrics) -> tuple[int, int]:
-    """Returns the k of the headline column and the smallest k."""
-    ks = next(iter(metrics["encoders"].values()))["knn"]["k_values"]
-    return max((k for k in ks if k <= metrics["headline_k"]), default=ks[0]), ks[0]
+def used_k(metrics: Metrics) -> int:
+    """Returns the k of the headline column."""
+    return headline_ks(next(iter(metrics["encoders"].values())), metrics["headline_k"])["knn"]
 
 
 def has_accuracies(metrics: Metrics) -> bool:
@@ -156,7 +156,7 @@ def _accuracy(found: Metrics, top: str, position: int | None = None) -> str:
 
 def state_part_rows(metrics: Metrics) -> list[list[str]]:
     """Returns rows with kNN and probe accuracies of q, p and qp, for encoders that have them."""
-    k, _ = used_k(metrics)
+    k = used_k(metrics)
     rows = []
     for name, one in metrics["encoders"].items():
         for part, found in one.get("state_parts", {}).items():
@@ -231,13 +231,13 @@ def markdown(
     lines += ["", " ".join([ON_ACCURACIES] * has_accuracies(metrics) + [ON_STATES])]
     parts = state_part_rows(metrics)
     if parts:
-        k, _ = used_k(metrics)
+        k = used_k(metrics)
         header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
         lines += ["", "## Position q, momentum p, and both", ""]
         lines += markdown_table(header, parts)
     extra = extra_rows(metrics)
     if extra:
-        k, _ = used_k(metrics)
+        k = used_k(metrics)
         lines += ["", "## Few-shot, coarse labels, and corrupted images", ""]
         lines += markdown_table(["test", f"kNN@{k}", "probe top-1"], extra)
     for name in picture_names:

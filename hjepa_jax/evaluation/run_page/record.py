@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from hjepa_jax.config import Settings
-from hjepa_jax.config.settings import schema_of
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.metrics_file import Curve, read_metrics
 
@@ -44,12 +43,7 @@ def record_of(
       settings: those of the evaluation.
       which: the checkpoint: 'latest', 'best' or a step.
     """
-    defaults = {path: row.default for path, row in schema_of(saved).rows.items()}
-    changed = [
-        (path, value, defaults[path])
-        for path, value in saved.values().items()
-        if value != defaults[path]
-    ]
+    changed = [(path, *values) for path, values in saved.changed().items()]
     try:
         curves = read_metrics(workdir)
     except UserError as error:

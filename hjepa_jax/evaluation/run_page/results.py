@@ -121,14 +121,14 @@ def _text_table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 def state_parts(metrics: Metrics) -> str:
     """Returns the accuracies of q, p and both; '' if they were not measured."""
-    k, _ = tables.used_k(metrics)
+    k = tables.used_k(metrics)
     heads = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
     return _text_table("Parts of the state", heads, tables.state_part_rows(metrics))
 
 
 def extra(metrics: Metrics) -> str:
     """Returns the accuracies of the optional tests; '' if they were not measured."""
-    k, _ = tables.used_k(metrics)
+    k = tables.used_k(metrics)
     heads = ["test", f"kNN@{k}", "probe top-1"]
     return _text_table("Optional tests", heads, tables.extra_rows(metrics))
 
