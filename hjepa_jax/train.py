@@ -159,10 +159,10 @@ def train(
       UserError: a subclass, whose message says what to do.
       RunStopped: if a signal stopped the run; its state is saved.
     """
-    settings = resolved(config, local_path(workdir, "--workdir"))
+    workdir = local_path(workdir, "--workdir")
+    settings = resolved(config, workdir)
     if settings.data.num_workers:
         check_can_start()
-    workdir = local_path(workdir, "--workdir")
     if distributed.is_primary():
         check_writable_folder(workdir, "--workdir", checkpoints=True)
         check_replaceable(workdir)
