@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from turns import Runner, add_ceiling_arguments, take_turns_to_ceiling
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.evaluation.probe import init_probe, linear_probe, shuffles
 
 Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]

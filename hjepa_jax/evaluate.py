@@ -23,7 +23,7 @@ from hjepa_jax.console import BOARD
 from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluation.coordinates import coordinates_of
+from hjepa_jax.evaluation.coordinates.of_method import coordinates_of
 from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.evaluation.protocol import Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready

@@ -19,7 +19,8 @@ from hjepa_jax.config.fields import (
     walk,
 )
 from hjepa_jax.config.parts import TABLES, is_import_path, load_part
-from hjepa_jax.config.training import Checkpoint, Evaluation, Log, Model, Train
+from hjepa_jax.config.sections.evaluation import Evaluation
+from hjepa_jax.config.training import Checkpoint, Log, Model, Train
 from hjepa_jax.errors import ConfigError
 
 S = TypeVar("S")

@@ -1,14 +1,12 @@
-"""The sections `model`, `train`, `evaluation`, `checkpoint` and `log`."""
+"""The sections `model`, `train`, `checkpoint` and `log`."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal, TypeAlias
 
-from hjepa_jax.config.fields import FIXED, FREE, FREE_WITHOUT_PROBE, Condition, field
+from hjepa_jax.config.fields import FREE, Condition, field
 from hjepa_jax.config.parts import method_part
-
-Corruption: TypeAlias = Literal["gray", "noise", "blur", "shift", "contrast", "occlusion"]
 
 Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -17,18 +15,7 @@ _PREDICTOR = Condition(
     lambda c: method_part(c).trains_predictor(c),
     "a config.method whose predictor has parameters, as 'hjepa'",
 )
-_COORDINATES = Condition(
-    lambda c: bool(method_part(c).coordinate_fields),
-    "a config.method whose loss transforms the states, as 'hamsigreg'",
-)
 _SKIPS = Condition(lambda c: c.train.on_nonfinite == "skip", "config.train.on_nonfinite='skip'")
-_ONLINE = Condition(
-    lambda c: c.evaluation.online_every_epochs is not None, "config.evaluation.online_every_epochs"
-)
-_FOLDS = Condition(
-    lambda c: len(c.evaluation.probe_lr_sweep) > 0, "config.evaluation.probe_lr_sweep"
-)
-_SHOTS = Condition(lambda c: len(c.evaluation.few_shot) > 0, "config.evaluation.few_shot")
 _WARMUP = Condition(lambda c: c.train.warmup_epochs > 0, "config.train.warmup_epochs above 0")
 _BEST = Condition(lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best")
 _RATIO = {"at_least": 0.0, "at_most": 1.0}
@@ -196,123 +183,6 @@ class Train:
     fast_compile: bool = field(
         False, "Compile the step without optimization: slower steps, for runs of a few steps."
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Measurements on frozen features, during and after training."""
-
-    state_part: Literal["q", "p", "qp"] = field(
-        "q",
-        "Part of the state to evaluate; must be 'qp' without split_qp.",
-        resume=FREE_WITHOUT_PROBE,
-    )
-    coordinates: Literal["raw", "sqrt_h"] = field(
-        "raw",
-        "The state 'raw' as encoded, or 'sqrt_h' as HamSIGReg's H^{1/2} z.",
-        used=_COORDINATES,
-    )
-    all_state_parts: bool = field(True, "Also kNN and probe of q, p and qp; needs split_qp.")
-    batch_size: int = field(
-        512, "Images per forward pass of feature extraction.", above=0, at_most=65536, auto=True
-    )
-    knn_k: tuple[int, ...] = field(
-        (1, 5, 10, 20, 50, 100, 200),
-        "Values of k; those larger than the training set are skipped.",
-        above=0,
-        nonempty=True,
-        aliases="k knn n_neighbors num_neighbors",
-    )
-    headline_k: int = field(20, "The k reported in tables.", above=0)
-    knn_block: int = field(
-        8192,
-        "Training rows that kNN compares at a time; affects memory, not the result.",
-        above=0,
-        at_most=2**20,
-    )
-    probe_epochs: int = field(50, "Epochs of the linear probe.", above=0, at_most=100_000)
-    probe_batch_size: int = field(256, "Batch size of the linear probe.", above=0, at_most=65536)
-    probe_lr: float = field(
-        1e-3,
-        "Learning rate of the linear probe.",
-        at_least=1e-12,
-        at_most=1e3,
-        resume=FREE_WITHOUT_PROBE,
-        aliases="probe_learning_rate linear_lr",
-    )
-    probe_weight_decay: float = field(
-        1e-6, "Weight decay of the linear probe.", at_least=0, resume=FREE_WITHOUT_PROBE
-    )
-    probe_lr_sweep: tuple[float, ...] = field(
-        (),
-        "Further learning rates to try; the best in cross-validation over "
-        "probe_folds is reported. () = the published protocol.",
-        at_least=1e-12,
-        at_most=1e3,
-    )
-    probe_folds: int = field(
-        5, "Folds of the cross-validation.", at_least=2, at_most=1000, used=_FOLDS
-    )
-    few_shot: tuple[int, ...] = field(
-        (), "Few-shot probes: training images per class; () = none.", above=0
-    )
-    few_shot_trials: int = field(
-        5, "Random draws to average over.", above=0, at_most=10_000, used=_SHOTS
-    )
-    robustness: tuple[Corruption, ...] = field(
-        (),
-        "Corruptions of the test images on which kNN and probe are also tested.",
-    )
-    spectrum_samples: int = field(5000, "Samples for the covariance spectrum.", at_least=2)
-    spectrum_top: int = field(256, "Number of eigenvalues to keep.", above=0)
-    alignment_samples: int = field(
-        5000, "Pairs of augmented views for alignment and uniformity.", at_least=2
-    )
-    max_pairs: int = field(
-        20000,
-        "Maximum number of random pairs for cosine similarities and for uniformity.",
-        above=0,
-        at_most=10**7,
-    )
-    seed: int = field(
-        0,
-        "Seed of the probe, subsamples, random pairs and the images shown in figures.",
-        at_least=0,
-        at_most=2**32 - 1,
-    )
-    online_every_epochs: float | None = field(
-        None,
-        "During training: epochs between kNN evaluations at headline_k, plus one at the end; None "
-        "= never.",
-        above=0,
-        aliases="eval_every eval_freq eval_interval check_val_every_n_epoch",
-    )
-    online_images: int = field(
-        5000, "Maximum number of images per split for it.", above=0, used=_ONLINE
-    )
-    online_holdout: int | None = field(
-        None,
-        "Labeled training images (stratified by class) to hold out of training; online evaluation "
-        "tests on them instead of the test split. None = test on the test split.",
-        above=0,
-        used=_ONLINE,
-        resume=FIXED,
-    )
-    online_probe: bool = field(
-        False,
-        "During training: a linear probe of state_part on the training batches' detached "
-        "states, logged beside the loss.",
-        resume=FREE_WITHOUT_PROBE,
-    )
-    pixel_baseline: bool = field(
-        False, "Also evaluate raw pixels (averaged down to at most 32 x 32) as features."
-    )
-    reference_evaluation: bool = field(
-        False,
-        "As published: kNN ranks ties, and classes without a vote, by class number, and random "
-        "pairs repeat.",
-    )
-    random_baseline: bool = field(True, "Also evaluate the randomly initialized encoder.")
 
 
 @dataclasses.dataclass(frozen=True)

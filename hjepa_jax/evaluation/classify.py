@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.evaluation import geometry
 from hjepa_jax.evaluation.features import select_state_part
 

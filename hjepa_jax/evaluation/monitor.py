@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from PIL import Image
 
 from hjepa_jax.config import Settings
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.augmentation.device import augment_batch, with_images
 from hjepa_jax.data.contact_sheet import VIEWS, contact_sheet
@@ -26,7 +26,7 @@ from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
-from hjepa_jax.evaluation.coordinates import coordinates_of
+from hjepa_jax.evaluation.coordinates.of_method import coordinates_of
 from hjepa_jax.evaluation.diagnostics import (
     Alarm,
     AlarmKind,

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn
 from hjepa_jax.objectives.linear_probe import (

@@ -4,7 +4,7 @@ Features come from images without augmentation. kNN and probes are fit on the tr
 tested on the test set. The spectrum and CKA use training features, which are more numerous; cosine
 similarities and norms use test features; alignment and uniformity use pairs of augmented views.
 For other coordinates of the state (such as H^{1/2} z), pass an encoder composed with the transform;
-see `coordinates.py`.
+see `coordinates/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import DataError

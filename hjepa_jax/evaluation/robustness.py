@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe
 from hjepa_jax.evaluation.classify import (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.linear_probe import (
     ProbeParams,

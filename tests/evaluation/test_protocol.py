@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from hjepa_jax import console
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
 from hjepa_jax.evaluation.diagnostics import AlarmKind

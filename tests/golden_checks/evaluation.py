@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from golden_checks import common
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.evaluation import geometry, knn, probe
 
 _FILE = "eval.npz"

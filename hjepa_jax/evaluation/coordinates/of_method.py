@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from hjepa_jax.config.training import Evaluation
+from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.methods.base import HasCoordinates, Method
