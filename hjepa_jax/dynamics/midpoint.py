@@ -1,4 +1,4 @@
-"""One step of the implicit midpoint rule, differentiated by the implicit function theorem.
+"""Implicit steps, differentiated by the implicit function theorem, and the implicit midpoint rule.
 
 z' = z + h J grad H((z + z')/2), order 2, symplectic and time-symmetric for every H. The equation
 and its linearizations are solved by fixed-point iteration, which converges for
@@ -78,6 +78,44 @@ def midpoint_residual(
     return z_next - z - dt * field
 
 
+def implicit_step(
+    equation: _States, z: Float[Array, "*batch n"], iterations: int, tolerance: float
+) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch"]]:
+    """Solves an implicit step by the fixed-point iteration z' <- z' - equation(z').
+
+    Args:
+        equation: candidates z' [..., 2d] -> z' - F(z') [..., 2d], zero where z' solves the step.
+        z: states [..., 2d] before the step, where the iteration starts.
+        iterations: most fixed-point iterations.
+        tolerance: residual relative to 1 + max|z| that counts as solved.
+
+    Returns:
+        (z', residual): the states [..., 2d] after the step, NaN in rows that were not solved, and
+        the relative residual [...], without gradient.
+    """
+    limit = converged_tolerance(z.dtype, tolerance)
+    scale = 1 + jax.lax.stop_gradient(_row_max(z))
+
+    def solve(
+        function: _States, start: Float[Array, "*batch n"]
+    ) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch"]]:
+        return _fixed_point(function, start, scale, iterations, limit)
+
+    def linear_solve(matvec: _States, right: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        # Relative to the right-hand side: a cotangent may be of any size.
+        return _fixed_point(lambda x: matvec(x) - right, right, _row_max(right), iterations, limit)[
+            0
+        ]
+
+    def tangent_solve(matvec: _States, right: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return jax.lax.custom_linear_solve(
+            matvec, right, solve=linear_solve, transpose_solve=linear_solve
+        )
+
+    z_next, residual = jax.lax.custom_root(equation, z, solve, tangent_solve, has_aux=True)
+    return z_next, jax.lax.stop_gradient(residual)
+
+
 def implicit_midpoint_step(
     hamiltonian: Hamiltonian,
     q: Float[Array, "*batch d"],
@@ -101,27 +139,9 @@ def implicit_midpoint_step(
         the relative residual [...], without gradient.
     """
     z = join_state(q, p)
-    limit = converged_tolerance(z.dtype, tolerance)
-    scale = 1 + jax.lax.stop_gradient(_row_max(z))
 
     def equation(z_next: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return midpoint_residual(hamiltonian, z, z_next, h)
 
-    def solve(
-        function: _States, start: Float[Array, "*batch n"]
-    ) -> tuple[Float[Array, "*batch n"], Float[Array, "*batch"]]:
-        return _fixed_point(function, start, scale, iterations, limit)
-
-    def linear_solve(matvec: _States, right: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        # Relative to the right-hand side: a cotangent may be of any size.
-        return _fixed_point(lambda x: matvec(x) - right, right, _row_max(right), iterations, limit)[
-            0
-        ]
-
-    def tangent_solve(matvec: _States, right: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return jax.lax.custom_linear_solve(
-            matvec, right, solve=linear_solve, transpose_solve=linear_solve
-        )
-
-    z_next, residual = jax.lax.custom_root(equation, z, solve, tangent_solve, has_aux=True)
-    return *split_state(z_next), jax.lax.stop_gradient(residual)
+    z_next, residual = implicit_step(equation, z, iterations, tolerance)
+    return *split_state(z_next), residual

@@ -1,13 +1,23 @@
 """Classical systems with known facts, to test integrators and to show what structure buys.
 
 Units are dimensionless: unit mass, and unit length of the pendulum under unit gravity. Sources:
-Goldstein, "Classical Mechanics"; Hénon & Heiles, Astronomical Journal 69 (1964) 73.
+Goldstein, "Classical Mechanics"; Hénon & Heiles, Astronomical Journal 69 (1964) 73; Guckenheimer &
+Holmes, "Nonlinear Oscillations, Dynamical Systems, and Bifurcations", sections 2.2 and 4.5, for
+Duffing's equation and its homoclinic orbit. All conserve their energy: friction is the argument
+`damping` of `integrators.integrate`.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hjepa_jax.dynamics.hamiltonian import Hamiltonian, Scalar, join_state, split_state
+from hjepa_jax.dynamics.hamiltonian import (
+    Gradient,
+    Hamiltonian,
+    Potential,
+    Scalar,
+    join_state,
+    split_state,
+)
 
 # Below this energy Hénon-Heiles orbits that start in the well never leave it.
 HENON_HEILES_ESCAPE_ENERGY = 1.0 / 6.0
@@ -71,11 +81,94 @@ def pendulum_period(amplitude: Scalar) -> Float[Array, ""]:
     Args:
         amplitude: largest angle, in radians, below pi.
     """
-    larger = jnp.ones_like(jnp.asarray(amplitude, jnp.result_type(float)))
-    smaller = jnp.cos(jnp.asarray(amplitude) / 2)
+    return 2 * jnp.pi / _mean_with_one(jnp.cos(jnp.asarray(amplitude, jnp.result_type(float)) / 2))
+
+
+def _mean_with_one(smaller: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns agm(1, smaller), which is pi/2 over the elliptic integral K(1 - smaller^2)."""
+    larger = jnp.ones_like(smaller)
     for _ in range(8):  # converges quadratically
         larger, smaller = (larger + smaller) / 2, jnp.sqrt(larger * smaller)
-    return 2 * jnp.pi / larger
+    return larger
+
+
+def duffing(linear: Scalar = 1.0, cubic: Scalar = 1.0) -> Hamiltonian:
+    """H = sum p^2/2 + linear q^2/2 + cubic q^4/4 for q, p [..., d]: uncoupled Duffing oscillators.
+
+    Both positive, the spring hardens: larger oscillations are faster. The equation's forcing is
+    left out, since H would depend on time.
+
+    Args:
+        linear: stiffness at q = 0, the squared frequency of small oscillations.
+        cubic: stiffness that grows with q^2.
+    """
+
+    def potential(q: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+        return jnp.sum(0.5 * linear * q * q + 0.25 * cubic * q**4, axis=-1)
+
+    return _with_unit_mass(potential, lambda q, p: linear * q + cubic * q**3)
+
+
+def duffing_period(
+    amplitude: Scalar, linear: Scalar = 1.0, cubic: Scalar = 1.0
+) -> Float[Array, ""]:
+    """Returns the exact period of a hardening `duffing` oscillator, 4 K(m)/w.
+
+    The orbit is amplitude * cn(w t | m) with w^2 = linear + cubic amplitude^2 and
+    m = cubic amplitude^2/(2 w^2).
+
+    Args:
+        amplitude: largest |q|.
+        linear: see `duffing`; positive.
+        cubic: see `duffing`; not negative.
+    """
+    square = jnp.asarray(cubic * amplitude**2, jnp.result_type(float))
+    rate = linear + square
+    return 2 * jnp.pi / (jnp.sqrt(rate) * _mean_with_one(jnp.sqrt(1 - square / (2 * rate))))
+
+
+def double_well(barrier: Scalar = 0.25) -> Hamiltonian:
+    """H = sum p^2/2 + barrier (q^2 - 1)^2 for q, p [..., d]: minima of energy 0 at -1, 1.
+
+    Small oscillations about a minimum have frequency sqrt(8 barrier). The separatrix, of energy
+    `barrier`, is the orbit of `double_well_separatrix`.
+
+    Args:
+        barrier: height of the potential between the wells.
+    """
+
+    def potential(q: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+        return barrier * jnp.sum((q * q - 1) ** 2, axis=-1)
+
+    return _with_unit_mass(potential, lambda q, p: 4 * barrier * q * (q * q - 1))
+
+
+def double_well_separatrix(
+    time: Float[Array, "*times"], barrier: Scalar = 0.25
+) -> Float[Array, "*times 2"]:
+    """Returns the states (q, p) [..., 2] on the right half of the separatrix, at q = sqrt(2) at 0.
+
+    The orbit leaves the barrier and returns to it in infinite time: q = sqrt(2) / cosh(rate t) with
+    rate = 2 sqrt(barrier).
+
+    Args:
+        time: times [...].
+        barrier: see `double_well`.
+    """
+    rate = 2 * jnp.sqrt(jnp.asarray(barrier))
+    q = jnp.sqrt(2.0) / jnp.cosh(rate * time)
+    return jnp.stack([q, -rate * q * jnp.tanh(rate * time)], axis=-1)
+
+
+def _with_unit_mass(potential: Potential, grad_q: Gradient) -> Hamiltonian:
+    """Returns H = |p|^2/2 + V(q)."""
+    return Hamiltonian(
+        energy=lambda q, p: 0.5 * jnp.sum(p * p, axis=-1) + potential(q),
+        grad_q=grad_q,
+        grad_p=lambda q, p: p,
+        potential=potential,
+        is_separable=True,
+    )
 
 
 def henon_heiles() -> Hamiltonian:
@@ -94,10 +187,4 @@ def henon_heiles() -> Hamiltonian:
         x, y = q[..., 0], q[..., 1]
         return jnp.stack([x + 2 * x * y, y + x * x - y * y], axis=-1)
 
-    return Hamiltonian(
-        energy=lambda q, p: 0.5 * jnp.sum(p * p, axis=-1) + potential(q),
-        grad_q=grad_q,
-        grad_p=lambda q, p: p,
-        potential=potential,
-        is_separable=True,
-    )
+    return _with_unit_mass(potential, grad_q)
