@@ -1,0 +1,1 @@
+"""How the states of many images are distributed: along random directions, in norm, in volume."""
