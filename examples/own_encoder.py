@@ -1,6 +1,6 @@
 """An encoder of your own: small MLPs mix patches, without convolution or attention.
 
-python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_encoder \
+hjepa train --config=quickstart --workdir=runs/own_encoder \
     --config.model.encoder=examples.own_encoder:PatchMixer --config.mixer.blocks=4
 
 Source: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision" (arXiv 2105.01601).

@@ -1,6 +1,6 @@
 """A method of your own: VICReg, which pulls views together and decorrelates their dimensions.
 
-python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_method \
+hjepa train --config=quickstart --workdir=runs/own_method \
     --config.method=examples.own_method:VICReg --config.model.projector=mlp
 
 Source: Bardes, Ponce & LeCun, "VICReg" (arXiv 2105.04906). The invariance is a mean over

@@ -1,6 +1,6 @@
 """A dataset of your own: colored shapes, each drawn from its index when it is read.
 
-python -m hjepa_jax.main --config=configs/quickstart.py --workdir=runs/own_source \
+hjepa train --config=quickstart --workdir=runs/own_source \
     --config.data.name=examples.own_source:Shapes --config.shapes.noise=0.2
 """
 

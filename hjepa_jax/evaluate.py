@@ -297,7 +297,8 @@ def evaluate(
     if distributed.is_primary():
         draw = functools.partial(_page, workdir, saved, settings, which)
         folder = _report(results, found.flow, out, draw)
-        log_evaluation(workdir, saved, results.metrics, folder, _epoch_steps(found.data))
+        states = results.encoders["trained"].features
+        log_evaluation(workdir, saved, results.metrics, states, folder, _epoch_steps(found.data))
     return results.metrics
 
 

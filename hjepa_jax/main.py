@@ -17,8 +17,8 @@ import pathlib
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -166,9 +166,9 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
         with StopRequest() as stop:
-            _stages(settings, workdir, eval_dir, stop)
+            metrics = _stages(settings, workdir, eval_dir, stop)
         if distributed.is_primary():
-            console.BOARD.table(_closing(workdir, eval_dir))
+            console.BOARD.table(_closing(workdir, eval_dir, metrics))
     except RunStopped as stopped:
         # Status 0 tells a job scheduler that nothing is lost.
         _say(str(stopped))
@@ -180,8 +180,12 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
 
 def _stages(
     settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | None, stop: StopRequest
-) -> None:
-    """Trains, then evaluates; a stop in the last step of the training stops both."""
+) -> dict[str, Any] | None:
+    """Trains, then evaluates; a stop in the last step of the training stops both.
+
+    Returns:
+      The metrics of the evaluation; None if there was none.
+    """
     if _MODE.value == "train_and_eval":
         from hjepa_jax.evaluate import check_before_training
 
@@ -193,34 +197,69 @@ def _stages(
         state = train(settings, workdir, stop, changes=PROGRAM.changes())
         if _MODE.value != "train" and stop.agreed(together=True):
             raise RunStopped(int(state.step), int(state.step))
-    if _MODE.value != "train":
-        from hjepa_jax.evaluate import evaluate
-
-        with stop.at_once("the evaluation"):
-            evaluate(settings, workdir, eval_dir, _CHECKPOINT.value)
-
-
-def _closing(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> dict[str, str]:
-    """Returns where everything is, and what to do next, by title."""
-    quoted = shlex.quote(str(workdir))
-    found = {"run": f"{workdir}", "curves": f"tensorboard --logdir={quoted}"}
     if _MODE.value == "train":
-        return {**found, "next": f"hjepa eval {quoted}"}
-    from hjepa_jax.evaluation.report.folder import first_report
+        return None
+    from hjepa_jax.evaluate import evaluate
 
-    found["report"] = f"{first_report(workdir, eval_dir)}"
-    found["encode"] = f"hjepa_jax.load({str(workdir)!r}).encode(images)"
-    return {**found, "next": _next(workdir, eval_dir)}
+    with stop.at_once("the evaluation"):
+        return evaluate(settings, workdir, eval_dir, _CHECKPOINT.value)
 
 
-def _next(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> str:
-    """Returns the command worth running after an evaluation: with another run a comparison."""
+def _closing(
+    workdir: pathlib.Path, eval_dir: pathlib.Path | None, metrics: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Returns where everything is, and what to do next, by title.
+
+    Args:
+      workdir: the run.
+      eval_dir: another folder of reports.
+      metrics: of its evaluation; None = it was only trained.
+    """
+    curves = next_command(workdir, "running", evaluated=False)
+    found = {"run": f"{workdir}", "curves": curves}
+    if metrics is not None:
+        from hjepa_jax.evaluation.report.folder import first_report, report_folder
+
+        # The folder with a report of this evaluation is where it was just written.
+        found["report"] = f"{report_folder(first_report(workdir, eval_dir), metrics)}"
+        found["encode"] = f"hjepa_jax.load({str(workdir)!r}).encode(images)"
+    evaluated = metrics is not None
+    command = next_command(workdir, "finished", evaluated=evaluated, eval_dir=eval_dir)
+    return {**found, "next": command}
+
+
+def next_command(
+    run: pathlib.Path,
+    status: str,
+    *,
+    evaluated: bool,
+    eval_dir: pathlib.Path | None = None,
+    shown: bool = False,
+) -> str:
+    """Returns the command worth running next for a run, quoted for a shell.
+
+    Args:
+      run: its folder.
+      status: 'running', 'finished', or anything else of a run that can go on.
+      evaluated: whether a finished run was evaluated; it is then compared with another one.
+      eval_dir: another folder of reports.
+      shown: whether all that `hjepa show` says was just said.
+    """
+    flag = () if eval_dir is None else (f"--eval_dir={eval_dir}",)
+    if status == "running":
+        return shlex.join(["tensorboard", f"--logdir={run}"])
+    if status != "finished":
+        return shlex.join(["hjepa", "train", f"--resume={run}"])
+    if not evaluated:
+        return shlex.join(["hjepa", "eval", str(run), *flag])
     from hjepa_jax.evaluation.report.folder import newest_beside
 
-    other = newest_beside(workdir, eval_dir)
-    runs = [workdir] if other is None else [other, workdir]
-    flag = () if eval_dir is None else (f"--eval_dir={eval_dir}",)
-    return shlex.join(["hjepa", "show" if other is None else "compare", *map(str, runs), *flag])
+    other = newest_beside(run, eval_dir)
+    if other is not None:
+        return shlex.join(["hjepa", "compare", str(other), str(run), *flag])
+    if shown:
+        return shlex.join(["hjepa", "export", f"--workdir={run}", "--out=encoder.stablehlo"])
+    return shlex.join(["hjepa", "show", str(run), *flag])
 
 
 def _say(sentence: str) -> None:

@@ -4,12 +4,16 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 from pages import parse
+
+from hjepa_jax import main
+from hjepa_jax.evaluation.report.folder import first_report, report_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -181,3 +185,53 @@ def test_doctor_names_the_problem_and_its_remedy() -> None:
     assert "problem  data: " in done.stdout
     assert "/nowhere" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+RUN = "my runs/x"
+
+
+@pytest.mark.parametrize(
+    ("status", "evaluated", "shown", "words"),
+    [
+        ("running", False, True, ["tensorboard", f"--logdir={RUN}"]),
+        ("stopped", False, True, ["hjepa", "train", f"--resume={RUN}"]),
+        ("not started", False, True, ["hjepa", "train", f"--resume={RUN}"]),
+        ("finished", False, True, ["hjepa", "eval", RUN, "--eval_dir=e"]),
+        ("finished", True, False, ["hjepa", "show", RUN, "--eval_dir=e"]),
+        ("finished", True, True, ["hjepa", "export", f"--workdir={RUN}", "--out=x.stablehlo"]),
+    ],
+)
+def test_the_next_command_can_be_pasted_into_a_shell(
+    status, evaluated, shown, words, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = main.next_command(
+        pathlib.Path(RUN), status, evaluated=evaluated, eval_dir=pathlib.Path("e"), shown=shown
+    )
+    assert [word.replace("encoder.", "x.") for word in shlex.split(told)] == words
+
+
+def test_with_another_evaluated_run_beside_it_the_next_command_compares(tmp_path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "evaluation/metrics.json").write_text("{}")
+    for shown in (False, True):
+        told = main.next_command(tmp_path / "b", "finished", evaluated=True, shown=shown)
+        assert told == f"hjepa compare {tmp_path}/a {tmp_path}/b"
+
+
+def test_the_closing_lines_name_the_folder_that_was_written(tmp_path) -> None:
+    run = tmp_path / "run"
+    encoders = {"trained": {"state_part": "q"}}
+    for step, name in ((7, "evaluation"), (8, r"evaluation-step8-[0-9a-f]{8}")):
+        metrics = {"info": {"run": "run", "step": step}, "encoders": encoders}
+        folder = report_folder(first_report(run, None), metrics)
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        told = main._closing(run, None, metrics)["report"]
+        assert told == str(folder)
+        assert re.fullmatch(name, folder.name)
+    only_trained = main._closing(run, None, None)
+    assert list(only_trained) == ["run", "curves", "next"]
+    assert only_trained["next"] == f"hjepa eval {run}"

@@ -71,7 +71,6 @@ RUN_BY = {
     "hjepa reproduce": ("tests/tools/test_reproduce.py", "scripts/reproduce.py"),
     "examples/encode.py": ("tests/test_first_hour.py", 'EXAMPLES / "encode.py"'),
     "examples/fine_tune.py": ("tests/test_first_hour.py", 'EXAMPLES / "fine_tune.py"'),
-    "scripts/reproduce.py": ("tests/tools/test_reproduce.py", "scripts/reproduce.py"),
     "hjepa sweep": ("tests/tools/test_sweep.py", "scripts/sweep.py"),
     "hjepa compare": ("tests/evaluation/compare/test_compare.py", "scripts/compare.py"),
     "hjepa plan --config=cifar100 --devices": (

@@ -18,6 +18,9 @@ _RANKME_EPS = 1e-7
 _NORM_EPS = 1e-12
 # Pairs gathered at a time: bounds the memory at 2 * _CHUNK * D numbers.
 _CHUNK = 4096
+# Of a histogram of the spectrum: states it is of, and the share below which is rounding error.
+_HISTOGRAM_ROWS = 1024
+_SMALLEST_SHARE = 1e-7
 
 
 class Spectrum(NamedTuple):
@@ -64,6 +67,21 @@ def covariance_eigenvalues(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
             f"{x.shape}."
         )
     return _gram_eigenvalues(x - x.mean(axis=0)) / (len(x) - 1)
+
+
+def spreads(states: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
+    """Returns what histograms show of states [N, D]: the spread of the dimensions and directions.
+
+    Returns:
+      'std', the standard deviation of each dimension; and 'spectrum_log10', of the eigenvalues of
+      the covariance that are not rounding errors, of at most 1024 states.
+    """
+    found = {"std": states.astype(np.float64).std(axis=0)}
+    if len(states) < 2:
+        return found
+    eigenvalues = covariance_eigenvalues(states[:_HISTOGRAM_ROWS])
+    large = eigenvalues[eigenvalues > _SMALLEST_SHARE * eigenvalues[0]]
+    return found | ({"spectrum_log10": np.log10(large)} if len(large) else {})
 
 
 def effective_rank(eigenvalues: npt.ArrayLike) -> float:

@@ -35,6 +35,7 @@ from hjepa_jax.evaluation.diagnostics import (
     no_remedy,
 )
 from hjepa_jax.evaluation.features import extract_features, select_state_part
+from hjepa_jax.evaluation.geometry import spreads
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
 from hjepa_jax.evaluation.ready import check_same_classes, shared_images
 from hjepa_jax.evaluation.validity import wilson
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHEET_IMAGES = 12
-_SPECTRUM_ROWS = 1024
-_SMALLEST_SHARE = 1e-7
 
 
 class AlarmLog:
@@ -201,25 +200,6 @@ def _first_rows(batch: Mapping[str, PyTree[jax.Array]]) -> dict[str, PyTree[jax.
     return {name: jax.tree.map(functools.partial(first, name), batch[name]) for name in batch}
 
 
-def spreads(states: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
-    """Returns what histograms show of states [N, D]: the spread of the dimensions and directions.
-
-    Returns:
-      'state/std', the standard deviation of each dimension; and 'state/spectrum_log10', of the
-      eigenvalues of the covariance that are not rounding errors, of at most 1024 states.
-    """
-    rows = states[:_SPECTRUM_ROWS].astype(np.float64)
-    centered = rows - rows.mean(axis=0)
-    # The smaller of the two products has all eigenvalues that are not zero.
-    square = centered @ centered.T if len(rows) < rows.shape[1] else centered.T @ centered
-    found = np.linalg.eigvalsh(square) / max(len(rows) - 1, 1)
-    large = found[found > _SMALLEST_SHARE * max(found[-1], 0.0)]
-    return {
-        "state/std": states.astype(np.float64).std(axis=0),
-        **({"state/spectrum_log10": np.log10(large)} if len(large) else {}),
-    }
-
-
 class TrainingMonitor:
     """Watches a run and writes to the log and TensorBoard; it never changes the state."""
 
@@ -263,7 +243,8 @@ class TrainingMonitor:
         assert self._knn is not None
         scores, states = self._knn(state)
         self._writer.write_scalars(step, scores)
-        self._writer.write_histograms(step, spreads(states))
+        found = {f"state/{name}": values for name, values in spreads(states).items()}
+        self._writer.write_histograms(step, found)
         figures = (scores[f"online/knn_top1{end}"] for end in ("", "_low", "_high"))
         message = "step %d: kNN top-1 %.1f %% (95 %% interval %.1f to %.1f)"
         _log.info(message, step, *(100 * figure for figure in figures))

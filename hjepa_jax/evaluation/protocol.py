@@ -79,10 +79,12 @@ class Results:
 
     Attributes:
       metrics: see `run_protocol`.
+      encoders: what the pictures show of each encoder, by name.
       make_pictures: reads the images that the pictures show.
     """
 
     metrics: Metrics
+    encoders: Mapping[str, gallery.EncoderPictures]
     make_pictures: Callable[[], gallery.PictureInputs]
 
     @functools.cached_property
@@ -322,6 +324,7 @@ def run_protocol(
     _, labels, _, queries = found[todo[-1][0]]
     return Results(
         metrics=_joined(metrics, labels, common, info or {}, notes),
+        encoders=pictures,
         # Deferred: the numbers must not be lost if the data cannot be read again.
         make_pictures=lambda: _picture_inputs(sources, pictures, queries),
     )

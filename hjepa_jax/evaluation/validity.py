@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import counted
-from hjepa_jax.evaluation.features import Batch
+
+if TYPE_CHECKING:
+    from hjepa_jax.evaluation.features import Batch
 
 # Rows of pixels that are hashed; hashing all rows of a large image would take long.
 _ROWS = 64

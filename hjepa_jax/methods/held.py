@@ -42,19 +42,20 @@ def init_held(
         key,
         jnp.int32(0),
     )
-    arrays = {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in redraw.names}
-    return {"number": jnp.int32(_NONE), "arrays": arrays}
+    arrays = {name: shapes[name] for name in redraw.names}
+    return empty_held({"number": jax.ShapeDtypeStruct((), jnp.int32), "arrays": arrays})
 
 
 def empty_held(abstract: PyTree[jax.ShapeDtypeStruct]) -> Held:
     """Returns what `init_held` does, in the shapes and placement of the `abstract` one."""
 
-    def empty() -> Held:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
-        return {**zeros, "number": jnp.int32(_NONE)} if zeros else zeros
+    def filled(leaf: jax.ShapeDtypeStruct, value: int) -> jax.Array:
+        return jnp.full(leaf.shape, value, leaf.dtype, device=leaf.sharding)
 
-    placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(empty, out_shardings=placement)()
+    if not abstract:
+        return {}
+    arrays = jax.tree.map(lambda leaf: filled(leaf, 0), abstract["arrays"])
+    return {"number": filled(abstract["number"], _NONE), "arrays": arrays}
 
 
 def draw(

@@ -229,3 +229,14 @@ def test_cka_of_a_constant_is_zero_and_of_other_images_an_error() -> None:
     assert geometry.linear_cka(x, np.ones((9, 4))) == 0.0
     with pytest.raises(ValueError, match="not 9 and 8"):
         geometry.linear_cka(x, x[:8])
+
+
+def test_spreads_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    for count in (40, 6):  # more and fewer states than dimensions
+        states = (rng.normal(size=(count, 10)) * np.arange(1, 11)).astype(np.float32)
+        found = geometry.spreads(states)
+        np.testing.assert_allclose(found["std"], states.std(axis=0), rtol=1e-5)
+        known = np.linalg.eigvalsh(np.cov(states.T))[-min(10, count - 1) :][::-1]
+        np.testing.assert_allclose(found["spectrum_log10"], np.log10(known), rtol=1e-4)
+    assert set(geometry.spreads(np.ones((5, 3), np.float32))) == {"std"}

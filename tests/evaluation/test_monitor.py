@@ -158,17 +158,6 @@ def test_views_that_the_device_makes_are_shown_beside_their_originals(placed, tm
     assert np.abs(found.astype(int) - expected).max() <= 3
 
 
-def test_spreads_are_those_of_numpy() -> None:
-    rng = np.random.default_rng(0)
-    for count in (40, 6):  # more and fewer states than dimensions
-        states = (rng.normal(size=(count, 10)) * np.arange(1, 11)).astype(np.float32)
-        found = monitor.spreads(states)
-        np.testing.assert_allclose(found["state/std"], states.std(axis=0), rtol=1e-5)
-        known = np.linalg.eigvalsh(np.cov(states.T))[-min(10, count - 1) :]
-        np.testing.assert_allclose(found["state/spectrum_log10"], np.log10(known), rtol=1e-4)
-    assert set(monitor.spreads(np.ones((5, 3), np.float32))) == {"state/std"}
-
-
 def test_histograms_and_the_configuration_are_in_tensorboard(watched) -> None:
     _, _, values = watched
     found = [(step, v.tag, v.histo) for step, v in values if v.HasField("histo")]

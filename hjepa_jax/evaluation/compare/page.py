@@ -109,7 +109,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
 
 
 def compare(
-    paths: Sequence[pathlib.Path], out: pathlib.Path, eval_dir: pathlib.Path
+    paths: Sequence[pathlib.Path], out: pathlib.Path, eval_dir: pathlib.Path | None = None
 ) -> list[Group]:
     """Reads runs, groups them and writes the page to `out`; see `load_result` for the paths.
 

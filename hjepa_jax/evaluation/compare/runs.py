@@ -23,6 +23,7 @@ from hjepa_jax.evaluation.report.folder import (
     read_metrics,
     report_name,
     reports_of,
+    searched,
 )
 from hjepa_jax.evaluation.report.summary import headline, headline_intervals
 from hjepa_jax.storage import metrics_file
@@ -201,7 +202,7 @@ def _with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
+def _find_report(path: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.Path:
     """Returns the report folder of a run: the one with the most steps, or the first of several.
 
     Reports on data that the run was not trained on, or in other coordinates, rank last.
@@ -213,8 +214,8 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
     known = {folder: load_metrics(folder) for folder in own}
     if not own:
         raise UserError(
-            f"{path} has no evaluation in its own folder, {eval_dir} or {of_sweep}: evaluate it "
-            "with --mode=eval, or name the folder with --eval_dir."
+            f"{path} has no evaluation in its own folder, {searched(eval_dir)} or {of_sweep}: "
+            "evaluate it with 'hjepa eval', or name the folder with --eval_dir."
         )
     special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, named by folder
 
@@ -225,13 +226,13 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path) -> pathlib.Path:
     return max(own, key=rank)
 
 
-def load_result(path: pathlib.Path, eval_dir: pathlib.Path) -> RunResult:
+def load_result(path: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunResult:
     """Reads one run.
 
     Args:
       path: its workdir, whose report is searched for in itself, in `eval_dir`, and in `../../eval`
         relative to it (where a sweep puts it); or a report folder, which has no curves.
-      eval_dir: folder of reports.
+      eval_dir: another folder of reports, see `reports_of`.
 
     Raises:
       UserError: no report, or files that cannot be read.

@@ -98,6 +98,11 @@ def report_folder(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
     return folder
 
 
+def searched(eval_dir: pathlib.Path | None) -> pathlib.Path:
+    """Returns the folder in which reports outside a run's own are looked for, see `reports_of`."""
+    return _EARLIER if eval_dir is None else eval_dir
+
+
 def reports_of(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> list[pathlib.Path]:
     """Returns the folders with an evaluation of a run, those in its own folder first.
 
@@ -108,7 +113,7 @@ def reports_of(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> list[pat
     pattern = re.compile(f"{_INSIDE}({_DIGEST})?")
     folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
     inside = [f for f in folders if pattern.fullmatch(f.name) and (f / METRICS).is_file()]
-    return inside + find_reports(_EARLIER if eval_dir is None else eval_dir, report_name(workdir))
+    return inside + find_reports(searched(eval_dir), report_name(workdir))
 
 
 def newest_beside(workdir: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.Path | None:

@@ -1,4 +1,4 @@
-"""An evaluation's scores and pictures beside the curves of its run."""
+"""An evaluation's scores, histograms, and pictures beside the curves of its run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import math
 import pathlib
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation import geometry
 from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.evaluation.report.summary import headline, headline_ks
 from hjepa_jax.runtime.writers.open import create_writer
@@ -33,6 +35,7 @@ def log_evaluation(
     workdir: pathlib.Path,
     saved: Settings,
     metrics: Metrics,
+    states: npt.NDArray[np.float32],
     report: pathlib.Path,
     epoch_steps: int | None,
 ) -> None:
@@ -44,6 +47,7 @@ def log_evaluation(
       workdir: folder of the run.
       saved: the run's settings.
       metrics: content of metrics.json.
+      states: of test images, [M, D], as evaluated.
       report: folder of the pictures.
       epoch_steps: steps of an epoch; None = unknown.
     """
@@ -56,6 +60,8 @@ def log_evaluation(
         _log.warning("the scores are not added to %s (%s)", workdir, first_line(error))
         return
     writer.write_scalars(info["step"], scores(metrics))
+    spread = {f"eval/{name}": values for name, values in geometry.spreads(states).items()}
+    writer.write_histograms(info["step"], spread)
     for path in sorted(report.glob("*.png")):
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))

@@ -4,17 +4,14 @@
     hjepa prepare cifar-100-python.tar.gz OUT --name=cifar100
     hjepa prepare OUT --verify
 
-IMAGES is an image folder (<split>/<class>/<image>), a tar archive of one, Parquet files, or with
---name a CIFAR archive. An archive with links is refused: pack the files themselves. Train on the
-result with data.name='folder' and data.root=OUT.
+IMAGES is what `hjepa train --data=IMAGES` takes: a folder of images or of Parquet files, or an
+archive of one, which is unpacked into the cache; or with --name a CIFAR archive. Train on the
+result with --data=OUT.
 """
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-import tempfile
-from collections.abc import Iterator
 
 from absl import flags
 
@@ -42,27 +39,6 @@ _IMAGES_PER_SHARD = flags.DEFINE_integer(
 _VERIFY = flags.DEFINE_boolean(
     "verify", False, "Only check the shards in IMAGES.", flag_values=_FLAGS
 )
-
-
-@contextlib.contextmanager
-def unpacked(path: pathlib.Path, beside: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder with the splits: `path` itself, or its unpacked content for an archive."""
-    from hjepa_jax.data.formats import archives
-    from hjepa_jax.data.sources import splits
-
-    if path.is_dir():
-        yield path
-        return
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".unpacked-") as temporary:
-        root = pathlib.Path(temporary)
-        archives.unpack(path, root)
-        while [entry.is_dir() for entry in root.iterdir()] == [True]:
-            only = next(root.iterdir())
-            if any(splits.choose(split, [only.name], str(root)) for split in splits.SPLITS):
-                break
-            root = only
-        yield root
 
 
 def pack(root: pathlib.Path, out: pathlib.Path) -> None:
@@ -99,11 +75,7 @@ def main(argv: list[str]) -> None:
             raise UserError("give the folder for the shards: hjepa prepare IMAGES OUT.")
         out = local_path(argv[2], "OUT")
         check_writable_folder(out, "OUT")
-        if _NAME.value == "folder":
-            with unpacked(images, out) as root:
-                pack(root, out)
-        else:
-            pack(images, out)
+        pack(images, out)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 

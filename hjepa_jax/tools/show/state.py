@@ -17,6 +17,7 @@ from hjepa_jax.config.load import load_config, recipe_names, variants
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report.folder import read_metrics, reports_of
 from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.main import next_command
 from hjepa_jax.runtime.checkpoint_files import steps
 from hjepa_jax.storage import metrics_file
 from hjepa_jax.storage.checkpoint_meta import META
@@ -129,7 +130,7 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunSt
             if (value := _last(curves[tag])) is not None
         },
         files={entry.name: _size(entry) for entry in sorted(run.iterdir())},
-        next=_next(run, status, scores),
+        next=next_command(run, status, evaluated=bool(scores), eval_dir=eval_dir, shown=True),
     )
 
 
@@ -226,14 +227,3 @@ def _size(path: pathlib.Path) -> int:
         return path.lstat().st_size
     except OSError:
         return 0
-
-
-def _next(run: pathlib.Path, status: str, scores: list[dict[str, Any]]) -> str:
-    """Returns the command worth running next."""
-    if status == "running":
-        return f"tensorboard --logdir={run}"
-    if status != "finished":
-        return f"hjepa train --resume={run}"
-    if not scores:
-        return f"hjepa eval {run}"
-    return f"hjepa export --workdir={run} --out=encoder.stablehlo"

@@ -330,7 +330,7 @@ def test_errors_are_one_sentence(workdirs, tmp_path) -> None:
         compare([], out, none)
     with pytest.raises(UserError, match="named more than once"):
         compare([workdirs[0], workdirs[0] / ".." / workdirs[0].name], out, none)
-    with pytest.raises(UserError, match=r"has no evaluation in .*--mode=eval"):
+    with pytest.raises(UserError, match=r"has no evaluation in .*'hjepa eval'"):
         compare([tmp_path / "nothing"], out, none)
     (tmp_path / "metrics.json").write_text('{"encoders": {}}')
     with pytest.raises(UserError, match=r"metrics\.json is not an evaluation of a trained run"):

@@ -13,6 +13,9 @@ from hjepa_jax.recipes import quickstart
 from hjepa_jax.storage.metrics_file import read_metrics
 from tests.evaluation.compare.test_compare import encoder_metrics
 
+# Mean squares of 1/2 and 2 about a mean of zero.
+STATES = np.array([[-1, 0], [1, 0], [0, -2], [0, 2]], np.float32)
+
 
 @pytest.fixture
 def metrics() -> dict:
@@ -24,7 +27,7 @@ def test_scores_and_pictures_are_added_to_the_run(tmp_path, metrics) -> None:
     run, report = tmp_path / "run", tmp_path / "report"
     report.mkdir()
     Image.new("RGB", (6, 4), "red").save(report / "map.png")
-    log_evaluation(run, typed(quickstart.get_config("smoke")), metrics, report, 20)
+    log_evaluation(run, typed(quickstart.get_config("smoke")), metrics, STATES, report, 20)
     found = read_metrics(run)
     assert {tag: column[1].item() for tag, column in found.items() if tag != "time"} == {
         "epoch": 3.0,
@@ -37,8 +40,13 @@ def test_scores_and_pictures_are_added_to_the_run(tmp_path, metrics) -> None:
         "eval/alignment": 0.5,
         "eval/uniformity": -2.0,
     }
-    (picture,) = [v for e in only_events(run) for v in e.summary.value if v.tag == "eval/map"]
-    assert (picture.image.width, picture.image.height) == (6, 4)
+    values = {v.tag: v for e in only_events(run) for v in e.summary.value}
+    picture = values["eval/map"].image
+    assert (picture.width, picture.height) == (6, 4)
+    assert values["eval/std"].histo.num == 2
+    assert values["eval/std"].histo.max == pytest.approx(math.sqrt(2))
+    spectrum = values["eval/spectrum_log10"].histo
+    assert (spectrum.min, spectrum.max) == pytest.approx((math.log10(2 / 3), math.log10(8 / 3)))
 
 
 def test_missing_scores_are_left_out(metrics) -> None:
@@ -50,12 +58,12 @@ def test_missing_scores_are_left_out(metrics) -> None:
 @pytest.mark.parametrize("special", ["trained_on", "coordinates"])
 def test_an_evaluation_of_something_else_is_not(tmp_path, metrics, special) -> None:
     metrics["info"][special] = "other"
-    log_evaluation(tmp_path, typed(quickstart.get_config("smoke")), metrics, tmp_path, None)
+    log_evaluation(tmp_path, typed(quickstart.get_config("smoke")), metrics, STATES, tmp_path, None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, metrics, caplog) -> None:
     (tmp_path / "run").write_text("a file")
     run = tmp_path / "run"
-    log_evaluation(run, typed(quickstart.get_config("smoke")), metrics, tmp_path, None)
+    log_evaluation(run, typed(quickstart.get_config("smoke")), metrics, STATES, tmp_path, None)
     assert "the scores are not added to" in caplog.text

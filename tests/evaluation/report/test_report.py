@@ -16,7 +16,6 @@ from PIL import Image
 from reports import write_report
 from rich.console import Console
 
-from hjepa_jax import main
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report import figures, gallery, tables
 from hjepa_jax.evaluation.report.folder import (
@@ -140,10 +139,6 @@ def test_the_newest_evaluated_run_beside_a_run_is_found(tmp_path, monkeypatch) -
     assert newest_beside(runs["here"], None) == runs["newer"]
     assert newest_beside(runs["newer"], None) == runs["here"]
     assert newest_beside(tmp_path / "gone" / "x", None) is None
-    for name, command in (("here", "compare newer here"), ("newer", "compare here newer")):
-        first, *names = command.split()
-        paths = " ".join(str(runs[each]) for each in names)
-        assert main._next(runs[name], None) == f"hjepa {first} {paths}"
 
 
 def test_files_of_others_are_never_touched(tmp_path: pathlib.Path) -> None:

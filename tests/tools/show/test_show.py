@@ -101,7 +101,8 @@ def test_a_finished_run_is_evaluated_and_then_exported(run, tmp_path) -> None:
     add_checkpoint(run, STEPS)
     state = read_state(run, tmp_path / "eval")
     assert (state.status, state.step, state.remaining) == ("finished", STEPS, None)
-    assert state.next == f"hjepa eval {run}"
+    assert state.next == f"hjepa eval {run} --eval_dir={tmp_path / 'eval'}"
+    assert read_state(run).next == f"hjepa eval {run}"
     add_report(tmp_path / "eval", "x")
     state = read_state(run, tmp_path / "eval")
     (scores,) = state.scores
