@@ -15,7 +15,7 @@ from hjepa_jax.config import Settings
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.files import save
 from hjepa_jax.errors import CheckpointError
-from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.published.translate import config_from_torch
 from hjepa_jax.interop.torch_file import load_torch_file
 from hjepa_jax.interop.torch_names import (
     encoder_from_torch,

@@ -12,7 +12,7 @@ from hjepa_jax.config.settings import schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, parse, problems_of
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.published.translate import config_from_torch
 from hjepa_jax.recipes import cifar100, quickstart
 
 ROWS = rows().values()
@@ -355,11 +355,11 @@ PUBLISHED = {
         ("hjepa", "dt", {}, "dt is {}"),
         ("hjepa", "method", 3, "method is 3"),
         ("hjepa", "residual_scale_warmup_epochs", "ten", "is 'ten'"),
-        ("regularizer", "q_logdet_floor", None, "no q_logdet_floor"),
+        ("regularizer", "q_logdet_floor", None, "q_logdet_floor is None: it must be a number"),
         ("regularizer", "q_pr_norm_floor", "x", "q_pr_norm_floor is 'x'"),
         ("model", None, 3, "model is 3: it must be a section"),
         ("train", None, [1], r"train is \[1\]: it must be a section"),
-        ("regularizer", None, None, "no q_logdet_floor"),
+        ("regularizer", None, None, "regularizer is None: it must be a section"),
         ("seed", None, 2**70, "seed is 1180591620717411303424"),
         ("seed", None, "one", "seed is 'one'"),
     ],

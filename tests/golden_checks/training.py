@@ -16,7 +16,7 @@ import yaml
 from golden_checks.common import assert_close, golden_file, groups, load, subtree
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
-from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.published.translate import config_from_torch
 from hjepa_jax.interop.torch_names import encoder_entries, encoder_from_torch, predictor_from_torch
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.methods.hamsigreg import HamSIGReg

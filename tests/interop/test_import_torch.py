@@ -14,7 +14,7 @@ from golden_checks.common import golden_file
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import CheckpointError
 from hjepa_jax.interop import torch_import
-from hjepa_jax.interop.torch_config import config_from_torch
+from hjepa_jax.interop.published.translate import config_from_torch
 from hjepa_jax.interop.torch_names import encoder_entries
 from hjepa_jax.loading import load_run
 from hjepa_jax.methods.hjepa_settings import Dynamics

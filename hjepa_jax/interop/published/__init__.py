@@ -1,0 +1,1 @@
+"""Configurations of the published PyTorch scripts, and what each of their keys becomes."""
