@@ -14,7 +14,6 @@ from hjepa_jax.config.settings import Schema, Settings, schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.storage import yaml_files
 from hjepa_jax.storage.files import write_atomically
 from hjepa_jax.storage.schema import Fields, parse_json, read_json
 
@@ -151,17 +150,7 @@ def read(path: pathlib.Path) -> ConfigDict:
       OSError: if it cannot be read.
       ValueError: if it is not JSON, or has an unknown field or invalid value.
     """
-    return _from_values(read_json(path, Fields(), constants=True))
-
-
-def read_yaml(path: pathlib.Path) -> ConfigDict:
-    """Reads a YAML file of sections, as in `config.json`; fields that it lacks have defaults.
-
-    Raises:
-      OSError: if it cannot be read.
-      ValueError: if it is not YAML, or has an unknown field or invalid value.
-    """
-    return _from_values(yaml_files.read_yaml(path))
+    return from_values(read_json(path, Fields(), constants=True))
 
 
 def from_json(text: str, source: object = "the configuration", field: str = "") -> ConfigDict:
@@ -179,11 +168,15 @@ def from_json(text: str, source: object = "the configuration", field: str = "") 
         values = parse_json(text, Fields(), source, field=field, constants=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return _from_values(values)
+    return from_values(values)
 
 
-def _from_values(values: Mapping[str, object]) -> ConfigDict:
-    """Returns the base configuration with nested values and the sections of the named parts."""
+def from_values(values: Mapping[str, object]) -> ConfigDict:
+    """Returns the base configuration with nested values and the sections of the named parts.
+
+    Raises:
+      ConfigError: if a field does not exist or has an invalid value.
+    """
     if "objective" in values and "method" not in values:
         raise ConfigError(
             "it was written by hjepa_jax 0.1, whose runs this version cannot read: install 0.1 to "

@@ -260,10 +260,18 @@ def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) 
         return CommandLine(rest, None, [])
     source = flag.value
     # When parsed a second time (in tests), the flag already holds the configuration.
-    config = load_config(source) if isinstance(source, str) else source
+    config = load_config(source, _tell) if isinstance(source, str) else source
     _apply(config, overrides, str(source))
     flag.value = config
     return CommandLine(rest, source if isinstance(source, str) else None, overrides)
+
+
+def _tell(sentence: str) -> None:
+    """Prints a sentence about the configuration."""
+    # It takes a tenth of a second, which other command lines need not wait for.
+    from hjepa_jax.console import BOARD
+
+    BOARD.say(sentence)
 
 
 def _with_libraries(values: flags.FlagValues) -> flags.FlagValues:

@@ -1,4 +1,7 @@
-"""What `--config` names: a recipe of the package, a run, or a Python, JSON, or YAML file."""
+"""What `--config` names: a recipe of the package, a run, or a Python, JSON, or YAML file.
+
+A YAML file may have the form of this package, or that of the published scripts.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,22 @@ import os
 import pathlib
 import runpy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import files
+from hjepa_jax.config.settings import schema
 from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.storage import yaml_files
 from hjepa_jax.storage.files import local_path
 
 RECIPES = pathlib.Path(__file__).parents[1] / "recipes"
-_SAVED: dict[str, Callable[[pathlib.Path], ConfigDict]] = {
-    ".json": files.read,
-    ".yaml": files.read_yaml,
-    ".yml": files.read_yaml,
-}
+_SAVED = (".json", ".yaml", ".yml")
+# Named, as recipes and methods are: it knows the methods, which know the configuration.
+_PUBLISHED = "hjepa_jax.interop.published.translate"
+# The sections that are found in the published form alone, and those that are in both forms.
+_THEIRS, _SHARED = {"hjepa", "regularizer"}, {"data", "loss", "model", "seed", "train"}
 
 
 def recipe_names() -> list[str]:
@@ -35,13 +40,14 @@ def variants(recipe: str) -> list[str]:
     return list(importlib.import_module(f"hjepa_jax.recipes.{recipe}").METHODS)
 
 
-def load_config(text: str) -> ConfigDict:
+def load_config(text: str, tell: Callable[[str], object] = lambda sentence: None) -> ConfigDict:
     """Returns the configuration that `--config` names.
 
     Args:
       text: a recipe, such as 'cifar100', or a Python file that defines `get_config`, each
         optionally followed by ':variant'; the folder of a run, or its `config.json`; or a YAML file
         with a mapping of sections.
+      tell: called with a sentence on what was done to a configuration of the published scripts.
 
     Raises:
       UserError: if there is no such recipe or file, or if it fails or has no such variant.
@@ -58,9 +64,24 @@ def load_config(text: str) -> ConfigDict:
             f"--config={text}: a saved configuration has no variants: remove ':{variant}'."
         )
     try:
-        return _SAVED[path.suffix](path)
+        if path.suffix == ".json":
+            return files.read(path)
+        values = yaml_files.read_yaml(path)
+        if not is_published(values):
+            return files.from_values(values)
+        found = importlib.import_module(_PUBLISHED).translate(values)
+        tell(f"--config={text}: {found.sentence()}")
+        return found.config
     except (OSError, ValueError) as error:
         raise UserError(f"--config={text} cannot be read: {first_line(error, 400)}") from error
+
+
+def is_published(values: Mapping[str, object]) -> bool:
+    """Returns whether nested values have the form of the published scripts, and nothing of ours."""
+    own = {name.partition(".")[0] for name in schema().rows} - _SHARED
+    train = values.get("train")
+    weights = isinstance(train, Mapping) and any(str(name).startswith("lambda_") for name in train)
+    return (weights or bool(_THEIRS & set(values))) and not own & set(values)
 
 
 def _find(name: str, text: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """What `--config` names: recipes anywhere, runs, and Python, JSON, and YAML files."""
 
+import importlib
 import json
 
 import pytest
@@ -7,9 +8,10 @@ import pytest
 from hjepa_jax.config import base_config, files
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.flags import resolve_arguments
-from hjepa_jax.config.load import load_config, recipe_names
+from hjepa_jax.config.load import is_published, load_config, recipe_names
 from hjepa_jax.errors import UserError
 from hjepa_jax.recipes import cifar100
+from hjepa_jax.tools import cli
 
 
 def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch) -> None:
@@ -145,3 +147,64 @@ def test_variants(tmp_path) -> None:
         load_config(f"{file}:smoke")
     with pytest.raises(UserError, match="does not exist"):
         load_config(f"{tmp_path}/absent.py:smoke")
+
+
+PUBLISHED = """
+model: {encoder_mode: tokens, split_qp: true}
+train: {epochs: 20, lr: 5e-4, warmup_epochs: 2, log_every: 100}
+hjepa: {steps: 3}
+regularizer: {q_logdet_floor: -1.5, p_logdet_floor: -1.5}
+"""
+
+
+def test_a_published_configuration_is_translated_and_told(tmp_path, capsys) -> None:
+    file = tmp_path / "published.yaml"
+    file.write_text(PUBLISHED)
+    told: list[str] = []
+    config = load_config(str(file), told.append)
+    assert (config.dynamics.steps, config.train.epochs, config.train.grad_clip) == (3, 20, None)
+    assert told == [
+        f"--config={file}: it is a configuration of the published CIFAR script: 8 keys set fields, "
+        "as docs/parity.md lists; without effect on the experiment: train.log_every."
+    ]
+    # Overrides hold on top, and each program says it once, on stderr.
+    for name, others in (("train", []), ("views", []), ("plan", []), ("sweep", ["--out=out"])):
+        program = importlib.import_module(cli.COMMANDS[name].module).PROGRAM
+        program.parse(["hjepa", f"--config={file}", "--config.train.lr=0.25", *others])
+        parsed = program.flags["config"].value
+        assert (parsed.train.lr, parsed.dynamics.steps) == (0.25, 3)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("published CIFAR script") == 1
+    settings = resolve_arguments([f"--config={file}", "--config.seed=9"])
+    assert (settings.seed, settings.train.epochs) == (9, 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "published"),
+    [
+        ({"hjepa": {}}, True),
+        ({"regularizer": {"type": "sigreg"}, "loss": {}}, True),
+        ({"train": {"lambda_reg": 0.1}, "seed": 1}, True),
+        ({"train": {"lr": 0.1}, "loss": {"match": "q"}, "seed": 1}, False),
+        ({"train": {"lambda_reg": 0.1}, "sigreg": {"weight": 0.1}}, False),
+        ({"hjepa": {}, "method": "hjepa"}, False),
+        ({"train": [1]}, False),
+        ({}, False),
+    ],
+)
+def test_the_published_form_is_known_by_its_sections(values, published) -> None:
+    assert is_published(values) == published
+
+
+def test_what_cannot_be_translated_is_one_sentence_that_names_the_file(tmp_path) -> None:
+    file = tmp_path / "published.yaml"
+    file.write_text(PUBLISHED.replace("steps", "stepz"))
+    with pytest.raises(
+        UserError, match=r"published.yaml cannot be .*hjepa.stepz is 3, but no such"
+    ):
+        load_config(str(file))
+    # A mixture of both forms is read as ours, which names what it does not know.
+    file.write_text(PUBLISHED + "method: hjepa\n")
+    with pytest.raises(UserError, match=r"config.model.encoder_mode is not a field"):
+        load_config(str(file))

@@ -133,8 +133,8 @@ def _check(script: Script, values: Values) -> None:
             q, p = (values.get(f"regularizer.{half}_logdet_{name}") for half in ("q", "p"))
             if p is not None and p != q:
                 raise ConfigError(
-                    f"{NAME}'s q_logdet_{name} ({shown(q)}) and p_logdet_{name} ({shown(p)}) "
-                    "differ: config.loss has one value for both."
+                    f"{NAME}'s regularizer.p_logdet_{name} is {shown(p)}, but q_logdet_{name} is "
+                    f"{shown(q)}: config.loss has one value for both."
                 )
     if script.ham_kind == "learnable" or any(key in values for key in CHECKED):
         required += CHECKED if script.ham_kind in ("chain", "learnable") else []
