@@ -11,8 +11,11 @@ BEGIN, END = "<!-- published keys -->", "<!-- end of the published keys -->"
 
 def table() -> str:
     """Returns the table as Markdown."""
-    lines = ["| published key | here | notes |", "|---|---|---|"]
-    lines += [f"| `{key}` | {ours} | {notes} |" for key, ours, notes in sorted(_rows())]
+    lines = ["| section | published key | here | notes |", "|---|---|---|---|"]
+    for key, ours, notes in sorted(_rows()):
+        section, _, name = key.rpartition(".")
+        where = f"`{section}`" if section else "(top level)"
+        lines.append(f"| {where} | `{name}` | {ours} | {notes} |")
     return "\n".join(lines) + "\n"
 
 

@@ -104,5 +104,5 @@ LEARNABLE = Branch(
     "for `regularizer.ham_kind: learnable` alone", lambda script: script.ham_kind == "learnable"
 )
 NOT_LEARNABLE_H = Branch(
-    "unless `hjepa.hamiltonian` is `learnable`", lambda script: script.hamiltonian != "learnable"
+    "unless the energy is `learnable`", lambda script: script.hamiltonian != "learnable"
 )
