@@ -51,18 +51,6 @@ class Suspect(NamedTuple):
     fields: tuple[str, ...]
 
 
-class Redraw(NamedTuple):
-    """Which random arrays stay the same for several steps.
-
-    Attributes:
-      interval: steps between new ones, counted from step 0.
-      names: their names in the result of `Method.draw`, which depend on step // interval alone.
-    """
-
-    interval: int = 1
-    names: tuple[str, ...] = ()
-
-
 class Method(abc.ABC):
     """A method, built from the configuration; it holds no arrays.
 
@@ -181,9 +169,12 @@ class Method(abc.ABC):
         del key, step, num_rows, num_images, dtype
         return {}
 
-    def redraw(self) -> Redraw:
-        """Returns which arrays of `draw` the train state keeps until they change."""
-        return Redraw()
+    def redraw(self) -> dict[str, int]:
+        """Returns the arrays of `draw` that the train state keeps until they change.
+
+        Each has the steps between new ones, and must depend on step // interval alone.
+        """
+        return {}
 
     @abc.abstractmethod
     def loss(

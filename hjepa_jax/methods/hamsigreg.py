@@ -21,11 +21,13 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
-from hjepa_jax.methods.base import Metrics, Randomness, Redraw, Suspect
+from hjepa_jax.methods.base import Metrics, Randomness, Suspect
 from hjepa_jax.methods.clipping import clip_by_global_norm
 from hjepa_jax.methods.hamsigreg_settings import (
     HamSIGRegSection,
+    envelope_start,
     problems,
+    training_epochs,
     unfinished,
 )
 from hjepa_jax.methods.lejepa import LeJEPA
@@ -40,6 +42,8 @@ from hjepa_jax.objectives.hamsigreg import (
 )
 from hjepa_jax.objectives.hamsigreg_spectrum import (
     Spectrum,
+    increment_spectrum,
+    init_increments,
     init_learnable,
     learnable_spectrum,
     spectral_buffers,
@@ -57,6 +61,8 @@ from hjepa_jax.objectives.shares import AxisName
 
 # Stream of the run's key; LeJEPA has 1 and 2.
 _SPECTRUM_SLICES = 3
+# What both envelopes of the learned spectrum have.
+_COMMON = ("gauge", "log_lambda_clip", "eps_ridge")
 
 
 class HamSIGReg(LeJEPA):
@@ -94,8 +100,15 @@ class HamSIGReg(LeJEPA):
         """Ends the ramps within the single epoch of a smoke test."""
         section = config.hamsigreg
         if section.kind != "diag":
-            for name in ("identity_epochs", "base_ramp_epochs", "learnable_ramp_epochs"):
+            ramps = (
+                "identity_epochs",
+                "base_ramp_epochs",
+                "learnable_ramp_epochs",
+                "frozen_epochs",
+            )
+            for name in ramps:
                 section[name] = min(section[name], 0.5)
+            section.update(learnable_start_epoch=1, alpha_start_epoch=None)
 
     def _optimizer(self) -> optax.GradientTransformation:
         """Returns the spectrum's AdamW: scaled, then clipped gradients, no weight decay."""
@@ -111,20 +124,23 @@ class HamSIGReg(LeJEPA):
         if not self.learns:
             return {}
         section = self.hamsigreg
-        params = init_learnable(
-            bins=section.bins,
-            span_max=section.span_max,
-            init_loglambda_span=section.init_loglambda_span,
-        )
+        if section.envelope == "free":
+            params = init_increments(section.bins)
+        else:
+            params = init_learnable(
+                bins=section.bins,
+                span_max=section.span_max,
+                init_loglambda_span=section.init_loglambda_span,
+            )
         return {"params": params, "opt_state": self._optimizer().init(params)}
 
     def schedule(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (alpha, beta) for the epoch of `step`; epochs are counted from 1."""
         section = self.hamsigreg
         epoch = step // self.steps_per_epoch + 1
-        alpha = alpha_schedule(epoch, section.learnable_ramp_epochs)
+        alpha = alpha_schedule(epoch, section.learnable_ramp_epochs, envelope_start(section))
         beta = beta_schedule(epoch, section.identity_epochs, section.base_ramp_epochs)
-        return alpha, beta
+        return alpha, beta if self.learns else section.beta * beta
 
     def coordinates(self, method_state: PyTree, step: jax.Array) -> PyTree:
         """Returns the learned parameters, if any, and (alpha, beta) of the step."""
@@ -176,17 +192,18 @@ class HamSIGReg(LeJEPA):
             base_ridge=section.base_ridge,
             base_strength=section.base_strength,
         )
+        common = {name: getattr(section, name) for name in _COMMON}
+        if section.envelope == "free":
+            return increment_spectrum(params, buffers, alpha, **common)
         return learnable_spectrum(
             params,
             buffers,
             alpha,
             beta,
-            gauge=section.gauge,
             span_max=section.span_max,
             delta_clip=section.delta_clip,
             center_delta=section.center_delta,
-            log_lambda_clip=section.log_lambda_clip,
-            eps_ridge=section.eps_ridge,
+            **common,
         )
 
     def _regularizer(self, spectrum: Spectrum) -> jax.Array:
@@ -210,10 +227,10 @@ class HamSIGReg(LeJEPA):
             drawn["spectral_slices"] = self._slices(key, step, _SPECTRUM_SLICES, dtype)
         return drawn
 
-    def redraw(self) -> Redraw:
+    def redraw(self) -> dict[str, int]:
         """Returns LeJEPA's, with the spectrum's slices."""
-        interval, names = super().redraw()
-        return Redraw(interval, (*names, "spectral_slices") if self.learns else names)
+        own = {"spectral_slices": self.sigreg.refresh_interval} if self.learns else {}
+        return super().redraw() | own
 
     def loss(
         self,
@@ -266,9 +283,8 @@ class HamSIGReg(LeJEPA):
             params = optax.apply_updates(current["params"], updates)
             return {"params": params, "opt_state": opt_state}
 
-        due = jnp.asarray(is_update_step(step, options.update_interval))
-        if options.freeze_after_epochs is not None:
-            due &= step < options.freeze_after_epochs * self.steps_per_epoch
+        first, end = (epochs * self.steps_per_epoch for epochs in training_epochs(options))
+        due = jnp.asarray(is_update_step(step, options.update_interval, first, end))
         return jax.lax.cond(due, update, lambda current: current, method_state)
 
     def spectrum_loss(

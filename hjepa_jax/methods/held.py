@@ -16,7 +16,8 @@ from jaxtyping import PyTree
 
 from hjepa_jax.methods.base import Method, Randomness
 
-# {'number', the drawing that the arrays are of, an int32 scalar; 'arrays' by name}, or {}.
+# {'number', the drawing that the arrays are of, an int32 scalar, or [G] if they are drawn at G
+# different intervals; 'arrays' by name}, or {}.
 Held: TypeAlias = dict[str, PyTree[jax.Array]]
 
 _NONE = -1
@@ -34,16 +35,17 @@ def init_held(
       num_images: images of a batch.
       dtype: dtype of the states.
     """
-    redraw = method.redraw()
-    if redraw.interval == 1 or not redraw.names:
+    groups = _groups(method)
+    if not groups:
         return {}
     shapes = jax.eval_shape(
         functools.partial(method.draw, num_rows=num_rows, num_images=num_images, dtype=dtype),
         key,
         jnp.int32(0),
     )
-    arrays = {name: shapes[name] for name in redraw.names}
-    return empty_held({"number": jax.ShapeDtypeStruct((), jnp.int32), "arrays": arrays})
+    arrays = {name: shapes[name] for group in groups.values() for name in group}
+    number = jax.ShapeDtypeStruct(() if len(groups) == 1 else (len(groups),), jnp.int32)
+    return empty_held({"number": number, "arrays": arrays})
 
 
 def empty_held(abstract: PyTree[jax.ShapeDtypeStruct]) -> Held:
@@ -90,8 +92,12 @@ def draw(
         drawn = fresh()
         return {name: drawn[name] for name in arrays}
 
-    due = held["number"] != step // method.redraw().interval
-    arrays = jax.lax.cond(due, again, lambda arrays: arrays, held["arrays"])
+    groups, arrays = _groups(method), {}
+    numbers = [held["number"]] if len(groups) == 1 else list(held["number"])
+    for number, (interval, names) in zip(numbers, groups.items(), strict=True):
+        kept = {name: held["arrays"][name] for name in names}
+        due = number != step // interval
+        arrays |= jax.lax.cond(due, again, lambda arrays: arrays, kept)
     # The compiler drops what this draws once more and nothing uses.
     return {**fresh(), **arrays}
 
@@ -101,4 +107,19 @@ def hold(method: Method, held: Held, drawn: Randomness, step: jax.Array) -> Held
     if not held:
         return held
     arrays = {name: drawn[name] for name in held["arrays"]}
-    return {"number": step // method.redraw().interval, "arrays": arrays}
+    numbers = [step // interval for interval in _groups(method)]
+    return {"number": _joined(numbers), "arrays": arrays}
+
+
+def _groups(method: Method) -> dict[int, list[str]]:
+    """Returns the names of the arrays that several steps use, by the steps between new ones."""
+    groups: dict[int, list[str]] = {}
+    for name, interval in method.redraw().items():
+        if interval > 1:
+            groups.setdefault(interval, []).append(name)
+    return dict(sorted(groups.items()))
+
+
+def _joined(numbers: list[jax.Array]) -> jax.Array:
+    """Returns a single number as it is, else an array of them."""
+    return numbers[0] if len(numbers) == 1 else jnp.stack(numbers)

@@ -20,7 +20,6 @@ from hjepa_jax.methods.base import (
     Metrics,
     Randomness,
     Rate,
-    Redraw,
     Suspect,
     linear_warmup,
 )
@@ -30,6 +29,7 @@ from hjepa_jax.methods.hjepa_settings import (
     Parity,
     has_parameters,
     has_potential,
+    logdet_of,
     problems,
 )
 from hjepa_jax.models.base import StateShape, applied
@@ -113,6 +113,8 @@ class HJEPA(Method):
     def shrink(cls, config: ConfigDict) -> None:
         """Reduces projection and predictor to the size of a smoke test."""
         config.loss.logdet_dim = 8
+        if config.loss.p_logdet_dim is not None:
+            config.loss.p_logdet_dim = min(8, config.loss.p_logdet_dim)
         if config.dynamics.predictor != "identity":
             config.dynamics.hidden_dim = 16
         if config.dynamics.predictor == "hamiltonian":
@@ -127,12 +129,14 @@ class HJEPA(Method):
         """
         data, loss = self.settings.data, self.options
         rows = data.batch_size * (data.num_global_views + data.num_local_views)
-        if loss.logdet_weight > 0 and loss.logdet_dim > rows // 4:
-            yield (
-                f"config.loss.logdet_dim is {loss.logdet_dim} but a step has only {rows} rows "
-                "(views x images): the log-det floor cannot be met and dominates the prediction "
-                f"loss; set it to {max(rows // 4, 1)} or less."
-            )
+        for name in ("logdet_dim", "p_logdet_dim"):
+            dim = getattr(loss, name)
+            if loss.logdet_weight > 0 and dim is not None and dim > rows // 4:
+                yield (
+                    f"config.loss.{name} is {dim} but a step has only {rows} rows "
+                    "(views x images): the log-det floor cannot be met and dominates the "
+                    f"prediction loss; set it to {max(rows // 4, 1)} or less."
+                )
 
     def residual_scale(self, step: jax.Array) -> jax.Array:
         """Returns the potential's residual scale at `step`, after its linear warm-up."""
@@ -153,17 +157,18 @@ class HJEPA(Method):
         """Draws the projections 'q' and 'p' [D/2, k] of the log-det floors; see `Method`."""
         del num_images
         loss, half_dim = self.options, self.shape.dim // 2
-        rank = projection_rank(loss.logdet_dim, half_dim, num_rows)
-        refresh = step // loss.logdet_refresh_interval
-        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _PROJECTIONS), refresh))
-        return {
-            half: orthonormal_projection(half_key, half_dim, rank, dtype)
-            for half, half_key in zip(("q", "p"), keys)
-        }
+        stream = jax.random.fold_in(key, _PROJECTIONS)
+        drawn = {}
+        for number, half in enumerate(("q", "p")):
+            floor = logdet_of(loss, half)
+            half_key = jax.random.split(jax.random.fold_in(stream, step // floor.refresh_interval))
+            rank = projection_rank(floor.dim, half_dim, num_rows)
+            drawn[half] = orthonormal_projection(half_key[number], half_dim, rank, dtype)
+        return drawn
 
-    def redraw(self) -> Redraw:
-        """Returns that the projections change every `loss.logdet_refresh_interval` steps."""
-        return Redraw(self.options.logdet_refresh_interval, ("q", "p"))
+    def redraw(self) -> dict[str, int]:
+        """Returns the steps between new projections of each half."""
+        return {half: logdet_of(self.options, half).refresh_interval for half in ("q", "p")}
 
     def loss(
         self,
@@ -271,7 +276,7 @@ class HJEPA(Method):
             found["predictor"] = Suspect("the flow", flow)
         terms = {
             "budget": ("loss.q_target", "loss.p_target"),
-            "logdet": ("loss.logdet_eps", "loss.logdet_dim"),
+            "logdet": ("loss.logdet_eps", "loss.p_logdet_eps", "loss.logdet_dim"),
             "mean": ("loss.mean_weight",),
             "pred": ("data.mean", "data.std"),
             "var": ("loss.std_eps", "loss.q_std_floor", "loss.p_std_floor"),
@@ -366,7 +371,8 @@ def _regularizers(
     var_p = jnp.zeros_like(var_q)
     if floor_p_variance:
         var_p = variance_floor(p, options.p_std_floor, options.std_eps, axis_name)
-    statistics = logdet_statistics_of_both(q, p, projections, options.logdet_eps, axis_name)
+    ridges = {half: logdet_of(options, half).eps for half in ("q", "p")}
+    statistics = logdet_statistics_of_both(q, p, projections, ridges, axis_name)
     logdet_q = logdet_penalty(
         statistics[0],
         logdet_floor=options.q_logdet_floor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hjepa_jax.config.fields import Condition, field
 from hjepa_jax.config.settings import Settings
@@ -175,6 +175,15 @@ class Loss:
     )
     logdet_eps: float = field(1e-4, "Added to the covariance's diagonal.", at_least=1e-8, at_most=1)
     logdet_refresh_interval: int = field(16, "Steps between new projections.", above=0)
+    p_logdet_dim: int | None = field(
+        None, "logdet_dim of p; None = that of q.", above=0, at_most=65536
+    )
+    p_logdet_eps: float | None = field(
+        None, "logdet_eps of p; None = that of q.", at_least=1e-8, at_most=1
+    )
+    p_logdet_refresh_interval: int | None = field(
+        None, "logdet_refresh_interval of p; None = that of q.", above=0
+    )
     q_logdet_floor: float = field(-1.5, "Floor of q's log-det per dimension.", **_FLOOR)
     p_logdet_floor: float = field(-1.5, "Floor of p's log-det per dimension.", **_FLOOR)
     q_pr_floor: float | None = field(
@@ -189,6 +198,28 @@ class Loss:
     p_eigmax_ceiling: float | None = field(
         0.30, "Ceiling of the largest eigenvalue's share for p; None = off.", at_least=0, at_most=1
     )
+
+
+class LogdetSettings(NamedTuple):
+    """What the log-det floor of a half of the state is computed with.
+
+    Attributes:
+      dim: dimensions of the random projection, at most.
+      eps: added to the covariance's diagonal.
+      refresh_interval: steps between new projections.
+    """
+
+    dim: int
+    eps: float
+    refresh_interval: int
+
+
+def logdet_of(loss: Loss, half: Literal["q", "p"]) -> LogdetSettings:
+    """Returns the settings of a half's log-det floor: those of q, but for what p has of its own."""
+    names = ("logdet_dim", "logdet_eps", "logdet_refresh_interval")
+    own = [getattr(loss, f"p_{name}") if half == "p" else None for name in names]
+    shared = [getattr(loss, name) for name in names]
+    return LogdetSettings(*(common if o is None else o for o, common in zip(own, shared)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.kernels.characteristic_function import characteristic_means
-from hjepa_jax.methods.base import Method, Metrics, Randomness, Redraw, Suspect, linear_warmup
+from hjepa_jax.methods.base import Method, Metrics, Randomness, Suspect, linear_warmup
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import (
     LossForm,
@@ -145,9 +145,9 @@ class LeJEPA(Method):
             drawn["subsample"] = random_subsample(subsample_key, rows, sigreg.subsample)
         return drawn
 
-    def redraw(self) -> Redraw:
+    def redraw(self) -> dict[str, int]:
         """Returns that the slices change every `sigreg.refresh_interval` steps."""
-        return Redraw(self.sigreg.refresh_interval, ("slices",))
+        return {"slices": self.sigreg.refresh_interval}
 
     def sigreg_of(
         self,

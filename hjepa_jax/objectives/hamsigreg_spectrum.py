@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+Envelope = Literal["bounded", "free"]
 Base = Literal["identity", "r2", "laplacian"]
 Gauge = Literal["trace", "logdet"]
 Binning = Literal["linear_radius", "linear_radius_sq", "quantile_radius"]
@@ -255,17 +256,21 @@ def apply_gauge(spectrum: Float[Array, "*grid"], gauge: Gauge) -> Float[Array, "
 def increment_spectrum(
     params: LearnableParams,
     buffers: SpectralBuffers,
+    alpha: Float[Array, ""] | float = 1.0,
     *,
     gauge: Gauge,
     log_lambda_clip: float,
     eps_ridge: float,
 ) -> Spectrum:
-    """Returns the spectrum of the experimental envelope: no base, no schedules.
+    """Returns the spectrum of the experimental envelope: no base.
+
+    Its `delta` is clipped: the regularizer bounds what the spectrum uses.
 
     Args:
         params: from `init_increments`.
         buffers: the grid's constants, of which the bins have an effect.
-        gauge: see `learnable_spectrum`, as for the next two.
+        alpha: see `learnable_spectrum`, as for the next three.
+        gauge: what is fixed to 1.
         log_lambda_clip: hard bound of the log spectrum before the ridge.
         eps_ridge: added to the spectrum.
 
@@ -277,7 +282,8 @@ def increment_spectrum(
     delta = values[buffers.bin_index]
     if gauge == "logdet":
         delta = delta - jnp.mean(delta)
-    log_spectrum = jnp.clip(delta, -log_lambda_clip, log_lambda_clip)
+    delta = jnp.clip(delta, -log_lambda_clip, log_lambda_clip)
+    log_spectrum = jnp.asarray(alpha, values.dtype) * delta
     spectrum = apply_gauge(jnp.exp(log_spectrum) + eps_ridge, gauge)
     return Spectrum(values, delta, log_spectrum, spectrum)
 
@@ -348,7 +354,7 @@ def spectral_regularizer(
     and it would otherwise pull on the two extreme frequencies alone.
 
     Args:
-        spectrum: from `learnable_spectrum`.
+        spectrum: from `learnable_spectrum` or `increment_spectrum`.
         curvature_weight: weight of the envelope's curvature.
         loglambda_l2_weight: weight of the mean square of delta.
         cond_max: condition number above which the spectrum is penalized, 0 = off.

@@ -3,6 +3,7 @@
 Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107, HamSIGReg.
 """
 
+import math
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -22,30 +23,52 @@ def beta_schedule(
         identity_epochs: epochs with share 0.
         base_ramp_epochs: epochs of the linear ramp to 1 that follows (0 = at once).
     """
-    past = jnp.asarray(epoch, jnp.result_type(float)) - identity_epochs
-    if base_ramp_epochs <= 0:
-        return (past > 0).astype(past.dtype)
-    return jnp.clip(past / base_ramp_epochs, 0.0, 1.0)
+    return _ramp(epoch, identity_epochs, base_ramp_epochs)
 
 
 def alpha_schedule(
-    epoch: Real[Array, "*epochs"] | float, learnable_ramp_epochs: float
+    epoch: Real[Array, "*epochs"] | float, learnable_ramp_epochs: float, start_epoch: int = 1
 ) -> Float[Array, "*epochs"]:
-    """Returns the strength of the learned envelope in an epoch, min(1, epoch / ramp).
+    """Returns the strength of the learned envelope in an epoch, 0..1.
+
+    It is 0 before `start_epoch`, and then min(1, (epoch - start_epoch + 1) / ramp).
 
     Args:
         epoch: counted from 1; a scalar or an array of epochs.
         learnable_ramp_epochs: epochs of the linear ramp to 1 (0 = at once).
+        start_epoch: first epoch of the ramp, counted from 1.
     """
-    epoch = jnp.asarray(epoch, jnp.result_type(float))
-    if learnable_ramp_epochs <= 0:
-        return jnp.ones_like(epoch)
-    return jnp.clip(epoch / learnable_ramp_epochs, 0.0, 1.0)
+    return _ramp(epoch, start_epoch - 1, learnable_ramp_epochs)
 
 
-def is_update_step(step: Int[Array, ""] | int, interval: int) -> Bool[Array, ""] | bool:
-    """Returns whether the spectrum's parameters are updated after the encoder's step (from 0)."""
-    return (step + 1) % interval == 0
+def _ramp(
+    epoch: Real[Array, "*epochs"] | float, before: float, length: float
+) -> Float[Array, "*epochs"]:
+    """Returns 0 for the epochs `before`, then a linear ramp to 1 over `length` epochs."""
+    past = jnp.asarray(epoch, jnp.result_type(float)) - before
+    if length <= 0:
+        return (past > 0).astype(past.dtype)
+    return jnp.clip(past / length, 0.0, 1.0)
+
+
+def is_update_step(
+    step: Int[Array, ""] | int,
+    interval: int,
+    first: float = 0,
+    end: float = math.inf,
+) -> Bool[Array, ""] | bool:
+    """Returns whether the spectrum's parameters are updated after a step of the encoder.
+
+    Args:
+        step: counted from 0.
+        interval: steps between updates; the first is after step interval - 1.
+        first: there is none before this step.
+        end: there is none from this step on.
+    """
+    due = (step + 1) % interval == 0
+    # Comparisons that always hold are left out of the compiled step.
+    due = due if first <= 0 else due & (step >= first)
+    return due if end == math.inf else due & (step < end)
 
 
 def update_loss(

@@ -188,7 +188,7 @@ def logdet_statistics_of_both(
     q: Float[Array, "*batch d"],
     p: Float[Array, "*batch d"],
     projections: Mapping[str, Float[Array, "d _"]],
-    eps: float,
+    eps: Mapping[str, float],
     axis_name: AxisName = None,
 ) -> tuple[LogdetStatistics, LogdetStatistics]:
     """Returns the log-det statistics of q and p, decomposed in one batch when the ranks agree.
@@ -197,11 +197,11 @@ def logdet_statistics_of_both(
         q: rows [..., d].
         p: rows [..., d].
         projections: 'q' and 'p', each [d, k] with orthonormal columns.
-        eps: added to the covariances' diagonals.
+        eps: 'q' and 'p', added to the covariances' diagonals.
         axis_name: see `shares`.
     """
     covariances = [
-        projected_covariance(x, projections[name], eps, axis_name)
+        projected_covariance(x, projections[name], eps[name], axis_name)
         for name, x in (("q", q), ("p", p))
     ]
     if covariances[0].shape != covariances[1].shape:

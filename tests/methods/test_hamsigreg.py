@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from finite_differences import quick_jit
 
+from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.recipes import cifar100
@@ -74,12 +76,72 @@ def test_chain_grid_is_the_laplacian_of_the_tokens_blended_with_the_identity(bet
     np.testing.assert_allclose(found, on_tokens(wanted, 2), atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["chain", "chain_grid"])
+def test_beta_is_the_share_of_the_chain_at_the_end_of_its_schedule(kind: str) -> None:
+    fields = {"kappa": 0.5, "eps": 0.1, "identity_epochs": 1.0, "base_ramp_epochs": 2.0}
+    of = method(kind, beta=0.4, **fields)
+    # Four steps an epoch: identity in the first, half and all of the share in the next two.
+    shares = [float(of.schedule(jnp.int32(step))[1]) for step in (0, 4, 8, 20)]
+    np.testing.assert_allclose(shares, [0.0, 0.2, 0.4, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(float(method(kind, **fields).schedule(jnp.int32(8))[1]), 1.0)
+    full = square(method(kind, kappa=0.5, eps=0.1))
+    blended = 0.6 * np.eye(len(full)) + 0.4 * full
+    np.testing.assert_allclose(square(of, beta=shares[-1]), blended, atol=1e-6)
+
+
+def test_the_envelope_starts_with_its_epoch() -> None:
+    def alphas(**fields: Any) -> list[float]:
+        of = method("learnable", **fields)
+        return [float(of.schedule(jnp.int32(step))[0]) for step in (0, 3, 4, 8, 12)]
+
+    # As published: start epoch 2 and a ramp over two epochs.
+    start = {"learnable_start_epoch": 2, "learnable_ramp_epochs": 2.0}
+    np.testing.assert_allclose(alphas(**start), [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(alphas(**start, alpha_start_epoch=3), [0, 0, 0, 0.5, 1])
+    np.testing.assert_allclose(alphas(learnable_start_epoch=2), [0, 0, 1, 1, 1])
+    np.testing.assert_allclose(alphas(), 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"learnable_start_epoch": 3, "alpha_start_epoch": 2}, "alpha_start_epoch is 2, but .*=3"),
+        ({"frozen_epochs": 2.0, "freeze_after_epochs": 2.0}, "freeze_after.* is 2, .*by .*frozen_"),
+        (
+            {"learnable_start_epoch": 4, "freeze_after_epochs": 3.0},
+            "after 3 .*learnable_start_epoch",
+        ),
+        ({"learnable_start_epoch": 31}, "learnable_start_epoch=31"),
+        ({"alpha_start_epoch": 31}, "alpha_start_epoch=31"),
+        ({"learnable_start_epoch": 27}, "learnable_ramp_epochs=5"),
+        ({"frozen_epochs": 30.0}, "frozen_epochs=30"),
+        (
+            {"envelope": "free", "base_ramp_epochs": 0.0},
+            "identity_epochs is set to 1.0 but has no effect.*'bounded'",
+        ),
+        ({"beta": 0.5}, "beta is set to 0.5 but has no effect.*'chain_grid'"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_one_sentence(fields: dict[str, Any], words: str) -> None:
+    config = cifar100.get_config("ham_learnable")
+    config.hamsigreg.update(fields)
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_schedules_that_end_in_time_are_allowed() -> None:
+    config = cifar100.get_config("ham_learnable")
+    config.hamsigreg.update(learnable_start_epoch=26, frozen_epochs=29.0)
+    resolve(config)
+
+
 def learned(**fields: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns the learned H of the token grid by a dense Fourier matrix, and its fields."""
     options = {"span_max": 2.0, "init_loglambda_span": 1.0, **fields}
     of = method("learnable", **options)
     spectrum = np.asarray(of.spectrum(of.init_state()["params"], 0.7, 0.6).spectrum, np.float64)
-    assert np.ptp(spectrum) > 0.5
+    assert np.ptp(spectrum) > 0.3
     fourier = np.fft.fft(np.eye(SIDE)) / np.sqrt(SIDE)
     both = np.kron(fourier, fourier)
     return (both.conj().T @ np.diag(spectrum.ravel()) @ both).real, options
@@ -106,6 +168,16 @@ def test_every_field_of_the_learned_spectrum_reaches_it() -> None:
         {"eps_ridge": 0.5},
     ):
         assert np.abs(learned(**change)[0] - plain).max() > 1e-3, change
+    free, _ = learned(envelope="free")
+    assert np.abs(free - plain).max() > 1e-3
+    for change in (
+        {"gauge": "logdet"},
+        {"bins": 3},
+        {"binning": "quantile_radius"},
+        {"log_lambda_clip": 0.3},
+        {"eps_ridge": 0.5},
+    ):
+        assert np.abs(learned(envelope="free", **change)[0] - free).max() > 1e-3, change
     # The gauge takes away the mean that is subtracted; the regularizer sees it.
     deviations = []
     for center in (False, True):

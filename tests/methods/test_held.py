@@ -24,9 +24,10 @@ CASES = {
 
 
 @functools.cache
-def prepared(variant: str, interval: int):
+def prepared(variant: str, interval: int, of_p: int | None = None):
     config = cifar100.get_config(f"{variant}-smoke")
     config.update_from_flattened_dict({CASES[variant][0]: interval})
+    config.loss.p_logdet_refresh_interval = of_p
     return prepare(typed(config), 64, sharding.data_mesh(jax.devices()[:1]))
 
 
@@ -41,10 +42,8 @@ def assert_equal(one, two) -> None:
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((one, two)))
 
 
-@pytest.mark.parametrize("variant", CASES)
-def test_held_arrays_are_those_that_the_method_draws(variant) -> None:
-    """Bit by bit, at steps that draw and at those that do not."""
-    run, names = prepared(variant, 3), CASES[variant][1]
+def drawn_and_held(run):
+    """Yields (drawn, held, what the method draws) of seven steps."""
     images = run.settings.data.batch_size
     sizes = {"num_rows": 2 * images, "num_images": images, "dtype": "float32"}
     method, key = run.method, jax.random.key(5)
@@ -56,12 +55,40 @@ def test_held_arrays_are_those_that_the_method_draws(variant) -> None:
         return found, held.hold(method, kept, found, step)
 
     kept = held.init_held(method, key, **sizes)
-    assert kept["number"] == -1
+    assert np.all(kept["number"] == -1)
     for step in map(np.int32, range(7)):
         found, kept = holding(kept, step)
-        assert_equal(found, draw(key, step))
-        assert set(kept["arrays"]) == names
+        yield found, kept, draw(key, step)
+
+
+@pytest.mark.parametrize("variant", CASES)
+def test_held_arrays_are_those_that_the_method_draws(variant) -> None:
+    """Bit by bit, at steps that draw and at those that do not."""
+    for step, (found, kept, drawn) in enumerate(drawn_and_held(prepared(variant, 3))):
+        assert_equal(found, drawn)
+        assert set(kept["arrays"]) == CASES[variant][1]
         assert kept["number"] == step // 3
+
+
+def test_each_half_is_drawn_at_its_own_interval() -> None:
+    """The half that changes in each step is not held."""
+    history = list(drawn_and_held(prepared("hjepa", 3, 2)))
+    for step, (found, kept, drawn) in enumerate(history):
+        assert_equal(found, drawn)
+        assert kept["number"].tolist() == [step // 2, step // 3]
+        for half, interval in (("q", 3), ("p", 2)):
+            before = history[step - 1][0][half]
+            assert np.array_equal(found[half], before) == (step % interval > 0), (half, step)
+    for found, kept, drawn in drawn_and_held(prepared("hjepa", 3, 1)):
+        assert_equal(found, drawn)
+        assert set(kept["arrays"]) == {"q"}
+
+
+def test_a_half_without_settings_of_its_own_is_drawn_as_ever() -> None:
+    for (plain, _, _), (own, _, _) in zip(
+        drawn_and_held(prepared("hjepa", 3)), drawn_and_held(prepared("hjepa", 3, 2))
+    ):
+        np.testing.assert_array_equal(plain["q"], own["q"])
 
 
 def test_a_step_that_is_not_due_draws_nothing() -> None:

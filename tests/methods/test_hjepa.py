@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from finite_differences import assert_gradient, quick_jit
 
-from hjepa_jax.methods.hjepa import hjepa_loss
+from hjepa_jax.config.checks import typed
+from hjepa_jax.methods.hjepa import HJEPA, hjepa_loss
 from hjepa_jax.methods.hjepa_settings import Loss
+from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives import regularizers
 from hjepa_jax.objectives.hjepa import prediction_loss
+from hjepa_jax.recipes import cifar100
 
 IMAGES, HALF = 9, 3
 MATRIX = np.random.default_rng(5).standard_normal((2 * HALF, 2 * HALF)) * 0.3
@@ -50,6 +53,9 @@ ACTIVE = Loss(
     q_target=0.5,
     p_target=2.0,
 )
+
+
+NO_TARGET = dataclasses.replace(ACTIVE, detach_target=False, logdet_eps=0.01, p_logdet_eps=0.4)
 
 
 @functools.partial(quick_jit, static_argnames="floor_p_variance")
@@ -110,6 +116,49 @@ def test_loss_is_the_weighted_sum_of_its_parts(rank_p: int) -> None:
     np.testing.assert_allclose(metrics["p2"], (flat**2).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["z_mean2"], metrics["mean"])
     assert all(value.shape == () and value.dtype == jnp.float32 for value in metrics.values())
+
+
+def numpy_logdet_term(
+    x: np.ndarray, projection: Any, eps: float, floor: float, pr: float | None, top: float
+) -> float:
+    """The log-det, participation-ratio and largest-eigenvalue floors of rows x, from eigenvalues.
+
+    Without pr the second is left out.
+    """
+    rows = x.reshape(-1, x.shape[-1]) @ np.asarray(projection, np.float64)
+    values = np.linalg.eigvalsh(np.cov(rows.T) + eps * np.eye(rows.shape[1]))
+    terms = [floor - np.log(values).mean(), values.max() / values.sum() - top]
+    if pr is not None:
+        terms.append(pr - values.sum() ** 2 / (values**2).sum() / len(values))
+    return float(sum(max(term, 0.0) ** 2 for term in terms))
+
+
+@pytest.mark.parametrize("rank_p", [2, 3], ids=["batched", "unequal_ranks"])
+def test_each_half_has_its_own_ridge(rank_p: int) -> None:
+    options = dataclasses.replace(ACTIVE, logdet_eps=0.01, p_logdet_eps=0.4)
+    with jax.enable_x64(True):
+        z, drawn = views(3), jax.tree.map(lambda r: r.astype(jnp.float64), projections(rank_p))
+        _, metrics = quick_jit(lambda z: hjepa_loss(z, flow, None, drawn, options, 2))(z)
+        q = numpy_logdet_term(z[..., :HALF], drawn["q"], 0.01, 1.0, 1.0, 0.2)
+        p = numpy_logdet_term(z[..., HALF:], drawn["p"], 0.4, 0.5, None, 0.1)
+        np.testing.assert_allclose(metrics["logdet_q"], q, rtol=1e-10)
+        np.testing.assert_allclose(metrics["logdet_p"], p, rtol=1e-10)
+        assert_gradient(lambda z: hjepa_loss(z, flow, None, drawn, NO_TARGET, 2)[0], z)
+
+
+def test_each_half_has_its_own_rank_and_too_large_ones_are_named() -> None:
+    config = cifar100.get_config("smoke")
+    config.loss.update(logdet_dim=4, p_logdet_dim=6, p_logdet_refresh_interval=5)
+    method = HJEPA(typed(config), StateShape(24, None, None), 4)
+    drawn = method.draw(jax.random.key(0), jnp.int32(0), num_rows=16, num_images=8, dtype="float32")
+    assert {half: leaf.shape for half, leaf in drawn.items()} == {"q": (12, 4), "p": (12, 6)}
+    for leaf in drawn.values():
+        np.testing.assert_allclose(leaf.T @ leaf, np.eye(leaf.shape[1]), atol=1e-5)
+    assert method.redraw() == {"q": config.loss.logdet_refresh_interval, "p": 5}
+    config.loss.p_logdet_dim = 1000
+    (warning,) = HJEPA(typed(config), StateShape(24, None, None), 4).warnings()
+    assert warning.startswith("config.loss.p_logdet_dim is 1000 but a step has only")
+    assert method.suspects()["logdet"].fields[:2] == ("loss.logdet_eps", "loss.p_logdet_eps")
 
 
 def test_loss_gradient_matches_differences() -> None:

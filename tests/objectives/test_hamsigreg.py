@@ -238,6 +238,52 @@ def test_regularizer_matches_numpy_and_its_condition_term_has_no_gradient() -> N
     jax.tree.map(np.testing.assert_array_equal, light_grad, heavy_grad)
 
 
+FREE: dict[str, Any] = {"gauge": "logdet", "log_lambda_clip": 0.6, "eps_ridge": 0.05}
+
+
+def numpy_free(steps: np.ndarray, alpha: float, options: dict[str, Any]) -> Any:
+    """Returns (envelope, delta, eigenvalues) of the free envelope with offset -0.7."""
+    values = -0.7 + np.concatenate([[0.0], np.cumsum(np.log1p(np.exp(steps)))])
+    delta = values[learnable.bin_indices(H, W, BINS, "linear_radius")]
+    if options["gauge"] == "logdet":
+        delta = delta - delta.mean()
+    delta = np.clip(delta, -options["log_lambda_clip"], options["log_lambda_clip"])
+    raised = np.exp(alpha * delta) + options["eps_ridge"]
+    mean = raised.mean() if options["gauge"] == "trace" else np.exp(np.log(raised).mean())
+    return values, delta, raised / mean
+
+
+@pytest.mark.parametrize("gauge", learnable.GAUGES)
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_the_free_envelope_matches_numpy(gauge: Any, alpha: float) -> None:
+    """Its clip is active, and the regularizer sees the clipped deviation, whatever alpha is."""
+    steps = np.array([-0.6, -1.4, -0.2, 0.3])
+    options = {**FREE, "gauge": gauge}
+    values, delta, eigenvalues = numpy_free(steps, alpha, options)
+    assert (np.abs(delta) == 0.6).any()
+    weights: dict[str, float] = {
+        "curvature_weight": 0.3,
+        "loglambda_l2_weight": 0.7,
+        "cond_max": 0.0,
+        "cond_weight": 0.0,
+    }
+
+    def both(steps: jax.Array) -> Any:
+        params = {"offset": jnp.asarray(-0.7), "raw_increments": steps}
+        spectrum = learnable.increment_spectrum(params, BUFFERS, alpha, **options)
+        return spectrum, learnable.spectral_regularizer(spectrum, **weights)
+
+    with jax.enable_x64(True):
+        spectrum, regularizer = quick_jit(both)(jnp.asarray(steps))
+        np.testing.assert_allclose(spectrum.envelope, values, rtol=1e-12)
+        np.testing.assert_allclose(spectrum.spectrum, eigenvalues, rtol=1e-12)
+        expected = 0.3 * (np.diff(values, n=2) ** 2).sum() + 0.7 * (delta**2).mean()
+        np.testing.assert_allclose(regularizer, expected, rtol=1e-12)
+        if alpha == 0.4:
+            cot = np.random.default_rng(0).standard_normal((H, W))
+            assert_gradient(lambda s: jnp.sum(cot * both(s)[0].spectrum) + both(s)[1], steps)
+
+
 @pytest.mark.parametrize("kind", ["chain", "learnable_split"])
 def test_gradients_match_differences(kind: str) -> None:
     random = np.random.default_rng(0)
@@ -264,7 +310,13 @@ def test_schedules() -> None:
     np.testing.assert_allclose(updates.beta_schedule(epochs, 2, 0), [0, 0, 1, 1, 1, 1, 1])
     np.testing.assert_allclose(updates.alpha_schedule(epochs, 4), [0.25, 0.5, 0.75, 1, 1, 1, 1])
     np.testing.assert_allclose(updates.alpha_schedule(epochs, 0), 1)
+    # As published: start epoch 2 and a ramp over two epochs.
+    np.testing.assert_allclose(updates.alpha_schedule(epochs[:3], 2, 2), [0, 0.5, 1])
+    np.testing.assert_allclose(updates.alpha_schedule(epochs, 4, 3), [0, 0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_allclose(updates.alpha_schedule(epochs, 0, 3), [0, 0, 1, 1, 1, 1, 1])
     assert [s for s in range(9) if updates.is_update_step(s, 4)] == [3, 7]
+    assert [s for s in range(12) if updates.is_update_step(s, 3, 5.5)] == [8, 11]
+    assert [s for s in range(12) if updates.is_update_step(s, 3, 5, 11)] == [5, 8]
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -36,7 +36,7 @@ def test_every_public_function_is_annotated_and_checked() -> None:
         lambda: sigreg(Z, jnp.ones((4, 3)), **QUADRATURE, reduction="max"),  # type: ignore
         lambda: lejepa_prediction(Z[0], 1),
         lambda: lejepa_total(jnp.ones(()), jnp.ones(()), weight=jnp.ones(2), loss_form="additive"),
-        lambda: logdet_statistics_of_both(Z, Z, {"q": jnp.ones((5, 2))}, 1e-4),
+        lambda: logdet_statistics_of_both(Z, Z, {"q": jnp.ones((5, 2))}, {"q": 1e-4}),
         lambda: view_pairs("all", 2, 2),  # type: ignore
         lambda: hamsigreg.apply_chain(Z, jnp.ones(4)),  # one root per frequency, 4//2 + 1
         lambda: spectrum.apply_gauge(jnp.ones(3), "mean"),  # type: ignore

@@ -37,7 +37,13 @@ CASES = {
         "--config.loss.match=qp",
     ),
     "accumulation": ("2", f"{CIFAR}:smoke", "--config.train.accumulation=2"),
-    "split moments": ("2,4,8", f"{CIFAR}:smoke", "--config.train.shard_optimizer=True"),
+    "split moments, log-det settings of each half": (
+        *("2,4,8", f"{CIFAR}:smoke"),
+        "--config.train.shard_optimizer=True",
+        "--config.loss.p_logdet_dim=5",
+        "--config.loss.p_logdet_eps=0.001",
+        "--config.loss.p_logdet_refresh_interval=3",
+    ),
     "remat": ("2", f"{CIFAR}:sigreg-smoke", "--config.resnet.remat=blocks", *MLP),
     "local batch norm, online probe": (
         *("2,4", f"{CIFAR}:smoke"),

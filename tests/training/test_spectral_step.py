@@ -8,6 +8,7 @@ import pytest
 from hjepa_jax.config.checks import typed
 from hjepa_jax.methods.base import Method
 from hjepa_jax.methods.hamsigreg import HamSIGReg
+from hjepa_jax.objectives.hamsigreg_spectrum import bin_indices
 from hjepa_jax.objectives.sigreg import random_slices
 from hjepa_jax.recipes import cifar100
 from hjepa_jax.training.setup import build_method
@@ -89,6 +90,68 @@ def test_it_moves_every_interval_and_never_once_frozen() -> None:
         spectral = new
     # Steps 3 and 6, counted from 1; step 9 lies in the third epoch.
     assert [step + 1 for step, value in enumerate(moved) if value] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        # Four steps an epoch, counted from 1.
+        ({"frozen_epochs": 1.0}, [6, 9, 12]),
+        ({"learnable_start_epoch": 3}, [9, 12]),
+        ({"learnable_start_epoch": 2, "frozen_epochs": 1.5, "freeze_after_epochs": 2.5}, [9]),
+    ],
+)
+def test_it_does_not_move_before_its_start(fields, steps) -> None:
+    config = _config(update_interval=3, **fields)
+    spectral, moved = _method(config).init_state(), []
+    update = _updater(config)
+    for step in range(12):
+        new = update(spectral, step)
+        same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (new, spectral)))]
+        # Neither the parameters nor the optimizer's state.
+        assert all(same) or not any(same)
+        moved += [] if all(same) else [step + 1]
+        spectral = new
+    assert moved == steps
+
+
+def _regularizer_gradient(curvature, l2, bins):
+    """The gradient in the free envelope's initial increments, by differences in float64."""
+
+    def value(raw):
+        values = -0.8 + np.concatenate([[0.0], np.cumsum(np.log1p(np.exp(raw)))])
+        delta = values[bin_indices(8, 8, bins, "linear_radius")]
+        delta = np.clip(delta - delta.mean(), -0.5, 0.5)
+        return curvature * (np.diff(values, n=2) ** 2).sum() + l2 * (delta**2).mean()
+
+    start = np.full(bins - 1, np.log(np.expm1(1.6 / (bins - 1))))
+    steps = 1e-6 * np.eye(bins - 1)
+    return np.array([(value(start + e) - value(start - e)) / 2e-6 for e in steps])
+
+
+def test_the_free_envelope_is_trained_with_its_weights() -> None:
+    """The first moment of an update has the regularizer's gradient with the section's weights."""
+    fields = {"envelope": "free", "log_lambda_clip": 0.5, "grad_clip": None}
+    fields |= {"identity_epochs": 0.0, "base_ramp_epochs": 0.0, "regularizer_weight": 2.0}
+    fields |= {"span_max": 0.5, "init_loglambda_span": 0.03}
+
+    def first_moment(**weights):
+        config = _config(**fields, **weights)
+        initial = _method(config).init_state()
+        after = _updater(config)(initial, 0)
+        assert set(after["params"]) == {"offset", "raw_increments"}
+        moved = np.asarray(after["params"]["raw_increments"] - initial["params"]["raw_increments"])
+        (adam,) = [node for node in after["opt_state"][-1] if hasattr(node, "mu")]
+        moment = np.asarray(adam.mu["raw_increments"])
+        np.testing.assert_allclose(moved, -0.05 * np.sign(moment), rtol=0.05)
+        return moment / 0.1  # mu = (1 - b1) g after one step
+
+    none = first_moment(curvature_weight=0.0, loglambda_l2_weight=0.0)
+    assert np.abs(none).max() > 1e-3
+    both = first_moment(curvature_weight=0.7, loglambda_l2_weight=0.9)
+    expected = 2.0 * _regularizer_gradient(0.7, 0.9, len(none) + 1)
+    np.testing.assert_allclose(both - none, expected, rtol=1e-3, atol=1e-5)
+    assert np.abs(expected).max() > 1e-2
 
 
 def test_clipping_bounds_and_scaling_scales_the_gradient() -> None:
