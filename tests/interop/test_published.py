@@ -15,7 +15,7 @@ from hjepa_jax.config import base_config, resolve, rows
 from hjepa_jax.config.files import flatten
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.interop.published import page
-from hjepa_jax.interop.published.keys import CHECKED, FIXED, MAPPED, NO_EFFECT, REFUSED
+from hjepa_jax.interop.published.keys import CHECKED, FIXED, MAPPED, NO_EFFECT
 from hjepa_jax.interop.published.scripts import SECTIONS
 from hjepa_jax.interop.published.translate import Translation, translate
 
@@ -203,6 +203,42 @@ def test_kinds_of_the_regularizer(regularizer: dict[str, Any], expected: dict[st
     assert found == {**expected, **data, **COMMON, **PLAIN}
 
 
+def test_the_schedules_of_a_learnable_spectrum() -> None:
+    keys: dict[str, object] = {"h_learnable_start_epoch": 2, "h_learnable_ramp_epochs": 2}
+    keys |= {"freeze_h_epochs": 3, "h_grad_scale": 0.5, "h_alpha_start_epoch": 4}
+    found = translate(
+        changed(LEARNABLE, **{f"train__{name}": value for name, value in keys.items()})
+    )
+    added = differences(found).items() - differences(translate(LEARNABLE)).items()
+    assert dict(added) == {
+        "hamsigreg.learnable_start_epoch": 2,
+        "hamsigreg.learnable_ramp_epochs": 2.0,
+        "hamsigreg.frozen_epochs": 3.0,
+        "hamsigreg.grad_scale": 0.5,
+        "hamsigreg.alpha_start_epoch": 4,
+    }
+    assert found.without_effect == ()
+    resolve(found.config)
+    from_zero = translate(changed(LEARNABLE, train__h_learnable_start_epoch=0)).config
+    assert from_zero.hamsigreg.learnable_start_epoch == 1
+    chain = {"type": "ham_sigreg", "ham_kind": "chain", "ham_kwargs": {"beta": 0.3}}
+    assert translate({**SIGREG, "regularizer": chain}).config.hamsigreg.beta == 0.3
+    idle = translate(changed(SIGREG, train__freeze_h_epochs=3)).without_effect
+    assert "train.freeze_h_epochs" in idle
+
+
+def test_each_half_has_log_det_settings_of_its_own() -> None:
+    keys = {"q_logdet_proj_dim": 64, "p_logdet_proj_dim": 32, "q_logdet_refresh_interval": 16}
+    keys |= {"p_logdet_refresh_interval": 4}
+    own = {"p_logdet_eps": 1e-4, **keys}
+    found = translate(changed(HJEPA, **{f"regularizer__{name}": own[name] for name in own}))
+    added = dict(differences(found).items() - differences(translate(HJEPA)).items())
+    expected = {"logdet_dim": 64, "p_logdet_dim": 32, "p_logdet_refresh_interval": 4}
+    expected |= {"p_logdet_eps": 1e-4}
+    assert added == {f"loss.{name}": value for name, value in expected.items()}
+    resolve(found.config)
+
+
 @pytest.mark.parametrize(
     ("change", "constant"),
     [
@@ -251,12 +287,13 @@ def test_forms_of_the_energy_that_ignore_fields() -> None:
         (SIGREG, {"regularizer__type": "vicreg"}, "type is 'vicreg': it can be 'sigreg', "),
         (HJEPA, {"data__drop_last": False}, "drop_last is False, which cannot be followed"),
         (HJEPA, {"regularizer__ddp_sync": 1}, "ddp_sync is 1, which cannot be followed"),
-        (HJEPA, {"train__freeze_h_epochs": 1}, "freeze_h_epochs is 1, which cannot be followed"),
+        (LEARNABLE, {"train__h_alpha_start_epoch": 1.5}, "h_alpha_start_epoch is 1.5: .*whole"),
+        (LEARNABLE, {"regularizer__ham_kwargs__beta": 0.5}, "beta does not belong to .*learnable"),
         (HJEPA, {"train__precision": "fp16"}, "precision is 'fp16': it can be 'fp32', 'bf16'"),
         (HJEPA, {"train__epochs": True}, "epochs is True: it must be a whole number"),
         (HJEPA, {"data__batch_size": "auto"}, "batch_size is 'auto': it must be a whole number"),
         (HJEPA, {"train__lr": np.ones(3)}, "lr is array.*: it must be a number"),
-        (HJEPA, {"regularizer__p_logdet_eps": 1e-4}, "p_logdet_eps is 0.0001, but q_logdet_eps is"),
+        (HJEPA, {"regularizer__p_logdet_eps": 7}, "p_logdet_eps is 7: it must lie between .* 1"),
         (HJEPA, {"hjepa": None}, "hjepa is None: it must be a section"),
     ],
 )
@@ -271,7 +308,7 @@ def test_what_cannot_be_followed_is_refused_by_name(
 
 
 def test_the_tables_name_every_key_once_and_fields_that_exist() -> None:
-    tables = [MAPPED, FIXED, CHECKED, NO_EFFECT, REFUSED]
+    tables = [MAPPED, FIXED, CHECKED, NO_EFFECT]
     keys = [key for table in tables for key in table]
     assert len(keys) == len(set(keys))
     assert {entry.field for entry in MAPPED.values()} <= set(rows())
@@ -282,7 +319,7 @@ def test_the_page_has_the_table() -> None:
     text = (ROOT / "docs/parity.md").read_text()
     found = text.partition(page.BEGIN)[2].partition(page.END)[0].strip()
     assert found == page.table().strip(), "replace it by page.table()"
-    for key in (*MAPPED, *FIXED, *CHECKED, *NO_EFFECT, *REFUSED):
+    for key in (*MAPPED, *FIXED, *CHECKED, *NO_EFFECT):
         section, _, name = key.rpartition(".")
         assert f"`{section}` | `{name}` | " in found or not section, key
 
@@ -293,6 +330,8 @@ ODD += (-1, 0, 1, 3, 2.5, math.nan, math.inf, 1e400, 10**30, "nan", [None], obje
 SPECIAL = {"train.warmup_epochs", "train.min_lr_ratio", "regularizer.type", "regularizer.ham_kind"}
 SPECIAL |= {"hjepa.dt", "train.grad_clip", "train.precision", "regularizer.ham_kwargs.gauge"}
 SPECIAL |= {"regularizer.ham_kwargs.normalize_trace"}
+SPECIAL |= {f"regularizer.p_logdet_{name}" for name in ("proj_dim", "eps", "refresh_interval")}
+SPECIAL |= {"train.h_learnable_start_epoch", "train.h_alpha_start_epoch"}
 
 
 def valid(rng: random.Random, key: str) -> object:
@@ -312,7 +351,7 @@ def valid(rng: random.Random, key: str) -> object:
 def draw(rng: random.Random) -> dict[str, Any]:
     """Returns a configuration with some keys removed, and others set, most of them validly."""
     published = copy.deepcopy(rng.choice([HJEPA, IMAGENET, SIGREG, LEARNABLE]))
-    known = [*MAPPED, *MAPPED, *FIXED, *CHECKED, *NO_EFFECT, *REFUSED, "train.momentum", "name"]
+    known = [*MAPPED, *MAPPED, *FIXED, *CHECKED, *NO_EFFECT, "train.momentum", "name"]
     for key in rng.sample(known, rng.randint(1, 6)):
         *sections, name = key.split(".")
         inner = published

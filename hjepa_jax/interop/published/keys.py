@@ -24,6 +24,7 @@ from hjepa_jax.interop.published.values import (
     Reader,
     as_field,
     as_float32,
+    epoch_from_one,
     one_of,
     zero_is_none,
 )
@@ -59,7 +60,8 @@ _KINDS = {
     "chain": "chain",
     "learnable": "learnable",
 }
-_BOTH = "must equal the key of q"
+_OF_Q = "that of q if it is missing"
+_FIRST = "counted from 1; 0 is the first epoch as well"
 
 _ENCODER = {
     "data.batch_size": Mapped("data.batch_size"),
@@ -110,15 +112,15 @@ _HJEPA = {
     "regularizer.q_per_dim_target": Mapped("loss.q_target"),
     "regularizer.p_per_dim_target": Mapped("loss.p_target"),
     "regularizer.q_std_floor": Mapped("loss.q_std_floor"),
-    "regularizer.p_std_floor": Mapped("loss.p_std_floor", note="that of q if it is missing"),
+    "regularizer.p_std_floor": Mapped("loss.p_std_floor", note=_OF_Q),
     "regularizer.q_logdet_floor": Mapped("loss.q_logdet_floor"),
     "regularizer.p_logdet_floor": Mapped("loss.p_logdet_floor"),
     "regularizer.q_logdet_proj_dim": Mapped("loss.logdet_dim"),
-    "regularizer.p_logdet_proj_dim": Mapped("loss.logdet_dim", note=_BOTH),
+    "regularizer.p_logdet_proj_dim": Mapped("loss.p_logdet_dim", note=_OF_Q),
     "regularizer.q_logdet_eps": Mapped("loss.logdet_eps"),
-    "regularizer.p_logdet_eps": Mapped("loss.logdet_eps", note=_BOTH),
+    "regularizer.p_logdet_eps": Mapped("loss.p_logdet_eps", note=_OF_Q),
     "regularizer.q_logdet_refresh_interval": Mapped("loss.logdet_refresh_interval"),
-    "regularizer.p_logdet_refresh_interval": Mapped("loss.logdet_refresh_interval", note=_BOTH),
+    "regularizer.p_logdet_refresh_interval": Mapped("loss.p_logdet_refresh_interval", note=_OF_Q),
     "regularizer.q_pr_norm_floor": Mapped("loss.q_pr_floor"),
     "regularizer.p_pr_norm_floor": Mapped("loss.p_pr_floor"),
     "regularizer.q_eigmax_frac_ceiling": Mapped("loss.q_eigmax_ceiling"),
@@ -144,7 +146,7 @@ _HAMSIGREG = {
         "`chain` if it is missing; `identity` is `method: lejepa`; a chain with a grid is "
         "`chain_grid`",
     ),
-    **_same("regularizer.ham_kwargs", "hamsigreg", "kappa eps"),
+    **_same("regularizer.ham_kwargs", "hamsigreg", "kappa eps beta"),
     "regularizer.ham_kwargs.normalize_trace": Mapped(
         "hamsigreg.gauge",
         CHAIN,
@@ -166,7 +168,22 @@ _HAMSIGREG = {
     "train.h_update_interval": Mapped("hamsigreg.update_interval", LEARNABLE),
     "train.h_update_mode": Mapped("hamsigreg.update_mode", LEARNABLE),
     "train.h_grad_clip": Mapped("hamsigreg.grad_clip", LEARNABLE),
+    "train.h_grad_scale": Mapped(
+        "hamsigreg.grad_scale", LEARNABLE, note="applied before `train.h_grad_clip`"
+    ),
     "train.h_adv_mult": Mapped("hamsigreg.adversarial_multiplier", LEARNABLE),
+    "train.freeze_h_epochs": Mapped(
+        "hamsigreg.frozen_epochs", LEARNABLE, note="no update in these first epochs"
+    ),
+    "train.h_learnable_start_epoch": Mapped(
+        "hamsigreg.learnable_start_epoch", LEARNABLE, epoch_from_one, _FIRST
+    ),
+    "train.h_alpha_start_epoch": Mapped(
+        "hamsigreg.alpha_start_epoch",
+        LEARNABLE,
+        epoch_from_one,
+        f"{_FIRST}; `train.h_learnable_start_epoch` if it is missing",
+    ),
     "train.h_identity_epochs": Mapped("hamsigreg.identity_epochs", LEARNABLE),
     "train.h_base_ramp_epochs": Mapped("hamsigreg.base_ramp_epochs", LEARNABLE),
     "train.h_learnable_ramp_epochs": Mapped("hamsigreg.learnable_ramp_epochs", LEARNABLE),
@@ -201,12 +218,4 @@ NO_EFFECT: dict[str, str] = {
     "train.profile_timing": _OUTPUT,
     "train.profile_every": _OUTPUT,
     "train.device": "the device of a run is chosen by its environment",
-}
-# Keys of the published code that change the experiment and have no field here.
-REFUSED: dict[str, str] = {
-    "regularizer.ham_kwargs.beta": "a chain fades in by the schedule of its epochs alone",
-    "train.freeze_h_epochs": "the spectrum is not frozen at the start",
-    "train.h_alpha_start_epoch": "the envelope fades in after the base",
-    "train.h_grad_scale": "it is not known how the published scripts apply it",
-    "train.h_learnable_start_epoch": "the spectrum is trained from the first epoch on",
 }

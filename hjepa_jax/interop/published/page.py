@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hjepa_jax.interop.published.keys import CHECKED, FIXED, MAPPED, NO_EFFECT, REFUSED
+from hjepa_jax.interop.published.keys import CHECKED, FIXED, MAPPED, NO_EFFECT
 
 BEGIN, END = "<!-- published keys -->", "<!-- end of the published keys -->"
 
@@ -30,5 +30,3 @@ def _rows() -> Iterator[tuple[str, str, str]]:
         yield key, "compared", what
     for key, why in NO_EFFECT.items():
         yield key, "no effect", why
-    for key, why in REFUSED.items():
-        yield key, "refused", why

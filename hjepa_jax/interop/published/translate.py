@@ -15,7 +15,7 @@ from hjepa_jax.config.files import flatten, set_field
 from hjepa_jax.config.settings import Settings
 from hjepa_jax.config.values import shown
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.interop.published.keys import CHECKED, FIXED, MAPPED, NO_EFFECT, REFUSED
+from hjepa_jax.interop.published.keys import CHECKED, FIXED, MAPPED, NO_EFFECT
 from hjepa_jax.interop.published.scripts import NAME, Published, Script, keys_of
 from hjepa_jax.methods.hamsigreg_settings import GRID_KINDS
 from hjepa_jax.models.resnet import ResNet
@@ -107,10 +107,6 @@ def _value(key: str, value: object) -> Any:
                 f"{NAME}'s {key} is {shown(value)}, which cannot be followed, as {why}: set it to "
                 f"{wanted}, or remove it."
             )
-    elif key in REFUSED:
-        raise ConfigError(
-            f"{NAME}'s {key} is {shown(value)}, which cannot be followed: {REFUSED[key]}."
-        )
     elif key in CHECKED:
         if type(value) is not int:
             raise ConfigError(f"{NAME}'s {key} is {shown(value)}: it must be a whole number.")
@@ -129,13 +125,6 @@ def _check(script: Script, values: Values) -> None:
     required = ["regularizer.type"]
     if script.hjepa:
         required = ["regularizer.q_logdet_floor", "regularizer.p_logdet_floor"]
-        for name in ("proj_dim", "eps", "refresh_interval"):
-            q, p = (values.get(f"regularizer.{half}_logdet_{name}") for half in ("q", "p"))
-            if p is not None and p != q:
-                raise ConfigError(
-                    f"{NAME}'s regularizer.p_logdet_{name} is {shown(p)}, but q_logdet_{name} is "
-                    f"{shown(q)}: config.loss has one value for both."
-                )
     if script.ham_kind == "learnable" or any(key in values for key in CHECKED):
         required += CHECKED if script.ham_kind in ("chain", "learnable") else []
     for key in required:
@@ -195,6 +184,9 @@ def _hjepa(config: ConfigDict, script: Script, values: Values) -> None:
         config.dynamics.base_coeff = 1.0
     if "regularizer.p_std_floor" not in values:
         config.loss.p_std_floor = config.loss.q_std_floor
+    for name in ("logdet_dim", "logdet_eps", "logdet_refresh_interval"):
+        if config.loss[f"p_{name}"] == config.loss[name]:
+            config.loss[f"p_{name}"] = None
     config.parity.update(
         epochwise_residual_warmup=not script.imagenet,
         forward_directions_only=script.imagenet,

@@ -67,6 +67,12 @@ def zero_is_none(key: str, value: object, row: Row) -> Any:
     return as_field(key, None if off else value, row)
 
 
+def epoch_from_one(key: str, value: object, row: Row) -> Any:
+    """Returns the number of an epoch counted from 1; 0 is the first one as well."""
+    zero = isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
+    return as_field(key, 1 if zero else value, row)
+
+
 def one_of(words: Mapping[str, str] | Mapping[bool, str]) -> Reader:
     """Returns a reader of words, each of which stands for one of ours."""
 
