@@ -169,7 +169,7 @@ _HAMSIGREG = {
     "train.h_update_mode": Mapped("hamsigreg.update_mode", LEARNABLE),
     "train.h_grad_clip": Mapped("hamsigreg.grad_clip", LEARNABLE),
     "train.h_grad_scale": Mapped(
-        "hamsigreg.grad_scale", LEARNABLE, note="applied before `train.h_grad_clip`"
+        "hamsigreg.grad_scale", LEARNABLE, note="applied before `h_grad_clip`"
     ),
     "train.h_adv_mult": Mapped("hamsigreg.adversarial_multiplier", LEARNABLE),
     "train.freeze_h_epochs": Mapped(
@@ -182,7 +182,7 @@ _HAMSIGREG = {
         "hamsigreg.alpha_start_epoch",
         LEARNABLE,
         epoch_from_one,
-        f"{_FIRST}; `train.h_learnable_start_epoch` if it is missing",
+        f"{_FIRST}; `h_learnable_start_epoch` if it is missing",
     ),
     "train.h_identity_epochs": Mapped("hamsigreg.identity_epochs", LEARNABLE),
     "train.h_base_ramp_epochs": Mapped("hamsigreg.base_ramp_epochs", LEARNABLE),
