@@ -23,7 +23,9 @@ from hjepa_jax.console import BOARD
 from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluation.coordinates.of_method import coordinates_of
+from hjepa_jax.evaluation.coordinates.of_method import fit_of_method
+from hjepa_jax.evaluation.coordinates.posthoc import fit_posthoc
+from hjepa_jax.evaluation.coordinates.transformed import Fit
 from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.evaluation.protocol import Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
@@ -118,13 +120,15 @@ class Evaluated(NamedTuple):
     """The parts of a run that are evaluated.
 
     Attributes:
-      encoders: encoders by name.
+      encoders: encoders by name, of images to raw states.
+      sqrt_h: gives an encoder its coordinates H^{1/2} z; None if they are not evaluated.
       step: step of the checkpoint.
       flow: the learned flow, if the method has one.
       data: what the checkpoint records about its training data.
     """
 
     encoders: dict[str, Encode]
+    sqrt_h: Fit | None
     step: int
     flow: Flow | None
     data: DataPosition
@@ -135,7 +139,8 @@ def restore(
 ) -> Evaluated:
     """Returns the encoders 'trained' (of the checkpoint `which`) and 'random' (at initialization).
 
-    In the coordinates H^{1/2} z both use the H of the checkpoint: only the encoder differs.
+    In the coordinates H^{1/2} z both use the H of the checkpoint: only the encoder differs. An H of
+    config.evaluation.posthoc is fitted to each.
     """
     # The metric of the best checkpoint is the run's, whatever configuration evaluates it.
     chooses = saved_config(workdir) if which == "best" else settings
@@ -145,14 +150,22 @@ def restore(
     step, method_state = int(state["step"]), state["method_state"]
     epoch = _epoch_of(meta, settings, workdir)
     method = build_method(settings, epoch)
-    compose = coordinates_of(settings.evaluation, method, run.mesh)
-    raw = make_encode(run, state["params"], state["batch_stats"])
-    encoders = {"trained": compose(raw, method_state, step)}
+    sqrt_h = None
+    if settings.evaluation.posthoc is not None:
+        sqrt_h = fit_posthoc(settings)
+    elif _in_own_coordinates(settings):
+        sqrt_h = fit_of_method(method, method_state, step)
+    encoders = {"trained": make_encode(run, state["params"], state["batch_stats"])}
     if settings.evaluation.random_baseline:
         fresh = run.init()
-        raw = make_encode(run, fresh.params, fresh.batch_stats)
-        encoders["random"] = compose(raw, method_state, step)
-    return Evaluated(encoders, step, _flow_of(method, state["params"], step), meta["data"])
+        encoders["random"] = make_encode(run, fresh.params, fresh.batch_stats)
+    return Evaluated(encoders, sqrt_h, step, _flow_of(method, state["params"], step), meta["data"])
+
+
+def _in_own_coordinates(settings: Settings) -> bool:
+    """Returns whether the evaluation takes the H of the run's method."""
+    evaluation = settings.evaluation
+    return evaluation.coordinates != "raw" and evaluation.posthoc is None
 
 
 def _flow_of(method: Method, params: Parts, step: int) -> Flow | None:
@@ -208,7 +221,7 @@ def _epoch_of(meta: Meta, settings: Settings, workdir: pathlib.Path) -> int:
     data = meta["data"]
     if "num_images" in data and "batch_size" in data:
         return steps_per_epoch(data["num_images"], data["batch_size"])
-    if settings.evaluation.coordinates == "raw":
+    if not _in_own_coordinates(settings):
         return 1  # not used
     raise CheckpointError(
         f"{workdir} was imported and does not record the length of its epochs, which the ramps of "
@@ -267,8 +280,8 @@ def evaluate(
     check_choice(which)
     check_has_checkpoints(workdir)
     saved = saved_config(workdir)
-    raw = settings.evaluation.coordinates == "raw"
-    check_encoder(settings, saved, workdir, () if raw else _coordinate_fields(saved))
+    needed = _coordinate_fields(saved) if _in_own_coordinates(settings) else ()
+    check_encoder(settings, saved, workdir, needed)
     settings = of_run(settings, saved)
     sets = check_evaluation_ready(settings, out.parent, mesh)
     train, test = watch(settings.data, sets, settings.evaluation.batch_size)
@@ -288,9 +301,10 @@ def evaluate(
             mesh=sharding.local_mesh(),
             info=about(settings, saved, name, found.step, which, found.data),
             notes=_notes(settings, saved, which, same_listing),
-            # Behind a projector or a transform, the loss asks nothing of the states evaluated here.
-            targets=run.method.targets() if raw and settings.model.projector == "identity" else {},
+            # Behind a projector, the loss asks nothing of the states evaluated here.
+            targets=run.method.targets() if settings.model.projector == "identity" else {},
             remedy=run.method.remedy,
+            sqrt_h=found.sqrt_h,
         )
     results.metrics["info"].update(about_images(settings, train, test))
     results = dataclasses.replace(results, metrics=json_ready(results.metrics))

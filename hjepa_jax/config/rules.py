@@ -101,11 +101,11 @@ def _evaluation(settings: Settings) -> Iterator[str]:
             "fewer."
         )
     mixes = model.projector != "identity"
-    if evaluation.coordinates == "sqrt_h" and mixes:
+    if evaluation.coordinates != "raw" and evaluation.posthoc is None and mixes:
         yield (
-            "config.evaluation.coordinates is 'sqrt_h', but H acts on the output of the projector "
-            f"{model.projector!r} and not on the state that is evaluated: set it to 'raw', or "
-            "config.model.projector='identity'."
+            f"config.evaluation.coordinates is {evaluation.coordinates!r}, but H acts on the "
+            f"output of the projector {model.projector!r} and not on the state that is evaluated: "
+            "set it to 'raw', config.model.projector='identity', or config.evaluation.posthoc."
         )
     if evaluation.online_probe and mixes:
         yield (

@@ -3,8 +3,8 @@
 Features come from images without augmentation. kNN and probes are fit on the training set and
 tested on the test set. The spectrum and CKA use training features, which are more numerous; cosine
 similarities and norms use test features; alignment and uniformity use pairs of augmented views.
-For other coordinates of the state (such as H^{1/2} z), pass an encoder composed with the transform;
-see `coordinates/`.
+In the coordinates H^{1/2} z (see `coordinates/`) all of these are of the transformed features, and
+every set is encoded once.
 """
 
 from __future__ import annotations
@@ -34,17 +34,23 @@ from hjepa_jax.evaluation.classify import (
     coarse_metrics,
     few_shot_probe,
 )
+from hjepa_jax.evaluation.coordinates.encoded import Encoded
+from hjepa_jax.evaluation.coordinates.transformed import Fit
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import (
     Batch,
     Encode,
-    Features,
     encode_images,
     extract_features,
-    select_state_part,
 )
 from hjepa_jax.evaluation.report import gallery
-from hjepa_jax.evaluation.report.summary import PIXELS, differences, notes_of
+from hjepa_jax.evaluation.report.summary import (
+    PIXELS,
+    differences,
+    in_sqrt_h,
+    minus_raw,
+    notes_of,
+)
 
 # Version 2 added intervals, notes and null values, and counts kNN votes and pairs differently;
 # version 3 renamed `variant` to `state_part` and `qp_variants` to `state_parts`.
@@ -113,6 +119,7 @@ class _Common(NamedTuple):
     targets: Mapping[str, float] | None
     remedy: diagnostics.Remedy
     overlap: validity.Overlap
+    sqrt_h: Fit | None
 
     def classification(self) -> ClassifyOptions:
         """Returns the options of `classify`; call it after both sets have been read."""
@@ -120,22 +127,9 @@ class _Common(NamedTuple):
         return {"shared": shared, "names": names}
 
 
-class _Encoded(NamedTuple):
-    """The features of one encoder: full states and the evaluated part of them."""
-
-    train_states: Features
-    test_states: Features
-    train: Features
-    test: Features
-    state_part: str
-    select: Callable[[np.ndarray], np.ndarray]
-
-
-def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> _Encoded:
+def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> Encoded:
     """Encodes both sets; checks few-shot settings and set sizes before any other computation."""
     sources, settings, overlap = common.sources, common.settings, common.overlap
-    state_part = settings.state_part if split_qp else "qp"
-    select = functools.partial(select_state_part, state_part=state_part, split_qp=split_qp)
     with BOARD.busy(f"training features of the {name} encoder"):
         train = extract_features(encode, overlap.watch("train", sources.train_batches()))
     for shots in () if validity.one_class(train.labels, "training") else settings.few_shot:
@@ -147,13 +141,12 @@ def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> _Enco
             f"The evaluation needs at least two training and two test images, but there are "
             f"{len(train.labels)} and {len(test.labels)}."
         )
-    parts = [s._replace(features=select(s.features)) for s in (train, test)]
-    return _Encoded(train, test, parts[0], parts[1], state_part, select)
+    first, second = (encode_images(encode, v, settings.batch_size) for v in common.pair)
+    state_part = settings.state_part if split_qp else "qp"
+    return Encoded(encode, train, test, (first, second), test.features, split_qp, state_part)
 
 
-def _optional_parts(
-    encode: Encode, data: _Encoded, found: Classification, common: _Common
-) -> Metrics:
+def _optional_parts(data: Encoded, found: Classification, common: _Common) -> Metrics:
     """Returns few-shot, coarse-label and robustness metrics, if requested and meaningful."""
     sources, settings, mesh = common.sources, common.settings, common.mesh
     metrics: Metrics = {}
@@ -169,7 +162,7 @@ def _optional_parts(
         )
     if settings.robustness and found.params is not None:
         metrics["robustness"] = robustness.robustness_metrics(
-            encode,
+            data.encode,
             data.select,
             sources.test_batches,
             data.train,
@@ -180,13 +173,37 @@ def _optional_parts(
     return metrics
 
 
+class _Evaluated(NamedTuple):
+    """An encoder's metrics, both sets' labels, its picture inputs, and their queries."""
+
+    metrics: Metrics
+    labels: tuple[np.ndarray, np.ndarray]
+    pictures: gallery.EncoderPictures
+    queries: np.ndarray
+
+
 def _evaluate_encoder(
     name: str, encode: Encode, split_qp: bool, common: _Common
-) -> tuple[Metrics, tuple[np.ndarray, np.ndarray], gallery.EncoderPictures, np.ndarray]:
-    """Returns one encoder's metrics, both sets' labels, its picture inputs, and their queries."""
+) -> dict[str, _Evaluated]:
+    """Evaluates an encoder, encoding each set once, in one or both coordinates, by row name."""
+    data, wanted = _encode(name, encode, split_qp, common), common.settings.coordinates
+    if wanted == "raw" or name == PIXELS:
+        return {name: _evaluate_states(data, common)}
+    found = {name: _evaluate_states(data, common)} if wanted == "both" else {}
+    assert common.sqrt_h is not None
+    fitted = common.sqrt_h(data.train_states.features)
+    own = common._replace(targets={})  # those of the loss are of other states
+    moved = _evaluate_states(data.moved(fitted), own)
+    moved.metrics["coordinates"] = "sqrt_h"
+    if fitted.record:
+        moved.metrics["posthoc"] = fitted.record
+    return {**found, (in_sqrt_h(name) if found else name): moved}
+
+
+def _evaluate_states(data: Encoded, common: _Common) -> _Evaluated:
+    """Evaluates the states of an encoder in one kind of coordinates."""
     sources, settings, mesh = common.sources, common.settings, common.mesh
-    data = _encode(name, encode, split_qp, common)
-    views = [encode_images(encode, v, settings.batch_size) for v in common.pair]
+    split_qp, views = data.split_qp, data.views
     options = common.classification()
     found = classify(data.train, data.test, sources.num_classes, settings, mesh, **options)
     with BOARD.busy("spectra and diagnostics"):
@@ -219,7 +236,7 @@ def _evaluate_encoder(
             mesh,
             **options,
         )
-    metrics |= _optional_parts(encode, data, found, common)
+    metrics |= _optional_parts(data, found, common)
     shown = gallery.choose_queries(data.test.labels[found.tested], settings.seed)
     queries = found.tested[shown]
     rows = geometry.subsample_rows(len(data.test.labels), gallery.MAP_POINTS, settings.seed)
@@ -227,12 +244,13 @@ def _evaluate_encoder(
         cosine=described.cosine,
         features=data.test.features[rows],
         labels=data.test.labels[rows],
-        states=data.test_states.features[rows],
-        query_states=data.test_states.features[queries],
+        states=data.raw[rows],
+        query_states=data.raw[queries],
         neighbors=found.neighbors[shown, :GALLERY_NEIGHBORS],
     )
     # Not the features, which would take memory while the next encoder is evaluated.
-    return metrics, (data.train.labels, data.test.labels), pictures, queries
+    labels = (data.train_states.labels, data.test_states.labels)
+    return _Evaluated(metrics, labels, pictures, queries)
 
 
 def _picture_inputs(
@@ -270,6 +288,7 @@ def _joined(
         "notes": notes_of(encoders, train, test, common.overlap.shared(), notes),
         "encoders": encoders,
         "trained_minus_random": differences(encoders, headline_k, tested),
+        "sqrt_h_minus_raw": minus_raw(encoders, headline_k, tested),
     }
 
 
@@ -284,6 +303,7 @@ def run_protocol(
     notes: Sequence[str] = (),
     targets: Mapping[str, float] | None = None,
     remedy: diagnostics.Remedy = diagnostics.no_remedy,
+    sqrt_h: Fit | None = None,
 ) -> Results:
     """Evaluates every encoder on the same data.
 
@@ -296,32 +316,40 @@ def run_protocol(
       mesh: devices that share the kNN's test rows; None = the default device.
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
       notes: sentences placed first in `metrics['notes']`.
-      targets: training's target mean squares of 'q' and 'p', or of 'z'; None = not checked.
+      targets: training's target mean squares of 'q' and 'p', or of 'z', in the raw states; None =
+        not checked.
       remedy: the method's advice, see `Method.remedy`.
+      sqrt_h: gives an encoder its coordinates H^{1/2} z; needed for
+        `config.evaluation.coordinates` other than 'raw'.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
       `largest_class_share` (of these), `headline_k`, `notes` (caveats, as sentences), `encoders`
       (for each name: state_part, feature_dim, knn, linear_probe, diagnostics, collapse, alarms,
-      notes, and, if requested, state_parts, few_shot, coarse, robustness) and
-      `trained_minus_random`; and the picture inputs.
+      notes, and, if requested, state_parts, few_shot, coarse, robustness, coordinates, posthoc),
+      `trained_minus_random` and `sqrt_h_minus_raw`; and the picture inputs. With 'both' kinds of
+      coordinates, `encoders` has one more row for each encoder, of its H^{1/2} z.
 
     Raises:
-      ValueError: no encoder, or data, labels or settings that do not match.
+      ValueError: no encoder, no `sqrt_h`, or data, labels or settings that do not match.
     """
     # Settings that are used late are checked first, so that an error does not waste hours.
     robustness.check_names(settings.robustness)
     if not encoders:
         raise ValueError("There is no encoder to evaluate.")
+    if settings.coordinates != "raw" and sqrt_h is None:
+        raise ValueError(f"coordinates are {settings.coordinates!r}, but no H is given.")
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
     if settings.pixel_baseline:
         todo.append((PIXELS, pixels, False))
     overlap, pair = validity.Overlap(), sources.augmented_pairs()
-    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap)
-    found = {name: _evaluate_encoder(name, encode, split, common) for name, encode, split in todo}
-    metrics = {name: one[0] for name, one in found.items()}
-    pictures = {name: one[2] for name, one in found.items()}
-    _, labels, _, queries = found[todo[-1][0]]
+    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h)
+    found: dict[str, _Evaluated] = {}
+    for name, encode, split in todo:
+        found |= _evaluate_encoder(name, encode, split, common)
+    metrics = {name: one.metrics for name, one in found.items()}
+    pictures = {name: one.pictures for name, one in found.items()}
+    *_, (_, labels, _, queries) = found.values()
     return Results(
         metrics=_joined(metrics, labels, common, info or {}, notes),
         encoders=pictures,

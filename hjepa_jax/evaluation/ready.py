@@ -17,6 +17,7 @@ from hjepa_jax.data.sources.splits import say_once
 from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import check_few_shot
+from hjepa_jax.evaluation.coordinates.posthoc import check_posthoc
 from hjepa_jax.evaluation.knn import usable_ks
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import check_writable_folder
@@ -130,6 +131,7 @@ def check_evaluation_ready(settings: Settings, eval_dir: pathlib.Path | None, me
     Raises:
       UserError: something is missing or does not match; the message says what to do.
     """
+    check_posthoc(settings)
     size = settings.evaluation.batch_size
     sentence = sharding.divisibility_error(size, mesh, "config.evaluation.batch_size")
     if sentence:

@@ -46,6 +46,43 @@ def _check_quadrature(t_max: float, n_points: int, weight_type: WeightType) -> N
         raise ValueError(f"sigreg.t_max must be positive, got {t_max}")
 
 
+def _quadrature(
+    t_max: float, n_points: int, weight_type: WeightType
+) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, " count"]]:
+    """Returns the frequencies of the one-sided rule and their weights, [n_points - 1] each.
+
+    At t = 0 the statistic's integrand vanishes identically, so the frequencies start above it.
+    """
+    _check_quadrature(t_max, n_points, weight_type)
+    step = t_max / (n_points - 1)
+    t = step * np.arange(1, n_points)
+    weights = np.full(n_points - 1, 2.0 * step)
+    weights[-1] = step
+    return t, weights * np.exp(-0.5 * t**2) if weight_type == "gaussian" else weights
+
+
+def expected_epps_pulley(
+    *, t_max: float, n_points: int, weight_type: WeightType, centered: bool = False
+) -> float:
+    """Returns the expected statistic of samples of N(0, 1).
+
+    N E|f_N - f|^2 at the frequency t is 1 - exp(-t^2), and for samples from which their mean was
+    subtracted 1 - (1 + t^2) exp(-t^2) in the limit of many.
+
+    Args:
+        t_max: see `epps_pulley`, as for the next two.
+        n_points: number of frequencies.
+        weight_type: weight of the frequencies.
+        centered: whether the samples' mean was subtracted.
+
+    Raises:
+        ValueError: see `epps_pulley`.
+    """
+    t, weights = _quadrature(t_max, n_points, weight_type)
+    explained = (1 + t**2) if centered else 1.0
+    return float(np.sum(weights * (1 - explained * np.exp(-(t**2)))))
+
+
 def random_slices(
     key: PRNGKeyArray, dim: int, num_slices: int, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Float[Array, "{dim} {num_slices}"]:
@@ -117,17 +154,10 @@ def epps_pulley(
     Raises:
         ValueError: an invalid n_points, t_max or weight_type, or fewer than two axes.
     """
-    _check_quadrature(t_max, n_points, weight_type)
+    _, weights = _quadrature(t_max, n_points, weight_type)
     if projections.ndim < 2:
         raise ValueError(f"projections must be [..., N, K], got shape {projections.shape}")
-    step = t_max / (n_points - 1)
-    # At t = 0 the term vanishes identically, so the frequencies start at `step`.
-    t = step * np.arange(1, n_points)
-    weights = np.full(n_points - 1, 2.0 * step)
-    weights[-1] = step
-    if weight_type == "gaussian":
-        weights = weights * np.exp(-0.5 * t**2)
-    y = at_least_float32(projections)
+    step, y = t_max / (n_points - 1), at_least_float32(projections)
     return _weighted_distance(y, step, step, weights, means, axis_name, selected)
 
 

@@ -54,8 +54,12 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
     config.evaluation.coordinates = "sqrt_h"
     # Another dataset has other epochs; the spectrum's ramps count in those of the training.
     elsewhere = prepare(typed(config), 16, sharding.data_mesh())
-    encoders, step, flow, _ = restore(typed(config), elsewhere, tmp_path)
+    encoders, sqrt_h, step, flow, _ = restore(typed(config), elsewhere, tmp_path)
     assert flow is None
+    assert sqrt_h is not None
+    given = np.asarray(raw)
+    coordinates = sqrt_h(given)
+    assert coordinates.record == {}
     # The eighth step of four an epoch is the second epoch: identity ended with the first.
     alpha, beta = 1.0, (2 - 1) / 5.0
     state = random_state(run, 8)
@@ -63,14 +67,16 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
     spectrum = np.asarray(run.method.spectrum(state.method_state["params"], alpha, beta).spectrum)
     assert step == 8
     assert np.ptp(spectrum) > 0.5
-    expected = _dense_transform(spectrum, np.asarray(raw), config.resnet.token_dim)
-    found = encoders["trained"](_images(3))
+    expected = _dense_transform(spectrum, given, config.resnet.token_dim)
+    found = coordinates.apply(given)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(found - raw).max() > 0.05 * np.abs(raw).max()
-    fresh = run.init()
-    random = np.asarray(make_encode(run, fresh.params, fresh.batch_stats)(_images(3)))
+    assert np.abs(found - given).max() > 0.05 * np.abs(given).max()
+    np.testing.assert_array_equal(encoders["trained"](_images(3)), raw)
+    # The random encoder has the same H.
+    random = np.asarray(encoders["random"](_images(3)))
+    assert np.abs(random - given).max() > 0.05 * np.abs(given).max()
     expected = _dense_transform(spectrum, random, config.resnet.token_dim)
-    np.testing.assert_allclose(encoders["random"](_images(3)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sqrt_h(random).apply(random), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
@@ -97,10 +103,17 @@ def test_online_knn_is_in_the_same_coordinates(monkeypatch) -> None:
 
 
 def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
-    for config in (quickstart.get_config("smoke"), quickstart.get_config("sigreg-smoke")):
-        config.evaluation.coordinates = "sqrt_h"
-        with pytest.raises(ConfigError, match=r"coordinates is set to 'sqrt_h' but has no effect"):
+    for variant, name in (("smoke", "sqrt_h"), ("sigreg-smoke", "sqrt_h"), ("smoke", "both")):
+        config = quickstart.get_config(variant)
+        config.evaluation.coordinates = name
+        words = rf"coordinates is set to '{name}' but has no effect .*or fit an H afterwards by"
+        with pytest.raises(ConfigError, match=words):
             resolve(config)
+        config.evaluation.posthoc = "chain"
+        resolve(config)
+    config.evaluation.coordinates = "raw"
+    with pytest.raises(ConfigError, match="posthoc is set to 'chain' but has no effect"):
+        resolve(config)
     config = cifar100.get_config("ham_diag-smoke")
     config.evaluation.coordinates = "sqrt_h"
     resolve(config)
@@ -115,6 +128,9 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
     config.model.projector = "mlp"
     with pytest.raises(ConfigError, match="H acts on the output of the projector 'mlp'"):
         resolve(config)
+    # An H that is fitted to the encoder's states acts on these.
+    config.evaluation.posthoc = "chain"
+    resolve(config)
 
 
 def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:
@@ -127,6 +143,8 @@ def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:
     config.evaluation.coordinates = "sqrt_h"
     with pytest.raises(CheckpointError, match=r"was imported .*coordinates='raw'"):
         restore(typed(config), run, tmp_path)
+    config.evaluation.posthoc = "diag"
+    assert restore(typed(config), run, tmp_path).sqrt_h is not None
 
 
 def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:

@@ -11,8 +11,16 @@ from hjepa_jax.config.parts import method_part
 Corruption: TypeAlias = Literal["gray", "noise", "blur", "shift", "contrast", "occlusion"]
 
 _COORDINATES = Condition(
-    lambda c: bool(method_part(c).coordinate_fields),
-    "a config.method whose loss transforms the states, as 'hamsigreg'",
+    lambda c: bool(method_part(c).coordinate_fields) or c.evaluation.posthoc is not None,
+    "a config.method whose loss transforms the states, as 'hamsigreg', or fit an H afterwards by "
+    "config.evaluation.posthoc",
+)
+_POSTHOC = Condition(
+    lambda c: c.evaluation.coordinates != "raw",
+    "config.evaluation.coordinates='sqrt_h' or 'both'",
+)
+_FITTED = Condition(
+    lambda c: c.evaluation.posthoc == "learnable", "config.evaluation.posthoc='learnable'"
 )
 _ONLINE = Condition(
     lambda c: c.evaluation.online_every_epochs is not None, "config.evaluation.online_every_epochs"
@@ -32,10 +40,25 @@ class Evaluation:
         "Part of the state to evaluate; must be 'qp' without split_qp.",
         resume=FREE_WITHOUT_PROBE,
     )
-    coordinates: Literal["raw", "sqrt_h"] = field(
+    coordinates: Literal["raw", "sqrt_h", "both"] = field(
         "raw",
-        "The state 'raw' as encoded, or 'sqrt_h' as HamSIGReg's H^{1/2} z.",
+        "The state 'raw' as encoded, 'sqrt_h' as HamSIGReg's H^{1/2} z, or 'both', encoded once. "
+        "With 'both', or with posthoc, online evaluation takes the raw state.",
         used=_COORDINATES,
+        aliases="coord coords",
+    )
+    posthoc: Literal["diag", "chain", "chain_grid", "learnable"] | None = field(
+        None,
+        "Take an H of this hamsigreg.kind in place of the method's own; 'learnable' is fitted to "
+        "the training features. None = the H of training.",
+        used=_POSTHOC,
+    )
+    posthoc_steps: int = field(300, "Steps of the fit.", above=0, at_most=10_000, used=_FITTED)
+    posthoc_lr: float = field(
+        0.1, "Initial learning rate of the fit.", at_least=1e-12, at_most=1e3, used=_FITTED
+    )
+    posthoc_span: float = field(
+        6.0, "Maximum log-range of the fitted spectrum.", at_least=1e-6, at_most=50, used=_FITTED
     )
     all_state_parts: bool = field(True, "Also kNN and probe of q, p and qp; needs split_qp.")
     batch_size: int = field(

@@ -22,6 +22,7 @@ _NOT_COMPARED = {
     "evaluation.reference_evaluation",
     "evaluation.headline_k",
     "evaluation.state_part",
+    "evaluation.coordinates",
 }
 
 
@@ -41,9 +42,11 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         "coordinates": ("coordinates", "raw"),
     }
     for field, (what, default) in fields.items():
-        values = sorted({str(run.metrics["info"].get(field, default)) for run in runs})
+        values = {str(run.metrics["info"].get(field, default)) for run in runs}
+        if field == "coordinates":  # a report in both has the raw states' figures
+            values = {"raw" if value == "both" else value for value in values}
         if len(values) > 1:
-            found.append(f"These runs have different {what}: {', '.join(values)}.")
+            found.append(f"These runs have different {what}: {', '.join(sorted(values))}.")
     tested = {_nested(run, "test_images").get("fingerprint", "unknown") for run in runs}
     if len(tested) > 1:
         found.append("These runs were tested on different images.")
@@ -91,6 +94,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         Section("Neighbors and spectra", parts.knn_and_spectra(groups)),
         Section("Training", parts.training_curves(groups)),
         Section("Position q, momentum p, and both", parts.state_parts_table(groups)),
+        Section("Coordinates z and H^{1/2} z", parts.coordinates_table(groups)),
         Section("Few-shot, coarse labels, and corrupted images", parts.extra_table(groups)),
         Section("Configuration differences", parts.configuration_table(groups)),
         Section("Runs", parts.runs_table(groups)),

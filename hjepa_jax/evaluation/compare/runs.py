@@ -25,7 +25,7 @@ from hjepa_jax.evaluation.report.folder import (
     reports_of,
     searched,
 )
-from hjepa_jax.evaluation.report.summary import headline, headline_intervals
+from hjepa_jax.evaluation.report.summary import headline, headline_intervals, in_sqrt_h
 from hjepa_jax.storage import metrics_file
 from hjepa_jax.storage.metrics_file import Curve
 from hjepa_jax.storage.schema import (
@@ -78,8 +78,10 @@ _ENCODER = Fields(
         "few_shot": Table(Fields({"top1": _FIGURE})),
         "coarse": Table(_PROBED),
         "robustness": Table(_PROBED),
+        "coordinates": Text(),
     },
 )
+_OTHERS = ("random", "pixels", *map(in_sqrt_h, ("trained", "random")))
 _EVALUATION = Fields(
     {
         "info": Fields(
@@ -94,7 +96,7 @@ _EVALUATION = Fields(
             },
         ),
         "headline_k": Whole(1),
-        "encoders": Fields({"trained": _ENCODER}, {"random": _ENCODER, "pixels": _ENCODER}),
+        "encoders": Fields({"trained": _ENCODER}, dict.fromkeys(_OTHERS, _ENCODER)),
     },
     {"notes": Items(Text()), "schema_version": Whole()},
 )
@@ -205,7 +207,7 @@ def _with_nan(value: Any) -> Any:
 def _find_report(path: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.Path:
     """Returns the report folder of a run: the one with the most steps, or the first of several.
 
-    Reports on data that the run was not trained on, or in other coordinates, rank last.
+    Reports on data that the run was not trained on, or in other coordinates alone, rank last.
     """
     if (path / METRICS).is_file():
         return path
@@ -217,11 +219,11 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.P
             f"{path} has no evaluation in its own folder, {searched(eval_dir)} or {of_sweep}: "
             "evaluate it with 'hjepa eval', or name the folder with --eval_dir."
         )
-    special = ("trained_on", "coordinates")  # transfer and H^{1/2} z, named by folder
 
     def rank(folder: pathlib.Path) -> tuple[bool, int]:
         info = known[folder]["info"]
-        return not any(name in info for name in special), info.get("step", 0)
+        special = "trained_on" in info or info.get("coordinates") == "sqrt_h"  # named by folder
+        return not special, info.get("step", 0)
 
     return max(own, key=rank)
 

@@ -28,6 +28,7 @@ from hjepa_jax.evaluation.report.summary import (
     FIGURES,
     RANKS,
     headline_position,
+    in_sqrt_h,
     titles,
 )
 from hjepa_jax.storage.files import read_regular
@@ -40,6 +41,7 @@ _PICTURES = {
     "flow.png": "States of test images under the learned Hamiltonian flow",
 }
 _PICTURE_BYTES = 2**26
+_MOVED = in_sqrt_h("trained")
 # Pictures that would be too small to read at half width.
 _WIDE = ("flow.png",)
 
@@ -198,6 +200,34 @@ def state_parts_table(groups: Sequence[Group]) -> str:
             rows.append(Row(f"{swatch(style)}{breakable(group.name)} <b>{escape(part)}</b>", cells))
     columns = ["", "kNN %", "probe top-1 %", "probe top-5 %"]
     return table("Parts of the state", columns, rows, narrow=True)
+
+
+def coordinates_table(groups: Sequence[Group]) -> str:
+    """Returns figures of z and H^{1/2} z, for groups that have both; '' if none has."""
+    columns, rows = _titles(groups), []
+    for style, group in enumerate(groups):
+        if any(_MOVED not in run.metrics["encoders"] for run in group.runs):
+            continue
+        kinds = {_kind_of_h(run) for run in group.runs}
+        for name, shown_as in (
+            ("trained", "z"),
+            (_MOVED, f"H^{{1/2}} z{', '.join(sorted(kinds))}"),
+        ):
+            found = [run.figures(name) for run in group.runs]
+            cells = []
+            for figure in columns:
+                values = [FIGURES[figure].factor * one[figure] for one in found]
+                digits = _digits(figure)
+                cells.append(f"{shown(statistics.mean(values), digits)}{_spread(values, digits)}")
+            title = f"{swatch(style)}{breakable(group.name)} <b>{escape(shown_as)}</b>"
+            rows.append(Row(title, cells))
+    return table("Coordinates", ["", *map(head, columns.values())], rows)
+
+
+def _kind_of_h(run: RunResult) -> str:
+    """Returns ' (post-hoc KIND)' for an H that was not trained, else ''."""
+    kind = run.metrics["info"].get("posthoc")
+    return f" (post-hoc {kind})" if kind else ""
 
 
 def _extra_tests(run: RunResult) -> dict[str, dict[str, Any]]:

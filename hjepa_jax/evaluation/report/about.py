@@ -107,11 +107,11 @@ def about(
         "data": settings.data.name,
         "data_root": settings.data.root,
         **({"trained_on": saved.data.name} if settings.data.name != saved.data.name else {}),
-        **(
-            {"coordinates": settings.evaluation.coordinates}
-            if settings.evaluation.coordinates != "raw"
-            else {}
-        ),
+        **{
+            name: value
+            for name in ("coordinates", "posthoc")
+            if (value := getattr(settings.evaluation, name)) not in ("raw", None)
+        },
         "training_data": {
             name: trained.get(name) for name in ("num_images", "fingerprint") if name in trained
         },

@@ -14,21 +14,36 @@ from hjepa_jax.config import Settings
 from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation import geometry
 from hjepa_jax.evaluation.report.plots import Metrics
-from hjepa_jax.evaluation.report.summary import headline, headline_ks
+from hjepa_jax.evaluation.report.summary import headline, headline_ks, in_sqrt_h
 from hjepa_jax.runtime.writers.open import create_writer
 
 _log = logging.getLogger(__name__)
 
 
+def _folder(one: Metrics) -> str:
+    """Returns what the tags of an encoder's figures begin with; each kind of H has its own."""
+    if one.get("coordinates", "raw") == "raw":
+        return "eval"
+    return f"eval/posthoc_{one['posthoc']['kind']}" if "posthoc" in one else "eval/sqrt_h"
+
+
 def scores(metrics: Metrics) -> dict[str, float]:
-    """Returns the trained encoder's figures by tag, such as 'eval/knn20'; those that exist."""
-    trained, k = metrics["encoders"]["trained"], metrics["headline_k"]
-    tags = {name: f"knn{used}" for name, used in headline_ks(trained, k).items()}
-    return {
-        f"eval/{tags.get(name, name)}": value
-        for name, value in headline(trained, k).items()
-        if math.isfinite(value)
-    }
+    """Returns the trained encoder's figures by tag; those that exist.
+
+    They are 'eval/knn20' and the like, and in the coordinates H^{1/2} z 'eval/sqrt_h/knn20', or
+    'eval/posthoc_chain/knn20' for an H that was not trained.
+    """
+    k, found = metrics["headline_k"], dict[str, float]()
+    for name in ("trained", in_sqrt_h("trained")):
+        if (one := metrics["encoders"].get(name)) is None:
+            continue
+        tags = {name: f"knn{used}" for name, used in headline_ks(one, k).items()}
+        found |= {
+            f"{_folder(one)}/{tags.get(name, name)}": value
+            for name, value in headline(one, k).items()
+            if math.isfinite(value)
+        }
+    return found
 
 
 def log_evaluation(
@@ -52,7 +67,7 @@ def log_evaluation(
       epoch_steps: steps of an epoch; None = unknown.
     """
     info = metrics["info"]
-    if "trained_on" in info or "coordinates" in info or "step" not in info:
+    if "trained_on" in info or "step" not in info:
         return
     try:
         writer = create_writer(workdir, epoch_steps=epoch_steps, writers=saved.log.writers)
@@ -60,10 +75,11 @@ def log_evaluation(
         _log.warning("the scores are not added to %s (%s)", workdir, first_line(error))
         return
     writer.write_scalars(info["step"], scores(metrics))
-    spread = {f"eval/{name}": values for name, values in geometry.spreads(states).items()}
+    folder = _folder(metrics["encoders"]["trained"])
+    spread = {f"{folder}/{name}": values for name, values in geometry.spreads(states).items()}
     writer.write_histograms(info["step"], spread)
     for path in sorted(report.glob("*.png")):
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        writer.write_images(info["step"], {f"eval/{path.stem}": pixels})
+        writer.write_images(info["step"], {f"{folder}/{path.stem}": pixels})
     writer.close()

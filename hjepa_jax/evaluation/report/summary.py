@@ -12,9 +12,10 @@ from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 from hjepa_jax.evaluation.report.plots import Metrics
 
-# Encoders that were not trained get no advice on training.
 PIXELS = "pixels"
-_UNTRAINED = ("random", PIXELS)
+_SQRT_H = " sqrt_h"
+# These rows get no advice on training: nothing was trained, or the row of raw states has it.
+_WITHOUT_ADVICE = ("random", PIXELS)
 # Computed from centered features: meaningless for a state that is nearly all mean.
 RANKS = ("effective_rank", "participation_ratio")
 
@@ -51,6 +52,18 @@ FIGURES = {
 # With fewer test images, the interval of an accuracy is wider than +-13 points.
 FEW = 50
 ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
+
+
+def shown_coordinates(info: Metrics) -> str | None:
+    """Returns a report's coordinates in words, from its `info`; None for raw states alone."""
+    words = {"sqrt_h": "H^{1/2} z", "both": "z and H^{1/2} z"}
+    found = words.get(info.get("coordinates", "raw"))
+    return f"{found}, post-hoc H {info['posthoc']}" if found and "posthoc" in info else found
+
+
+def in_sqrt_h(name: str) -> str:
+    """Returns the name of an encoder's row in the coordinates H^{1/2} z, beside that of z."""
+    return f"{name}{_SQRT_H}"
 
 
 def titles(encoder_metrics: Metrics, headline_k: int, *, short: bool = False) -> dict[str, str]:
@@ -123,12 +136,23 @@ def differences(encoders: Mapping[str, Metrics], k: int, tested: int) -> dict[st
     None if either value is missing, for ranks if either state has nearly collapsed to a point, and
     for accuracies on fewer than 50 images, `tested`, where it is mostly chance.
     """
-    if not {"trained", "random"} <= encoders.keys():
+    return _difference(encoders, "trained", "random", k, tested)
+
+
+def minus_raw(encoders: Mapping[str, Metrics], k: int, tested: int) -> dict[str, float | None]:
+    """Returns the trained encoder's H^{1/2} z minus z; see `differences`."""
+    return _difference(encoders, in_sqrt_h("trained"), "trained", k, tested)
+
+
+def _difference(
+    encoders: Mapping[str, Metrics], of: str, than: str, k: int, tested: int
+) -> dict[str, float | None]:
+    if not {of, than} <= encoders.keys():
         return {}
-    trained, random = headline(encoders["trained"], k), headline(encoders["random"], k)
-    hidden = RANKS if max(trained["mean_share"], random["mean_share"]) > MEAN_CEILING else ()
+    first, second = headline(encoders[of], k), headline(encoders[than], k)
+    hidden = RANKS if max(first["mean_share"], second["mean_share"]) > MEAN_CEILING else ()
     hidden += ACCURACIES if tested < FEW else ()
-    found = {name: value - random[name] for name, value in trained.items()}
+    found = {name: value - second[name] for name, value in first.items()}
     return {
         name: None if name in hidden or math.isnan(value) else value
         for name, value in found.items()
@@ -156,7 +180,8 @@ def notes_of(
     if "no_accuracy" in first:
         notes.append(f"No accuracy: {first['no_accuracy']}")
     for name, one in encoders.items():
-        alarms = one["collapse"] if name in _UNTRAINED else one["alarms"]
+        plain = name in _WITHOUT_ADVICE or name.endswith(_SQRT_H)
+        alarms = one["collapse"] if plain else one["alarms"]
         notes += [f"{name}: {sentence}" for sentence in alarms]
         if one["collapse"]:
             notes.append(

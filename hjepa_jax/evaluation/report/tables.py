@@ -25,6 +25,7 @@ from hjepa_jax.evaluation.report.summary import (
     headline,
     headline_intervals,
     headline_ks,
+    shown_coordinates,
     titles,
 )
 from hjepa_jax.evaluation.report.text import markdown_text
@@ -50,6 +51,21 @@ ON_STATES = (
     "(lower: augmented views agree) and uniformity (lower: features spread more evenly) are "
     "measured on the unit sphere."
 )
+POSTHOC_HEADS = (
+    "encoder",
+    "kind of H",
+    "SIGReg of z",
+    "SIGReg of H^{1/2} z",
+    "of a Gaussian",
+    "condition number of H",
+)
+ON_POSTHOC = (
+    "H was fitted to the training features of each encoder, not to those of test images. SIGReg is "
+    "of features with mean 0 and mean square 1, along directions that the fit did not see; an "
+    "isotropic Gaussian has the value in the last but one column."
+)
+# Rows of differences: title -> name in metrics.json.
+DIFFERENCES = {"trained - random": "trained_minus_random", "sqrt_h - raw": "sqrt_h_minus_raw"}
 # Stands for a missing or meaningless value.
 NOTHING = "–"
 
@@ -97,10 +113,11 @@ def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[s
             cell, interval = _cell(column, figures[column]), _interval(intervals.get(column))
             cells.append(pattern.format(cell, interval) if interval else cell)
         rows.append([name, *cells])
-    difference = metrics["trained_minus_random"]
-    if difference:
-        cells = [_cell(c, difference.get(c), signed=True) for c in columns]
-        rows.append(["trained - random", *cells])
+    for name, key in DIFFERENCES.items():
+        difference = metrics.get(key)
+        if difference:
+            cells = [_cell(c, difference.get(c), signed=True) for c in columns]
+            rows.append([name, *cells])
     return rows
 
 
@@ -112,7 +129,7 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """
     encoders = metrics["encoders"]
     parts = {one["state_part"] for one in encoders.values()}
-    shown = [*sorted(parts), *filter(None, [metrics["info"].get("coordinates")])]
+    shown = [*sorted(parts), *filter(None, [shown_coordinates(metrics["info"])])]
     title = f"Evaluation of frozen features ({', '.join(shown)})"
     # Narrow enough for the usual 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
@@ -189,6 +206,20 @@ def extra_rows(metrics: Metrics) -> list[list[str]]:
     return rows
 
 
+def posthoc_rows(metrics: Metrics) -> list[list[str]]:
+    """Returns rows about the post-hoc H of each encoder that has one; see `POSTHOC_HEADS`."""
+    rows = []
+    for name, one in metrics["encoders"].items():
+        if (found := one.get("posthoc")) is None:
+            continue
+        numbers = [found[f"sigreg_{what}"] for what in ("raw", "sqrt_h", "gaussian")]
+        condition = found.get("condition_number")
+        cells = [f"{number:.3g}" for number in numbers]
+        cells.append(NOTHING if condition is None else f"{condition:.3g}")
+        rows.append([name, found["kind"], *cells])
+    return rows
+
+
 def _facts(values: Mapping[str, object], indent: str = "") -> Iterator[str]:
     """Yields the lines of a nested Markdown list."""
     for key, value in values.items():
@@ -235,6 +266,9 @@ def markdown(
         header = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
         lines += ["", "## Position q, momentum p, and both", ""]
         lines += markdown_table(header, parts)
+    fits = posthoc_rows(metrics)
+    if fits:
+        lines += ["", "## Post-hoc H", "", ON_POSTHOC, "", *markdown_table(POSTHOC_HEADS, fits)]
     extra = extra_rows(metrics)
     if extra:
         k = used_k(metrics)

@@ -14,6 +14,7 @@ from hjepa_jax.evaluation.page.text import escape
 from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.plots import Metrics
+from hjepa_jax.evaluation.report.summary import shown_coordinates
 from hjepa_jax.evaluation.run_page import pictures, results
 from hjepa_jax.evaluation.run_page.record import Record
 
@@ -47,7 +48,7 @@ def _intro(metrics: Metrics) -> str:
     ]
     parts += [", ".join(images)] if images else []
     state = sorted({one["state_part"] for one in metrics["encoders"].values()})
-    shown = ", ".join([*state, *filter(None, [info.get("coordinates")])])
+    shown = ", ".join([*state, *filter(None, [shown_coordinates(info)])])
     parts.append(f"frozen features ({shown})")
     notes = "".join(warning(str(note)) for note in metrics.get("notes", ()))
     return f'<p class="note">{escape(" · ".join(parts))}</p>{notes}'
@@ -123,6 +124,7 @@ def evaluation_page(
     sections = [
         Section("Results", results.results(metrics)),
         Section("Position q, momentum p, and both", results.state_parts(metrics)),
+        Section("Post-hoc H", results.posthoc(metrics)),
         Section("Few-shot, coarse labels, and corrupted images", results.extra(metrics)),
         Section("Features", _guarded(lambda: results.features(metrics, given))),
     ]

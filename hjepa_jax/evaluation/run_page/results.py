@@ -22,6 +22,13 @@ from hjepa_jax.evaluation.report.summary import (
     titles,
 )
 
+_FIT_AXES = plots.Axes("step of the fit", "SIGReg of H^{1/2} z", "Fit of H", log_y=True)
+_ENVELOPE_AXES = plots.Axes(
+    "radial bin, from low to high frequency",
+    "eigenvalue / smallest eigenvalue",
+    "Spectrum of the fitted H",
+    log_y=True,
+)
 _TILES = ("knn", "probe_top1", "effective_rank", "uniformity")
 
 
@@ -84,10 +91,11 @@ def _headline_table(metrics: Metrics) -> str:
             text = f"<b>{_figure(column, figures[column])}</b>"
             cells.append(f'{text}<div class="difference">{interval}</div>' if interval else text)
         rows.append(Row(f"{swatch(style)}{breakable(name)}", cells))
-    difference = metrics["trained_minus_random"]
-    if difference:
-        cells = [_figure(column, difference.get(column), signed=True) for column in columns]
-        rows.append(Row("trained − random", cells, "total"))
+    for title, key in tables.DIFFERENCES.items():
+        difference = metrics.get(key)
+        if difference:
+            cells = [_figure(column, difference.get(column), signed=True) for column in columns]
+            rows.append(Row(escape(title.replace(" - ", " − ")), cells, "total"))
     heads = ["encoder", *map(head, columns.values())]
     return table("Headline figures", heads, rows)
 
@@ -124,6 +132,33 @@ def state_parts(metrics: Metrics) -> str:
     k = tables.used_k(metrics)
     heads = ["part of the state", f"kNN@{k}", "probe top-1", "probe top-5"]
     return _text_table("Parts of the state", heads, tables.state_part_rows(metrics))
+
+
+def posthoc(metrics: Metrics) -> str:
+    """Returns what was fitted as H, with loss and spectrum of the fit; '' if nothing was."""
+    rows = tables.posthoc_rows(metrics)
+    if not rows:
+        return ""
+    note = f'<p class="note">{escape(tables.ON_POSTHOC)}</p>'
+    fitted = [
+        (style, name, one["posthoc"])
+        for style, (name, one) in enumerate(metrics["encoders"].items())
+        if "losses" in one.get("posthoc", {})
+    ]
+    losses = [
+        plots.Series(name, list(range(1, len(y) + 1)), y, style)
+        for style, name, found in fitted
+        for y in [found["losses"]]
+    ]
+    envelopes = [
+        plots.Series(name, list(range(1, len(y) + 1)), [math.exp(value) for value in y], style)
+        for style, name, found in fitted
+        for y in [found["log_envelope"]]
+    ]
+    drawn = charts.figure(losses, _FIT_AXES) + charts.figure(envelopes, _ENVELOPE_AXES)
+    names = legend((name, style) for style, name, _ in fitted) if fitted else ""
+    grid = f'{names}<div class="grid">{drawn}</div>' if drawn else ""
+    return f"{_text_table('Post-hoc H', tables.POSTHOC_HEADS, rows)}{note}{grid}"
 
 
 def extra(metrics: Metrics) -> str:

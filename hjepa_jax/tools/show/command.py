@@ -104,15 +104,17 @@ def _scores(scores: dict) -> str:
     ]
     if "effective_rank" in scores:
         shown.append(f"effective rank {scores['effective_rank']:.1f}")
-    return f"{', '.join(shown)} (step {scores['step']}, {scores['report']})"
+    where = " in H^{1/2} z" if "coordinates" in scores else ""
+    return f"{', '.join(shown)}{where} (step {scores['step']}, {scores['report']})"
 
 
 def table(states: Sequence[RunState]) -> str:
     """Returns a line for each run."""
     rows = [("run", "status", "step", "method", "data", "kNN %", "probe %")]
     for state in states:
+        raw = [one for one in state.scores if "coordinates" not in one]
         best = [
-            max((100 * one[name] for one in state.scores if name in one), default=None)
+            max((100 * one[name] for one in raw if name in one), default=None)
             for name in ("knn", "probe_top1")
         ]
         step = f"{state.step}/{'?' if state.total_steps is None else state.total_steps}"

@@ -16,7 +16,7 @@ from hjepa_jax.config.fields import AUTO
 from hjepa_jax.config.load import load_config, recipe_names, variants
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.report.folder import read_metrics, reports_of
-from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.evaluation.report.summary import headline, in_sqrt_h
 from hjepa_jax.main import next_command
 from hjepa_jax.runtime.checkpoint_files import steps
 from hjepa_jax.storage import metrics_file
@@ -104,7 +104,7 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunSt
     else:
         status = "stopped" if step else "not started"
     recipe, changes = nearest_recipe(settings)
-    scores = [_scores(folder) for folder in reports_of(run, eval_dir)]
+    scores = [one for folder in reports_of(run, eval_dir) for one in _scores(folder)]
     return RunState(
         path=str(run),
         method=settings.method,
@@ -205,18 +205,27 @@ def _last(curve: metrics_file.Curve | None) -> float | None:
     return float(curve[1][-1])
 
 
-def _scores(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the headline figures of an evaluation's trained encoder, without missing ones."""
+def _scores(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the headline figures of an evaluation's trained encoder, without missing ones.
+
+    An evaluation in both coordinates has two; figures of H^{1/2} z have 'coordinates'.
+    """
+    found = []
     try:
         metrics = read_metrics(folder)
-        figures = headline(metrics["encoders"]["trained"], metrics["headline_k"])
-        step = metrics["info"].get("step")
+        encoders = metrics["encoders"]
+        rows = [encoders["trained"], encoders.get(in_sqrt_h("trained"))]
+        for one in filter(None, rows):
+            figures = headline(one, metrics["headline_k"])
+            known = {key: value for key, value in figures.items() if math.isfinite(value)}
+            if one.get("coordinates", "raw") != "raw":
+                known["coordinates"] = one["coordinates"]
+            found.append({"report": str(folder), "step": metrics["info"].get("step"), **known})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} has no readable evaluation ({error}): delete it, and evaluate again."
         ) from error
-    known = {name: value for name, value in figures.items() if math.isfinite(value)}
-    return {"report": str(folder), "step": step, **known}
+    return found
 
 
 def _size(path: pathlib.Path) -> int:
