@@ -20,6 +20,7 @@ from hjepa_jax.objectives import characteristic_function as module
 from hjepa_jax.objectives.sigreg import (
     epps_pulley,
     epps_pulley_two_sided,
+    expected_epps_pulley,
     random_slices,
     random_subsample,
     sigreg,
@@ -50,6 +51,20 @@ def numpy_epps_pulley(
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
+
+
+@pytest.mark.parametrize("weight_type", ["gaussian", "uniform"])
+def test_the_expectation_is_the_mean_over_gaussian_samples(weight_type: Any) -> None:
+    quadrature: dict[str, Any] = {"t_max": 3.0, "n_points": 9, "weight_type": weight_type}
+    y = normal(400, 4000)
+    for centered in (False, True):
+        found = numpy_epps_pulley(y - y.mean(0) * centered, *quadrature.values())
+        error = found.std() / np.sqrt(len(found))
+        expected = expected_epps_pulley(**quadrature, centered=centered)
+        assert abs(found.mean() - expected) < 4 * error
+        assert error < 0.02 * expected
+    with pytest.raises(ValueError, match="n_points must be odd"):
+        expected_epps_pulley(t_max=3.0, n_points=8, weight_type="gaussian")
 
 
 @pytest.mark.parametrize("weight_type", ["gaussian", "uniform"])

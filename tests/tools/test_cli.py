@@ -147,6 +147,13 @@ def test_an_evaluation_takes_all_from_the_run(tmp_path) -> None:
     assert (values["mode"].value, values["workdir"].value) == ("eval", folder)
     assert values["checkpoint"].value == "best"
     assert (values["config"].value.method, values["config"].value.seed) == ("lejepa", 3)
+    for form in (["--coord=ham"], ["--coord", "ham"], ["--coord=sqrt_h"]):
+        given = evaluate.as_training(["hjepa", folder, *form, "--config.seed=3"])
+        assert given[4:] == ["--config.evaluation.coordinates=sqrt_h", "--config.seed=3"]
+    assert "--coord=raw|ham|sqrt_h|both" in evaluate.PROGRAM.help()
+    for form in (["--coord=qp"], ["--coord"]):
+        with pytest.raises(UserError, match=r"--coord is '(qp)?': it must be one of raw, ham"):
+            evaluate.as_training(["hjepa", folder, *form])
     for wrong in (["hjepa"], ["hjepa", "--checkpoint=best", folder]):
         with pytest.raises(UserError, match="the folder of a run comes first"):
             evaluate.as_training(wrong)

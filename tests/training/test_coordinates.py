@@ -17,12 +17,13 @@ from hjepa_jax.config.checks import typed
 from hjepa_jax.data.pipeline import eval_batches
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError
-from hjepa_jax.evaluate import evaluate, restore
+from hjepa_jax.evaluate import check_before_training, evaluate, restore
 from hjepa_jax.evaluation.monitor import OnlineKnn
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.recipes import cifar100, quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.training.prepare import make_encode, prepare
 from hjepa_jax.training.saved_run import check_encoder, saved_config
 from tests.training.test_load import ROOT, save_run
@@ -131,6 +132,47 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
     # An H that is fitted to the encoder's states acts on these.
     config.evaluation.posthoc = "chain"
     resolve(config)
+
+
+def test_both_coordinates_of_a_run_are_in_one_report(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_jax.evaluate.painters", lambda *_: {})
+    monkeypatch.setattr("hjepa_jax.evaluate.evaluation_page", lambda *_: "")
+    config = cifar100.get_config("ham_diag-smoke")
+    save_run(config, tmp_path / "run", (2,))
+    config.evaluation.update(
+        coordinates="both", probe_epochs=1, random_baseline=False, alignment_samples=8
+    )
+    metrics = evaluate(config, tmp_path / "run")
+    assert list(metrics["encoders"]) == ["trained", "trained sqrt_h"]
+    assert metrics["info"]["coordinates"] == "both"
+    assert "posthoc" not in metrics["encoders"]["trained sqrt_h"]
+    norms = [one["diagnostics"]["feature_norms"] for one in metrics["encoders"].values()]
+    # H^{1/2} is a ramp of geometric mean 1.
+    assert norms[0]["p50"] != norms[1]["p50"] == pytest.approx(norms[0]["p50"], rel=0.2)
+    logged = read_metrics(tmp_path / "run")
+    for tag in ("eval/knn20", "eval/sqrt_h/knn20"):
+        row = metrics["encoders"]["trained sqrt_h" if "sqrt_h" in tag else "trained"]
+        assert logged[tag][1][-1] == pytest.approx(row["knn"]["top1"][-1])
+    # Another kind of H is another evaluation.
+    config.evaluation.posthoc = "chain"
+    other = evaluate(config, tmp_path / "run")
+    assert other["info"]["posthoc"] == "chain"
+    assert other["encoders"]["trained sqrt_h"]["posthoc"]["kind"] == "chain"
+    assert other["encoders"]["trained"]["knn"] == metrics["encoders"]["trained"]["knn"]
+    assert len(list((tmp_path / "run").glob("evaluation*"))) == 2
+
+
+def test_no_image_is_read_for_an_h_that_does_not_exist(tmp_path, monkeypatch) -> None:
+    config = quickstart.get_config("smoke")
+    config.resnet.update(head="global", embed_dim=8)
+    config.evaluation.update(coordinates="both", posthoc="learnable")
+    save_run(quickstart.get_config("smoke"), tmp_path, (2,))
+    monkeypatch.setattr("hjepa_jax.evaluation.ready.open_sets", lambda *_: pytest.fail("opened"))
+    with pytest.raises(ConfigError, match="posthoc is 'learnable', which acts on the token grid"):
+        check_before_training(typed(config), None)
+    config.evaluation.posthoc = None
+    with pytest.raises(ConfigError, match="coordinates is set to 'both' but has no effect"):
+        evaluate(config, tmp_path)
 
 
 def test_an_imported_run_does_not_know_its_epochs(tmp_path) -> None:

@@ -60,9 +60,10 @@ POSTHOC_HEADS = (
     "condition number of H",
 )
 ON_POSTHOC = (
-    "H was fitted to the training features of each encoder, not to those of test images. SIGReg is "
-    "of features with mean 0 and mean square 1, along directions that the fit did not see; an "
-    "isotropic Gaussian has the value in the last but one column."
+    "H is not that of the training; a learnable one was fitted to the training features of each "
+    "encoder, and test images had no part in it. SIGReg is of features with mean 0 and mean square "
+    "1, along directions that the fit did not see. An isotropic Gaussian has the value in the last "
+    "column but one."
 )
 # Rows of differences: title -> name in metrics.json.
 DIFFERENCES = {"trained - random": "trained_minus_random", "sqrt_h - raw": "sqrt_h_minus_raw"}

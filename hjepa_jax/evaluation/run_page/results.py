@@ -155,6 +155,10 @@ def posthoc(metrics: Metrics) -> str:
         for style, name, found in fitted
         for y in [found["log_envelope"]]
     ]
+    if fitted:
+        ends = [1, max(len(one.x) for one in losses)]
+        value = fitted[0][2]["sigreg_gaussian"]
+        losses.append(plots.Series("an isotropic Gaussian", ends, [value] * 2, REFERENCE))
     drawn = charts.figure(losses, _FIT_AXES) + charts.figure(envelopes, _ENVELOPE_AXES)
     names = legend((name, style) for style, name, _ in fitted) if fitted else ""
     grid = f'{names}<div class="grid">{drawn}</div>' if drawn else ""

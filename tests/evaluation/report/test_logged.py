@@ -55,9 +55,19 @@ def test_missing_scores_are_left_out(metrics) -> None:
     assert all(map(math.isfinite, scores(metrics).values()))
 
 
-@pytest.mark.parametrize("special", ["trained_on", "coordinates"])
-def test_an_evaluation_of_something_else_is_not(tmp_path, metrics, special) -> None:
-    metrics["info"][special] = "other"
+def test_figures_of_each_kind_of_h_have_their_own_tags(metrics) -> None:
+    moved = encoder_metrics(0.25, 0.125, np.random.default_rng(0)) | {"coordinates": "sqrt_h"}
+    metrics["encoders"]["trained sqrt_h"] = moved
+    found = scores(metrics)
+    assert (found["eval/knn20"], found["eval/sqrt_h/knn20"]) == (0.75, 0.25)
+    moved["posthoc"] = {"kind": "chain"}
+    assert scores(metrics)["eval/posthoc_chain/probe_top1"] == 0.125
+    metrics["encoders"] = {"trained": moved}
+    assert {tag.rpartition("/")[0] for tag in scores(metrics)} == {"eval/posthoc_chain"}
+
+
+def test_an_evaluation_of_something_else_is_not(tmp_path, metrics) -> None:
+    metrics["info"]["trained_on"] = "other"
     log_evaluation(tmp_path, typed(quickstart.get_config("smoke")), metrics, STATES, tmp_path, None)
     assert list(tmp_path.iterdir()) == []
 

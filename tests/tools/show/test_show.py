@@ -121,6 +121,24 @@ def test_scores_in_the_folder_of_the_run_are_shown(run) -> None:
     assert scores["report"] == str(run / "evaluation")
 
 
+def test_scores_in_both_coordinates_are_told_apart(run) -> None:
+    add_report(run, "evaluation")
+    path = run / "evaluation/metrics.json"
+    metrics = json.loads(path.read_text())
+    moved = json.loads(json.dumps(metrics["encoders"]["trained"])) | {"coordinates": "sqrt_h"}
+    moved["knn"]["top1"] = [0.125, 0.875]
+    metrics["encoders"]["trained sqrt_h"] = moved
+    path.write_text(json.dumps(metrics))
+    state = read_state(run)
+    assert [one["knn"] for one in state.scores] == [0.5, 0.875]
+    assert [one.get("coordinates") for one in state.scores] == [None, "sqrt_h"]
+    assert "kNN 87.5 %, kNN@1 12.5 %, probe 75.0 %, effective rank 12.5 in H^{1/2} z" in block(
+        state
+    )
+    # The table has the figures of raw states.
+    assert table([state]).splitlines()[1].split()[-2:] == ["50.0", "75.0"]
+
+
 def test_a_run_without_checkpoints_is_told_without_guesses(run, tmp_path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / METRICS_FILE).unlink()
