@@ -93,6 +93,24 @@ def test_eval_alone_gives_the_same_metrics(finished) -> None:
     assert first == second
 
 
+def test_both_coordinates_with_an_h_that_is_fitted_afterwards(finished) -> None:
+    folder, _ = finished
+    options = ("--config.evaluation.posthoc=learnable", "--config.evaluation.posthoc_steps=5")
+    options += (f"--eval_dir={folder}/both", "--config.evaluation.probe_epochs=1")
+    done = run("eval", f"{folder}/run", "--coord=both", *options, module="hjepa_jax.tools.cli")
+    assert done.returncode == 0, done.stderr
+    encoders = json.loads((folder / "both/run/metrics.json").read_text())["encoders"]
+    assert list(encoders) == ["trained", "trained sqrt_h", "random", "random sqrt_h"]
+    assert encoders["random sqrt_h"]["posthoc"]["images"] == 64
+    page = parse((folder / "both/run/report.html").read_text()).shown
+    for words in ("Post-hoc H", "Spectrum of the fitted H", "--config.evaluation.coordinates=both"):
+        assert words in page
+    assert "drawn" not in page
+    done = run("eval", f"{folder}/run", "--coord=both", module="hjepa_jax.tools.cli")
+    assert done.returncode == 1
+    assert re.search("coordinates is set to 'both' but has no effect .*posthoc", done.stderr)
+
+
 def test_a_resumed_run_keeps_its_settings(finished) -> None:
     folder, _ = finished
     command = ("train", f"--resume={folder}/run", "--config.train.lr=0.5")

@@ -46,6 +46,7 @@ RUN_BY = {
         "hjepa config > docs/",
     ),
     "hjepa eval": ("tests/test_main.py", '("eval", f"{folder}/run"'),
+    "--coord=both": ("tests/test_main.py", '"--coord=both", *options'),
     "hjepa completion": ("tests/tools/test_completion.py", 'main(["completion", shell])'),
     "hjepa show": ("tests/tools/show/test_show.py", 'PROGRAM.parse(["show"'),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),
@@ -109,6 +110,8 @@ def test_hjepa_understands_a_documented_command(command: str) -> None:
     """Its flags exist, their values are of their kind, and so are fields of the configuration."""
     (words,) = re.findall("hjepa ([^>)]+)", command)
     name, *arguments = shlex.split(words)
+    # The configuration of an evaluation is that of a run, which is not there.
+    arguments += ["--config=quickstart"] * (name == "eval")
     importlib.import_module(cli.COMMANDS[name].module).PROGRAM.parse([name, *arguments])
 
 

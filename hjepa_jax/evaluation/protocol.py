@@ -292,6 +292,15 @@ def _joined(
     }
 
 
+def _check(encoders: Mapping[str, Encode], settings: Evaluation, sqrt_h: Fit | None) -> None:
+    """Checks first what is used late, so that an error does not waste hours."""
+    robustness.check_names(settings.robustness)
+    if not encoders:
+        raise ValueError("There is no encoder to evaluate.")
+    if settings.coordinates != "raw" and sqrt_h is None:
+        raise ValueError(f"coordinates are {settings.coordinates!r}, but no H is given.")
+
+
 def run_protocol(
     encoders: Mapping[str, Encode],
     sources: Sources,
@@ -316,11 +325,9 @@ def run_protocol(
       mesh: devices that share the kNN's test rows; None = the default device.
       info: what was evaluated (such as {'step': 1200}); copied to `metrics['info']`.
       notes: sentences placed first in `metrics['notes']`.
-      targets: training's target mean squares of 'q' and 'p', or of 'z', in the raw states; None =
-        not checked.
+      targets: target mean squares of the raw 'q' and 'p', or 'z'; None = not checked.
       remedy: the method's advice, see `Method.remedy`.
-      sqrt_h: gives an encoder its coordinates H^{1/2} z; needed for
-        `config.evaluation.coordinates` other than 'raw'.
+      sqrt_h: gives an encoder its coordinates H^{1/2} z; None if these are not evaluated.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
@@ -333,12 +340,7 @@ def run_protocol(
     Raises:
       ValueError: no encoder, no `sqrt_h`, or data, labels or settings that do not match.
     """
-    # Settings that are used late are checked first, so that an error does not waste hours.
-    robustness.check_names(settings.robustness)
-    if not encoders:
-        raise ValueError("There is no encoder to evaluate.")
-    if settings.coordinates != "raw" and sqrt_h is None:
-        raise ValueError(f"coordinates are {settings.coordinates!r}, but no H is given.")
+    _check(encoders, settings, sqrt_h)
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
     if settings.pixel_baseline:
         todo.append((PIXELS, pixels, False))

@@ -309,7 +309,7 @@ class HasFlow(Protocol):
 class HasCoordinates(Protocol):
     """A method whose loss acts on transformed states.
 
-    With config.evaluation.coordinates='sqrt_h' the transformed states are evaluated.
+    With config.evaluation.coordinates='sqrt_h' or 'both' the transformed states are evaluated.
 
     Attributes:
       coordinate_fields: prefixes of the fields that define the transform; an evaluation must have
