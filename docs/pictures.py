@@ -1,8 +1,9 @@
-"""Draws the pictures of docs/method/hjepa.md from the package's own functions.
+"""Draws the pictures of docs/method/hjepa.md and docs/tools.md from the package's own functions.
 
     python docs/pictures.py docs/images
 
 `flow.png`: a pendulum's flow by three integrators. `sample.png`: the way of a digit to the loss.
+`surface.png` and `heatmap.png`: those of `hjepa physics` for a double well.
 """
 
 import pathlib
@@ -22,6 +23,7 @@ from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.dynamics.non_symplectic import explicit_euler_step
 from hjepa_jax.dynamics.systems import pendulum
 from hjepa_jax.recipes import quickstart
+from hjepa_jax.tools.physics_pictures import of_system
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -150,6 +152,14 @@ def draw_sample(out: pathlib.Path) -> None:
     plt.close(figure)
 
 
+def draw_double_well(out: pathlib.Path) -> None:
+    """Draws `surface.png` and `heatmap.png`."""
+    pictures = of_system("double_well", ["surface", "heatmap"], dt=STEP, steps=100, grid=32)
+    for name in ("surface.png", "heatmap.png"):
+        pictures[name]().savefig(out / name, dpi=100, metadata={"Software": None})
+
+
 if __name__ == "__main__":
     draw_flow(pathlib.Path(sys.argv[1]))
     draw_sample(pathlib.Path(sys.argv[1]))
+    draw_double_well(pathlib.Path(sys.argv[1]))

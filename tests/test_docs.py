@@ -103,8 +103,11 @@ def test_pictures_are_drawn_by_the_package(tmp_path: pathlib.Path) -> None:
     pictures = runpy.run_path(str(ROOT / "docs/pictures.py"))
     pictures["draw_flow"](tmp_path)
     pictures["draw_sample"](tmp_path)
+    pictures["draw_double_well"](tmp_path)
     drawn = sorted(tmp_path.iterdir())
-    assert [path.name for path in drawn] == ["flow.png", "sample.png"]
+    assert [path.name for path in drawn] == [
+        *("flow.png", "heatmap.png", "sample.png", "surface.png")
+    ]
     for path in drawn:
         new, saved = (
             np.asarray(Image.open(file).convert("L"), np.float32)

@@ -60,6 +60,14 @@ RUN_BY = {
         "physics_showcase.py",
     ),
     "--runs=": ("tests/evaluation/physics/test_physics_runs.py", "maps_of_runs"),
+    "--which=slices,norms,logdet": (
+        "tests/evaluation/physics/test_physics_runs.py",
+        "--which=slices,norms,logdet",
+    ),
+    "--system=double_well": (
+        "tests/evaluation/physics/test_physics_showcase.py",
+        "--system=double_well",
+    ),
     "hjepa import-torch": (
         "tests/interop/test_import_torch.py",
         "scripts/import_torch_checkpoint.py",

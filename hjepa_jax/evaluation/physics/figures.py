@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from hjepa_jax.evaluation.physics.animation import gif
 from hjepa_jax.evaluation.physics.measure import Measurement, MeasurementSetup, summarize
+from hjepa_jax.evaluation.physics.names import COMPARISON
 from hjepa_jax.evaluation.report.figures import new_figure, save_each, tidy
 from hjepa_jax.evaluation.report.plots import PALETTE
 from hjepa_jax.evaluation.report.text import plot_texts
@@ -232,18 +233,21 @@ def orbit_frames(
     return images
 
 
-def _gif(frames: list[Image.Image]) -> bytes:
-    """Returns frames as an animation."""
-    first, *rest = [frame.quantize(64) for frame in frames]
-    content = io.BytesIO()
-    first.save(content, "GIF", save_all=True, append_images=rest, duration=80, loop=0)
-    return content.getvalue()
-
-
-def save_all(results: Results, setup: MeasurementSetup, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes `figures.json`, then every picture (PNG, one GIF) to `folder`; returns the paths.
+def save_all(
+    results: Results,
+    setup: MeasurementSetup,
+    folder: pathlib.Path,
+    which: Collection[str] = COMPARISON,
+) -> list[pathlib.Path]:
+    """Writes `figures.json`, then pictures (PNG, one GIF) to `folder`; returns the paths.
 
     A picture that cannot be drawn is left out with a warning.
+
+    Args:
+      results: of `measure.compare_maps`.
+      setup: theirs.
+      folder: the destination.
+      which: names among COMPARISON; energies need a map that has one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "figures.json", json_text(summarize(results)))
@@ -254,11 +258,19 @@ def save_all(results: Results, setup: MeasurementSetup, folder: pathlib.Path) ->
         "blob.png": lambda: blob_picture(results, setup),
         "structure.png": lambda: structure_picture(results),
         "covariance.png": lambda: covariance_picture(results),
-        "orbit.gif": lambda: _gif(orbit_frames(results, setup)),
+        "orbit.gif": lambda: gif(orbit_frames(results, setup)),
     }
     if all(m.energy is None for m in results.values()):
         del drawn["energy.png"]
+    chosen = {name: draw for name, draw in drawn.items() if name.partition(".")[0] in which}
+    return [*save_pictures(folder, chosen), folder / "figures.json"]
+
+
+def save_pictures(
+    folder: pathlib.Path, drawn: Mapping[str, Callable[[], Any]]
+) -> list[pathlib.Path]:
+    """Draws pictures by file name, see `save_each`; warns of failures, returns what was drawn."""
     failed = save_each(folder, drawn, bbox_inches="tight")
     for name, reason in failed.items():
-        _log.warning("%s could not be drawn (%s); figures.json is written.", name, reason)
-    return [folder / name for name in (*drawn, "figures.json") if name not in failed]
+        _log.warning("%s could not be drawn (%s); the rest is written.", name, reason)
+    return [folder / name for name in drawn if name not in failed]

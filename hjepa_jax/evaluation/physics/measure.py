@@ -7,7 +7,6 @@ plots the measurements.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from hjepa_jax.dynamics import geometry, systems
-from hjepa_jax.dynamics.hamiltonian import energy_of_state, join_state, split_state
-from hjepa_jax.dynamics.integrators import integrate
-from hjepa_jax.dynamics.non_symplectic import explicit_euler_step, repeat, runge_kutta4_step
+from hjepa_jax.dynamics import geometry
+from hjepa_jax.dynamics.hamiltonian import split_state
 from hjepa_jax.models.base import applied
 from hjepa_jax.models.predictor import Scalar
 
@@ -269,46 +266,6 @@ def summarize(measurements: Mapping[str, Measurement]) -> dict[str, dict[str, fl
         out[name] = {key: _number(value) for key, value in figures.items()}
         out[name]["applications"] = len(m.action) - 1
     return out
-
-
-def showcase(
-    *, dt: float = 0.25, applications: int = 100, grid_size: int = 48, ensemble: int = 256
-) -> tuple[dict[str, PhaseMap], MeasurementSetup]:
-    """A pendulum under leapfrog and two non-symplectic integrators at equal cost.
-
-    One application covers a time of 4 * dt with four force evaluations: four leapfrog steps (the
-    next application reuses the fifth force), four explicit Euler steps, or one Runge-Kutta step.
-    The ensemble oscillates: its energies are below the separatrix (2).
-    """
-    system = systems.pendulum()
-    energy = functools.partial(energy_of_state, system)
-    leapfrog = functools.partial(integrate, system, method="leapfrog", steps=4, dt=dt)
-
-    def euler(z: jax.Array, h: float) -> jax.Array:
-        return repeat(lambda x: explicit_euler_step(system, x, h), z, 4)
-
-    maps = {
-        "leapfrog": PhaseMap(leapfrog, functools.partial(leapfrog, direction=-1), energy),
-        "Runge-Kutta 4": PhaseMap(
-            lambda z: runge_kutta4_step(system, z, 4 * dt),
-            lambda z: runge_kutta4_step(system, z, -4 * dt),
-            energy,
-        ),
-        "explicit Euler": PhaseMap(lambda z: euler(z, dt), lambda z: euler(z, -dt), energy),
-    }
-    radius_key, angle_key = jax.random.split(jax.random.key(0))
-    radius = 1.6 * jnp.sqrt(jax.random.uniform(radius_key, (ensemble, 1)))
-    angle = 2 * jnp.pi * jax.random.uniform(angle_key, (ensemble, 1))
-    states = join_state(radius * jnp.cos(angle), radius * jnp.sin(angle))
-    setup = MeasurementSetup(
-        states=states,
-        center=jnp.zeros(2),
-        grid_size=grid_size,
-        # Off center, where the period depends on the energy, the flow shears the loop.
-        blob_offset=(1.0, 0.0),
-        applications=applications,
-    )
-    return maps, setup
 
 
 def predictor_maps(

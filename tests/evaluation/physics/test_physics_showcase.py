@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 from predictors import predictor
 
-from hjepa_jax.evaluation.physics import figures, measure
+from hjepa_jax.dynamics import non_symplectic
+from hjepa_jax.evaluation.physics import cases, figures, measure
+from hjepa_jax.tools import physics_pictures
+from hjepa_jax.tools.commands import physics
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -147,7 +150,7 @@ def test_script_writes_pictures_and_figures(tmp_path):
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["leapfrog"]["symplectic_defect_max"] < 1e-14
     assert found["leapfrog"]["reversal_error_final_median"] < 1e-13
-    for other in ("Runge-Kutta 4", "explicit Euler"):
+    for other in ("Runge-Kutta 4", "explicit Euler", "implicit Euler"):
         assert found[other]["symplectic_defect_median"] > 1e-4
         assert (
             found[other]["energy_drift_max_median"] > found["leapfrog"]["energy_drift_max_median"]
@@ -160,7 +163,7 @@ def test_script_writes_pictures_and_figures(tmp_path):
 
 def test_a_failing_picture_affects_no_other(tmp_path, monkeypatch, caplog) -> None:
     """figures.json is written first; run names are drawn literally."""
-    maps, setup = measure.showcase(applications=4, grid_size=2, ensemble=4)
+    maps, setup = cases.showcase(applications=4, grid_size=2, ensemble=4)
     first = next(iter(maps.values()))
     results = measure.compare_maps({"$_$": first, "_run": first}, setup)
     drawn = []
@@ -180,3 +183,26 @@ def test_a_failing_picture_affects_no_other(tmp_path, monkeypatch, caplog) -> No
     assert set(json.loads((tmp_path / "figures.json").read_text())) == {"$_$", "_run"}
     assert drawn[0] == [r"\$_\$", " _run"]
     assert "structure.png could not be drawn (RuntimeError: no ink)" in caplog.text
+
+
+def test_a_system_is_drawn_as_surface_and_heat_map(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(physics_pictures, "surface_frames", lambda _: [Image.new("RGB", (4, 2))])
+    sizes = ["--applications=4", "--grid=3", "--dt=0.5"]
+    which = ["--system=double_well", "--which=surface,heatmap"]
+    physics.main(physics.PROGRAM.parse(["physics", f"--out={tmp_path}", *which, *sizes]))
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"surface.png", "surface.gif", "heatmap.png"}
+    assert "no surface.mp4: ffmpeg is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_ensembles_of_every_system_stay_bounded(name) -> None:
+    """Under leapfrog, inside the largest energy of the disk."""
+    maps, setup = cases.showcase(name, ensemble=32, grid_size=2)
+    leapfrog, case = maps["leapfrog"], cases.CASES[name]
+    energy = jax.jit(leapfrog.energy)
+    before = energy(setup.states)
+    after = energy(jax.jit(lambda z: non_symplectic.repeat(leapfrog.forward, z, 50))(setup.states))
+    np.testing.assert_allclose(after, before, atol=0.1 * np.max(before))
+    assert np.linalg.norm(setup.states, axis=1).max() < case.radius
