@@ -327,6 +327,14 @@ class HasCoordinates(Protocol):
         ...
 
 
-def linear_warmup(step: jax.Array, steps: float) -> jax.Array:
-    """Returns min(1, (step + 1) / steps): a factor that grows linearly to 1 over `steps` steps."""
+def linear_warmup(step: jax.Array, steps: float, stride: int = 1) -> jax.Array:
+    """Returns min(1, (step + 1) / steps): a factor that grows linearly to 1 over `steps` steps.
+
+    Args:
+      step: int32 scalar.
+      steps: steps until it is 1.
+      stride: steps, as many as an epoch has, that share the factor of their last one.
+    """
+    if stride > 1:
+        step = step // stride * stride + stride - 1
     return jnp.minimum(1.0, (jnp.asarray(step, jnp.result_type(float)) + 1) / steps)

@@ -141,10 +141,9 @@ class HJEPA(Method):
     def residual_scale(self, step: jax.Array) -> jax.Array:
         """Returns the potential's residual scale at `step`, after its linear warm-up."""
         dynamics, epoch = self.dynamics, self.steps_per_epoch
-        if self.parity.epochwise_residual_warmup:
-            step = step // epoch * epoch + epoch - 1
+        stride = epoch if self.parity.epochwise_residual_warmup else 1
         warmup_steps = dynamics.residual_scale_warmup_epochs * epoch
-        return dynamics.residual_scale * linear_warmup(step, max(warmup_steps, 1e-9))
+        return dynamics.residual_scale * linear_warmup(step, max(warmup_steps, 1e-9), stride)
 
     def init(self, key: jax.Array, z: jax.Array) -> dict[str, PyTree]:
         """Returns the predictor's parameters; none for the identity."""

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
-from hjepa_jax.config.fields import field
+from hjepa_jax.config.fields import Condition, field
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Method, Metrics, Randomness, Suspect, linear_warmup
 from hjepa_jax.models.base import StateShape
@@ -38,6 +38,17 @@ from hjepa_jax.objectives.sigreg import (
 _SLICES, _SUBSAMPLE = 1, 2
 
 
+def _sigreg(settings: Settings) -> SIGRegSection:
+    return settings.section(SIGRegSection)
+
+
+_ONE_SIDED = Condition(lambda c: _sigreg(c).t_min is None, "config.sigreg.t_min=None")
+_TWO_SIDED = Condition(lambda c: _sigreg(c).t_min is not None, "config.sigreg.t_min")
+_WARMUP = Condition(
+    lambda c: _sigreg(c).weight_warmup_epochs > 0, "config.sigreg.weight_warmup_epochs above 0"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SIGRegSection:
     """The LeJEPA baseline."""
@@ -47,10 +58,18 @@ class SIGRegSection:
         "'additive' (pred + weight * sigreg) or 'convex' ((1 - weight) * pred + weight * sigreg).",
     )
     weight: float = field(
-        0.02, "Weight of SIGReg.", at_least=0, aliases="lambda lambd lamb sigreg_weight"
+        0.02,
+        "Weight of SIGReg; 0 = it is not computed.",
+        at_least=0,
+        aliases="lambda lambd lamb sigreg_weight",
     )
     weight_warmup_epochs: float = field(
         0.0, "Epochs over which the weight grows linearly from 0; 0 = constant.", at_least=0
+    )
+    epochwise_weight_warmup: bool = field(
+        False,
+        "The weight grows at the start of each epoch instead of at every step, as published.",
+        used=_WARMUP,
     )
     statistics: Statistics = field(
         "per_view",
@@ -60,8 +79,20 @@ class SIGRegSection:
         64, "Random directions.", above=0, at_most=65536, aliases="slices num_projections num_proj"
     )
     t_max: float = field(3.0, "Largest frequency.", at_least=0.01, at_most=100)
-    n_points: int = field(9, "Frequencies.", at_least=3, at_most=1025, odd=True)
-    weight_type: WeightType = field("gaussian", "Weighting of the frequencies.")
+    n_points: int = field(
+        9, "Frequencies from 0 to t_max.", at_least=3, at_most=1025, odd=True, used=_ONE_SIDED
+    )
+    weight_type: WeightType = field("gaussian", "Weighting of the frequencies.", used=_ONE_SIDED)
+    t_min: float | None = field(
+        None,
+        "Smallest frequency: the integral is over [t_min, t_max] by the trapezoid rule, with "
+        "Gaussian weights; None = over [0, t_max], doubled.",
+        at_least=-100,
+        at_most=100,
+    )
+    num_t: int = field(
+        17, "Frequencies from t_min to t_max.", at_least=2, at_most=1025, used=_TWO_SIDED
+    )
     subsample: int | None = field(
         None, "Use only this many images for the statistic; None = all.", above=0
     )
@@ -103,6 +134,11 @@ class LeJEPA(Method):
                 f"config.sigreg.weight is {sigreg.weight}, which would give the prediction a "
                 "negative weight in config.sigreg.loss_form='convex': set it to 1 or less."
             )
+        if sigreg.t_min is not None and sigreg.t_min >= sigreg.t_max:
+            yield (
+                f"config.sigreg.t_min is {sigreg.t_min}, but it must be below "
+                f"config.sigreg.t_max={sigreg.t_max}."
+            )
         rows = data.batch_size * (views if sigreg.statistics == "flattened" else 1)
         if sigreg.subsample is not None and sigreg.subsample > rows:
             yield (
@@ -122,9 +158,9 @@ class LeJEPA(Method):
         sigreg = self.sigreg
         if sigreg.weight_warmup_epochs == 0:
             return sigreg.weight
-        return sigreg.weight * linear_warmup(
-            step, sigreg.weight_warmup_epochs * self.steps_per_epoch
-        )
+        epoch = self.steps_per_epoch
+        stride = epoch if sigreg.epochwise_weight_warmup else 1
+        return sigreg.weight * linear_warmup(step, sigreg.weight_warmup_epochs * epoch, stride)
 
     def _slices(self, key: jax.Array, step: jax.Array, stream: int, dtype: DTypeLike) -> jax.Array:
         """Draws directions [D, K], which change every `refresh_interval` steps."""
@@ -162,7 +198,8 @@ class LeJEPA(Method):
             z,
             slices,
             t_max=options.t_max,
-            n_points=options.n_points,
+            n_points=options.n_points if options.t_min is None else options.num_t,
+            t_min=options.t_min,
             weight_type=options.weight_type,
             statistics=options.statistics,
             reduction=options.reduction,
@@ -182,10 +219,14 @@ class LeJEPA(Method):
     ) -> tuple[jax.Array, Metrics]:
         """Returns the loss of states z [V, B, D], with SIGReg applied to `transform(z)`.
 
-        The metrics are 'pred', 'sigreg', 'total', and those of `state_statistics`.
+        The metrics are 'pred', 'sigreg' unless its weight is 0, 'total', and those of
+        `state_statistics`.
         """
-        weight = self.sigreg_weight(step)
         prediction = lejepa_prediction(z, self.settings.data.num_global_views, axis_name)
+        if self.sigreg.weight == 0:
+            losses = {"pred": prediction, "total": prediction}
+            return prediction, {**losses, **state_statistics(z, axis_name)}
+        weight = self.sigreg_weight(step)
         transformed = z if transform is None else transform(z)
         regularizer = self.sigreg_of(transformed, randomness["slices"], randomness, axis_name)
         total = lejepa_total(

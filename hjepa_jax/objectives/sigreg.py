@@ -9,6 +9,7 @@ Sources: LeJEPA, arXiv 2511.08544, section 4; T. W. Epps & L. B. Pulley, "A test
 on the empirical characteristic function", Biometrika 70 (1983).
 """
 
+import functools
 from typing import Literal, get_args
 
 import jax
@@ -162,7 +163,14 @@ def epps_pulley(
 
 
 def epps_pulley_two_sided(
-    projections: Float[Array, "*batch n k"], *, t_min: float, t_max: float, num_t: int
+    projections: Float[Array, "*batch n k"],
+    *,
+    t_min: float,
+    t_max: float,
+    num_t: int,
+    means: Means = trigonometric_means,
+    axis_name: AxisName = None,
+    selected: int | None = None,
 ) -> Float[Array, "*batch k"]:
     """Returns the Gaussian-weighted statistic by the trapezoid rule on [t_min, t_max].
 
@@ -173,6 +181,9 @@ def epps_pulley_two_sided(
         t_min: smallest frequency, may be negative.
         t_max: largest frequency.
         num_t: number of frequencies linspace(t_min, t_max, num_t), >= 2.
+        means: see `characteristic_function`.
+        axis_name: see `shares`.
+        selected: see `epps_pulley`.
 
     Returns:
         [..., K], float32 (float64 for a float64 input).
@@ -186,9 +197,9 @@ def epps_pulley_two_sided(
     t = t_min + step * np.arange(num_t)
     weights = np.full(num_t, step)
     weights[[0, -1]] = 0.5 * step
-    return _weighted_distance(
-        at_least_float32(projections), t_min, step, weights * np.exp(-0.5 * t**2)
-    )
+    weights = weights * np.exp(-0.5 * t**2)
+    y = at_least_float32(projections)
+    return _weighted_distance(y, t_min, step, weights, means, axis_name, selected)
 
 
 def _weighted_distance(
@@ -196,9 +207,9 @@ def _weighted_distance(
     start: float,
     step: float,
     weights: Float[np.ndarray, " count"],
-    means: Means = trigonometric_means,
-    axis_name: AxisName = None,
-    selected: int | None = None,
+    means: Means,
+    axis_name: AxisName,
+    selected: int | None,
 ) -> Float[Array, "*batch k"]:
     """Returns N sum_j w_j |empirical - Gaussian characteristic function|^2, [..., K]."""
     count = len(weights)
@@ -256,6 +267,7 @@ def sigreg(
     t_max: float,
     n_points: int,
     weight_type: WeightType,
+    t_min: float | None = None,
     statistics: Statistics = "per_view",
     reduction: Reduction = "mean",
     clip_value: float | None = None,
@@ -271,6 +283,8 @@ def sigreg(
         t_max: see `epps_pulley`, as for the next two.
         n_points: number of frequencies.
         weight_type: weight of the frequencies.
+        t_min: if given, the statistic is `epps_pulley_two_sided` of n_points frequencies, which may
+            be even; weight_type must be 'gaussian'.
         statistics: 'per_view' (one per view, N = images) or 'flattened' (one over views x images).
         reduction: 'mean' or 'sum' over slices and views; 'none' returns the statistics.
         clip_value: statistics below it count as zero and have no gradient; None = off.
@@ -287,6 +301,8 @@ def sigreg(
         ValueError: shapes that do not fit, an unknown choice, or see `epps_pulley`.
     """
     _check_inputs(z, slices, statistics, reduction)
+    if t_min is not None and weight_type != "gaussian":
+        raise ValueError(f"a two-sided statistic is weighted as 'gaussian', not {weight_type!r}")
     z = at_least_float32(z)
     if statistics == "flattened" and z.ndim == 3:
         # Images before views: merging the axes then keeps a sharded batch axis in place.
@@ -294,14 +310,12 @@ def sigreg(
     z, selected = _subsampled(z, subsample_index, axis_name)
     highest = jax.lax.Precision.HIGHEST
     projections = jnp.matmul(z, slices.astype(z.dtype), precision=highest)
-    values = epps_pulley(
-        projections,
-        t_max=t_max,
-        n_points=n_points,
-        weight_type=weight_type,
-        means=means,
-        axis_name=axis_name,
-        selected=selected,
+    if t_min is None:
+        statistic = functools.partial(epps_pulley, n_points=n_points, weight_type=weight_type)
+    else:
+        statistic = functools.partial(epps_pulley_two_sided, num_t=n_points, t_min=t_min)
+    values = statistic(
+        projections, t_max=t_max, means=means, axis_name=axis_name, selected=selected
     )
     if clip_value is not None:
         values = jnp.where(values < clip_value, 0.0, values)

@@ -236,6 +236,16 @@ def test_each_half_has_log_det_settings_of_its_own() -> None:
     expected = {"logdet_dim": 64, "p_logdet_dim": 32, "p_logdet_refresh_interval": 4}
     expected |= {"p_logdet_eps": 1e-4}
     assert added == {f"loss.{name}": value for name, value in expected.items()}
+
+
+def test_the_two_sided_statistic_and_the_warmup_of_the_weight() -> None:
+    two_sided = {"regularizer__t_min": -4, "regularizer__num_t": 20, "regularizer__n_points": 5}
+    found = translate(changed(SIGREG, **two_sided, train__lambda_reg_warmup_epochs=3))
+    fields = found.config.sigreg
+    assert (fields.t_min, fields.t_max, fields.num_t, fields.n_points) == (-4.0, 5.0, 20, 9)
+    assert (fields.weight_warmup_epochs, fields.epochwise_weight_warmup) == (3.0, True)
+    # The published wrapper is always weighted by the Gaussian.
+    assert {"regularizer.n_points", "regularizer.weight_type"} <= set(found.without_effect)
     resolve(found.config)
 
 
@@ -283,6 +293,7 @@ def test_forms_of_the_energy_that_ignore_fields() -> None:
         (LEARNABLE, {"regularizer__ham_kwargs__w": ...}, r"has no regularizer.ham_kwargs.w"),
         (LEARNABLE, {"regularizer__ham_kind": "chain"}, "h_identity_epochs is 1.0, but whether"),
         (LEARNABLE, {"regularizer__ham_kind": "kind"}, "ham_kind is 'kind': it can be 'identity'"),
+        (SIGREG, {"regularizer__t_min": -1}, "has no regularizer.num_t: add it"),
         (SIGREG, {"regularizer__type": ...}, "has no regularizer.type: add it"),
         (SIGREG, {"regularizer__type": "vicreg"}, "type is 'vicreg': it can be 'sigreg', "),
         (HJEPA, {"data__drop_last": False}, "drop_last is False, which cannot be followed"),

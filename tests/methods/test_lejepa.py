@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from finite_differences import assert_gradient, quick_jit
 
+from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
+from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.lejepa import LeJEPA
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import lejepa_prediction
@@ -93,6 +95,79 @@ def test_every_field_of_sigreg_reaches_it(change: dict[str, Any]) -> None:
     found = method(**change).sigreg_of(z, slices, {})
     np.testing.assert_allclose(found, sigreg(z, slices, **options), rtol=1e-5)
     assert abs(found - plain_sigreg(z)) > 1e-3
+
+
+def test_the_two_sided_statistic_is_the_trapezoid_rule_on_the_rows_that_were_drawn() -> None:
+    z, t = views(), np.linspace(-2.0, 3.0, 8)
+    with jax.enable_x64(True):
+        slices = random_slices(jax.random.key(0), DIM, 4, jnp.float64)
+        angle = (z[:, [7, 2, 5]] @ np.asarray(slices))[..., None] * t
+        gaussian = np.exp(-(t**2) / 2)
+        error = (np.cos(angle).mean(1) - gaussian) ** 2 + np.sin(angle).mean(1) ** 2
+        expected = 3 * np.trapezoid(error * gaussian, t, axis=-1).mean()
+        both = method(t_min=-2.0, num_t=8, subsample=3)
+        drawn = {"slices": slices, "subsample": jnp.asarray([7, 2, 5])}
+        found = both.sigreg_of(jnp.asarray(z), slices, drawn)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        assert_gradient(lambda z: both.sigreg_of(z, slices, drawn), z)
+
+
+def test_the_two_sided_statistic_takes_the_kernel_of_the_other() -> None:
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 300, DIM)), jnp.float32)
+    slices = random_slices(jax.random.key(0), DIM, 16)
+    fast = method(t_min=-3.0, num_t=9).sigreg_of(z, slices, {})
+    options: dict[str, Any] = {"t_min": -3.0, "t_max": 3.0, "n_points": 9}
+    np.testing.assert_allclose(
+        fast, sigreg(z, slices, weight_type="gaussian", **options), rtol=1e-5
+    )
+    # The integrand is even, and the one-sided rule doubles what lies above 0.
+    one_sided = method(n_points=5).sigreg_of(z, slices, {})
+    np.testing.assert_allclose(fast, one_sided, rtol=1e-5)
+
+
+def test_a_weight_of_0_computes_no_sigreg() -> None:
+    z = jnp.asarray(views(), jnp.float32)
+    drawn = {"slices": random_slices(jax.random.key(0), DIM, 4)}
+    for form in ("additive", "convex"):
+        none, some = (method(weight=weight, loss_form=form) for weight in (0.0, 1e-9))
+        total, metrics = none.regularized(z, drawn, jnp.int32(0))
+        assert total == metrics["total"] == metrics["pred"] == predict(z, 2)
+        assert "sigreg" not in metrics
+        texts = [
+            str(jax.make_jaxpr(lambda z, m=m: m.regularized(z, drawn, jnp.int32(0)))(z))
+            for m in (none, some)
+        ]
+        assert ["characteristic" in text for text in texts] == [False, True]
+
+
+@pytest.mark.parametrize("epochwise", [False, True])
+def test_the_weight_warms_up_by_step_or_by_epoch(epochwise: bool) -> None:
+    # 4 steps an epoch, 2.5 epochs.
+    warm = method(weight=0.4, weight_warmup_epochs=2.5, epochwise_weight_warmup=epochwise)
+    found = [float(warm.sigreg_weight(jnp.int32(step))) for step in range(14)]
+    steps = np.arange(14)
+    progress = (steps // 4 + 1) / 2.5 if epochwise else (steps + 1) / 10
+    np.testing.assert_allclose(found, 0.4 * np.minimum(1, progress), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"t_min": 3.0, "t_max": 3.0}, "sigreg.t_min is 3.0, but it must be below"),
+        ({"t_min": -3.0, "n_points": 7}, "sigreg.n_points is set to 7 but has no effect"),
+        ({"t_min": -3.0, "weight_type": "uniform"}, "weight_type is set to 'uniform' but has no"),
+        (
+            {"num_t": 7},
+            "sigreg.num_t is set to 7 but has no effect here: .* set config.sigreg.t_min",
+        ),
+        ({"epochwise_weight_warmup": True}, "has no effect here: .*weight_warmup_epochs above 0"),
+    ],
+)
+def test_fields_of_the_other_statistic_are_refused(fields: dict[str, Any], words: str) -> None:
+    config = cifar100.get_config("sigreg-smoke")
+    config.sigreg.update(fields)
+    with pytest.raises(ConfigError, match=words):
+        resolve(config)
 
 
 def test_sigreg_is_of_the_rows_that_were_drawn() -> None:

@@ -29,6 +29,12 @@ CASES = {
         "--config.sigreg.statistics=flattened",
         "--config.sigreg.clip_value=0.5",
     ),
+    "two-sided subsample": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.t_min=-4",
+        "--config.sigreg.num_t=8",
+        "--config.sigreg.subsample=7",
+    ),
     "midpoint": ("2", f"{CIFAR}:smoke", "--config.dynamics.integrator=implicit_midpoint"),
     "energy": (
         *("2", f"{CIFAR}:smoke"),

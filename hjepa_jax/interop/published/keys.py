@@ -137,6 +137,13 @@ _SIGREG = {
         "num_slices t_max n_points weight_type clip_value subsample reduction refresh_interval",
         REGULARIZED,
     ),
+    "train.lambda_reg_warmup_epochs": Mapped(
+        "sigreg.weight_warmup_epochs", REGULARIZED, note="with `sigreg.epochwise_weight_warmup`"
+    ),
+    "regularizer.t_min": Mapped(
+        "sigreg.t_min", REGULARIZED, note="the two-sided statistic; `t_max` is 5 if it is missing"
+    ),
+    "regularizer.num_t": Mapped("sigreg.num_t", REGULARIZED),
 }
 _HAMSIGREG = {
     "regularizer.ham_kind": Mapped(

@@ -125,6 +125,9 @@ def _check(script: Script, values: Values) -> None:
     required = ["regularizer.type"]
     if script.hjepa:
         required = ["regularizer.q_logdet_floor", "regularizer.p_logdet_floor"]
+    two_sided = ("regularizer.t_min", "regularizer.num_t")
+    if script.regularizer in ("sigreg", "ham_sigreg") and any(key in values for key in two_sided):
+        required = [*required, *two_sided]
     if script.ham_kind == "learnable" or any(key in values for key in CHECKED):
         required += CHECKED if script.ham_kind in ("chain", "learnable") else []
     for key in required:
@@ -199,8 +202,10 @@ def _hjepa(config: ConfigDict, script: Script, values: Values) -> None:
 
 
 def _sigreg(config: ConfigDict, script: Script, values: Values) -> None:
-    """`none` is no regularizer; `identity` no transform."""
-    del values
+    """`none` is no regularizer; `identity` no transform; the two-sided statistic has defaults."""
+    config.sigreg.epochwise_weight_warmup = True
+    if "regularizer.t_min" in values and "regularizer.t_max" not in values:
+        config.sigreg.t_max = 5.0
     if script.regularizer == "none":
         config.sigreg.weight = 0.0
     if script.ham_kind == "identity":
