@@ -218,9 +218,9 @@ def _coordinate_fields(saved: Settings) -> tuple[str, ...]:
 
 def _epoch_of(meta: Meta, settings: Settings, workdir: pathlib.Path) -> int:
     """Returns the steps per epoch of the training that wrote a checkpoint's `meta`."""
-    data = meta["data"]
-    if "num_images" in data and "batch_size" in data:
-        return steps_per_epoch(data["num_images"], data["batch_size"])
+    found = _epoch_steps(meta["data"])
+    if found is not None:
+        return found
     if not _in_own_coordinates(settings):
         return 1  # not used
     raise CheckpointError(
@@ -249,7 +249,9 @@ def check_before_training(
             "not kept: set it to 1 or more."
         )
     sets = check_evaluation_ready(settings, eval_dir, sharding.data_mesh())
-    steps = total_steps(settings.train, steps_per_epoch(len(sets.train), settings.data.batch_size))
+    data = settings.data
+    epoch = steps_per_epoch(len(sets.train), data.batch_size, data.drop_last)
+    steps = total_steps(settings.train, epoch)
     if which.isdigit() and int(which) > steps:
         raise CheckpointError(
             f"--checkpoint={which}, but training has only {steps} steps: choose one of them."
@@ -375,5 +377,6 @@ def _report(
 def _epoch_steps(data: DataPosition) -> int | None:
     """Returns the steps of an epoch of a run, from what its checkpoint says of its data."""
     if "num_images" in data and "batch_size" in data:
-        return steps_per_epoch(data["num_images"], data["batch_size"])
+        drop_last = data.get("drop_last", True)
+        return steps_per_epoch(data["num_images"], data["batch_size"], drop_last)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -236,7 +237,7 @@ class LoadedRun:
 
 
 def _mesh(batch_size: int) -> Mesh:
-    """Returns as many of this process's devices as the run's batch divides evenly over."""
+    """Returns as many of this process's devices as a batch divides evenly over."""
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
     return sharding.data_mesh(devices[:count])
@@ -271,11 +272,12 @@ def load_run(
     if not steps or (step is not None and step not in steps):
         wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder}/checkpoints holds {wanted}; its steps are {steps}.")
-    mesh = _mesh(settings.data.batch_size)
+    data = settings.data
 
     @functools.cache
     def of_images(count: int) -> PreparedRun:
-        return prepare(settings, count, mesh)
+        rest = 0 if data.drop_last else count % data.batch_size
+        return prepare(settings, count, _mesh(math.gcd(data.batch_size, rest)))
 
     def prepared(meta: Meta) -> PreparedRun:
         # Schedules depend on the number of training images, if it is recorded.

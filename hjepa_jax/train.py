@@ -38,9 +38,11 @@ from hjepa_jax.training.automatic.resolved import resolved
 from hjepa_jax.training.feed import (
     dispatch_lengths,
     dispatches,
+    images_between,
     last_metrics,
     resident_images,
     steps_per_dispatch,
+    unlike_batches,
     with_backend,
 )
 from hjepa_jax.training.nonfinite import NonFiniteGuard
@@ -113,16 +115,17 @@ class _Session:
     save_clock: SaveClock
     lock: WorkdirLock
     first: int
-    compiled: set[int] = dataclasses.field(default_factory=set)
+    compiled: set[tuple[int, int]] = dataclasses.field(default_factory=set)
 
     def advance(
         self, state: TrainState, batch: dict[str, jax.Array], count: int
     ) -> tuple[TrainState, Metrics]:
         """Dispatches `count` steps; the first time, their program is compiled."""
         step = self.run.step if count == 1 else self.run.steps
-        if count in self.compiled:
+        program = (count, batch["index"].shape[-1])
+        if program in self.compiled:
             return step(state, batch)
-        self.compiled.add(count)
+        self.compiled.add(program)
         with BOARD.busy("compiling"):
             return step(state, batch)
 
@@ -306,7 +309,9 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
         clock = LogClock(first)
         log = functools.partial(_write_log, session, clock, stream, timer)
         most = steps_per_dispatch(settings.train, session.resident)
-        lengths = dispatch_lengths(first, run.num_steps, most, lambda step: any(session.due(step)))
+        unlike = unlike_batches(settings.data, len(session.source), number - first)
+        ends = lambda step: any(session.due(step)) or unlike(step)  # noqa: E731
+        lengths = dispatch_lengths(first, run.num_steps, most, ends)
         placed = dispatches(stream, lengths, run.mesh, session.resident, settings.data, timer)
         for count, batch in placed:
             step += count
@@ -374,7 +379,9 @@ def _write_log(
         return False
     values = logged_figures(values)
     steps, elapsed = clock.restart(step)
-    values["images_per_second"] = steps * session.settings.data.batch_size / elapsed
+    skipped, data = len(session.guard.skipped), session.settings.data
+    images = images_between(data, len(session.source), step - steps + skipped, step + skipped)
+    values["images_per_second"] = images / elapsed
     values["data_wait_share"] = timer.take() / elapsed
     values["corrupt_images"] = distributed.sum_over_processes(stream.corrupt_count)
     values["skipped_batches"] = len(session.guard.skipped)

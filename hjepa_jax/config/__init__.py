@@ -45,9 +45,9 @@ def view_sizes(data: Data) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Returns the number of full batches in an epoch (a last partial batch is dropped)."""
-    return num_images // batch_size
+def steps_per_epoch(num_images: int, batch_size: int, drop_last: bool = True) -> int:
+    """Returns the number of batches in an epoch, without a last partial one if it is dropped."""
+    return num_images // batch_size if drop_last else math.ceil(num_images / batch_size)
 
 
 def total_steps(train: Train, epoch_steps: int) -> int:

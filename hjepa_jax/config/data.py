@@ -131,6 +131,11 @@ class Data:
         auto=True,
         aliases="batch bs global_batch_size train_batch_size",
     )
+    drop_last: bool = field(
+        True,
+        "Leave out the images of an epoch that do not fill a batch; False = they are a smaller "
+        "last batch, for which the step is compiled once more.",
+    )
     num_global_views: int = field(
         2,
         "Global crops of each image.",

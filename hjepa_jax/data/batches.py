@@ -49,6 +49,12 @@ def check_stream(data: Data, source: ImageSource, process_count: int) -> None:
         raise ValueError(
             f"data.batch_size {batch_size} must be a multiple of the {process_count} processes."
         )
+    rest = len(source) % batch_size
+    if not data.drop_last and rest % process_count:
+        raise ValueError(
+            f"data.drop_last is False, but the last batch has {rest} images, which must be a "
+            f"multiple of the {process_count} processes."
+        )
     if len(source) < batch_size:
         raise ValueError(
             f"data.batch_size {batch_size} is larger than the {len(source)} images of "
@@ -61,23 +67,30 @@ def _epoch_order(seed: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
     return counter_random.permutation(counter_random.stream_key(seed, Stream.ORDER, epoch), length)
 
 
+def batch_length(step: int, length: int, batch_size: int, drop_last: bool) -> int:
+    """Returns the number of images in the batch of a step; arguments as in `batch_indices`."""
+    within = step % steps_per_epoch(length, batch_size, drop_last)
+    return min(batch_size, length - within * batch_size)
+
+
 def batch_indices(
-    seed: int, step: int, length: int, batch_size: int
+    seed: int, step: int, length: int, batch_size: int, drop_last: bool = True
 ) -> tuple[int, npt.NDArray[np.int64]]:
     """Returns the epoch of a step and the source indices of its global batch.
 
-    Every epoch has its own permutation of the source; its last partial batch is dropped.
+    Every epoch has its own permutation of the source.
 
     Args:
       seed: the run's seed.
       step: training step, starting at 0.
       length: number of images in the source.
       batch_size: images per step over all processes.
+      drop_last: whether the images that do not fill a batch are left out, or are the last one.
 
     Returns:
-      The epoch, and int64 [batch_size] indices below `length`.
+      The epoch, and int64 [batch_size] indices below `length`; fewer in a last partial batch.
     """
-    epoch, within = divmod(step, steps_per_epoch(length, batch_size))
+    epoch, within = divmod(step, steps_per_epoch(length, batch_size, drop_last))
     order = _epoch_order(seed, epoch, length)
     return epoch, order[within * batch_size : (within + 1) * batch_size]
 
@@ -175,8 +188,7 @@ class BatchMaker:
     ):
         self._data, self._seed = data, seed
         self._source = source
-        self._process_index = process_index
-        self._local_size = data.batch_size // process_count
+        self._process_index, self._process_count = process_index, process_count
         self._loader = Loader(data, seed, source)
         self._stored = stored_images(source)
         self._resident = is_resident(data, source)
@@ -184,11 +196,14 @@ class BatchMaker:
     def __call__(self, step: int) -> tuple[Batch, list[str]]:
         """Returns the batch, and messages about the corrupt images that were replaced."""
         data, seed = self._data, self._seed
-        epoch, indices = batch_indices(seed, int(step), len(self._source), data.batch_size)
+        epoch, indices = batch_indices(
+            seed, int(step), len(self._source), data.batch_size, data.drop_last
+        )
         # Process p holds rows [p b, (p + 1) b): the global batch is the same for every number of
         # processes, its order included.
-        first = self._process_index * self._local_size
-        indices = indices[first : first + self._local_size]
+        local_size = len(indices) // self._process_count
+        first = self._process_index * local_size
+        indices = indices[first : first + local_size]
         key = counter_random.stream_key(seed, Stream.AUGMENTATION, epoch)
         on_device = data.backend == "device"
         return self.make(key, indices, data.num_global_views, data.num_local_views, on_device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
-from hjepa_jax.storage.schema import Fields, Items, Text, Whole
+from hjepa_jax.storage.schema import Fields, Items, Text, Truth, Whole
 
 
 class DataPosition(TypedDict, total=False):
@@ -17,6 +17,7 @@ class DataPosition(TypedDict, total=False):
       fingerprint: of the training images.
       num_images: in the training split.
       batch_size: images per step.
+      drop_last: whether an epoch has full batches alone; True if absent.
     """
 
     step: int
@@ -25,6 +26,7 @@ class DataPosition(TypedDict, total=False):
     fingerprint: str
     num_images: int
     batch_size: int
+    drop_last: bool
 
 
 class Meta(TypedDict):
@@ -44,5 +46,5 @@ class Meta(TypedDict):
 # The layout of the states that are saved today.
 LAYOUT = 2
 _DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
-_DATA |= {"num_images": Whole(1), "batch_size": Whole(1)}
+_DATA |= {"num_images": Whole(1), "batch_size": Whole(1), "drop_last": Truth()}
 META: Fields[Meta] = Fields({"data": Fields({}, _DATA)}, {"config": Text(), "layout": Whole(1)})

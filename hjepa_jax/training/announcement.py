@@ -53,6 +53,8 @@ def summary(
     )
     kinds = [device.device_kind for device in run.mesh.devices.flat]
     split = f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""
+    rest = 0 if data.drop_last else len(source) % data.batch_size
+    last = f" (the last of an epoch {rest})" if rest else ""
     steps = f"{run.num_steps} steps, {run.num_steps / epoch:.3g} epochs of {epoch}"
     lr = f"learning rate {train.lr:g}, warm-up {train.warmup_epochs:g} epochs"
     kept = settings.checkpoint.every_steps or epoch
@@ -63,7 +65,7 @@ def summary(
         + "".join(f"; {part} {count}" for part, count in counts.items()),
         "devices": f"{len(kinds)} x {kinds[0]}"
         + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
-        "batch": f"{data.batch_size} images{split}, {views} each, made on the {data.backend}",
+        "batch": f"{data.batch_size} images{split}{last}, {views} each, made on the {data.backend}",
         "training": f"{steps}; {lr}" + (f"; resumed at step {first}" if first else ""),
         "precision": f"{settings.model.compute_dtype} encoder, float32 parameters and loss",
         **_changed(settings, changes),
@@ -104,7 +106,7 @@ def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[st
 
 def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
     """Yields a sentence if config.train.max_steps ends a run before its warm-ups."""
-    epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
+    epoch_steps = steps_per_epoch(num_images, settings.data.batch_size, settings.data.drop_last)
     steps = total_steps(settings.train, epoch_steps)
     epochs = steps / epoch_steps
     unfinished = unfinished_schedules(settings, epochs)

@@ -16,7 +16,7 @@ from hjepa_jax.config import Settings
 from hjepa_jax.config.data import Data
 from hjepa_jax.config.training import Train
 from hjepa_jax.data.augmentation.device import ResidentImages
-from hjepa_jax.data.batches import Batch, is_resident, resident_mb
+from hjepa_jax.data.batches import Batch, batch_length, is_resident, resident_mb
 from hjepa_jax.data.pipeline import WaitTimer, device_prefetch
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.derived import stored_images
@@ -120,6 +120,36 @@ def dispatch_lengths(
         free = first + most <= last and not any(map(ends, range(first + 1, first + most)))
         yield most if free else 1
         first += most if free else 1
+
+
+def images_between(data: Data, num_images: int, first: int, last: int) -> int:
+    """Returns how many images the batches of numbers first .. last - 1 have.
+
+    Args:
+      data: the section `data`.
+      num_images: images of the training split.
+      first: number of a batch.
+      last: number of another.
+    """
+    sizes = (
+        batch_length(n, num_images, data.batch_size, data.drop_last) for n in range(first, last)
+    )
+    return sum(sizes)
+
+
+def unlike_batches(data: Data, num_images: int, skipped: int) -> Callable[[int], bool]:
+    """Returns whether a dispatch must end after a step, since its batch or the next is partial.
+
+    Args:
+      data: the section `data`.
+      num_images: images of the training split.
+      skipped: batches skipped before, so that step s (numbered from 1) has batch s - 1 + skipped.
+    """
+
+    def is_partial(number: int) -> bool:
+        return images_between(data, num_images, number, number + 1) < data.batch_size
+
+    return lambda step: is_partial(step - 1 + skipped) or is_partial(step + skipped)
 
 
 def dispatches(

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.training import Train
-from hjepa_jax.errors import ConfigError
+from hjepa_jax.errors import ConfigError, first_line
 from hjepa_jax.methods.base import Method, Metrics
 from hjepa_jax.models.base import Encoder, applied
 from hjepa_jax.runtime import sharding
@@ -121,6 +121,43 @@ def _check_batch(settings: Settings, num_images: int, mesh: Mesh) -> None:
         )
 
 
+def _check_last_batch(settings: Settings, method: Method, num_images: int, mesh: Mesh) -> None:
+    """Refuses a partial last batch that does not split over the devices, or is too small.
+
+    Raises:
+      ConfigError: naming its size.
+    """
+    data, rest = settings.data, num_images % settings.data.batch_size
+    if data.drop_last or not rest:
+        return
+    begin = f"config.data.drop_last is False, but the last batch of an epoch has {rest} images"
+    end = "set it to True, or choose another config.data.batch_size."
+    parts = mesh.size * settings.train.accumulation
+    if rest % parts:
+        devices = f"{mesh.size} devices times config.train.accumulation={parts // mesh.size}"
+        raise ConfigError(f"{begin}, which do not split evenly over {devices}: {end}")
+    views = data.num_global_views + data.num_local_views
+
+    def shapes(images: int) -> dict[str, tuple[int, ...]]:
+        sizes = {"num_rows": views * images, "num_images": images, "dtype": jnp.float32}
+        draw = functools.partial(method.draw, **sizes)
+        drawn = jax.eval_shape(draw, jax.random.key(0), jnp.int32(0))
+        return {name: leaf.shape for name, leaf in drawn.items()}
+
+    try:
+        here, full = shapes(rest), shapes(data.batch_size)
+    except ValueError as error:
+        raise ConfigError(f"{begin}, too few ({first_line(error)}): {end}") from error
+    redraw = method.redraw()
+    held = [] if redraw.interval == 1 else [name for name in redraw.names if name in full]
+    for name in held:
+        if here[name] != full[name]:
+            raise ConfigError(
+                f"{begin}, too few for the random array {name!r} of shape {full[name]}, which "
+                f"stays the same for {redraw.interval} steps: {end}"
+            )
+
+
 def prepare(
     settings: Settings, num_images: int, mesh: Mesh, num_classes: int | None = None
 ) -> PreparedRun:
@@ -136,12 +173,14 @@ def prepare(
       ConfigError: if the batch does not split over the devices or exceeds the dataset.
     """
     _check_batch(settings, num_images, mesh)
-    epoch_steps = steps_per_epoch(num_images, settings.data.batch_size)
+    data = settings.data
+    epoch_steps = steps_per_epoch(num_images, data.batch_size, data.drop_last)
     num_steps = total_steps(settings.train, epoch_steps)
     groups = mesh.size if settings.model.batch_norm == "local" else 1
     setup = build_setup(
         settings, total_steps=num_steps, steps_per_epoch=epoch_steps, norm_groups=groups
     )
+    _check_last_batch(settings, setup.method, num_images, mesh)
     init = functools.partial(init_state, setup, num_classes)
     key = jax.random.key(settings.seed)
     everywhere = sharding.replicated(mesh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple, SupportsFloat, TypedDict
+from typing import NamedTuple, NotRequired, SupportsFloat, TypedDict
 
 import jax
 from jaxtyping import PyTree
@@ -36,16 +36,19 @@ class DataIdentity(TypedDict):
     num_images: int
     batch_size: int
     fingerprint: str
+    drop_last: NotRequired[bool]
 
 
 def data_identity(data: Data, seed: int, source: ImageSource) -> DataIdentity:
     """Returns the identity of the training data; call once per run, since it reads all of it."""
-    return {
+    identity: DataIdentity = {
         "seed": seed,
         "num_images": len(source),
         "batch_size": data.batch_size,
         "fingerprint": source.fingerprint(),
     }
+    # Checkpoints of versions that always dropped it do not say so.
+    return identity if data.drop_last else {**identity, "drop_last": False}
 
 
 class Restored(NamedTuple):

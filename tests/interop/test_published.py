@@ -45,7 +45,7 @@ IMAGENET = {
     "loss": {"match": "qp", "p_weight": 0.5, "bidirectional": True},
 }
 SIGREG: dict[str, Any] = {
-    "data": {"batch_size": 64},
+    "data": {"batch_size": 64, "drop_last": False},
     "model": ENCODER,
     "train": {**TRAIN, "lambda_reg": 0.05, "grad_clip": 2.0, "lambda_var": 0.25},
     "regularizer": {
@@ -159,7 +159,11 @@ def test_an_hjepa_configuration_of_the_imagenet_script() -> None:
 def test_a_sigreg_configuration_ignores_what_the_script_does() -> None:
     found = translate(SIGREG)
     expected = {"method": "lejepa", "sigreg.weight": 0.05, "sigreg.num_slices": 16}
-    expected |= {"sigreg.weight_type": "uniform", "sigreg.refresh_interval": 4}
+    expected |= {
+        "data.drop_last": False,
+        "sigreg.weight_type": "uniform",
+        "sigreg.refresh_interval": 4,
+    }
     assert differences(found) == {**expected, **CIFAR_DATA, **COMMON, **PLAIN}
     assert set(found.without_effect) == {"train.grad_clip", "train.lambda_var"}
 
@@ -169,7 +173,7 @@ def test_a_learnable_spectrum() -> None:
     assert differences(found) == {
         **{"method": "hamsigreg", "hamsigreg.kind": "learnable", "hamsigreg.gauge": "logdet"},
         **{"hamsigreg.init_loglambda_span": 0.0, "hamsigreg.bins": 6, "hamsigreg.base": "r2"},
-        **{"hamsigreg.regularizer_weight": 0.3, "hamsigreg.lr": 0.01},
+        **{"hamsigreg.regularizer_weight": 0.3, "hamsigreg.lr": 0.01, "data.drop_last": False},
         **{"hamsigreg.identity_epochs": 1.0, "hamsigreg.update_mode": "min"},
         **{"hamsigreg.reference_layout": True},
         **CIFAR_DATA,
@@ -296,7 +300,7 @@ def test_forms_of_the_energy_that_ignore_fields() -> None:
         (SIGREG, {"regularizer__t_min": -1}, "has no regularizer.num_t: add it"),
         (SIGREG, {"regularizer__type": ...}, "has no regularizer.type: add it"),
         (SIGREG, {"regularizer__type": "vicreg"}, "type is 'vicreg': it can be 'sigreg', "),
-        (HJEPA, {"data__drop_last": False}, "drop_last is False, which cannot be followed"),
+        (HJEPA, {"data__drop_last": "no"}, "drop_last is 'no': it must be True or False"),
         (HJEPA, {"regularizer__ddp_sync": 1}, "ddp_sync is 1, which cannot be followed"),
         (LEARNABLE, {"train__h_alpha_start_epoch": 1.5}, "h_alpha_start_epoch is 1.5: .*whole"),
         (LEARNABLE, {"regularizer__ham_kwargs__beta": 0.5}, "beta does not belong to .*learnable"),

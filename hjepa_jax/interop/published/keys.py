@@ -65,6 +65,7 @@ _FIRST = "counted from 1; 0 is the first epoch as well"
 
 _ENCODER = {
     "data.batch_size": Mapped("data.batch_size"),
+    "data.drop_last": Mapped("data.drop_last"),
     "data.num_global_views": Mapped("data.num_global_views"),
     "data.num_local_views": Mapped("data.num_local_views"),
     "data.out_size": Mapped("data.image_size", note="also of the local views"),
@@ -199,7 +200,6 @@ MAPPED: dict[str, Mapped] = {**_ENCODER, **_OPTIMIZER, **_HJEPA, **_SIGREG, **_H
 
 # Keys whose only value that can be followed is what ours always does, and why.
 FIXED: dict[str, tuple[object, str]] = {
-    "data.drop_last": (True, "an epoch has full batches alone"),
     "hjepa.integrate_fp32": (True, "the flow is computed in float32"),
     "regularizer.ddp_sync": (True, "statistics are of the batch of all devices"),
 }

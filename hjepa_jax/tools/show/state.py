@@ -93,7 +93,9 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunSt
     logged = [int(curve[0][-1]) for curve in curves.values() if len(curve[0])]
     step = max([0, *saved, *logged])
     images = _num_images(run, saved)
-    per_epoch = None if images is None else steps_per_epoch(images, settings.data.batch_size)
+    data, per_epoch = settings.data, None
+    if images is not None:
+        per_epoch = steps_per_epoch(images, data.batch_size, data.drop_last)
     total = settings.train.max_steps
     total = total_steps(settings.train, per_epoch) if per_epoch else total
     last = run / "checkpoints" / str(saved[-1]) if saved else None
@@ -108,9 +110,9 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunSt
     return RunState(
         path=str(run),
         method=settings.method,
-        data=f"{settings.data.name}{f' in {settings.data.root}' if settings.data.root else ''}",
+        data=f"{data.name}{f' in {data.root}' if data.root else ''}",
         encoder=settings.model.encoder,
-        batch_size=settings.data.batch_size,
+        batch_size=data.batch_size,
         recipe=recipe,
         changes=changes,
         status=status,

@@ -84,7 +84,7 @@ def training_images(census: Census, settings: Settings) -> int:
 def _steps(census: Census, settings: Settings) -> tuple[int, int]:
     """Returns the steps of an epoch, at least 1, and of the training."""
     count = training_images(census, settings)
-    epoch = max(1, steps_per_epoch(count, settings.data.batch_size))
+    epoch = max(1, steps_per_epoch(count, settings.data.batch_size, settings.data.drop_last))
     return epoch, total_steps(settings.train, epoch)
 
 
