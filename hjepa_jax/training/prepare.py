@@ -148,13 +148,11 @@ def _check_last_batch(settings: Settings, method: Method, num_images: int, mesh:
         here, full = shapes(rest), shapes(data.batch_size)
     except ValueError as error:
         raise ConfigError(f"{begin}, too few ({first_line(error)}): {end}") from error
-    redraw = method.redraw()
-    held = [] if redraw.interval == 1 else [name for name in redraw.names if name in full]
-    for name in held:
-        if here[name] != full[name]:
+    for name, interval in method.redraw().items():
+        if interval > 1 and here[name] != full[name]:
             raise ConfigError(
                 f"{begin}, too few for the random array {name!r} of shape {full[name]}, which "
-                f"stays the same for {redraw.interval} steps: {end}"
+                f"stays the same for {interval} steps: {end}"
             )
 
 
