@@ -129,6 +129,12 @@ class _Session:
         with BOARD.busy("compiling"):
             return step(state, batch)
 
+    def ends_dispatch(self, step: int) -> bool:
+        """Returns whether something is due after a step, or its batch or the next is partial."""
+        data, skipped = self.settings.data, len(self.guard.skipped)
+        unlike = unlike_batches(data, len(self.source), skipped)
+        return any(self.due(step)) or unlike(step)
+
     def is_written(self, step: int) -> bool:
         """Returns whether a step's metrics go to the files, wherever the run was interrupted."""
         return step % self.settings.log.every_steps == 0 or step in (1, self.run.num_steps)
@@ -309,9 +315,7 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
         clock = LogClock(first)
         log = functools.partial(_write_log, session, clock, stream, timer)
         most = steps_per_dispatch(settings.train, session.resident)
-        unlike = unlike_batches(settings.data, len(session.source), number - first)
-        ends = lambda step: any(session.due(step)) or unlike(step)  # noqa: E731
-        lengths = dispatch_lengths(first, run.num_steps, most, ends)
+        lengths = dispatch_lengths(first, run.num_steps, most, session.ends_dispatch)
         placed = dispatches(stream, lengths, run.mesh, session.resident, settings.data, timer)
         for count, batch in placed:
             step += count

@@ -10,6 +10,7 @@ on the empirical characteristic function", Biometrika 70 (1983).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -260,6 +261,19 @@ def _subsampled(
     return z * mask[:, None].astype(z.dtype), index.shape[0]
 
 
+def _statistic(
+    t_min: float | None, t_max: float, n_points: int, weight_type: WeightType
+) -> Callable[..., Array]:
+    """Returns the statistic of projections that `sigreg` asks for."""
+    if t_min is None:
+        return functools.partial(
+            epps_pulley, t_max=t_max, n_points=n_points, weight_type=weight_type
+        )
+    if weight_type != "gaussian":
+        raise ValueError(f"a two-sided statistic is weighted as 'gaussian', not {weight_type!r}")
+    return functools.partial(epps_pulley_two_sided, t_min=t_min, t_max=t_max, num_t=n_points)
+
+
 def sigreg(
     z: Float[Array, "*views n d"],
     slices: Float[Array, "d k"],
@@ -301,8 +315,6 @@ def sigreg(
         ValueError: shapes that do not fit, an unknown choice, or see `epps_pulley`.
     """
     _check_inputs(z, slices, statistics, reduction)
-    if t_min is not None and weight_type != "gaussian":
-        raise ValueError(f"a two-sided statistic is weighted as 'gaussian', not {weight_type!r}")
     z = at_least_float32(z)
     if statistics == "flattened" and z.ndim == 3:
         # Images before views: merging the axes then keeps a sharded batch axis in place.
@@ -310,13 +322,8 @@ def sigreg(
     z, selected = _subsampled(z, subsample_index, axis_name)
     highest = jax.lax.Precision.HIGHEST
     projections = jnp.matmul(z, slices.astype(z.dtype), precision=highest)
-    if t_min is None:
-        statistic = functools.partial(epps_pulley, n_points=n_points, weight_type=weight_type)
-    else:
-        statistic = functools.partial(epps_pulley_two_sided, num_t=n_points, t_min=t_min)
-    values = statistic(
-        projections, t_max=t_max, means=means, axis_name=axis_name, selected=selected
-    )
+    statistic = _statistic(t_min, t_max, n_points, weight_type)
+    values = statistic(projections, means=means, axis_name=axis_name, selected=selected)
     if clip_value is not None:
         values = jnp.where(values < clip_value, 0.0, values)
     if reduction == "none":

@@ -305,6 +305,7 @@ def test_loss_and_gradient_are_equal_on_one_and_four_devices() -> None:
         ({"n_points": 1}, "odd and at least 3"),
         ({"t_max": 0.0}, "must be positive"),
         ({"weight_type": "flat"}, "gaussian, uniform"),
+        ({"weight_type": "uniform", "t_min": -1.0}, "weighted as 'gaussian', not 'uniform'"),
         ({"reduction": "max"}, "mean, sum, none"),
         ({"statistics": "all"}, "per_view, flattened"),
     ],
