@@ -261,6 +261,11 @@ class HamSIGReg(LeJEPA):
             metrics |= {"total": total, "alpha": alpha, "beta": beta}
         return total, metrics
 
+    def is_due(self, step: jax.Array) -> jax.Array:
+        """Returns whether the learned spectrum is updated after a step."""
+        first, end = (e * self.steps_per_epoch for e in training_epochs(self.hamsigreg))
+        return jnp.asarray(is_update_step(step, self.hamsigreg.update_interval, first, end))
+
     def update_state(
         self,
         method_state: PyTree,
@@ -272,8 +277,7 @@ class HamSIGReg(LeJEPA):
         """Updates the learned spectrum if this step is due for an update; see `Method`."""
         if not self.learns:
             return method_state
-        options, optimizer = self.hamsigreg, self._optimizer()
-        weight = self.sigreg_weight(step)
+        optimizer, weight = self._optimizer(), self.sigreg_weight(step)
 
         def update(current: PyTree) -> PyTree:
             gradient = jax.grad(self.spectrum_loss)(
@@ -283,9 +287,7 @@ class HamSIGReg(LeJEPA):
             params = optax.apply_updates(current["params"], updates)
             return {"params": params, "opt_state": opt_state}
 
-        first, end = (epochs * self.steps_per_epoch for epochs in training_epochs(options))
-        due = jnp.asarray(is_update_step(step, options.update_interval, first, end))
-        return jax.lax.cond(due, update, lambda current: current, method_state)
+        return jax.lax.cond(self.is_due(step), update, lambda current: current, method_state)
 
     def spectrum_loss(
         self,

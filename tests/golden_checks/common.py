@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,20 @@ def groups(mapping: Mapping[str, npt.ArrayLike], prefix: str = "") -> list[str]:
 def subtree(mapping: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Returns the entries below `prefix`, with the prefix taken off their names."""
     return {key[len(prefix) :]: mapping[key] for key in mapping if key.startswith(prefix)}
+
+
+def recorded(group: Mapping[str, np.ndarray], name: str, published: Any) -> Any:
+    """Returns a hyper-parameter of a group, under its name or below `cfg/`.
+
+    Args:
+      group: a group's entries.
+      name: the hyper-parameter.
+      published: the value that the published code has where the group does not record it.
+    """
+    for key in (name, f"cfg/{name}"):
+        if key in group:
+            return group[key].item()
+    return published
 
 
 def assert_close(

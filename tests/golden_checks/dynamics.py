@@ -38,11 +38,17 @@ def _params(data: Mapping[str, np.ndarray], case: str, root: str) -> dict[str, A
     return out | ({"raw_dt": tree["raw_dt"]} if "raw_dt" in tree else {})
 
 
+def _named(case: str, choices: tuple[str, ...]) -> Any:
+    """The choice in the name of a case, where it is not recorded otherwise."""
+    (found,) = (choice for choice in choices if choice in case.split("_"))
+    return found
+
+
 def _build(data: Mapping[str, np.ndarray], case: str, kind: str, params: Any) -> hm.Hamiltonian:
     if kind == "quadratic":
         return hm.quadratic()
-    # The low-precision cases have no activation code: they are gelu.
-    activation = ACTIVATIONS[int(data.get(f"{case}/activation", np.zeros(())))]
+    code = data.get(f"{case}/activation")
+    activation = _named(case, ACTIVATIONS) if code is None else ACTIVATIONS[int(code)]
     scale = float(data[f"{case}/residual_scale"])
     if kind == "learnable":
         return hm.learnable(params["mlp"], residual_scale=scale, activation=activation)
@@ -133,8 +139,9 @@ def test_golden_dynamics_of_low_precision_states(case: str) -> None:
 
     def flow(x: jax.Array) -> jax.Array:
         return integrate(
-            _build(data, case, "separable", params),
+            _build(data, case, _named(case, HAMILTONIANS), params),
             x,
+            method="leapfrog" if "leapfrog" in case.split("_") else "symplectic_euler",
             steps=int(data[f"{case}/steps"]),
             dt=float(data[f"{case}/dt"]),
         )

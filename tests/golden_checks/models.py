@@ -15,6 +15,7 @@ from resnets import resnet
 from golden_checks.common import assert_close, golden_file, groups, load, subtree
 from hjepa_jax.dynamics import hamiltonian as hm
 from hjepa_jax.dynamics.integrators import integrate
+from hjepa_jax.interop.published.translate import config_from_torch
 from hjepa_jax.interop.torch_file import load_torch_file
 from hjepa_jax.interop.torch_names import (
     Entry,
@@ -211,18 +212,21 @@ def test_golden_models_checkpoint(dtype: Any, key: str, tolerance: float) -> Non
     checkpoint, data = _checkpoint(), load("checkpoint_ref_features.npz")
     if checkpoint is None or not data:
         pytest.skip("no checkpoint_ref.pth or no features of it")
-    settings, dynamics = checkpoint["config"]["model"], checkpoint["config"]["hjepa"]
+    config = config_from_torch(checkpoint["config"])
+    dynamics = config.dynamics
     assert int(checkpoint["epoch"]) == int(data["epoch"])
+    assert (config.resnet.head, dynamics.hamiltonian) == ("tokens", "separable")
     model = resnet(
-        stem=settings["encoder_stem"],
-        token_layer=settings["token_layer"],
-        token_dim=settings["token_d_f"],
-        split_qp=settings["split_qp"],
+        stem=config.resnet.stem,
+        token_layer=config.resnet.token_layer,
+        token_dim=config.resnet.token_dim,
+        token_grid=config.resnet.token_grid,
+        split_qp=config.model.split_qp,
         dtype=dtype,
     )
     with jax.enable_x64(dtype == jnp.float64):
         params, stats, ignored = encoder_from_torch(
-            checkpoint["encoder"], token_layer=settings["token_layer"]
+            checkpoint["encoder"], token_layer=config.resnet.token_layer
         )
         assert all("num_batches_tracked" in name or "layer4" in name for name in ignored)
         variables = {"params": params, "batch_stats": stats}
@@ -235,17 +239,17 @@ def test_golden_models_checkpoint(dtype: Any, key: str, tolerance: float) -> Non
         assert_close(z, data[key], tolerance, key)
         tree, ignored = predictor_from_torch(checkpoint["predictor"])
         assert ignored == ["dt"]
-        layers = [tree["potential"][f"layer{i}"] for i in range(dynamics["depth"] + 1)]
+        layers = [tree["potential"][f"layer{i}"] for i in range(dynamics.depth + 1)]
         layers = tuple(jax.tree.map(lambda x: jnp.asarray(x, dtype), layers))
         system = hm.separable(
             layers,
-            base_coeff=dynamics["base_coeff"],
-            residual_scale=dynamics["residual_scale"],
-            activation=dynamics.get("activation", "gelu"),
+            base_coeff=dynamics.base_coeff,
+            residual_scale=dynamics.residual_scale,
+            activation=dynamics.activation,
         )
         dt = float(checkpoint["predictor"]["dt"])
         flow = integrate(
-            system, z, method=dynamics["method"], steps=dynamics["steps"], dt=dt, direction=1
+            system, z, method=dynamics.integrator, steps=dynamics.steps, dt=dt, direction=1
         )
         potential = system.potential(hm.split_state(z)[0])
     assert_close(flow, data["features/predictor_fwd_f64"], tolerance, "flow")

@@ -1,4 +1,4 @@
-"""Golden checks of HamSIGReg (hamsigreg.npz, and the recorded schedules of train_steps.npz)."""
+"""Golden checks of HamSIGReg (hamsigreg.npz)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from finite_differences import quick_jit
 
-from golden_checks.common import assert_close, groups, load, subtree
+from golden_checks.common import assert_close, groups, load, recorded, subtree
 from golden_checks.objectives import FLOAT32, FLOAT64, cases, flag
 from hjepa_jax.objectives import hamsigreg
 from hjepa_jax.objectives import hamsigreg_spectrum as learnable
-from hjepa_jax.objectives import hamsigreg_updates as updates
 from hjepa_jax.objectives.sigreg import sigreg
 
-HAM, TRAIN = load("hamsigreg.npz"), load("train_steps.npz")
+HAM = load("hamsigreg.npz")
 BASES = ("identity", "r2", "laplacian")
 GAUGES = ("logdet", "trace")
 BINNINGS = ("linear_radius", "linear_radius_sq", "quantile_radius")
@@ -91,9 +90,9 @@ def apply_and_pull(z: jax.Array, root: jax.Array, cot: jax.Array, kind: str, lay
     return out, *pull(cot)
 
 
-@quick_jit
-def sigreg_and_gradient(z: jax.Array, slices: jax.Array) -> Any:
-    plain = functools.partial(sigreg, t_max=3.0, n_points=9, weight_type="gaussian")
+@functools.partial(quick_jit, static_argnums=(2, 3))
+def sigreg_and_gradient(z: jax.Array, slices: jax.Array, t_max: float, n_points: int) -> Any:
+    plain = functools.partial(sigreg, t_max=t_max, n_points=n_points, weight_type="gaussian")
     return jax.value_and_grad(plain)(z, slices)
 
 
@@ -118,7 +117,8 @@ def check_transform(
     z, cot, slices = (jnp.asarray(group[name], dtype) for name in ("z", "cot", "A"))
     out, grad_z, grad_root = apply_and_pull(z, root, cot, kind, layout)
     assert out.dtype == dtype
-    loss, grad_out = sigreg_and_gradient(out, slices)
+    frequencies = recorded(group, "t_max", 3.0), recorded(group, "n_points", 9)
+    loss, grad_out = sigreg_and_gradient(out, slices, *frequencies)
     _, loss_grad_z, loss_grad_root = apply_and_pull(z, root, grad_out, kind, layout)
     assert_close(out, group[prefix + "transform"], tolerance, "transform")
     assert_close(grad_z, group[prefix + "grad_z"], tolerance, "grad_z")
@@ -261,14 +261,11 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         "eps_ridge": group["eps_ridge"].item(),
         "log_lambda_clip": group["log_lambda_clip"].item(),
     }
-    weights: dict[str, float] = {
-        "curvature_weight": 1e-3,
-        "loglambda_l2_weight": 1e-4,
-        "cond_max": 0.0,
-        "cond_weight": 0.0,
-    }
-    index = learnable.bin_indices(group["h"].item(), group["w"].item(), bins, "linear_radius")
-    ties = check_bins(index, group["bin_idx_2d"], "linear_radius")
+    published = {"curvature_weight": 1e-3, "loglambda_l2_weight": 1e-4}
+    weights = {name: recorded(group, name, published.get(name, 0.0)) for name in REGULARIZER}
+    binning = BINNINGS[recorded(group, "binning", 0)]
+    index = learnable.bin_indices(group["h"].item(), group["w"].item(), bins, binning)
+    ties = check_bins(index, group["bin_idx_2d"], binning)
     assert ties < group["bin_idx_2d"].size / 4
     buffers = learnable.SpectralBuffers(group["bin_idx_2d"], np.zeros(group["bin_idx_2d"].shape))
     initial = learnable.init_increments(bins)
@@ -305,81 +302,3 @@ def test_golden_objectives_ham_experimental(case: str) -> None:
         for name, value in health.items():
             assert_close(value, group[f"health/{name}"], FLOAT64, name)
         assert_close(regularizer, group["spectral_regularizer"], FLOAT64, "regularizer")
-
-
-def ham_schedule(root: Mapping[str, np.ndarray], epoch: int) -> tuple[float, float]:
-    hp = subtree(root, "hp/train.")
-    alpha = updates.alpha_schedule(epoch, hp["h_learnable_ramp_epochs"].item())
-    beta = updates.beta_schedule(
-        epoch, hp["h_identity_epochs"].item(), hp["h_base_ramp_epochs"].item()
-    )
-    return float(alpha), float(beta)
-
-
-def distinct(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Drops what repeats its predecessor: the record holds every epoch's pair several times."""
-    return [pair for i, pair in enumerate(pairs) if i == 0 or pair != pairs[i - 1]]
-
-
-TRAIN_HAM = [g for g in groups(TRAIN) if f"{g}/h_update_steps" in TRAIN] or cases({})
-
-
-@pytest.mark.parametrize("case", TRAIN_HAM)
-def test_golden_objectives_ham_schedules(case: str) -> None:
-    root = subtree({k: TRAIN[k] for k in TRAIN if k.startswith(f"{case}/")}, f"{case}/")
-    hp = subtree(root, "hp/")
-    recorded = distinct(list(zip(root["alpha"].tolist(), root["beta"].tolist())))
-    epochs = int(hp["train.epochs"].item())
-    expected = distinct([ham_schedule(root, epoch) for epoch in range(1, epochs + 1)])
-    assert len(recorded) > 1
-    assert_close(np.array(expected)[: len(recorded)], np.array(recorded), 1e-6, "alpha, beta")
-    interval = hp["train.h_update_interval"].item()
-    steps = [s + 1 for s in range(root["num_steps"].item()) if updates.is_update_step(s, interval)]
-    assert steps == root["h_update_steps"].tolist()
-
-
-@pytest.mark.parametrize("case", TRAIN_HAM)
-def test_golden_objectives_ham_first_step(case: str) -> None:
-    root = subtree({k: TRAIN[k] for k in TRAIN if k.startswith(f"{case}/")}, f"{case}/")
-    hp, grid = subtree(root, "hp/"), subtree(root, "hp/regularizer.ham_kwargs.")
-    options: dict[str, Any] = {
-        "binning": "linear_radius",
-        "delta_clip": 0.0,
-        "center_delta": False,
-        "log_lambda_clip": 3.0,
-        "eps_ridge": 0.0,
-        "cond_max": 0.0,
-        "cond_weight": 0.0,
-        **{name: grid[name].item() for name in grid},
-        "base": BASES[grid["base_code"].item()],
-        "gauge": GAUGES[grid["gauge_code"].item()],
-    }
-    buffers = learnable.spectral_buffers(options["h"], options["w"], **chosen(options, BUFFERS))
-    params = {n: jnp.asarray(root[f"init/learnable_h.{n}"]) for n in ("raw_span", "raw_shape")}
-    alpha, beta = ham_schedule(root, 1)
-    views = root["x"].shape[1]
-    z = jnp.asarray(root["z_step0"]).reshape(views, -1, root["z_step0"].shape[-1])
-    spectrum = learnable.learnable_spectrum(
-        params, buffers, alpha, beta, **chosen(options, SPECTRUM)
-    )
-    out = hamsigreg.apply_grid(z, jnp.sqrt(spectrum.spectrum), options["d_f"])
-    loss = sigreg(
-        out,
-        jnp.asarray(root["A"][0]),
-        t_max=hp["regularizer.t_max"].item(),
-        n_points=hp["regularizer.n_points"].item(),
-        weight_type="gaussian",
-    )
-    assert_close(loss, root["loss/reg"][0], 1e-4, "reg")
-    regularizer = learnable.spectral_regularizer(spectrum, **chosen(options, REGULARIZER))
-    np.testing.assert_allclose(regularizer, root["loss/spec"][0], rtol=1e-4)
-    spectral_now = root["loss/spec"][root["h_update_steps"] - 1]
-    update = updates.update_loss(
-        jnp.asarray(root["h/loss_reg"]),
-        jnp.asarray(spectral_now),
-        mode=("min", "max")[hp["train.h_update_mode_code"].item()],
-        weight=hp["train.lambda_reg"].item(),
-        spectral_weight=hp["regularizer.spectral_weight"].item(),
-        adversarial_multiplier=hp["train.h_adv_mult"].item(),
-    )
-    np.testing.assert_allclose(update, root["h/loss_total"], rtol=1e-4)

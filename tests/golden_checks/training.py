@@ -4,6 +4,8 @@ Every group is run through our own train step with the configuration translated 
 the recorded initial parameters, with the recorded images, projections and slices.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -79,6 +81,24 @@ def initial_state(group, config, state):
     )
 
 
+def projection_indices(group, half, method):
+    """Returns which of a half's recorded projections each step uses.
+
+    The common `R_index` is that of both halves only if they are drawn at the same steps.
+    """
+    steps = range(int(FILE[f"{group}/num_steps"]))
+    drawn = [step // method.redraw()[half] for step in steps]
+    if f"{group}/R_index_{half}" in FILE:
+        found = FILE[f"{group}/R_index_{half}"].tolist()
+    elif len(set(method.redraw().values())) > 1 and len(FILE[f"{group}/R_{half}"]) == drawn[-1] + 1:
+        found = drawn
+    else:
+        found = FILE[f"{group}/R_index"].tolist()
+    # They change at the steps that the interval says.
+    assert np.diff(found).astype(bool).tolist() == np.diff(drawn).astype(bool).tolist()
+    return found
+
+
 def recorded_randomness(group, step, method):
     """Returns what the published run drew at a step.
 
@@ -87,8 +107,8 @@ def recorded_randomness(group, step, method):
     """
     to64 = lambda x: jnp.asarray(x, jnp.float64)  # noqa: E731
     if f"{group}/R_index" in FILE:
-        index = int(FILE[f"{group}/R_index"][step])
-        return {half: to64(FILE[f"{group}/R_{half}"][index]) for half in ("q", "p")}
+        halves = {half: projection_indices(group, half, method) for half in ("q", "p")}
+        return {h: to64(FILE[f"{group}/R_{h}"][indices[step]]) for h, indices in halves.items()}
     drawn = {"slices": to64(FILE[f"{group}/A"][step])}
     if isinstance(method, HamSIGReg):
         schedule = method.schedule(step)
