@@ -19,10 +19,11 @@ import numpy as np
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare.runs import paired_interval
 from hjepa_jax.evaluation.report.figures import save_each
-from hjepa_jax.evaluation.report.summary import headline
+from hjepa_jax.evaluation.report.summary import headline, headline_position
 from hjepa_jax.evaluation.report.tables import NOTHING, markdown_table
 from hjepa_jax.storage.files import write_atomically
 from hjepa_jax.storage.metrics_file import Curve, read_metrics
+from hjepa_jax.tools.published_figures import PUBLISHED, Row, Scores, section
 from hjepa_jax.tools.reproduce_figures import painters
 from hjepa_jax.tools.sweep import SweepRun, mean_and_deviation, metrics_of, plan
 
@@ -204,6 +205,25 @@ def state_parts_table(result: Result) -> str:
     return "\n".join(markdown_table(["", *header], lines))
 
 
+def published_rows(result: Result) -> dict[Row, Scores]:
+    """Returns the runs' mean scores in percent, in the rows of the published figures."""
+    found = {}
+    for row in PUBLISHED:
+        method, part = row
+        scores = []
+        for metrics in result.metrics.get(method, {}).values():
+            trained = metrics["encoders"]["trained"]
+            own = {trained.get("state_part"): trained}
+            one = own.get(part) or trained.get("state_parts", {}).get(part)
+            if one is not None:
+                position = headline_position(one, metrics["headline_k"])
+                scores.append([one["knn"]["top1"][position], one["linear_probe"]["top1"]])
+        means = 100 * np.mean(np.array(scores, float), axis=0) if scores else np.array(np.nan)
+        if np.all(np.isfinite(means)):
+            found[row] = Scores(*means.tolist())
+    return found
+
+
 def machine() -> str:
     """Describes processor, accelerator and versions in one line."""
     import jax
@@ -243,6 +263,7 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
         differences_table(rows),
         "Parts of the state (kNN@20 and linear probe):",
         state_parts_table(result),
+        section(published_rows(result)),
         *(f"![{name}]({images}/{name}.png)" for name in ("knn", "spectra", "curves")),
         notes.strip(),
         f"## How to reproduce\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",
