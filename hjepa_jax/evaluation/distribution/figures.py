@@ -35,9 +35,9 @@ def _draw_slices(axes: Axes, found: SliceDiscrepancy, title: str, name: str) -> 
     _draw_band(axes, found.gaussian, found.sample, _GRAY, "Gaussian samples", 0.35)
     _draw_band(axes, found.gaussian, found.states, BLUE, "states", 0.25)
     axes.axhline(0.0, color="k", linewidth=0.6)
+    own, sample = found.statistics()
     axes.set_title(
-        f"{name}: {title}\nSIGReg statistic {found.statistic:.3g} "
-        f"(Gaussian samples {found.sample_statistic:.3g})",
+        f"{name}: {title}\nSIGReg statistic {own:.3g} (Gaussian samples {sample:.3g})",
         fontsize=10,
     )
     axes.set_xlabel("quantile of N(0, 1)")
@@ -58,8 +58,9 @@ def slices_figure(found: Mapping[str, tuple[SliceDiscrepancy, SliceDiscrepancy]]
         _draw_slices(row[1], standardized, "shape (mean 0, variance 1)", name)
     first = next(iter(found.values()))[0]
     figure.suptitle(
-        f"Quantiles of {first.rows} states along {first.num_slices} random directions, minus those "
-        "of the Gaussian",
+        "Quantiles of {} states along {} random directions, minus those of the Gaussian".format(
+            *first.columns.shape
+        ),
         fontsize=11,
     )
     figure.legend(

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.methods.lejepa import SIGRegSection
-from hjepa_jax.objectives.sigreg import epps_pulley, random_slices
+from hjepa_jax.objectives.sigreg import epps_pulley
 
 NUM_SLICES = 256
 # Quantiles beyond these need thousands of states.
@@ -42,19 +41,22 @@ class SliceDiscrepancy:
       gaussian: quantiles of N(0, 1), [M], ascending.
       states: empirical minus Gaussian quantile of the states' projections.
       sample: the same of as many independent Gaussian numbers as there are states.
-      statistic: SIGReg of the states with its default frequencies, mean over directions.
-      sample_statistic: that of the Gaussian numbers.
-      rows: number of states.
-      num_slices: number of directions.
+      columns: the projections of the states, [N, K].
+      sample_columns: the Gaussian numbers, [N, K].
     """
 
     gaussian: np.ndarray
     states: Band
     sample: Band
-    statistic: float
-    sample_statistic: float
-    rows: int
-    num_slices: int
+    columns: np.ndarray
+    sample_columns: np.ndarray
+
+    def statistics(self) -> tuple[float, float]:
+        """Returns SIGReg of the states and of the Gaussian numbers, with its default frequencies.
+
+        Each is the mean over directions.
+        """
+        return _statistic(self.columns), _statistic(self.sample_columns)
 
 
 def gaussian_levels(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +68,12 @@ def gaussian_levels(rows: int) -> tuple[np.ndarray, np.ndarray]:
     end = min(_LARGEST, normal.inv_cdf(1 - 0.5 / rows))
     quantiles = np.linspace(-end, end, _LEVELS)
     return np.array([normal.cdf(float(x)) for x in quantiles]), quantiles
+
+
+def unit_vectors(dim: int, count: int, seed: int) -> np.ndarray:
+    """Returns random directions [dim, count], uniform on the sphere; without waiting for XLA."""
+    found = np.random.default_rng([seed, dim]).standard_normal((dim, count))
+    return found / np.linalg.norm(found, axis=0)
 
 
 def _standardized(columns: np.ndarray) -> np.ndarray:
@@ -108,9 +116,8 @@ def slice_discrepancy(
     if len(states) < 2:
         raise ValueError(f"quantiles need at least two states, got {len(states)}")
     rows = states[:_MOST_ROWS].astype(np.float64)
-    slices = np.asarray(random_slices(jax.random.key(seed), rows.shape[1], num_slices))
+    columns = rows @ unit_vectors(rows.shape[1], num_slices, seed)
     sample = np.random.default_rng(seed).standard_normal((len(rows), num_slices))
-    columns = rows @ slices.astype(np.float64)
     if standardized:
         columns, sample = _standardized(columns), _standardized(sample)
     levels, gaussian = gaussian_levels(len(rows))
@@ -118,8 +125,6 @@ def slice_discrepancy(
         gaussian,
         _band(columns, levels, gaussian),
         _band(sample, levels, gaussian),
-        _statistic(columns),
-        _statistic(sample),
-        len(rows),
-        num_slices,
+        columns,
+        sample,
     )

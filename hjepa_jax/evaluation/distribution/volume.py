@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from hjepa_jax.objectives.regularizers import orthonormal_projection, projection_rank
+from hjepa_jax.objectives.regularizers import projection_rank
 
 
 class Volume(NamedTuple):
@@ -28,6 +27,11 @@ class Volume(NamedTuple):
     rank: int
 
 
+def directions(dim: int, rank: int, seed: int) -> np.ndarray:
+    """Returns random orthonormal directions [dim, rank]; without waiting for XLA."""
+    return np.linalg.qr(np.random.default_rng([seed, dim]).standard_normal((dim, rank)))[0]
+
+
 def volume(part: np.ndarray, rank: int, ridge: float, seed: int = 0) -> Volume:
     """Returns the volume of one part of the states in random directions.
 
@@ -41,9 +45,8 @@ def volume(part: np.ndarray, rank: int, ridge: float, seed: int = 0) -> Volume:
       ValueError: fewer than two states.
     """
     used = projection_rank(rank, part.shape[1], len(part))
-    directions = np.asarray(orthonormal_projection(jax.random.key(seed), part.shape[1], used))
     rows = part.astype(np.float64)
-    projected = (rows - rows.mean(axis=0)) @ directions.astype(np.float64)
+    projected = (rows - rows.mean(axis=0)) @ directions(part.shape[1], used, seed)
     covariance = projected.T @ projected / (len(rows) - 1)
     # Rounding may leave an eigenvalue of 0 below it.
     values = np.maximum(np.linalg.eigvalsh(covariance), 0.0) + ridge

@@ -19,6 +19,8 @@ CURVES = {
     "loss/sigreg": "SIGReg statistic",
     "state/q_participation_ratio": "Participation ratio of q (normalized)",
     "state/p_participation_ratio": "Participation ratio of p (normalized)",
+    "state/q_logdet": "Log-determinant of q per dimension",
+    "state/p_logdet": "Log-determinant of p per dimension",
     "state/q_std_min": "Smallest standard deviation of q",
     "state/p_std_min": "Smallest standard deviation of p",
     "state/q_mean_square": "Mean square of q",

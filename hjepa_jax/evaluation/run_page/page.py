@@ -16,6 +16,7 @@ from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.evaluation.report.summary import shown_coordinates
 from hjepa_jax.evaluation.run_page import pictures, results
+from hjepa_jax.evaluation.run_page.distribution import distribution
 from hjepa_jax.evaluation.run_page.record import Record
 
 PAGE = "report.html"
@@ -133,6 +134,7 @@ def evaluation_page(
         sections.append(Section("Training", curves))
     if given is not None:
         sections += [
+            Section("Distribution of states", _guarded(lambda: distribution(metrics, given))),
             Section("Map of test features", _guarded(lambda: pictures.maps(given))),
             Section("Nearest neighbors", _guarded(lambda: pictures.neighbors(given))),
         ]

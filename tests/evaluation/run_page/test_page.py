@@ -54,6 +54,7 @@ def test_every_measurement_has_a_section() -> None:
         "Few-shot, coarse labels, and corrupted images",
         "Features",
         "Training",
+        "Distribution of states",
         "Map of test features",
         "Nearest neighbors",
         "Learned Hamiltonian flow",
@@ -91,6 +92,11 @@ def test_every_measurement_has_a_section() -> None:
         "Random pairs of test images",
         "Total loss",
         "method/own",
+        "Random directions",
+        "Random directions, mean 0 and variance 1",
+        "Norms of the position q",
+        "Norms of the momentum p",
+        "Norms of the state z",
         "Energy along the flow",
     ]
     assert 'data-name="chance" data-x="1 20" data-y="0.1 0.1"' in charts[0]
@@ -129,7 +135,13 @@ def test_without_labels_the_page_has_what_needs_none_and_says_why() -> None:
     text = _page(metrics, inputs, None, None)
     parser = parse(text)
     assert "No accuracy: the images have no labels." in parser.texts
-    titles = ["Results", "Features", "Map of test features", "Nearest neighbors"]
+    titles = [
+        "Results",
+        "Features",
+        "Distribution of states",
+        "Map of test features",
+        "Nearest neighbors",
+    ]
     assert _titles(text) == [*titles, "What was evaluated"]
     for absent in ("kNN", "probe", "Wilson", "top-1", "✓", "✗", "chance", "cannot be drawn"):
         assert absent not in parser.shown, absent
