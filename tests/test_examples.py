@@ -5,8 +5,8 @@ import json
 import pathlib
 import shutil
 import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -37,9 +37,8 @@ def hjepa(
     workdir: pathlib.Path, *overrides: str, mode: str = "train"
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in the repository's root and returns what it did."""
-    command = [sys.executable, "-m", "hjepa_jax.main", "--config=configs/quickstart.py:smoke"]
-    command += [f"--workdir={workdir}", f"--eval_dir={workdir}-eval", f"--mode={mode}", *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = ["-m", "hjepa_jax.main", "--config=configs/quickstart.py:smoke", f"--mode={mode}"]
+    return forked.run(*command, f"--workdir={workdir}", f"--eval_dir={workdir}-eval", *overrides)
 
 
 def trained(workdir: pathlib.Path, *overrides: str, mode: str = "train") -> pathlib.Path:
@@ -214,9 +213,8 @@ def test_vicreg_is_the_mean_of_the_published_loss_over_pairs(views) -> None:
 
 
 def test_loss_and_gradient_of_vicreg_do_not_depend_on_the_number_of_devices() -> None:
-    command = [sys.executable, "scripts/layout_check.py", "--devices=1,2", VICREG, *PROJECTOR]
-    command += ["--config=configs/quickstart.py:smoke", "--tolerance=1e-9"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = ["scripts/layout_check.py", "--devices=1,2", VICREG, *PROJECTOR]
+    done = forked.run(*command, "--config=configs/quickstart.py:smoke", "--tolerance=1e-9")
     assert done.returncode == 0, done.stderr
     assert "2 layouts agree" in done.stdout
 

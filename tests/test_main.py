@@ -1,14 +1,13 @@
 """The command line: modes, overrides, and errors that are sentences."""
 
 import json
-import os
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 
+import forked
 import pytest
 from pages import parse
 
@@ -16,19 +15,11 @@ from hjepa_jax import main
 from hjepa_jax.evaluation.report.folder import first_report, report_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def run(*arguments: str, module: str = "hjepa_jax.main") -> subprocess.CompletedProcess:
-    """Runs a module's command line in the repository root."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def run(*arguments: str, module: str = "hjepa_jax.main", cwd: pathlib.Path = ROOT):
+    """Runs a module's command line."""
+    return forked.run("-m", module, *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +110,10 @@ def test_a_resumed_run_keeps_its_settings(finished) -> None:
     assert re.search(r"different configuration: config.train.lr \(.*, 0.5 here\)", done.stderr)
 
 
-def test_a_run_of_another_configuration_is_not_taken_up(finished, tmp_path, monkeypatch) -> None:
+def test_a_run_of_another_configuration_is_not_taken_up(finished, tmp_path) -> None:
     folder, _ = finished
     shutil.copytree(folder / "run", tmp_path / "runs/quickstart-smoke")
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    done = run("--config=quickstart:smoke")
+    done = run("--config=quickstart:smoke", cwd=tmp_path)
     assert done.returncode == 1
     assert "the run is in runs/quickstart-smoke, as there is no --workdir" in done.stderr
     assert "config.seed (7 there, 42 here)" in done.stderr

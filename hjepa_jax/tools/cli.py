@@ -67,7 +67,9 @@ def main() -> None:
         write_out(f"hjepa_jax {hjepa_jax.__version__}")
     elif name == completion.ASK:
         modules = {known: command.module for known, command in COMMANDS.items()}
-        write_out("\n".join(completion.candidates(sys.argv[2:], modules)))
+        found = completion.candidates(sys.argv[2:], modules)
+        if found:  # an empty line would be a candidate, and keep shells from offering files
+            write_out("\n".join(found))
     elif name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
         print(

@@ -48,11 +48,13 @@ _hjepa() {{
   fi
 }}
 compdef _hjepa hjepa"""
-_FISH = f"""function __hjepa_complete
+# Files are offered only where nothing is found.
+_FISH = f"""function __hjepa_find
     set -l words (commandline -opc) (commandline -ct)
-    command hjepa {ASK} $words[2..-1] 2> /dev/null
+    set -g __hjepa_found (command hjepa {ASK} $words[2..-1] 2> /dev/null)
+    set -q __hjepa_found[1]
 end
-complete -c hjepa -a '(__hjepa_complete)'"""
+complete -c hjepa -n __hjepa_find -f -a '$__hjepa_found'"""
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 

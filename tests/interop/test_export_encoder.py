@@ -2,9 +2,9 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -14,8 +14,6 @@ import hjepa_jax
 from hjepa_jax.errors import ConfigError, UserError
 from hjepa_jax.interop.export_encoder import encoder_function, export_encoder
 from hjepa_jax.recipes import imagenet100, quickstart
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _loaded(config, folder: pathlib.Path):
@@ -42,13 +40,13 @@ def _assert_equal(found, expected) -> None:
     assert np.std(expected) > 0.1
 
 
+SCRIPT = "scripts/export_encoder.py"
+
+
 def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -> None:
     run = _loaded(quickstart.get_config("smoke"), tmp_path / "run")
     out = tmp_path / "new" / "encoder.stablehlo"
-    command = [sys.executable, "scripts/export_encoder.py", f"--workdir={tmp_path}/run"]
-    done = subprocess.run(
-        [*command, f"--out={out}", "--state_part=p"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = forked.run(SCRIPT, f"--workdir={tmp_path}/run", f"--out={out}", "--state_part=p")
     assert done.returncode == 0, done.stderr
     assert "uint8 images [N, 16, 16, 3]" in done.stdout
     exported = jax.export.deserialize(bytearray(out.read_bytes()))
@@ -63,15 +61,9 @@ def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -
 
 def test_a_name_without_suffix_is_a_folder_for_the_hub(tmp_path) -> None:
     run = _loaded(quickstart.get_config("smoke"), tmp_path / "run")
-    command = [sys.executable, "scripts/export_encoder.py", f"--workdir={tmp_path}/run"]
-
-    def written(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
     out = tmp_path / "encoder"
-    done = written(f"--out={out}", "--license=apache-2.0")
+    command = (SCRIPT, f"--workdir={tmp_path}/run", f"--out={out}")
+    done = forked.run(*command, "--license=apache-2.0")
     assert done.returncode == 0, done.stderr
     assert f"hjepa_jax.from_pretrained('{out}')" in done.stdout
     assert "license: apache-2.0" in (out / "README.md").read_text()
@@ -79,7 +71,7 @@ def test_a_name_without_suffix_is_a_folder_for_the_hub(tmp_path) -> None:
     shared = hjepa_jax.from_pretrained(out, batch_size=8)
     np.testing.assert_array_equal(shared.encode(images), run.encode(images))
 
-    again = written(f"--out={out}")
+    again = forked.run(*command)
     assert again.returncode == 1
     assert "overwrite" in again.stderr
 
@@ -92,8 +84,7 @@ def test_a_name_without_suffix_is_a_folder_for_the_hub(tmp_path) -> None:
     ],
 )
 def test_flags_of_the_other_kind_of_output_are_refused(arguments, sentence, tmp_path) -> None:
-    command = [sys.executable, "scripts/export_encoder.py", "--workdir=nowhere", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = forked.run(SCRIPT, "--workdir=nowhere", *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith(f"hjepa export: {sentence}")
 

@@ -1,11 +1,8 @@
 """Import of published checkpoints: a made one through the script, and faults that name the keys."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -19,8 +16,6 @@ from hjepa_jax.interop.torch_names import encoder_entries
 from hjepa_jax.loading import load_run
 from hjepa_jax.methods.hjepa_settings import Dynamics
 from hjepa_jax.tools.layout_check import float64_setup
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 PUBLISHED = {
     "seed": 3,
@@ -168,18 +163,8 @@ def test_the_script_reads_a_published_file_or_says_what_is_wrong(tmp_path) -> No
     source = path or tmp_path / "broken.pth"
     if path is None:
         source.write_bytes(b"no zip archive")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "scripts/import_torch_checkpoint.py",
-            f"--checkpoint={source}",
-            f"--workdir={tmp_path}/run",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    command = ("scripts/import_torch_checkpoint.py", f"--checkpoint={source}")
+    done = forked.run(*command, f"--workdir={tmp_path}/run")
     assert "Traceback" not in done.stderr
     if path is None:
         assert done.returncode != 0

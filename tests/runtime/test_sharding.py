@@ -1,16 +1,10 @@
 """The mesh, the placement of batches, and the check of steps on several devices."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
+import forked
 import numpy as np
 from jax.sharding import PartitionSpec
 
 from hjepa_jax.runtime import sharding
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_put_batch_shards_images_not_views() -> None:
@@ -41,20 +35,7 @@ def test_uneven_batch_is_one_clear_sentence() -> None:
 
 def test_the_check_of_layouts_finds_that_they_agree() -> None:
     """The user's own check; test_shares.py has every kind of run."""
-    command = [
-        sys.executable,
-        "scripts/layout_check.py",
-        "--config=configs/cifar100.py:sigreg-smoke",
-        "--devices=2",
-        "--tolerance=1e-9",
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    config = "--config=configs/cifar100.py:sigreg-smoke"
+    done = forked.run("scripts/layout_check.py", config, "--devices=2", "--tolerance=1e-9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 layouts agree" in done.stdout

@@ -100,6 +100,8 @@ ask 'hjepa train --config=cifar100:si' hjepa train --config = cifar100 : si
 ask 'hjepa train --config=' hjepa train --config =
 ask 'hjepa train --config.train.l' hjepa train --config.train.l
 ask 'hjepa completion ' hjepa completion ''
+ask 'hjepa show runs' hjepa show runs
+echo ${#COMPREPLY[@]}  # none, so that files are offered
 """
     script = f"{completion.SCRIPTS['bash']}\n{ask}"
     done = subprocess.run(
@@ -111,7 +113,76 @@ ask 'hjepa completion ' hjepa completion ''
         "cifar100 folder imagenet100 quickstart|",
         "--config.train.lr=|-o nospace",
         "bash fish zsh|",
+        "|",
+        "0",
     ]
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+def test_fish_offers_files_only_where_nothing_else_is_known(environment) -> None:
+    lines = ["tr", "train --config=cifar100:si", "train --config=", "train --config.train.l"]
+    lines += ["completion ", "show hjepa_jax/to", "train --data=hjepa_jax/to"]
+    ask = "".join(f"complete -C 'hjepa {line}'\necho\n" for line in lines)
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"{completion.SCRIPTS['fish']}\n{ask}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [found.split() for found in done.stdout.split("\n\n")[:-1]] == [
+        ["train"],
+        ["--config=cifar100:sigreg"],
+        [f"--config={name}" for name in ("cifar100", "folder", "imagenet100", "quickstart")],
+        ["--config.train.lr="],
+        ["bash", "fish", "zsh"],
+        ["hjepa_jax/tools/"],
+        ["--data=hjepa_jax/tools/"],
+    ]
+
+
+# An interactive shell in a terminal of its own; its widget completes a line and prints the result.
+_ZSHRC = """PS1= RPS1= PROMPT_SP=
+autoload -Uz compinit; compinit -u -D
+{script}
+told() {{ zle complete-word; zle -I; print -r -- "<$BUFFER>"; BUFFER= }}
+zle -N told; bindkey '^I' told
+print '<ready>'
+"""
+_ASK_ZSH = """zmodload zsh/zpty
+zpty shell zsh -i
+zpty -r -m shell out '*<ready>*'
+for line in "$@"; do
+  zpty -n -w shell "$line"$'\t'
+  zpty -r -m shell out '*<*>*'
+  print -r -- "${${out##*<}%%>*}"
+done
+zpty -d shell
+"""
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+def test_zsh_completes_lines_in_a_terminal(environment, tmp_path) -> None:
+    (tmp_path / ".zshrc").write_text(_ZSHRC.format(script=completion.SCRIPTS["zsh"]))
+    lines = ["tr", "train --config=cifar100:si", "train --config.train.l", "train --config.se"]
+    lines += ["show hjepa_jax/to", "train --data=hjepa_jax/to"]
+    done = subprocess.run(
+        ["zsh", "-f", "-c", _ASK_ZSH, "zsh", *(f"hjepa {line}" for line in lines)],
+        cwd=ROOT,
+        env={**environment, "ZDOTDIR": str(tmp_path), "TERM": "xterm"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.splitlines() == [
+        "hjepa train ",
+        "hjepa train --config=cifar100:sigreg ",
+        "hjepa train --config.train.lr=",
+        "hjepa train --config.seed=",
+        "hjepa show hjepa_jax/tools/",
+        "hjepa train --data=hjepa_jax/tools/",
+    ], done.stderr
 
 
 @pytest.mark.parametrize("shell", completion.SCRIPTS)

@@ -1,12 +1,9 @@
 """The comparison of methods: its plan, tables and pictures, and the script on smoke-sized runs."""
 
 import math
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 
@@ -24,7 +21,6 @@ from hjepa_jax.tools.reproduce import (
 )
 from hjepa_jax.tools.reproduce_figures import knn_sweep
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIGURES = (
     *("knn", "knn_first", "probe_top1", "probe_top5"),
     *("effective_rank", "participation_ratio", "rankme", "mean_share"),
@@ -117,7 +113,6 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         "log.every_steps=1",
     ]
     command = [
-        sys.executable,
         "scripts/reproduce.py",
         f"--out={tmp_path}/runs",
         f"--report={tmp_path}/RESULTS.md",
@@ -126,9 +121,8 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         "--seeds=3",
         *(f"--override={text}" for text in overrides),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     for expected in ("running, log in", "already finished"):
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = forked.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count(expected) == 1
     text = (tmp_path / "RESULTS.md").read_text()

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from hjepa_jax.config.flags import resolve_arguments
@@ -225,12 +226,7 @@ def test_errors_are_one_sentence(tmp_path, command) -> None:
 
 def test_script_rejects_invalid_seeds(tmp_path) -> None:
     flags = ("--config=configs/quickstart.py", "--seeds=a,1", f"--out={tmp_path}/sweep")
-    done = subprocess.run(
-        [sys.executable, "scripts/sweep.py", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run("scripts/sweep.py", *flags)
     assert done.returncode == 1
     assert done.stderr.strip() == "hjepa sweep: --seeds=a,1: seeds must be integers."
     assert not (tmp_path / "sweep").exists()
@@ -241,12 +237,7 @@ def test_script_tabulates_what_is_finished(tmp_path, command) -> None:
     runs = sweep.plan("configs/quickstart.py", out, variants=("hjepa", "sigreg"), seeds=(0, 1))
     sweep.run_all(runs, out, lambda _: None, command)
     flags = ("--config=configs/quickstart.py", "--variants=hjepa,sigreg", "--seeds=0,1")
-    done = subprocess.run(
-        [sys.executable, "scripts/sweep.py", *flags, f"--out={out}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run("scripts/sweep.py", *flags, f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("already finished") == 4
     assert "| sigreg | 2 | 50.50 ± 0.71 |" in done.stdout

@@ -1,9 +1,8 @@
 """Evaluation in the coordinates H^{1/2} z, and of data that the run was not trained on."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.training.prepare import make_encode, prepare
 from hjepa_jax.training.saved_run import check_encoder, saved_config
-from tests.training.test_load import ROOT, save_run
+from tests.training.test_load import save_run
 
 
 def _images(count: int, size: int = 16) -> np.ndarray:
@@ -194,23 +193,14 @@ def test_a_run_of_digits_is_evaluated_on_a_folder_of_images(tmp_path) -> None:
     save_initial_run(quickstart.get_config("smoke"), tmp_path / "digits")
     counts = {"train": {"cat": 5, "dog": 6}, "val": {"cat": 2, "dog": 3}}
     root = write_folder(tmp_path / "images", counts)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "hjepa_jax.main",
-            "--mode=eval",
-            "--config=configs/quickstart.py:smoke",
-            f"--workdir={tmp_path}/digits",
-            f"--eval_dir={tmp_path}/eval",
-            "--config.data.name=folder",
-            f"--config.data.root={root}",
-            "--config.data.test_split=val",
-            "--config.evaluation.all_state_parts=False",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    done = forked.run(
+        *("-m", "hjepa_jax.main", "--mode=eval", "--config=configs/quickstart.py:smoke"),
+        f"--workdir={tmp_path}/digits",
+        f"--eval_dir={tmp_path}/eval",
+        "--config.data.name=folder",
+        f"--config.data.root={root}",
+        "--config.data.test_split=val",
+        "--config.evaluation.all_state_parts=False",
     )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "eval/digits/metrics.json").read_text())

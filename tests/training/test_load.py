@@ -4,9 +4,8 @@ import gc
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +28,6 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.training.prepare import make_encode, prepare
 from hjepa_jax.training.resume import data_identity, save
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def save_run(config, workdir: pathlib.Path, steps: tuple[int, ...]) -> None:
@@ -338,20 +335,10 @@ def test_a_workdir_may_begin_with_the_home_folder(workdir, monkeypatch) -> None:
 
 
 def test_export_script(workdir, tmp_path) -> None:
-    command = [sys.executable, "scripts/export_features.py", f"--workdir={workdir}"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path}/x.npz", "--split=train", "--batch_size=32"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = ("scripts/export_features.py", f"--out={tmp_path}/x.npz")
+    done = forked.run(*command, f"--workdir={workdir}", "--split=train", "--batch_size=32")
     assert done.returncode == 0, done.stderr
     assert "64 images x " in done.stdout
-    done = subprocess.run(
-        [*command[:2], "--workdir=/nowhere", f"--out={tmp_path}/x.npz"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(*command, "--workdir=/nowhere")
     assert done.returncode == 1
     assert done.stderr.startswith("hjepa features: /nowhere")

@@ -1,11 +1,9 @@
 """Preparing shards: it resumes, follows changes, and mends what is damaged."""
 
-import os
-import pathlib
 import re
 import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 from image_files import cifar_files, data_config, write_tar
@@ -16,8 +14,6 @@ from hjepa_jax.data.sources.base import ArraySource, decode
 from hjepa_jax.data.sources.folder import open_root
 from hjepa_jax.data.sources.open import open_source
 from hjepa_jax.data.sources.shard_writer import write_shards
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def test_interrupted_preparation_continues(folder, tmp_path) -> None:
@@ -163,11 +159,4 @@ def test_script_refuses_archives_that_escape_and_prepares_cifar(tmp_path) -> Non
 
 
 def run_script(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/prepare_dataset.py", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={"PYTHONPATH": ".", "PATH": "", "HJEPA_DATA": os.environ["HJEPA_DATA"]},
-        capture_output=True,
-        text=True,
-    )
+    return forked.run("scripts/prepare_dataset.py", *arguments)

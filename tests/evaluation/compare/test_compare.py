@@ -4,9 +4,8 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import scipy.stats
@@ -18,8 +17,6 @@ from hjepa_jax.evaluation.compare import runs
 from hjepa_jax.evaluation.compare.page import compare, page, warnings
 from hjepa_jax.evaluation.page import ink
 from hjepa_jax.runtime.writers.open import create_writer
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def encoder_metrics(knn: float, probe: float, rng: np.random.Generator) -> dict:
@@ -342,8 +339,7 @@ def test_errors_are_one_sentence(workdirs, tmp_path) -> None:
 
 def test_script_writes_a_page_that_a_browser_shows(workdirs, tmp_path) -> None:
     out = tmp_path / "new" / "page.html"
-    command = [sys.executable, "scripts/compare.py", *map(str, workdirs), f"--out={out}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = forked.run("scripts/compare.py", *workdirs, f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert "better: better-seed0, better-seed1, better-seed2" in done.stdout
     assert out.read_text() == page(load(workdirs))

@@ -2,20 +2,17 @@
 
 import collections
 import contextlib
-import os
 import pathlib
 import re
 import subprocess
-import sys
 
+import forked
 import pytest
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.tools.plan.compiled_step import CompiledStep, bounds, report
 from hjepa_jax.tools.plan.program_text import Counts, count_program
 from hjepa_jax.tools.plan.topologies import compiler_version, parse_topology
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def step(**changed) -> CompiledStep:
@@ -82,14 +79,7 @@ PLAN = ("-m", "hjepa_jax.tools.cli", "plan")
 
 
 def run(*arguments: str, program: tuple[str, ...] = PLAN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *program, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return forked.run(*program, *arguments)
 
 
 @pytest.mark.parametrize("name", ["h100:1", "h100:8", "v5e:2x2"])

@@ -1,11 +1,8 @@
 """The cost of a step: hand calculations, and the command."""
 
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -20,8 +17,6 @@ from hjepa_jax.runtime import sharding
 from hjepa_jax.tools.plan import step_cost
 from hjepa_jax.training.feed import resident_images
 from hjepa_jax.training.prepare import prepare
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def test_native_kernels_are_not_asked_for(monkeypatch) -> None:
@@ -103,19 +98,13 @@ def test_machine_is_measured() -> None:
 
 def test_command_plans_for_eight_devices() -> None:
     """Each option saves what it should, and the numbers in the table are consistent."""
-    command = [sys.executable, "-m", "hjepa_jax.tools.cli", "plan"]
+    command = ["-m", "hjepa_jax.tools.cli", "plan"]
     command.append("--config=configs/cifar100.py:sigreg-smoke")
-    # Several blocks, since recomputation saves the insides of all but one.
-    command.append("--config.resnet.stage_blocks=(2, 2, 2, 2)")
+    # Several blocks, since recomputation saves the insides of all but one; and enough images that
+    # activations are most of the memory: what else is kept differs between versions of jax.
+    command += ["--config.resnet.stage_blocks=(2, 2, 2, 2)", "--config.data.batch_size=64"]
     hardware = ["--peak_tflops=1", "--bandwidth_gbs=10", "--interconnect_gbs=1"]
-    done = subprocess.run(
-        [*command, "--devices=8", "--efficiency=0.5", *hardware],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forked.run(*command, "--devices=8", "--efficiency=0.5", *hardware)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {
         name: [float(cell.strip(" %")) for cell in cells.split("|")]
@@ -123,16 +112,16 @@ def test_command_plans_for_eight_devices() -> None:
     }
     plain, remat, parts, split = rows.values()
     flops, moved, state, temporary, peak, saving, sent, rate = range(8)
-    # Of these, 0.02475 GFLOP are multiply-adds of the encoder's convolutions and head, by hand.
-    assert 1.1 < plain[flops] / 0.02475 < 1.4
+    # Of these, 0.099 GFLOP are multiply-adds of the encoder's convolutions and head, by hand.
+    assert 1.1 < plain[flops] / 0.099 < 1.4
     assert remat[flops] > 1.1 * plain[flops]
     assert parts[flops] > 1.1 * plain[flops]
-    assert remat[temporary] < 0.8 * plain[temporary]
-    assert parts[temporary] < 0.8 * plain[temporary]
+    assert remat[temporary] < 0.5 * plain[temporary]
+    assert parts[temporary] < 0.6 * plain[temporary]
     assert split[state] < 0.6 * plain[state]
     assert remat[saving] < 0
     assert split[sent] == plain[sent]
     assert plain[peak] == pytest.approx(plain[state] + plain[temporary], rel=0.02)
-    # 16 images; 0.5 TFLOP/s is more than enough here, so it is bound by 10 GB/s of memory.
+    # 64 images; 0.5 TFLOP/s is more than enough here, so it is bound by 10 GB/s of memory.
     seconds = plain[moved] / 10 + plain[sent] / 1e3
-    assert plain[rate] == pytest.approx(16 / seconds, rel=0.01)
+    assert plain[rate] == pytest.approx(64 / seconds, rel=0.01)

@@ -2,11 +2,9 @@
 
 import json
 import logging
-import os
 import pathlib
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 from image_files import encode, photo, write_folder
@@ -18,8 +16,6 @@ from hjepa_jax.errors import ConfigError, DataError
 from hjepa_jax.recipes import folder as recipe
 from hjepa_jax.training.automatic import census
 from hjepa_jax.training.automatic.resolved import resolved
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def own(root: pathlib.Path, **data):
@@ -107,11 +103,8 @@ def photographs(tmp_path_factory) -> pathlib.Path:
 
 
 def test_a_folder_trains_and_evaluates_without_any_other_setting(photographs, tmp_path) -> None:
-    command = [sys.executable, "-m", "hjepa_jax.main", "--config=folder:smoke"]
-    command += [f"--data={photographs}", f"--workdir={tmp_path}/run", f"--eval_dir={tmp_path}/eval"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
-    )
+    command = ["-m", "hjepa_jax.main", "--config=folder:smoke", f"--data={photographs}"]
+    done = forked.run(*command, f"--workdir={tmp_path}/run", f"--eval_dir={tmp_path}/eval")
     assert done.returncode == 0, done.stderr
     assert "1 file is left out (.mp4: 1;" in done.stderr
     assert "a folder without splits, no labels" in done.stderr
