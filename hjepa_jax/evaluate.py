@@ -29,7 +29,7 @@ from hjepa_jax.evaluation.coordinates.transformed import Fit
 from hjepa_jax.evaluation.features import Encode
 from hjepa_jax.evaluation.protocol import Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
-from hjepa_jax.evaluation.report.about import Watched, about, about_images, watch
+from hjepa_jax.evaluation.report.about import Watched, about, about_images, holdout_notes, watch
 from hjepa_jax.evaluation.report.figures import save_each
 from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
 from hjepa_jax.evaluation.report.folder import first_report, report_name
@@ -96,9 +96,10 @@ def of_run(settings: Settings, saved: Settings) -> Settings:
             if _chosen_here(name) or name.startswith(of_source)
         }
     )
-    if differences(
-        saved, settings, lambda name: name.startswith(("data.name", "data.train_split", *of_source))
-    ):
+    others = ("data.name", "data.train_split", *of_source)
+    moved = differences(saved, settings, lambda name: name in ("data.root", "data.test_holdout"))
+    # The same images at another place have the same hold-out.
+    if differences(saved, settings, lambda name: name.startswith(others)) or len(moved) == 2:
         # They belong to the images of the training, which these are not.
         own = {"data.test_holdout": settings.data.test_holdout}
         merged = merged.replace({**own, "evaluation.online_holdout": None})
@@ -293,7 +294,8 @@ def evaluate(
         found = restore(settings, run, workdir, which)
     name = report_name(workdir)
     # The fingerprint of many files takes seconds.
-    same_listing = which == "best" and train.source.fingerprint() == found.data.get("fingerprint")
+    asked = which == "best" or settings.data.test_holdout is not None
+    same_listing = asked and train.source.fingerprint() == found.data.get("fingerprint")
     with BOARD.busy("evaluating"):
         results = run_protocol(
             found.encoders,
@@ -302,7 +304,10 @@ def evaluate(
             split_qp=settings.model.split_qp,
             mesh=sharding.local_mesh(),
             info=about(settings, saved, name, found.step, which, found.data),
-            notes=_notes(settings, saved, which, same_listing),
+            notes=[
+                *_notes(settings, saved, which, same_listing),
+                *holdout_notes(settings, saved, found.data, same_listing),
+            ],
             # Behind a projector, the loss asks nothing of the states evaluated here.
             targets=run.method.targets() if settings.model.projector == "identity" else {},
             remedy=run.method.remedy,

@@ -21,9 +21,11 @@ from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, DataError
 from hjepa_jax.evaluate import _notes, evaluate, restore
 from hjepa_jax.evaluation import monitor
+from hjepa_jax.evaluation.report.about import holdout_notes
 from hjepa_jax.interop.export_features import split_features
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
+from hjepa_jax.storage.checkpoint_meta import DataPosition
 from hjepa_jax.train import train
 from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, saved_config
@@ -128,6 +130,20 @@ def test_the_best_by_accuracy_is_the_most_accurate(ranked) -> None:
     assert other.checkpoint.best_metric == "total"
     assert restore(typed(other), run, workdir, "best").step == 1
     assert restore(typed(other), run, workdir).step == 2
+
+
+def test_a_hold_out_that_is_no_longer_the_same_is_said(ranked) -> None:
+    settings = typed(ranked[0]).replace({"data.test_holdout": 8})
+    trained: DataPosition = {"step": 1, "fingerprint": "x"}
+    (note,) = holdout_notes(settings, settings, trained, same_listing=False)
+    assert "which 8 images config.data.test_holdout draws" in note
+    assert not holdout_notes(settings, settings, trained, same_listing=True)
+    assert not holdout_notes(settings, settings, {"step": 1}, same_listing=False)
+    # What was not trained on, or not drawn, has not changed.
+    other = settings.replace({"data.root": "/elsewhere"})
+    assert not holdout_notes(other, settings, trained, same_listing=False)
+    whole = settings.replace({"data.test_holdout": None})
+    assert not holdout_notes(whole, whole, trained, same_listing=False)
 
 
 def test_a_choice_on_the_reported_images_is_said(ranked, tmp_path, capsys) -> None:

@@ -121,6 +121,27 @@ def about(
     }
 
 
+def holdout_notes(
+    settings: Settings, saved: Settings, trained: DataPosition, same_listing: bool
+) -> list[str]:
+    """Returns a sentence if the hold-out may no longer be that of the training.
+
+    Args:
+      settings: configuration of the evaluation.
+      saved: configuration of the run.
+      trained: what the checkpoint records about its training data.
+      same_listing: whether the training images here, without the hold-out, are those.
+    """
+    held, here, there = settings.data.test_holdout, settings.data, saved.data
+    elsewhere = (here.name, here.root) != (there.name, there.root)
+    if held is None or elsewhere or same_listing or "fingerprint" not in trained:
+        return []
+    return [
+        f"The images or their labels have changed since the training, and with them which {held} "
+        "images config.data.test_holdout draws: some test images may have been trained on."
+    ]
+
+
 def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str, object]:
     """Returns the entries of both sets, which must have been read, and the settings."""
     return {

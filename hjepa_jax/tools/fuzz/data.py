@@ -7,15 +7,12 @@ whose file is intact, equals the stored one.
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import json
 import os
 import pathlib
 import pickle
 import random
 import struct
-import tarfile
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +21,7 @@ import numpy as np
 from hjepa_jax.config import Settings, base_config
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data import pipeline
-from hjepa_jax.data.formats import archives
+from hjepa_jax.data.download.cache_folder import VARIABLE
 from hjepa_jax.data.formats.parquet_tables import pyarrow_module
 from hjepa_jax.data.loader import Loader
 from hjepa_jax.data.sources.base import ImageSource
@@ -34,6 +31,7 @@ from hjepa_jax.data.sources.shard_writer import write_shards
 from hjepa_jax.errors import UserError
 from hjepa_jax.tools.fuzz import samples
 from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
+from hjepa_jax.tools.fuzz.packed import tar_headers, unpacking, zip_headers
 from hjepa_jax.tools.fuzz.samples import Sample
 
 _MOST_IMAGES = 16
@@ -50,6 +48,7 @@ def _settings(sample: Sample, folder: pathlib.Path, skip: bool) -> Settings:
         prefetch_batches=1,
         cache_mb=0,
         on_corrupt="skip" if skip else "error",
+        labels=str(folder / sample.labels) if sample.labels.endswith(".csv") else sample.labels,
     )
     return typed(config)
 
@@ -90,6 +89,10 @@ def _make_attempt(
     sample: Sample, folder: pathlib.Path, skip: bool, checked: bool
 ) -> Callable[[], None]:
     def attempt() -> None:
+        # Archives are unpacked there, and nothing that was unpacked before is read.
+        os.environ[VARIABLE] = str(
+            folder / "cache" if sample.root else folder.with_suffix(".cache")
+        )
         settings = _settings(sample, folder, skip)
         refusal = None
         counts = samples.COUNTS.items()
@@ -191,33 +194,6 @@ def _write_cifar(sample: Sample, files: dict[str, bytes], folder: pathlib.Path) 
     samples.write(files, folder)
 
 
-def _tar_headers(
-    rng: random.Random, sample: Sample, folder: pathlib.Path
-) -> tuple[str, bool | None]:
-    """An archive with a false header, before or in place of a member."""
-    (name,) = sample.files
-    content = sample.files[name]
-    plain = bytearray(gzip.decompress(content) if name.endswith(".gz") else content)
-    kind = rng.choice((b"x", b"g", b"L", b"K", b"S", b"0", b"1", b"2", b"5", b"6", b"Z"))
-    member = tarfile.TarInfo(rng.choice(("x", "data_batch_1", "../../batches.meta", "/meta")))
-    member.type, member.linkname = kind, "/dev/zero"
-    member.size = rng.choice((0, 1, 511, 2**20, 2**30, 2**33, 2**50))
-    header = member.tobuf(tarfile.GNU_FORMAT)
-    if rng.random() < 0.3:
-        record = rng.choice((b"20 size=99999999999\n", b"11 path=\xff\n", b"99 x=1\n", b"7 a=b"))
-        member.size = len(record)
-        header = member.tobuf(tarfile.GNU_FORMAT) + record.ljust(512, b"\0")
-    place = 512 * rng.randrange(len(plain) // 512) if rng.random() < 0.5 else 0
-    plain[place : place + rng.choice((0, 512))] = header
-    about = f"a header of type {kind!r} that claims {member.size} bytes at {place}"
-    if rng.random() < 0.2:
-        plain = bytearray(header) + bytes(rng.choice((1 << 16, 1 << 28)))
-        about = f"{about}, then zeros"
-    data = gzip.compress(bytes(plain), 1) if name.endswith(".gz") else bytes(plain)
-    samples.write({name: data}, folder)
-    return about, None
-
-
 def _parquet_values(
     rng: random.Random, sample: Sample, folder: pathlib.Path
 ) -> tuple[str, bool | None]:
@@ -277,6 +253,31 @@ def _labels_file(
     return f"labels {kind} {shape[:20]}", sample.checked
 
 
+def _label_rows(
+    rng: random.Random, sample: Sample, folder: pathlib.Path
+) -> tuple[str, bool | None]:
+    """A file of labels with other titles, separators, encodings, or rows."""
+    title, *rows = sample.files[sample.labels].decode().split("\n")
+    kind = rng.choice(("title", "row", "twice", "missing", "separator", "encoding", "huge"))
+    if kind == "title":
+        title = rng.choice(("", "file", "file,file", "label,file", "a,b", "a,b,c", "file,label,\0"))
+    elif kind == "row":
+        odd = ("", ",", '"', "x", "x,y,z", "/etc/passwd,cat", "../train/train0.png,cat", "\0,\0")
+        rows[rng.randrange(len(rows))] = rng.choice(odd)
+    elif kind == "twice":
+        rows.append(rows[0])
+    elif kind == "missing":
+        del rows[rng.randrange(len(rows)) :]
+    elif kind == "huge":
+        rows.append(f"{'x' * 1_000_000},cat")
+    text = "\n".join([title, *rows])
+    if kind == "separator":
+        text = text.replace(",", rng.choice(";\t |:"))
+    encoding = rng.choice(("utf-16", "utf-8-sig", "latin-1")) if kind == "encoding" else "utf-8"
+    samples.write({**sample.files, sample.labels: text.encode(encoding)}, folder)
+    return f"labels: {kind}", sample.checked
+
+
 def _odd_names(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tuple[str, bool | None]:
     """Folders and files whose names are not text, are very long, or have a special meaning."""
     samples.write(sample.files, folder)
@@ -304,46 +305,6 @@ def _exif(rng: random.Random, sample: Sample, folder: pathlib.Path) -> tuple[str
     files[name] = content[:start] + part + content[start + length :]
     samples.write(files, folder)
     return f"EXIF of {name}", None
-
-
-def _prepare_archive(
-    rng: random.Random, sample: Sample, folder: pathlib.Path
-) -> tuple[str, Callable[[], None]]:
-    """An archive of images for `scripts/prepare_dataset.py`; nothing is written outside."""
-    plain = bytearray(samples.tar_file(sample.files, "w"))
-    about = "intact"
-    for _ in range(rng.randrange(3)):
-        member = tarfile.TarInfo(rng.choice(("l", "l/x", "../x", "/tmp/hjepa_jax_fuzz", "train/l")))
-        member.type = rng.choice((b"0", b"1", b"2", b"3", b"5", b"6", b"x", b"L"))
-        member.linkname = rng.choice(("..", "/", "l", "../outside", "train"))
-        place = 512 * rng.randrange(4)
-        plain[place:place] = member.tobuf(tarfile.GNU_FORMAT)
-        about = f"{member.name} of type {member.type!r} to {member.linkname}"
-    data = bytes(plain)
-    if rng.random() < 0.3:
-        about, data = damage_bytes(rng, data)
-    if rng.random() < 0.5:
-        buffer = io.BytesIO()
-        with gzip.GzipFile(fileobj=buffer, mode="wb") as packed:
-            packed.write(data)
-        data = buffer.getvalue()
-    (folder / "x.tar").write_bytes(data)
-    (folder / "outside").write_bytes(b"secret")
-
-    def attempt() -> None:
-        out = folder / "out"
-        out.mkdir()
-        try:
-            archives.unpack(folder / "x.tar", out)
-        except (ValueError, OSError) as error:
-            # The script exits with this message.
-            raise UserError(str(error)) from error
-        finally:
-            assert {path.name for path in folder.iterdir()} == {"x.tar", "outside", "out"}
-            assert (folder / "outside").read_bytes() == b"secret"
-            assert not any(path.is_symlink() for path in out.rglob("*")), "a link"
-
-    return f"archive: {about}", attempt
 
 
 def _prepare_again(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
@@ -380,8 +341,11 @@ _SPECIAL: dict[str, tuple[Any, ...]] = {
     "shards": (_labels_file,),
     "parquet": (_parquet_values, _parquet_values),
     "cifar10": (_cifar_values, _cifar_values),
-    "cifar10.tar.gz": (_cifar_values, _tar_headers),
-    "cifar100.tar": (_cifar_values, _tar_headers),
+    "cifar10.tar.gz": (_cifar_values, tar_headers),
+    "cifar100.tar": (_cifar_values, tar_headers),
+    "folder.zip": (zip_headers, zip_headers),
+    "folder.tar.gz": (tar_headers, tar_headers),
+    "labels in a file": (_label_rows, _label_rows),
 }
 
 
@@ -391,7 +355,7 @@ def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], No
     if kind == "preparation":
         return _prepare_again(rng, folder)
     if kind == "archive":
-        return _prepare_archive(rng, samples.sample("folder"), folder)
+        return unpacking(rng, samples.sample("folder"), folder)
     sample = samples.sample(kind)
     damage = rng.choice((_write_damaged, _write_damaged, *_SPECIAL.get(kind, ())))
     about, checked = damage(rng, sample, folder)

@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import tarfile
 import tempfile
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +33,14 @@ class Sample(NamedTuple):
       root: the `config.data.root`, relative to its folder; '' = the folder itself.
       files: contents by path relative to its folder.
       checked: whether the format itself detects every change of a stored image.
+      labels: the `config.data.labels`, or a file of them relative to its folder.
     """
 
     name: str
     root: str
     files: dict[str, bytes]
     checked: bool
+    labels: str = "auto"
 
 
 def pixels(split: str, number: int) -> npt.NDArray[np.uint8]:
@@ -165,6 +168,33 @@ def tar_file(files: dict[str, bytes], mode: Any = "w:gz") -> bytes:
     return buffer.getvalue()
 
 
+def zip_file(files: dict[str, bytes]) -> bytes:
+    """Returns the bytes of a zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def _packed(name: str) -> Sample:
+    files = _folder(various=False).files
+    content = zip_file(files) if name.endswith(".zip") else tar_file(files)
+    return Sample("folder", name, {name: content}, True)
+
+
+def _labeled() -> Sample:
+    """Images without class folders, and a file of their labels."""
+    files, rows = {}, ["file,label"]
+    for split, count in COUNTS.items():
+        for number in range(count):
+            path = f"{split}/{split}{number}.png"
+            files[path] = encoded(split, number)
+            rows.append(f"{path},{CLASSES[number % len(CLASSES)]}")
+    files["labels.csv"] = "\n".join(rows).encode()
+    return Sample("folder", "", files, True, "labels.csv")
+
+
 def _cifar(name: str, form: str) -> Sample:
     folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
     files = {
@@ -221,6 +251,9 @@ _MAKERS = {
     "shards": _shards,
     "parquet": lambda: _parquet("struct"),
     "parquet of bytes": lambda: _parquet("binary"),
+    "folder.zip": lambda: _packed("images.zip"),
+    "folder.tar.gz": lambda: _packed("images.tar.gz"),
+    "labels in a file": _labeled,
     "cifar10": lambda: _cifar("cifar10", "folder"),
     "cifar10.tar.gz": lambda: _cifar("cifar10", "cifar-10-python.tar.gz"),
     "cifar100.tar": lambda: _cifar("cifar100", "cifar-100-python.tar"),

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve
 from hjepa_jax.config.checks import automatic, typed, with_defaults
-from hjepa_jax.config.files import set_field
+from hjepa_jax.config.files import differences, set_field
 from hjepa_jax.errors import counted
 from hjepa_jax.runtime import distributed
 from hjepa_jax.training.automatic import census
@@ -19,6 +19,8 @@ from hjepa_jax.training.automatic.choices import Choice, choose
 from hjepa_jax.training.saved_run import saved_config
 
 _log = logging.getLogger(__name__)
+# Where images are, and how many of them are a test set.
+_WHICH, _HOLDOUT = ("data.name", "data.root"), "data.test_holdout"
 
 
 def resolved(
@@ -26,7 +28,8 @@ def resolved(
 ) -> Settings:
     """Checks a configuration like `config.resolve`, and chooses the fields that are 'auto'.
 
-    A run that has checkpoints keeps the values of its `config.json`, wherever it is continued.
+    A run that has checkpoints keeps the values of its `config.json`, wherever it is continued; only
+    the hold-out is chosen anew if it is evaluated on other images.
 
     Args:
       config: the complete configuration; settings are returned as they are.
@@ -43,7 +46,11 @@ def resolved(
         return resolve(config, training=training)
     given, wanted = with_defaults(config)
     if workdir is not None and os.path.isdir(workdir / "checkpoints"):
-        values = _as_saved(saved_config(workdir), wanted, workdir)
+        saved = saved_config(workdir)
+        values = dict(_as_saved(saved, wanted, workdir))
+        elsewhere = differences(saved, typed(given), lambda name: name in _WHICH)
+        if not training and elsewhere and _HOLDOUT in wanted:
+            values |= _chosen(typed(given), (_HOLDOUT,))
     else:
         values = _chosen(typed(given), wanted)
     with given.ignore_type():

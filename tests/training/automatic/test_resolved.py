@@ -13,6 +13,7 @@ from hjepa_jax.config import files, resolve
 from hjepa_jax.config.checks import typed, with_defaults
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
+from hjepa_jax.evaluate import of_run
 from hjepa_jax.recipes import folder as recipe
 from hjepa_jax.training.automatic import census
 from hjepa_jax.training.automatic.resolved import resolved
@@ -76,6 +77,27 @@ def test_choices_are_told_kept_and_valid(tmp_path, caplog, monkeypatch) -> None:
     assert resolved(config, run).data.batch_size == 12
     config.data.batch_size = 10
     assert resolved(config, run).data.batch_size == 10
+
+
+def test_another_folder_has_its_own_hold_out(tmp_path) -> None:
+    """What `hjepa eval RUN --data=OTHER` asks for; all else stays as the run has it."""
+    write_folder(tmp_path / "images", {"": {"a": 20, "b": 10}})
+    write_folder(tmp_path / "whole", {"": {"a": 30, "b": 30}})
+    write_folder(tmp_path / "split", {"train": {"a": 3, "b": 3}, "val": {"a": 1, "b": 1}})
+    run = tmp_path / "run"
+    settings = resolved(own(tmp_path / "images", image_size=24))
+    (run / "checkpoints").mkdir(parents=True)
+    files.save(settings, run)
+    for name, held in (("images", 6), ("whole", 12), ("split", None)):
+        config = files.from_json(settings.to_json())
+        config.data.update(root=str(tmp_path / name))
+        with config.ignore_type():
+            config.data.test_holdout = "auto"
+        found = of_run(resolved(config, run, training=False), settings)
+        assert found.data.test_holdout == held
+        assert found == settings.replace(
+            {"data.root": str(tmp_path / name), "data.test_holdout": held}
+        )
 
 
 def test_what_cannot_be_chosen_is_one_sentence(tmp_path) -> None:
