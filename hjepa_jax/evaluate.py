@@ -21,6 +21,7 @@ from hjepa_jax.config.files import differences
 from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.pipeline import augmented_pairs
+from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.coordinates.of_method import fit_of_method
@@ -212,6 +213,19 @@ def _notes(
     ]
 
 
+def _doubts(
+    settings: Settings, saved: Settings, which: str, train: ImageSource, trained: DataPosition
+) -> list[str]:
+    """Returns sentences on why the test images may not be new to the checkpoint."""
+    # The fingerprint of many files takes seconds.
+    asked = which == "best" or settings.data.test_holdout is not None
+    same_listing = asked and train.fingerprint() == trained.get("fingerprint")
+    return [
+        *_notes(settings, saved, which, same_listing),
+        *holdout_notes(settings, saved, trained, same_listing),
+    ]
+
+
 def _coordinate_fields(saved: Settings) -> tuple[str, ...]:
     """Returns the fields that must agree to evaluate in the coordinates of a run's loss."""
     return ("method", *method_part(saved).coordinate_fields)
@@ -293,9 +307,6 @@ def evaluate(
         run = prepare(settings, settings.data.batch_size, mesh)
         found = restore(settings, run, workdir, which)
     name = report_name(workdir)
-    # The fingerprint of many files takes seconds.
-    asked = which == "best" or settings.data.test_holdout is not None
-    same_listing = asked and train.source.fingerprint() == found.data.get("fingerprint")
     with BOARD.busy("evaluating"):
         results = run_protocol(
             found.encoders,
@@ -304,10 +315,7 @@ def evaluate(
             split_qp=settings.model.split_qp,
             mesh=sharding.local_mesh(),
             info=about(settings, saved, name, found.step, which, found.data),
-            notes=[
-                *_notes(settings, saved, which, same_listing),
-                *holdout_notes(settings, saved, found.data, same_listing),
-            ],
+            notes=_doubts(settings, saved, which, train.source, found.data),
             # Behind a projector, the loss asks nothing of the states evaluated here.
             targets=run.method.targets() if settings.model.projector == "identity" else {},
             remedy=run.method.remedy,
