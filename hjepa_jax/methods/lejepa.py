@@ -254,8 +254,8 @@ class LeJEPA(Method):
         return effective_weights(sigreg.weight, sigreg.loss_form)
 
     def targets(self) -> dict[str, float]:
-        """Returns 1, the unit variance that SIGReg drives z to."""
-        return {"z": 1.0}
+        """Returns 1, the unit variance that SIGReg drives z to, unless its weight is 0."""
+        return {"z": 1.0} if self.sigreg.weight > 0 else {}
 
     def remedy(self, part: str, term: str) -> str:
         """Returns the weight of SIGReg as the setting to change; see `Method`."""

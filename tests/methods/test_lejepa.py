@@ -133,6 +133,7 @@ def test_a_weight_of_0_computes_no_sigreg() -> None:
         total, metrics = none.regularized(z, drawn, jnp.int32(0))
         assert total == metrics["total"] == metrics["pred"] == predict(z, 2)
         assert "sigreg" not in metrics
+        assert (none.targets(), some.targets()) == ({}, {"z": 1.0})
         texts = [
             str(jax.make_jaxpr(lambda z, m=m: m.regularized(z, drawn, jnp.int32(0)))(z))
             for m in (none, some)
