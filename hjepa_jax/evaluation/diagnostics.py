@@ -15,7 +15,7 @@ from hjepa_jax.evaluation.features import select_state_part
 
 Metrics = dict[str, Any]
 # Random directions for the participation ratio, as many as loss.logdet_dim has by default.
-_ALARM_DIM = 128
+ALARM_DIM = 128
 _NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 # If the mean holds more than this share of the energy, less than 1 % distinguishes images. Randomly
 # initialized encoders have 90 to 95 %.
@@ -221,7 +221,7 @@ def state_alarms(
     for part in ("q", "p") if split_qp else ("z",):
         x = select_state_part(states[rows], "qp" if part == "z" else part, split_qp)
         figures |= {
-            f"{part}_pr": geometry.projected_participation(x, _ALARM_DIM, settings.seed),
+            f"{part}_pr": geometry.projected_participation(x, ALARM_DIM, settings.seed),
             f"{part}_std_min": float(x.std(axis=0, dtype=np.float64).min()),
             f"{part}_mean_share": geometry.mean_share(x),
         }

@@ -28,12 +28,15 @@ from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import TRIVIAL_TOP5
 from hjepa_jax.evaluation.coordinates.of_method import coordinates_of
 from hjepa_jax.evaluation.diagnostics import (
+    ALARM_DIM,
     Alarm,
     AlarmKind,
     Remedy,
     collapse_alarms,
     no_remedy,
 )
+from hjepa_jax.evaluation.distribution.norms import parts_of
+from hjepa_jax.evaluation.distribution.volume import volume
 from hjepa_jax.evaluation.features import extract_features, select_state_part
 from hjepa_jax.evaluation.geometry import spreads
 from hjepa_jax.evaluation.knn import knn_accuracy, usable_ks
@@ -200,6 +203,20 @@ def _first_rows(batch: Mapping[str, PyTree[jax.Array]]) -> dict[str, PyTree[jax.
     return {name: jax.tree.map(functools.partial(first, name), batch[name]) for name in batch}
 
 
+def smallest_eigenvalues(states: npt.NDArray[np.float32], split_qp: bool) -> dict[str, float]:
+    """Returns the smallest eigenvalue of q, p and z of states [N, D], as 'state/q_eigenvalue_min'.
+
+    It is that of the covariance in at most 128 fixed random directions, see `volume`, and 0 in a
+    collapse. States without halves have that of z alone, and a single state has none.
+    """
+    if len(states) < 2:
+        return {}
+    return {
+        f"state/{name}_eigenvalue_min": volume(part, ALARM_DIM, 0.0).smallest
+        for name, part in parts_of(states, split_qp).items()
+    }
+
+
 class TrainingMonitor:
     """Watches a run and writes to the log and TensorBoard; it never changes the state."""
 
@@ -212,7 +229,7 @@ class TrainingMonitor:
     ):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
         self._run, self._writer, self._source = run, writer, source
-        self._data = settings.data
+        self._data, self._split_qp = settings.data, settings.model.split_qp
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = settings.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(settings, run, source) if online else None
@@ -242,7 +259,7 @@ class TrainingMonitor:
         """Runs the kNN, writes its accuracies, and returns them."""
         assert self._knn is not None
         scores, states = self._knn(state)
-        self._writer.write_scalars(step, scores)
+        self._writer.write_scalars(step, scores | smallest_eigenvalues(states, self._split_qp))
         found = {f"state/{name}": values for name, values in spreads(states).items()}
         self._writer.write_histograms(step, found)
         figures = (scores[f"online/knn_top1{end}"] for end in ("", "_low", "_high"))

@@ -30,6 +30,7 @@ from hjepa_jax.evaluation.report.about import watch
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
+from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.train import train
 from hjepa_jax.training.feed import resident_images
 from hjepa_jax.training.prepare import make_encode, prepare
@@ -168,6 +169,21 @@ def test_histograms_and_the_configuration_are_in_tensorboard(watched) -> None:
     (text,) = [v.tensor.string_val[0] for _, v in values if v.tag.startswith("configuration")]
     assert b'"online_images": 40' in text
     assert any(v.tag == "_hparams_/session_start_info" for _, v in values)
+
+
+def test_the_smallest_eigenvalues_are_logged_with_the_knn_and_right(watched) -> None:
+    folder, _, values = watched
+    for part in ("q", "p", "z"):
+        found = [step for step, v in values if v.tag == f"state/{part}_eigenvalue_min"]
+        assert found == [1, 2]
+    assert "state/q_eigenvalue_min" in read_metrics(folder)
+    states = np.random.default_rng(0).normal(size=(50, 6)) * [1, 2, 3, 4, 5, 6]
+    own = monitor.smallest_eigenvalues(states.astype(np.float32), True)
+    for name, part in (("q", states[:, :3]), ("p", states[:, 3:]), ("z", states)):
+        expected = np.linalg.eigvalsh(np.cov(part.T))[0]
+        np.testing.assert_allclose(own[f"state/{name}_eigenvalue_min"], expected, rtol=1e-4)
+    assert list(monitor.smallest_eigenvalues(states, False)) == ["state/z_eigenvalue_min"]
+    assert monitor.smallest_eigenvalues(states[:1], True) == {}
 
 
 def test_a_corrupt_original_is_a_white_tile() -> None:

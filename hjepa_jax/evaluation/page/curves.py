@@ -21,6 +21,8 @@ CURVES = {
     "state/p_participation_ratio": "Participation ratio of p (normalized)",
     "state/q_logdet": "Log-determinant of q per dimension",
     "state/p_logdet": "Log-determinant of p per dimension",
+    "state/q_eigenvalue_min": "Smallest eigenvalue of q in random directions",
+    "state/p_eigenvalue_min": "Smallest eigenvalue of p in random directions",
     "state/q_std_min": "Smallest standard deviation of q",
     "state/p_std_min": "Smallest standard deviation of p",
     "state/q_mean_square": "Mean square of q",
