@@ -157,7 +157,9 @@ def restore(
         sqrt_h = fit_posthoc(settings)
     elif _in_own_coordinates(settings):
         sqrt_h = fit_of_method(method, method_state, step)
-    encoders = {"trained": make_encode(run, state["params"], state["batch_stats"])}
+    encoders: dict[str, Encode] = {
+        "trained": make_encode(run, state["params"], state["batch_stats"])
+    }
     if settings.evaluation.random_baseline:
         fresh = run.init()
         encoders["random"] = make_encode(run, fresh.params, fresh.batch_stats)

@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hjepa_jax.errors import UserError, first_line
-from hjepa_jax.evaluation.report.summary import FIGURES, headline, headline_intervals, titles
+from hjepa_jax.evaluation.report.summary import (
+    FIGURES,
+    headline,
+    headline_intervals,
+    shown_coordinates,
+    titles,
+)
 from hjepa_jax.storage.files import printable
 
 # Identifiers of the hub, such as 'apache-2.0'.
@@ -175,9 +181,10 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         rows.append(f"| {' | '.join([_plain(name), *cells])} |")
     tested = info.get("test_images", {}).get("evaluated")
     images = f", {tested:,} test images" if isinstance(tested, int) else ""
-    reason = first.get("no_accuracy")
+    reason, coordinates = first.get("no_accuracy"), shown_coordinates(info)
+    states = "Frozen states" if coordinates is None else f"Frozen states, as {coordinates},"
     lines = [
-        f"Frozen states on {_code(info.get('data', 'unknown data'))}{images}, with 95 % intervals:",
+        f"{states} on {_code(info.get('data', 'unknown data'))}{images}, with 95 % intervals:",
         "",
         f"| {' | '.join(['encoder', *heads.values()])} |",
         "|---" * (1 + len(heads)) + "|",

@@ -102,7 +102,8 @@ def test_the_card_says_what_is_known(encoder, shared, tmp_path) -> None:
         "encoders": {"trained": scores(0.5, 0.75), "random": scores(0.25, None)},
     }
     none = {"knn": {"k_values": [1, 20], "top1": [None, None]}, "no_accuracy": "no labels."}
-    unlabeled = {"info": {"data": "folder"}, "encoders": {"trained": scores(0, None) | none}}
+    told = {"data": "folder", "coordinates": "sqrt_h"}
+    unlabeled = {"info": told, "encoders": {"trained": scores(0, None) | none}}
     folder = tuned.save_pretrained(
         tmp_path / "a_b", license="mit", evaluations=[metrics, unlabeled]
     )
@@ -116,6 +117,7 @@ def test_the_card_says_what_is_known(encoder, shared, tmp_path) -> None:
         "| encoder | kNN@20 % | kNN@1 % | probe top-1 % | effective rank |",
         "| trained | 60.0 | 50.0 | 75.0 (70.0 to 80.0) | 12.3 |",
         "| random | 60.0 | 25.0 | - | 12.3 |",
+        "Frozen states, as H^{1/2} z, on `folder`, with",
         "| encoder | effective rank |\n|---|---|\n| trained | 12.3 |\n\nNo accuracy: no labels.",
     ):
         assert words in text, words

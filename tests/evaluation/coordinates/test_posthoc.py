@@ -92,7 +92,7 @@ def test_it_is_seeded_and_json(learned) -> None:
 def test_a_flat_state_takes_the_kinds_without_a_grid() -> None:
     rng = np.random.default_rng(0)
     config = settings("diag", head="global")
-    dim = config.section(type(config.parts["resnet"])).embed_dim
+    dim = config.value("resnet.embed_dim")
     states = rng.normal(size=(50, dim)).astype(np.float32)
     found = fit_posthoc(config)(states)
     values = np.linspace(1, 2, dim)

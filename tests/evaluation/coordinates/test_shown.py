@@ -43,9 +43,9 @@ def metrics() -> dict:
 
 
 def test_the_table_has_both_rows_and_their_difference(metrics) -> None:
-    console = Console(file=io.StringIO(), width=80)
-    tables.print_table(metrics, console)
-    lines = console.file.getvalue().splitlines()
+    out = io.StringIO()
+    tables.print_table(metrics, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
     assert "z and H^{1/2} z, post-hoc H learnable" in lines[0]
     assert any(re.match(r" *trained sqrt_h +61\.0", line) for line in lines)
     assert any(re.match(r" *sqrt_h - raw +-22\.0 +– +–", line) for line in lines)
