@@ -65,6 +65,15 @@ def test_sigreg_falls_to_that_of_a_gaussian(learned) -> None:
     assert record["losses"][0] > 2 * np.mean(record["losses"][-30:])
 
 
+def test_every_block_of_rows_is_centered(monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_jax.evaluation.coordinates.posthoc._BLOCK_ROWS", 256)
+    states, _ = planted()
+    record = fit_posthoc(settings("learnable", posthoc_steps=60))(states[:1024]).record
+    # If they were centered together, it would be higher by 0.36.
+    assert np.mean(record["losses"][-24:]) == pytest.approx(record["sigreg_gaussian"], abs=0.12)
+    assert record["sigreg_rows"] == 256
+
+
 def test_only_h_is_applied_and_the_scale_is_recorded(learned) -> None:
     coordinates, states, _ = learned
     moved = coordinates.apply(states)
