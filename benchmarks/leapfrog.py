@@ -7,6 +7,9 @@ with plain backpropagation, which stores every step, and with reversible backpro
 recomputes them by running the flow backwards. Runs alternate and medians are printed. "temporary"
 is the peak of XLA's temporary buffers, beyond arguments and results, as compiled. The last column
 is the largest difference of the two gradients over the largest gradient entry, per array.
+
+Then the same memory of the whole train step of a recipe, with `dynamics.reversible` and without,
+for each number in --step_flows. It is compiled and not run.
 """
 
 from __future__ import annotations
@@ -20,7 +23,11 @@ import jax.numpy as jnp
 from turns import ONE_RUN, Runner, add_ceiling_arguments, take_turns_to_ceiling
 
 from hjepa_jax.config import base_config
+from hjepa_jax.config.flags import resolve_arguments
 from hjepa_jax.models.predictor import build_predictor
+from hjepa_jax.runtime import sharding
+from hjepa_jax.tools.plan.step_cost import abstract_batch
+from hjepa_jax.training.prepare import prepare
 
 RESIDUAL_SCALE = 0.02
 
@@ -82,6 +89,24 @@ def measure(args: argparse.Namespace, steps: int) -> str:
     )
 
 
+def step_memory(recipe: str, steps: int) -> str:
+    """Returns one line of the table of train steps."""
+    found = []
+    for reversible in (False, True):
+        flow = [f"steps={steps}", f"reversible={reversible}"]
+        fields = [*(f"dynamics.{one}" for one in flow), "model.compute_dtype=float32"]
+        arguments = [f"--config={recipe}", *(f"--config.{field}" for field in fields)]
+        settings = resolve_arguments(arguments)
+        mesh = sharding.data_mesh(jax.devices()[:1])
+        run = prepare(settings, settings.data.batch_size, mesh)
+        lowered = run.step.lower(run.abstract_state, abstract_batch(settings.data, mesh))
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None  # XLA has it on all devices
+        found.append(memory.temp_size_in_bytes / 2**20)
+    plain, recomputed = found
+    return f"| {steps:5d} | {plain:9.1f} | {recomputed:14.1f} | {plain - recomputed:9.1f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--batch", type=int, default=512, help="states flowed at once")
@@ -90,6 +115,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="hidden layers of it")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--recipe", default="cifar100", help="of the train steps")
+    parser.add_argument("--step_flows", type=int, nargs="*", default=[2, 16, 64], help="steps")
     add_ceiling_arguments(parser)
     args = parser.parse_args()
     print(f"device: {jax.devices()[0].device_kind}; B={args.batch} d={args.dim}")
@@ -99,6 +126,12 @@ def main() -> None:
     )
     for steps in args.steps:
         print(measure(args, steps), flush=True)
+    print(
+        f"\ntemporaries of the train step of {args.recipe}, float32\n"
+        "| steps | plain, MB | reversible, MB | saved, MB |\n|---:|---:|---:|---:|"
+    )
+    for steps in args.step_flows:
+        print(step_memory(args.recipe, steps), flush=True)
 
 
 if __name__ == "__main__":

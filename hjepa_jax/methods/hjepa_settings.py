@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from hjepa_jax.config.fields import Condition, field
+from hjepa_jax.config.fields import FREE, Condition, field
 from hjepa_jax.config.settings import Settings
 from hjepa_jax.dynamics.hamiltonian import Activation
 from hjepa_jax.dynamics.integrators import Integrator
@@ -17,6 +17,8 @@ from hjepa_jax.objectives.hjepa import Match, Pairing
 _YOSHIDA = 2 ** (1 / 3) / (2 - 2 ** (1 / 3))
 # A momentum damped by more than this power of e vanishes, and grows as much backward.
 _DAMPING = 10.0
+# Running the flow backward amplifies rounding by this power of e: four of float32's seven digits.
+_REVERSIBLE_DAMPING = 4.0
 
 
 def has_potential(dynamics: Dynamics) -> bool:
@@ -54,6 +56,13 @@ _MOVES = Condition(
 _FLOWS = Condition(
     lambda c: _dynamics(c).predictor == "hamiltonian",
     "config.dynamics.predictor='hamiltonian'",
+)
+_RUNS_BACKWARD = Condition(
+    lambda c: (
+        (_dynamics(c).predictor, _dynamics(c).hamiltonian, _dynamics(c).integrator)
+        == ("hamiltonian", "separable", "leapfrog")
+    ),
+    "config.dynamics.predictor='hamiltonian' with hamiltonian='separable' and integrator='leapfrog'",
 )
 _MIDPOINT = Condition(
     lambda c: _dynamics(c).integrator == "implicit_midpoint",
@@ -104,6 +113,13 @@ class Dynamics:
     )
     damping: float = field(
         0.0, "Conformal-symplectic momentum damping rate; 0 = none.", at_least=0, used=_FLOWS
+    )
+    reversible: bool = field(
+        False,
+        "Recompute the flow in the backward pass by running it backward: memory constant in steps, "
+        "for about twice the flow's time.",
+        used=_RUNS_BACKWARD,
+        resume=FREE,
     )
     hidden_dim: int = field(
         256, "Width of the residual's hidden layers.", above=0, at_most=65536, used=_PREDICTOR
@@ -337,6 +353,13 @@ def _flow(settings: Settings) -> Iterator[str]:
             f"config.dynamics.damping is {dynamics.damping}: over the flow it shrinks the momentum "
             f"by exp(-{decay:.4g}), and the backward prediction grows by as much: set it to "
             f"{_DAMPING / dynamics.dt / dynamics.steps:.4g} or less."
+        )
+    elif dynamics.reversible and decay > _REVERSIBLE_DAMPING:
+        yield (
+            f"config.dynamics.reversible is True, but with config.dynamics.damping="
+            f"{dynamics.damping} running the flow backward amplifies rounding by exp({decay:.4g}): "
+            f"set the damping to {_REVERSIBLE_DAMPING / dynamics.dt / dynamics.steps:.4g} or less, "
+            "or config.dynamics.reversible=False."
         )
 
 

@@ -138,6 +138,22 @@ def changed(config, **fields):
         ("", {"dynamics__integrator": "yoshida4", "dynamics__dt": 4.0}, "yoshida4.*unstable.*3.7"),
         ("", {"dynamics__hamiltonian": "quadratic", "dynamics__dt": 2.0}, "unstable.*below 2"),
         ("", {"dynamics__damping": 1000.0}, "damping is 1000.* 100 or less"),
+        (
+            "",
+            {"dynamics__reversible": True, "dynamics__damping": 50.0},
+            r"damping=50.0 running the flow .* exp\(5\): set the damping to 40 or less, or .*=False",
+        ),
+        ("mlp", {"dynamics__reversible": True}, "reversible is set .*predictor='hamiltonian' with"),
+        (
+            "",
+            {"dynamics__reversible": True, "dynamics__integrator": "yoshida4"},
+            "reversible is set .*integrator='leapfrog'",
+        ),
+        (
+            "",
+            {"dynamics__reversible": True, "dynamics__hamiltonian": "learnable"},
+            "reversible is set .*hamiltonian='separable'",
+        ),
         ("", {"data__num_global_views": 1}, "num_global_views is 1, but .*'first_two'.*2 or more"),
         (
             "",

@@ -132,6 +132,7 @@ def config_of(together: int, **fields):
     config = quickstart.get_config("smoke")
     config.data.backend = "device"
     config.train.update(max_steps=11, epochs=3, steps_per_dispatch=together)
+    config.dynamics.update(reversible=True, steps=3)
     config.log.every_steps, config.checkpoint.every_steps = 5, 4
     config.checkpoint.keep_last = 9
     config.update_from_flattened_dict(fields)

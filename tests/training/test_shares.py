@@ -12,9 +12,10 @@ CASES = {
     "chain": ("2", f"{CIFAR}:ham_chain-smoke"),
     "mlp": ("2", f"{CIFAR}:mlp-smoke"),
     # It clips all but the predictor.
-    "imagenet, split moments": (
+    "imagenet, split moments, reversible flow": (
         *("2", "configs/imagenet100.py:parity-smoke"),
         "--config.train.shard_optimizer=True",
+        "--config.dynamics.reversible=True",
     ),
     "two-sided subsample": (
         *("4", f"{CIFAR}:sigreg-smoke"),
@@ -45,12 +46,15 @@ CASES = {
         "--config.data.local_size=16",
         "--config.loss.pairing=local_to_global",
     ),
-    "split moments, log-det settings of each half": (
+    "split moments, log-det settings of each half, reversible flow": (
         *("8", f"{CIFAR}:smoke"),
         "--config.train.shard_optimizer=True",
         "--config.loss.p_logdet_dim=5",
         "--config.loss.p_logdet_eps=0.001",
         "--config.loss.p_logdet_refresh_interval=3",
+        "--config.dynamics.reversible=True",
+        "--config.dynamics.steps=5",
+        "--config.dynamics.damping=0.3",
     ),
     "local batch norm, online probe": (
         *("4", f"{CIFAR}:smoke"),

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from hjepa_jax.dynamics import geometry
 from hjepa_jax.dynamics.hamiltonian import split_state
 from hjepa_jax.models.base import applied
-from hjepa_jax.models.predictor import Scalar
+from hjepa_jax.models.predictor import HamiltonianPredictor, Scalar
 
 Flow = Callable[[jax.Array], jax.Array]
 
@@ -286,6 +286,9 @@ def predictor_maps(
         return lambda z: applied(module, variables, z, residual_scale, method="energy")
 
     def flow(module: nn.Module, variables: Mapping[str, PyTree], direction: int) -> Flow:
+        if isinstance(module, HamiltonianPredictor):
+            # The same values; Jacobians take forward mode, which the recomputing flow lacks.
+            module = module.clone(reversible=False)
         return lambda z: applied(module, variables, z, direction, residual_scale)
 
     energies = (energy_of(*pair) for pair in predictors.values() if hasattr(pair[0], "energy"))
