@@ -41,6 +41,7 @@ from hjepa_jax.evaluation.run_page.record import record_of
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
+from hjepa_jax.runtime.arithmetic import described
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
 from hjepa_jax.training.automatic.resolved import resolved
@@ -61,7 +62,7 @@ from hjepa_jax.training.step import Parts
 _log = logging.getLogger(__name__)
 
 # Fields that an evaluation may set; all others are those of the run.
-_OWN = ("data.", "evaluation.", "train.", "log.")
+_OWN = ("data.", "evaluation.", "train.", "log.", "runtime.")
 # The parts of a TrainState that an evaluation needs.
 _PARTS = (*PARTS, "method_state")
 
@@ -302,6 +303,8 @@ def evaluate(
     needed = _coordinate_fields(saved) if _in_own_coordinates(settings) else ()
     check_encoder(settings, saved, workdir, needed)
     settings = of_run(settings, saved)
+    if computed := described(settings.runtime):
+        _log.info("evaluated with %s", computed)
     sets = check_evaluation_ready(settings, out.parent, mesh)
     train, test = watch(settings.data, sets, settings.evaluation.batch_size)
     # Nothing is trained, so the data may be smaller than a training batch.

@@ -25,7 +25,7 @@ from hjepa_jax.models.base import applied
 from hjepa_jax.pretrained.encoder import Preprocessing, TrainedEncoder, check_batch_size
 from hjepa_jax.pretrained.hub import WEIGHTS, Origin
 from hjepa_jax.pretrained.images import Images
-from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime import arithmetic, sharding
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, prepare
@@ -67,6 +67,7 @@ class LoadedRun:
             run.mesh,
             split_qp=run.settings.model.split_qp,
             batch_size=batch_size,
+            matmul_precision=run.settings.runtime.matmul_precision,
         )
         self._predictor_params = state["params"].get("predictor", {})
 
@@ -263,6 +264,8 @@ def load_run(
     if (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is a shared encoder: use hjepa_jax.from_pretrained.")
     settings = saved_config(folder)
+    # Its states are of use with or without, to a program that has started its GPU already.
+    arithmetic.set_up(settings.runtime, needed=False)
     checkpointer = open_saved(settings, folder)
     if isinstance(step, str):
         step = chosen_step(checkpointer, step)

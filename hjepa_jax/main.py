@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from hjepa_jax.config import Settings, resolve
-from hjepa_jax.config.checks import automatic
+from hjepa_jax.config.checks import automatic, runtime_of
 from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.config.flags import define_config
 from hjepa_jax.data.workers import watched
@@ -83,7 +83,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Runs the requested mode."""
     del argv
-    from hjepa_jax.runtime import compilation_cache, distributed
+    from hjepa_jax.runtime import arithmetic, compilation_cache, distributed
     from hjepa_jax.training.automatic.resolved import resolved
 
     compilation_cache.enable()
@@ -92,6 +92,7 @@ def main(argv: list[str]) -> None:
     config, training = _CONFIG.value, _MODE.value != "eval"
     config = config if automatic(config) else resolve(config, training=training)
     workdir = local_path(_WORKDIR.value or own_workdir(str(PROGRAM.source)), "--workdir")
+    arithmetic.set_up(runtime_of(config))
     given_dir = _EVAL_DIR.value
     eval_dir = None if given_dir is None else local_path(str(given_dir), "--eval_dir")
     with distributed.session(distributed.find_cluster(given, os.environ)):

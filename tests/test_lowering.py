@@ -223,7 +223,43 @@ def exported(function: Callable[..., Any], arguments: tuple[Any, ...], platform:
     assert not FLOAT64.search(text)
     assert platform == "tpu" or "select_and_scatter" not in text
     assert not HOST.search(text)
+    if platform == "cuda":
+        # Else it would be TF32 on a GPU, as the encoder's convolutions are.
+        products = [line for line in lines_of(text, "dot_general") if "xf32>, " in line]
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
     return text
+
+
+def lines_of(text: str, operation: str) -> list[str]:
+    """Returns the lines of an operation."""
+    return [line for line in text.splitlines() if f"stablehlo.{operation}" in line]
+
+
+@pytest.mark.parametrize(("precision", "word"), [("tf32", "HIGH"), ("highest", "HIGHEST")])
+def test_the_chosen_precision_reaches_the_products_of_the_encoder(precision, word) -> None:
+    """Those of the projector too, in both directions, and no product of the loss."""
+    projector = {"projector": "mlp", "projector_hidden": 8, "projector_dim": 16}
+    fields = {f"model.{name}": value for name, value in projector.items()}
+    function, arguments = step("sigreg", **fields, **{"runtime.matmul_precision": precision})
+    text = jax.export.export(function, platforms=["cuda"])(*arguments).mlir_module()
+    convolutions, products = (lines_of(text, name) for name in ("convolution", "dot_general"))
+    assert len(convolutions) == 20
+    assert all(line.count(f"<precision {word}>") == 2 for line in convolutions)
+    stated = collections.Counter(re.findall(r"precision = \[(\w+), \w+\]", "\n".join(products)))
+    # SIGReg has two products; two layers have one forward and two backward each.
+    assert stated == collections.Counter({word: 6}) + collections.Counter(HIGHEST=2)
+    assert len(products) == 8
+
+
+def test_the_precision_of_a_run_is_that_of_its_frozen_encoder() -> None:
+    run = prepared("hjepa", **{"runtime.matmul_precision": "tf32"})
+    state, side = run.abstract_state, run.settings.data.image_size
+    variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats["encoder"]}
+    images = shape(8, side, side, 3, dtype=np.uint8)
+    text = jax.export.export(run.encode, platforms=["cuda"])(variables, images).mlir_module()
+    convolutions = lines_of(text, "convolution")
+    assert len(convolutions) == 7
+    assert all(line.count("<precision HIGH>") == 2 for line in convolutions)
 
 
 # Parts of the names of the kernels that a CPU calls.

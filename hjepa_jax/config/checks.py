@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from hjepa_jax.config.fields import AUTO
 from hjepa_jax.config.files import complete, flatten, schema_of_config, set_field
 from hjepa_jax.config.rules import RULES, TRAINING_RULES
-from hjepa_jax.config.settings import Settings, build, chosen_parts, schema_of
+from hjepa_jax.config.settings import Runtime, Settings, build, chosen_parts, schema_of
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
 from hjepa_jax.errors import ConfigError
@@ -110,6 +110,15 @@ def typed(config: ConfigDict | Settings) -> Settings:
     given = {path: coerce(row, values[path]) for path, row in of.rows.items()}
     given["checkpoint.best_metric"] = name_of(given["checkpoint.best_metric"])
     return build(of, given)
+
+
+def runtime_of(config: ConfigDict | Settings) -> Runtime:
+    """Returns the section `runtime` of a configuration, in which other fields may be 'auto'.
+
+    Raises:
+      ConfigError: one line per problem with a value.
+    """
+    return typed(config if isinstance(config, Settings) else with_defaults(config)[0]).runtime
 
 
 def resolve(config: ConfigDict | Settings, *, training: bool = True) -> Settings:

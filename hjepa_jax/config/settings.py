@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from hjepa_jax.config.data import Data
 from hjepa_jax.config.fields import (
@@ -24,6 +24,28 @@ from hjepa_jax.config.training import Checkpoint, Log, Model, Train
 from hjepa_jax.errors import ConfigError
 
 S = TypeVar("S")
+
+MatmulPrecision: TypeAlias = Literal["default", "tf32", "highest"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How the device computes."""
+
+    matmul_precision: MatmulPrecision = field(
+        "default",
+        "Precision of the encoder's products in float32: the device's own ('default': TF32 on GPUs "
+        "from Ampere on, one pass of bfloat16 on TPUs), 'tf32' (on TPUs three passes), or 'highest' "
+        "(float32). Losses, flow, kNN, and probes are always computed with 'highest'.",
+        aliases="tf32 allow_tf32 float32_matmul_precision set_float32_matmul_precision",
+    )
+    deterministic: bool = field(
+        False,
+        "Deterministic operations on a GPU, which a bit-exact resume needs there; slower. CPUs and "
+        "TPUs are deterministic anyway.",
+        resume=FREE,
+        aliases="use_deterministic_algorithms cudnn_deterministic deterministic_algorithms",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +75,7 @@ class Settings:
     evaluation: Evaluation = section(Evaluation, "What is measured.", resume=FREE)
     checkpoint: Checkpoint = section(Checkpoint, "What is saved.", resume=FREE)
     log: Log = section(Log, "What is logged.", resume=FREE)
+    runtime: Runtime = section(Runtime, "How the device computes.")
 
     def section(self, kind: type[S]) -> S:
         """Returns a part's section by its dataclass.

@@ -54,7 +54,8 @@ def encoder_function(
     variables = jax.device_get(run.encoder.variables)
 
     def encode(images: jax.Array) -> jax.Array:
-        states = frozen_encoder(module, about.mean, about.std, variables, images)
+        precision = run.encoder.matmul_precision
+        states = frozen_encoder(module, about.mean, about.std, precision, variables, images)
         return select_state_part(states, state_part, split)
 
     return encode

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import hjepa_jax
 from hjepa_jax.config import Settings
+from hjepa_jax.config.settings import MatmulPrecision
 from hjepa_jax.data.augmentation.host import eval_image
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.features import Batch, extract_features, select_state_part
@@ -64,6 +65,7 @@ class TrainedEncoder:
       split_qp: whether states are [q | p].
       origin: how it came about.
       batch_size: images per pass; fewer are padded, so that it compiles once.
+      matmul_precision: of its products in float32, see `config.runtime`.
     """
 
     def __init__(
@@ -76,13 +78,16 @@ class TrainedEncoder:
         *,
         split_qp: bool,
         batch_size: int,
+        matmul_precision: MatmulPrecision = "default",
     ):
         """Takes the parts of an encoder, and the devices that it runs on."""
         self.module, self.variables, self.origin = module, variables, origin
         self.preprocessing, self.split_qp = preprocessing, split_qp
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.matmul_precision: MatmulPrecision = matmul_precision
         self._mesh = mesh
-        self._frozen = jit_frozen_encoder(module, preprocessing.mean, preprocessing.std, mesh)
+        mean, std = preprocessing.mean, preprocessing.std
+        self._frozen = jit_frozen_encoder(module, mean, std, matmul_precision, mesh)
 
     def __repr__(self) -> str:
         size = self.preprocessing.image_size
@@ -161,6 +166,7 @@ class TrainedEncoder:
             self._mesh,
             split_qp=self.split_qp,
             batch_size=self.batch_size,
+            matmul_precision=self.matmul_precision,
         )
 
     def save_pretrained(
@@ -259,6 +265,7 @@ def from_pretrained(folder: str | os.PathLike[str], *, batch_size: int = 64) -> 
         mesh,
         split_qp=settings.model.split_qp,
         batch_size=batch_size,
+        matmul_precision=settings.runtime.matmul_precision,
     )
 
 

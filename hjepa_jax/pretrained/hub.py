@@ -305,6 +305,8 @@ def _encoder_settings(training: Mapping[str, Any]) -> Settings:
     data = ("image_size", "mean", "std", "eval_resize")
     values = {section: found[section] for section in wanted if section in found}
     values["data"] = {field: found["data"][field] for field in data if field in found["data"]}
+    # What its products are rounded to; folders of earlier versions do not say.
+    values |= {"runtime": found["runtime"]} if "runtime" in found else {}
     settings = typed(merge(config, values))
     for sentence in load_part(ENCODERS, name).problems(settings):
         raise UserError(sentence)

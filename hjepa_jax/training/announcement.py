@@ -13,6 +13,7 @@ from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.config.training import Model
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.methods.base import Method
+from hjepa_jax.runtime.arithmetic import described
 from hjepa_jax.runtime.devices import on_cpu
 from hjepa_jax.storage.metric_names import tag_of
 from hjepa_jax.training.prepare import PreparedRun
@@ -58,6 +59,7 @@ def summary(
     steps = f"{run.num_steps} steps, {run.num_steps / epoch:.3g} epochs of {epoch}"
     lr = f"learning rate {train.lr:g}, warm-up {train.warmup_epochs:g} epochs"
     kept = settings.checkpoint.every_steps or epoch
+    computed = described(settings.runtime)
     return {
         "method": f"{settings.method}" + (f" (weights: {weights})" if weights else ""),
         "data": source.description,
@@ -68,6 +70,7 @@ def summary(
         "batch": f"{data.batch_size} images{split}{last}, {views} each, made on the {data.backend}",
         "training": f"{steps}; {lr}" + (f"; resumed at step {first}" if first else ""),
         "precision": f"{settings.model.compute_dtype} encoder, float32 parameters and loss",
+        **({"runtime": computed} if computed else {}),
         **_changed(settings, changes),
         "folder": f"{workdir}: config.json, metrics.jsonl, events, a checkpoint every {kept} steps",
     }
@@ -102,6 +105,7 @@ def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[st
     yield from method.warnings()
     yield from _cut_schedules(settings, num_images)
     yield from _slow_arithmetic(settings.model)
+    yield from _unused_precision(settings)
 
 
 def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
@@ -115,6 +119,17 @@ def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:
         yield (
             f"config.train.max_steps ends the run after {epochs:.3g} epochs, before the end of "
             f"{' and '.join(unfinished)}: the schedule never reaches its peak."
+        )
+
+
+def _unused_precision(settings: Settings) -> Iterator[str]:
+    """Yields a sentence if the precision of float32 products is set, but the encoder has none."""
+    precision, dtype = settings.runtime.matmul_precision, settings.model.compute_dtype
+    if precision != "default" and dtype != "float32":
+        yield (
+            f"config.runtime.matmul_precision is {precision!r}, but the encoder computes in "
+            f"{dtype}, to which it does not apply: set --config.model.compute_dtype=float32, or "
+            "leave it at 'default'."
         )
 
 

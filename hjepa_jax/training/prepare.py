@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
+from hjepa_jax.config.settings import MatmulPrecision
 from hjepa_jax.config.training import Train
 from hjepa_jax.errors import ConfigError, first_line
 from hjepa_jax.methods.base import Method, Metrics
 from hjepa_jax.models.base import Encoder, applied
-from hjepa_jax.runtime import sharding
+from hjepa_jax.runtime import arithmetic, sharding
 from hjepa_jax.runtime.devices import UNOPTIMIZED
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
@@ -210,7 +211,8 @@ def prepare(
         # It runs once: optimizing its many small random draws takes ten times longer.
         return lowered.compile(compiler_options=UNOPTIMIZED)(key)
 
-    encode = jit_frozen_encoder(setup.encoder, settings.data.mean, settings.data.std, mesh)
+    data, precision = settings.data, settings.runtime.matmul_precision
+    encode = jit_frozen_encoder(setup.encoder, data.mean, data.std, precision, mesh)
     return PreparedRun(setup, mesh, num_steps, initialize, step, steps, encode, abstract)
 
 
@@ -257,19 +259,25 @@ def frozen_encoder(
     encoder: Encoder,
     mean: Sequence[float],
     std: Sequence[float],
+    precision: MatmulPrecision,
     variables: Parts,
     images: jax.Array,
 ) -> jax.Array:
     """Returns the states float32 [N, D] of uint8 images [N, S, S, 3], using running statistics."""
     inputs = normalize(images, mean, std, encoder.dtype)
-    return applied(encoder, variables, inputs, train=False)
+    with arithmetic.products(precision):
+        return applied(encoder, variables, inputs, train=False)
 
 
 def jit_frozen_encoder(
-    encoder: Encoder, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+    encoder: Encoder,
+    mean: Sequence[float],
+    std: Sequence[float],
+    precision: MatmulPrecision,
+    mesh: Mesh,
 ) -> FrozenEncoder:
     """Returns the jitted `frozen_encoder`, whose states every device of the mesh holds."""
-    function = functools.partial(frozen_encoder, encoder, tuple(mean), tuple(std))
+    function = functools.partial(frozen_encoder, encoder, tuple(mean), tuple(std), precision)
     return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 

@@ -20,6 +20,7 @@ from hjepa_jax.methods.base import Method, Metrics, Randomness
 from hjepa_jax.methods.clipping import part_norms
 from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.shares import AxisName
+from hjepa_jax.runtime.arithmetic import products
 from hjepa_jax.runtime.sharding import (
     DATA_AXIS,
     batch_sharding,
@@ -151,12 +152,14 @@ def loss_and_gradient(
     sliced = _slicing_mesh(setup, mesh)
     gradient = _WHOLE if sliced is None else slice_specs(sliced, state.params)
     given = state.replace(opt_state=())
-    return _split(
+    share = _split(
         functools.partial(_loss_and_gradient, setup),
         mesh,
         in_specs=(_WHOLE, _batch_specs(mesh, batch), _WHOLE),
         out_specs=StepLoss._make([_WHOLE, gradient, _WHOLE, _WHOLE, _STATES, _WHOLE]),
-    )(given, batch, randomness)
+    )
+    with products(setup.settings.runtime.matmul_precision):
+        return share(given, batch, randomness)
 
 
 def _slicing_mesh(setup: StepSetup, mesh: Mesh | None) -> Mesh | None:

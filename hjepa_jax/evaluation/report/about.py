@@ -67,7 +67,10 @@ class Watched:
 
 def settings_of(settings: Settings) -> dict[str, object]:
     """Returns the settings that affect an evaluation's results, by dotted name."""
-    return {
+    precision = settings.runtime.matmul_precision
+    # Not the default, which reports of earlier versions do not have.
+    computed = {} if precision == "default" else {"runtime.matmul_precision": precision}
+    return computed | {
         name: value
         for name, value in settings.values().items()
         if name.startswith(("data.", "evaluation.", "seed"))

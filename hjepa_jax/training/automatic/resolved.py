@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, resolve
-from hjepa_jax.config.checks import automatic, typed, with_defaults
+from hjepa_jax.config.checks import automatic, runtime_of, typed, with_defaults
 from hjepa_jax.config.files import differences, set_field
 from hjepa_jax.errors import counted
-from hjepa_jax.runtime import distributed
+from hjepa_jax.runtime import arithmetic, distributed
 from hjepa_jax.training.automatic import census
 from hjepa_jax.training.automatic.choices import Choice, choose
 from hjepa_jax.training.saved_run import saved_config
@@ -28,8 +28,9 @@ def resolved(
 ) -> Settings:
     """Checks a configuration like `config.resolve`, and chooses the fields that are 'auto'.
 
-    A run that has checkpoints keeps the values of its `config.json`, wherever it is continued; only
-    the hold-out is chosen anew if it is evaluated on other images.
+    Before a device is used, XLA is set up as `config.runtime` says. A run that has checkpoints
+    keeps the values of its `config.json`, wherever it is continued; only the hold-out is chosen
+    anew if it is evaluated on other images.
 
     Args:
       config: the complete configuration; settings are returned as they are.
@@ -43,7 +44,10 @@ def resolved(
       UserError: if the configuration is wrong, or the images from which to choose are.
     """
     if isinstance(config, Settings) or not automatic(config):
-        return resolve(config, training=training)
+        settings = resolve(config, training=training)
+        arithmetic.set_up(settings.runtime)
+        return settings
+    arithmetic.set_up(runtime_of(config))
     given, wanted = with_defaults(config)
     if workdir is not None and os.path.isdir(workdir / "checkpoints"):
         saved = saved_config(workdir)
