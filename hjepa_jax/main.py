@@ -5,7 +5,7 @@
     python -m hjepa_jax.main --config=configs/cifar100.py --workdir=runs/x [--mode=train_and_eval]
 
 Without --workdir, the run is in runs/NAME[-VARIANT] of its configuration. A run that was stopped
-goes on, bit-exact, when the same command is run again.
+goes on when the same command is run again, and on a CPU ends as if it had not been stopped.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ class Runtime:
 
     matmul_precision: MatmulPrecision = field(
         "default",
-        "Precision of the encoder's products in float32: the device's own ('default': TF32 on GPUs "
-        "from Ampere on, one pass of bfloat16 on TPUs), 'tf32' (on TPUs three passes), or 'highest' "
-        "(float32). Losses, flow, kNN, and probes are always computed with 'highest'.",
+        "Precision of the encoder's float32 products: 'default' is the device's own (TF32 on GPUs "
+        "from Ampere on, one pass of bfloat16 on TPUs), 'tf32' (three passes on TPUs), 'highest' "
+        "(float32). Losses, flow, kNN, and probes always use 'highest'.",
         aliases="tf32 allow_tf32 float32_matmul_precision set_float32_matmul_precision",
     )
     deterministic: bool = field(

@@ -62,7 +62,7 @@ _RUNS_BACKWARD = Condition(
         (_dynamics(c).predictor, _dynamics(c).hamiltonian, _dynamics(c).integrator)
         == ("hamiltonian", "separable", "leapfrog")
     ),
-    "config.dynamics.predictor='hamiltonian' with hamiltonian='separable' and integrator='leapfrog'",
+    "config.dynamics.predictor='hamiltonian' with hamiltonian='separable', integrator='leapfrog'",
 )
 _MIDPOINT = Condition(
     lambda c: _dynamics(c).integrator == "implicit_midpoint",

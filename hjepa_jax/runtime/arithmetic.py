@@ -80,8 +80,8 @@ def _given() -> str | None:
 
 def _too_late(needed: bool) -> None:
     sentence = (
-        "config.runtime.deterministic is True, but this process already uses its GPU, and XLA reads "
-        f"its flags once: start Python with XLA_FLAGS={_WANTED}."
+        "config.runtime.deterministic is True, but this process already uses its GPU, and XLA "
+        f"reads its flags once: start Python with XLA_FLAGS={_WANTED}."
     )
     if needed:
         raise UserError(sentence)
@@ -93,10 +93,12 @@ def _is_known() -> bool:
     found = importlib.util.find_spec("jaxlib")
     folders = [] if found is None else found.submodule_search_locations or []
     for library in (path for folder in folders for path in pathlib.Path(folder).glob("*.so")):
-        with library.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(_FLAG.encode()) >= 0:
-                    return True
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(_FLAG.encode()) >= 0:
+                return True
     return False
 
 

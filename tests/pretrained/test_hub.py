@@ -200,6 +200,7 @@ def test_variables_of_another_encoder_are_refused_before_anything_is_written(
 def test_an_encoder_of_ones_own_is_not_imported_by_a_file(tmp_path, monkeypatch) -> None:
     config = base_config(encoder="tiny_encoder:Halves")
     config.data.image_size = 8
+    config.runtime.matmul_precision = "highest"
     settings = typed(config)
     mesh = sharding.local_mesh()
     own = TrainedEncoder(
@@ -210,9 +211,11 @@ def test_an_encoder_of_ones_own_is_not_imported_by_a_file(tmp_path, monkeypatch)
         mesh,
         split_qp=True,
         batch_size=2,
+        matmul_precision="highest",
     )
     folder = own.save_pretrained(tmp_path / "own")
     found = hjepa_jax.from_pretrained(folder, batch_size=2)
+    assert found.matmul_precision == found.replace(found.variables).matmul_precision == "highest"
     np.testing.assert_array_equal(found.encode(photo(0)), own.encode(photo(0)))
     assert (found.origin.step, found.origin.num_images) == (5, 80)
     assert "| data | `digits`, split `train`, 80 images |" in (folder / "README.md").read_text()

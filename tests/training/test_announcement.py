@@ -9,7 +9,7 @@ from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.main import PROGRAM
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
-from hjepa_jax.training.announcement import summary
+from hjepa_jax.training.announcement import cautions, summary
 from hjepa_jax.training.prepare import prepare
 
 
@@ -38,6 +38,17 @@ def test_a_run_is_told_in_about_ten_lines(run) -> None:
     assert rows["training"].endswith("resumed at step 1")
     assert rows["changed"] == "seed=3"
     assert rows["folder"].startswith("runs/x: ")
+
+
+def test_what_is_set_of_the_runtime_has_a_line_and_what_has_no_effect_a_warning(run) -> None:
+    settings, prepared, source = run
+    chosen = settings.replace({"runtime.matmul_precision": "tf32"})
+    rows = summary(chosen, prepared, source, pathlib.Path("x"), first=0, changes=())
+    assert rows["runtime"] == "float32 products of the encoder in tf32"
+    assert not [one for one in cautions(chosen, prepared.method, 64) if "precision" in one]
+    coarse = chosen.replace({"model.compute_dtype": "bfloat16"})
+    (told,) = (one for one in cautions(coarse, prepared.method, 64) if "matmul_precision" in one)
+    assert told.startswith("config.runtime.matmul_precision is 'tf32', but the encoder computes in")
 
 
 def test_without_a_recipe_the_differences_from_the_defaults_are_named(run) -> None:
