@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from hjepa_jax.data.prefetch import WaitTimer
 from hjepa_jax.errors import ConfigError, DataError, UserError
 
 # images uint8 [N, S, S, 3] -> features [N, D]; already jitted (and sharded).
@@ -89,6 +91,40 @@ def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
     features = np.concatenate(rows)
     _check_finite(features)
     return Features(features, np.concatenate(labels))
+
+
+class Extraction(NamedTuple):
+    """How long the features of a set took; a first set includes the encoder's compilation.
+
+    Attributes:
+      images: number of images encoded.
+      seconds: from the request for the first batch to the last features on the host.
+      waited: those of them spent waiting for batches.
+    """
+
+    images: int
+    seconds: float
+    waited: float
+
+    def figures(self) -> dict[str, float]:
+        """Returns the entry of `metrics.json`."""
+        return {
+            "images": self.images,
+            "seconds": self.seconds,
+            "images_per_second": self.images / self.seconds,
+            "data_wait_share": self.waited / self.seconds,
+        }
+
+
+def timed_features(
+    encode: Encode,
+    batches: Iterable[Batch],
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Features, Extraction]:
+    """Returns `extract_features` and the time that it took, by a clock in seconds."""
+    timer, start = WaitTimer(clock), clock()
+    found = extract_features(encode, timer.measure(batches))
+    return found, Extraction(len(found.labels), clock() - start, timer.take())
 
 
 def encode_images(encode: Encode, images: npt.NDArray[np.uint8], batch_size: int) -> np.ndarray:

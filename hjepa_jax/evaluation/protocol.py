@@ -40,8 +40,9 @@ from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import (
     Batch,
     Encode,
+    Extraction,
     encode_images,
-    extract_features,
+    timed_features,
 )
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import (
@@ -120,6 +121,8 @@ class _Common(NamedTuple):
     remedy: diagnostics.Remedy
     overlap: validity.Overlap
     sqrt_h: Fit | None
+    # Of each encoder's sets; not among its metrics, which a repeated evaluation has alike.
+    times: dict[str, dict[str, Extraction]]
 
     def classification(self) -> ClassifyOptions:
         """Returns the options of `classify`; call it after both sets have been read."""
@@ -131,11 +134,14 @@ def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> Encod
     """Encodes both sets; checks few-shot settings and set sizes before any other computation."""
     sources, settings, overlap = common.sources, common.settings, common.overlap
     with BOARD.busy(f"training features of the {name} encoder"):
-        train = extract_features(encode, overlap.watch("train", sources.train_batches()))
+        batches = overlap.watch("train", sources.train_batches())
+        train, train_time = timed_features(encode, batches)
     for shots in () if validity.one_class(train.labels, "training") else settings.few_shot:
         check_few_shot(train.labels, shots, sources.num_classes)
     with BOARD.busy(f"test features of the {name} encoder"):
-        test = extract_features(encode, overlap.watch("test", sources.test_batches()))
+        batches = overlap.watch("test", sources.test_batches())
+        test, test_time = timed_features(encode, batches)
+    common.times[name] = {"train": train_time, "test": test_time}
     if min(len(train.labels), len(test.labels)) < 2:
         raise DataError(
             f"The evaluation needs at least two training and two test images, but there are "
@@ -289,6 +295,10 @@ def _joined(
         "encoders": encoders,
         "trained_minus_random": differences(encoders, headline_k, tested),
         "sqrt_h_minus_raw": minus_raw(encoders, headline_k, tested),
+        "feature_extraction": {
+            name: {split: time.figures() for split, time in sets.items()}
+            for name, sets in common.times.items()
+        },
     }
 
 
@@ -334,8 +344,9 @@ def run_protocol(
       `largest_class_share` (of these), `headline_k`, `notes` (caveats, as sentences), `encoders`
       (for each name: state_part, feature_dim, knn, linear_probe, diagnostics, collapse, alarms,
       notes, and, if requested, state_parts, few_shot, coarse, robustness, coordinates, posthoc),
-      `trained_minus_random` and `sqrt_h_minus_raw`; and the picture inputs. With 'both' kinds of
-      coordinates, `encoders` has one more row for each encoder, of its H^{1/2} z.
+      `trained_minus_random`, `sqrt_h_minus_raw`, and `feature_extraction` (for each encoder and
+      set: images, seconds, images_per_second, data_wait_share); and the picture inputs. With 'both'
+      kinds of coordinates, `encoders` has one more row for each encoder, of its H^{1/2} z.
 
     Raises:
       ValueError: no encoder, no `sqrt_h`, or data, labels or settings that do not match.
@@ -345,7 +356,7 @@ def run_protocol(
     if settings.pixel_baseline:
         todo.append((PIXELS, pixels, False))
     overlap, pair = validity.Overlap(), sources.augmented_pairs()
-    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h)
+    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h, {})
     found: dict[str, _Evaluated] = {}
     for name, encode, split in todo:
         found |= _evaluate_encoder(name, encode, split, common)

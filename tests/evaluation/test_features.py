@@ -37,6 +37,29 @@ def test_features_are_in_order_and_padding_is_dropped(count: int, size: int) -> 
     assert found.labels.dtype == np.int32
 
 
+def test_the_time_of_features_and_the_wait_in_it_are_measured() -> None:
+    """By a clock that each batch and each pass of the encoder moves on."""
+    now = [100.0]
+
+    def slow(seconds: float, value):
+        now[0] += seconds
+        return value
+
+    batches = (slow(2.0, batch) for batch in _batches(10, 4))
+    found, time = features.timed_features(
+        lambda images: slow(0.5, encode(images)), batches, lambda: now[0]
+    )
+    plain = features.extract_features(encode, _batches(10, 4))
+    np.testing.assert_array_equal(found.features, plain.features)
+    assert time == features.Extraction(images=10, seconds=7.5, waited=6.0)
+    assert time.figures() == {
+        "images": 10,
+        "seconds": 7.5,
+        "images_per_second": pytest.approx(10 / 7.5),
+        "data_wait_share": pytest.approx(0.8),
+    }
+
+
 def test_batches_without_mask_have_no_padding() -> None:
     batches = [{k: b[k] for k in ("image", "label")} for b in _batches(6, 3)]
     assert features.extract_features(encode, batches).features.shape == (6, 12)

@@ -126,6 +126,15 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert set(one["robustness"]) == {"gray", "shift"}
     assert one["few_shot"]["2"]["trials"] == 2
     pixels = metrics["encoders"]["pixels"]
+    assert list(metrics["feature_extraction"]) == ["trained", "random", "pixels"]
+    for took in metrics["feature_extraction"].values():
+        assert {split: found["images"] for split, found in took.items()} == {
+            "train": 300,
+            "test": 100,
+        }
+        for found in took.values():
+            assert found["images_per_second"] == found["images"] / found["seconds"]
+            assert 0 < found["data_wait_share"] < 1
     assert pixels["state_part"] == "qp"
     assert "state_parts" not in pixels
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hjepa_jax.evaluation.features import Extraction
 from hjepa_jax.evaluation.report.gallery import EncoderPictures, PictureInputs
 from hjepa_jax.evaluation.report.summary import differences
 
@@ -67,6 +68,7 @@ def metrics() -> dict[str, Any]:
         "notes": ["A note."],
         "encoders": encoders,
         "trained_minus_random": differences(encoders, 20, 200),
+        "feature_extraction": {"trained": {"test": Extraction(100, 0.8, 0.2).figures()}},
     }
 
 

@@ -76,6 +76,10 @@ def used_k(metrics: Metrics) -> int:
     return headline_ks(next(iter(metrics["encoders"].values())), metrics["headline_k"])["knn"]
 
 
+# Heads of `extraction_rows`.
+EXTRACTION = ("features", "images", "seconds", "images/s", "waiting for data")
+
+
 def has_accuracies(metrics: Metrics) -> bool:
     """Returns whether there is an accuracy at all; a note says why if not."""
     return any("no_accuracy" not in one for one in metrics["encoders"].values())
@@ -221,6 +225,21 @@ def posthoc_rows(metrics: Metrics) -> list[list[str]]:
     return rows
 
 
+def extraction_rows(metrics: Metrics) -> list[list[str]]:
+    """Returns rows with images, seconds, images/s and wait for data of each set of features."""
+    return [
+        [
+            f"{name}: {split}",
+            f"{found['images']}",
+            f"{found['seconds']:.1f}",
+            f"{found['images_per_second']:.0f}",
+            f"{found['data_wait_share']:.0%}",
+        ]
+        for name, one in metrics.get("feature_extraction", {}).items()
+        for split, found in one.items()
+    ]
+
+
 def _facts(values: Mapping[str, object], indent: str = "") -> Iterator[str]:
     """Yields the lines of a nested Markdown list."""
     for key, value in values.items():
@@ -282,6 +301,8 @@ def markdown(
             shown = f"This picture could not be drawn ({markdown_text(failed[name])})."
         lines += ["", f"## {title}", "", shown]
     lines += ["", "## What was evaluated", "", *_facts(nested)] if nested else []
+    if times := extraction_rows(metrics):
+        lines += ["", "## Feature extraction", "", *markdown_table(EXTRACTION, times)]
     return "\n".join(lines) + "\n"
 
 

@@ -76,7 +76,8 @@ def _evaluated(metrics: Metrics) -> str:
             # Dozens of settings are for those who look for them.
             folded = f"<details><summary>{title}</summary>{inner}</details>"
             parts.append(folded if name == "settings" else f"<h3>{title}</h3>{inner}")
-    return "".join(parts)
+    times = results.extraction(metrics)
+    return "".join([*parts, *([f"<h3>feature extraction</h3>{times}"] if times else [])])
 
 
 def _reproduce(metrics: Metrics, record: Record) -> str:

@@ -172,6 +172,11 @@ def extra(metrics: Metrics) -> str:
     return _text_table("Optional tests", heads, tables.extra_rows(metrics))
 
 
+def extraction(metrics: Metrics) -> str:
+    """Returns the table of the time that features took."""
+    return _text_table("Feature extraction", tables.EXTRACTION, tables.extraction_rows(metrics))
+
+
 def _knn(metrics: Metrics) -> str:
     """Returns the chart of kNN accuracy over k, with intervals and chance; '' without any."""
     series = []

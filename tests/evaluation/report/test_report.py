@@ -85,6 +85,8 @@ def test_folder_holds_json_markdown_and_pictures(tmp_path: pathlib.Path) -> None
     # The accuracy, its interval over test images, and its spread over draws.
     assert re.search(r"trained: 2 images per class \|  \| [\d.]+ % \(\d+–\d+\) ± [\d.]+ %", text)
     assert "trained: parity labels" in text
+    assert "| features | images | seconds | images/s | waiting for data |" in text
+    assert re.search(r"\| pixels: test \| 100 \| \d+\.\d \| \d+ \| \d+% \|", text)
 
 
 def test_the_same_evaluation_is_replaced_and_a_different_one_kept(tmp_path: pathlib.Path) -> None:

@@ -81,8 +81,13 @@ def test_every_measurement_has_a_section() -> None:
         "gray",
         "parity",
         "0.125",
+        "feature extraction",
+        "trained: test",
     ):
         assert words in shown, words
+    # Images, seconds, images/s, and waiting for data.
+    cells = "".join(f"<td>{cell}</td>" for cell in ("100", "0.8", "125", "25%"))
+    assert cells in text
     # Three encoders with six queries of eight neighbors, and the queries beside the flow.
     assert sum(link.startswith("data:image/png") for link in parser.links) == 3 * 6 * 9 + 6
     charts = re.findall('<svg class="chart.*?</svg>', text)
