@@ -147,7 +147,7 @@ def test_the_precision_is_that_of_the_products_traced_inside() -> None:
 
     for precision, word in (("tf32", "[HIGH, HIGH]"), ("highest", "[HIGHEST, HIGHEST]")):
         assert lowered(precision).count(f"precision = {word}") == 2
-        assert jax.config.jax_default_matmul_precision is None
+        assert jax.config.values["jax_default_matmul_precision"] is None
     assert "HIGH" not in lowered("default")
 
 

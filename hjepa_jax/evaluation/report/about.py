@@ -67,16 +67,17 @@ class Watched:
 
 def settings_of(settings: Settings) -> dict[str, object]:
     """Returns the settings that affect an evaluation's results, by dotted name."""
-    precision = settings.runtime.matmul_precision
-    # Not the default, which reports of earlier versions do not have.
-    computed = {} if precision == "default" else {"runtime.matmul_precision": precision}
-    return computed | {
+    found: dict[str, object] = {
         name: value
         for name, value in settings.values().items()
         if name.startswith(("data.", "evaluation.", "seed"))
         and not name.startswith(_OMITTED)
         and not may_differ_between_processes(name, settings)
     }
+    # Its default is not named, which reports of earlier versions have not either.
+    if settings.runtime.matmul_precision != "default":
+        found["runtime.matmul_precision"] = settings.runtime.matmul_precision
+    return found
 
 
 def about(
