@@ -130,6 +130,7 @@ def test_without_a_folder_for_reports_they_are_in_that_of_the_run(
 def test_the_report_says_what_was_evaluated(workdir, tmp_path, undrawn) -> None:
     config = _images(tmp_path, "images")
     config.data.on_corrupt = "skip"
+    config.runtime.matmul_precision = "highest"
     for number in range(2):
         (tmp_path / "images/test/dog" / f"<b>{number}.jpg").write_bytes(b"\xff\xd8no image")
     info = evaluate(config, workdir, tmp_path / "eval", "best")["info"]
@@ -148,6 +149,7 @@ def test_the_report_says_what_was_evaluated(workdir, tmp_path, undrawn) -> None:
     assert info["training_data"] == {"num_images": 64, "fingerprint": expected}
     settings = info["settings"]
     assert settings["evaluation.probe_epochs"] == 1
+    assert settings["runtime.matmul_precision"] == "highest"
     assert settings["data.on_corrupt"] == "skip"
     assert settings["data.max_test_images"] == 32
     assert not {"evaluation.batch_size", "data.num_workers", "data.root"} & settings.keys()

@@ -44,13 +44,18 @@ SCRIPT = "scripts/export_encoder.py"
 
 
 def test_script_writes_what_jax_alone_reads_for_any_number_of_images(tmp_path) -> None:
-    run = _loaded(quickstart.get_config("smoke"), tmp_path / "run")
+    config = quickstart.get_config("smoke")
+    config.runtime.matmul_precision = "tf32"
+    run = _loaded(config, tmp_path / "run")
     out = tmp_path / "new" / "encoder.stablehlo"
     done = forked.run(SCRIPT, f"--workdir={tmp_path}/run", f"--out={out}", "--state_part=p")
     assert done.returncode == 0, done.stderr
     assert "uint8 images [N, 16, 16, 3]" in done.stdout
     exported = jax.export.deserialize(bytearray(out.read_bytes()))
     assert set(exported.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+    # The precision of the run, as where it was loaded: two operands of seven convolutions.
+    assert run.encoder.matmul_precision == "tf32"
+    assert exported.mlir_module().count("<precision HIGH>") == 14
     for count in (1, 5):
         images = _images(run, count)
         _assert_equal(np.asarray(exported.call(images)), run.encode_state_part(images, "p"))
