@@ -11,13 +11,20 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from hjepa_jax.evaluation.report.plots import PALETTE
+
 _MILLISECONDS = 80
 _COLORS = 128
 
 
 def gif(frames: Sequence[Image.Image]) -> bytes:
-    """Returns frames as a GIF that repeats."""
-    first, *rest = [frame.quantize(_COLORS, dither=Image.Dither.NONE) for frame in frames]
+    """Returns frames as a GIF that repeats, with the exact colors of PALETTE among its own."""
+    # Thin lines have few pixels, so that an adaptive palette would merge their colors.
+    colors = frames[-1].quantize(_COLORS).getpalette() or []
+    own = [int(color[i : i + 2], 16) for color in PALETTE for i in (1, 3, 5)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*own, *colors[: 3 * _COLORS]])
+    first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     content = io.BytesIO()
     first.save(content, "GIF", save_all=True, append_images=rest, duration=_MILLISECONDS, loop=0)
     return content.getvalue()

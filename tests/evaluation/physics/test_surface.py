@@ -14,6 +14,7 @@ from hjepa_jax.evaluation.physics import animation, names
 from hjepa_jax.evaluation.physics.cases import CASES, in_first_plane
 from hjepa_jax.evaluation.physics.surface import phase_surface, potential_surface
 from hjepa_jax.evaluation.physics.surface_pictures import _below, surface_frames
+from hjepa_jax.evaluation.report.plots import PALETTE
 
 
 def test_every_system_can_be_named():
@@ -80,6 +81,16 @@ def test_frames_differ_and_become_a_gif(frames):
     with Image.open(io.BytesIO(animation.gif(frames))) as read:
         assert (read.n_frames, read.size) == (3, frames[0].size)
         assert read.info["duration"] == 80
+
+
+def test_lines_keep_their_colors_in_a_gif():
+    """A few pixels of each color of the palette, on a picture of thousands of other colors."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    colors = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in PALETTE]
+    pixels[0, : len(colors)] = colors
+    made = animation.gif([Image.fromarray(pixels)] * 2)
+    with Image.open(io.BytesIO(made)) as read:
+        np.testing.assert_array_equal(np.asarray(read.convert("RGB"))[0, : len(colors)], colors)
 
 
 def test_ffmpeg_gets_the_pixels_and_its_failure_is_told(frames, tmp_path, monkeypatch):
