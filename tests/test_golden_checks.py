@@ -89,7 +89,7 @@ def test_a_run_whose_spectrum_starts_later(
     for check in (HYPER, SPECTRUM, LOSSES):
         check("other")
     for check, name, value in (
-        (SPECTRUM, "train.h_learnable_start_epoch", 1),
+        (SPECTRUM, "train.h_learnable_start_epoch", 0),
         (SPECTRUM, "train.h_learnable_ramp_epochs", 1),
         (SPECTRUM, "train.h_identity_epochs", 0),
         (SPECTRUM, "train.h_update_interval", 2),

@@ -217,11 +217,11 @@ def test_the_schedules_of_a_learnable_spectrum() -> None:
     )
     added = differences(found).items() - differences(translate(LEARNABLE)).items()
     assert dict(added) == {
-        "hamsigreg.learnable_start_epoch": 2,
+        "hamsigreg.learnable_start_epoch": 3,
         "hamsigreg.learnable_ramp_epochs": 2.0,
         "hamsigreg.frozen_epochs": 3.0,
         "hamsigreg.grad_scale": 0.5,
-        "hamsigreg.alpha_start_epoch": 4,
+        "hamsigreg.alpha_start_epoch": 5,
     }
     assert found.without_effect == ()
     resolve(found.config)

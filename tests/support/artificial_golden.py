@@ -126,7 +126,7 @@ HAM: dict[str, Any] = {
         **{"epochs": 4, "lr": 1e-3, "weight_decay": 0.01, "warmup_epochs": 1, "min_lr_ratio": 0.01},
         **{"lambda_reg": 0.07, "reg_lr": 0.02, "h_update_interval": 1, "h_grad_clip": 0.5},
         **{"h_update_mode": "max", "h_adv_mult": 3.0, "h_identity_epochs": 1},
-        **{"h_base_ramp_epochs": 2, "h_learnable_ramp_epochs": 2, "h_learnable_start_epoch": 2},
+        **{"h_base_ramp_epochs": 2, "h_learnable_ramp_epochs": 2, "h_learnable_start_epoch": 1},
     },
     "regularizer": {
         **{"type": "ham_sigreg", "ham_kind": "learnable", "num_slices": 5, "t_max": 2.5},

@@ -24,7 +24,7 @@ from hjepa_jax.interop.published.values import (
     Reader,
     as_field,
     as_float32,
-    epoch_from_one,
+    epoch_after,
     one_of,
     zero_is_none,
 )
@@ -61,7 +61,7 @@ _KINDS = {
     "learnable": "learnable",
 }
 _OF_Q = "that of q if it is missing"
-_FIRST = "counted from 1; 0 is the first epoch as well"
+_NEXT = "the epoch after it, counted from 1"
 
 _ENCODER = {
     "data.batch_size": Mapped("data.batch_size"),
@@ -184,13 +184,13 @@ _HAMSIGREG = {
         "hamsigreg.frozen_epochs", LEARNABLE, note="no update in these first epochs"
     ),
     "train.h_learnable_start_epoch": Mapped(
-        "hamsigreg.learnable_start_epoch", LEARNABLE, epoch_from_one, _FIRST
+        "hamsigreg.learnable_start_epoch", LEARNABLE, epoch_after, _NEXT
     ),
     "train.h_alpha_start_epoch": Mapped(
         "hamsigreg.alpha_start_epoch",
         LEARNABLE,
-        epoch_from_one,
-        f"{_FIRST}; `h_learnable_start_epoch` if it is missing",
+        epoch_after,
+        f"{_NEXT}; `h_learnable_start_epoch` if it is missing",
     ),
     "train.h_identity_epochs": Mapped("hamsigreg.identity_epochs", LEARNABLE),
     "train.h_base_ramp_epochs": Mapped("hamsigreg.base_ramp_epochs", LEARNABLE),

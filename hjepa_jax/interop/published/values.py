@@ -67,10 +67,10 @@ def zero_is_none(key: str, value: object, row: Row) -> Any:
     return as_field(key, None if off else value, row)
 
 
-def epoch_from_one(key: str, value: object, row: Row) -> Any:
-    """Returns the number of an epoch counted from 1; 0 is the first one as well."""
-    zero = isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
-    return as_field(key, 1 if zero else value, row)
+def epoch_after(key: str, value: object, row: Row) -> Any:
+    """Returns the number of the epoch, counted from 1, that follows so many epochs."""
+    spec = dataclasses.replace(row.spec, above=None, at_least=0)
+    return as_field(key, value, dataclasses.replace(row, spec=spec, optional=False)) + 1
 
 
 def one_of(words: Mapping[str, str] | Mapping[bool, str]) -> Reader:
