@@ -35,3 +35,13 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
       plural: the noun for any other number; None appends an s.
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes in the largest unit below it."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"

@@ -10,36 +10,35 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import numpy.typing as npt
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.files import differences
 from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
 from hjepa_jax.console import BOARD
-from hjepa_jax.data.pipeline import augmented_pairs
 from hjepa_jax.data.sources.base import ImageSource
-from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.evaluation.coordinates.of_method import fit_of_method
 from hjepa_jax.evaluation.coordinates.posthoc import fit_posthoc
 from hjepa_jax.evaluation.coordinates.transformed import Fit
 from hjepa_jax.evaluation.features import Encode
-from hjepa_jax.evaluation.protocol import Results, Sources, run_protocol
+from hjepa_jax.evaluation.protocol import Keep, Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
-from hjepa_jax.evaluation.report.about import Watched, about, about_images, holdout_notes, watch
+from hjepa_jax.evaluation.report.about import (
+    Watched,
+    about,
+    about_images,
+    evaluation_sources,
+    holdout_notes,
+    watch,
+)
 from hjepa_jax.evaluation.report.figures import save_each
-from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_picture
+from hjepa_jax.evaluation.report.flow import Flow, FlowPicture, flow_of, flow_picture
 from hjepa_jax.evaluation.report.folder import first_report, report_name
 from hjepa_jax.evaluation.report.logged import log_evaluation
 from hjepa_jax.evaluation.report.tables import painters, print_table, write_numbers, write_pictures
 from hjepa_jax.evaluation.run_page.page import PAGE, evaluation_page
 from hjepa_jax.evaluation.run_page.record import record_of
-from hjepa_jax.methods.base import HasFlow, Method
-from hjepa_jax.models.base import applied
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.arithmetic import described
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
@@ -52,12 +51,12 @@ from hjepa_jax.training.saved_run import (
     check_encoder,
     check_has_checkpoints,
     chosen_step,
+    epoch_steps,
     open_saved,
     restore_parts,
     saved_config,
 )
 from hjepa_jax.training.setup import build_method
-from hjepa_jax.training.step import Parts
 
 _log = logging.getLogger(__name__)
 
@@ -65,23 +64,6 @@ _log = logging.getLogger(__name__)
 _OWN = ("data.", "evaluation.", "train.", "log.", "runtime.")
 # The parts of a TrainState that an evaluation needs.
 _PARTS = (*PARTS, "method_state")
-
-
-def evaluation_sources(settings: Settings, train: Watched, test: Watched) -> Sources:
-    """Returns the data of an evaluation, from a configuration and its opened sets."""
-    samples, names = settings.evaluation.alignment_samples, train.source.class_names
-
-    def pairs() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        return augmented_pairs(settings.data, test.source, samples, settings.seed)
-
-    return Sources(
-        train_batches=train,
-        test_batches=test,
-        augmented_pairs=pairs,
-        num_classes=len(names),
-        class_names=names,
-        label_maps=open_data_set(settings).label_maps(names),
-    )
 
 
 def of_run(settings: Settings, saved: Settings) -> Settings:
@@ -164,33 +146,13 @@ def restore(
     if settings.evaluation.random_baseline:
         fresh = run.init()
         encoders["random"] = make_encode(run, fresh.params, fresh.batch_stats)
-    return Evaluated(encoders, sqrt_h, step, _flow_of(method, state["params"], step), meta["data"])
+    return Evaluated(encoders, sqrt_h, step, flow_of(method, state["params"], step), meta["data"])
 
 
 def _in_own_coordinates(settings: Settings) -> bool:
     """Returns whether the evaluation takes the H of the run's method."""
     evaluation = settings.evaluation
     return evaluation.coordinates != "raw" and evaluation.posthoc is None
-
-
-def _flow_of(method: Method, params: Parts, step: int) -> Flow | None:
-    """Returns the Hamiltonian flow after `step` steps; None for a method without one."""
-    if not isinstance(method, HasFlow) or method.flow_time is None:
-        return None
-    predictor, time = method.predictor, method.flow_time
-    # On the host, since only one of several processes draws.
-    variables = {"params": jax.device_get(params.get("predictor", {}))}
-    scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
-
-    @jax.jit
-    def flow(states: jax.Array | np.ndarray, direction: float) -> jax.Array:
-        return applied(predictor, variables, states, direction, scale)
-
-    @jax.jit
-    def energy(states: jax.Array | np.ndarray) -> jax.Array:
-        return applied(predictor, variables, states, scale, method="energy")
-
-    return Flow(flow, energy, time)
 
 
 def _notes(
@@ -236,9 +198,8 @@ def _coordinate_fields(saved: Settings) -> tuple[str, ...]:
 
 def _epoch_of(meta: Meta, settings: Settings, workdir: pathlib.Path) -> int:
     """Returns the steps per epoch of the training that wrote a checkpoint's `meta`."""
-    found = _epoch_steps(meta["data"])
-    if found is not None:
-        return found
+    if (known := epoch_steps(meta["data"])) is not None:
+        return known
     if not _in_own_coordinates(settings):
         return 1  # not used
     raise CheckpointError(
@@ -285,8 +246,7 @@ def evaluate(
     """Evaluates a checkpoint of `workdir`, prints the table and writes the report.
 
     The report goes to `workdir/evaluation`, or to `eval_dir/<name of workdir>`. The data are those
-    of the configuration, which may differ from those of training. `which` is 'latest', 'best' or a
-    step.
+    of the configuration, not always those of training. `which` is 'latest', 'best' or a step.
 
     Returns:
       The metrics, as in `metrics.json`.
@@ -296,44 +256,92 @@ def evaluate(
     """
     settings = resolved(settings, workdir, training=False)
     eval_dir = None if eval_dir is None else local_path(eval_dir, "--eval_dir")
-    out, mesh = first_report(workdir, eval_dir), sharding.data_mesh()
+    out = first_report(workdir, eval_dir)
     check_choice(which)
+    opened = open_evaluation(settings, workdir, out.parent)
+    with BOARD.busy("reading the checkpoint"):
+        found = restore(opened.settings, opened.run, workdir, which)
+    with BOARD.busy("evaluating"):
+        results = measure(opened, workdir, found, which)
+    results.metrics["info"].update(about_images(opened.settings, opened.train, opened.test))
+    results = dataclasses.replace(results, metrics=json_ready(results.metrics))
+    if distributed.is_primary():
+        draw = functools.partial(_page, workdir, opened.saved, opened.settings, which)
+        folder, epoch = _report(results, found.flow, out, draw), epoch_steps(found.data)
+        states = results.encoders["trained"].features
+        log_evaluation(workdir, opened.saved, results.metrics, states, folder, epoch)
+    return results.metrics
+
+
+class Opened(NamedTuple):
+    """An evaluation of a run before a checkpoint is chosen.
+
+    Attributes:
+      settings: those of the evaluation, see `of_run`.
+      saved: the run's settings.
+      run: the prepared run.
+      train, test: the images.
+      sources: both, as the protocol takes them.
+    """
+
+    settings: Settings
+    saved: Settings
+    run: PreparedRun
+    train: Watched
+    test: Watched
+    sources: Sources
+
+
+def open_evaluation(settings: Settings, workdir: pathlib.Path, out: pathlib.Path | None) -> Opened:
+    """Opens a run and its images, and checks all that an evaluation needs but a checkpoint.
+
+    Args:
+      settings: the images, and the settings of the evaluation.
+      workdir: the run.
+      out: the folder to write to, which is created; None = not checked.
+
+    Raises:
+      UserError: something is missing or does not match; the message says what to do.
+    """
     check_has_checkpoints(workdir)
-    saved = saved_config(workdir)
+    saved, mesh = saved_config(workdir), sharding.data_mesh()
     needed = _coordinate_fields(saved) if _in_own_coordinates(settings) else ()
     check_encoder(settings, saved, workdir, needed)
     settings = of_run(settings, saved)
     if computed := described(settings.runtime):
         _log.info("evaluated with %s", computed)
-    sets = check_evaluation_ready(settings, out.parent, mesh)
+    sets = check_evaluation_ready(settings, out, mesh)
     train, test = watch(settings.data, sets, settings.evaluation.batch_size)
     # Nothing is trained, so the data may be smaller than a training batch.
-    with BOARD.busy("reading the checkpoint"):
+    with BOARD.busy("preparing"):
         run = prepare(settings, settings.data.batch_size, mesh)
-        found = restore(settings, run, workdir, which)
-    name = report_name(workdir)
-    with BOARD.busy("evaluating"):
-        results = run_protocol(
-            found.encoders,
-            evaluation_sources(settings, train, test),
-            settings.evaluation,
-            split_qp=settings.model.split_qp,
-            mesh=sharding.local_mesh(),
-            info=about(settings, saved, name, found.step, which, found.data),
-            notes=_doubts(settings, saved, which, train.source, found.data),
-            # Behind a projector, the loss asks nothing of the states evaluated here.
-            targets=run.method.targets() if settings.model.projector == "identity" else {},
-            remedy=run.method.remedy,
-            sqrt_h=found.sqrt_h,
-        )
-    results.metrics["info"].update(about_images(settings, train, test))
-    results = dataclasses.replace(results, metrics=json_ready(results.metrics))
-    if distributed.is_primary():
-        draw = functools.partial(_page, workdir, saved, settings, which)
-        folder = _report(results, found.flow, out, draw)
-        states = results.encoders["trained"].features
-        log_evaluation(workdir, saved, results.metrics, states, folder, _epoch_steps(found.data))
-    return results.metrics
+    sources = evaluation_sources(settings, train, test)
+    return Opened(settings, saved, run, train, test, sources)
+
+
+def measure(
+    opened: Opened,
+    workdir: pathlib.Path,
+    found: Evaluated,
+    which: str,
+    keep: Keep = lambda name, extract: extract(),
+) -> Results:
+    """Returns the results of a checkpoint; `keep` as in `run_protocol`."""
+    settings, saved, run, train, _, sources = opened
+    return run_protocol(
+        found.encoders,
+        sources,
+        settings.evaluation,
+        split_qp=settings.model.split_qp,
+        mesh=sharding.local_mesh(),
+        info=about(settings, saved, report_name(workdir), found.step, which, found.data),
+        notes=_doubts(settings, saved, which, train.source, found.data),
+        # Behind a projector, the loss asks nothing of the states evaluated here.
+        targets=run.method.targets() if settings.model.projector == "identity" else {},
+        remedy=run.method.remedy,
+        sqrt_h=found.sqrt_h,
+        keep=keep,
+    )
 
 
 def _page(
@@ -390,11 +398,3 @@ def _report(
             print(f"page: {folder / PAGE}")
         print(f"report and pictures: {folder}")
     return folder
-
-
-def _epoch_steps(data: DataPosition) -> int | None:
-    """Returns the steps of an epoch of a run, from what its checkpoint says of its data."""
-    if "num_images" in data and "batch_size" in data:
-        drop_last = data.get("drop_last", True)
-        return steps_per_epoch(data["num_images"], data["batch_size"], drop_last)
-    return None

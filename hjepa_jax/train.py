@@ -33,7 +33,7 @@ from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.storage.metric_names import tag_of, tagged
-from hjepa_jax.training.announcement import cautions, summary
+from hjepa_jax.training.announcement import cautions, disk_space, summary
 from hjepa_jax.training.automatic.resolved import resolved
 from hjepa_jax.training.feed import (
     dispatch_lengths,
@@ -51,6 +51,7 @@ from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.resume import (
     DataIdentity,
     data_identity,
+    kept_intervals,
     open_checkpoints,
     ranking,
     restore_or_init,
@@ -141,9 +142,10 @@ class _Session:
 
     def due(self, step: int) -> tuple[bool, bool, bool]:
         """Returns what is due after a step: a log line, a checkpoint, an evaluation."""
-        every = self.settings.checkpoint.every_steps or self.run.method.steps_per_epoch
+        epoch, checkpoint = self.run.method.steps_per_epoch, self.settings.checkpoint
+        intervals = (checkpoint.every_steps or epoch, *kept_intervals(checkpoint, epoch))
         logs = step == self.first + 1 or self.is_written(step)
-        saves = step % every == 0 or step == self.run.num_steps
+        saves = any(step % n == 0 for n in intervals) or step == self.run.num_steps
         return logs, saves, self.monitor.is_due(step)
 
 
@@ -205,7 +207,7 @@ def _train(
 ) -> TrainState:
     with BOARD.busy("reading the data"):
         source, run, identity = _opened(settings, stop)
-    checkpointer = open_checkpoints(settings, workdir)
+    checkpointer = open_checkpoints(settings, workdir, run.method.steps_per_epoch)
     with BOARD.busy("preparing"):
         state, skipped, backend = restore_or_init(run, checkpointer, settings, identity)
     settings = with_backend(settings, backend, source)
@@ -257,7 +259,8 @@ def _warn(
             workdir,
             run.num_steps,
         )
-    for sentence in cautions(settings, run.method, len(source)):
+    found = [*cautions(settings, run.method, len(source)), *disk_space(run, workdir, first)]
+    for sentence in found:
         _log.warning("%s", sentence)
 
 

@@ -47,6 +47,10 @@ RUN_BY = {
     ),
     "hjepa eval": ("tests/test_main.py", '("eval", f"{folder}/run"'),
     "--coord=both": ("tests/test_main.py", '"--coord=both", *options'),
+    "hjepa checkpoints": (
+        "tests/tools/checkpoints/test_checkpoints.py",
+        'PROGRAM.parse(["checkpoints"',
+    ),
     "hjepa completion": ("tests/tools/test_completion.py", 'main(["completion", shell])'),
     "hjepa show": ("tests/tools/show/test_show.py", 'PROGRAM.parse(["show"'),
     "hjepa doctor": ("tests/test_main.py", "hjepa_jax.tools.doctor"),

@@ -31,6 +31,7 @@ __all__ = [
     "resolve",
     "rows",
     "sections",
+    "steps_in_epochs",
     "steps_per_epoch",
     "total_steps",
     "view_sizes",
@@ -48,6 +49,11 @@ def view_sizes(data: Data) -> dict[str, tuple[int, int]]:
 def steps_per_epoch(num_images: int, batch_size: int, drop_last: bool = True) -> int:
     """Returns the number of batches in an epoch, without a last partial one if it is dropped."""
     return num_images // batch_size if drop_last else math.ceil(num_images / batch_size)
+
+
+def steps_in_epochs(epochs: float, epoch_steps: int) -> int:
+    """Returns the steps nearest to a number of epochs, at least one."""
+    return max(1, round(epochs * epoch_steps))
 
 
 def total_steps(train: Train, epoch_steps: int) -> int:

@@ -177,7 +177,7 @@ def split_overrides(
     return kept, overrides
 
 
-def _apply(config: ConfigDict, overrides: list[tuple[str, object]], source: str) -> None:
+def apply_overrides(config: ConfigDict, overrides: list[tuple[str, object]], source: str) -> None:
     """Applies the overrides in order; the last one of a field wins."""
     # Parts first: fields of their sections may precede them on the command line.
     for path, value in sorted(overrides, key=lambda override: override[0] not in TABLES):
@@ -205,7 +205,7 @@ def resolve_arguments(arguments: list[str]) -> Settings:
     kept, overrides = split_overrides(arguments)
     (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
     config = load_config(source)
-    _apply(config, overrides, source)
+    apply_overrides(config, overrides, source)
     plain, chosen = checks.with_defaults(config)
     # Whether fields agree that the other process will choose, it will find itself.
     return checks.typed(plain) if chosen else checks.resolve(plain)
@@ -261,7 +261,7 @@ def parse_command_line(values: flags.FlagValues, argv: list[str], program: str) 
     source = flag.value
     # When parsed a second time (in tests), the flag already holds the configuration.
     config = load_config(source, _tell) if isinstance(source, str) else source
-    _apply(config, overrides, str(source))
+    apply_overrides(config, overrides, str(source))
     flag.value = config
     return CommandLine(rest, source if isinstance(source, str) else None, overrides)
 

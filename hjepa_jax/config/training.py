@@ -208,6 +208,19 @@ class Checkpoint:
         above=0,
         aliases="max_to_keep save_total_limit keep",
     )
+    keep_every_steps: int | None = field(
+        None,
+        "Save at every multiple of this many steps, and keep those checkpoints for good, beside "
+        "the newest; None = none.",
+        above=0,
+        aliases="keep_every keep_period save_every_n_steps every_n_train_steps",
+    )
+    keep_every_epochs: float | None = field(
+        None,
+        "The same in epochs, rounded to whole steps; None = none.",
+        above=0,
+        aliases="keep_checkpoint_every_n_epochs every_n_epochs",
+    )
     keep_best: int = field(
         0,
         "Number of best checkpoints to keep in addition to the newest.",

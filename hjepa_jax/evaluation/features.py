@@ -27,6 +27,25 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
+class Extracted(NamedTuple):
+    """All that an evaluation takes from one encoder, but what robustness encodes.
+
+    Attributes:
+      train, test: states and labels of both sets.
+      views: states [M, D] of two augmented views of the same images.
+      shared: number of labeled test images that are also training images.
+    """
+
+    train: Features
+    test: Features
+    views: tuple[np.ndarray, np.ndarray]
+    shared: int
+
+
+class DivergedError(UserError):
+    """Features are not finite."""
+
+
 def _to_host(pending: jax.Array | np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Waits for one batch of features and returns the rows of real images, float32."""
     if isinstance(pending, jax.Array) and not (
@@ -48,7 +67,7 @@ def _to_host(pending: jax.Array | np.ndarray, keep: np.ndarray) -> np.ndarray:
 def _check_finite(features: npt.NDArray[np.float32]) -> None:
     bad = int(np.count_nonzero(~np.isfinite(features).all(axis=1)))
     if bad:
-        raise UserError(
+        raise DivergedError(
             f"The features of {bad} of {len(features)} images are not finite: the encoder has "
             "diverged, so there is nothing to evaluate; go back to an earlier checkpoint."
         )
@@ -69,7 +88,8 @@ def extract_features(encode: Encode, batches: Iterable[Batch]) -> Features:
       The features float32 [M, D] and labels int32 [M] of all M real images, in order.
 
     Raises:
-      UserError: no images, or features that are not finite.
+      DataError: no images.
+      DivergedError: features that are not finite.
       ValueError: a wrong shape from `encode`.
     """
     rows: list[np.ndarray] = []

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import PyTree
 from PIL import Image
 
-from hjepa_jax.config import Settings
+from hjepa_jax.config import Settings, steps_in_epochs
 from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.augmentation.device import augment_batch, with_images
@@ -119,7 +119,7 @@ class OnlineKnn:
         epoch = run.method.steps_per_epoch
         self._in_coordinates = coordinates_of(evaluation, run.method, run.mesh)
         assert evaluation.online_every_epochs is not None
-        self.every_steps = max(1, round(evaluation.online_every_epochs * epoch))
+        self.every_steps = steps_in_epochs(evaluation.online_every_epochs, epoch)
 
     def __call__(self, state: TrainState) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
         """Returns 'online/knn_top1' and 'online/knn_top5' of the state's encoder, and its states.

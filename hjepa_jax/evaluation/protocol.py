@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import (
     Batch,
     Encode,
+    Extracted,
     Extraction,
     encode_images,
     timed_features,
@@ -56,6 +57,8 @@ from hjepa_jax.evaluation.report.summary import (
 # Version 2 added intervals, notes and null values, and counts kNN votes and pairs differently;
 # version 3 renamed `variant` to `state_part` and `qp_variants` to `state_parts`.
 SCHEMA_VERSION = 3
+# (name of an encoder, what extracts its features) -> its features, which may be kept ones.
+Keep: TypeAlias = Callable[[str, Callable[[], Extracted]], Extracted]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,7 @@ class _Common(NamedTuple):
     """Data and settings shared by all encoders of an evaluation; see `run_protocol`."""
 
     sources: Sources
-    pair: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+    pair: Callable[[], tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]
     settings: Evaluation
     mesh: Mesh | None
     targets: Mapping[str, float] | None
@@ -123,14 +126,10 @@ class _Common(NamedTuple):
     sqrt_h: Fit | None
     # Of each encoder's sets; not among its metrics, which a repeated evaluation has alike.
     times: dict[str, dict[str, Extraction]]
-
-    def classification(self) -> ClassifyOptions:
-        """Returns the options of `classify`; call it after both sets have been read."""
-        names, shared = self.sources.class_names, self.overlap.shared()
-        return {"shared": shared, "names": names}
+    keep: Keep
 
 
-def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> Encoded:
+def _extract(name: str, encode: Encode, common: _Common) -> Extracted:
     """Encodes both sets; checks few-shot settings and set sizes before any other computation."""
     sources, settings, overlap = common.sources, common.settings, common.overlap
     with BOARD.busy(f"training features of the {name} encoder"):
@@ -147,9 +146,15 @@ def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> Encod
             f"The evaluation needs at least two training and two test images, but there are "
             f"{len(train.labels)} and {len(test.labels)}."
         )
-    first, second = (encode_images(encode, v, settings.batch_size) for v in common.pair)
-    state_part = settings.state_part if split_qp else "qp"
-    return Encoded(encode, train, test, (first, second), test.features, split_qp, state_part)
+    first, second = (encode_images(encode, v, settings.batch_size) for v in common.pair())
+    return Extracted(train, test, (first, second), overlap.shared())
+
+
+def _encode(name: str, encode: Encode, split_qp: bool, common: _Common) -> Encoded:
+    """Returns an encoder's states, as encoded."""
+    train, test, views, shared = common.keep(name, lambda: _extract(name, encode, common))
+    state_part = common.settings.state_part if split_qp else "qp"
+    return Encoded(encode, train, test, views, test.features, shared, split_qp, state_part)
 
 
 def _optional_parts(data: Encoded, found: Classification, common: _Common) -> Metrics:
@@ -162,7 +167,7 @@ def _optional_parts(data: Encoded, found: Classification, common: _Common) -> Me
             for n in settings.few_shot
         }
     if sources.label_maps and found.params is not None:
-        options: ClassifyOptions = {**common.classification(), "names": ()}
+        options: ClassifyOptions = {"shared": data.shared, "names": ()}
         metrics["coarse"] = coarse_metrics(
             data.train, data.test, sources.label_maps, settings, mesh, **options
         )
@@ -180,12 +185,13 @@ def _optional_parts(data: Encoded, found: Classification, common: _Common) -> Me
 
 
 class _Evaluated(NamedTuple):
-    """An encoder's metrics, both sets' labels, its picture inputs, and their queries."""
+    """An encoder's metrics, both sets' labels, its picture inputs, their queries, and `shared`."""
 
     metrics: Metrics
     labels: tuple[np.ndarray, np.ndarray]
     pictures: gallery.EncoderPictures
     queries: np.ndarray
+    shared: int
 
 
 def _evaluate_encoder(
@@ -210,7 +216,7 @@ def _evaluate_states(data: Encoded, common: _Common) -> _Evaluated:
     """Evaluates the states of an encoder in one kind of coordinates."""
     sources, settings, mesh = common.sources, common.settings, common.mesh
     split_qp, views = data.split_qp, data.views
-    options = common.classification()
+    options: ClassifyOptions = {"shared": data.shared, "names": sources.class_names}
     found = classify(data.train, data.test, sources.num_classes, settings, mesh, **options)
     with BOARD.busy("spectra and diagnostics"):
         described = diagnostics.diagnose(
@@ -256,7 +262,7 @@ def _evaluate_states(data: Encoded, common: _Common) -> _Evaluated:
     )
     # Not the features, which would take memory while the next encoder is evaluated.
     labels = (data.train_states.labels, data.test_states.labels)
-    return _Evaluated(metrics, labels, pictures, queries)
+    return _Evaluated(metrics, labels, pictures, queries, data.shared)
 
 
 def _picture_inputs(
@@ -275,13 +281,13 @@ def _picture_inputs(
 
 def _joined(
     encoders: Mapping[str, Metrics],
-    labels: tuple[np.ndarray, np.ndarray],
+    last: _Evaluated,
     common: _Common,
     info: Mapping[str, Any],
     notes: Sequence[str],
 ) -> Metrics:
-    """Returns the metrics of `run_protocol` from those of each encoder and both sets' labels."""
-    train, test = labels
+    """Returns the metrics of `run_protocol` from those of each encoder and the last one's sets."""
+    train, test = last.labels
     headline_k = common.settings.headline_k
     tested = int(np.count_nonzero(has_label(test)))
     return {
@@ -291,7 +297,7 @@ def _joined(
         "num_test_images": tested,
         "largest_class_share": validity.largest_share(test),
         "headline_k": headline_k,
-        "notes": notes_of(encoders, train, test, common.overlap.shared(), notes),
+        "notes": notes_of(encoders, train, test, last.shared, notes),
         "encoders": encoders,
         "trained_minus_random": differences(encoders, headline_k, tested),
         "sqrt_h_minus_raw": minus_raw(encoders, headline_k, tested),
@@ -323,6 +329,7 @@ def run_protocol(
     targets: Mapping[str, float] | None = None,
     remedy: diagnostics.Remedy = diagnostics.no_remedy,
     sqrt_h: Fit | None = None,
+    keep: Keep = lambda name, extract: extract(),
 ) -> Results:
     """Evaluates every encoder on the same data.
 
@@ -338,6 +345,7 @@ def run_protocol(
       targets: target mean squares of the raw 'q' and 'p', or 'z'; None = not checked.
       remedy: the method's advice, see `Method.remedy`.
       sqrt_h: gives an encoder its coordinates H^{1/2} z; None if these are not evaluated.
+      keep: returns an encoder's features, by extracting them unless it has them.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
@@ -355,17 +363,17 @@ def run_protocol(
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
     if settings.pixel_baseline:
         todo.append((PIXELS, pixels, False))
-    overlap, pair = validity.Overlap(), sources.augmented_pairs()
-    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h, {})
+    overlap, pair = validity.Overlap(), functools.cache(sources.augmented_pairs)
+    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h, {}, keep)
     found: dict[str, _Evaluated] = {}
     for name, encode, split in todo:
         found |= _evaluate_encoder(name, encode, split, common)
     metrics = {name: one.metrics for name, one in found.items()}
     pictures = {name: one.pictures for name, one in found.items()}
-    *_, (_, labels, _, queries) = found.values()
+    *_, last = found.values()
     return Results(
-        metrics=_joined(metrics, labels, common, info or {}, notes),
+        metrics=_joined(metrics, last, common, info or {}, notes),
         encoders=pictures,
         # Deferred: the numbers must not be lost if the data cannot be read again.
-        make_pictures=lambda: _picture_inputs(sources, pictures, queries),
+        make_pictures=lambda: _picture_inputs(sources, pictures, last.queries),
     )

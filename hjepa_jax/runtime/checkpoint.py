@@ -9,7 +9,7 @@ import logging
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,6 +19,8 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     BestN,
+    CustomSteps,
+    EveryNSteps,
     LatestN,
     PreservationPolicy,
 )
@@ -55,10 +57,11 @@ class _Saving(NamedTuple):
 
 
 class Checkpointer:
-    """Asynchronous, atomic, checksummed checkpoints of one run, keeping the newest and the best.
+    """Asynchronous, atomic, checksummed checkpoints of one run, of which it keeps some.
 
-    Each step holds `state` (the TrainState as arrays), `meta` (JSON: data position, config),
-    `checksums.json`, and with `keep_best` also `metrics` (JSON).
+    Those are the newest, the best, and those at regular intervals. Each step holds `state` (the
+    TrainState as arrays), `meta` (JSON: data position, config), `checksums.json`, and with
+    `keep_best` also `metrics` (JSON).
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Checkpointer:
         keep_best: int = 0,
         best_metric: str = "total",
         best_mode: Literal["min", "max"] | None = "min",
+        keep_every: Collection[int] = (),
+        keep: Collection[int] = (),
         read_only: bool = False,
     ):
         """Opens the checkpoint folder; unless `read_only`, creates and tidies it.
@@ -79,6 +84,8 @@ class Checkpointer:
           keep_best: number of best checkpoints by `best_metric` to keep in addition.
           best_metric: name of one of the metrics passed to `save`.
           best_mode: whether 'min' or 'max' is best; None = unknown, so there is no best checkpoint.
+          keep_every: numbers of steps at whose multiples all checkpoints are kept in addition.
+          keep: further steps to keep.
           read_only: allow restoring only.
 
         Raises:
@@ -101,9 +108,12 @@ class Checkpointer:
         distributed.wait_for_all("the checkpoints are tidied")
         if keep_best and best_mode is None:
             raise ValueError("keep_best needs best_mode, the better direction of best_metric")
-        self._manager = self._open(keep_last, keep_best)
+        self._manager = self._open(
+            keep_best,
+            [LatestN(keep_last), *map(EveryNSteps, keep_every), CustomSteps(tuple(keep))],
+        )
 
-    def _open(self, keep_last: int, keep_best: int) -> ocp.CheckpointManager:
+    def _open(self, keep_best: int, policies: list[PreservationPolicy]) -> ocp.CheckpointManager:
         """Opens orbax's manager, which saves checkpoints and removes those not to be kept.
 
         Raises:
@@ -111,7 +121,6 @@ class Checkpointer:
         """
         worst = math.inf if self._direction == "min" else -math.inf
         metric = functools.partial(_metric, self._best_metric, worst)
-        policies: list[PreservationPolicy] = [LatestN(keep_last)]
         if keep_best:
             policies.append(
                 BestN(
@@ -155,7 +164,7 @@ class Checkpointer:
         try:
             return checkpoint_files.steps(self.folder)
         except UnreadableError as error:
-            raise CheckpointError(_try_again(error)) from error
+            raise CheckpointError(try_again(error)) from error
 
     def best_step(self) -> int:
         """Returns the kept step with the best `best_metric`.
@@ -167,7 +176,7 @@ class Checkpointer:
         try:
             values = checkpoint_files.metric_by_step(self.folder, self.steps(), self._best_metric)
         except UnreadableError as error:
-            raise CheckpointError(_try_again(error)) from error
+            raise CheckpointError(try_again(error)) from error
         if self._direction is None:
             raise ConfigError(
                 f"config.checkpoint.best_metric is {self._best_metric!r}, but whether lower or "
@@ -306,7 +315,7 @@ class Checkpointer:
             except UserError:
                 raise
             except UnreadableError as error:
-                raise CheckpointError(_try_again(error)) from error
+                raise CheckpointError(try_again(error)) from error
             except Exception as error:  # a damaged file can fail in any layer below
                 reason = first_line(error)
                 cause = "" if isinstance(error, DamagedError) else f"{type(error).__name__}: "
@@ -375,7 +384,8 @@ class Checkpointer:
         )
 
 
-def _try_again(error: UnreadableError) -> str:
+def try_again(error: UnreadableError) -> str:
+    """Returns the sentence about a checkpoint that is temporarily unreadable."""
     return (
         f"{error}. The checkpoint may be intact: check the device or network that holds it, then "
         f"run the same command again."

@@ -175,6 +175,16 @@ def read_manifest(folder: pathlib.Path) -> Checksums:
     return content["checksums"]
 
 
+def content_digest(folder: pathlib.Path) -> str:
+    """Returns a digest of a checkpoint's content, as its checksums tell it.
+
+    Raises:
+      DamagedError: if they are missing, altered or malformed.
+      UnreadableError: if they are temporarily unreadable.
+    """
+    return _json_digest(read_manifest(folder))
+
+
 def _check_files(folder: pathlib.Path, files: Mapping[str, FileChecksum]) -> None:
     for name, expected in files.items():
         size, path = expected["bytes"], folder / name

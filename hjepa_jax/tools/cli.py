@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": Command(f"{_HERE}.commands.evaluate", "evaluate a run"),
     "show": Command(f"{_HERE}.show.command", "show where a run stands, its scores, and its files"),
     "compare": Command(f"{_HERE}.commands.compare", "compare evaluated runs on one page"),
+    "checkpoints": Command(f"{_HERE}.checkpoints.command", "evaluate and draw all checkpoints"),
     "sweep": Command(f"{_HERE}.commands.sweep", "run variants, settings, and seeds"),
     "features": Command(f"{_HERE}.commands.features", "write features of a run's data"),
     "export": Command(f"{_HERE}.commands.export", "write a run's encoder for other software"),

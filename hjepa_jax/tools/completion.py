@@ -79,7 +79,7 @@ def candidates(words: list[str], commands: Mapping[str, str]) -> list[str]:
 def _of_program(program: Program, before: list[str], word: str) -> Iterable[str]:
     """Returns the words that a program may take."""
     own = list(program.flags.flag_values_dict())
-    if word.startswith("--config.") and "config" in own:
+    if word.startswith("--config.") and program.takes_overrides:
         return _next_part([f"--config.{name}=" for name in field_names()], word)
     if "=" in word:
         name, _, text = word.partition("=")
@@ -88,7 +88,7 @@ def _of_program(program: Program, before: list[str], word: str) -> Iterable[str]
         boolean = [name for name in own if program.flags[name].boolean]
         found = [f"--{name}" if name in boolean else f"--{name}=" for name in own]
         found += [f"--no{name}" for name in boolean] + ["--help"]
-        return [*found, "--config."] if "config" in own else found
+        return [*found, "--config."] if program.takes_overrides else found
     if before[-1].startswith("--") and "=" not in before[-1]:
         return _values(program, before[-1].lstrip("-"), word)
     if program.name == "completion":

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from jaxtyping import PyTree
 
-from hjepa_jax.config import Settings, steps_per_epoch, total_steps, view_sizes
+from hjepa_jax.config import (
+    Settings,
+    steps_per_epoch,
+    total_steps,
+    view_sizes,
+)
 from hjepa_jax.config.rules import unfinished_schedules
 from hjepa_jax.config.training import Model
 from hjepa_jax.data.sources.base import ImageSource
+from hjepa_jax.errors import counted, size
 from hjepa_jax.methods.base import Method
+from hjepa_jax.runtime import checkpoint_files
 from hjepa_jax.runtime.arithmetic import described
 from hjepa_jax.runtime.devices import on_cpu
 from hjepa_jax.storage.metric_names import tag_of
 from hjepa_jax.training.prepare import PreparedRun
+from hjepa_jax.training.resume import kept_intervals
 
 # Differences from the defaults that are named; config.json has all.
 _MOST_CHANGES = 8
@@ -58,7 +67,7 @@ def summary(
     last = f" (the last of an epoch {rest})" if rest else ""
     steps = f"{run.num_steps} steps, {run.num_steps / epoch:.3g} epochs of {epoch}"
     lr = f"learning rate {train.lr:g}, warm-up {train.warmup_epochs:g} epochs"
-    kept = settings.checkpoint.every_steps or epoch
+    every = settings.checkpoint.every_steps or epoch
     computed = described(settings.runtime)
     return {
         "method": f"{settings.method}" + (f" (weights: {weights})" if weights else ""),
@@ -72,8 +81,54 @@ def summary(
         "precision": f"{settings.model.compute_dtype} encoder, float32 parameters and loss",
         **({"runtime": computed} if computed else {}),
         **_changed(settings, changes),
-        "folder": f"{workdir}: config.json, metrics.jsonl, events, a checkpoint every {kept} steps",
+        "folder": f"{workdir}: config.json, metrics.jsonl, events, a checkpoint every {every} steps"
+        + _kept(run),
     }
+
+
+def _kept(run: PreparedRun) -> str:
+    """Returns what checkpoints that are kept for good take on disk; '' if there are none."""
+    intervals = kept_intervals(run.settings.checkpoint, run.method.steps_per_epoch)
+    count = len(_multiples(intervals, 0, run.num_steps))
+    if not count:
+        return ""
+    often = " and ".join(f"{interval}" for interval in intervals)
+    total = size(count * _state_bytes(run))
+    return f"; those of every {often} steps are kept, {count} of them, about {total}"
+
+
+def _multiples(intervals: Sequence[int], first: int, last: int) -> set[int]:
+    """Returns the multiples of any of the intervals above `first`, up to `last`."""
+    return {step for n in intervals for step in range(n * (first // n + 1), last + 1, n)}
+
+
+def _state_bytes(run: PreparedRun) -> int:
+    """Returns the bytes of a checkpoint's arrays, which hardly shrink when they are written."""
+    leaves = jax.tree.leaves(run.abstract_state)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def disk_space(run: PreparedRun, workdir: pathlib.Path, first: int = 0) -> Iterator[str]:
+    """Yields a sentence if the disk has less space than the checkpoints of a run will take.
+
+    Args:
+      run: the prepared run.
+      workdir: its folder.
+      first: steps done before.
+    """
+    settings, one = run.settings.checkpoint, _state_bytes(run)
+    intervals = kept_intervals(settings, run.method.steps_per_epoch)
+    there = len(checkpoint_files.steps(workdir / "checkpoints"))
+    # The newest is written before the oldest is removed.
+    passing = max(1, settings.keep_last + settings.keep_best + 1 - there)
+    count = min(len(_multiples(intervals, first, run.num_steps)) + passing, run.num_steps - first)
+    free = shutil.disk_usage(workdir).free
+    if count * one > free:
+        yield (
+            f"{counted(count, 'more checkpoint')} will take about {size(count * one)}, but only "
+            f"{size(free)} are free in {workdir}: free disk space, or keep fewer "
+            "(config.checkpoint.keep_every_steps, keep_every_epochs, keep_last, keep_best)."
+        )
 
 
 def _millions(params: PyTree[jax.ShapeDtypeStruct]) -> str:

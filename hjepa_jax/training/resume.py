@@ -10,7 +10,7 @@ from typing import NamedTuple, NotRequired, SupportsFloat, TypedDict
 import jax
 from jaxtyping import PyTree
 
-from hjepa_jax.config import Settings, may_change_on_resume
+from hjepa_jax.config import Settings, may_change_on_resume, steps_in_epochs
 from hjepa_jax.config.data import Data
 from hjepa_jax.config.files import differences
 from hjepa_jax.config.rules import best_direction
@@ -18,11 +18,12 @@ from hjepa_jax.config.training import Checkpoint
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
 from hjepa_jax.methods.held import empty_held
-from hjepa_jax.runtime import distributed
-from hjepa_jax.runtime.checkpoint import Checkpointer
-from hjepa_jax.storage.checkpoint_meta import LAYOUT, Meta
+from hjepa_jax.runtime import checkpoint_files, distributed
+from hjepa_jax.runtime.checkpoint import Checkpointer, try_again
+from hjepa_jax.storage.checkpoint_meta import LAYOUT, META, Meta
+from hjepa_jax.storage.checksums import DamagedError, UnreadableError, read_meta
 from hjepa_jax.training.prepare import PreparedRun
-from hjepa_jax.training.saved_run import check_finite, config_in, initial_state
+from hjepa_jax.training.saved_run import check_finite, config_in, epoch_steps, initial_state
 from hjepa_jax.training.state import TrainState
 
 # Scores of the online kNN, which exist only at some steps.
@@ -134,15 +135,50 @@ def _restore(run: PreparedRun, checkpointer: Checkpointer) -> tuple[TrainState, 
     return state, meta
 
 
-def open_checkpoints(settings: Settings, workdir: pathlib.Path) -> Checkpointer:
-    """Opens the checkpoints of a workdir for saving."""
+def kept_intervals(checkpoint: Checkpoint, epoch_steps: int) -> tuple[int, ...]:
+    """Returns the numbers of steps at whose multiples checkpoints are saved and kept for good."""
+    steps, epochs = checkpoint.keep_every_steps, checkpoint.keep_every_epochs
+    found = () if steps is None else (steps,)
+    return found if epochs is None else (*found, steps_in_epochs(epochs, epoch_steps))
+
+
+def open_checkpoints(settings: Settings, workdir: pathlib.Path, epoch_steps: int) -> Checkpointer:
+    """Opens the checkpoints of a workdir for saving; `epoch_steps` are the steps of an epoch."""
+    folder = workdir / "checkpoints"
     return Checkpointer(
-        workdir / "checkpoints",
+        folder,
         keep_last=settings.checkpoint.keep_last,
         keep_best=settings.checkpoint.keep_best,
         best_metric=settings.checkpoint.best_metric,
         best_mode=best_direction(settings),
+        keep_every=kept_intervals(settings.checkpoint, epoch_steps),
+        keep=_promised(folder),
     )
+
+
+def _promised(folder: pathlib.Path) -> list[int]:
+    """Returns the saved steps that the configuration of their time keeps for good.
+
+    A run that is resumed with other intervals keeps them too.
+
+    Raises:
+      CheckpointError: if one is temporarily unreadable.
+    """
+
+    def promised(step: int) -> bool:
+        try:
+            meta = read_meta(folder / str(step), META)
+            saved, epoch = config_in(meta, folder).checkpoint, epoch_steps(meta["data"])
+        except (DamagedError, CheckpointError):
+            return False  # whether it can be restored is found elsewhere
+        return epoch is not None and any(
+            step % interval == 0 for interval in kept_intervals(saved, epoch)
+        )
+
+    try:
+        return [step for step in checkpoint_files.steps(folder) if promised(step)]
+    except UnreadableError as error:
+        raise CheckpointError(try_again(error)) from error
 
 
 def ranking(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import PyTree
 
-from hjepa_jax.config import Settings, may_change_on_resume
+from hjepa_jax.config import Settings, may_change_on_resume, steps_per_epoch
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.files import differences, from_json, read
 from hjepa_jax.config.parts import ENCODERS, section_prefixes
@@ -20,7 +20,7 @@ from hjepa_jax.errors import CheckpointError, first_line
 from hjepa_jax.runtime import distributed
 from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, not_finite
-from hjepa_jax.storage.checkpoint_meta import Meta
+from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import local_path
 from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.state import TrainState
@@ -81,6 +81,14 @@ def config_in(meta: Meta, folder: pathlib.Path) -> Settings:
         raise CheckpointError(
             f"the configuration in the checkpoint of {folder} cannot be read: {first_line(error)}"
         ) from error
+
+
+def epoch_steps(data: DataPosition) -> int | None:
+    """Returns the steps of an epoch of a run, from what its checkpoint says of its data."""
+    if "num_images" in data and "batch_size" in data:
+        drop_last = data.get("drop_last", True)
+        return steps_per_epoch(data["num_images"], data["batch_size"], drop_last)
+    return None
 
 
 def check_encoder(

@@ -21,12 +21,11 @@ from hjepa_jax.data.pipeline import eval_batches, train_batches
 from hjepa_jax.data.sources.base import ArraySource
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, DataError
-from hjepa_jax.evaluate import evaluation_sources
 from hjepa_jax.evaluation import monitor
 from hjepa_jax.evaluation.features import extract_features
 from hjepa_jax.evaluation.knn import knn_accuracy
 from hjepa_jax.evaluation.ready import Sets
-from hjepa_jax.evaluation.report.about import watch
+from hjepa_jax.evaluation.report.about import evaluation_sources, watch
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer

@@ -72,7 +72,7 @@ class Program:
 
     def help(self) -> str:
         """Returns the usage, the meaning, and every flag with its default."""
-        configured = "config" in list(self.flags)
+        configured = self.takes_overrides
         parts = [f"usage: hjepa {self.name}", self._arguments, "[FLAGS]"]
         parts += ["[--config.SECTION.FIELD=VALUE ...]"] if configured else []
         own = sorted(self.flags.flag_values_dict())
@@ -81,6 +81,11 @@ class Program:
         if configured:
             lines += ["", "'hjepa config' lists the fields of the configuration."]
         return "\n".join(lines)
+
+    @property
+    def takes_overrides(self) -> bool:
+        """Whether the command line may set fields of a configuration."""
+        return self._alone or "config" in list(self.flags)
 
     def _flag_help(self, name: str) -> str:
         """Returns the lines about a flag."""
@@ -130,7 +135,7 @@ class Program:
             self.flags[name].unparse()  # in tests, a program is parsed more than once
         parsed = parse_command_line(self.flags, argv, f"hjepa {self.name}")
         rest, self.source, self.given = parsed
-        if self.given and "config" not in list(self.flags) and not self._alone:
+        if self.given and not self.takes_overrides:
             raise UserError(f"config.{self.given[0][0]} is set, but there is no --config.")
         missing = [name for name in self._required if self.flags[name].value is None]
         if missing:

@@ -93,6 +93,7 @@ def page(groups: Sequence[Group], title: str = "Comparison of runs") -> str:
         Section("Differences", parts.intervals(groups)),
         Section("Neighbors and spectra", parts.knn_and_spectra(groups)),
         Section("Training", parts.training_curves(groups)),
+        Section("Checkpoints", parts.checkpoint_curves(groups)),
         Section("Position q, momentum p, and both", parts.state_parts_table(groups)),
         Section("Coordinates z and H^{1/2} z", parts.coordinates_table(groups)),
         Section("Few-shot, coarse labels, and corrupted images", parts.extra_table(groups)),

@@ -9,13 +9,14 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from hjepa_jax.config import rows
 from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation.checkpoint_curves.stored import Evaluations, evaluations_of
 from hjepa_jax.evaluation.diagnostics import MEAN_CEILING
 from hjepa_jax.evaluation.report.folder import (
     METRICS,
@@ -112,6 +113,7 @@ class RunResult:
       metrics: content of metrics.json.
       config: flat configuration, dotted name -> value; {} if the workdir was not found.
       curves: tag -> (steps, values); {} without `metrics.jsonl`.
+      checkpoints: evaluations of its checkpoints, one for each protocol.
     """
 
     name: str
@@ -119,6 +121,7 @@ class RunResult:
     metrics: dict[str, Any]
     config: dict[str, object]
     curves: dict[str, Curve]
+    checkpoints: Sequence[Evaluations] = ()
 
     def figures(self, encoder: str = "trained") -> dict[str, float]:
         """Returns the headline figures of one encoder."""
@@ -240,37 +243,67 @@ def load_result(path: pathlib.Path, eval_dir: pathlib.Path | None = None) -> Run
       UserError: no report, or files that cannot be read.
     """
     report = _find_report(path, eval_dir)
-    config: dict[str, object] = {}
-    if os.path.lexists(path / "config.json"):
-        try:
-            config = dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}/config.json cannot be read: {error}") from error
-    curves = metrics_file.read_metrics(path)
-    return RunResult(path.name, report, load_metrics(report), config, curves)
+    config, curves = flat_config(path), metrics_file.read_metrics(path)
+    checkpoints = evaluations_of(path)
+    return RunResult(path.name, report, load_metrics(report), config, curves, checkpoints)
 
 
-def group_runs(results: Sequence[RunResult]) -> list[Group]:
+def flat_config(path: pathlib.Path) -> dict[str, object]:
+    """Returns the configuration of a run by dotted name; {} if it has none.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    if not os.path.lexists(path / "config.json"):
+        return {}
+    try:
+        return dict(_flat(read_json(path / "config.json", Fields(), constants=True)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}/config.json cannot be read: {error}") from error
+
+
+class Configured(Protocol):
+    """A run's name and flat configuration."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """Configuration, dotted name -> value; {} if unknown."""
+        ...
+
+
+_Run = TypeVar("_Run", bound=Configured)
+
+
+def by_seed(results: Sequence[_Run]) -> dict[str, list[_Run]]:
     """Groups runs that differ only in their seed, in the order of each group's first run.
 
     A run with an unknown configuration forms its own group. A group is named after its runs: by
     the part before 'seed<n>', or by the name of the first one.
     """
-    members: dict[str, list[RunResult]] = {}
+    members: dict[str, list[_Run]] = {}
     for position, result in enumerate(results):
         fixed = [(k, v) for k, v in sorted(result.config.items()) if not k.startswith(_IGNORED)]
         key = json.dumps(fixed) if fixed else f"run {position}"
         members.setdefault(key, []).append(result)
-    groups: list[Group] = []
+    groups: dict[str, list[_Run]] = {}
     for runs in members.values():
         stems = {re.sub(r"[-_.]?seed-?\d+$", "", run.name) for run in runs}
         name = stems.pop() if len(stems) == 1 and len(runs) > 1 else runs[0].name
-        taken = {group.name for group in groups}
         unique = next(
-            n for n in (name, *(f"{name} ({i})" for i in range(2, 10**6))) if n not in taken
+            n for n in (name, *(f"{name} ({i})" for i in range(2, 10**6))) if n not in groups
         )
-        groups.append(Group(unique, tuple(runs)))
+        groups[unique] = runs
     return groups
+
+
+def group_runs(results: Sequence[RunResult]) -> list[Group]:
+    """Returns the groups of `by_seed`."""
+    return [Group(name, tuple(runs)) for name, runs in by_seed(results).items()]
 
 
 def differing_fields(groups: Sequence[Group]) -> dict[str, list[object]]:

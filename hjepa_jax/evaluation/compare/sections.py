@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hjepa_jax.evaluation.checkpoint_curves.draw import CurveGroup, curves_over_training
+from hjepa_jax.evaluation.checkpoint_curves.stored import by_common_protocol
 from hjepa_jax.evaluation.compare.runs import (
     Group,
     RunResult,
@@ -181,6 +183,21 @@ def training_curves(groups: Sequence[Group]) -> str:
             for style, group in enumerate(groups)
         ]
     )
+
+
+def checkpoint_curves(groups: Sequence[Group]) -> str:
+    """Returns the curves of the evaluated checkpoints; '' if no run has any.
+
+    They are by the protocol that most runs have, and of the groups that have it.
+    """
+    runs = [run for group in groups for run in group.runs]
+    chosen = iter(by_common_protocol([run.checkpoints for run in runs]))
+    drawn = []
+    for style, group in enumerate(groups):
+        known = [one for _ in group.runs if (one := next(chosen)) is not None]
+        if known:
+            drawn.append(CurveGroup(group.name, style, known))
+    return curves_over_training(drawn)
 
 
 def state_parts_table(groups: Sequence[Group]) -> str:

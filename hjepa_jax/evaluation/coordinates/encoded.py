@@ -18,6 +18,7 @@ class Encoded(NamedTuple):
       train_states, test_states: full states of both sets.
       views: full states of two augmented views of the same images, [M, D] each.
       raw: the test states as encoded, whatever the coordinates.
+      shared: number of labeled test images that are also training images.
       split_qp: whether the states are [q | p].
       state_part: the part that is evaluated.
     """
@@ -27,6 +28,7 @@ class Encoded(NamedTuple):
     test_states: Features
     views: tuple[np.ndarray, np.ndarray]
     raw: np.ndarray
+    shared: int
     split_qp: bool
     state_part: str
 

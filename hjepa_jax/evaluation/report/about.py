@@ -6,13 +6,16 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 import hjepa_jax
 from hjepa_jax.config import Settings, may_differ_between_processes
 from hjepa_jax.config.data import Data
-from hjepa_jax.data.pipeline import eval_batches
+from hjepa_jax.data.pipeline import augmented_pairs, eval_batches
 from hjepa_jax.data.sources.base import ImageSource, has_label
+from hjepa_jax.data.sources.open import open_data_set
 from hjepa_jax.evaluation.features import Batch
+from hjepa_jax.evaluation.protocol import Sources
 from hjepa_jax.evaluation.ready import Sets
 from hjepa_jax.storage.checkpoint_meta import DataPosition
 from hjepa_jax.storage.files import printable
@@ -158,3 +161,20 @@ def about_images(settings: Settings, train: Watched, test: Watched) -> dict[str,
 def watch(data: Data, sets: Sets, batch_size: int) -> tuple[Watched, Watched]:
     """Returns the training and the test images as `Watched` sets."""
     return Watched(data, sets.train, batch_size), Watched(data, sets.test, batch_size)
+
+
+def evaluation_sources(settings: Settings, train: Watched, test: Watched) -> Sources:
+    """Returns the data of an evaluation, from a configuration and its opened sets."""
+    samples, names = settings.evaluation.alignment_samples, train.source.class_names
+
+    def pairs() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        return augmented_pairs(settings.data, test.source, samples, settings.seed)
+
+    return Sources(
+        train_batches=train,
+        test_batches=test,
+        augmented_pairs=pairs,
+        num_classes=len(names),
+        class_names=names,
+        label_maps=open_data_set(settings).label_maps(names),
+    )

@@ -108,13 +108,20 @@ def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: _style(number) for number, name in enumerate(names)}
 
 
-def draw_series(axes: Axes, series: Sequence[plots.Series], described: plots.Axes) -> None:
-    """Draws lines and their bands, with markers if the ticks are at the points."""
+def draw_series(
+    axes: Axes,
+    series: Sequence[plots.Series],
+    described: plots.Axes,
+    *,
+    marked: bool | None = None,
+) -> None:
+    """Draws lines and their bands, with markers if `marked`; None = if the ticks are at points."""
+    marked = described.x_ticks is not None if marked is None else marked
     for one in series:
         if not len(one.x):
             continue
         style = _style(one.style)
-        if described.x_ticks is None:
+        if not marked:
             del style["marker"]
         axes.plot(one.x, one.y, linewidth=2, label=one.name, **style)
         if one.low is not None and one.high is not None:

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.evaluation.report.maps import principal_axes
+from hjepa_jax.methods.base import HasFlow, Method
+from hjepa_jax.models.base import applied
+from hjepa_jax.training.step import Parts
 
 APPLICATIONS = 32
 
@@ -26,6 +30,26 @@ class Flow(NamedTuple):
     step: Callable[[jax.Array | np.ndarray, float], jax.Array]
     energy: Callable[[jax.Array | np.ndarray], jax.Array]
     duration: float
+
+
+def flow_of(method: Method, params: Parts, step: int) -> Flow | None:
+    """Returns the Hamiltonian flow after `step` steps; None for a method without one."""
+    if not isinstance(method, HasFlow) or method.flow_time is None:
+        return None
+    predictor, time = method.predictor, method.flow_time
+    # On the host, since only one of several processes draws.
+    variables = {"params": jax.device_get(params.get("predictor", {}))}
+    scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
+
+    @jax.jit
+    def flow(states: jax.Array | np.ndarray, direction: float) -> jax.Array:
+        return applied(predictor, variables, states, direction, scale)
+
+    @jax.jit
+    def energy(states: jax.Array | np.ndarray) -> jax.Array:
+        return applied(predictor, variables, states, scale, method="energy")
+
+    return Flow(flow, energy, time)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 
 from hjepa_jax.errors import first_line
+from hjepa_jax.evaluation.checkpoint_curves.draw import CurveGroup, curves_over_training
+from hjepa_jax.evaluation.checkpoint_curves.stored import BASELINES
 from hjepa_jax.evaluation.page.curves import Curves, training_curves
 from hjepa_jax.evaluation.page.document import Section, document, warning
 from hjepa_jax.evaluation.page.ink import breakable
@@ -53,6 +56,24 @@ def _intro(metrics: Metrics) -> str:
     parts.append(f"frozen features ({shown})")
     notes = "".join(warning(str(note)) for note in metrics.get("notes", ()))
     return f'<p class="note">{escape(" · ".join(parts))}</p>{notes}'
+
+
+def _checkpoints(name: str, metrics: Metrics, record: Record) -> str:
+    """Returns the curves of the run's evaluated checkpoints, and what differs from this one."""
+    found = record.checkpoints
+    if found is None:
+        return ""
+    here = metrics["info"].get("settings", {})
+    differing = [
+        path
+        for path in sorted({*found.settings} & {*here})
+        if path not in BASELINES and json.dumps(found.settings[path]) != json.dumps(here[path])
+    ]
+    note = f"All checkpoints, evaluated alike; the numbers are in {found.folder}."
+    if differing:
+        note += f" These settings differ from those of this page: {', '.join(differing)}."
+    curves = curves_over_training([CurveGroup(name, 0, [found])])
+    return f'<p class="note">{escape(note)}</p>{curves}'
 
 
 def _settings(record: Record) -> str:
@@ -133,6 +154,7 @@ def evaluation_page(
     if record is not None:
         curves = training_curves([Curves(name, 0, [record.curves])], rest=True)
         sections.append(Section("Training", curves))
+        sections.append(Section("Checkpoints", _checkpoints(name, metrics, record)))
     if given is not None:
         sections += [
             Section("Distribution of states", _guarded(lambda: distribution(metrics, given))),

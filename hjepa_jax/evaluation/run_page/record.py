@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from hjepa_jax.config import Settings
 from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.checkpoint_curves.stored import (
+    Evaluations,
+    by_common_protocol,
+    evaluations_of,
+)
 from hjepa_jax.storage.metrics_file import Curve, read_metrics
 
 _log = logging.getLogger(__name__)
@@ -23,12 +28,14 @@ class Record:
       changed: (field, value, default) of the settings that differ from the defaults.
       config: content of `config.json`.
       curves: logged metrics by tag.
+      checkpoints: the evaluations of its checkpoints, by the protocol with most of them.
       commands: lines that train the run again and evaluate it as here.
     """
 
     changed: Sequence[tuple[str, object, object]]
     config: str
     curves: Mapping[str, Curve]
+    checkpoints: Evaluations | None
     commands: Sequence[str]
 
 
@@ -49,7 +56,9 @@ def record_of(
     except UserError as error:
         _log.warning("the report has no training curves: %s", error)
         curves = {}
-    return Record(changed, saved.to_json(), curves, _commands(workdir, saved, settings, which))
+    (checkpoints,) = by_common_protocol([evaluations_of(workdir)])
+    commands = _commands(workdir, saved, settings, which)
+    return Record(changed, saved.to_json(), curves, checkpoints, commands)
 
 
 def _commands(workdir: pathlib.Path, saved: Settings, settings: Settings, which: str) -> list[str]:

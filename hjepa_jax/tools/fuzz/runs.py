@@ -55,6 +55,8 @@ from hjepa_jax.training.saved_run import (
 from hjepa_jax.training.state import TrainState
 
 _STEPS = (1, 2)
+# Irrelevant without config.checkpoint.keep_every_epochs.
+_EPOCH_STEPS = 1
 # Files that are read as JSON before a checksum can be compared.
 _RECORDS = ("config.json", "lock", "checksums.json", "_CHECKPOINT_METADATA")
 _NAMES = ("3.damaged", "2~", "9", "002", "٣", "1\n", ".nfs00", "3.orbax-checkpoint-tmp-7", "notes")
@@ -109,7 +111,7 @@ def _sample() -> _Sample:
         workdir = pathlib.Path(folder) / "run"
         with (
             WorkdirLock(workdir),
-            contextlib.closing(open_checkpoints(settings, workdir)) as to,
+            contextlib.closing(open_checkpoints(settings, workdir, _EPOCH_STEPS)) as to,
         ):
             for step, state in states.items():
                 save(settings, identity, [], jax.device_put(state), to, {"total": float(step)})
@@ -278,7 +280,7 @@ class _Attempt:
         sample, workdir = self.sample, self.workdir
         check_replaceable(workdir)
         with WorkdirLock(workdir) as lock:
-            checkpointer = open_checkpoints(sample.settings, workdir)
+            checkpointer = open_checkpoints(sample.settings, workdir, _EPOCH_STEPS)
             try:
                 begins = not checkpointer.steps()
                 state, skipped, _ = restore_or_init(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from hjepa_jax.config.command_line.program import Program, write_out
-from hjepa_jax.errors import UserError
+from hjepa_jax.errors import UserError, size
 from hjepa_jax.storage.files import local_path
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _EVAL_DIR = flags.DEFINE_string(
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print JSON, a list of runs.", flag_values=_FLAGS)
 _CHANGES = 6
+_CHECKPOINTS = 8
 
 
 def find_runs(path: pathlib.Path) -> list[pathlib.Path]:
@@ -91,8 +92,11 @@ def _recipe(state: RunState) -> str:
 def _checkpoint(state: RunState) -> str:
     if state.checkpoint_age is None:
         return "none yet"
-    kept = ", ".join(map(str, state.checkpoints))
-    return f"step {state.checkpoints[-1]}, {age(state.checkpoint_age)} ago (kept: {kept})"
+    first, *_, last = steps = [state.checkpoints[0], *state.checkpoints]
+    kept = f"{len(steps) - 1} from {first} to {last}"
+    if len(steps) - 1 <= _CHECKPOINTS:
+        kept = ", ".join(map(str, state.checkpoints))
+    return f"step {last}, {age(state.checkpoint_age)} ago (kept: {kept})"
 
 
 def _scores(scores: dict) -> str:
@@ -123,16 +127,6 @@ def table(states: Sequence[RunState]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths)).rstrip() for row in rows]
     return "\n".join(lines)
-
-
-def size(count: int) -> str:
-    """Returns a number of bytes in the largest unit below it."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
 def age(seconds: float) -> str:

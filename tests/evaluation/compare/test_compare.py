@@ -1,5 +1,6 @@
 """The comparison page: reading runs, statistics, charts, and the page in a browser."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -13,6 +14,7 @@ from pages import ink_pixels, parse, screenshot
 from PIL import Image
 
 from hjepa_jax.errors import UserError
+from hjepa_jax.evaluation.checkpoint_curves.stored import Evaluations, Point
 from hjepa_jax.evaluation.compare import runs
 from hjepa_jax.evaluation.compare.page import compare, page, warnings
 from hjepa_jax.evaluation.page import ink
@@ -367,3 +369,33 @@ def test_different_images_and_settings_give_warnings(tmp_path) -> None:
     assert "settings" not in told[0]
     assert "different settings: evaluation.probe_epochs." in told[1]
     assert "tested on different images" in told[2]
+
+
+def test_curves_of_checkpoints_are_shown_by_the_protocol_of_most_runs(workdirs, tmp_path) -> None:
+    def evaluations(folder: str, probe_epochs: int, *values: float) -> Evaluations:
+        points = [Point(10 * i, float(i), {"knn": value}) for i, value in enumerate(values)]
+        settings = {"evaluation.probe_epochs": probe_epochs}
+        return Evaluations(
+            tmp_path / folder, settings, points, {"knn": "kNN@20 %"}, "", frozenset()
+        )
+
+    def section(*checkpoints: list[Evaluations]) -> str:
+        found = [runs.load_result(path, tmp_path / "none") for path in workdirs[: len(checkpoints)]]
+        results = [
+            dataclasses.replace(one, checkpoints=own) for one, own in zip(found, checkpoints)
+        ]
+        text = page(runs.group_runs(results))
+        parse(text)
+        if 'id="checkpoints"' not in text:
+            return ""
+        return text[text.index('<section id="checkpoints">') :].partition("</section>")[0]
+
+    assert section([], []) == ""
+    common = [evaluations("a", 50, 0.1, 0.3)], [evaluations("b", 50, 0.2, 0.6)]
+    other = [evaluations("c", 5, 0.9, 0.9, 0.9)]
+    text = section([*other, *common[0]], common[1], [])
+    # The mean of the two seeds that have it, and their band.
+    assert 'data-y="0.15 0.45"' in text
+    assert 'data-low="0.1 0.3" data-high="0.2 0.6"' in text
+    assert "(2 seeds)" in text
+    assert "0.9" not in text

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pathlib
 import re
 
 import evaluations
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from pages import ink_pixels, parse, screenshot
 
+from hjepa_jax.evaluation.checkpoint_curves.stored import Evaluations, Point
 from hjepa_jax.evaluation.page import ink
 from hjepa_jax.evaluation.report.flow import FlowPicture, HalfPicture
 from hjepa_jax.evaluation.run_page.page import evaluation_page
@@ -20,6 +22,7 @@ _RECORD = Record(
     [("train.lr", 0.125, 0.0005), ("data.root", "<script>x</script>", None)],
     '{\n  "train": "<script>"\n}',
     {"loss/total": _CURVE, "method/own": _CURVE, "epoch": _CURVE},
+    None,
     ["hjepa train --config=a/config.json", "hjepa eval a"],
 )
 
@@ -226,3 +229,31 @@ def test_a_browser_shows_the_page_in_its_width(width, dark, tmp_path) -> None:
         assert ink_pixels(pixels, colors[style]) > 80
     # Nothing extends beyond the page's column.
     assert (pixels[:, -8:] == pixels[0, 0]).all()
+
+
+def test_the_curves_of_the_checkpoints_are_shown_with_what_differs() -> None:
+    points = [Point(step, step / 4, {"knn": step / 10, "rankme": 3.0}) for step in (0, 4, 8)]
+    checkpoints = Evaluations(
+        pathlib.Path("runs/x/checkpoint_curves"),
+        {"evaluation.probe_epochs": 5, "evaluation.headline_k": 20},
+        points,
+        {"knn": "kNN@20 %", "rankme": "RankMe", "alignment": "alignment"},
+        "",
+        frozenset({"cpu"}),
+    )
+    metrics = evaluations.metrics()
+    metrics["info"]["settings"] = {
+        "evaluation.probe_epochs": 50,
+        "evaluation.headline_k": 20,
+        "seed": 3,
+    }
+    record = dataclasses.replace(_RECORD, checkpoints=checkpoints)
+    text = _page(metrics, record=record)
+    titles = _titles(text)
+    assert titles[titles.index("Training") + 1] == "Checkpoints"
+    section = text[text.index('<section id="checkpoints">') :].partition("</section>")[0]
+    assert "differ from those of this page: evaluation.probe_epochs." in section
+    assert "runs/x/checkpoint_curves" in section
+    assert section.count('data-x="epoch"') == section.count('data-x="step"') == 2
+    assert 'data-y="0 0.4 0.8"' in section
+    parse(text)

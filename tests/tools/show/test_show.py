@@ -11,11 +11,11 @@ import pytest
 
 from hjepa_jax.config import files
 from hjepa_jax.config.checks import typed
-from hjepa_jax.errors import UserError
+from hjepa_jax.errors import UserError, size
 from hjepa_jax.recipes import cifar100
 from hjepa_jax.storage.metrics_file import METRICS_FILE, line_of
 from hjepa_jax.tools.show import command
-from hjepa_jax.tools.show.command import age, block, find_runs, size, table
+from hjepa_jax.tools.show.command import age, block, find_runs, table
 from hjepa_jax.tools.show.state import nearest_recipe, read_state
 
 # 1000 images in batches of 100 for 5 epochs.

@@ -1,0 +1,1 @@
+"""`hjepa checkpoints`: evaluates all checkpoints of runs, and draws their curves."""
