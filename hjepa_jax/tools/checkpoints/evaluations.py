@@ -34,7 +34,7 @@ from hjepa_jax.training.prepare import make_encode
 from hjepa_jax.training.saved_run import check_has_checkpoints, epoch_steps
 
 # Settings of an evaluation that features depend on, besides those of the images.
-_OF_FEATURES = ("data.", "evaluation.alignment_samples")
+_OF_FEATURES = ("data.", "evaluation.alignment_samples", "runtime.")
 # Stands for the digest of a checkpoint.
 _RANDOM = "random initialization"
 # What the line about a checkpoint has if there is no accuracy.

@@ -154,9 +154,11 @@ def test_nothing_is_encoded_or_evaluated_twice(run, undrawn, encoded, capsys) ->
     main(run)
     assert encoded == []
     assert {path: path.read_text() for path in texts} == texts
-    # Features of other views do not serve.
-    main(run, "--config.evaluation.alignment_samples=4")
-    assert encoded
+    # Features of other views, or of other arithmetic, do not serve.
+    for other in ("evaluation.alignment_samples=4", "runtime.matmul_precision=highest"):
+        encoded.clear()
+        main(run, f"--config.{other}")
+        assert encoded, other
 
 
 def test_an_interrupted_evaluation_goes_on(run, undrawn, monkeypatch, capsys) -> None:
