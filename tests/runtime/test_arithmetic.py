@@ -21,11 +21,12 @@ from hjepa_jax.training.automatic.resolved import resolved
 
 WANTED = Runtime(deterministic=True)
 FLAG = "--xla_gpu_deterministic_ops"
+OTHER = "--xla_force_host_platform_device_count=1"
 
 
 @pytest.fixture(autouse=True)
 def no_flags(monkeypatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/nowhere")
+    monkeypatch.setenv("XLA_FLAGS", OTHER)
 
 
 def started(monkeypatch, platform: str | None) -> None:
@@ -39,10 +40,10 @@ def started(monkeypatch, platform: str | None) -> None:
 def test_the_flag_is_added_before_a_backend_starts_and_only_if_wanted(monkeypatch) -> None:
     started(monkeypatch, None)
     arithmetic.set_up(Runtime())
-    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=/nowhere"
+    assert os.environ["XLA_FLAGS"] == OTHER
     for _ in range(2):
         arithmetic.set_up(WANTED)
-        assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/nowhere {FLAG}=true"
+        assert os.environ["XLA_FLAGS"] == f"{OTHER} {FLAG}=true"
 
 
 @pytest.mark.parametrize("given", [FLAG, f"{FLAG}=true", f"{FLAG}=false {FLAG}=1"])
@@ -60,13 +61,13 @@ def test_a_started_gpu_without_it_is_one_sentence(monkeypatch, caplog) -> None:
     assert "\n" not in str(caught.value)
     arithmetic.set_up(WANTED, needed=False)
     assert caplog.messages == [str(caught.value)]
-    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=/nowhere"
+    assert os.environ["XLA_FLAGS"] == OTHER
 
 
 def test_a_started_cpu_needs_nothing(monkeypatch) -> None:
     started(monkeypatch, "cpu")
     arithmetic.set_up(WANTED)
-    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=/nowhere"
+    assert os.environ["XLA_FLAGS"] == OTHER
 
 
 def test_a_flag_that_contradicts_or_is_unknown_is_refused(monkeypatch) -> None:

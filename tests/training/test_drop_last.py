@@ -14,7 +14,6 @@ from hjepa_jax.config.files import choose_part
 from hjepa_jax.data.batches import BatchMaker, batch_indices, check_stream
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import ConfigError, UserError
-from hjepa_jax.evaluate import _epoch_steps
 from hjepa_jax.loading import load_run
 from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import sharding
@@ -26,6 +25,7 @@ from hjepa_jax.tools.show.state import read_state
 from hjepa_jax.train import train
 from hjepa_jax.training.feed import dispatch_lengths, images_between, unlike_batches
 from hjepa_jax.training.prepare import prepare
+from hjepa_jax.training.saved_run import epoch_steps
 
 # 40 images: batches of 16, 16, and 8.
 IMAGES, BATCH, EPOCH = 40, 16, 3
@@ -119,7 +119,7 @@ def test_a_run_knows_its_epochs(whole: Any) -> None:
     run = load_run(whole)
     assert (run.step, run.run.num_steps, run.run.method.steps_per_epoch) == (6, 6, EPOCH)
     meta = {"num_images": IMAGES, "batch_size": BATCH}
-    assert (_epoch_steps({**meta, "drop_last": False}), _epoch_steps(meta)) == (EPOCH, 2)
+    assert (epoch_steps({**meta, "drop_last": False}), epoch_steps(meta)) == (EPOCH, 2)
     state = read_state(whole)
     assert (state.step, state.total_steps, state.status) == (6, 6, "finished")
     # The length of the epochs is a part of the run.

@@ -17,7 +17,7 @@ class Volume(NamedTuple):
     """Of a covariance C = R^T cov(x) R + ridge I of rank k.
 
     Attributes:
-      logdet: log det(C) / k.
+      logdet: log det(C) / k; -inf if an eigenvalue is 0.
       smallest: smallest eigenvalue.
       rank: k.
     """
@@ -50,4 +50,6 @@ def volume(part: np.ndarray, rank: int, ridge: float, seed: int = 0) -> Volume:
     covariance = projected.T @ projected / (len(rows) - 1)
     # Rounding may leave an eigenvalue of 0 below it.
     values = np.maximum(np.linalg.eigvalsh(covariance), 0.0) + ridge
-    return Volume(float(np.log(values).mean()), float(values[0]), used)
+    with np.errstate(divide="ignore"):
+        logdet = float(np.log(values).mean())
+    return Volume(logdet, float(values[0]), used)

@@ -20,7 +20,7 @@ from hjepa_jax.methods.hjepa_settings import Loss
 _NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 _NOTE = (
     "Of the test images on the maps. First, quantiles of their states along random directions, "
-    "minus those of N(0, 1), which is what SIGReg sees: median and 10–90 % of the directions, "
+    "minus those of N(0, 1), which is what SIGReg sees: median and 10 to 90 % of the directions, "
     "beside as many numbers from N(0, 1). Then the same of their shape alone, and their norms "
     "beside those of standard Gaussian vectors (χ)."
 )

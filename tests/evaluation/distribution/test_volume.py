@@ -38,5 +38,6 @@ def test_a_collapse_ends_at_the_ridge():
     point = volume(np.ones((50, 8)), 8, 1e-4)
     np.testing.assert_allclose(point.logdet, np.log(1e-4), rtol=1e-9)
     assert volume(flat, 100, 1e-4).rank == 8
+    assert volume(np.ones((50, 8)), 8, 0.0) == (-np.inf, 0.0, 8)
     with pytest.raises(ValueError, match="at least 2 samples"):
         volume(flat[:1], 8, 1e-4)
