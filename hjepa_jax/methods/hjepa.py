@@ -99,10 +99,11 @@ class HJEPA(Method):
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) for the warm-up of the potential if it does not end in time."""
-        dynamics = settings.section(Dynamics)
-        if has_potential(dynamics) and dynamics.residual_scale_warmup_epochs >= epochs:
-            yield "dynamics.residual_scale_warmup_epochs", dynamics.residual_scale_warmup_epochs
+        """Yields (field, value) for the warm-up if it, unlike the published, must end in time."""
+        warmup = settings.section(Dynamics).residual_scale_warmup_epochs
+        published = settings.section(Parity).epochwise_residual_warmup
+        if has_potential(settings.section(Dynamics)) and warmup >= epochs and not published:
+            yield "dynamics.residual_scale_warmup_epochs", warmup
 
     @classmethod
     def trains_predictor(cls, settings: Settings) -> bool:

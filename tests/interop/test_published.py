@@ -209,6 +209,15 @@ def test_kinds_of_the_regularizer(regularizer: dict[str, Any], expected: dict[st
     assert found == {**expected, **data, **COMMON, **PLAIN}
 
 
+def test_a_warm_up_may_be_longer_than_the_training() -> None:
+    """As in the published script; ours refuses it."""
+    config = translate(changed(HJEPA, train__epochs=4)).config
+    assert resolve(config).value("dynamics.residual_scale_warmup_epochs") == 5
+    config.parity.epochwise_residual_warmup = False
+    with pytest.raises(ConfigError, match="residual_scale_warmup_epochs=5 would not finish"):
+        resolve(config)
+
+
 def test_the_schedules_of_a_learnable_spectrum() -> None:
     keys: dict[str, object] = {"h_learnable_start_epoch": 2, "h_learnable_ramp_epochs": 2}
     keys |= {"freeze_h_epochs": 3, "h_grad_scale": 0.5, "h_alpha_start_epoch": 4}
