@@ -11,12 +11,12 @@ import numpy as np
 
 from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.evaluation import geometry
+from hjepa_jax.evaluation.distribution.norms import PART_NAMES
 from hjepa_jax.evaluation.features import select_state_part
 
 Metrics = dict[str, Any]
 # Random directions for the participation ratio, as many as loss.logdet_dim has by default.
 ALARM_DIM = 128
-_NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 # If the mean holds more than this share of the energy, less than 1 % distinguishes images. Randomly
 # initialized encoders have 90 to 95 %.
 MEAN_CEILING = 0.99
@@ -145,7 +145,7 @@ def _part_alarms(
     metrics: Mapping[str, float], part: str, target: float | None, remedy: Remedy
 ) -> Iterator[Alarm]:
     """Yields the alarms of one part of the state, most severe first."""
-    name = _NAMES[part]
+    name = PART_NAMES[part]
     share, square = mean_share_of(metrics, part), metrics.get(f"{part}2")
     ratio, deviation = metrics.get(f"{part}_pr"), metrics.get(f"{part}_std_min")
     if share is not None and share > MEAN_CEILING:
@@ -191,7 +191,7 @@ def collapse_alarms(
     alarms = [Alarm(AlarmKind.NOT_FINITE, ", ".join(broken))] if broken else []
     if (alarm := _prediction_alarm(metrics, remedy)) is not None:
         alarms.append(alarm)
-    for part in _NAMES:
+    for part in PART_NAMES:
         target = 1.0 if targets is None else targets.get(part)
         alarms += _part_alarms(metrics, part, target, remedy)
     return alarms

@@ -54,6 +54,14 @@ def _surface_painters(surface: Callable[[], Surface]) -> Painters:
     return painters
 
 
+def _energy_painters(
+    which: Sequence[str], surface: Callable[[], Surface], heat_map: Callable[[], Any]
+) -> Painters:
+    """Returns the painters of those pictures of an energy that are wanted."""
+    painters = _surface_painters(surface) if "surface" in which else {}
+    return painters | ({"heatmap.png": heat_map} if "heatmap" in which else {})
+
+
 def of_system(name: str, which: Sequence[str], *, dt: float, steps: int, grid: int) -> Painters:
     """Returns the painters of a classical system, in float64.
 
@@ -78,8 +86,7 @@ def of_system(name: str, which: Sequence[str], *, dt: float, steps: int, grid: i
             found = condition_maps(case.system(), window, dt=_STEP * dt, steps=steps, size=grid)
         return heat_map_figure(found, f"{shown}, {case.formula}")
 
-    painters = _surface_painters(surface) if "surface" in which else {}
-    return painters | ({"heatmap.png": heat_map} if "heatmap" in which else {})
+    return _energy_painters(which, surface, heat_map)
 
 
 def window_of(states: np.ndarray) -> Window:
@@ -120,8 +127,7 @@ def _of_energy(
             found = condition_maps(hamiltonian, window, dt=_STEP * dt, steps=steps, size=size)
         return heat_map_figure(found, f"{name}, trained H")
 
-    painters = _surface_painters(surface) if "surface" in which else {}
-    return painters | ({"heatmap.png": heat_map} if "heatmap" in which else {})
+    return _energy_painters(which, surface, heat_map)
 
 
 def of_runs(

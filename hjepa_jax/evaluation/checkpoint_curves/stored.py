@@ -7,6 +7,7 @@ settings, images, or version) in `checkpoint_curves-<digest>`: `protocol.json` s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,7 @@ import logging
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import hjepa_jax
@@ -150,13 +151,20 @@ def open_folder(workdir: pathlib.Path, identity: Mapping[str, Any]) -> pathlib.P
     folder = workdir / FOLDER
     if folder.exists() and _identity_in(folder) != identity:
         folder = workdir / f"{FOLDER}-{digest(identity)}"
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if _identity_in(folder) != identity:
             write_atomically(folder / _PROTOCOL, json_text({"identity": identity}))
+    return folder
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+    """Raises a UserError that names the folder if something in it cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    return folder
 
 
 def write_result(
@@ -191,10 +199,8 @@ def write_result(
         # Times say nothing of the checkpoint, and kept features have none.
         "metrics": json_ready({n: v for n, v in metrics.items() if n != "feature_extraction"}),
     }
-    try:
+    with _writing(folder):
         write_atomically(folder / f"step{step}.json", json_text(content))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
 
 
 def is_done(folder: pathlib.Path, step: int, checkpoint: str) -> bool:

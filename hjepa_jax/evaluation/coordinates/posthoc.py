@@ -27,13 +27,14 @@ from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.console import BOARD
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.coordinates.transformed import Coordinates, Fit, in_chunks
+from hjepa_jax.evaluation.distribution.slices import default_sigreg
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.methods.hamsigreg_settings import GRID_KINDS, HamSIGRegSection
 from hjepa_jax.methods.lejepa import SIGRegSection
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.hamsigreg_spectrum import spectral_health, spectral_regularizer
-from hjepa_jax.objectives.sigreg import epps_pulley, expected_epps_pulley, random_slices
+from hjepa_jax.objectives.sigreg import expected_epps_pulley, random_slices
 from hjepa_jax.training.setup import build_encoder
 
 # Eight parameters need no more rows, of which each step takes a block.
@@ -93,18 +94,10 @@ def _statistic(rows: jax.Array, directions: jax.Array) -> jax.Array:
 
     All directions have the same scale, so that those of less variance still count as such.
     """
-    options = SIGRegSection()
     projections = jnp.matmul(rows, directions, precision=jax.lax.Precision.HIGHEST)
     projections -= jnp.mean(projections, axis=0)
     variance = jnp.maximum(jnp.mean(jnp.square(projections)), _SMALLEST_VARIANCE)
-    values = epps_pulley(
-        projections * jax.lax.rsqrt(variance),
-        t_max=options.t_max,
-        n_points=options.n_points,
-        weight_type=options.weight_type,
-        means=characteristic_means,
-    )
-    return jnp.mean(values)
+    return default_sigreg(projections * jax.lax.rsqrt(variance), characteristic_means)
 
 
 def _gaussian() -> float:
@@ -169,7 +162,7 @@ def _standardized(states: np.ndarray) -> np.ndarray:
 
 
 def _fit(states: np.ndarray, family: HamSIGReg, settings: Evaluation) -> _Fitted:
-    """Fits the parameters to states [N, D]; {} without steps for a kind that has none."""
+    """Fits the parameters to states [N, D]; None, without steps, for a kind without any."""
     if not family.learns:
         return _Fitted(None, np.zeros(0))
     order = np.random.default_rng((settings.seed, _ORDER)).permutation(len(states))[:_MOST_ROWS]
@@ -211,12 +204,11 @@ def _record(
     }
     if family.learns:
         spectrum = family.spectrum(found.params, 1.0, 1.0)
-        health = {name: float(value) for name, value in spectral_health(spectrum).items()}
         record |= {
             "steps": settings.posthoc_steps,
             "lr": settings.posthoc_lr,
             "seed": settings.seed,
-            "condition_number": health["lam_cond"],
+            "condition_number": float(spectral_health(spectrum)["lam_cond"]),
             "log_envelope": np.asarray(spectrum.envelope).tolist(),
             "log_spectrum": np.log(np.asarray(spectrum.spectrum)).tolist(),
             "params": jax.tree.map(lambda x: np.asarray(x).tolist(), dict(found.params)),

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hjepa_jax.evaluation.distribution.norms import NormHistogram
+from hjepa_jax.evaluation.distribution.norms import PART_NAMES, NormHistogram
 from hjepa_jax.evaluation.distribution.slices import Band, SliceDiscrepancy
 from hjepa_jax.evaluation.distribution.volume import Volume
 from hjepa_jax.evaluation.report.figures import new_figure, tidy
@@ -19,7 +19,6 @@ from hjepa_jax.storage.metrics_file import Curve
 BLUE, ORANGE, GREEN = PALETTE[:3]
 _GRAY = "0.55"
 _PART_COLORS = {"q": BLUE, "p": ORANGE, "z": GREEN}
-_PART_NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 
 
 def _draw_band(axes: Axes, x: np.ndarray, band: Band, color: str, name: str, alpha: float) -> None:
@@ -92,7 +91,7 @@ def _draw_norms(axes: Axes, part: str, found: NormHistogram, name: str) -> None:
         fontsize=8,
     )
     axes.set_title(
-        f"{name}: {_PART_NAMES[part]}\nmean {found.mean:.3g}, deviation {found.deviation:.2g}",
+        f"{name}: {PART_NAMES[part]}\nmean {found.mean:.3g}, deviation {found.deviation:.2g}",
         fontsize=10,
     )
     low, high = axes.get_xlim()
@@ -145,7 +144,7 @@ class VolumeCurve(NamedTuple):
 
 def _draw_volumes(left: Axes, right: Axes, curves: Sequence[VolumeCurve], name: str) -> None:
     for one in curves:
-        color, shown = _PART_COLORS[one.part], _PART_NAMES[one.part]
+        color, shown = _PART_COLORS[one.part], PART_NAMES[one.part]
         if one.logged is not None:
             left.plot(
                 *one.logged,

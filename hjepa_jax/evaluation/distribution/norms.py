@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+PART_NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 _BINS = 40
 # The chi distribution of d dimensions, over sqrt(d), has a deviation near 1/sqrt(2 d).
 _DEVIATIONS = 4.0

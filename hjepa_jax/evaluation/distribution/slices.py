@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hjepa_jax.methods.lejepa import SIGRegSection
+from hjepa_jax.objectives.characteristic_function import Means, trigonometric_means
 from hjepa_jax.objectives.sigreg import epps_pulley
 
 NUM_SLICES = 256
@@ -87,15 +89,26 @@ def _band(columns: np.ndarray, levels: np.ndarray, gaussian: np.ndarray) -> Band
     return Band(*np.quantile(found, (0.0, 0.1, 0.5, 0.9, 1.0), axis=1))
 
 
-def _statistic(columns: np.ndarray) -> float:
+def default_sigreg(projections: jax.Array, means: Means = trigonometric_means) -> jax.Array:
+    """Returns SIGReg of projections [N, K] with its default frequencies, the mean over directions.
+
+    Args:
+      projections: as many columns as there are directions.
+      means: see `epps_pulley`.
+    """
     section = SIGRegSection()
     found = epps_pulley(
-        jnp.asarray(columns, jnp.float32),
+        projections,
         t_max=section.t_max,
         n_points=section.n_points,
         weight_type=section.weight_type,
+        means=means,
     )
-    return float(jnp.mean(found))
+    return jnp.mean(found)
+
+
+def _statistic(columns: np.ndarray) -> float:
+    return float(default_sigreg(jnp.asarray(columns, jnp.float32)))
 
 
 def slice_discrepancy(

@@ -121,7 +121,7 @@ class Measurement:
     participation: np.ndarray
 
 
-def _rollout(
+def rollout(
     step: Flow, z: jax.Array, observe: Callable[[jax.Array], PyTree[jax.Array]], times: int
 ) -> PyTree[np.ndarray]:
     """Returns observe(z_t) for t = 0 .. times, stacked, compiled as one scan."""
@@ -187,13 +187,13 @@ def measure(phase: PhaseMap, setup: MeasurementSetup) -> Measurement:
         energy = None if phase.energy is None else phase.energy(z)
         return energy, setup.project(z), _spread(z)
 
-    energy, path, (variance, participation) = _rollout(phase.forward, setup.states, observe, times)
+    energy, path, (variance, participation) = rollout(phase.forward, setup.states, observe, times)
     grid_drift = None
     if phase.energy is not None:
-        levels = _rollout(phase.forward, setup.grid(), phase.energy, times)
+        levels = rollout(phase.forward, setup.grid(), phase.energy, times)
         grid_drift = np.max(np.abs(levels - levels[0]), axis=0)
         grid_drift = grid_drift.reshape(setup.grid_size, setup.grid_size)
-    blob, action = _rollout(
+    blob, action = rollout(
         phase.forward, setup.loop(), lambda z: (setup.project(z), _action(z)), times
     )
     defect, log_volume = _jacobians(phase.forward, setup.states[: setup.jacobian_states])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from hjepa_jax.dynamics.hamiltonian import Hamiltonian, energy_of_state, split_s
 from hjepa_jax.dynamics.integrators import integrate
 from hjepa_jax.dynamics.non_symplectic import explicit_euler_step, implicit_euler_step
 from hjepa_jax.evaluation.physics.cases import Case, in_first_plane
+from hjepa_jax.evaluation.physics.measure import Flow, rollout
 from hjepa_jax.evaluation.report.maps import principal_axes
 
 _GRID = 61
@@ -53,16 +54,6 @@ class Surface:
     note: str = ""
 
 
-def _path(step: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int) -> jax.Array:
-    """Returns the states [steps + 1, ..., 2d] of an orbit."""
-
-    def body(z: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        z = step(z)
-        return z, z
-
-    return jnp.concatenate([start[None], jax.lax.scan(body, start, None, length=steps)[1]])
-
-
 def phase_surface(name: str, case: Case, *, dt: float) -> Surface:
     """The energy of a classical system over its first conjugate plane.
 
@@ -77,14 +68,14 @@ def phase_surface(name: str, case: Case, *, dt: float) -> Surface:
     system, steps = case.system(), max(1, round(_TIME / dt))
     start = in_first_plane(jnp.array([case.start, 0.0]), case.dim)
     leapfrog = functools.partial(integrate, system, steps=1, dt=dt)
-    methods: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    methods: Mapping[str, Flow] = {
         "leapfrog": leapfrog,
         "explicit Euler": lambda z: explicit_euler_step(system, z, dt),
         "implicit Euler": lambda z: implicit_euler_step(system, z, dt),
     }
     orbits = {}
     for method, step in methods.items():
-        path = _path(step, start, steps)
+        path = jnp.asarray(rollout(step, start, lambda z: z, steps))
         plane = [path[:, 0], path[:, case.dim], energy_of_state(system, path)]
         orbit = np.stack([np.asarray(part) for part in plane], axis=-1)
         first, last = orbit[[0, -1], 2]

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hjepa_jax.evaluation.distribution.norms import NormHistogram, norm_histogram, parts_of
+from hjepa_jax.evaluation.distribution.norms import (
+    PART_NAMES,
+    NormHistogram,
+    norm_histogram,
+    parts_of,
+)
 from hjepa_jax.evaluation.distribution.slices import slice_discrepancy
 from hjepa_jax.evaluation.distribution.volume import volume
 from hjepa_jax.evaluation.page import charts
@@ -17,7 +22,6 @@ from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.plots import Axes, Metrics, Series
 from hjepa_jax.methods.hjepa_settings import Loss
 
-_NAMES = {"q": "position q", "p": "momentum p", "z": "state z"}
 _NOTE = (
     "Of the test images on the maps. First, quantiles of their states along random directions, "
     "minus those of N(0, 1), which is what SIGReg sees: median and 10 to 90 % of the directions, "
@@ -55,7 +59,7 @@ def _norms(parts: Mapping[str, Mapping[str, np.ndarray]], part: str) -> str:
     series = [_norm_series(name, one, style) for style, (name, one) in enumerate(found.items())]
     reference = next(iter(found.values()))
     series.append(Series("χ", reference.x.tolist(), reference.chi.tolist(), REFERENCE))
-    axes = Axes(f"|{part}| / √{reference.dim}", "density", f"Norms of the {_NAMES[part]}")
+    axes = Axes(f"|{part}| / √{reference.dim}", "density", f"Norms of the {PART_NAMES[part]}")
     return charts.figure(series, axes)
 
 
@@ -67,7 +71,7 @@ def _volumes(parts: Mapping[str, Mapping[str, np.ndarray]]) -> str:
         for part, states in own.items():
             found = volume(states, rank, ridge)
             cells = [number(found.logdet), number(found.smallest), str(found.rank)]
-            rows.append(Row(f"{swatch(style)}{breakable(name)}: {_NAMES[part]}", cells))
+            rows.append(Row(f"{swatch(style)}{breakable(name)}: {PART_NAMES[part]}", cells))
     heads = ["covariance in k random directions", "log det / k", "smallest eigenvalue", "k"]
     note = f"A collapse lowers both; {ridge:g} is added to every eigenvalue."
     return table("Volume", heads, rows, narrow=True) + f'<p class="note">{note}</p>'

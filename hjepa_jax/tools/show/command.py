@@ -92,11 +92,11 @@ def _recipe(state: RunState) -> str:
 def _checkpoint(state: RunState) -> str:
     if state.checkpoint_age is None:
         return "none yet"
-    first, *_, last = steps = [state.checkpoints[0], *state.checkpoints]
-    kept = f"{len(steps) - 1} from {first} to {last}"
-    if len(steps) - 1 <= _CHECKPOINTS:
-        kept = ", ".join(map(str, state.checkpoints))
-    return f"step {last}, {age(state.checkpoint_age)} ago (kept: {kept})"
+    steps = state.checkpoints
+    kept = f"{len(steps)} from {steps[0]} to {steps[-1]}"
+    if len(steps) <= _CHECKPOINTS:
+        kept = ", ".join(map(str, steps))
+    return f"step {steps[-1]}, {age(state.checkpoint_age)} ago (kept: {kept})"
 
 
 def _scores(scores: dict) -> str:
