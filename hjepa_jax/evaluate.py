@@ -374,7 +374,7 @@ def _report(
     Returns:
       The folder written to.
     """
-    folder = write_numbers(out, results.metrics)
+    folder = write_numbers(out, results.metrics, results.answers)
     try:
         print_table(results.metrics)
     except (OSError, UnicodeError) as error:  # the terminal is gone, or cannot show it

@@ -16,6 +16,7 @@ from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_state_part, state_parts_of
+from hjepa_jax.evaluation.paired.answers import Answers
 from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
@@ -42,6 +43,7 @@ class Classification(NamedTuple):
       tested: indices int [M'] of the labeled test images (of all if there is no accuracy).
       params: the trained probe; None if there is no accuracy.
       notes: sentences about the classifiers.
+      answers: what they answered; None if there is no accuracy.
     """
 
     metrics: Metrics
@@ -49,6 +51,7 @@ class Classification(NamedTuple):
     tested: np.ndarray
     params: probe.ProbeParams | None
     notes: list[str]
+    answers: Answers | None
 
 
 def labeled(features: Features, what: str, num_classes: int) -> tuple[Features, np.ndarray]:
@@ -78,7 +81,7 @@ def _without_accuracy(
         "linear_probe": {**dict.fromkeys(names), "lr": None, "train_loss": None},
         "no_accuracy": reason,
     }
-    return Classification(metrics, neighbors, np.arange(len(test.labels)), None, [])
+    return Classification(metrics, neighbors, np.arange(len(test.labels)), None, [], None)
 
 
 def probe_metrics(top1: float, top5: float, num_classes: int, count: int) -> Metrics:
@@ -174,7 +177,8 @@ def classify(
     }
     metrics = {"knn": without_trivial_top5(accuracy, num_classes), "linear_probe": linear}
     notes = validity.constant_notes(given, names)
-    return Classification(metrics, train_rows[neighbors], tested, result.params, notes)
+    answered = Answers(tested, test_set.labels, *given.values())
+    return Classification(metrics, train_rows[neighbors], tested, result.params, notes, answered)
 
 
 def classify_state_parts(

@@ -45,6 +45,7 @@ from hjepa_jax.evaluation.features import (
     encode_images,
     timed_features,
 )
+from hjepa_jax.evaluation.paired.answers import Answers
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import (
     PIXELS,
@@ -90,11 +91,13 @@ class Results:
     Attributes:
       metrics: see `run_protocol`.
       encoders: what the pictures show of each encoder, by name.
+      answers: what the classifiers answered, by encoder; none without accuracies.
       make_pictures: reads the images that the pictures show.
     """
 
     metrics: Metrics
     encoders: Mapping[str, gallery.EncoderPictures]
+    answers: Mapping[str, Answers]
     make_pictures: Callable[[], gallery.PictureInputs]
 
     @functools.cached_property
@@ -185,13 +188,14 @@ def _optional_parts(data: Encoded, found: Classification, common: _Common) -> Me
 
 
 class _Evaluated(NamedTuple):
-    """An encoder's metrics, both sets' labels, its picture inputs, their queries, and `shared`."""
+    """An encoder's metrics, sets' labels, picture inputs, their queries, `shared`, and answers."""
 
     metrics: Metrics
     labels: tuple[np.ndarray, np.ndarray]
     pictures: gallery.EncoderPictures
     queries: np.ndarray
     shared: int
+    answers: Answers | None
 
 
 def _evaluate_encoder(
@@ -262,7 +266,7 @@ def _evaluate_states(data: Encoded, common: _Common) -> _Evaluated:
     )
     # Not the features, which would take memory while the next encoder is evaluated.
     labels = (data.train_states.labels, data.test_states.labels)
-    return _Evaluated(metrics, labels, pictures, queries, data.shared)
+    return _Evaluated(metrics, labels, pictures, queries, data.shared, found.answers)
 
 
 def _picture_inputs(
@@ -361,8 +365,7 @@ def run_protocol(
     """
     _check(encoders, settings, sqrt_h)
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
-    if settings.pixel_baseline:
-        todo.append((PIXELS, pixels, False))
+    todo += [(PIXELS, pixels, False)] if settings.pixel_baseline else []
     overlap, pair = validity.Overlap(), functools.cache(sources.augmented_pairs)
     common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h, {}, keep)
     found: dict[str, _Evaluated] = {}
@@ -374,6 +377,7 @@ def run_protocol(
     return Results(
         metrics=_joined(metrics, last, common, info or {}, notes),
         encoders=pictures,
+        answers={name: one.answers for name, one in found.items() if one.answers},
         # Deferred: the numbers must not be lost if the data cannot be read again.
         make_pictures=lambda: _picture_inputs(sources, pictures, last.queries),
     )

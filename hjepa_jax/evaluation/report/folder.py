@@ -15,6 +15,7 @@ import pathlib
 import re
 from typing import Any
 
+from hjepa_jax.evaluation.paired.answers import ANSWERS
 from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.storage.files import json_text
 from hjepa_jax.storage.schema import Fields, read_json
@@ -67,8 +68,9 @@ def _is_free(folder: pathlib.Path, identity: str) -> bool:
         return True
     if not folder.is_dir():
         return False
-    # An interrupted write leaves only a temporary file.
-    if all(entry.name.startswith(f".{METRICS}.") for entry in folder.iterdir()):
+    # An interrupted write leaves only temporary files and what is written first.
+    partial = (ANSWERS, f".{ANSWERS}.", f".{METRICS}.")
+    if all(entry.name.startswith(partial) for entry in folder.iterdir()):
         return True
     try:
         return _identity(read_metrics(folder)) == identity

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hjepa_jax.errors import UserError, first_line
+from hjepa_jax.evaluation.paired.answers import ANSWERS, Answers, packed
 from hjepa_jax.evaluation.report import figures
 from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.folder import METRICS, report_folder
@@ -332,8 +333,10 @@ def painters(
     return drawn
 
 
-def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.Path:
-    """Writes metrics.json and report.md atomically; see `report_folder`.
+def write_numbers(
+    out_dir: str | os.PathLike[str], metrics: Metrics, answers: Mapping[str, Answers] | None = None
+) -> pathlib.Path:
+    """Writes metrics.json, report.md, and any answers.npz, atomically; see `report_folder`.
 
     Returns:
       The folder written to.
@@ -346,6 +349,8 @@ def write_numbers(out_dir: str | os.PathLike[str], metrics: Metrics) -> pathlib.
     try:
         folder = report_folder(out_dir, metrics)
         folder.mkdir(parents=True, exist_ok=True)
+        if answers:  # first, as a report with its metrics is complete
+            write_atomically(folder / ANSWERS, packed(answers))
         write_atomically(folder / METRICS, text)
         write_atomically(folder / "report.md", markdown(metrics))
         return folder
