@@ -16,7 +16,7 @@ from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_state_part, state_parts_of
-from hjepa_jax.evaluation.paired.answers import Answers
+from hjepa_jax.evaluation.paired.per_image import Answers
 from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]

@@ -45,7 +45,7 @@ from hjepa_jax.evaluation.features import (
     encode_images,
     timed_features,
 )
-from hjepa_jax.evaluation.paired.answers import Answers
+from hjepa_jax.evaluation.paired.per_image import Answers
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import (
     PIXELS,

@@ -15,7 +15,7 @@ import pathlib
 import re
 from typing import Any
 
-from hjepa_jax.evaluation.paired.answers import ANSWERS
+from hjepa_jax.evaluation.paired.per_image import ANSWERS
 from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.storage.files import json_text
 from hjepa_jax.storage.schema import Fields, read_json

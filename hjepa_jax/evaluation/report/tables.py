@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hjepa_jax.errors import UserError, first_line
-from hjepa_jax.evaluation.paired.answers import ANSWERS, Answers, packed
+from hjepa_jax.evaluation.paired.per_image import ANSWERS, Answers, packed
 from hjepa_jax.evaluation.report import figures
 from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.folder import METRICS, report_folder

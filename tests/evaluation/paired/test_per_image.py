@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.paired.answers import ANSWERS, Answers, packed, read_answers
+from hjepa_jax.evaluation.paired.per_image import ANSWERS, Answers, packed, read_answers
 from hjepa_jax.evaluation.report import tables
 from tests.evaluation.test_protocol import full_evaluation
 

@@ -1,6 +1,6 @@
 """`answers.npz` in a report: what each classifier answered for every labeled test image.
 
-Comparisons of two encoders on the same images are paired by it, see `bootstrap`.
+Comparisons of encoders on the same images are paired by it.
 """
 
 from __future__ import annotations
