@@ -27,6 +27,7 @@ from hjepa_jax.runtime.sharding import (
     join_slices,
     own_slices,
     slice_specs,
+    sum_packed,
     sum_slices,
 )
 from hjepa_jax.training.accumulation import cached_gradient, split_microbatches
@@ -228,7 +229,7 @@ def _loss_and_gradient(
         total, gradient, stats, (metrics, drawn), z = cached_gradient(
             encode, loss_of_states, params, state.batch_stats, parts
         )
-    add = sum_slices if setup.settings.train.shard_optimizer else shares.sum_shares
+    add = sum_slices if setup.settings.train.shard_optimizer else sum_packed
     gradient = add(gradient, axis_name)
     if setup.settings.model.batch_norm == "local":
         stats = shares.mean_shares(stats, axis_name)

@@ -110,6 +110,27 @@ def check_slices() -> None:
         np.testing.assert_allclose(norms[part], norm, rtol=1e-6)
 
 
+def check_packed_sums() -> None:
+    """Sums of arrays of several sizes and dtypes, against NumPy, by one sum per dtype and size."""
+    mesh, rng = sharding.data_mesh(), np.random.default_rng(1)
+    shapes = [(3, 5), (2**17,), (), (4,), (300, 500)]
+    dtypes = [np.float32, np.float32, np.float32, jnp.bfloat16, np.float32]
+    each = [rng.integers(-8, 8, (8, *s)).astype(d) for s, d in zip(shapes, dtypes, strict=True)]
+
+    def sums(each):
+        return sharding.sum_packed([x[0] for x in each], "data")
+
+    split = jax.jit(
+        jax.shard_map(sums, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
+    )
+    for got, arrays in zip(split(each), each, strict=True):
+        assert got.dtype == arrays.dtype
+        # Small integers: exact in every order and dtype.
+        np.testing.assert_array_equal(got, arrays.astype(np.float32).sum(0).astype(got.dtype))
+    operands = split.lower(each).as_text().count("stablehlo.all_reduce")
+    assert operands == 4, operands
+
+
 def check_failure(run: PreparedRun, state) -> None:
     """A number that is not finite in the slice of a single device holds all of them back."""
     gradient = jax.tree.map(jnp.ones_like, state.params)
@@ -155,6 +176,7 @@ def main() -> None:
     assert found["reduce-scatter"] == found["all-gather"] == 1
 
     check_slices()
+    check_packed_sums()
     check_failure(split, states["split"])
     check_checkpoints(
         states, {"split": split, "two": prepared(2, shard_optimizer=True), "whole": whole}
