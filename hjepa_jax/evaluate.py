@@ -146,7 +146,7 @@ def restore(
     if settings.evaluation.random_baseline:
         fresh = run.init()
         encoders["random"] = make_encode(run, fresh.params, fresh.batch_stats)
-    return Evaluated(encoders, sqrt_h, step, flow_of(method, state["params"], step), meta["data"])
+    return Evaluated(encoders, sqrt_h, step, flow_of(method, run.setup, state), meta["data"])
 
 
 def _in_own_coordinates(settings: Settings) -> bool:

@@ -28,7 +28,7 @@ from hjepa_jax.pretrained.images import Images
 from hjepa_jax.runtime import arithmetic, sharding
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import local_path
-from hjepa_jax.training.prepare import PreparedRun, prepare
+from hjepa_jax.training.prepare import PreparedRun, make_project, prepare
 from hjepa_jax.training.saved_run import chosen_step, open_saved, restore_parts, saved_config
 from hjepa_jax.training.setup import build_encoder
 
@@ -69,6 +69,7 @@ class LoadedRun:
             batch_size=batch_size,
             matmul_precision=run.settings.runtime.matmul_precision,
         )
+        self._project = make_project(run.setup, state["params"], state["batch_stats"])
         self._predictor_params = state["params"].get("predictor", {})
 
     def __repr__(self) -> str:
@@ -159,11 +160,26 @@ class LoadedRun:
                 found += [metrics] if same else []
         return found
 
+    def project(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Maps states to what the loss saw of them, by the run's projector.
+
+        Args:
+          z: states [..., D], as returned by `encode`.
+
+        Returns:
+          The projected states float32 [..., D'], which `flow` and `energy` take; the states
+          themselves for config.model.projector='identity'.
+
+        Raises:
+          UserError: if the width is wrong.
+        """
+        return np.asarray(self._project(_checked(z, self.encoder.dim, "encode")), np.float32)
+
     def flow(self, z: npt.ArrayLike, direction: int = 1) -> npt.NDArray[np.float32]:
         """Maps states by the run's predictor: the learned flow over `steps * dt`.
 
         Args:
-          z: states [..., D], as returned by `encode`.
+          z: states [..., D], as returned by `encode`, and by `project` if there is a projector.
           direction: 1 forward in time, -1 backward.
 
         Returns:
@@ -178,7 +194,7 @@ class LoadedRun:
         return np.asarray(self._apply(states, np.float32(direction), method=None))
 
     def energy(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Returns the learned Hamiltonian H(z) of states [..., D] as float32 [...].
+        """Returns the learned Hamiltonian H(z) of states [..., D], as in `flow`, as float32 [...].
 
         Raises:
           UserError: if the run has no Hamiltonian, or the width is wrong.
@@ -227,14 +243,19 @@ class LoadedRun:
 
     def _checked_states(self, z: npt.ArrayLike) -> npt.NDArray[np.float32]:
         _ = self._flow_method
-        states = np.asarray(z, np.float32)
-        width = self.encoder.dim
-        if states.ndim < 1 or states.shape[-1] != width:
-            raise UserError(
-                f"States have shape {states.shape}, but those of this run are [..., {width}]: "
-                "use what encode returns (the full state, not its q or p)."
-            )
-        return states
+        source = "encode" if self.settings.model.projector == "identity" else "project"
+        return _checked(z, self.run.method.shape.dim, source)
+
+
+def _checked(z: npt.ArrayLike, width: int, source: str) -> npt.NDArray[np.float32]:
+    """Returns states as float32 [..., width]; UserError for another width."""
+    states = np.asarray(z, np.float32)
+    if states.ndim < 1 or states.shape[-1] != width:
+        raise UserError(
+            f"States have shape {states.shape}, but those of this run are [..., {width}]: "
+            f"use what {source} returns (the full state, not its q or p)."
+        )
+    return states
 
 
 def _mesh(batch_size: int) -> Mesh:

@@ -44,6 +44,7 @@ class Spec:
     ordered: bool = False
     odd: bool = False
     nonempty: bool = False
+    repeats: bool = False
     hint: str = ""
     too_large: str = ""
     used: Condition | None = None
@@ -92,6 +93,7 @@ def field(default: Any, meaning: str, **details: Any) -> Any:
         ordered: a tuple (low, high) with low <= high.
         odd: whether an integer must be odd.
         nonempty: whether a tuple of any length needs at least one element.
+        repeats: whether a tuple of any length may have equal elements.
         hint: added to the error about a wrong type or length.
         too_large: added to the error about a number above its bound.
         used: `Condition` under which it has an effect; None = always.

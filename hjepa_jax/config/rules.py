@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from hjepa_jax.config.parts import method_part
+from hjepa_jax.config.sections.projection import layer_widths
 from hjepa_jax.config.settings import Settings
 
+_MOST_LAYERS = 4
 KNN_METRICS = ("online/knn_top1", "online/knn_top5")
 # Metrics of every method, and whether lower or higher is better.
 _DIRECTIONS: dict[str, Literal["min", "max"]] = {
@@ -66,6 +68,26 @@ def _schedules(settings: Settings) -> Iterator[str]:
             f"config.train.weight_decay is {train.weight_decay}: times config.train.lr={train.lr} "
             "it shrinks the parameters past zero at every step: set it to "
             f"{1 / train.lr:.4g} or less."
+        )
+
+
+def _projector(settings: Settings) -> Iterator[str]:
+    """The projector has layers of a width that its kind allows."""
+    model, layers = settings.model, layer_widths(settings.model)
+    if len(layers) > _MOST_LAYERS:
+        yield (f"config.model.projector_widths has {len(layers)} layers: give 1 to {_MOST_LAYERS}.")
+    if model.projector != "halves":
+        return
+    if not model.split_qp:
+        yield (
+            "config.model.projector is 'halves', but config.model.split_qp is False, so the states "
+            "have no q and p: set it to True, or config.model.projector='mlp'."
+        )
+    odd = [width for width in layers if width % 2]
+    if odd:
+        yield (
+            f"config.model.projector is 'halves', which gives half of each layer to q and half to "
+            f"p, but a layer has {odd[0]} outputs: make the widths even."
         )
 
 
@@ -170,6 +192,7 @@ def _checkpoint(settings: Settings) -> Iterator[str]:
 
 RULES: tuple[Callable[[Settings], Iterator[str]], ...] = (
     _batch,
+    _projector,
     _evaluation,
     _checkpoint,
 )

@@ -10,7 +10,13 @@ from hjepa_jax.config.parts import method_part
 
 Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 
-_MLP = Condition(lambda c: c.model.projector == "mlp", "config.model.projector='mlp'")
+_PROJECTOR = Condition(
+    lambda c: c.model.projector != "identity", "config.model.projector='mlp' or 'halves'"
+)
+_TWO_LAYERS = Condition(
+    lambda c: c.model.projector != "identity" and not c.model.projector_widths,
+    "config.model.projector='mlp' or 'halves', with config.model.projector_widths=()",
+)
 _PREDICTOR = Condition(
     lambda c: method_part(c).trains_predictor(c),
     "a config.method whose predictor has parameters, as 'hjepa'",
@@ -37,26 +43,37 @@ class Model:
     split_qp: bool = field(
         True, "Half of each token's channels is position q, half momentum p: z = [q | p]."
     )
-    projector: Literal["identity", "mlp"] = field(
+    projector: Literal["identity", "mlp", "halves"] = field(
         "identity",
-        "'identity' or 'mlp' (Linear, BatchNorm, ReLU, Linear).",
+        "'identity'; 'mlp' (Linear layers, BatchNorm and ReLU between them); or 'halves', one such "
+        "MLP for q and one for p, which keeps z = [q | p].",
         aliases="proj proj_head projection_head",
     )
     projector_hidden: int = field(
         2048,
-        "Hidden units of the projector.",
+        "Hidden units of a projector of two layers.",
         above=0,
         at_most=2**20,
-        used=_MLP,
+        used=_TWO_LAYERS,
         aliases="proj_hidden_dim projector_hidden_dim",
     )
     projector_dim: int = field(
         2048,
-        "Outputs of the projector.",
+        "Outputs of a projector of two layers.",
         above=0,
         at_most=2**20,
-        used=_MLP,
+        used=_TWO_LAYERS,
         aliases="proj_dim proj_output_dim",
+    )
+    projector_widths: tuple[int, ...] = field(
+        (),
+        "Outputs of each of 1 to 4 layers of the projector; with 'halves', of q and p together; "
+        "() = (projector_hidden, projector_dim).",
+        above=0,
+        at_most=2**20,
+        repeats=True,
+        used=_PROJECTOR,
+        aliases="proj_layers projector_layers proj_widths",
     )
     batch_norm: Literal["global", "local"] = field(
         "global",

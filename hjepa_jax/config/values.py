@@ -152,7 +152,7 @@ def problems_of(row: Row, value: Any) -> Iterator[str]:
     if found is None and row.length is not None:
         if row.spec.ordered and value[0] > value[1]:
             found = "it must be (low, high) with low <= high"
-        elif row.length == "any" and len(set(value)) < len(value):
+        elif row.length == "any" and not row.spec.repeats and len(set(value)) < len(value):
             found = "it must not repeat an element"
     if found is not None:
         end = "" if found.endswith("?") else "."

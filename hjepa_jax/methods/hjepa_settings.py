@@ -301,10 +301,10 @@ def _parts(settings: Settings) -> Iterator[str]:
             f"config.model.split_qp is False but config.method={settings.method!r} needs the state "
             "as [q | p]: set config.model.split_qp=True."
         )
-    if model.projector != "identity":
+    if model.projector == "mlp":
         yield (
-            f"config.model.projector is {model.projector!r}, which mixes q and p: "
-            f"set config.model.projector='identity' for config.method={settings.method!r}."
+            "config.model.projector is 'mlp', which mixes q and p: set config.model.projector="
+            f"'halves' (one for q, one for p) or 'identity' for config.method={settings.method!r}."
         )
     if dynamics.learn_dt:
         yield (

@@ -27,6 +27,7 @@ from hjepa_jax.evaluation.physics.measure import (
     setup_of_states,
 )
 from hjepa_jax.loading import LoadedRun, load_run
+from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.methods.hjepa import HJEPA
 from hjepa_jax.methods.hjepa_settings import Loss
 from hjepa_jax.models.base import applied
@@ -40,7 +41,10 @@ _STATES_PER_CHECKPOINT = 512
 
 
 def encoded_states(run: LoadedRun, num: int) -> np.ndarray:
-    """Returns the states [num, 2d] of the first test images of a run's own data."""
+    """Returns the states [num, 2d] of the first test images of a run's own data.
+
+    Those of a run with a flow are what the flow acts on: the projector's output, if there is one.
+    """
     source = open_split(run.settings, "test")
     images: list[np.ndarray] = []
     with eval_batches(run.settings.data, source, min(num, len(source))) as batches:
@@ -48,7 +52,8 @@ def encoded_states(run: LoadedRun, num: int) -> np.ndarray:
             images.append(batch["image"][batch["mask"]])
             if sum(map(len, images)) >= num:
                 break
-    return run.encode(np.concatenate(images)[:num])
+    states = run.encode(np.concatenate(images)[:num])
+    return run.project(states) if isinstance(run.run.method, HasFlow) else states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +121,11 @@ def maps_of_runs(
             raise UserError(
                 f"the run {one.name} has no predictor: give runs of config.method='hjepa'."
             )
-        if one.run.encoder.dim != first.encoder.dim:
+        width, expected = (loaded.run.method.shape.dim for loaded in (one.run, first))
+        if width != expected:
             raise UserError(
-                f"the states of {one.name} have width {one.run.encoder.dim}, those of the first "
-                f"run {first.encoder.dim}: compare runs with the same encoder."
+                f"the states of {one.name} have width {width}, those of the first "
+                f"run {expected}: compare runs with the same encoder."
             )
         predictors[one.name] = module, variables
     maps = predictor_maps(predictors, first.residual_scale)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
@@ -279,6 +280,28 @@ def jit_frozen_encoder(
     """Returns the jitted `frozen_encoder`, whose states every device of the mesh holds."""
     function = functools.partial(frozen_encoder, encoder, tuple(mean), tuple(std), precision)
     return jax.jit(function, out_shardings=sharding.replicated(mesh))
+
+
+def make_project(
+    setup: StepSetup, params: Parts, batch_stats: Parts
+) -> Callable[[ArrayLike], jax.Array]:
+    """Returns the frozen projector: states float32 [..., D] -> what the loss sees of them.
+
+    Without a projector it returns what it gets.
+    """
+    if setup.settings.model.projector == "identity":
+        return jnp.asarray
+    # On the host, since one of several processes may call it alone.
+    variables = jax.device_get(
+        {"params": params["projector"], "batch_stats": batch_stats.get("projector", {})}
+    )
+
+    @jax.jit
+    def project(variables: Parts, z: ArrayLike) -> jax.Array:
+        with arithmetic.products(setup.settings.runtime.matmul_precision):
+            return applied(setup.projector, variables, z, train=False)
+
+    return functools.partial(project, variables)
 
 
 def make_encode(

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.parts import ENCODERS, METHODS, load_subclass
+from hjepa_jax.config.sections.projection import layer_widths
 from hjepa_jax.methods.base import Method
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.projector import Projector
@@ -59,8 +60,8 @@ def build_method(settings: Settings, steps_per_epoch: int) -> Method:
       steps_per_epoch: steps per epoch of the training.
     """
     shape = build_encoder(settings).shape(settings.data.image_size)
-    if settings.model.projector != "identity":
-        shape = StateShape(settings.model.projector_dim)
+    if widths := layer_widths(settings.model):
+        shape = StateShape(widths[-1])
     kind = load_subclass(METHODS, settings.method, Method, "method")
     build = cast(Callable[[Settings, StateShape, int], Method], kind)
     return build(settings, shape, steps_per_epoch)
@@ -88,8 +89,7 @@ def build_setup(
     encoder = build_encoder(settings, dtype=dtype, norm_groups=norm_groups)
     projector = Projector(
         kind=model.projector,
-        hidden_dim=model.projector_hidden,
-        output_dim=model.projector_dim,
+        widths=layer_widths(model),
         dtype=encoder.dtype,
         norm_groups=norm_groups,
     )

@@ -70,7 +70,33 @@ def _changed(**fields):
         ({"train__epocs": 3}, ["config.train.epocs", "config.train.epochs"]),
         ({"sigreg__num_slices": 3}, ["config.sigreg.num_slices", "no effect", "'lejepa'"]),
         ({"model__split_qp": False, "evaluation__state_part": "qp"}, ["split_qp", "[q | p]"]),
-        ({"model__projector": "mlp"}, ["config.model.projector", "identity"]),
+        ({"model__projector": "mlp"}, ["config.model.projector", "identity", "halves"]),
+        (
+            {"model__projector": "halves", "model__projector_widths": (8, 8, 8, 8, 6)},
+            ["config.model.projector_widths", "5 layers", "1 to 4"],
+        ),
+        (
+            {"model__projector": "halves", "model__projector_widths": (7, 6)},
+            ["config.model.projector", "7 outputs", "even"],
+        ),
+        (
+            {
+                "method": "lejepa",
+                "model__projector": "halves",
+                "model__split_qp": False,
+                "evaluation__state_part": "qp",
+            },
+            ["config.model.projector", "config.model.split_qp", "'mlp'"],
+        ),
+        (
+            {
+                "model__projector": "halves",
+                "model__projector_widths": (8, 6),
+                "model__projector_dim": 64,
+            },
+            ["config.model.projector_dim", "no effect", "config.model.projector_widths=()"],
+        ),
+        ({"model__projector_widths": (8, 6)}, ["config.model.projector_widths", "no effect"]),
         ({"resnet__token_dim": 7}, ["config.resnet.token_dim", "even"]),
         ({"data__num_global_views": 1}, ["num_global_views", "2 or more"]),
         ({"data__batch_size": 0}, ["config.data.batch_size", "above 0"]),

@@ -176,7 +176,7 @@ def test_golden_models_projector() -> None:
         params, stats, _ = projector_from_torch(state)
         params, stats = _as_float64(params), _as_float64(stats)
         output_dim, hidden_dim = state["net.3.weight"].shape
-        model = Projector("mlp", hidden_dim, output_dim, jnp.float64)
+        model = Projector("mlp", (hidden_dim, output_dim), jnp.float64)
         x = jnp.asarray(data["x"])
         out = model.apply({"params": params, "batch_stats": stats}, x, train=False)
         assert_close(np.asarray(out), data["eval/out"], TOLERANCE, "eval/out")

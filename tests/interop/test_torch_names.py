@@ -79,7 +79,7 @@ def test_projector_names():
         state | {"net.1.num_batches_tracked": np.array(1)}
     )
     variables = jax.eval_shape(
-        lambda key, z: Projector("mlp", 5, 2).init(key, z, train=False),
+        lambda key, z: Projector("mlp", (5, 2)).init(key, z, train=False),
         jax.random.key(0),
         jax.ShapeDtypeStruct((4, 3), np.float32),
     )

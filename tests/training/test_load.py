@@ -94,6 +94,25 @@ def test_encode_equals_the_evaluation(workdir, loaded) -> None:
     np.testing.assert_array_equal(loaded.encode_state_part(images), found[:, : found.shape[1] // 2])
 
 
+def test_the_flow_of_a_run_with_a_projector_takes_projected_states(tmp_path) -> None:
+    config = quickstart.get_config("smoke")
+    config.model.update(projector="halves", projector_widths=(12, 10))
+    save_run(config, tmp_path, (1,))
+    run = hjepa_jax.load(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    states = run.encode(images)
+    projected = run.project(states)
+    assert projected.shape == (5, 10)
+    # q' depends on q alone, p' on p.
+    mixed = run.project(np.concatenate([states[:, :64], states[::-1, 64:]], axis=1))
+    np.testing.assert_allclose(mixed[:, :5], projected[:, :5], rtol=1e-6)
+    np.testing.assert_allclose(mixed[:, 5:], projected[::-1, 5:], rtol=1e-6)
+    np.testing.assert_allclose(run.flow(run.flow(projected), -1), projected, atol=1e-4)
+    assert np.isfinite(run.energy(projected)).all()
+    with pytest.raises(UserError, match=r"\[..., 10\]: use what project returns"):
+        run.flow(states)
+
+
 def test_any_size_and_number_is_resized_like_the_evaluation_and_compiles_once(loaded) -> None:
     rng = np.random.default_rng(1)
     sizes = [(16, 16), (40, 25), (9, 31)]

@@ -32,6 +32,12 @@ CASES = {
         "--config.model.projector=mlp",
         "--config.model.projector_dim=16",
     ),
+    "one projector for q and one for p, split moments": (
+        *("1,2,8", f"{CIFAR}:smoke"),
+        "--config.train.shard_optimizer=True",
+        "--config.model.projector=halves",
+        "--config.model.projector_widths=(24,20,16)",
+    ),
     "midpoint, energy": (
         *("2", f"{CIFAR}:smoke"),
         "--config.dynamics.integrator=implicit_midpoint",

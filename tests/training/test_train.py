@@ -135,6 +135,10 @@ OPTIONS = {
             "dynamics.damping": 0.1,
         },
     ),
+    "a projector of three layers for q and one for p": (
+        "hjepa",
+        {"model.projector": "halves", "model.projector_widths": (24, 20, 16)},
+    ),
     "convex flattened SIGReg of an MLP projection": (
         "sigreg",
         {

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from hjepa_jax.evaluation.report.maps import principal_axes
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
-from hjepa_jax.training.step import Parts
+from hjepa_jax.training.prepare import make_project
+from hjepa_jax.training.setup import StepSetup
 
 APPLICATIONS = 32
 
@@ -22,24 +24,35 @@ class Flow(NamedTuple):
     """A learned flow.
 
     Attributes:
+      project: evaluated states [..., D] -> those of the flow, which the projector makes of them.
       step: (states [..., 2d], direction +1 or -1) -> states after one application.
       energy: states [..., 2d] -> [...].
       duration: time of one application.
     """
 
+    project: Callable[[np.ndarray], jax.Array]
     step: Callable[[jax.Array | np.ndarray, float], jax.Array]
     energy: Callable[[jax.Array | np.ndarray], jax.Array]
     duration: float
 
 
-def flow_of(method: Method, params: Parts, step: int) -> Flow | None:
-    """Returns the Hamiltonian flow after `step` steps; None for a method without one."""
+def flow_of(
+    method: Method, setup: StepSetup, state: Mapping[str, PyTree[jax.Array]]
+) -> Flow | None:
+    """Returns the Hamiltonian flow of a checkpoint; None for a method without one.
+
+    Args:
+      method: the method, with the length of the training's epochs.
+      setup: gives the projector.
+      state: 'step', 'params' and 'batch_stats' of the checkpoint.
+    """
     if not isinstance(method, HasFlow) or method.flow_time is None:
         return None
     predictor, time = method.predictor, method.flow_time
     # On the host, since only one of several processes draws.
-    variables = {"params": jax.device_get(params.get("predictor", {}))}
-    scale = method.residual_scale(jnp.asarray(max(step - 1, 0)))
+    variables = {"params": jax.device_get(state["params"].get("predictor", {}))}
+    scale = method.residual_scale(jnp.asarray(max(int(state["step"]) - 1, 0)))
+    project = make_project(setup, state["params"], state["batch_stats"])
 
     @jax.jit
     def flow(states: jax.Array | np.ndarray, direction: float) -> jax.Array:
@@ -49,7 +62,7 @@ def flow_of(method: Method, params: Parts, step: int) -> Flow | None:
     def energy(states: jax.Array | np.ndarray) -> jax.Array:
         return applied(predictor, variables, states, scale, method="energy")
 
-    return Flow(flow, energy, time)
+    return Flow(project, flow, energy, time)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +119,11 @@ def flow_picture(
 
     Args:
       flow: the learned flow.
-      samples: states [Q, 2d] to follow.
-      cloud: states [M, 2d] of many images, which define the principal axes.
+      samples: evaluated states [Q, D] to follow.
+      cloud: evaluated states [M, D] of many images, which define the principal axes.
       applications: number of applications of the flow in each direction.
     """
+    samples, cloud = (np.asarray(flow.project(states)) for states in (samples, cloud))
     paths = trajectories(flow, samples, applications)
     half = samples.shape[1] // 2
     return FlowPicture(

@@ -36,6 +36,8 @@ def smoke(config: ConfigDict) -> None:
     config.model.compute_dtype = "float32"
     for table, name in ((METHODS, config.method), (ENCODERS, config.model.encoder)):
         cast(type[ModelPart], load_part(table, name)).shrink(config)
+    if config.model.projector_widths:
+        config.model.projector_widths = tuple(min(w, 16) for w in config.model.projector_widths)
     if config.data.num_local_views:
         config.data.local_size = config.data.image_size
     config.train.update(max_steps=2, epochs=1, warmup_epochs=0.5, fast_compile=True)

@@ -55,7 +55,7 @@ def _rotation(omega: float, duration: float) -> flows.Flow:
     def energy(states):
         return omega * np.square(states).sum(axis=-1) / 2
 
-    return flows.Flow(step, energy, duration)
+    return flows.Flow(np.asarray, step, energy, duration)
 
 
 def test_trajectories_run_forward_in_time_in_the_planes_of_the_cloud() -> None:
