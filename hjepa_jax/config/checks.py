@@ -5,11 +5,12 @@ Every problem is one sentence that names the field and says what to do.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from hjepa_jax.config.fields import AUTO
+from hjepa_jax.config.fields import AUTO, Condition, Row
 from hjepa_jax.config.files import complete, flatten, schema_of_config, set_field
 from hjepa_jax.config.rules import RULES, TRAINING_RULES
 from hjepa_jax.config.settings import Runtime, Settings, build, chosen_parts, schema_of
@@ -77,19 +78,23 @@ def contradictions(settings: Settings, *, training: bool = True) -> Iterator[str
         yield from part.problems(settings)
 
 
-def _unused(settings: Settings) -> Iterator[str]:
-    """Yields a sentence for each field that is set although it has no effect."""
+def unused(settings: Settings) -> Iterator[tuple[Row, Condition]]:
+    """Yields each field that is set although it has no effect, and the condition that fails."""
     values = settings.values()
     for path, row in schema_of(settings).rows.items():
-        if values[path] == row.default:
-            continue
-        for condition in row.conditions:
-            if not condition.holds(settings):
-                yield (
-                    f"config.{path} is set to {values[path]!r} but has no effect here: "
-                    f"leave it at {row.default!r}, or set {condition.remedy}."
-                )
-                break
+        if values[path] != row.default:
+            failing = (one for one in row.conditions if not one.holds(settings))
+            yield from ((row, condition) for condition in itertools.islice(failing, 1))
+
+
+def _unused(settings: Settings) -> Iterator[str]:
+    """Yields a sentence for each field of `unused`."""
+    values = settings.values()
+    for row, condition in unused(settings):
+        yield (
+            f"config.{row.path} is set to {values[row.path]!r} but has no effect here: "
+            f"leave it at {row.default!r}, or set {condition.remedy}."
+        )
 
 
 def typed(config: ConfigDict | Settings) -> Settings:

@@ -193,6 +193,22 @@ def apply_overrides(config: ConfigDict, overrides: list[tuple[str, object]], sou
             ) from error
 
 
+def config_of_arguments(arguments: list[str]) -> ConfigDict:
+    """Returns the configuration that another process would get from its arguments.
+
+    Args:
+      arguments: arguments that include `--config=FILE` and overrides.
+
+    Raises:
+      UserError: if there is no such configuration, or an override is wrong.
+    """
+    kept, overrides = split_overrides(arguments)
+    (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
+    config = load_config(source)
+    apply_overrides(config, overrides, source)
+    return config
+
+
 def resolve_arguments(arguments: list[str]) -> Settings:
     """Returns the settings that another process would get from its arguments.
 
@@ -202,11 +218,7 @@ def resolve_arguments(arguments: list[str]) -> Settings:
     Raises:
       UserError: if the other process would reject them.
     """
-    kept, overrides = split_overrides(arguments)
-    (source,) = (text.partition("=")[2] for text in kept if text.startswith("--config="))
-    config = load_config(source)
-    apply_overrides(config, overrides, source)
-    plain, chosen = checks.with_defaults(config)
+    plain, chosen = checks.with_defaults(config_of_arguments(arguments))
     # Whether fields agree that the other process will choose, it will find itself.
     return checks.typed(plain) if chosen else checks.resolve(plain)
 

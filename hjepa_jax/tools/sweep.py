@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_jax.config.flags import resolve_arguments
+from hjepa_jax.config.checks import typed, unused, with_defaults
+from hjepa_jax.config.flags import config_of_arguments, resolve_arguments
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare.runs import load_metrics
 from hjepa_jax.evaluation.report.folder import METRICS, find_reports, report_name
@@ -72,6 +73,59 @@ def _override(text: str) -> str:
     return f"--config.{name}={value}"
 
 
+def plan_run(
+    config: str, out: pathlib.Path, group: str, overrides: Sequence[str], seed: int
+) -> SweepRun:
+    """Returns the run of a group with a seed.
+
+    Args:
+      config: configuration, optionally with ':variant'.
+      out: the sweep's folder.
+      group: its name, part of those of files.
+      overrides: 'section.field=value'.
+      seed: value of config.seed.
+
+    Raises:
+      UserError: for a malformed override or an invalid configuration.
+    """
+    name = f"{group}-seed{seed}"
+    arguments = (
+        f"--config={config}",
+        f"--workdir={out / 'runs' / name}",
+        f"--eval_dir={out / 'eval'}",
+        *map(_override, (*overrides, f"seed={seed}")),
+    )
+    resolve_arguments(list(arguments))
+    return SweepRun(name, group, arguments)
+
+
+def with_effect(config: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """Returns overrides that also bring fields without effect back to their defaults.
+
+    A configuration sets fields of its own method, which would be errors in an arm without it.
+
+    Args:
+      config: configuration, optionally with ':variant'.
+      overrides: 'section.field=value'.
+
+    Raises:
+      UserError: for a malformed override or an unknown configuration.
+    """
+    found = tuple(overrides)
+    while True:
+        arguments = [f"--config={config}", *map(_override, found)]
+        settings = typed(with_defaults(config_of_arguments(arguments))[0])
+        idle = {row.path: row.default for row, _ in unused(settings)}
+        if not idle:
+            return found
+        found += tuple(f"{path}={_text(value)}" for path, value in idle.items())
+
+
+def _text(value: object) -> str:
+    """Returns a value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def plan(
     config: str,
     out: pathlib.Path,
@@ -101,17 +155,9 @@ def plan(
     given = config.partition(":")[2]
     for variant, setting, seed in itertools.product(variants, settings, seeds):
         parts = [variant or given or stem, *map(_slug, setting.split())]
-        group = "-".join(parts)
-        name = f"{group}-seed{seed}"
-        overrides = (*common, *setting.split(), f"seed={seed}")
-        arguments = (
-            f"--config={config}{f':{variant}' if variant else ''}",
-            f"--workdir={out / 'runs' / name}",
-            f"--eval_dir={out / 'eval'}",
-            *map(_override, overrides),
-        )
-        resolve_arguments(list(arguments))
-        runs.append(SweepRun(name, group, arguments))
+        source = f"{config}{f':{variant}' if variant else ''}"
+        overrides = (*common, *setting.split())
+        runs.append(plan_run(source, out, "-".join(parts), overrides, seed))
     names = [run.name for run in runs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -145,13 +191,20 @@ def check_commands(runs: Sequence[SweepRun], out: pathlib.Path) -> None:
     write_atomically(path, json.dumps(known, indent=2) + "\n")
 
 
+def report_of(run: SweepRun, out: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder with the report of a finished run, else None."""
+    found = find_reports(out / "eval", report_name(pathlib.Path(run.name)))
+    return next(iter(found), None)
+
+
 def metrics_of(run: SweepRun, out: pathlib.Path) -> dict[str, Any] | None:
     """Returns the metrics of a finished run, else None.
 
     Raises:
       UserError: if its `metrics.json` is damaged.
     """
-    for folder in find_reports(out / "eval", report_name(pathlib.Path(run.name))):
+    folder = report_of(run, out)
+    if folder is not None:
         try:
             return load_metrics(folder)
         except UserError as error:
@@ -245,7 +298,7 @@ def _cells(group: dict[str, Any]) -> Iterator[str]:
         yield mean_and_deviation(group["mean"][name], group["std"][name], factor, digits)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any], title: str = "Sweep") -> str:
     """Returns a Markdown table of `results`: mean ± standard deviation over seeds."""
     header = ["runs", "n", *(title for title, _, _ in COLUMNS.values())]
     rows = [
@@ -258,7 +311,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"{done} of {len(found['planned'])} runs finished. Mean ± standard deviation over the n "
         f"seeds; kNN at k = {', '.join(map(str, ks))}."
     )
-    return f"# Sweep\n\n{text}\n\n{note}\n"
+    return f"# {title}\n\n{text}\n\n{note}\n"
 
 
 def write_results(runs: Sequence[SweepRun], out: pathlib.Path) -> str:

@@ -1,0 +1,1 @@
+"""Factorial ablations: all combinations of the levels of some axes."""
