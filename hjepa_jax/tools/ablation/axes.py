@@ -13,6 +13,7 @@ from hjepa_jax.errors import UserError
 # Level -> overrides 'section.field=value'; effects are relative to levels that come first.
 Levels: TypeAlias = Mapping[str, tuple[str, ...]]
 AXES: dict[str, Levels] = {
+    "head": {"none": ("model.projector=identity",), "halves": ("model.projector=halves",)},
     "predictor": {
         "identity": ("dynamics.predictor=identity",),
         "mlp": ("dynamics.predictor=mlp",),
