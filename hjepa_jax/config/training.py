@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from hjepa_jax.config.fields import FREE, Condition, field
 from hjepa_jax.config.parts import method_part
 
+ParameterKind: TypeAlias = Literal["biases", "norms"]
 Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 
 _PROJECTOR = Condition(
@@ -21,6 +22,8 @@ _PREDICTOR = Condition(
     lambda c: method_part(c).trains_predictor(c),
     "a config.method whose predictor has parameters, as 'hjepa'",
 )
+_ADAMW = Condition(lambda c: c.train.optimizer == "adamw", "config.train.optimizer='adamw'")
+_LARS = Condition(lambda c: c.train.optimizer == "lars", "config.train.optimizer='lars'")
 _SKIPS = Condition(lambda c: c.train.on_nonfinite == "skip", "config.train.on_nonfinite='skip'")
 _WARMUP = Condition(lambda c: c.train.warmup_epochs > 0, "config.train.warmup_epochs above 0")
 _BEST = Condition(lambda c: c.checkpoint.keep_best > 0, "config.checkpoint.keep_best")
@@ -108,6 +111,9 @@ class Train:
         above=0,
         aliases="steps num_steps iterations max_iters num_iterations total_steps",
     )
+    optimizer: Literal["adamw", "lars"] = field(
+        "adamw", "'adamw', or 'lars' (layer-wise adaptive rates).", aliases="optim opt"
+    )
     lr: float = field(
         5e-4,
         "Learning rate.",
@@ -123,23 +129,49 @@ class Train:
         used=_PREDICTOR,
         aliases="h_lr predictor_learning_rate",
     )
-    weight_decay: float = field(5e-4, "Decoupled weight decay.", at_least=0, aliases="wd decay l2")
+    weight_decay: float = field(
+        5e-4,
+        "Weight decay: decoupled in 'adamw', added to the gradient in 'lars'.",
+        at_least=0,
+        aliases="wd decay l2",
+    )
+    decay_exclude: tuple[ParameterKind, ...] = field(
+        (),
+        "Parameters without weight decay and, in 'lars', without the trust ratio: 'biases', and "
+        "'norms' (scale and bias of normalizations).",
+        aliases="no_decay exclude_from_decay exclude_bias_n_norm no_weight_decay",
+    )
     b1: float = field(
-        0.9, "Adam's decay of the mean gradient.", aliases="beta1 betas momentum", **_BELOW_ONE
+        0.9, "Adam's decay of the mean gradient.", used=_ADAMW, aliases="beta1 betas", **_BELOW_ONE
     )
     b2: float = field(
-        0.999, "Adam's decay of the mean squared gradient.", aliases="beta2", **_BELOW_ONE
+        0.999,
+        "Adam's decay of the mean squared gradient.",
+        used=_ADAMW,
+        aliases="beta2",
+        **_BELOW_ONE,
     )
     adam_eps: float = field(
         1e-8,
         "Adam's epsilon, added to the square root.",
         at_least=1e-16,
         at_most=1,
+        used=_ADAMW,
         aliases="eps epsilon",
+    )
+    momentum: float = field(0.9, "Momentum of LARS.", used=_LARS, **_BELOW_ONE)
+    nesterov: bool = field(False, "Whether it is Nesterov's.", used=_LARS)
+    trust_coefficient: float = field(
+        0.001,
+        "LARS scales the step of each array to this times the norm of the array.",
+        above=0,
+        at_most=1e3,
+        used=_LARS,
+        aliases="eta trust_coef lars_eta",
     )
     grad_clip: float | None = field(
         1.0,
-        "Largest global gradient norm; None = no clipping.",
+        "Largest global gradient norm, before weight decay and trust ratios; None = no clipping.",
         at_least=1e-6,
         aliases="clip clip_norm max_grad_norm gradient_clip_val clip_grad grad_clip_norm",
     )

@@ -41,7 +41,6 @@ _NO_FIELDS = {
         "give --workdir"
     ),
     "resume resume_from resume_from_checkpoint ckpt_path": "give --resume=RUN",
-    "optimizer optim": "it is AdamW; set config.train.lr, weight_decay, b1, b2, or adam_eps",
     "scheduler lr_scheduler lr_schedule schedule": (
         "the learning rate warms up, and falls as a cosine; set config.train.warmup_epochs and "
         "config.train.min_lr_ratio"

@@ -1,4 +1,4 @@
-"""Gradient clipping by global norm, as in the published recipe."""
+"""Gradient clipping by global norm, as in the published recipe, and norms of split arrays."""
 
 from __future__ import annotations
 
@@ -58,12 +58,23 @@ def part_norms(
       gradient: arrays by part; with `axis_name`, those that vary over it are slices of whole ones.
       axis_name: see `hjepa_jax.objectives.shares`; all norms together take one collective.
     """
-    number = shares.count(axis_name)
-
-    def square(x: jax.Array) -> jax.Array:
-        total = jnp.sum(jnp.square(x))
-        # What all devices hold alike counts once.
-        return total if axis_name in jax.typeof(x).manual_axis_type.varying else total / number
-
-    squares = {part: sum(map(square, jax.tree.leaves(tree))) for part, tree in gradient.items()}
+    squares = {
+        part: sum(_square(x, axis_name) for x in jax.tree.leaves(tree))
+        for part, tree in gradient.items()
+    }
     return jax.tree.map(jnp.sqrt, shares.sum_shares(squares, axis_name))
+
+
+def array_norms(tree: PyTree[jax.Array], axis_name: AxisName = None) -> PyTree[jax.Array]:
+    """Returns the norm of each array of a tree; arguments as in `part_norms`."""
+    leaves, structure = jax.tree.flatten(tree)
+    squares = jnp.stack([_square(x, axis_name) for x in leaves])
+    return jax.tree.unflatten(structure, jnp.sqrt(shares.sum_shares(squares, axis_name)))
+
+
+def _square(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Returns this device's share of the squared norm of an array."""
+    total = jnp.sum(jnp.square(x))
+    # What all devices hold alike counts once.
+    alike = axis_name not in jax.typeof(x).manual_axis_type.varying
+    return total / shares.count(axis_name) if alike else total

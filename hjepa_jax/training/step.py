@@ -282,7 +282,11 @@ def _update(
     ) -> tuple[jax.Array, optax.Updates, optax.OptState]:
         norms = part_norms(gradient, axis_name)
         updates, opt_state = setup.optimizer.update(
-            gradient, opt_state, own_slices(params, axis_name), norms=norms
+            gradient,
+            opt_state,
+            own_slices(params, axis_name),
+            norms=norms,
+            axis_name=axis_name,
         )
         return optax.tree.norm(norms), join_slices(updates, params, axis_name), opt_state
 

@@ -97,6 +97,13 @@ def _changed(**fields):
             ["config.model.projector_dim", "no effect", "config.model.projector_widths=()"],
         ),
         ({"model__projector_widths": (8, 6)}, ["config.model.projector_widths", "no effect"]),
+        ({"train__momentum": 0.8}, ["config.train.momentum", "no effect", "'lars'"]),
+        (
+            {"train__optimizer": "lars", "train__b2": 0.99},
+            ["config.train.b2", "no effect", "config.train.optimizer='adamw'"],
+        ),
+        ({"train__optimizer": "sgd"}, ["config.train.optimizer", "'adamw'", "'lars'"]),
+        ({"train__decay_exclude": ("bias",)}, ["config.train.decay_exclude", "'biases'"]),
         ({"resnet__token_dim": 7}, ["config.resnet.token_dim", "even"]),
         ({"data__num_global_views": 1}, ["num_global_views", "2 or more"]),
         ({"data__batch_size": 0}, ["config.data.batch_size", "above 0"]),

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.methods.clipping import part_norms
+from hjepa_jax.methods.clipping import array_norms, part_norms
 from hjepa_jax.recipes import cifar100
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -98,13 +98,20 @@ def check_slices() -> None:
         slices = sharding.sum_slices(jax.tree.map(lambda x: x[0], each), "data")
         joined = sharding.join_slices(slices, expected, "data")
         again = sharding.join_slices(sharding.own_slices(joined, "data"), joined, "data")
-        return slices, part_norms(slices, "data"), joined, again
+        norms = part_norms(slices, "data"), array_norms(slices, "data")
+        return slices, norms, joined, again
 
     out_specs = (sharding.slice_specs(mesh, expected), *[PartitionSpec()] * 3)
     split = jax.shard_map(sums, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=out_specs)
     slices, norms, joined, again = jax.jit(split)(each)
     for got in (slices, joined, again):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+    norms, each_norm = norms
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, np.linalg.norm(b), rtol=1e-6),
+        each_norm,
+        expected,
+    )
     for part, arrays in expected.items():
         norm = np.sqrt(sum(np.sum(np.square(array)) for array in arrays))
         np.testing.assert_allclose(norms[part], norm, rtol=1e-6)

@@ -29,7 +29,8 @@ CLASSES = 5
 def check_collectives(settings, devices: int) -> None:
     """Two for each batch normalization, two for the loss, and the sum of the gradients.
 
-    With split moments that sum is scattered; the updates are gathered, and the norm is summed.
+    With split moments that sum is scattered; the updates are gathered, and the norm is summed, as
+    are those of each array for LARS.
     """
     mesh = sharding.data_mesh(jax.devices()[:devices])
     run = prepare(settings, settings.data.batch_size, mesh)
@@ -38,7 +39,8 @@ def check_collectives(settings, devices: int) -> None:
     text = run.step.lower(run.abstract_state, batch).compile().as_text()
     found, split = count_program(text), settings.train.shard_optimizer
     # A normalization has two statistics, mean and variance.
-    expected = len(stats) + (5 if split else 3)
+    lars = settings.train.optimizer == "lars"
+    expected = len(stats) + (5 + lars if split else 3)
     assert found.collectives.total() <= expected, (found.collectives, expected)
     shapes = [leaf.shape for leaf in jax.tree.leaves(run.abstract_state.params)]
     cut = [shape for shape in shapes if sharding.split_axis(devices, shape) is not None]

@@ -38,6 +38,15 @@ CASES = {
         "--config.model.projector=halves",
         "--config.model.projector_widths=(24,20,16)",
     ),
+    "LARS, split moments, masks, projector": (
+        *("2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.train.optimizer=lars",
+        "--config.train.lr=0.3",
+        "--config.train.decay_exclude=('biases','norms')",
+        "--config.train.shard_optimizer=True",
+        "--config.model.projector=mlp",
+        "--config.model.projector_widths=(24,20,16)",
+    ),
     "midpoint, energy": (
         *("2", f"{CIFAR}:smoke"),
         "--config.dynamics.integrator=implicit_midpoint",
