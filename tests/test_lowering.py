@@ -163,6 +163,9 @@ STEPS: dict[str, Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]] = {
         step, "ham_learnable", **{"model.compute_dtype": "bfloat16"}
     ),
     "step with the ImageNet stem": functools.partial(step, "sigreg", **{"resnet.stem": "imagenet"}),
+    "step of bottlenecks": functools.partial(
+        step, "hjepa", **{"resnet.block": "bottleneck", "resnet.zero_init": True}
+    ),
     "step in parts, recomputed": functools.partial(
         step, "sigreg", **{"train.accumulation": 2, "resnet.remat": "blocks"}
     ),

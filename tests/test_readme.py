@@ -72,6 +72,10 @@ RUN_BY = {
         "tests/evaluation/physics/test_physics_showcase.py",
         "--system=double_well",
     ),
+    "--config=pretrained:resnet50": (
+        "tests/interop/test_foreign_weights.py",
+        '"--config=pretrained:resnet50-smoke"',
+    ),
     "hjepa import-torch": (
         "tests/interop/test_import_torch.py",
         "scripts/import_torch_checkpoint.py",
@@ -144,9 +148,9 @@ def test_files_named_by_the_guide_exist() -> None:
 
 
 def test_variants_of_the_table_exist() -> None:
-    from hjepa_jax.recipes import cifar100, folder, imagenet100, quickstart
+    from hjepa_jax.recipes import cifar100, folder, imagenet100, pretrained, quickstart
 
-    for module in (cifar100, folder, imagenet100, quickstart):
+    for module in (cifar100, folder, imagenet100, pretrained, quickstart):
         name = module.__name__.split(".")[-1]
         (row,) = re.findall(
             rf"^\| `configs/{name}.py` \| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.M

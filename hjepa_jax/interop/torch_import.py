@@ -13,8 +13,8 @@ from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.checks import typed
-from hjepa_jax.config.files import save
 from hjepa_jax.errors import CheckpointError
+from hjepa_jax.interop.imported_run import fresh_run, write_run
 from hjepa_jax.interop.published.translate import config_from_torch
 from hjepa_jax.interop.torch_file import load_torch_file
 from hjepa_jax.interop.torch_names import (
@@ -26,12 +26,8 @@ from hjepa_jax.interop.torch_names import (
 )
 from hjepa_jax.methods.hamsigreg_settings import HamSIGRegSection
 from hjepa_jax.models.resnet import ResNetSection
-from hjepa_jax.runtime import sharding
-from hjepa_jax.runtime.checkpoint import Checkpointer
 from hjepa_jax.runtime.checkpoint_arrays import mismatches, named, summary
-from hjepa_jax.storage.checkpoint_meta import Meta
 from hjepa_jax.storage.schema import Anything, Maybe, Table, Whole, described, readable, require
-from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.state import TrainState
 
 _PARTS = ("encoder", "projector", "predictor", "regularizer")
@@ -197,11 +193,7 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
       CheckpointError: if the workdir already has checkpoints, or shapes differ.
     """
     settings = imported.settings
-    folder = workdir / "checkpoints"
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists already: choose another --workdir.")
-    run = prepare(settings, settings.data.batch_size, sharding.data_mesh())
-    fresh = run.init()
+    fresh = fresh_run(settings, workdir)
     found = {"params": imported.params, "batch_stats": imported.batch_stats}
     wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     if imported.spectral:
@@ -224,9 +216,5 @@ def save_imported(imported: Imported, workdir: pathlib.Path) -> TrainState:
         batch_stats=cast(imported.batch_stats),
         method_state=method_state,
     )
-    checkpointer = Checkpointer(folder)
-    meta: Meta = {"config": settings.to_json(), "data": {"step": imported.step}}
-    checkpointer.save(imported.step, state, meta)
-    checkpointer.close()
-    save(settings, workdir)
+    write_run(state, settings, workdir)
     return state

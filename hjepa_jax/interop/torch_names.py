@@ -1,29 +1,21 @@
 """Converts torch state dicts of the published code to parameter trees, using only NumPy.
 
 Every function takes a mapping from torch names to arrays, and returns trees of NumPy arrays plus
-the sorted list of ignored entries. Layouts: torch convolutions are [out,in,kh,kw], ours
-[kh,kw,in,out]; torch Linear weights are [out,in], ours [in,out].
+the sorted list of ignored entries. `models.foreign` has the layouts.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from hjepa_jax.models.foreign import Entry, batch_norm, convolution, linear, same
+
 Tree = dict[str, Any]
 State = Mapping[str, np.ndarray]
-
-
-class Entry(NamedTuple):
-    """Target of a torch entry: the collection ('params' or 'batch_stats') and the path in it."""
-
-    name: str
-    collection: str
-    path: tuple[str, ...]
-    layout: Callable[[np.ndarray], np.ndarray]
 
 
 _LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
@@ -31,35 +23,15 @@ _LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
 _BACKBONE_FIRST_STAGE = 4
 
 
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _convolution(name: str, *path: str) -> Iterator[Entry]:
-    yield Entry(f"{name}.weight", "params", (*path, "kernel"), lambda x: x.transpose(2, 3, 1, 0))
-
-
-def _linear(name: str, *path: str) -> Iterator[Entry]:
-    yield Entry(f"{name}.weight", "params", (*path, "kernel"), lambda x: x.transpose(1, 0))
-    yield Entry(f"{name}.bias", "params", (*path, "bias"), _same)
-
-
-def _norm(name: str, *path: str) -> Iterator[Entry]:
-    yield Entry(f"{name}.weight", "params", (*path, "scale"), _same)
-    yield Entry(f"{name}.bias", "params", (*path, "bias"), _same)
-    yield Entry(f"{name}.running_mean", "batch_stats", (*path, "mean"), _same)
-    yield Entry(f"{name}.running_var", "batch_stats", (*path, "var"), _same)
-
-
 def _stage(name: str, stage: int) -> Iterator[Entry]:
     for block in range(2):
         torch, ours = f"{name}.{block}", f"layer{stage}_block{block}"
         for i in (1, 2):
-            yield from _convolution(f"{torch}.conv{i}", ours, f"conv{i}")
-            yield from _norm(f"{torch}.bn{i}", ours, f"norm{i}")
+            yield from convolution(f"{torch}.conv{i}", ours, f"conv{i}")
+            yield from batch_norm(f"{torch}.bn{i}", ours, f"norm{i}")
         if stage > 1 and block == 0:
-            yield from _convolution(f"{torch}.downsample.0", ours, "downsample_conv")
-            yield from _norm(f"{torch}.downsample.1", ours, "downsample_norm")
+            yield from convolution(f"{torch}.downsample.0", ours, "downsample_conv")
+            yield from batch_norm(f"{torch}.downsample.1", ours, "downsample_norm")
 
 
 def encoder_entries(head: str, token_layer: str) -> Iterator[Entry]:
@@ -68,18 +40,18 @@ def encoder_entries(head: str, token_layer: str) -> Iterator[Entry]:
     Parameters and their gradients are converted alike.
     """
     if head == "global":
-        yield from _convolution("backbone.0", "stem_conv")
-        yield from _norm("backbone.1", "stem_norm")
+        yield from convolution("backbone.0", "stem_conv")
+        yield from batch_norm("backbone.1", "stem_norm")
         for stage in range(1, 5):
             yield from _stage(f"backbone.{_BACKBONE_FIRST_STAGE + stage - 1}", stage)
-        yield from _linear("fc", "head")
+        yield from linear("fc", "head")
         return
-    yield from _convolution("stem.0", "stem_conv")
-    yield from _norm("stem.1", "stem_norm")
+    yield from convolution("stem.0", "stem_conv")
+    yield from batch_norm("stem.1", "stem_norm")
     for stage in range(1, _LAYERS[token_layer] + 1):
         yield from _stage(f"layer{stage}", stage)
-    yield from _convolution("token_proj.0", "token_projection")
-    yield from _norm("token_proj.1", "token_norm")
+    yield from convolution("token_proj.0", "token_projection")
+    yield from batch_norm("token_proj.1", "token_norm")
 
 
 # What torch puts before every name of a model for several devices, or of a compiled one.
@@ -176,9 +148,9 @@ def encoder_from_torch(
 
 def projector_entries() -> Iterator[Entry]:
     """Yields the entries of `Projector(kind='mlp')`."""
-    yield from _linear("net.0", "hidden")
-    yield from _norm("net.1", "norm")
-    yield from _linear("net.3", "output")
+    yield from linear("net.0", "hidden")
+    yield from batch_norm("net.1", "norm")
+    yield from linear("net.3", "output")
 
 
 def projector_from_torch(state: State) -> tuple[Tree, Tree, list[str]]:
@@ -208,9 +180,9 @@ def predictor_entries(names: Iterable[str]) -> Iterator[Entry]:
     prefixes = sorted({match[1] for match in found if match})
     indices = sorted({int(match[2]) for match in found if match})
     for layer, index in enumerate(indices):
-        yield from _linear(f"{prefixes[0]}.{index}", "potential", f"layer{layer}")
+        yield from linear(f"{prefixes[0]}.{index}", "potential", f"layer{layer}")
     if "raw_dt" in names:
-        yield Entry("raw_dt", "params", ("raw_dt",), _same)
+        yield Entry("raw_dt", "params", ("raw_dt",), same)
 
 
 def predictor_from_torch(state: State) -> tuple[Tree, list[str]]:

@@ -14,6 +14,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
+from hjepa_jax.errors import UserError
+from hjepa_jax.models.foreign import ForeignNames
 from hjepa_jax.objectives.shares import AxisName
 
 
@@ -116,6 +118,22 @@ class Encoder(nn.Module):
             return self.init_with_output(key, x, train=False)[0]
 
         return StateShape(jax.eval_shape(encode, jax.random.key(0), images).shape[-1])
+
+    def foreign_names(self, found: Mapping[str, tuple[int, ...]]) -> ForeignNames:
+        """Returns how the tensors of a file of torchvision or timm become this encoder's variables.
+
+        An encoder that defines it takes such files in `hjepa import-torch`.
+
+        Args:
+          found: shape of each tensor of the file by name, for encoders that other software names
+            in several ways.
+
+        Raises:
+          UserError: if there is no such file for this encoder.
+        """
+        raise UserError(
+            f"{type(self).__name__} takes no weights of other software: define foreign_names in it."
+        )
 
     def portable(self) -> Self:
         """Returns the same encoder in float32 and with operations that all exporters support."""

@@ -91,12 +91,14 @@ class BatchNorm(nn.Module):
         running statistics are updated with their mean over the groups. With one group per device,
         devices need no synchronization.
       axis_name: mesh axis that the rows are split over, see `hjepa_jax.objectives.shares`.
+      scale_init: initializer of the scale.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     groups: int = 1
     axis_name: AxisName = None
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -124,7 +126,7 @@ class BatchNorm(nn.Module):
         """
         dtype = wide_dtype(x.dtype)
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        scale = self.param("scale", self.scale_init, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)

@@ -1,4 +1,4 @@
-"""The ResNet encoder, with a token head (state [q | p]) or a global head.
+"""The ResNet encoder: states of tokens [q | p], pooled features, or an embedding of these.
 
 Sources: He et al., "Deep Residual Learning" (arXiv 1512.03385), torchvision layout; token head of
 "Beyond Isotropy in JEPAs" (arXiv 2605.20107).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 import flax.linen as nn
@@ -21,14 +21,27 @@ from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import FREE, Condition, field, walk
 from hjepa_jax.kernels.max_pool import max_pool_3x3
 from hjepa_jax.models.base import Encoder, StateShape
+from hjepa_jax.models.foreign import ForeignNames, batch_norm, convolution
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
 from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3_padded
 from hjepa_jax.models.remat import recomputed
-from hjepa_jax.objectives.shares import AxisName
+from hjepa_jax.models.residual_blocks import BLOCKS
 
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
+# Kind and number of the blocks of each depth: table 1 of the paper.
+PUBLISHED = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
 _TOKENS = Condition(
     lambda settings: settings.section(ResNetSection).head == "tokens", "config.resnet.head='tokens'"
+)
+_DEPTHS = f"use one of {', '.join(map(str, PUBLISHED))}, or None with block and stage_blocks."
+_OWN = Condition(
+    lambda settings: settings.section(ResNetSection).depth is None, "config.resnet.depth=None"
 )
 _GLOBAL = Condition(
     lambda settings: settings.section(ResNetSection).head == "global", "config.resnet.head='global'"
@@ -37,15 +50,29 @@ _GLOBAL = Condition(
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSection:
-    """The ResNet encoder of basic blocks."""
+    """The ResNet encoder."""
 
     width: int = field(
         64,
-        "Channels of the first stage, doubled in each later one; 64 is ResNet-18.",
+        "Channels of the first stage, doubled in each later one; 64 is that of the published ones. "
+        "Bottlenecks return four times as many.",
         above=0,
         at_most=8192,
         auto=True,
         aliases="base_width",
+    )
+    depth: int | None = field(
+        None,
+        "Layers of a published ResNet: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks); None "
+        "= as block and stage_blocks say.",
+        above=0,
+        aliases="layers num_layers",
+    )
+    block: Literal["basic", "bottleneck"] = field(
+        "basic",
+        "'basic' (two 3x3 convolutions) or 'bottleneck' (1x1, 3x3, which has the stride, and 1x1).",
+        used=_OWN,
+        aliases="block_type",
     )
     stage_blocks: tuple[int, int, int, int] = field(
         (2, 2, 2, 2),
@@ -53,16 +80,24 @@ class ResNetSection:
         above=0,
         at_most=256,
         hint="the blocks of each of the four stages",
-        aliases="depth layers blocks",
+        used=_OWN,
+        aliases="blocks",
+    )
+    zero_init: bool = field(
+        False,
+        "Begin with a scale of 0 in the last batch normalization of each block, which is then its "
+        "shortcut alone.",
+        aliases="zero_init_residual zero_init_last",
     )
     stem: Literal["cifar", "imagenet"] = field(
         "cifar",
         "'cifar' (3x3, stride 1) or 'imagenet' (7x7, stride 2, max-pool).",
         auto=True,
     )
-    head: Literal["tokens", "global"] = field(
+    head: Literal["tokens", "global", "pooled"] = field(
         "tokens",
-        "'tokens' (feature map as tokens) or 'global' (average pool, then Linear).",
+        "'tokens' (feature map as tokens), 'global' (average pool, then Linear), or 'pooled' "
+        "(average pool alone, as torchvision's features).",
     )
     token_layer: Literal["layer2", "layer3", "layer4"] = field(
         "layer3",
@@ -96,33 +131,20 @@ class ResNetSection:
         aliases="gradient_checkpointing grad_checkpointing activation_checkpointing",
     )
 
+    @property
+    def layout(self) -> tuple[str, tuple[int, int, int, int]]:
+        """The kind of block, and the number of blocks in each stage."""
+        return (self.block, self.stage_blocks) if self.depth is None else PUBLISHED[self.depth]
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a residual connection.
+    @property
+    def stages(self) -> int:
+        """Number of stages that are built."""
+        return TOKEN_LAYERS[self.token_layer] if self.head == "tokens" else 4
 
-    Attributes:
-      features: output channels.
-      stride: stride of the first convolution and of the shortcut.
-      norm_groups: groups of rows with separate batch statistics, see `layers.BatchNorm`.
-      axis_name: see `models.base.Encoder`.
-    """
-
-    features: int
-    stride: int = 1
-    norm_groups: int = 1
-    axis_name: AxisName = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps x [N,H,W,C] to [N,H/stride,W/stride,features]."""
-        norm = functools.partial(BatchNorm, groups=self.norm_groups, axis_name=self.axis_name)
-        out = Conv(self.features, 3, self.stride, name="conv1")(x)
-        out = norm(name="norm1")(out, train=train, relu=True)
-        out = Conv(self.features, 3, name="conv2")(out)
-        if self.stride != 1 or x.shape[-1] != self.features:
-            x = Conv(self.features, 1, self.stride, name="downsample_conv")(x)
-            x = norm(name="downsample_norm")(x, train=train)
-        return norm(name="norm2")(out, train=train, residual=x, relu=True)
+    @property
+    def features(self) -> int:
+        """Channels of the last stage that is built."""
+        return self.width * 2 ** (self.stages - 1) * BLOCKS[self.layout[0]].expansion
 
 
 def flatten_tokens(tokens: jax.Array, split_qp: bool) -> jax.Array:
@@ -142,7 +164,7 @@ def flatten_tokens(tokens: jax.Array, split_qp: bool) -> jax.Array:
 
 
 class ResNet(Encoder):
-    """A ResNet of basic blocks. Stages above the tapped one have no effect and are not built.
+    """A ResNet. Stages above the tapped one have no effect and are not built.
 
     Attributes:
       settings: the section `resnet` of the configuration.
@@ -162,7 +184,12 @@ class ResNet(Encoder):
         resnet = config.resnet
         if resnet.stem == "imagenet":
             config.data.image_size = 64
-        resnet.update(width=8, stage_blocks=(1, 1, 1, 1), token_layer="layer2", token_dim=8)
+        if resnet.depth is not None:
+            resnet.update(block=PUBLISHED[resnet.depth][0], depth=None)
+        resnet.update(width=8, stage_blocks=(1, 1, 1, 1))
+        if resnet.head != "tokens":
+            return
+        resnet.update(token_layer="layer2", token_dim=8)
         if resnet.token_grid is not None:
             resnet.token_grid = 2
 
@@ -170,13 +197,18 @@ class ResNet(Encoder):
     def problems(cls, settings: Settings) -> Iterator[str]:
         """Yields a sentence for each contradiction in the settings."""
         resnet, data = settings.section(ResNetSection), settings.data
+        if resnet.depth not in (None, *PUBLISHED):
+            yield f"config.resnet.depth is {resnet.depth}: {_DEPTHS}"
+            return
         width_field = "token_dim" if resnet.head == "tokens" else "embed_dim"
-        if settings.model.split_qp and getattr(resnet, width_field) % 2:
+        # Pooled features have a multiple of eight dimensions.
+        halved = settings.model.split_qp and resnet.head != "pooled"
+        if halved and getattr(resnet, width_field) % 2:
             yield (
                 f"config.resnet.{width_field} is {getattr(resnet, width_field)}: with "
                 "config.model.split_qp=True it must be even, half for q and half for p."
             )
-        pooled = resnet.head == "global" or resnet.token_grid is not None
+        pooled = resnet.head != "tokens" or resnet.token_grid is not None
         if data.num_local_views > 0 and data.local_size != data.image_size and not pooled:
             yield (
                 f"config.data.local_size ({data.local_size}) differs from config.data.image_size "
@@ -193,23 +225,46 @@ class ResNet(Encoder):
             norm_groups=norm_groups,
         )
 
-    @property
-    def num_stages(self) -> int:
-        """Number of stages that are built."""
-        return 4 if self.settings.head == "global" else TOKEN_LAYERS[self.settings.token_layer]
-
     def shape(self, image_size: int) -> StateShape:
         """Returns the shape of the states of square images of `image_size` pixels."""
         settings = self.settings
-        if settings.head == "global":
-            return StateShape(settings.embed_dim)
+        if settings.head != "tokens":
+            return StateShape(
+                settings.embed_dim if settings.head == "global" else settings.features
+            )
         side = settings.token_grid
         if side is None:
             side = image_size
             # Every stride-2 layer gives ceil(side / 2).
-            for _ in range(self.num_stages - 1 + (2 if settings.stem == "imagenet" else 0)):
+            for _ in range(settings.stages - 1 + (2 if settings.stem == "imagenet" else 0)):
                 side = (side + 1) // 2
         return StateShape(side * side * settings.token_dim, side, settings.token_dim)
+
+    def foreign_names(self, found: Mapping[str, tuple[int, ...]]) -> ForeignNames:
+        """Returns the places of the tensors of a ResNet of torchvision or timm, which agree."""
+        del found
+        settings = self.settings
+        kind, counts = settings.layout
+        entries = [*convolution("conv1", "stem_conv"), *batch_norm("bn1", "stem_norm")]
+        for stage, count in enumerate(counts[: settings.stages], 1):
+            for block in range(count):
+                theirs, ours = f"layer{stage}.{block}", f"layer{stage}_block{block}"
+                for i in range(1, BLOCKS[kind].layers + 1):
+                    entries += convolution(f"{theirs}.conv{i}", ours, f"conv{i}")
+                    entries += batch_norm(f"{theirs}.bn{i}", ours, f"norm{i}")
+                # As in `residual_blocks.Block`.
+                if block == 0 and (stage > 1 or BLOCKS[kind].expansion > 1):
+                    entries += convolution(f"{theirs}.downsample.0", ours, "downsample_conv")
+                    entries += batch_norm(f"{theirs}.downsample.1", ours, "downsample_norm")
+        left_out = {
+            r"fc\..*": "the classifier",
+            r".*\.num_batches_tracked": "a counter",
+        }
+        above = "".join(str(stage) for stage in range(settings.stages + 1, 5))
+        if above:
+            left_out[rf"layer[{above}]\..*"] = "of a stage above config.resnet.token_layer"
+        own = {"tokens": ("token_projection", "token_norm"), "global": ("head",), "pooled": ()}
+        return ForeignNames(tuple(entries), left_out, own[settings.head])
 
     def portable(self) -> ResNet:
         """Returns the same encoder in float32, with a max-pool that ONNX converters support."""
@@ -223,6 +278,8 @@ class ResNet(Encoder):
                 raise ValueError(
                     f"ResNet: unknown {row.path} '{value}': use one of {', '.join(row.choices)}."
                 )
+        if settings.depth not in (None, *PUBLISHED):
+            raise ValueError(f"ResNet: depth is {settings.depth}: {_DEPTHS}")
         if settings.head == "tokens" and self.split_qp and settings.token_dim % 2:
             raise ValueError(
                 "ResNet: split_qp halves each token, so token_dim "
@@ -230,6 +287,24 @@ class ResNet(Encoder):
             )
         if x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"ResNet takes images [N,H,W,3], not an array of shape {x.shape}.")
+
+    def _stages(self, x: jax.Array, train: bool) -> jax.Array:
+        """Applies the residual blocks to what the stem returns."""
+        settings = self.settings
+        kind, counts = settings.layout
+        remat = settings.remat == "blocks" and train and not self.is_initializing()
+        for stage, count in enumerate(counts[: settings.stages], 1):
+            for block in range(count):
+                residual = BLOCKS[kind](
+                    settings.width * 2 ** (stage - 1),
+                    2 if stage > 1 and block == 0 else 1,
+                    self.norm_groups,
+                    self.axis_name,
+                    settings.zero_init,
+                    name=f"layer{stage}_block{block}",
+                )
+                x = recomputed(residual, x) if remat else residual(x, train=train)
+        return x
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -257,17 +332,11 @@ class ResNet(Encoder):
         x = norm(name="stem_norm")(x, train=train, relu=True)
         if settings.stem == "imagenet":
             x = self.stem_pool(x)
-        for stage in range(1, self.num_stages + 1):
-            for block in range(settings.stage_blocks[stage - 1]):
-                stride = 2 if stage > 1 and block == 0 else 1
-                features = settings.width * 2 ** (stage - 1)
-                name = f"layer{stage}_block{block}"
-                residual = BasicBlock(features, stride, self.norm_groups, self.axis_name, name=name)
-                remat = settings.remat == "blocks" and train and not self.is_initializing()
-                x = recomputed(residual, x) if remat else residual(x, train=train)
+        x = self._stages(x, train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        if settings.head == "global":
-            return Linear(settings.embed_dim, name="head")(jnp.mean(x.astype(wide), (1, 2)))
+        if settings.head != "tokens":
+            x = jnp.mean(x.astype(wide), (1, 2))
+            return x if settings.head == "pooled" else Linear(settings.embed_dim, name="head")(x)
         if settings.token_grid is not None:
             x = adaptive_average_pool(x, settings.token_grid)
         x = Conv(settings.token_dim, 1, initializer=default_uniform, name="token_projection")(x)

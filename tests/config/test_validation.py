@@ -117,6 +117,11 @@ def _changed(**fields):
         ({"evaluation__probe_folds": 1}, ["probe_folds", "2 or more"]),
         ({"resnet__stage_blocks": (2, 2, 2)}, ["stage_blocks is (2, 2, 2)", "four stages"]),
         ({"resnet__stage_blocks": (2, 2, 0, 2)}, ["stage_blocks", "above 0"]),
+        ({"resnet__depth": 51}, ["config.resnet.depth is 51", "one of 18, 34, 50, 101, 152"]),
+        (
+            {"resnet__depth": 50, "resnet__stage_blocks": (1, 1, 1, 1)},
+            ["config.resnet.stage_blocks", "no effect", "config.resnet.depth=None"],
+        ),
         ({"data__local_size": 16}, ["local_size", "no effect"]),
         ({"checkpoint__best_mode": "max"}, ["best_mode", "no effect", "keep_best"]),
         ({"train__max_skips_in_a_row": 2}, ["max_skips_in_a_row", "no effect", "'skip'"]),

@@ -28,9 +28,10 @@ def compiled_gradient(model: ResNet, variables: Any, x: jax.Array) -> Any:
     return gradient.lower(variables, x).compile(compiler_options=UNOPTIMIZED)
 
 
-def test_gradients_and_statistics_are_equal_and_memory_is_smaller() -> None:
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_gradients_and_statistics_are_equal_and_memory_is_smaller(block) -> None:
     with jax.enable_x64(True):
-        model = resnet(width=4, token_dim=4, token_layer="layer2", dtype=jnp.float64)
+        model = resnet(width=4, token_dim=4, token_layer="layer2", dtype=jnp.float64, block=block)
         shapes = jax.eval_shape(
             functools.partial(model.init, train=False),
             jax.random.key(0),

@@ -1,6 +1,7 @@
 """Encoder: layers against NumPy loops, published parameter counts, layout, dtypes and errors."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from hjepa_jax.kernels.max_pool import max_pool_3x3
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
 from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.pooling import adaptive_average_pool
+from hjepa_jax.models.residual_blocks import BLOCKS
 from hjepa_jax.models.resnet import flatten_tokens
 
 TINY = {"width": 4, "token_dim": 6}
@@ -35,12 +37,52 @@ def names(tree):
 
 
 @pytest.mark.parametrize(
-    ("stage_blocks", "published"), [((2, 2, 2, 2), 11_689_512), ((3, 4, 6, 3), 21_797_672)]
+    ("fields", "published"),
+    [
+        ({"stage_blocks": (2, 2, 2, 2)}, 11_689_512),
+        ({"depth": 18}, 11_689_512),
+        ({"depth": 34}, 21_797_672),
+        ({"depth": 50}, 25_557_032),
+        ({"block": "bottleneck", "stage_blocks": (3, 4, 6, 3)}, 25_557_032),
+        ({"depth": 101}, 44_549_160),
+        ({"depth": 152}, 60_192_808),
+    ],
 )
-def test_published_parameter_count(stage_blocks, published):
-    """torchvision's resnet18 and resnet34 with their 1000 classes."""
-    model = resnet(stem="imagenet", head="global", embed_dim=1000, stage_blocks=stage_blocks)
+def test_published_parameter_count(fields, published):
+    """torchvision's ResNets with their 1000 classes."""
+    model = resnet(stem="imagenet", head="global", embed_dim=1000, **fields)
     assert count_parameters(shapes(model, 64)["params"]) == published
+
+
+def test_the_stride_of_a_bottleneck_is_in_its_3x3_convolution():
+    model = resnet(**TINY, block="bottleneck", stage_blocks=(1, 1, 1, 1), token_layer="layer2")
+    text = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(shapes(model), images(32))
+    strided = [line for line in text.as_text().splitlines() if "stride = [2, 2]" in line]
+    kernels = sorted(re.findall(r"tensor<(\dx\dx\d+x\d+)xf32>\) ->", "\n".join(strided)))
+    assert kernels == ["1x1x16x32", "3x3x8x8"]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_a_block_of_zero_scale_begins_as_its_shortcut(block):
+    kind, x = BLOCKS[block], jax.nn.relu(images(8, 4))
+    x = jnp.concatenate([x] * 4 * kind.expansion, -1)[..., : 4 * kind.expansion]
+    outputs = []
+    for zero_init in (False, True):
+        module = kind(4, zero_init=zero_init)
+        variables = module.init(jax.random.key(0), x, train=True)
+        outputs.append(module.apply(variables, x, train=True, mutable=["batch_stats"])[0])
+    assert np.abs(outputs[0] - x).max() > 0.1
+    np.testing.assert_array_equal(outputs[1], x)
+
+
+def test_zero_init_reaches_the_last_scale_of_every_block_alone():
+    model = resnet(**TINY, depth=50, token_layer="layer2", zero_init=True)
+    params = jax.jit(lambda: model.init(jax.random.key(0), images(16), train=False)["params"])()
+    for name, block in params.items():
+        if name.startswith("layer"):
+            sums = {norm: np.sum(block[norm]["scale"]) for norm in block if "norm" in norm}
+            assert sums.pop("norm3") == 0
+            assert all(total > 0 for total in sums.values())
 
 
 @pytest.mark.parametrize(("layer", "stages"), [("layer2", 2), ("layer3", 3), ("layer4", 4)])
@@ -66,6 +108,9 @@ def test_layers_above_the_tapped_one_are_not_built(layer, stages):
         ({"stem": "imagenet"}, 65),
         ({"stem": "imagenet", "token_grid": 5}, 64),
         ({"head": "global", "embed_dim": 10}, 32),
+        ({"head": "pooled"}, 32),
+        ({"head": "pooled", "depth": 50, "stem": "imagenet"}, 65),
+        ({"depth": 50, "token_layer": "layer4"}, 33),
     ],
 )
 def test_output_dim_is_the_width_of_the_state(fields, size):
@@ -284,6 +329,7 @@ def test_low_precision_computes_in_bfloat16_and_returns_float32(tiny):
         ({"head": "patch"}, "unknown head 'patch'.*tokens"),
         ({"token_layer": "layer5"}, "unknown token_layer 'layer5'.*layer4"),
         ({"token_dim": 5}, "token_dim 5 must be even"),
+        ({"depth": 51}, "depth is 51: use one of 18, 34, 50, 101, 152, or None"),
     ],
 )
 def test_errors_say_what_is_wrong(fields, message):

@@ -110,7 +110,7 @@ echo ${#COMPREPLY[@]}  # none, so that files are offered
     assert done.stdout.splitlines() == [
         "train|",
         "sigreg|",
-        "cifar100 folder imagenet100 quickstart|",
+        "cifar100 folder imagenet100 pretrained quickstart|",
         "--config.train.lr=|-o nospace",
         "bash fish zsh|",
         "|",

@@ -17,6 +17,14 @@ CASES = {
         "--config.train.shard_optimizer=True",
         "--config.dynamics.reversible=True",
     ),
+    "bottlenecks, pooled": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.resnet.block=bottleneck",
+        "--config.resnet.head=pooled",
+        "--config.resnet.token_layer=layer3",
+        "--config.resnet.token_dim=32",
+        "--config.model.split_qp=True",
+    ),
     "two-sided subsample": (
         *("4", f"{CIFAR}:sigreg-smoke"),
         "--config.sigreg.t_min=-4",
