@@ -69,6 +69,13 @@ _CHECKPOINT = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"], "What to do.", flag_values=_FLAGS
 )
+_STOP_AFTER = flags.DEFINE_integer(
+    "stop_after",
+    None,
+    "Save and stop after this step, of the unchanged schedule; None = train to the end.",
+    lower_bound=1,
+    flag_values=_FLAGS,
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "Several processes: host:port of process 0.", flag_values=_FLAGS
 )
@@ -155,6 +162,7 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
     from hjepa_jax.runtime.stop_request import RunStopped, StoppedAtOnce, StopRequest
 
     same = {"--mode": _MODE.value, "--checkpoint": _CHECKPOINT.value}
+    same |= {"--stop_after": str(_STOP_AFTER.value)}
     same |= {
         "--workdir": str(workdir.absolute()),
         "--eval_dir": str(eval_dir and eval_dir.absolute()),
@@ -166,7 +174,7 @@ def _work(settings: Settings, workdir: pathlib.Path, eval_dir: pathlib.Path | No
         console.BOARD.quiet = True
         logging.getLogger("hjepa_jax").setLevel(logging.ERROR)
     try:
-        with StopRequest() as stop:
+        with StopRequest(_STOP_AFTER.value) as stop:
             metrics = _stages(settings, workdir, eval_dir, stop)
         if distributed.is_primary():
             console.BOARD.table(_closing(workdir, eval_dir, metrics))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ from hjepa_jax.runtime.workdir_lock import WorkdirLock
 from hjepa_jax.runtime.writers.open import create_writer
 from hjepa_jax.storage.files import check_writable_folder, local_path
 from hjepa_jax.storage.metric_names import tag_of, tagged
-from hjepa_jax.training.announcement import cautions, disk_space, summary
+from hjepa_jax.training.announcement import summary, warn
 from hjepa_jax.training.automatic.resolved import resolved
 from hjepa_jax.training.feed import (
     dispatch_lengths,
@@ -62,8 +61,6 @@ from hjepa_jax.training.state import TrainState
 
 if TYPE_CHECKING:
     from clu import metric_writers
-
-_log = logging.getLogger(__name__)
 
 
 def open_stream(
@@ -118,6 +115,12 @@ class _Session:
     first: int
     compiled: set[tuple[int, int]] = dataclasses.field(default_factory=set)
 
+    @property
+    def end(self) -> int:
+        """The step to stop after: the last one of the run, or of what is asked for now."""
+        planned = self.run.num_steps if self.stop.after is None else self.stop.after
+        return max(self.first, min(planned, self.run.num_steps))
+
     def advance(
         self, state: TrainState, batch: dict[str, jax.Array], count: int
     ) -> tuple[TrainState, Metrics]:
@@ -145,7 +148,7 @@ class _Session:
         epoch, checkpoint = self.run.method.steps_per_epoch, self.settings.checkpoint
         intervals = (checkpoint.every_steps or epoch, *kept_intervals(checkpoint, epoch))
         logs = step == self.first + 1 or self.is_written(step)
-        saves = any(step % n == 0 for n in intervals) or step == self.run.num_steps
+        saves = any(step % n == 0 for n in intervals) or step == self.end
         return logs, saves, self.monitor.is_due(step)
 
 
@@ -168,7 +171,7 @@ def train(
 
     Raises:
       UserError: a subclass, whose message says what to do.
-      RunStopped: if a signal stopped the run; its state is saved.
+      RunStopped: if a signal or `stop.after` stopped the run; its state is saved.
     """
     workdir = local_path(workdir, "--workdir")
     settings = resolved(config, workdir)
@@ -215,7 +218,7 @@ def _train(
     if distributed.is_primary():
         save_settings(settings, workdir)
         BOARD.table(summary(settings, run, source, workdir, first=first, changes=changes))
-    _warn(settings, run, source, workdir, first)
+    warn(settings, run, len(source), workdir, first)
     resident = resident_images(settings.data, source, run.mesh)
     load = functools.partial(load_batch, settings, run, source, resident)
     guard = NonFiniteGuard(run, workdir, load, skipped)
@@ -244,24 +247,9 @@ def _train(
         writer.close()
         checkpointer.close()
     if int(state.step) < run.num_steps:
-        raise RunStopped(int(state.step), run.num_steps)
+        planned = stop.after is not None and not stop.asked
+        raise RunStopped(int(state.step), run.num_steps, planned=planned)
     return state
-
-
-def _warn(
-    settings: Settings, run: PreparedRun, source: ImageSource, workdir: pathlib.Path, first: int
-) -> None:
-    """Logs that a run is finished already, and settings that are likely mistakes."""
-    if first >= run.num_steps:
-        _log.info(
-            "%s is finished: all %d steps are done, and nothing is trained. For another run choose "
-            "another --workdir; config.train.init_from begins it with these parameters.",
-            workdir,
-            run.num_steps,
-        )
-    found = [*cautions(settings, run.method, len(source)), *disk_space(run, workdir, first)]
-    for sentence in found:
-        _log.warning("%s", sentence)
 
 
 def _outputs(
@@ -311,14 +299,14 @@ def _steps(session: _Session, state: TrainState) -> tuple[TrainState, bool]:
     settings, run = session.settings, session.run
     first = int(state.step)
     number = first + len(session.guard.skipped)
-    left, ends_wait = run.num_steps - first, session.stop.ends_wait
+    left, ends_wait = session.end - first, session.stop.ends_wait
     step, metrics, unread = first, None, None
     with open_stream(settings, session.source, number, left, ends_wait) as stream:
         timer = WaitTimer()
         clock = LogClock(first)
         log = functools.partial(_write_log, session, clock, stream, timer)
         most = steps_per_dispatch(settings.train, session.resident)
-        lengths = dispatch_lengths(first, run.num_steps, most, session.ends_dispatch)
+        lengths = dispatch_lengths(first, session.end, most, session.ends_dispatch)
         placed = dispatches(stream, lengths, run.mesh, session.resident, settings.data, timer)
         for count, batch in placed:
             step += count

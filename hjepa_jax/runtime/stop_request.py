@@ -33,13 +33,13 @@ class RunStopped(Exception):
     `step` is None for a run that had not opened its data yet.
     """
 
-    def __init__(self, step: int | None, num_steps: int = 0):
+    def __init__(self, step: int | None, num_steps: int = 0, *, planned: bool = False):
+        how = "planned" if planned else "requested"
+        same = "the same command without --stop_after" if planned else "the same command"
         super().__init__(
             "stopped as requested before the first step: the same command starts again."
             if step is None
-            else f"stopped as requested after step {step} of {num_steps}: the same command "
-            f"continues "
-            "from there."
+            else f"stopped as {how} after step {step} of {num_steps}: {same} continues from there."
         )
         self.step = step
 
@@ -56,9 +56,13 @@ class StopRequest:
 
     Outside the main thread, where Python allows no signal handlers, it does nothing. A SIGHUP that
     was ignored at the start (nohup) stays ignored.
+
+    Attributes:
+      after: the step after which a training stops even without a signal; None = its last one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: int | None = None) -> None:
+        self.after = after
         self._asked = False
         self._at_once: str | None = None
         self._insisting = threading.Lock()

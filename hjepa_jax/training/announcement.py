@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from hjepa_jax.storage.metric_names import tag_of
 from hjepa_jax.training.prepare import PreparedRun
 from hjepa_jax.training.resume import kept_intervals
 
+_log = logging.getLogger(__name__)
 # Differences from the defaults that are named; config.json has all.
 _MOST_CHANGES = 8
 
@@ -161,6 +163,30 @@ def cautions(settings: Settings, method: Method, num_images: int) -> Iterator[st
     yield from _cut_schedules(settings, num_images)
     yield from _slow_arithmetic(settings.model)
     yield from _unused_precision(settings)
+
+
+def warn(
+    settings: Settings, run: PreparedRun, num_images: int, workdir: pathlib.Path, first: int
+) -> None:
+    """Logs that a run is finished already, and settings that are likely mistakes.
+
+    Args:
+      settings: the run's settings.
+      run: the prepared run.
+      num_images: number of images in the training split.
+      workdir: folder of the run.
+      first: steps done before.
+    """
+    if first >= run.num_steps:
+        _log.info(
+            "%s is finished: all %d steps are done, and nothing is trained. For another run choose "
+            "another --workdir; config.train.init_from begins it with these parameters.",
+            workdir,
+            run.num_steps,
+        )
+    found = [*cautions(settings, run.method, num_images), *disk_space(run, workdir, first)]
+    for sentence in found:
+        _log.warning("%s", sentence)
 
 
 def _cut_schedules(settings: Settings, num_images: int) -> Iterator[str]:

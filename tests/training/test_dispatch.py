@@ -25,7 +25,13 @@ from hjepa_jax.recipes import quickstart
 from hjepa_jax.runtime import progress, sharding
 from hjepa_jax.runtime.progress import ProgressDisplay, SaveClock
 from hjepa_jax.runtime.stop_request import RunStopped, StopRequest
-from hjepa_jax.tools.kill_test import checkpoint_steps, differing_arrays, final_state
+from hjepa_jax.storage.metrics_file import read_metrics
+from hjepa_jax.tools.kill_test import (
+    checkpoint_steps,
+    differing_arrays,
+    differing_metrics,
+    final_state,
+)
 from hjepa_jax.train import open_stream, train
 from hjepa_jax.training.feed import (
     dispatch_lengths,
@@ -189,6 +195,24 @@ def test_a_run_stops_and_resumes_within_what_was_a_dispatch(tmp_path, single, mo
     monkeypatch.setattr(StopRequest, "agreed", lambda *_, **__: False)
     train(config_of(2), tmp_path)
     assert differing_arrays(final_state(single), final_state(tmp_path)) == []
+
+
+def test_a_planned_stop_leaves_schedule_scores_and_end_as_they_are(tmp_path, single) -> None:
+    """It stops after steps 2, 6, within a dispatch, and where it has passed the step already."""
+    fields = {"evaluation.online_every_epochs": 0.5, "evaluation.online_images": 32}
+    config = config_of(3, **fields)
+    for after, reached in ((2, 2), (6, 6), (3, 6)):
+        with StopRequest(after) as stop, pytest.raises(RunStopped) as stopped:
+            train(config, tmp_path, stop)
+        assert stopped.value.step == reached == checkpoint_steps(tmp_path)[-1]
+        assert "without --stop_after continues" in str(stopped.value)
+    with StopRequest(100) as stop:
+        train(config, tmp_path, stop)
+    assert differing_arrays(final_state(single), final_state(tmp_path)) == []
+    scored = {tag for tag in read_metrics(tmp_path) if "online/" in tag or "eigenvalue_min" in tag}
+    assert set(differing_metrics(single, tmp_path)) == {"epoch", *scored}  # they have own lines
+    # What is due at a step of a planned stop is done.
+    assert read_metrics(tmp_path)["online/knn_top1"][0].tolist() == [2, 4, 6, 8, 10, 11]
 
 
 def test_a_run_that_is_killed_within_a_dispatch_resumes_to_the_same_bits(tmp_path, single) -> None:

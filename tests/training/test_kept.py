@@ -105,6 +105,7 @@ def test_a_checkpoint_is_due_at_every_interval() -> None:
             ),
             monitor=types.SimpleNamespace(is_due=lambda _: False),
             first=0,
+            end=13,
             is_written=lambda _: False,
         )
         return [step for step in range(1, 14) if _Session.due(session, step)[1]]

@@ -18,7 +18,7 @@ from hjepa_jax.config.command_line.program import Program
 from hjepa_jax.errors import UserError
 
 PROGRAM = Program("eval", __doc__, arguments="RUN", number=(1, 1), example="runs/x")
-_OF_TRAINING_ALONE = ("mode", "resume", "workdir")
+_OF_TRAINING_ALONE = ("mode", "resume", "stop_after", "workdir")
 for _name in training.PROGRAM.flags:
     if _name not in _OF_TRAINING_ALONE:
         PROGRAM.flags[_name] = training.PROGRAM.flags[_name]
