@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from hjepa_jax.config.fields import AUTO, Row
-from hjepa_jax.config.parts import TABLES, load_part
+from hjepa_jax.config.parts import TABLES, load_part, own_fields
 from hjepa_jax.config.settings import Schema, Settings, schema
 from hjepa_jax.config.unknown import unknown_field
 from hjepa_jax.config.values import coerce, problems_of, shown
@@ -22,10 +22,15 @@ def base_config(**parts: str) -> ConfigDict:
     """Returns the base configuration, the CIFAR-100 HJEPA recipe on the embedded dataset.
 
     Args:
-      **parts: `method`, `encoder` or `source` by import path, 'module.path:Class', to include their
-        sections.
+      **parts: `method`, `regularizer`, `encoder` or `source` by import path, 'module.path:Class',
+        to include their sections.
     """
-    fields = {"method": "method", "encoder": "model.encoder", "source": "data.name"}
+    fields = {
+        "method": "method",
+        "regularizer": "loss.regularizer",
+        "encoder": "model.encoder",
+        "source": "data.name",
+    }
     named = {fields[kind]: name for kind, name in parts.items()}
     config = ConfigDict({})
     _add(config, schema(named).rows)
@@ -90,23 +95,27 @@ def choose_part(config: ConfigDict, path: str, name: str) -> None:
 
     Args:
       config: changed in place. Sections that the new part lacks are reset to their defaults, or
-        removed if the previous part was named by import path.
+        removed if the previous part was named by import path. Fields that the previous part has in
+        another section are reset as well.
       path: a field in TABLES.
       name: the new part.
 
     Raises:
       ConfigError: see `load_part`.
     """
-    kept = load_part(TABLES[path], name).sections
+    kept = load_part(TABLES[path], name)
     try:
-        before = load_part(TABLES[path], dict(flatten(config))[path]).sections
+        before = load_part(TABLES[path], dict(flatten(config))[path])
     except (ConfigError, KeyError):
-        before = {}  # the previous name was wrong; the new one replaces it
+        before = kept  # the previous name was wrong; the new one replaces it
     set_field(config, path, name)
     with config.unlocked():
-        for section in set(before) - set(kept):
+        for section in set(before.sections) - set(kept.sections):
             del config[section]
     complete(config)
+    rows = schema_of_config(config).rows
+    for field in set(own_fields(before)) - set(own_fields(kept)):
+        set_field(config, field, rows[field].default)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

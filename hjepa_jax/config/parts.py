@@ -1,4 +1,4 @@
-"""The tables of methods, encoders and image sources, and the lookup of a class by name.
+"""The tables of methods, regularizers, encoders and sources, and the lookup of a class by name.
 
 A part is a class with `sections` (section name -> frozen dataclass of `field(...)`) and a class
 method `problems(settings)` that yields a sentence for each contradiction. It is named by an entry
@@ -29,6 +29,10 @@ METHODS: dict[str, str] = {
     "lejepa": "hjepa_jax.methods.lejepa:LeJEPA",
     "hamsigreg": "hjepa_jax.methods.hamsigreg:HamSIGReg",
 }
+REGULARIZERS: dict[str, str] = {
+    "floors": "hjepa_jax.methods.regularizers.floors:Floors",
+    "sigreg": "hjepa_jax.methods.regularizers.sigreg:SIGReg",
+}
 ENCODERS: dict[str, str] = {"resnet": "hjepa_jax.models.resnet:ResNet"}
 SOURCES: dict[str, str] = {
     "digits": "hjepa_jax.data.named.digits:Digits",
@@ -44,6 +48,7 @@ SOURCES: dict[str, str] = {
 # The field that selects a part from each table.
 TABLES: dict[str, dict[str, str]] = {
     "method": METHODS,
+    "loss.regularizer": REGULARIZERS,
     "model.encoder": ENCODERS,
     "data.name": SOURCES,
 }
@@ -86,6 +91,17 @@ class MethodPart(ModelPart, Protocol):
         ...
 
 
+class RegularizerPart(ModelPart, Protocol):
+    """What the configuration also needs of a regularizer."""
+
+    fields: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
+        """Yields (field, value) for each schedule that does not end within the epochs."""
+        ...
+
+
 def is_import_path(table: Mapping[str, str], name: str) -> bool:
     """Returns whether a name is 'module.path:Class' and not an entry (with or without argument)."""
     return ":" in name and name.partition(":")[0] not in table
@@ -100,7 +116,7 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
     """Returns the class of a part by name.
 
     Args:
-      table: METHODS, ENCODERS or SOURCES.
+      table: METHODS, REGULARIZERS, ENCODERS or SOURCES.
       name: an entry, optionally with an argument as in 'tfds:NAME', or 'module.path:Class'; the
         module may be in the current folder.
 
@@ -129,6 +145,11 @@ def load_part(table: Mapping[str, str], name: str) -> type[Part]:
                 "derive it from the base class of its kind."
             )
     return found
+
+
+def own_fields(part: type) -> tuple[str, ...]:
+    """Returns the fields, by dotted name, that a regularizer uses in another part's section."""
+    return getattr(part, "fields", ())
 
 
 def load_subclass(table: Mapping[str, str], name: str, base: type[T], what: str) -> type[T]:

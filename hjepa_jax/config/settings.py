@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from hjepa_jax.config.data import Data
@@ -18,7 +18,7 @@ from hjepa_jax.config.fields import (
     section,
     walk,
 )
-from hjepa_jax.config.parts import TABLES, is_import_path, load_part
+from hjepa_jax.config.parts import TABLES, Part, is_import_path, load_part, own_fields
 from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.config.training import Checkpoint, Log, Model, Train
 from hjepa_jax.errors import ConfigError
@@ -168,12 +168,12 @@ def schema(named: Mapping[str, str] | None = None) -> Schema:
 
 def schema_of(settings: Settings) -> Schema:
     """Returns the schema of settings."""
-    return schema({path: functools.reduce(getattr, path.split("."), settings) for path in TABLES})
+    return schema({path: settings.value(path) for path in TABLES})
 
 
 @functools.cache
 def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
-    owners: dict[str, tuple[type, Condition]] = {}
+    owners: dict[str, tuple[type, dict[str, Condition]]] = {}
     core = {declared.name for declared in dataclasses.fields(Settings)}
     for path, table in TABLES.items():
         names = [*table, *(name for field_path, name in own if field_path == path)]
@@ -185,29 +185,68 @@ def _schema(own: tuple[tuple[str, str], ...]) -> Schema:
                         f"config.{path} is {name!r}, whose section {section_name!r} collides with "
                         f"another of the same name: rename it in {name}."
                     )
-                owners[section_name] = (kind, _chosen(path, section_name, names))
+                chosen = owners.setdefault(section_name, (kind, {}))[1]
+                chosen[path] = _chosen(
+                    path, names, lambda part, name=section_name: name in part.sections
+                )
     rows: list[Row] = []
+    borrowed = _borrowed(own)
     meanings = {"": "Top-level fields."}
     for declared in dataclasses.fields(Settings):
         if declared.name == "parts":
-            for name, (kind, used) in owners.items():
-                rows += walk(kind, f"{name}.", (used,))
+            for name, (kind, chosen) in owners.items():
+                rows += walk(kind, f"{name}.", (_any(chosen.values()),))
                 meanings[name] = (kind.__doc__ or "").split("\n")[0]
                 meanings |= _meanings(kind, f"{name}.")
         else:
             rows += walk(Settings, only=declared.name)
             meanings |= _meanings(Settings, only=declared.name)
     parts = {name: kind for name, (kind, _) in owners.items()}
+    for index, row in enumerate(rows):
+        if row.path in borrowed:
+            conditions = (*row.conditions, borrowed[row.path])
+            rows[index] = dataclasses.replace(row, conditions=conditions)
     return Schema({row.path: row for row in rows}, parts, meanings)
 
 
-def _chosen(path: str, section_name: str, names: Iterable[str]) -> Condition:
-    """Returns the condition that one of the named parts, which have a section, is selected."""
+def _borrowed(own: Iterable[tuple[str, str]]) -> dict[str, Condition]:
+    """Returns the conditions of fields that a regularizer uses in another part's section."""
+    path = "loss.regularizer"
+    names = [*TABLES[path], *(name for field_path, name in own if field_path == path)]
+    fields = {name for part in names for name in own_fields(load_part(TABLES[path], part))}
+    return {
+        name: _chosen(path, names, lambda part, name=name: name in own_fields(part))
+        for name in fields
+    }
+
+
+def _chosen(path: str, names: Iterable[str], having: Callable[[type[Part]], bool]) -> Condition:
+    """Returns the condition that one of the named parts is selected for which `having` is true."""
     table = TABLES[path]
-    having = [name for name in names if section_name in load_part(table, name).sections]
+    suitable = [name for name in names if having(load_part(table, name))]
     return Condition(
-        lambda settings: section_name in load_part(table, settings.value(path)).sections,
-        f"config.{path}={' or '.join(map(repr, having))}",
+        lambda settings: (
+            is_chosen(path, settings) and having(load_part(table, settings.value(path)))
+        ),
+        f"config.{path}={' or '.join(map(repr, suitable))}",
+    )
+
+
+def _any(conditions: Iterable[Condition]) -> Condition:
+    """Returns the condition that at least one of several holds."""
+    found = list(conditions)
+    return Condition(
+        lambda settings: any(condition.holds(settings) for condition in found),
+        " or ".join(condition.remedy for condition in found),
+    )
+
+
+def is_chosen(path: str, settings: Settings) -> bool:
+    """Returns whether a field of TABLES selects a part: its section is used, if it is a part's."""
+    section_name = path.partition(".")[0]
+    return section_name not in settings.parts or any(
+        section_name in load_part(table, settings.value(other)).sections
+        for other, table in TABLES.items()
     )
 
 
@@ -254,9 +293,10 @@ def sections() -> frozenset[str]:
 
 
 def chosen_parts(settings: Settings) -> Iterator[Any]:
-    """Yields the classes of the selected method, encoder and source."""
+    """Yields the classes of the selected method, its regularizer, encoder and source."""
     for path, table in TABLES.items():
-        yield load_part(table, settings.value(path))
+        if is_chosen(path, settings):
+            yield load_part(table, settings.value(path))
 
 
 def may_change_on_resume(path: str, settings: Settings) -> bool:

@@ -224,7 +224,9 @@ class HamSIGReg(LeJEPA):
         drawn = super().draw(key, step, num_rows=num_rows, num_images=num_images, dtype=dtype)
         drawn["alpha"], drawn["beta"] = self.schedule(step)
         if self.learns:
-            drawn["spectral_slices"] = self._slices(key, step, _SPECTRUM_SLICES, dtype)
+            drawn["spectral_slices"] = self.regularizer.slices(
+                key, step, dtype, stream=_SPECTRUM_SLICES
+            )
         return drawn
 
     def redraw(self) -> dict[str, int]:
@@ -277,7 +279,7 @@ class HamSIGReg(LeJEPA):
         """Updates the learned spectrum if this step is due for an update; see `Method`."""
         if not self.learns:
             return method_state
-        optimizer, weight = self._optimizer(), self.sigreg_weight(step)
+        optimizer, weight = self._optimizer(), self.regularizer.weight(step)
 
         def update(current: PyTree) -> PyTree:
             gradient = jax.grad(self.spectrum_loss)(
@@ -301,7 +303,7 @@ class HamSIGReg(LeJEPA):
         options = self.hamsigreg
         alpha, beta = randomness["alpha"], randomness["beta"]
         coordinates = {"params": params, "alpha": alpha, "beta": beta}
-        value = self.sigreg_of(
+        value = self.regularizer.statistic(
             self.transform(coordinates, jax.lax.stop_gradient(z)),
             randomness["spectral_slices"],
             randomness,

@@ -5,62 +5,41 @@ Source: "Beyond Isotropy in JEPAs", arXiv 2605.20107.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Literal, TypeAlias, cast
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
-from hjepa_jax.methods.base import (
-    Method,
-    Metrics,
-    Randomness,
-    Rate,
-    Suspect,
-    linear_warmup,
-)
+from hjepa_jax.config.parts import REGULARIZERS, RegularizerPart, load_part, load_subclass
+from hjepa_jax.methods.base import Metrics, Randomness, Rate, Suspect, linear_warmup
+from hjepa_jax.methods.composed import Composed
+from hjepa_jax.methods.hjepa_rules import problems
 from hjepa_jax.methods.hjepa_settings import (
     Dynamics,
     Loss,
     Parity,
     has_parameters,
     has_potential,
-    logdet_of,
-    problems,
 )
+from hjepa_jax.methods.regularizers.base import Regularizer
 from hjepa_jax.models.base import StateShape, applied
 from hjepa_jax.models.predictor import build_predictor
 from hjepa_jax.objectives import shares
-from hjepa_jax.objectives.hjepa import (
-    Energy,
-    Flow,
-    logdet_statistics_of_both,
-    prediction_loss,
-    state_statistics,
-)
-from hjepa_jax.objectives.regularizers import (
-    LogdetStatistics,
-    at_least_float32,
-    budget,
-    logdet_penalty,
-    mean_penalty,
-    orthonormal_projection,
-    projection_rank,
-    variance_floor,
-)
+from hjepa_jax.objectives.hjepa import Energy, Flow, prediction_loss
+from hjepa_jax.objectives.regularizers import at_least_float32, state_statistics
 from hjepa_jax.objectives.shares import AxisName
 
-# Stream of the run's key; numbers are never reused, so that adding one changes no others.
-_PROJECTIONS = 0
+# z [V, B, 2d] -> what `Regularizer.terms` returns.
+Regularize: TypeAlias = Callable[[jax.Array], tuple[list[jax.Array], Metrics]]
+
 _FLOW = ("dt", "steps", "base_coeff", "residual_scale")
 
 
-class HJEPA(Method):
-    """Prediction by a flow, with floors that prevent collapse.
+class HJEPA(Composed):
+    """Prediction by a flow, with a regularizer that prevents collapse.
 
     Attributes:
       dynamics, options, parity: the sections `dynamics`, `loss` and `parity`.
@@ -76,7 +55,7 @@ class HJEPA(Method):
     takes_shares: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = (
         *("pred", "energy", "budget", "var", "var_q", "var_p"),
-        *("logdet", "logdet_q", "logdet_p", "mean", "z_mean2"),
+        *("logdet", "logdet_q", "logdet_p", "mean", "sigreg", "z_mean2"),
     )
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):
@@ -93,13 +72,24 @@ class HJEPA(Method):
         self.flow_time: float | None = dynamics.steps * dynamics.dt if flows else None
 
     @classmethod
+    def regularizer_of(cls, settings: Settings) -> type[Regularizer]:
+        """Returns the class that `config.loss.regularizer` selects.
+
+        Raises:
+          ConfigError: it does not exist, or is no regularizer.
+        """
+        name = settings.section(Loss).regularizer
+        return load_subclass(REGULARIZERS, name, Regularizer, "regularizer")
+
+    @classmethod
     def problems(cls, settings: Settings) -> Iterator[str]:
         """Yields a sentence for each contradiction in the settings."""
         yield from problems(settings)
 
     @classmethod
     def unfinished(cls, settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:
-        """Yields (field, value) for the warm-up if it, unlike the published, must end in time."""
+        """Yields (field, value) of each warm-up that, unlike the published, must end in time."""
+        yield from super().unfinished(settings, epochs)
         warmup = settings.section(Dynamics).residual_scale_warmup_epochs
         published = settings.section(Parity).epochwise_residual_warmup
         if has_potential(settings.section(Dynamics)) and warmup >= epochs and not published:
@@ -112,32 +102,14 @@ class HJEPA(Method):
 
     @classmethod
     def shrink(cls, config: ConfigDict) -> None:
-        """Reduces projection and predictor to the size of a smoke test."""
-        config.loss.logdet_dim = 8
-        if config.loss.p_logdet_dim is not None:
-            config.loss.p_logdet_dim = min(8, config.loss.p_logdet_dim)
+        """Reduces regularizer and predictor to the size of a smoke test."""
+        regularizer = load_part(REGULARIZERS, config.loss.regularizer)
+        cast(type[RegularizerPart], regularizer).shrink(config)
         if config.dynamics.predictor != "identity":
             config.dynamics.hidden_dim = 16
         if config.dynamics.predictor == "hamiltonian":
             warmup = config.dynamics.residual_scale_warmup_epochs
             config.dynamics.residual_scale_warmup_epochs = min(warmup, 0.75)
-
-    def warnings(self) -> Iterator[str]:
-        """Yields a sentence if there are too few rows to meet the log-det floor.
-
-        The sample covariance of N rows in k dimensions loses log-determinant as k approaches N, so
-        the floor would push noise into the state instead of preventing collapse.
-        """
-        data, loss = self.settings.data, self.options
-        rows = data.batch_size * (data.num_global_views + data.num_local_views)
-        for name in ("logdet_dim", "p_logdet_dim"):
-            dim = getattr(loss, name)
-            if loss.logdet_weight > 0 and dim is not None and dim > rows // 4:
-                yield (
-                    f"config.loss.{name} is {dim} but a step has only {rows} rows "
-                    "(views x images): the log-det floor cannot be met and dominates the "
-                    f"prediction loss; set it to {max(rows // 4, 1)} or less."
-                )
 
     def residual_scale(self, step: jax.Array) -> jax.Array:
         """Returns the potential's residual scale at `step`, after its linear warm-up."""
@@ -151,25 +123,6 @@ class HJEPA(Method):
         params = self.predictor.init(key, z, 1.0, 1.0).get("params")
         return {"predictor": params} if params else {}
 
-    def draw(
-        self, key: jax.Array, step: jax.Array, *, num_rows: int, num_images: int, dtype: DTypeLike
-    ) -> Randomness:
-        """Draws the projections 'q' and 'p' [D/2, k] of the log-det floors; see `Method`."""
-        del num_images
-        loss, half_dim = self.options, self.shape.dim // 2
-        stream = jax.random.fold_in(key, _PROJECTIONS)
-        drawn = {}
-        for number, half in enumerate(("q", "p")):
-            floor = logdet_of(loss, half)
-            half_key = jax.random.split(jax.random.fold_in(stream, step // floor.refresh_interval))
-            rank = projection_rank(floor.dim, half_dim, num_rows)
-            drawn[half] = orthonormal_projection(half_key[number], half_dim, rank, dtype)
-        return drawn
-
-    def redraw(self) -> dict[str, int]:
-        """Returns the steps between new projections of each half."""
-        return {half: logdet_of(self.options, half).refresh_interval for half in ("q", "p")}
-
     def loss(
         self,
         params: Mapping[str, PyTree],
@@ -179,7 +132,7 @@ class HJEPA(Method):
         step: jax.Array,
         axis_name: AxisName = None,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the prediction error plus regularizers; see `Method` and `hjepa_loss`.
+        """Returns the prediction error plus regularizer; see `Method` and `hjepa_loss`.
 
         With a potential V, the metrics include 'V_var', the variance of V(q).
         """
@@ -193,15 +146,17 @@ class HJEPA(Method):
         def energy(state: jax.Array) -> jax.Array:
             return applied(predictor, variables, state, scale, method="energy")
 
+        def regularize(states: jax.Array) -> tuple[list[jax.Array], Metrics]:
+            return self.regularizer.terms(states, randomness, step, axis_name)
+
         total, metrics = hjepa_loss(
             z,
             flow,
             energy if hasattr(predictor, "energy") else None,
-            randomness,
+            regularize,
             self.options,
             self.settings.data.num_global_views,
             reverse_direction_sign=1 if self.parity.forward_directions_only else -1,
-            floor_p_variance=not self.parity.q_variance_floor_only,
             axis_name=axis_name,
         )
         if hasattr(predictor, "potential"):
@@ -213,15 +168,8 @@ class HJEPA(Method):
 
     def weights(self) -> dict[str, float]:
         """Returns the factor of each term in the total loss."""
-        loss = self.options
-        return {
-            "pred": 1.0,
-            "energy": loss.energy_weight,
-            "budget": loss.budget_weight,
-            "var": loss.var_weight,
-            "logdet": loss.logdet_weight,
-            "mean": loss.mean_weight,
-        }
+        own = {"pred": 1.0, "energy": self.options.energy_weight}
+        return {**own, **self.regularizer.weights()}
 
     def learning_rates(self) -> dict[str, Rate]:
         """Returns the predictor's rate; with parity, its floor is that of the main rate."""
@@ -250,22 +198,14 @@ class HJEPA(Method):
 
         return jax.tree_util.tree_map_with_path(decayed, params)
 
-    def targets(self) -> dict[str, float]:
-        """Returns the budgets of the mean squares of q and p."""
-        return {"q": self.options.q_target, "p": self.options.p_target}
-
     def remedy(self, part: str, term: str) -> str:
-        """Returns the weights and floors to raise; see `Method`."""
+        """Returns the fields of the flow, or those of the regularizer; see `Method`."""
         if term == "pred":
             return (
                 "the flow moves the states too far; lower dynamics.dt, dynamics.steps, "
                 "dynamics.base_coeff, dynamics.residual_scale or loss.energy_weight"
             )
-        if term == "budget":
-            return "raise loss.budget_weight"
-        if term == "mean":
-            return "raise loss.var_weight or loss.mean_weight"
-        return f"raise loss.{term}_weight or loss.{part}_{'std' if term == 'var' else term}_floor"
+        return super().remedy(part, term)
 
     def suspects(self) -> dict[str, Suspect]:
         """Returns the fields behind each term, starting with the prediction by the flow."""
@@ -274,15 +214,8 @@ class HJEPA(Method):
             flow = tuple(f"dynamics.{name}" for name in _FLOW)
             found["pred"] = Suspect("the prediction by the flow", flow)
             found["predictor"] = Suspect("the flow", flow)
-        terms = {
-            "budget": ("loss.q_target", "loss.p_target"),
-            "logdet": ("loss.logdet_eps", "loss.p_logdet_eps", "loss.logdet_dim"),
-            "mean": ("loss.mean_weight",),
-            "pred": ("data.mean", "data.std"),
-            "var": ("loss.std_eps", "loss.q_std_floor", "loss.p_std_floor"),
-        }
-        for name, fields in terms.items():
-            found.setdefault(name, Suspect(f"the loss term {name}", fields))
+        for name, suspect in {**self.regularizer.suspects(), **super().suspects()}.items():
+            found.setdefault(name, suspect)
         return found
 
 
@@ -290,34 +223,28 @@ def hjepa_loss(
     z: jax.Array,
     flow: Flow,
     energy: Energy | None,
-    projections: Mapping[str, jax.Array],
+    regularize: Regularize,
     options: Loss,
     num_global_views: int,
     *,
     reverse_direction_sign: Literal[-1, 1] = -1,
-    floor_p_variance: bool = True,
     axis_name: AxisName = None,
 ) -> tuple[jax.Array, Metrics]:
-    """Returns the total loss and its terms; every regularizer pools the rows of all views.
-
-    total = pred + budget_weight budget + var_weight (var_q + var_p)
-    + logdet_weight (logdet_q + logdet_p) + mean_weight mean.
+    """Returns the total loss, the prediction's error plus the regularizer's terms, and its terms.
 
     Args:
       z: [V, B, 2d], z = [q | p], global views first; computed in float32 (or float64 if given).
       flow: (z [S, B, 2d], direction +1 or -1) -> prediction [S, B, 2d].
       energy: z [..., 2d] -> [...], or None.
-      projections: 'q' and 'p', each [d, k] with orthonormal columns.
+      regularize: z [V, B, 2d] -> (weighted terms, metrics), see `Regularizer.terms`.
       options: the section `loss`.
       num_global_views: number of global views among V.
       reverse_direction_sign: see `prediction_loss`.
-      floor_p_variance: whether the variance floor applies to p; if not, 'var_p' is 0.
       axis_name: see `hjepa_jax.objectives.shares`.
 
     Returns:
-      (total, metrics): the unweighted losses 'pred', 'budget', 'var', 'var_q', 'var_p',
-      'logdet', 'logdet_q', 'logdet_p', 'mean', and 'total'; and, without gradient, those of
-      `state_statistics` and 'z_mean2'.
+      (total, metrics): 'pred', 'total', and those of the regularizer. If they lack statistics of q
+      and p, there are those of `objectives.regularizers.state_statistics`.
     """
     z = at_least_float32(z)
     prediction = prediction_loss(
@@ -334,65 +261,11 @@ def hjepa_loss(
         reverse_direction_sign=reverse_direction_sign,
         axis_name=axis_name,
     )
-    half = z.shape[-1] // 2
-    q, p = z[..., :half], z[..., half:]
-    regularizers, statistics = _regularizers(
-        z, q, p, projections, options, floor_p_variance, axis_name
-    )
-    losses = {"pred": prediction, **regularizers}
-    total = _weighted_sum(losses, options)
-    metrics = {**losses, "total": total, **state_statistics(q, p, statistics, axis_name)}
-    metrics["z_mean2"] = jax.lax.stop_gradient(losses["mean"])
+    weighted, regularizer = regularize(z)
+    total = prediction
+    for term in weighted:
+        total = total + term
+    metrics = {"pred": prediction, **regularizer, "total": total}
+    if "q_std_min" not in metrics:
+        metrics |= state_statistics(z, axis_name)
     return total, metrics
-
-
-def _weighted_sum(losses: Mapping[str, jax.Array], options: Loss) -> jax.Array:
-    """Returns the total loss of its terms."""
-    return (
-        losses["pred"]
-        + options.budget_weight * losses["budget"]
-        + options.var_weight * losses["var"]
-        + options.logdet_weight * losses["logdet"]
-        + options.mean_weight * losses["mean"]
-    )
-
-
-def _regularizers(
-    z: jax.Array,
-    q: jax.Array,
-    p: jax.Array,
-    projections: Mapping[str, jax.Array],
-    options: Loss,
-    floor_p_variance: bool,
-    axis_name: AxisName,
-) -> tuple[Metrics, tuple[LogdetStatistics, LogdetStatistics]]:
-    """Returns the unweighted terms that prevent collapse, and the statistics of q and p."""
-    var_q = variance_floor(q, options.q_std_floor, options.std_eps, axis_name)
-    var_p = jnp.zeros_like(var_q)
-    if floor_p_variance:
-        var_p = variance_floor(p, options.p_std_floor, options.std_eps, axis_name)
-    ridges = {half: logdet_of(options, half).eps for half in ("q", "p")}
-    statistics = logdet_statistics_of_both(q, p, projections, ridges, axis_name)
-    logdet_q = logdet_penalty(
-        statistics[0],
-        logdet_floor=options.q_logdet_floor,
-        pr_floor=options.q_pr_floor,
-        eigmax_ceiling=options.q_eigmax_ceiling,
-    )
-    logdet_p = logdet_penalty(
-        statistics[1],
-        logdet_floor=options.p_logdet_floor,
-        pr_floor=options.p_pr_floor,
-        eigmax_ceiling=options.p_eigmax_ceiling,
-    )
-    terms = {
-        "budget": budget(z, options.q_target, options.p_target, axis_name),
-        "var": var_q + var_p,
-        "logdet": logdet_q + logdet_p,
-        "mean": mean_penalty(z, axis_name),
-        "var_q": var_q,
-        "var_p": var_p,
-        "logdet_q": logdet_q,
-        "logdet_p": logdet_p,
-    }
-    return terms, statistics

@@ -30,6 +30,7 @@ from hjepa_jax.loading import LoadedRun, load_run
 from hjepa_jax.methods.base import HasFlow
 from hjepa_jax.methods.hjepa import HJEPA
 from hjepa_jax.methods.hjepa_settings import Loss
+from hjepa_jax.methods.regularizers.floors import Floors
 from hjepa_jax.models.base import applied
 from hjepa_jax.models.predictor import HamiltonianPredictor
 from hjepa_jax.storage.metrics_file import read_metrics
@@ -137,7 +138,8 @@ def volume_curves(shown: ShownRun) -> list[VolumeCurve]:
     """Returns the volume of each part of a run's states at all of its checkpoints."""
     method = shown.run.run.method
     options = method.options if isinstance(method, HJEPA) else Loss()
-    floors = {"q": options.q_logdet_floor, "p": options.p_logdet_floor}
+    floored = isinstance(method, HJEPA) and isinstance(method.regularizer, Floors)
+    floors = {"q": options.q_logdet_floor, "p": options.p_logdet_floor} if floored else {}
     checkpointer = open_saved(shown.run.settings, shown.workdir)
     steps = checkpointer.steps()
     checkpointer.close()
@@ -155,7 +157,7 @@ def volume_curves(shown: ShownRun) -> list[VolumeCurve]:
             logged.get(f"state/{part}_logdet"),
             steps,
             volumes,
-            floors.get(part) if isinstance(method, HJEPA) else None,
+            floors.get(part),
             options.logdet_eps,
         )
         for part, volumes in found.items()

@@ -13,8 +13,10 @@ import pytest
 from finite_differences import assert_gradient, quick_jit
 
 from hjepa_jax.config.checks import typed
-from hjepa_jax.methods.hjepa import HJEPA, hjepa_loss
+from hjepa_jax.methods import hjepa
+from hjepa_jax.methods.hjepa import HJEPA
 from hjepa_jax.methods.hjepa_settings import Loss
+from hjepa_jax.methods.regularizers.floors import floor_terms
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives import regularizers
 from hjepa_jax.objectives.hjepa import prediction_loss
@@ -55,7 +57,27 @@ ACTIVE = Loss(
 )
 
 
+WEIGHTS = ("budget", "var", "logdet", "mean")
 NO_TARGET = dataclasses.replace(ACTIVE, detach_target=False, logdet_eps=0.01, p_logdet_eps=0.4)
+
+
+def hjepa_loss(
+    z: jax.Array,
+    flow: Any,
+    energy: Any,
+    drawn: dict[str, jax.Array],
+    options: Loss,
+    num_global_views: int,
+    floor_p_variance: bool = True,
+) -> Any:
+    """The loss with floors."""
+    weights = {name: getattr(options, f"{name}_weight") for name in WEIGHTS}
+
+    def regularize(z: jax.Array) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+        metrics = floor_terms(z, drawn, options, floor_p_variance)
+        return [weight * metrics[name] for name, weight in weights.items()], metrics
+
+    return hjepa.hjepa_loss(z, flow, energy, regularize, options, num_global_views)
 
 
 @functools.partial(quick_jit, static_argnames="floor_p_variance")

@@ -92,7 +92,7 @@ def test_transform_reaches_sigreg_only() -> None:
 def test_every_field_of_sigreg_reaches_it(change: dict[str, Any]) -> None:
     z, slices = jnp.asarray(views(), jnp.float32), random_slices(jax.random.key(0), DIM, 4)
     options: dict[str, Any] = {"t_max": 3.0, "n_points": 5, "weight_type": "gaussian", **change}
-    found = method(**change).sigreg_of(z, slices, {})
+    found = method(**change).regularizer.statistic(z, slices, {})
     np.testing.assert_allclose(found, sigreg(z, slices, **options), rtol=1e-5)
     assert abs(found - plain_sigreg(z)) > 1e-3
 
@@ -107,21 +107,21 @@ def test_the_two_sided_statistic_is_the_trapezoid_rule_on_the_rows_that_were_dra
         expected = 3 * np.trapezoid(error * gaussian, t, axis=-1).mean()
         both = method(t_min=-2.0, num_t=8, subsample=3)
         drawn = {"slices": slices, "subsample": jnp.asarray([7, 2, 5])}
-        found = both.sigreg_of(jnp.asarray(z), slices, drawn)
+        found = both.regularizer.statistic(jnp.asarray(z), slices, drawn)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-        assert_gradient(lambda z: both.sigreg_of(z, slices, drawn), z)
+        assert_gradient(lambda z: both.regularizer.statistic(z, slices, drawn), z)
 
 
 def test_the_two_sided_statistic_takes_the_kernel_of_the_other() -> None:
     z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 300, DIM)), jnp.float32)
     slices = random_slices(jax.random.key(0), DIM, 16)
-    fast = method(t_min=-3.0, num_t=9).sigreg_of(z, slices, {})
+    fast = method(t_min=-3.0, num_t=9).regularizer.statistic(z, slices, {})
     options: dict[str, Any] = {"t_min": -3.0, "t_max": 3.0, "n_points": 9}
     np.testing.assert_allclose(
         fast, sigreg(z, slices, weight_type="gaussian", **options), rtol=1e-5
     )
     # The integrand is even, and the one-sided rule doubles what lies above 0.
-    one_sided = method(n_points=5).sigreg_of(z, slices, {})
+    one_sided = method(n_points=5).regularizer.statistic(z, slices, {})
     np.testing.assert_allclose(fast, one_sided, rtol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_a_weight_of_0_computes_no_sigreg() -> None:
 def test_the_weight_warms_up_by_step_or_by_epoch(epochwise: bool) -> None:
     # 4 steps an epoch, 2.5 epochs.
     warm = method(weight=0.4, weight_warmup_epochs=2.5, epochwise_weight_warmup=epochwise)
-    found = [float(warm.sigreg_weight(jnp.int32(step))) for step in range(14)]
+    found = [float(warm.regularizer.weight(jnp.int32(step))) for step in range(14)]
     steps = np.arange(14)
     progress = (steps // 4 + 1) / 2.5 if epochwise else (steps + 1) / 10
     np.testing.assert_allclose(found, 0.4 * np.minimum(1, progress), rtol=1e-6)
@@ -174,7 +174,7 @@ def test_fields_of_the_other_statistic_are_refused(fields: dict[str, Any], words
 def test_sigreg_is_of_the_rows_that_were_drawn() -> None:
     z, slices = jnp.asarray(views(), jnp.float32), random_slices(jax.random.key(0), DIM, 4)
     rows = jnp.asarray([7, 2, 5])
-    found = method(subsample=3).sigreg_of(z, slices, {"subsample": rows})
+    found = method(subsample=3).regularizer.statistic(z, slices, {"subsample": rows})
     np.testing.assert_allclose(found, plain_sigreg(z[:, rows]), rtol=1e-5)
 
 

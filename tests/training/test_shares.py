@@ -8,6 +8,7 @@ CIFAR = "configs/cifar100.py"
 CASES = {
     "hjepa": ("1,2,8", f"{CIFAR}:smoke"),
     "sigreg": ("1,2,8", f"{CIFAR}:sigreg-smoke"),
+    "hjepa with SIGReg": ("1,2,8", f"{CIFAR}:smoke", "--config.loss.regularizer=sigreg"),
     "learned spectrum": ("2,8", f"{CIFAR}:ham_learnable-smoke"),
     "chain": ("2", f"{CIFAR}:ham_chain-smoke"),
     "mlp": ("2", f"{CIFAR}:mlp-smoke"),

@@ -63,7 +63,7 @@ def _valuer(config):
     def value(params):
         coordinates = {"params": params, "alpha": drawn["alpha"], "beta": drawn["beta"]}
         moved = method.transform(coordinates, z)
-        return method.sigreg_of(moved, drawn["spectral_slices"], drawn)
+        return method.regularizer.statistic(moved, drawn["spectral_slices"], drawn)
 
     return value
 

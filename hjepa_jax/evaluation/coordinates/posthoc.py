@@ -31,7 +31,7 @@ from hjepa_jax.evaluation.distribution.slices import default_sigreg
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.hamsigreg import HamSIGReg
 from hjepa_jax.methods.hamsigreg_settings import GRID_KINDS, HamSIGRegSection
-from hjepa_jax.methods.lejepa import SIGRegSection
+from hjepa_jax.methods.regularizers.sigreg import SIGRegSection
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.hamsigreg_spectrum import spectral_health, spectral_regularizer
 from hjepa_jax.objectives.sigreg import expected_epps_pulley, random_slices

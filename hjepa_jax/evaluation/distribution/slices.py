@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hjepa_jax.methods.lejepa import SIGRegSection
+from hjepa_jax.methods.regularizers.sigreg import SIGRegSection
 from hjepa_jax.objectives.characteristic_function import Means, trigonometric_means
 from hjepa_jax.objectives.sigreg import epps_pulley
 

@@ -1,0 +1,1 @@
+"""Regularizers: what keeps the states of a method from collapsing."""
