@@ -17,6 +17,7 @@ from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_state_part, state_parts_of
 from hjepa_jax.evaluation.paired.per_image import Answers
+from hjepa_jax.evaluation.probes import logistic
 from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
@@ -38,7 +39,8 @@ class Classification(NamedTuple):
     """The result of `classify`.
 
     Attributes:
-      metrics: `knn`, `linear_probe`, and `no_accuracy` with the reason if there is no accuracy.
+      metrics: `knn`, `knn_weighted`, `linear_probe`, if requested `logistic`, and `no_accuracy`
+        with the reason if there is no accuracy.
       neighbors: training indices int [M', K] for the rows `tested`, nearest first.
       tested: indices int [M'] of the labeled test images (of all if there is no accuracy).
       params: the trained probe; None if there is no accuracy.
@@ -76,11 +78,15 @@ def _without_accuracy(
         mesh=mesh,
     )
     names = [f"{top}{kind}" for top in ("top1", "top5") for kind in ("", "_interval")]
+    no_votes = {"k_values": list(ks), **{name: [None] * len(ks) for name in names}}
     metrics: Metrics = {
-        "knn": {"k_values": list(ks), **{name: [None] * len(ks) for name in names}},
+        "knn": no_votes,
+        "knn_weighted": {"temperature": settings.knn_temperature, **no_votes},
         "linear_probe": {**dict.fromkeys(names), "lr": None, "train_loss": None},
         "no_accuracy": reason,
     }
+    if settings.logistic_probe:
+        metrics["logistic"] = {**dict.fromkeys(names), "l2": None, "train_loss": None}
     return Classification(metrics, neighbors, np.arange(len(test.labels)), None, [], None)
 
 
@@ -119,6 +125,52 @@ def _linear_metrics(
     return metrics
 
 
+def _logistic_metrics(
+    train: Features, test: Features, num_classes: int, settings: Evaluation
+) -> tuple[Metrics, np.ndarray]:
+    """Returns the metrics of logistic regression, and the class it predicts for each test image."""
+    with BOARD.busy("logistic regression"):
+        found = logistic.logistic_probe(train, test, num_classes, settings)
+    metrics = probe_metrics(found.top1, found.top5, num_classes, len(test.labels))
+    metrics |= {"l2": found.l2, "train_loss": float(found.fit.loss)}
+    metrics |= {
+        "gradient_norm": float(found.fit.gradient_norm),
+        "iterations": int(found.fit.iterations),
+    }
+    if found.validation:
+        metrics["l2_values"] = list(settings.logistic_l2)
+        metrics["holdout_top1"] = list(found.validation)
+    return metrics, found.answers
+
+
+def _votes(
+    neighbors: np.ndarray,
+    similarities: np.ndarray,
+    test: Features,
+    ks: Sequence[int],
+    num_classes: int,
+    settings: Evaluation,
+) -> tuple[Metrics, np.ndarray]:
+    """Returns `knn` and `knn_weighted`, and the majority's answer for each k [len(ks), M].
+
+    `neighbors` are the labels int [M, K] of each test image's neighbors, nearest first.
+    """
+    given = (neighbors, similarities, test.labels)
+    majority, answers = knn.vote(
+        *given, ks=ks, num_classes=num_classes, reference=settings.reference_evaluation
+    )
+    temperature = settings.knn_temperature
+    weighted, _ = knn.weighted_vote(*given, ks=ks, num_classes=num_classes, temperature=temperature)
+    metrics = {
+        "knn": without_trivial_top5(majority, num_classes),
+        "knn_weighted": {
+            "temperature": temperature,
+            **without_trivial_top5(weighted, num_classes),
+        },
+    }
+    return metrics, answers
+
+
 def classify(
     train: Features,
     test: Features,
@@ -141,9 +193,10 @@ def classify(
       names: class names, for messages.
 
     Returns:
-      Metrics `knn` (k_values including headline_k, top1, top5) and `linear_probe` (top1, top5, lr,
-      train_loss), with 95 % intervals of the accuracies; the neighbors and the probe. Meaningless
-      accuracies are None, and `no_accuracy` gives the reason.
+      Metrics `knn` and `knn_weighted` (k_values including headline_k, top1, top5), `linear_probe`
+      (top1, top5, lr, train_loss) and, if requested, `logistic` (top1, top5, l2, train_loss,
+      gradient_norm, iterations), with 95 % intervals of the accuracies; the neighbors and the
+      probe. Meaningless accuracies are None, and `no_accuracy` gives the reason.
     """
     train_set, train_rows = labeled(train, "training", num_classes)
     test_set, tested = labeled(test, "test", num_classes)
@@ -159,25 +212,23 @@ def classify(
             block=settings.knn_block,
             mesh=mesh,
         )
-    accuracy, answers = knn.vote(
-        train_set.labels[neighbors],
-        similarities,
-        test_set.labels,
-        ks=ks,
-        num_classes=num_classes,
-        reference=settings.reference_evaluation,
+    metrics, answers = _votes(
+        train_set.labels[neighbors], similarities, test_set, ks, num_classes, settings
     )
     with BOARD.busy("linear probe"):
         result = probe.linear_probe(train_set, test_set, num_classes, settings)
-    linear = _linear_metrics(result, num_classes, len(tested), len(train_rows))
+    metrics["linear_probe"] = _linear_metrics(result, num_classes, len(tested), len(train_rows))
     k = max((k for k in ks if k <= settings.headline_k), default=ks[0])
     given = {
         f"kNN@{k}": answers[ks.index(k)],
         "the linear probe": probe.probe_answers(result.params, test_set.features),
     }
-    metrics = {"knn": without_trivial_top5(accuracy, num_classes), "linear_probe": linear}
-    notes = validity.constant_notes(given, names)
     answered = Answers(tested, test_set.labels, *given.values())
+    if settings.logistic_probe:
+        metrics["logistic"], given["logistic regression"] = _logistic_metrics(
+            train_set, test_set, num_classes, settings
+        )
+    notes = validity.constant_notes(given, names)
     return Classification(metrics, train_rows[neighbors], tested, result.params, notes, answered)
 
 

@@ -66,13 +66,17 @@ def _best_neighbors(
 def _hits(
     neighbor_labels: jax.Array,
     weights: jax.Array,
+    ties: jax.Array,
     labels: jax.Array,
     *,
     ks: tuple[int, ...],
     num_classes: int,
     reference: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns top-1 and top-5 hits of T test rows, bool [len(ks), T], and the predicted classes."""
+    """Returns top-1 and top-5 hits of T test rows, bool [len(ks), T], and the predicted classes.
+
+    The neighbors [T, K] vote with `weights`; equal sums are ordered by the sums of `ties`.
+    """
     rows = jnp.arange(len(labels))[:, None]
     numbers = jnp.arange(num_classes)
     votes = jnp.zeros((len(labels), num_classes), jnp.int32)
@@ -80,8 +84,8 @@ def _hits(
     top1, top5, answers, done = [], [], [], 0
     for k in ks:
         new = neighbor_labels[:, done:k]
-        votes = votes.at[rows, new].add(1)
-        sums = sums.at[rows, new].add(weights[:, done:k])
+        votes = votes.at[rows, new].add(weights[:, done:k])
+        sums = sums.at[rows, new].add(ties[:, done:k])
         done = k
         # The rank of the true class; a full sort over the classes would take far longer.
         true_votes = jnp.take_along_axis(votes, labels[:, None], axis=1)
@@ -89,7 +93,7 @@ def _hits(
         lower = numbers < labels[:, None]
         tied = lower if reference else (sums > true_sum) | ((sums == true_sum) & lower)
         rank = jnp.sum((votes > true_votes) | ((votes == true_votes) & tied), axis=1)
-        counted = (true_votes[:, 0] > 0) | reference
+        counted = jnp.any(neighbor_labels[:, :k] == labels[:, None], axis=1) | reference
         top1.append((rank == 0) & counted)
         top5.append((rank < 5) & counted)
         most = votes == votes.max(axis=1, keepdims=True)
@@ -217,12 +221,12 @@ def check_labels(labels: npt.ArrayLike, num_classes: int, what: str) -> np.ndarr
     return values.astype(np.int32)
 
 
-def _fixed_point(similarities: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Returns similarities [M, K] as int32 fixed-point numbers whose sums over K do not overflow.
+def _fixed_point(values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Returns numbers [M, K] in -1..1 as int32 fixed point whose sums over K do not overflow.
 
     Float sums depend on their order, which a GPU does not guarantee; the unit is a power of two.
     """
-    values = np.asarray(similarities, np.float64)
+    values = np.asarray(values, np.float64)
     unit = 2.0 ** (30 - math.ceil(math.log2(max(values.shape[1], 1))))
     return np.rint(np.clip(values, -1.0, 1.0) * unit).astype(np.int32)
 
@@ -253,16 +257,59 @@ def vote(
     Returns:
       Accuracies with their intervals, and the predicted class for each k, int [len(ks), M].
     """
-    truth, neighbors = np.asarray(test_labels), np.asarray(neighbor_labels)
-    weights = _fixed_point(similarities)
+    similar = _fixed_point(similarities)
+    given = (neighbor_labels, np.ones_like(similar), similar, test_labels)
+    return _count(given, tuple(ks), num_classes, reference)
+
+
+def weighted_vote(
+    neighbor_labels: npt.ArrayLike,
+    similarities: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    *,
+    ks: Sequence[int],
+    num_classes: int,
+    temperature: float,
+) -> tuple[KnnResult, npt.NDArray[np.int32]]:
+    """Classifies by votes exp(similarity / temperature) of the first k neighbors, for every k.
+
+    Ties are broken by the number of neighbors, then by class index. A class without a neighbor is
+    never an answer. Votes are multiples of about K 2^-30 times that of the nearest neighbor, so
+    that sums do not depend on their order.
+
+    Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination",
+    arXiv 1805.01978, section 3.4.
+
+    Args:
+      neighbor_labels: int [M, K], nearest first.
+      similarities: [M, K], of the same neighbors.
+      test_labels: int [M].
+      ks: ascending numbers of neighbors, at most K.
+      num_classes: number of classes; top 5 is over at most all of them.
+      temperature: above 0.
+
+    Returns:
+      Accuracies with their intervals, and the predicted class for each k, int [len(ks), M].
+    """
+    cosines = np.asarray(similarities, np.float64)
+    weights = _fixed_point(np.exp((cosines - cosines[:, :1]) / temperature))
+    given = (neighbor_labels, weights, np.ones_like(weights), test_labels)
+    return _count(given, tuple(ks), num_classes)
+
+
+def _count(
+    given: tuple[npt.ArrayLike, ...], ks: tuple[int, ...], num_classes: int, reference: bool = False
+) -> tuple[KnnResult, npt.NDArray[np.int32]]:
+    """Returns what `_hits` counts in its four arrays, a part of their rows at a time."""
+    arrays = [np.asarray(array) for array in given]
+    truth = arrays[-1]
     size = _part_size(len(truth), max(1, _VOTES_AT_ONCE // num_classes))
     parts = []
     for start in range(0, len(truth), size):
         rows = slice(start, start + size)
         pad = size - len(truth[rows])
-        given = (neighbors[rows], weights[rows], truth[rows])
-        padded = [np.pad(x, [(0, pad), *[(0, 0)] * (x.ndim - 1)]) for x in given]
-        found = _hits(*padded, ks=tuple(ks), num_classes=num_classes, reference=reference)
+        padded = [np.pad(x[rows], [(0, pad), *[(0, 0)] * (x.ndim - 1)]) for x in arrays]
+        found = _hits(*padded, ks=ks, num_classes=num_classes, reference=reference)
         parts.append([np.asarray(x)[:, : size - pad] for x in found])
     top1, top5, answers = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
     shares1, shares5 = top1.mean(axis=1).tolist(), top5.mean(axis=1).tolist()

@@ -212,7 +212,7 @@ def cross_validate(
     return np.mean(accuracies, axis=0)
 
 
-def _check_sets(
+def check_sets(
     train: tuple[npt.ArrayLike, npt.ArrayLike],
     test: tuple[npt.ArrayLike, npt.ArrayLike],
     num_classes: int,
@@ -255,7 +255,7 @@ def linear_probe(
     Raises:
       ValueError: mismatched shapes or labels, or folds that do not fit.
     """
-    x, y, test_x, test_y = _check_sets(train, test, num_classes)
+    x, y, test_x, test_y = check_sets(train, test, num_classes)
     if params is None:
         params = init_probe(settings.seed, x.shape[1], num_classes)
     if permutations is None:

@@ -1,6 +1,7 @@
 """Exact kNN: against scikit-learn and NumPy, tie rules, blocks, padding and devices."""
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -284,3 +285,63 @@ def test_four_devices_give_the_same_result_as_one() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "equal" in done.stdout
+
+
+def _weighted_ranking(labels, similarities, temperature):
+    """Voted classes of one row of neighbors, best first, by plain Python sums."""
+    votes = {}
+    for label, similarity in zip(labels, similarities, strict=True):
+        votes.setdefault(label, []).append(math.exp((similarity - similarities[0]) / temperature))
+    return sorted(votes, key=lambda c: (-math.fsum(votes[c]), -len(votes[c]), c))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.07, 1.0, 10.0])
+@pytest.mark.parametrize("num_classes", [2, 9])
+def test_weighted_votes_agree_with_sums_of_exponentials(
+    num_classes: int, temperature: float
+) -> None:
+    rng = np.random.default_rng(num_classes)
+    train, test = _signs(rng, 120), _signs(rng, 50)
+    labels, truth = rng.integers(num_classes, size=120), rng.integers(num_classes, size=50)
+    found = _reference_neighbors(train, test, 64)
+    near = np.take_along_axis(test.astype(np.float64) @ train.T / 16, found, axis=1)
+    ks = (1, 2, 10, 64)
+    result, answers = knn.weighted_vote(
+        labels[found], near, truth, ks=ks, num_classes=num_classes, temperature=temperature
+    )
+    for position, k in enumerate(ks):
+        orders = [
+            _weighted_ranking(row[:k].tolist(), values[:k].tolist(), temperature)
+            for row, values in zip(labels[found], near, strict=True)
+        ]
+        np.testing.assert_array_equal(answers[position], [order[0] for order in orders])
+        top1 = [order[0] == t for order, t in zip(orders, truth, strict=True)]
+        top5 = [t in order[:5] for order, t in zip(orders, truth, strict=True)]
+        assert result["top1"][position] == pytest.approx(np.mean(top1), abs=1e-6)
+        assert result["top5"][position] == pytest.approx(np.mean(top5), abs=1e-6)
+    _, majority = knn.vote(labels[found], near, truth, ks=ks, num_classes=num_classes)
+    np.testing.assert_array_equal(answers[0], majority[0])
+    assert temperature > 0.1 or not np.array_equal(answers, majority)
+
+
+def test_near_neighbors_outvote_many_far_ones_by_the_temperature() -> None:
+    labels, near = np.array([[1, 0, 0, 0]]), np.array([[0.9, 0.8, 0.79, 0.78]])
+    options = {"ks": (4,), "num_classes": 3}
+    for temperature, expected in ((0.2, 0), (0.07, 1), (100.0, 0)):
+        _, answers = knn.weighted_vote(labels, near, [1], **options, temperature=temperature)
+        assert answers[0, 0] == expected
+    # Equal sums go to the class with more neighbors, then to the lower number; others get nothing.
+    for classes, best in (([2, 1], 1), ([0, 2], 0)):
+        result, answers = knn.weighted_vote(
+            [classes], [[0.5, 0.5]], [3], ks=(2,), num_classes=7, temperature=0.07
+        )
+        assert (answers[0, 0], result["top5"]) == (best, [0.0])
+
+
+def test_weighted_votes_too_small_for_their_unit_still_rank_above_no_vote() -> None:
+    # exp(-2 / 0.01) is 0 in fixed point, yet class 6 has a neighbor and classes 0 to 5 have none.
+    result, answers = knn.weighted_vote(
+        [[4, 6]], [[1.0, -1.0]], [6], ks=(1, 2), num_classes=8, temperature=0.01
+    )
+    assert answers[:, 0].tolist() == [4, 4]
+    assert (result["top1"], result["top5"]) == ([0.0, 0.0], [0.0, 1.0])

@@ -17,6 +17,7 @@ from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
+from hjepa_jax.evaluation.probes import logistic
 from hjepa_jax.evaluation.report import gallery
 from hjepa_jax.evaluation.report.summary import ACCURACIES, differences, headline
 from hjepa_jax.recipes import quickstart
@@ -80,6 +81,8 @@ def full_evaluation() -> protocol.Results:
         pixel_baseline=True,
         few_shot=(2,),
         few_shot_trials=2,
+        logistic_probe=True,
+        logistic_l2=(1e-3, 1e-1),
         robustness=("gray", "shift"),
         spectrum_top=12,
     )
@@ -105,6 +108,9 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     accuracies = {"top1", "top1_interval", "top5", "top5_interval"}
     assert set(one["knn"]) == {"k_values", *accuracies}
     assert set(one["linear_probe"]) == {*accuracies, "lr", "train_loss"}
+    assert set(one["knn_weighted"]) == {"temperature", "k_values", *accuracies}
+    fitted = {"l2", "train_loss", "gradient_norm", "iterations", "l2_values", "holdout_top1"}
+    assert set(one["logistic"]) == accuracies | fitted
     assert metrics["num_test_images"] == 100
     for found in (
         one["linear_probe"],
@@ -140,6 +146,11 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
+def _neighbors(z, labels):
+    indices, similarities = knn.nearest_neighbors(z[:300], z[300:400], 20)
+    return labels[:300][indices], similarities
+
+
 def test_metrics_equal_those_of_direct_calls() -> None:
     one = full_evaluation().metrics["encoders"]["trained"]
     images, labels = digits()
@@ -152,7 +163,18 @@ def test_metrics_equal_those_of_direct_calls() -> None:
         train, test = (part[:300], labels[:300]), (part[300:400], labels[300:400])
         expected = probe.linear_probe(train, test, 10, Evaluation(probe_epochs=3))
         assert one["state_parts"][name]["linear_probe"]["top1"] == expected.top1
-    assert one["state_parts"]["qp"] == {"knn": one["knn"], "linear_probe": one["linear_probe"]}
+    again, _ = knn.weighted_vote(
+        *_neighbors(z, labels), labels[300:400], ks=(1, 5, 20), num_classes=10, temperature=0.07
+    )
+    assert one["knn_weighted"] == {"temperature": 0.07, **again}
+    penalties = Evaluation(logistic_l2=(1e-3, 1e-1))
+    sets = (z[:300], labels[:300]), (z[300:400], labels[300:400])
+    fitted = logistic.logistic_probe(*sets, 10, penalties)
+    assert one["logistic"]["top1"] == fitted.top1 > 0.8
+    assert one["logistic"]["l2"] == fitted.l2
+    assert one["logistic"]["holdout_top1"] == list(fitted.validation)
+    names = ("knn", "knn_weighted", "linear_probe", "logistic")
+    assert one["state_parts"]["qp"] == {name: one[name] for name in names}
     norms = np.linalg.norm(z[300:400], axis=1)
     assert one["diagnostics"]["feature_norms"]["p50"] == pytest.approx(np.median(norms))
     # Digits are gray already, so this corruption changes nothing.
@@ -199,13 +221,16 @@ def test_differences_are_trained_minus_random() -> None:
         assert value == first[name] - second[name]
     assert first["knn"] == metrics["encoders"]["trained"]["knn"]["top1"][2]
     assert first["knn_first"] == metrics["encoders"]["trained"]["knn"]["top1"][0]
+    assert first["knn_weighted"] == metrics["encoders"]["trained"]["knn_weighted"]["top1"][2]
+    assert first["logistic_top1"] == metrics["encoders"]["trained"]["logistic"]["top1"]
+    assert {"knn_weighted", "logistic_top1"} <= metrics["trained_minus_random"].keys()
 
 
 def test_differences_of_accuracies_on_few_images_are_left_out() -> None:
     encoders = full_evaluation().metrics["encoders"]
     enough, few = (differences(encoders, 20, count) for count in (50, 49))
     assert {name for name in few if few[name] != enough[name]} == {
-        name for name in ACCURACIES if enough[name] is not None
+        name for name in ACCURACIES if enough.get(name) is not None
     }
     assert few["knn"] is None
     assert isinstance(enough["knn"], float)

@@ -28,6 +28,13 @@ _ONLINE = Condition(
 _FOLDS = Condition(
     lambda c: len(c.evaluation.probe_lr_sweep) > 0, "config.evaluation.probe_lr_sweep"
 )
+_LOGISTIC = Condition(
+    lambda c: c.evaluation.logistic_probe, "config.evaluation.logistic_probe=True"
+)
+_SWEEP = Condition(
+    lambda c: c.evaluation.logistic_probe and len(c.evaluation.logistic_l2) > 1,
+    "config.evaluation.logistic_probe=True and several values in config.evaluation.logistic_l2",
+)
 _SHOTS = Condition(lambda c: len(c.evaluation.few_shot) > 0, "config.evaluation.few_shot")
 
 
@@ -78,6 +85,12 @@ class Evaluation:
         above=0,
         at_most=2**20,
     )
+    knn_temperature: float = field(
+        0.07,
+        "Temperature T of the weighted kNN, whose neighbors vote with exp(cosine similarity / T).",
+        at_least=1e-3,
+        at_most=1e3,
+    )
     probe_epochs: int = field(50, "Epochs of the linear probe.", above=0, at_most=100_000)
     probe_batch_size: int = field(256, "Batch size of the linear probe.", above=0, at_most=65536)
     probe_lr: float = field(
@@ -100,6 +113,39 @@ class Evaluation:
     )
     probe_folds: int = field(
         5, "Folds of the cross-validation.", at_least=2, at_most=1000, used=_FOLDS
+    )
+    logistic_probe: bool = field(
+        False, "Also multinomial logistic regression by L-BFGS, whose solution is unique."
+    )
+    logistic_l2: tuple[float, ...] = field(
+        (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        "Penalties l2 / 2 |kernel|^2 to try, beside the mean cross-entropy (scikit-learn's C is "
+        "1 / (N l2)); the best on held-out training images is fitted again to all.",
+        at_least=1e-9,
+        at_most=1e6,
+        nonempty=True,
+        used=_LOGISTIC,
+        aliases="logistic_c l2_sweep",
+    )
+    logistic_holdout: float = field(
+        0.2,
+        "Share of the training images, stratified by class, that choose the penalty.",
+        above=0,
+        at_most=0.9,
+        used=_SWEEP,
+    )
+    logistic_standardize: bool = field(
+        True,
+        "Divide each feature by its deviation over the training images, so that the penalty means "
+        "the same for all of them; False = only center it, which the bias absorbs.",
+        used=_LOGISTIC,
+    )
+    logistic_steps: int = field(
+        500,
+        "Maximum number of L-BFGS iterations per penalty.",
+        above=0,
+        at_most=100_000,
+        used=_LOGISTIC,
     )
     few_shot: tuple[int, ...] = field(
         (), "Few-shot probes: training images per class; () = none.", above=0

@@ -24,7 +24,7 @@ from hjepa_jax.errors import UserError, first_line
 from hjepa_jax.evaluation.protocol import SCHEMA_VERSION
 from hjepa_jax.evaluation.report.about import Watched, settings_of
 from hjepa_jax.evaluation.report.plots import Metrics
-from hjepa_jax.evaluation.report.summary import headline, titles
+from hjepa_jax.evaluation.report.summary import headline, headline_ks, titles_at
 from hjepa_jax.storage.files import json_ready, json_text, write_atomically
 from hjepa_jax.storage.schema import (
     Anything,
@@ -239,7 +239,7 @@ def read_evaluations(folder: pathlib.Path) -> Evaluations | None:
         folder,
         identity["settings"],
         points,
-        titles({"knn": {"k_values": last["k_values"]}}, last["headline_k"]),
+        titles_at(headline_ks({"knn": last}, last["headline_k"]), last["figures"]),
         last["no_accuracy"] or "",
         frozenset(one["device"] for one in results),
     )

@@ -79,6 +79,8 @@ _ENCODER = Fields(
         "few_shot": Table(Fields({"top1": _FIGURE})),
         "coarse": Table(_PROBED),
         "robustness": Table(_PROBED),
+        "knn_weighted": _KNN,
+        "logistic": Fields({"top1": _FIGURE}, {"top1_interval": _INTERVAL}),
         "coordinates": Text(),
     },
 )
@@ -152,11 +154,11 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-def _classified(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields an encoder's metrics, and those nested in them that have a kNN."""
-    yield one
+def _neighbor_votes(one: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields the kNN of an encoder's metrics, the weighted one, and those nested in them."""
+    yield from (one[name] for name in ("knn", "knn_weighted") if name in one)
     for part in ("state_parts", "coarse", "robustness"):
-        yield from (found for found in one.get(part, {}).values() if "knn" in found)
+        yield from (found["knn"] for found in one.get(part, {}).values() if "knn" in found)
 
 
 def _is_older_layout(metrics: Mapping[str, object]) -> bool:
@@ -182,8 +184,8 @@ def load_metrics(folder: pathlib.Path) -> dict[str, Any]:
             )
         metrics = require(metrics, _EVALUATION, path)
         for one in metrics["encoders"].values():
-            for classified in _classified(one):
-                ks, top1 = classified["knn"]["k_values"], classified["knn"]["top1"]
+            for found in _neighbor_votes(one):
+                ks, top1 = found["k_values"], found["top1"]
                 if len(ks) != len(top1) or ks != sorted(set(ks)):
                     raise ValueError(
                         f"{path} is damaged: a kNN has {len(top1)} accuracies for k={ks}."

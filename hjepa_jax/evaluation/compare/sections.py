@@ -29,9 +29,11 @@ from hjepa_jax.evaluation.report.summary import (
     ACCURACIES,
     FIGURES,
     RANKS,
+    further,
+    headline_ks,
     headline_position,
     in_sqrt_h,
-    titles,
+    titles_at,
 )
 from hjepa_jax.storage.files import read_regular
 
@@ -49,13 +51,15 @@ _WIDE = ("flow.png",)
 
 
 def _values(group: Group, figure: str) -> list[float]:
-    return [run.figures()[figure] for run in group.runs]
+    return [run.figures().get(figure, math.nan) for run in group.runs]
 
 
 def _titles(groups: Sequence[Group]) -> dict[str, str]:
     """Returns the column titles, those of the first run; of figures that some run has."""
     metrics = groups[0].runs[0].metrics
-    found = titles(metrics["encoders"]["trained"], metrics["headline_k"])
+    trained = [run.metrics["encoders"]["trained"] for group in groups for run in group.runs]
+    used = headline_ks(trained[0], metrics["headline_k"])
+    found = titles_at(used, {name for one in trained for name in further(one)})
     return {
         figure: title
         for figure, title in found.items()
@@ -119,7 +123,9 @@ def summary_table(groups: Sequence[Group]) -> str:
     if random:
         figures = [run.figures("random") for run in random]
         cells = [
-            shown(FIGURES[f].factor * statistics.mean(x[f] for x in figures), _digits(f))
+            shown(
+                FIGURES[f].factor * statistics.mean(x.get(f, math.nan) for x in figures), _digits(f)
+            )
             for f in columns
         ]
         name = f"{swatch(REFERENCE)}random encoder<small>of {breakable(groups[0].name)}</small>"
@@ -233,7 +239,7 @@ def coordinates_table(groups: Sequence[Group]) -> str:
             found = [run.figures(name) for run in group.runs]
             cells = []
             for figure in columns:
-                values = [FIGURES[figure].factor * one[figure] for one in found]
+                values = [FIGURES[figure].factor * one.get(figure, math.nan) for one in found]
                 digits = _digits(figure)
                 cells.append(f"{shown(statistics.mean(values), digits)}{_spread(values, digits)}")
             title = f"{swatch(style)}{breakable(group.name)} <b>{escape(shown_as)}</b>"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,10 @@ class Figure(NamedTuple):
 FIGURES = {
     "knn": Figure("kNN@{k} %", "kNN@{k} %", 100, 1, True),
     "knn_first": Figure("kNN@{k} %", "kNN@{k} %", 100, 1, True),
+    "knn_weighted": Figure("weighted kNN@{k} %", "weighted kNN@{k} %", 100, 1, True),
     "probe_top1": Figure("probe top-1 %", "probe top-1 %", 100, 1, True),
     "probe_top5": Figure("probe top-5 %", "probe top-5 %", 100, 1, True),
+    "logistic_top1": Figure("logistic top-1 %", "logistic top-1 %", 100, 1, True),
     "effective_rank": Figure("effective rank", "eff. rank", 1, 1, None),
     "participation_ratio": Figure("particip. ratio", "particip. ratio", 1, 1, None),
     "rankme": Figure("RankMe", "RankMe", 1, 1, None),
@@ -51,7 +53,9 @@ FIGURES = {
 }
 # With fewer test images, the interval of an accuracy is wider than +-13 points.
 FEW = 50
-ACCURACIES = ("knn", "knn_first", "probe_top1", "probe_top5")
+ACCURACIES = ("knn", "knn_first", "knn_weighted", "probe_top1", "probe_top5", "logistic_top1")
+# Figures that a report may be without -> what holds their accuracies in it.
+_FURTHER = {"knn_weighted": "knn_weighted", "logistic_top1": "logistic"}
 
 
 def shown_coordinates(info: Metrics) -> str | None:
@@ -68,10 +72,22 @@ def in_sqrt_h(name: str) -> str:
 
 def titles(encoder_metrics: Metrics, headline_k: int, *, short: bool = False) -> dict[str, str]:
     """Returns the column title of each headline figure; kNN at the same k is not shown twice."""
-    used = headline_ks(encoder_metrics, headline_k)
+    return titles_at(headline_ks(encoder_metrics, headline_k), further(encoder_metrics), short)
+
+
+def further(encoder_metrics: Metrics) -> dict[str, Metrics]:
+    """Returns what holds the accuracies of the further figures that an encoder has."""
+    return {name: encoder_metrics[key] for name, key in _FURTHER.items() if key in encoder_metrics}
+
+
+def titles_at(
+    used: Mapping[str, int], present: Collection[str], short: bool = False
+) -> dict[str, str]:
+    """Returns `titles` for the k of `headline_ks`, with the further figures that are present."""
     shown = {
         name: (figure.short if short else figure.title).format(k=used.get(name))
         for name, figure in FIGURES.items()
+        if name in present or name not in _FURTHER
     }
     if used["knn"] == used["knn_first"]:
         del shown["knn_first"]
@@ -81,7 +97,8 @@ def titles(encoder_metrics: Metrics, headline_k: int, *, short: bool = False) ->
 def headline_ks(encoder_metrics: Metrics, k: int) -> dict[str, int]:
     """Returns the k of each kNN figure of `headline`."""
     ks = encoder_metrics["knn"]["k_values"]
-    return {"knn": ks[headline_position(encoder_metrics, k)], "knn_first": ks[0]}
+    used = ks[headline_position(encoder_metrics, k)]
+    return {"knn": used, "knn_first": ks[0], "knn_weighted": used}
 
 
 def headline_position(encoder_metrics: Metrics, k: int) -> int:
@@ -90,16 +107,24 @@ def headline_position(encoder_metrics: Metrics, k: int) -> int:
     return max(i for i, used in enumerate(ks) if used <= k or i == 0)
 
 
+def _value(found: Metrics, name: str, position: int) -> Any:
+    """Returns a value of a classifier, or that of a kNN at a position in its k values."""
+    value = found.get(name)
+    return value[position] if "k_values" in found and value else value
+
+
 def headline(encoder_metrics: Metrics, k: int) -> dict[str, float]:
     """Returns the headline figures of one encoder; kNN at the largest k not above `k`.
 
-    Missing values (null in metrics.json, or absent from an older one) are NaN.
+    Missing values (null in metrics.json, or absent from an older one) are NaN. Of the further
+    figures there are only those that the encoder has.
     """
+    position = headline_position(encoder_metrics, k)
     neighbors = encoder_metrics["knn"]
     measured = encoder_metrics["diagnostics"]
     covariance, views = measured["covariance_spectrum_topq"], measured["alignment_uniformity"]
     found = {
-        "knn": neighbors["top1"][headline_position(encoder_metrics, k)],
+        "knn": neighbors["top1"][position],
         "knn_first": neighbors["top1"][0],
         "probe_top1": encoder_metrics["linear_probe"]["top1"],
         "probe_top5": encoder_metrics["linear_probe"]["top5"],
@@ -110,6 +135,8 @@ def headline(encoder_metrics: Metrics, k: int) -> dict[str, float]:
         "alignment": views["alignment"],
         "uniformity": views["uniformity"],
     }
+    for name, one in further(encoder_metrics).items():
+        found[name] = _value(one, "top1", position)
     return {name: math.nan if value is None else value for name, value in found.items()}
 
 
@@ -124,6 +151,8 @@ def headline_intervals(encoder_metrics: Metrics, k: int) -> dict[str, tuple[floa
         "probe_top1": linear.get("top1_interval"),
         "probe_top5": linear.get("top5_interval"),
     }
+    for name, one in further(encoder_metrics).items():
+        found[name] = _value(one, "top1_interval", position)
     return {
         name: (bounds[0], bounds[1]) if isinstance(bounds, (list, tuple)) else None
         for name, bounds in found.items()
@@ -152,7 +181,7 @@ def _difference(
     first, second = headline(encoders[of], k), headline(encoders[than], k)
     hidden = RANKS if max(first["mean_share"], second["mean_share"]) > MEAN_CEILING else ()
     hidden += ACCURACIES if tested < FEW else ()
-    found = {name: value - second[name] for name, value in first.items()}
+    found = {name: value - second.get(name, math.nan) for name, value in first.items()}
     return {
         name: None if name in hidden or math.isnan(value) else value
         for name, value in found.items()

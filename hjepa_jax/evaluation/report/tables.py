@@ -116,7 +116,7 @@ def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[s
         figures, intervals = headline(one, k), headline_intervals(one, k)
         cells = []
         for column in columns:
-            cell, interval = _cell(column, figures[column]), _interval(intervals.get(column))
+            cell, interval = _cell(column, figures.get(column)), _interval(intervals.get(column))
             cells.append(pattern.format(cell, interval) if interval else cell)
         rows.append([name, *cells])
     for name, key in DIFFERENCES.items():
@@ -130,8 +130,8 @@ def _rows(metrics: Metrics, columns: Iterable[str], pattern: str) -> list[list[s
 def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """Prints one row for each encoder, and trained minus random (percentages in points).
 
-    Below each accuracy is its 95% interval, and below the table are the notes. The participation
-    ratio is only in the report.
+    Below each accuracy is its 95% interval, and below the table are the notes. Only the report has
+    the participation ratio, the weighted kNN, and beside logistic regression the probe's top-5.
     """
     encoders = metrics["encoders"]
     parts = {one["state_part"] for one in encoders.values()}
@@ -141,7 +141,10 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("encoder", no_wrap=True)
     columns = _columns(metrics)
-    del columns["participation_ratio"]
+    for only_in_report in ("participation_ratio", "knn_weighted"):
+        columns.pop(only_in_report, None)
+    if "logistic_top1" in columns:
+        columns.pop("probe_top5", None)
     rows = _rows(metrics, columns, "{}\n{}")
     for number, title in enumerate(columns.values(), 1):
         lines = [line for row in rows for line in row[number].split("\n")]

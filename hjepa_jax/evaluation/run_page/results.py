@@ -40,7 +40,7 @@ def _columns(metrics: Metrics) -> dict[str, str]:
     return {
         name: title
         for name, title in names.items()
-        if any(math.isfinite(figures[name]) for figures in found)
+        if any(math.isfinite(figures.get(name, math.nan)) for figures in found)
     }
 
 
@@ -88,7 +88,7 @@ def _headline_table(metrics: Metrics) -> str:
         cells = []
         for column in columns:
             interval = _interval(bounds.get(column))
-            text = f"<b>{_figure(column, figures[column])}</b>"
+            text = f"<b>{_figure(column, figures.get(column))}</b>"
             cells.append(f'{text}<div class="difference">{interval}</div>' if interval else text)
         rows.append(Row(f"{swatch(style)}{breakable(name)}", cells))
     for title, key in tables.DIFFERENCES.items():

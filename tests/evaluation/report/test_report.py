@@ -44,7 +44,8 @@ def test_table_fits_80_columns_and_shows_every_row() -> None:
     row = next(line for line in text.splitlines() if line.strip().startswith("trained "))
     for value in (
         100 * figures["knn"]["top1"][2],
-        100 * figures["linear_probe"]["top5"],
+        100 * figures["linear_probe"]["top1"],
+        100 * figures["logistic"]["top1"],
         figures["diagnostics"]["covariance_spectrum_topq"]["effective_rank"],
     ):
         assert f"{value:.1f}" in row
@@ -57,6 +58,18 @@ def test_table_fits_80_columns_and_shows_every_row() -> None:
     assert f" {100 * covariance['mean_share']:.1f}" in row
     low, high = figures["knn"]["top1_interval"][2]
     assert f"{math.floor(100 * low)}–{math.ceil(100 * high)}" in text
+
+
+def test_top5_is_in_the_table_unless_another_probe_takes_its_place() -> None:
+    metrics = copy.deepcopy(full_evaluation().metrics)
+    assert "top-5" not in _printed(metrics)
+    assert "probe top-5 %" in tables.markdown(metrics)
+    for one in metrics["encoders"].values():
+        del one["logistic"]
+    text = _printed(metrics)
+    assert "top-5" in text
+    assert "…" not in text
+    assert f"{100 * metrics['encoders']['trained']['linear_probe']['top5']:.1f}" in text
 
 
 def test_table_names_the_k_that_was_used() -> None:
