@@ -19,6 +19,10 @@ AXES: dict[str, Levels] = {
         "mlp": ("dynamics.predictor=mlp",),
         "hamiltonian": ("dynamics.predictor=hamiltonian",),
     },
+    "regularizer": {
+        "floors": ("loss.regularizer=floors",),
+        "sigreg": ("loss.regularizer=sigreg",),
+    },
 }
 _NAME = re.compile(r"[\w.+]+")
 
