@@ -172,6 +172,18 @@ STEPS: dict[str, Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "step with augmentation and probe": functools.partial(
         step, "hjepa", **{"data.backend": "device", "evaluation.online_probe": True}
     ),
+    "step of a transformer, bfloat16": functools.partial(
+        step,
+        "sigreg",
+        **{
+            "model.encoder": "vit",
+            "model.compute_dtype": "bfloat16",
+            "vit.width": 16,
+            "vit.depth": 2,
+            "vit.registers": 2,
+            "vit.stochastic_depth": 0.5,
+        },
+    ),
     "three steps in one dispatch": several_steps,
 }
 FUNCTIONS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] = {

@@ -33,7 +33,10 @@ REGULARIZERS: dict[str, str] = {
     "floors": "hjepa_jax.methods.regularizers.floors:Floors",
     "sigreg": "hjepa_jax.methods.regularizers.sigreg:SIGReg",
 }
-ENCODERS: dict[str, str] = {"resnet": "hjepa_jax.models.resnet:ResNet"}
+ENCODERS: dict[str, str] = {
+    "resnet": "hjepa_jax.models.resnet:ResNet",
+    "vit": "hjepa_jax.models.vit.encoder:ViT",
+}
 SOURCES: dict[str, str] = {
     "digits": "hjepa_jax.data.named.digits:Digits",
     "cifar10": "hjepa_jax.data.named.cifar:Cifar10",

@@ -248,8 +248,14 @@ def _grid(settings: Settings) -> Iterator[str]:
         yield (
             f"config.hamsigreg.kind is {kind!r}, which acts on the token grid, but the states of "
             f"config.model.encoder={settings.model.encoder!r} have none here: set it to 'chain', "
-            "or have the encoder return tokens (config.resnet.head='tokens')."
+            f"or have the encoder return tokens (config.{_section(settings)}.head='tokens')."
         )
+
+
+def _section(settings: Settings) -> str:
+    """Returns the section with the head of one of the package's encoders."""
+    name = settings.model.encoder
+    return name if name in ENCODERS else "resnet"
 
 
 def unfinished(settings: Settings, epochs: float) -> Iterator[tuple[str, float]]:

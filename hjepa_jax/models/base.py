@@ -36,6 +36,8 @@ class StateShape(NamedTuple):
 class Encoder(nn.Module):
     """An encoder of images; subclasses define `build` and `__call__`.
 
+    Those that compute tokens before the state also define `tokens`, for probes that attend to them.
+
     Attributes:
       sections: its configuration sections by name, dataclasses of `field(...)`.
       dtype: dtype of the arithmetic. Parameters, normalization statistics and states are float32,
@@ -94,6 +96,16 @@ class Encoder(nn.Module):
         """Reduces the encoder's sections to the size of a smoke test: a few tiny layers."""
         del config
 
+    @property
+    def takes_keys(self) -> bool:
+        """Whether training draws random numbers, as stochastic depth does.
+
+        `__call__` then also has an argument `keys`: typed PRNG keys [N], one for each row, which
+        depend on seed, step, image and view alone. What a row draws from its own key is the same
+        for any number of devices and micro-batches.
+        """
+        return False
+
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Encodes normalized images.
 
@@ -105,6 +117,25 @@ class Encoder(nn.Module):
           The states [N, D], float32 or wider; [q | p] if config.model.split_qp.
         """
         raise NotImplementedError
+
+    def tokens(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns the tokens of normalized images, before pooling and projection.
+
+        Args:
+          x: [N, S, S, 3].
+          train: as in `__call__`.
+
+        Returns:
+          [N, T, C]; tokens of a square grid are row by row.
+
+        Raises:
+          UserError: if the encoder computes none.
+        """
+        del x, train
+        raise UserError(
+            f"The encoder {type(self).__name__} has no tokens: define its method `tokens`, or "
+            "choose another encoder, such as config.model.encoder='vit'."
+        )
 
     def shape(self, image_size: int) -> StateShape:
         """Returns the shape of the states of square images.

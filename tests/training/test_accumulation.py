@@ -128,3 +128,34 @@ def test_a_step_on_copies_equals_the_whole_batch_and_needs_less_memory() -> None
         assert 1e-9 < abs(totals[0] - totals[1]) < 0.5 * abs(totals[0])
         memory = {i: c.memory_analysis().temp_size_in_bytes for i, c in compiled.items()}
         assert memory[count] < 0.7 * memory[1], memory
+
+
+def test_what_an_encoder_draws_depends_on_seed_and_step_alone() -> None:
+    """Stochastic depth skips the same branches in micro-batches as in the whole batch."""
+    with jax.enable_x64(True):
+        config = cifar100.get_config("sigreg-smoke")
+        config.model.encoder = "vit"
+        config.vit.update(width=8, depth=2, heads=2, head="mean", stochastic_depth=0.7)
+        size, images = config.data.image_size, config.data.batch_size
+        rng = np.random.default_rng(0)
+        batch = {
+            "global_views": jnp.asarray(
+                rng.integers(0, 256, (2, images, size, size, 3), dtype=np.uint8)
+            )
+        }
+        setup, state = float64_setup(typed(config), total=4, per_epoch=2)
+
+        def run(accumulation: int) -> Any:
+            settings = setup.settings.replace({"train.accumulation": accumulation})
+            one = dataclasses.replace(setup, settings=settings)
+            step = jax.jit(functools.partial(loss_and_gradient, one))
+            return step.lower(state, batch).compile(compiler_options=UNOPTIMIZED)
+
+        whole, parts = run(1), run(4)
+        first, again = whole(state, batch), parts(state, batch)
+        assert_close(again.z, first.z, 1e-12)
+        assert_close(again.gradient, first.gradient, 1e-10)
+        for other in (state.replace(step=state.step + 1), state.replace(rng=state.rng + 1)):
+            changed = np.abs(whole(other, batch).z - first.z).max(axis=-1)
+            # The first block has none to skip, and half of the images skip the same as before.
+            assert 0.2 < np.mean(changed > 1e-6) < 0.9

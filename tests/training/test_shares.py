@@ -88,6 +88,19 @@ CASES = {
         "--config.loss.q_target=0.5",
         "--config.loss.p_target=0.5",
     ),
+    "transformer, stochastic depth, accumulation, local views": (
+        *("2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.model.encoder=vit",
+        "--config.vit.width=16",
+        "--config.vit.depth=2",
+        "--config.vit.heads=2",
+        "--config.vit.head=mean",
+        "--config.vit.stochastic_depth=0.5",
+        "--config.vit.remat=blocks",
+        "--config.train.accumulation=2",
+        "--config.data.num_local_views=2",
+        "--config.data.local_size=8",
+    ),
     "online probe": ("4", f"{CIFAR}:sigreg-smoke", "--config.evaluation.online_probe=True"),
 }
 

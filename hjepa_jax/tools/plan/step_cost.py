@@ -21,11 +21,11 @@ from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, view_sizes
 from hjepa_jax.config.data import Data
+from hjepa_jax.config.parts import ENCODERS, load_part
 from hjepa_jax.data.augmentation.device import ResidentImages
 from hjepa_jax.data.augmentation.parameters import PACKED
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.models.parameter_matching import count_parameters
-from hjepa_jax.models.resnet import ResNetSection
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import without_cpu_forms
 from hjepa_jax.training.prepare import prepare
@@ -149,8 +149,9 @@ def step_seconds(cost: Cost, hardware: Hardware, efficiency: float) -> dict[str,
 def options(settings: Settings, devices: int) -> dict[str, Settings]:
     """Returns the configuration as it is, and with each memory option that is still off."""
     found = {"as configured": settings}
-    if settings.model.encoder == "resnet" and settings.section(ResNetSection).remat == "none":
-        found["resnet.remat=blocks"] = changed(settings, resnet__remat="blocks")
+    for name, section in load_part(ENCODERS, settings.model.encoder).sections.items():
+        if getattr(settings.section(section), "remat", None) == "none":
+            found[f"{name}.remat=blocks"] = settings.replace({f"{name}.remat": "blocks"})
     count = 2 * settings.train.accumulation
     if settings.data.batch_size % (devices * count) == 0:
         found[f"train.accumulation={count}"] = changed(settings, train__accumulation=count)
