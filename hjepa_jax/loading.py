@@ -63,7 +63,7 @@ class LoadedRun:
                 "batch_stats": state["batch_stats"].get("encoder", {}),
             },
             Preprocessing.of(run.settings),
-            Origin.of(run.settings, self.step, data.get("num_images")),
+            Origin.of(run.settings, self.step, data.get("num_images"), data.get("imported")),
             run.mesh,
             split_qp=run.settings.model.split_qp,
             batch_size=batch_size,

@@ -42,11 +42,13 @@ class Weights(NamedTuple):
       variables: {'params', 'batch_stats'} of arrays float32, without the encoder's own.
       left_out: the reason for each tensor of the file that is not used.
       own: first names of the encoder's variables that the file does not have.
+      file: name of the file.
     """
 
     variables: dict[str, PyTree[np.ndarray]]
     left_out: dict[str, str]
     own: tuple[str, ...]
+    file: str
 
 
 def check_given(config: ConfigDict) -> None:
@@ -126,7 +128,8 @@ def translate(encoder: Encoder, image_size: int, tensors: _Tensors, source: str)
         kind = type(encoder).__name__
         raise DataError(f"{kind}.foreign_names names no tensor for {listed(missing)}: add them.")
     collections = traverse_util.unflatten_dict(placed)
-    return Weights({"params": {}, "batch_stats": {}, **collections}, left_out, names.own)
+    variables = {"params": {}, "batch_stats": {}, **collections}
+    return Weights(variables, left_out, names.own, pathlib.Path(source).name)
 
 
 def _left_out(names: ForeignNames, tensors: _Tensors, what: str, source: str) -> dict[str, str]:
@@ -207,7 +210,7 @@ def save_weights(weights: Weights, settings: Settings, workdir: pathlib.Path) ->
         if "encoder" in trees:
             trees["encoder"] = _merged(trees["encoder"], weights.variables[name])
     state = fresh.replace(params=params, batch_stats=stats)
-    write_run(state, settings, workdir)
+    write_run(state, settings, workdir, imported=weights.file)
     return state
 
 

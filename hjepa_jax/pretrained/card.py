@@ -37,6 +37,7 @@ class Facts(NamedTuple):
       step: optimizer steps of the training.
       num_images: number of its images, if known.
       fine_tuned: whether the variables were replaced after the training.
+      imported: name of the file of other software that the weights are from, if they are.
       version: of hjepa_jax.
     """
 
@@ -50,6 +51,7 @@ class Facts(NamedTuple):
     step: int
     num_images: int | None
     fine_tuned: bool
+    imported: str | None
     version: str
 
 
@@ -128,10 +130,13 @@ def _front_matter(facts: Facts, license: str | None) -> str:
 
 def _description(facts: Facts) -> str:
     size, halves = facts.image_size, ", `[q | p]`" if facts.split_qp else ""
-    tuned = " Its weights were changed after that training, by fine-tuning for example."
+    made = "trained without labels"
+    if facts.imported is not None:
+        made = f"whose weights were read from {_code(facts.imported)}"
+    tuned = " Its weights were changed after that, by fine-tuning for example."
     return (
         f"An encoder of images, {_plain(facts.architecture)} with {facts.parameters:,} "
-        "parameters, trained without labels by "
+        f"parameters, {made} by "
         f"[hjepa_jax](https://github.com/hjepa-jax/hjepa_jax) {_plain(facts.version)}. It maps "
         f"images of {size}x{size} pixels to states of {facts.dim} dimensions{halves}."
         + (tuned if facts.fine_tuned else "")
@@ -151,6 +156,8 @@ weights are in `model.safetensors`; nothing in this folder is executed."""
 
 
 def _training(facts: Facts) -> str:
+    if facts.imported is not None:
+        return f"The weights are those of {_code(facts.imported)}, which other software trained."
     settings = facts.settings
     count = "" if facts.num_images is None else f", {facts.num_images:,} images"
     rows = {

@@ -209,6 +209,7 @@ class TrainedEncoder:
             step=self.origin.step,
             num_images=self.origin.num_images,
             fine_tuned=self.origin.fine_tuned,
+            imported=self.origin.imported,
             version=hjepa_jax.__version__,
         )
         text = card(facts, license, evaluations)

@@ -18,7 +18,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -73,15 +73,19 @@ class Origin:
       step: optimizer steps.
       num_images: number of training images, if known.
       fine_tuned: whether the variables were replaced afterwards.
+      imported: name of the file of other software that the weights are from, if they are.
     """
 
     settings: Mapping[str, Any]
     step: int
     num_images: int | None = None
     fine_tuned: bool = False
+    imported: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings, step: int, num_images: int | None) -> Origin:
+    def of(
+        cls, settings: Settings, step: int, num_images: int | None, imported: str | None = None
+    ) -> Origin:
         """Returns the origin of a run's encoder."""
         private = {
             path: row.default
@@ -89,7 +93,7 @@ class Origin:
             if path == "train.init_from" or may_differ_between_processes(path, settings)
         }
         public = settings.replace(private)
-        return cls(json.loads(public.to_json()), step, num_images)
+        return cls(json.loads(public.to_json()), step, num_images, imported=imported)
 
     def values(self) -> dict[str, Any]:
         """Returns the settings by dotted name."""
@@ -107,6 +111,7 @@ class _Config(TypedDict):
     step: int
     num_images: int | None
     fine_tuned: bool
+    imported: NotRequired[str | None]
     weights_sha256: str
     training: dict[str, object]
 
@@ -118,7 +123,8 @@ _CONFIG: Fields[_Config] = Fields(
         "fine_tuned": Truth(),
         "weights_sha256": Text(64),
         "training": Table(Anything()),
-    }
+    },
+    {"imported": Maybe(Text())},
 )
 
 
@@ -170,6 +176,7 @@ def write(
         "step": origin.step,
         "num_images": origin.num_images,
         "fine_tuned": origin.fine_tuned,
+        "imported": origin.imported,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "training": dict(origin.settings),
     }
@@ -246,7 +253,13 @@ def read(folder: pathlib.Path) -> tuple[Encoder, Parts, Settings, Origin]:
             f"{printable(folder / CONFIG)} describes no encoder of hjepa_jax "
             f"{hjepa_jax.__version__}: {first_line(error, 300)}"
         ) from error
-    origin = Origin(config["training"], config["step"], config["num_images"], config["fine_tuned"])
+    origin = Origin(
+        config["training"],
+        config["step"],
+        config["num_images"],
+        config["fine_tuned"],
+        config.get("imported"),
+    )
     _check_preprocessor(folder, settings)
     module = build_encoder(settings)
     path = folder / WEIGHTS

@@ -18,6 +18,7 @@ class DataPosition(TypedDict, total=False):
       num_images: in the training split.
       batch_size: images per step.
       drop_last: whether an epoch has full batches alone; True if absent.
+      imported: name of the file of other software that the encoder's weights are from.
     """
 
     step: int
@@ -27,6 +28,7 @@ class DataPosition(TypedDict, total=False):
     num_images: int
     batch_size: int
     drop_last: bool
+    imported: str
 
 
 class Meta(TypedDict):
@@ -46,5 +48,5 @@ class Meta(TypedDict):
 # The layout of the states that are saved today.
 LAYOUT = 2
 _DATA = {"step": Whole(0), "skipped": Items(Whole(0)), "seed": Whole(), "fingerprint": Text()}
-_DATA |= {"num_images": Whole(1), "batch_size": Whole(1), "drop_last": Truth()}
+_DATA |= {"num_images": Whole(1), "batch_size": Whole(1), "drop_last": Truth(), "imported": Text()}
 META: Fields[Meta] = Fields({"data": Fields({}, _DATA)}, {"config": Text(), "layout": Whole(1)})

@@ -98,6 +98,13 @@ def test_the_command_makes_a_run_that_encodes_tunes_and_evaluates(smoke, tmp_pat
     weights = foreign_weights.translate(encoder, 64, state, "x")
     expected = encoder.apply(weights.variables, inputs.astype(np.float32), train=False)
     np.testing.assert_allclose(run.encode(images), expected, rtol=1e-4)
+    run.save_pretrained(tmp_path / "shared")
+    card = (tmp_path / "shared/README.md").read_text()
+    assert "whose weights were read from `weights.safetensors` by" in card
+    assert "trained without labels" not in card
+    shared = hjepa_jax.from_pretrained(tmp_path / "shared", batch_size=4)
+    assert shared.origin.imported == "weights.safetensors"
+    np.testing.assert_array_equal(shared.encode(images), run.encode(images))
     with pytest.raises(CheckpointError, match="exists already"):
         foreign_weights.save_weights(weights, run.settings, tmp_path / "run")
 
