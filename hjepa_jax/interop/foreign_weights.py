@@ -33,6 +33,16 @@ from hjepa_jax.training.state import TrainState
 _Tensors = Mapping[str, np.ndarray]
 # What weights are trained with, and so cannot be chosen from images.
 _OF_WEIGHTS = ("data.image_size", "data.mean", "data.std", "model.")
+# Errors of safetensors and NumPy for a damaged file, one of unknown numbers, or one too large.
+_FAULTS = (
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 class Weights(NamedTuple):
@@ -81,7 +91,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             found = load_torch_file(path)
     except FileNotFoundError:
         raise DataError(f"{shown} does not exist: give the file of the weights.") from None
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except _FAULTS as error:
         reason = first_line(error).rstrip(".")
         raise DataError(f"{shown} cannot be read: {reason}; get it again.") from error
     if not isinstance(found, Mapping) or not found:

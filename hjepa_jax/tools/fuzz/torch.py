@@ -1,10 +1,11 @@
-"""Target `torch`: damaged PyTorch checkpoints, read and translated without PyTorch.
+"""Target `torch`: damaged PyTorch checkpoints and safetensors, read without PyTorch.
 
 An attempt is right if every resulting number is one that was stored.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import pathlib
 import random
@@ -15,11 +16,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from jaxtyping import PyTree
 
+from hjepa_jax.interop.foreign_weights import read_tensors
+from hjepa_jax.interop.foreign_weights import translate as translate_weights
 from hjepa_jax.interop.torch_import import load_torch, translate
 from hjepa_jax.interop.torch_names import encoder_entries
-from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_place, odd_value
+from hjepa_jax.models.resnet import ResNet, ResNetSection
+from hjepa_jax.tools.fuzz.damage import damage_bytes, damage_json, damage_place, odd_value
 
 _CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -31,6 +36,8 @@ _CONFIG: dict[str, Any] = {
     "train": {"epochs": 30, "lr": 0.001, "grad_clip": 1.0, "precision": "fp32"},
 }
 _STORAGES = {"f4": "FloatStorage", "f8": "DoubleStorage", "f2": "HalfStorage", "i8": "LongStorage"}
+# Of the images of an encoder whose weights are damaged.
+_SIDE = 16
 
 
 class _Tensor:
@@ -172,8 +179,60 @@ def _numbers(tree: PyTree) -> set[float]:
     return {float(number) for leaf in jax.tree.leaves(tree) for number in np.ravel(leaf)}
 
 
+@functools.cache
+def _weights() -> tuple[ResNet, dict[str, np.ndarray]]:
+    """The smallest ResNet, and a state dict for it."""
+    encoder = ResNet(settings=ResNetSection(width=2, stage_blocks=(1, 1, 1, 1), head="pooled"))
+    image = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), np.float32)
+    fresh = jax.eval_shape(functools.partial(encoder.init, train=False), jax.random.key(0), image)
+    rng, tensors = np.random.default_rng(0), {}
+    for entry in encoder.foreign_names({}).entries:
+        leaf = functools.reduce(lambda tree, key: tree[key], entry.path, fresh[entry.collection])
+        shape = leaf.shape
+        shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+        tensors[entry.name] = rng.integers(1, 99, shape).astype("f4")
+    return encoder, tensors
+
+
+def _damaged_weights(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
+    """Makes a damaged file of the weights of an encoder; arguments and result as in `make`."""
+    encoder, intact = _weights()
+    tensors = dict(intact)
+    kind = rng.choice(("header", "header", "file", "entry", "place"))
+    about, key = "intact", rng.choice(sorted(tensors))
+    if kind == "entry":
+        about = rng.choice(("missing", "another name", "another shape", "another type", "NaN"))
+        value = tensors.pop(key)
+        if about == "another name":
+            tensors[rng.choice(("", "x" * 9000, f"module.{key}", "\0", "fc.weight"))] = value
+        elif about != "missing":
+            kinds = {"another shape": value.ravel(), "another type": value.astype("i8")}
+            tensors[key] = kinds.get(about, np.full_like(value, np.nan))
+    content = safetensors.numpy.save(tensors)
+    if kind == "file":
+        about, content = damage_bytes(rng, content)
+    elif kind == "header":
+        end = 8 + int.from_bytes(content[:8], "little")
+        about, header = damage_json(rng, content[8:end])
+        content = struct.pack("<Q", len(header)) + header + content[end:]
+    path = folder / "x.safetensors"
+    path.write_bytes(content)
+    if kind == "place":
+        about = damage_place(rng, path)
+    stored = _numbers(intact)
+
+    def attempt() -> None:
+        found = translate_weights(encoder, _SIDE, read_tensors(path), "x")
+        # There are no checksums, and a header says what the bytes mean.
+        assert kind in ("file", "header") or _numbers(found.variables) <= stored
+
+    return f"weights, {kind}: {about}", attempt
+
+
 def make(rng: random.Random, folder: pathlib.Path) -> tuple[str, Callable[[], None]]:
     """Makes a damaged checkpoint below `folder`; see `worker`."""
+    if rng.random() < 0.3:
+        return _damaged_weights(rng, folder)
     checkpoint = _checkpoint()
     tensors = [*checkpoint["encoder"].values(), *checkpoint["predictor"].values()]
     about = "intact"
