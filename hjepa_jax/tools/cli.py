@@ -29,6 +29,7 @@ COMMANDS = {
     "checkpoints": Command(f"{_HERE}.checkpoints.command", "evaluate and draw all checkpoints"),
     "sweep": Command(f"{_HERE}.commands.sweep", "run variants, settings, and seeds"),
     "ablation": Command(f"{_HERE}.ablation.command", "combine parts of HJEPA, tabulate effects"),
+    "tune": Command(f"{_HERE}.tuning.command", "tune methods on held-out training images"),
     "features": Command(f"{_HERE}.commands.features", "write features of a run's data"),
     "export": Command(f"{_HERE}.commands.export", "write a run's encoder for other software"),
     "import-torch": Command(f"{_HERE}.commands.import_torch", "convert a PyTorch checkpoint"),

@@ -65,7 +65,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.=+-]+", "_", text).strip("_")
 
 
-def _override(text: str) -> str:
+def override_flag(text: str) -> str:
     """Returns 'train.lr=1e-3' as '--config.train.lr=1e-3'."""
     name, equals, value = text.removeprefix("--").removeprefix("config.").partition("=")
     if not (name and equals):
@@ -93,7 +93,7 @@ def plan_run(
         f"--config={config}",
         f"--workdir={out / 'runs' / name}",
         f"--eval_dir={out / 'eval'}",
-        *map(_override, (*overrides, f"seed={seed}")),
+        *map(override_flag, (*overrides, f"seed={seed}")),
     )
     resolve_arguments(list(arguments))
     return SweepRun(name, group, arguments)
@@ -113,7 +113,7 @@ def with_effect(config: str, overrides: Sequence[str]) -> tuple[str, ...]:
     """
     found = tuple(overrides)
     while True:
-        arguments = [f"--config={config}", *map(_override, found)]
+        arguments = [f"--config={config}", *map(override_flag, found)]
         settings = typed(with_defaults(config_of_arguments(arguments))[0])
         idle = {row.path: row.default for row, _ in unused(settings)}
         if not idle:

@@ -1,0 +1,1 @@
+"""Tuning of methods by random search with successive halving."""
