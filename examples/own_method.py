@@ -4,7 +4,7 @@ hjepa train --config=quickstart --workdir=runs/own_method \
     --config.method=examples.own_method:VICReg --config.model.projector=mlp
 
 Source: Bardes, Ponce & LeCun, "VICReg" (arXiv 2105.04906). The invariance is a mean over
-dimensions, as in the paper's Algorithm 1, which the weights are for; its equation has the sum.
+dimensions, as in the paper's Algorithm 1. The package has it as method 'vicreg', also in shares.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VICRegSection:
 class VICReg(Method):
     """The method, selected by `config.method`."""
 
-    sections: ClassVar = {"vicreg": VICRegSection}
+    sections: ClassVar = {"own_vicreg": VICRegSection}
     losses: ClassVar = ("invariance", "variance", "covariance")
 
     @classmethod

@@ -167,8 +167,8 @@ def test_vicreg_trains_resumes_bit_exact_is_evaluated_and_loaded(tmp_path) -> No
     assert loaded.encode(np.zeros((3, 16, 16, 3), np.uint8)).shape == (3, 512)
     with pytest.raises(UserError, match=r"method='examples\.own_method:VICReg', which has no pred"):
         loaded.flow(np.zeros((1, 512)))
-    done = hjepa(run, VICREG, *PROJECTOR, "--config.vicreg.gamma=2")
-    assert "config.vicreg.gamma (1.0 there, 2.0 here)" in done.stderr
+    done = hjepa(run, VICREG, *PROJECTOR, "--config.own_vicreg.gamma=2")
+    assert "config.own_vicreg.gamma (1.0 there, 2.0 here)" in done.stderr
 
 
 WEIGHTS = {"invariance": 25, "variance": 25, "covariance": 1}
@@ -196,7 +196,7 @@ def vicreg_of_a_pair(one: np.ndarray, two: np.ndarray, gamma: float) -> dict[str
 def test_vicreg_is_the_mean_of_the_published_loss_over_pairs(views) -> None:
     config = base_config(method=VICREG[16:])
     config.data.num_global_views = views
-    config.vicreg.gamma = 1.1
+    config.own_vicreg.gamma = 1.1
     method = build_method(typed(config), 4)
     # Deviations on both sides of gamma, and a mean that no term but the statistics sees.
     scale = np.array([0.3, 0.8, 1.5, 2.0])
@@ -222,8 +222,8 @@ def test_loss_and_gradient_of_vicreg_do_not_depend_on_the_number_of_devices() ->
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["--config.vicreg.gamma=0"], r"config\.vicreg\.gamma is 0\.0"),
-        (["--config.vicreg.gama=2"], r"did you mean config\.vicreg\.gamma"),
+        (["--config.own_vicreg.gamma=0"], r"config\.own_vicreg\.gamma is 0\.0"),
+        (["--config.own_vicreg.gama=2"], r"did you mean config\.own_vicreg\.gamma"),
         (["--config.data.num_global_views=1"], "VICReg compares views"),
         (
             ["--config.data.num_local_views=2", "--config.data.local_size=16"],
@@ -240,7 +240,7 @@ def test_what_vicreg_cannot_take_is_one_sentence(overrides, words) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["examples.own_source:Shapes", "vicreg"])
+@pytest.mark.parametrize("name", ["examples.own_source:Shapes", "vicregs"])
 def test_what_is_no_method_is_one_sentence(name) -> None:
     config = base_config()
     config.method = name

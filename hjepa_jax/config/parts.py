@@ -28,10 +28,15 @@ METHODS: dict[str, str] = {
     "hjepa": "hjepa_jax.methods.hjepa:HJEPA",
     "lejepa": "hjepa_jax.methods.lejepa:LeJEPA",
     "hamsigreg": "hjepa_jax.methods.hamsigreg:HamSIGReg",
+    "vicreg": "hjepa_jax.methods.baselines.vicreg:VICReg",
+    "barlow": "hjepa_jax.methods.baselines.barlow:BarlowTwins",
+    "visreg": "hjepa_jax.methods.baselines.visreg:VISReg",
 }
 REGULARIZERS: dict[str, str] = {
     "floors": "hjepa_jax.methods.regularizers.floors:Floors",
     "sigreg": "hjepa_jax.methods.regularizers.sigreg:SIGReg",
+    "vicreg": "hjepa_jax.methods.regularizers.vicreg:VarianceCovariance",
+    "visreg": "hjepa_jax.methods.regularizers.visreg:MeanScaleShape",
 }
 ENCODERS: dict[str, str] = {
     "resnet": "hjepa_jax.models.resnet:ResNet",

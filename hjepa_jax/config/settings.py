@@ -65,7 +65,8 @@ class Settings:
     )
     method: str = field(
         "hjepa",
-        "'hjepa', 'lejepa' (SIGReg), 'hamsigreg', or a class of your own, 'module.path:Class'.",
+        "'hjepa', 'lejepa' (SIGReg), 'hamsigreg', 'vicreg', 'barlow' (Barlow Twins), 'visreg', or "
+        "a class of your own, 'module.path:Class'.",
         aliases="objective algorithm ssl_method",
     )
     data: Data = section(Data, "Images, views and the input pipeline.")

@@ -55,7 +55,8 @@ class HJEPA(Composed):
     takes_shares: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = (
         *("pred", "energy", "budget", "var", "var_q", "var_p"),
-        *("logdet", "logdet_q", "logdet_p", "mean", "sigreg", "z_mean2"),
+        *("logdet", "logdet_q", "logdet_p", "mean", "z_mean2"),
+        *("sigreg", "hinge", "covariance", "center", "scale", "shape"),
     )
 
     def __init__(self, settings: Settings, shape: StateShape, steps_per_epoch: int):

@@ -165,7 +165,8 @@ class Loss:
     regularizer: str = field(
         "floors",
         "What prevents collapse: 'floors' (mean-square budget, variance and log-det floors, mean), "
-        "'sigreg' (of the whole state), or a class of your own, 'module.path:Class'.",
+        "'sigreg', 'vicreg' (its variance and covariance), or 'visreg', each of the whole state; "
+        "or a class of your own, 'module.path:Class'.",
     )
     budget_weight: float = field(0.2, "Weight of the mean-square budget.", **_WEIGHT)
     var_weight: float = field(0.5, "Weight of the variance floor.", **_WEIGHT)

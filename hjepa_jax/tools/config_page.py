@@ -17,7 +17,7 @@ PROGRAM = Program(
 
     hjepa config
     hjepa config train
-    hjepa config vicreg --config.method=examples.own_method:VICReg
+    hjepa config own_vicreg --config.method=examples.own_method:VICReg
 
 A part of your own that is named adds its sections.""",
     arguments="[SECTION] [--config.method=MODULE:CLASS ...]",

@@ -3,8 +3,9 @@
     python tests/support/layouts.py DEVICES CONFIG [OVERRIDE ...]
 
 DEVICES are numbers such as 1,2,4. Loss and gradient must agree to 1e-12, all else to 1e-10; on 8
-devices the collectives are counted as well. With local batch normalization or an online probe,
-states and metrics after a step are compared, to 1e-12 but for the probe, which is in float32.
+devices the collectives are counted as well, unless the loss sorts. With local batch normalization
+or an online probe, states and metrics after a step are compared, to 1e-12 but for the probe, which
+is in float32.
 """
 
 import functools
@@ -24,6 +25,8 @@ from hjepa_jax.training.prepare import prepare
 from hjepa_jax.training.step import train_step
 
 CLASSES = 5
+# These gather the projections of the whole batch, to sort them.
+SORTS = {"--config.method=visreg"}
 
 
 def check_collectives(settings, devices: int) -> None:
@@ -95,7 +98,7 @@ def main() -> None:
     counts = [int(number) for number in sys.argv[1].split(",")]
     jax.config.update("jax_num_cpu_devices", max(counts))
     settings = resolve_arguments([f"--config={sys.argv[2]}", *sys.argv[3:]])
-    if max(counts) == 8:
+    if max(counts) == 8 and not SORTS & set(sys.argv[3:]):
         check_collectives(settings, max(counts))
     if settings.model.batch_norm == "local" or settings.evaluation.online_probe:
         with jax.enable_x64(True):

@@ -63,16 +63,16 @@ def test_the_command_prints_a_section_or_a_sentence(monkeypatch, capsys) -> None
 
 def test_the_command_prints_a_section_of_a_part_of_your_own(monkeypatch, capsys) -> None:
     own = "examples.own_method:VICReg"
-    monkeypatch.setattr(sys, "argv", ["hjepa", "config", "vicreg", f"--config.method={own}"])
+    monkeypatch.setattr(sys, "argv", ["hjepa", "config", "own_vicreg", f"--config.method={own}"])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
     printed = capsys.readouterr().out
-    assert printed == page("vicreg", {"method": own})
+    assert printed == page("own_vicreg", {"method": own})
     assert "| `gamma` | `float` | `1.0` | > 0 | Standard deviation" in printed
     assert f"To use it, set config.method='{own}'." in printed
     # Other pages know nothing of it.
-    assert "vicreg" not in page()
+    assert "own_vicreg" not in page()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,13 @@ CASES = {
     "hjepa": ("1,2,8", f"{CIFAR}:smoke"),
     "sigreg": ("1,2,8", f"{CIFAR}:sigreg-smoke"),
     "hjepa with SIGReg": ("1,2,8", f"{CIFAR}:smoke", "--config.loss.regularizer=sigreg"),
+    "vicreg, three views": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.method=vicreg"),
+        *("--config.data.num_local_views=1", "--config.data.local_size=16"),
+    ),
+    "barlow": ("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.method=barlow"),
+    "visreg": ("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.method=visreg"),
+    "hjepa with visreg": ("2", f"{CIFAR}:smoke", "--config.loss.regularizer=visreg"),
     "learned spectrum": ("2,8", f"{CIFAR}:ham_learnable-smoke"),
     "chain": ("2", f"{CIFAR}:ham_chain-smoke"),
     "mlp": ("2", f"{CIFAR}:mlp-smoke"),

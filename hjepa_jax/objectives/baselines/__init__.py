@@ -1,0 +1,1 @@
+"""Losses of the baselines: VICReg, Barlow Twins and VISReg."""

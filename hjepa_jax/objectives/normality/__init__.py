@@ -1,0 +1,1 @@
+"""Goodness of fit: how far samples are from a Gaussian."""
