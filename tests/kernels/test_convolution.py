@@ -171,6 +171,7 @@ SHAPES = {
     "block of many images": (24, 16, 16, 16, 32, 3, 1, 1),
     "wide block": (3, 4, 4, 256, 144, 3, 1, 1),
     "odd block": (3, 9, 7, 32, 48, 3, 1, 1),
+    "block of small tiles": (3, 6, 5, 32, 48, 3, 1, 1),
     "block without padding": (2, 7, 8, 16, 16, 3, 1, 0),
     "block with more padding": (2, 5, 6, 32, 16, 3, 1, 2),
     "block of one row": (2, 1, 5, 16, 16, 3, 1, 1),
@@ -204,3 +205,21 @@ def test_convolution_and_its_gradients_are_those_of_float64(name) -> None:
     for part, a, b in zip(("value", "input gradient", "kernel gradient"), got, expected):
         assert (a.dtype, a.shape) == (jnp.float32, b.shape), part
         kernel_arrays.assert_close(a, b, 2e-6, part)
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_large_tiles_lose_no_more_than_rounding() -> None:
+    """At the most channels that tiles of 4x4 outputs take: a few units in the last place."""
+    x, bar = (kernel_arrays.draw(i, 2, 16, 16, 128) for i in (1, 3))
+    kernel = kernel_arrays.draw(2, 3, 3, 128, 128)
+    out, pullback = jax.vjp(functools.partial(conv2d_native, stride=1, padding=1), x, kernel)
+    got = (out, *pullback(bar))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(array, jnp.float64) for array in (x, kernel, bar)]
+        exact, pullback = jax.vjp(functools.partial(conv2d_plain, stride=1, padding=1), *wide[:2])
+        expected = [np.asarray(array) for array in (exact, *pullback(wide[2]))]
+    for a, b in zip(got, expected):
+        assert b.dtype == np.float64
+        error = np.asarray(a, np.float64) - b
+        assert np.sqrt(np.mean(error**2) / np.mean(b**2)) < 1.5e-6
+        assert np.abs(error).max() < 4e-6 * np.abs(b).max()

@@ -26,15 +26,22 @@ template <typename At>
 void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* x, const Output& out,
               const At& at) {
   static thread_local Arena arena;
-  const bool winograd = IsWinograd(s);
-  const int64_t depth = winograd ? AsProducts(s).depth() : s.depth();
-  float* packed = arena.Get(depth * kBlock * CeilDiv(s.features, kPanel) * kPanel);
-  if (winograd) {
-    PackWinogradKernel(pool, s, packed, at);
-    WinogradCorrelate(pool, s, x, packed, out);
-  } else {
+  const auto pack = [&](int64_t depth) {
+    return arena.Get(depth * kBlock * CeilDiv(s.features, kPanel) * kPanel);
+  };
+  const auto by_winograd = [&](auto m) {
+    float* packed = pack(AsProducts<m()>(s).depth());
+    PackWinogradKernel<m()>(pool, s, packed, at);
+    WinogradCorrelate<m()>(pool, s, x, packed, out);
+  };
+  if (!IsWinograd(s)) {
+    float* packed = pack(s.depth());
     PackKernel(pool, s, packed, at);
     Correlate(pool, s, x, packed, out);
+  } else if (IsLarge(s)) {
+    by_winograd(std::integral_constant<int, 4>());
+  } else {
+    by_winograd(std::integral_constant<int, 2>());
   }
 }
 
@@ -104,7 +111,9 @@ static ffi::Error KernelGradientOf(ffi::ThreadPool pool, Array4 x, Array4 bar, R
                                    int64_t stride, int64_t padding) {
   const Shape s =
       ShapeOf(x.dimensions(), kernel->dimensions(), bar.dimensions(), stride, padding);
-  const auto gradient = IsWinograd(s) ? WinogradKernelGradient : KernelGradient;
+  const auto gradient = !IsWinograd(s) ? KernelGradient
+                        : IsLarge(s)   ? WinogradKernelGradient<4>
+                                       : WinogradKernelGradient<2>;
   gradient(pool, s, x.typed_data(), bar.typed_data(), kernel->typed_data());
   return ffi::Error::Success();
 }
