@@ -29,8 +29,9 @@ from hjepa_jax.pretrained import images as inputs
 from hjepa_jax.pretrained.card import Facts, card, check_license
 from hjepa_jax.runtime import sharding
 from hjepa_jax.storage.files import local_path
+from hjepa_jax.training.encoding.batch import Parts
+from hjepa_jax.training.encoding.views import normalize
 from hjepa_jax.training.prepare import jit_frozen_encoder
-from hjepa_jax.training.step import Parts, normalize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,8 +54,8 @@ from hjepa_jax.storage.schema import (
     read_json,
     require,
 )
+from hjepa_jax.training.encoding.batch import Parts
 from hjepa_jax.training.setup import build_encoder
-from hjepa_jax.training.step import Parts
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"

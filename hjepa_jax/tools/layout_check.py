@@ -15,9 +15,10 @@ from hjepa_jax.config.data import Data
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.devices import UNOPTIMIZED
+from hjepa_jax.training.encoding.batch import Batch
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
-from hjepa_jax.training.step import Batch, apply_gradient, loss_and_gradient
+from hjepa_jax.training.step import apply_gradient, loss_and_gradient
 
 
 def random_batch(data: Data, seed: int) -> dict[str, np.ndarray]:

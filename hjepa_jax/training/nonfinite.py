@@ -21,9 +21,10 @@ from hjepa_jax.methods.base import Method
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.runtime.checkpoint_arrays import not_finite
 from hjepa_jax.storage.files import write_atomically
+from hjepa_jax.training.encoding.batch import Batch
 from hjepa_jax.training.prepare import PreparedRun, compiler_options
 from hjepa_jax.training.state import TrainState
-from hjepa_jax.training.step import Batch, loss_and_gradient
+from hjepa_jax.training.step import loss_and_gradient
 
 _log = logging.getLogger(__name__)
 REPORT = "failure.json"

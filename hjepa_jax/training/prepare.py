@@ -21,9 +21,11 @@ from hjepa_jax.methods.base import Method, Metrics
 from hjepa_jax.models.base import Encoder, applied
 from hjepa_jax.runtime import arithmetic, sharding
 from hjepa_jax.runtime.devices import UNOPTIMIZED
+from hjepa_jax.training.encoding.batch import Batch, Parts
+from hjepa_jax.training.encoding.views import normalize
 from hjepa_jax.training.setup import StepSetup, build_setup
 from hjepa_jax.training.state import TrainState, init_state
-from hjepa_jax.training.step import Batch, Parts, normalize, train_step
+from hjepa_jax.training.step import train_step
 
 
 def compiler_options(train: Train) -> dict[str, Any] | None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from hjepa_jax.data.augmentation.device import augment_batch, with_images
+from hjepa_jax.data.augmentation.device import with_images
 from hjepa_jax.methods import held
 from hjepa_jax.methods.base import Method, Metrics, Randomness
 from hjepa_jax.methods.clipping import part_norms
@@ -31,136 +29,17 @@ from hjepa_jax.runtime.sharding import (
     sum_slices,
 )
 from hjepa_jax.training.accumulation import cached_gradient, split_microbatches
+from hjepa_jax.training.encoding.batch import Batch, Parts
+from hjepa_jax.training.encoding.row_keys import encoder_key, numbered
+from hjepa_jax.training.encoding.views import encode_views
 from hjepa_jax.training.online_probe import update_online_probe
 from hjepa_jax.training.optimizer import MAIN
 from hjepa_jax.training.setup import StepSetup
 from hjepa_jax.training.state import TrainState
 
-# Entries are arrays, except for the `ResidentImages`.
-Batch: TypeAlias = Mapping[str, PyTree[jax.Array]]
-# Parameters, or batch statistics, of each part.
-Parts: TypeAlias = Mapping[str, PyTree[jax.Array]]
 _Result = TypeVar("_Result")
 
-# Entry of a batch: its images' numbers, from which the encoder's random numbers derive.
-_NUMBER = "number"
-# Larger than a step, which the method's draw folds into the same key.
-_ENCODER_STREAM = 2**32 - 1
 _WHOLE, _STATES = PartitionSpec(), PartitionSpec(None, DATA_AXIS)
-
-
-def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
-) -> jax.Array:
-    """Scales uint8 images to [0, 1] and normalizes each channel; float images pass unchanged."""
-    if not jnp.issubdtype(images.dtype, jnp.integer):
-        return images.astype(dtype)
-    scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32)
-    shift = jnp.asarray([m / s for m, s in zip(mean, std)], jnp.float32)
-    return (images.astype(jnp.float32) * scale - shift).astype(dtype)
-
-
-def encode_views(
-    setup: StepSetup,
-    params: Parts,
-    batch_stats: Parts,
-    batch: Batch,
-    axis_name: AxisName = None,
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, Parts]:
-    """Encodes all views of a batch in training mode.
-
-    Views of one size go through the encoder together, so batch statistics are over all of them;
-    local crops of another size make a second pass.
-
-    Args:
-      setup: static.
-      params: of each part.
-      batch_stats: of each part.
-      batch: the views, and with a key the images' numbers, `_NUMBER`.
-      axis_name: mesh axis that the images are split over.
-      key: of the step, for an encoder that `takes_keys`.
-
-    Returns:
-      (z [V, B, D] in float32 or float64, new batch statistics).
-    """
-    batch = augment_batch(batch, setup.settings.data)
-    views = [batch[name] for name in ("global_views", "local_views") if name in batch]
-    if len(views) == 2 and views[0].shape[2:] == views[1].shape[2:]:
-        views = [jnp.concatenate(views)]
-    data = setup.settings.data
-    states, first = [], 0
-    for group in views:
-        num_views, num_images = group.shape[:2]
-        # Images first: merging [B, V] keeps the batch sharded, merging [V, B] would not.
-        images = jnp.swapaxes(group, 0, 1).reshape(num_views * num_images, *group.shape[2:])
-        images = normalize(images, data.mean, data.std, setup.encoder.dtype)
-        keys = None if key is None else _row_keys(key, batch[_NUMBER], first, num_views)
-        first += num_views
-        z, batch_stats = apply_encoder(setup, params, batch_stats, images, axis_name, keys)
-        states.append(jnp.swapaxes(z.reshape(num_images, num_views, -1), 0, 1))
-    return jnp.concatenate(states), batch_stats
-
-
-def apply_encoder(
-    setup: StepSetup,
-    params: Parts,
-    batch_stats: Parts,
-    images: jax.Array,
-    axis_name: AxisName = None,
-    keys: jax.Array | None = None,
-) -> tuple[jax.Array, Parts]:
-    """Applies encoder and projector in training mode to [N, H, W, 3] -> (z [N, D], statistics).
-
-    An encoder that `takes_keys` gets `keys` [N].
-    """
-    new_stats = dict(batch_stats)
-    output = images
-    for part in ("encoder", "projector"):
-        variables = {"params": params.get(part, {}), "batch_stats": batch_stats.get(part, {})}
-        drawn: dict[str, Any] = {} if keys is None or part != "encoder" else {"keys": keys}
-        output, updates = _module(setup, part, axis_name).apply(
-            variables, output, train=True, mutable=["batch_stats"], **drawn
-        )
-        if updates.get("batch_stats"):
-            # No loss depends on them; a second pass (local crops) must not differentiate them.
-            new_stats[part] = jax.lax.stop_gradient(updates["batch_stats"])
-    return output, new_stats
-
-
-def _row_keys(key: jax.Array, numbers: jax.Array, first: int, num_views: int) -> jax.Array:
-    """Returns a key for each row [B * num_views] by its image's number and its view, images first.
-
-    Args:
-      key: of the step.
-      numbers: of the images in the batch, [B].
-      first: number of the first view.
-      num_views: number of views.
-    """
-
-    def one(number: jax.Array, view: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, number), view)
-
-    of_views = jax.vmap(one, in_axes=(None, 0))
-    views = jnp.arange(first, first + num_views)
-    return jax.vmap(of_views, in_axes=(0, None))(numbers, views).reshape(-1)
-
-
-def _numbered(batch: Batch, axis_name: AxisName) -> Batch:
-    """Adds to a share of a batch the numbers of its images in the whole batch."""
-    views = batch.get("global_views", batch.get("global_parameters"))
-    count = views.shape[1]
-    begin = 0 if axis_name is None else count * jax.lax.axis_index(axis_name)
-    return {**batch, _NUMBER: begin + jnp.arange(count)}
-
-
-def _module(setup: StepSetup, part: str, axis_name: AxisName) -> nn.Module:
-    """Returns the encoder or the projector, as it normalizes a share of the rows."""
-    module: nn.Module = getattr(setup, part)
-    if axis_name is None:
-        return module
-    local = setup.settings.model.batch_norm == "local"
-    return module.clone(norm_groups=1, axis_name=None if local else axis_name)
 
 
 class StepLoss(NamedTuple):
@@ -239,9 +118,7 @@ def _loss_and_gradient(
     """`loss_and_gradient` of a share of the batch."""
     batch, key = with_images(batch), None
     if setup.encoder.takes_keys:
-        batch = _numbered(batch, axis_name)
-        stream = jax.random.fold_in(jax.random.wrap_key_data(state.rng), _ENCODER_STREAM)
-        key = jax.random.fold_in(stream, state.step)
+        batch, key = numbered(batch, axis_name), encoder_key(state.rng, state.step)
     encode = functools.partial(encode_views, setup, axis_name=axis_name, key=key)
     method, number = setup.method, shares.count(axis_name)
 

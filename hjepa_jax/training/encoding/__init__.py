@@ -1,0 +1,1 @@
+"""The first half of a step: views become states."""
