@@ -4,9 +4,8 @@ Source: J. Zbontar, L. Jing, I. Misra, Y. LeCun, S. Deny, "Barlow Twins", ICML 2
 arXiv 2103.03230, equations 1 and 2.
 """
 
-import itertools
-
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from hjepa_jax.objectives import shares
@@ -42,7 +41,7 @@ def cross_correlation_terms(
     centered = rows(shares.centered(flat, axis_name), views)
     diagonal, others = [], []
     off = 1 - jnp.eye(dim, dtype=flat.dtype)
-    for one, two in itertools.combinations(range(views), 2):
+    for one, two in zip(*np.triu_indices(views, 1)):
         covariance = cross_covariance(centered[one], centered[two], count, axis_name)
         correlation = covariance / (scale[one][:, None] * scale[two])
         diagonal.append(jnp.sum(jnp.square(1 - jnp.diagonal(correlation))))

@@ -4,8 +4,6 @@ Source: A. Bardes, J. Ponce, Y. LeCun, "VICReg", ICLR 2022, arXiv 2105.04906, eq
 Algorithm 1, whose invariance is a mean over dimensions.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +28,7 @@ def view_distance(z: Float[Array, "views batch d"], axis_name: AxisName = None) 
     if z.ndim != 3 or z.shape[0] < 2:
         raise ValueError(f"z must be [V, B, D] with at least two views, got shape {z.shape}")
     z = at_least_float32(z)
-    one, two = np.array(list(itertools.combinations(range(z.shape[0]), 2))).T
+    one, two = np.triu_indices(z.shape[0], 1)
     return shares.mean(jnp.square(z[one] - z[two]), axis_name)
 
 
