@@ -249,7 +249,7 @@ def next_command(
 
     Args:
       run: its folder.
-      status: 'running', 'finished', or anything else of a run that can go on.
+      status: 'running', 'finished', 'imported', or anything else of a run that can go on.
       evaluated: whether a finished run was evaluated; it is then compared with another one.
       eval_dir: another folder of reports.
       shown: whether all that `hjepa show` says was just said.
@@ -257,7 +257,7 @@ def next_command(
     flag = () if eval_dir is None else (f"--eval_dir={eval_dir}",)
     if status == "running":
         return shlex.join(["tensorboard", f"--logdir={run}"])
-    if status != "finished":
+    if status not in ("finished", "imported"):
         return shlex.join(["hjepa", "train", f"--resume={run}"])
     if not evaluated:
         return shlex.join(["hjepa", "eval", str(run), *flag])

@@ -204,6 +204,7 @@ RUN = "my runs/x"
         ("running", False, True, ["tensorboard", f"--logdir={RUN}"]),
         ("stopped", False, True, ["hjepa", "train", f"--resume={RUN}"]),
         ("not started", False, True, ["hjepa", "train", f"--resume={RUN}"]),
+        ("imported", False, True, ["hjepa", "eval", RUN, "--eval_dir=e"]),
         ("finished", False, True, ["hjepa", "eval", RUN, "--eval_dir=e"]),
         ("finished", True, False, ["hjepa", "show", RUN, "--eval_dir=e"]),
         ("finished", True, True, ["hjepa", "export", f"--workdir={RUN}", "--out=x.stablehlo"]),

@@ -27,12 +27,18 @@ from hjepa_jax.interop.torch_names import listed, unwrapped
 from hjepa_jax.models.base import Encoder
 from hjepa_jax.models.foreign import Entry, ForeignNames
 from hjepa_jax.storage.files import check_regular, printable
+from hjepa_jax.storage.schema import Fields, Items, Number, read_json
 from hjepa_jax.training.setup import build_encoder
 from hjepa_jax.training.state import TrainState
 
 _Tensors = Mapping[str, np.ndarray]
 # What weights are trained with, and so cannot be chosen from images.
 _OF_WEIGHTS = ("data.image_size", "data.mean", "data.std", "model.")
+# What timm says of its weights.
+_CHANNELS = Items(Number(), 3, 3)
+_TIMM: Fields[dict[str, dict[str, list[float]]]] = Fields(
+    {}, {"pretrained_cfg": Fields({}, {"mean": _CHANNELS, "std": _CHANNELS})}
+)
 # Errors of safetensors and NumPy for a damaged file, one of unknown numbers, or one too large.
 _FAULTS = (
     AttributeError,
@@ -73,6 +79,30 @@ def check_given(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{path} is 'auto', but weights fit one value alone: set that with which "
                 "they were trained, or take --config=pretrained."
+            )
+
+
+def check_normalization(path: pathlib.Path, settings: Settings) -> None:
+    """Compares the normalization with that in timm's `config.json` beside a file, if there is one.
+
+    Raises:
+      ConfigError: if they differ.
+      DataError: if the file is damaged.
+    """
+    try:
+        found = read_json(path.with_name("config.json"), _TIMM)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise DataError(f"{first_line(error).rstrip('.')}: get it again, or remove it.") from error
+    trained = found.get("pretrained_cfg", {})
+    for name in ("mean", "std"):
+        here = settings.value(f"data.{name}")
+        there = tuple(trained[name]) if name in trained else here
+        if there != here:
+            raise ConfigError(
+                f"config.data.{name} is {here}, but {there} in the config.json beside "
+                f"{printable(path)}: set config.data.{name} to what the weights were trained with."
             )
 
 
@@ -199,8 +229,9 @@ def load_weights(path: pathlib.Path, settings: Settings) -> Weights:
     """Reads a file of weights for the encoder of a configuration.
 
     Raises:
-      UserError: see `read_tensors` and `translate`.
+      UserError: see `check_normalization`, `read_tensors` and `translate`.
     """
+    check_normalization(path, settings)
     encoder = build_encoder(settings)
     return translate(encoder, settings.data.image_size, read_tensors(path), printable(path))
 

@@ -104,6 +104,12 @@ def restore_or_init(
     if not checkpointer.steps():
         return Restored(initial_state(settings, run), [], "auto")
     state, meta = _restore(run, checkpointer)
+    if "imported" in meta["data"]:
+        workdir = checkpointer.folder.parent
+        raise CheckpointError(
+            f"{workdir} holds weights of other software, after which no training goes on there: "
+            f"choose another --workdir, and begin with them by config.train.init_from={workdir}."
+        )
     check_finite(state, checkpointer.folder)
     saved = config_in(meta, checkpointer.folder)
     check_same_run(saved, settings, checkpointer.folder)

@@ -20,6 +20,8 @@ from hjepa_jax.interop import foreign_weights
 from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.recipes import folder, pretrained
 from hjepa_jax.tools.commands import import_torch
+from hjepa_jax.tools.show.state import read_state
+from hjepa_jax.train import train
 from hjepa_jax.training.saved_run import initial_state
 from hjepa_jax.training.setup import build_encoder
 
@@ -108,6 +110,12 @@ def test_the_command_makes_a_run_that_encodes_tunes_and_evaluates(smoke, tmp_pat
     with pytest.raises(CheckpointError, match="exists already"):
         foreign_weights.save_weights(weights, run.settings, tmp_path / "run")
 
+    shown = read_state(tmp_path / "run")
+    assert (shown.status, shown.total_steps) == ("imported", None)
+    assert shown.next.startswith("hjepa eval ")
+    with pytest.raises(CheckpointError, match=r"no training goes on there.*init_from=.*run\."):
+        train(run.settings, tmp_path / "run")
+
     metrics = evaluate(run.settings, tmp_path / "run", tmp_path / "eval")
     assert 0 < metrics["encoders"]["trained"]["linear_probe"]["top1"] <= 1
     config = pretrained.get_config("smoke")
@@ -180,6 +188,22 @@ def test_what_the_weights_were_trained_with_is_not_chosen_from_images() -> None:
     with pytest.raises(ConfigError, match=r"config\.data\.image_size is 'auto'"):
         foreign_weights.check_given(folder.get_config())
     foreign_weights.check_given(pretrained.get_config())
+
+
+def test_the_normalization_is_that_of_timms_config(tmp_path) -> None:
+    path, settings = tmp_path / "model.safetensors", typed(pretrained.get_config())
+    foreign_weights.check_normalization(path, settings)
+    about = {"mean": [0.485, 0.456, 0.406], "std": [0.5, 0.5, 0.5], "crop_pct": 0.9}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": about}))
+    with pytest.raises(ConfigError, match=r"data\.std is \(0\.229, .* but \(0\.5, 0\.5, 0\.5\) in"):
+        foreign_weights.check_normalization(path, settings)
+    same = settings.replace({"data.std": (0.5, 0.5, 0.5)})
+    foreign_weights.check_normalization(path, same)
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": "x"}}))
+    with pytest.raises(DataError, match=r"pretrained_cfg\.mean.*get it again"):
+        foreign_weights.check_normalization(path, same)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["another"]}))
+    foreign_weights.check_normalization(path, settings)
 
 
 def test_an_encoder_without_names_is_told(smoke) -> None:

@@ -20,7 +20,7 @@ from hjepa_jax.evaluation.report.summary import headline, in_sqrt_h
 from hjepa_jax.main import next_command
 from hjepa_jax.runtime.checkpoint_files import steps
 from hjepa_jax.storage import metrics_file
-from hjepa_jax.storage.checkpoint_meta import META
+from hjepa_jax.storage.checkpoint_meta import META, DataPosition
 from hjepa_jax.storage.lock import take_lock
 from hjepa_jax.storage.schema import read_json
 
@@ -42,7 +42,8 @@ class RunState:
       batch_size: images per step.
       recipe: the most similar recipe with its variant; None if none is similar.
       changes: 'field=value (value of the recipe)' of each differing field.
-      status: 'running', 'finished', 'stopped', or 'not started' (no step is known).
+      status: 'running', 'finished', 'stopped', 'imported' (weights of other software), or 'not
+        started' (no step is known).
       step: steps done, as logged or saved; total_steps: of the complete run, None = unknown.
       epoch: epochs done; None = unknown. epochs: of the complete run.
       checkpoints: saved steps.
@@ -92,7 +93,8 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunSt
     saved = steps(run / "checkpoints")
     logged = [int(curve[0][-1]) for curve in curves.values() if len(curve[0])]
     step = max([0, *saved, *logged])
-    images = _num_images(run, saved)
+    recorded = _recorded(run, saved)
+    images = recorded.get("num_images")
     data, per_epoch = settings.data, None
     if images is not None:
         per_epoch = steps_per_epoch(images, data.batch_size, data.drop_last)
@@ -101,6 +103,8 @@ def read_state(run: pathlib.Path, eval_dir: pathlib.Path | None = None) -> RunSt
     last = run / "checkpoints" / str(saved[-1]) if saved else None
     if is_running(run):
         status = "running"
+    elif "imported" in recorded:
+        status, total = "imported", None
     elif total is not None and saved and saved[-1] >= total:
         status = "finished"
     else:
@@ -179,15 +183,15 @@ def nearest_recipe(settings: Settings) -> tuple[str | None, list[str]]:
     return found[1], found[2]
 
 
-def _num_images(run: pathlib.Path, saved: list[int]) -> int | None:
-    """Returns the number of training images that a checkpoint tells; None = unknown."""
+def _recorded(run: pathlib.Path, saved: list[int]) -> DataPosition:
+    """Returns what the newest readable checkpoint tells of its data, {} if there is none."""
     for step in reversed(saved):
         try:
             meta = read_json(run / "checkpoints" / str(step) / "meta" / "metadata", META)
         except (OSError, ValueError):
             continue
-        return meta["data"].get("num_images")
-    return None
+        return meta["data"]
+    return {}
 
 
 def _remaining(times: metrics_file.Curve | None, step: int, total: int | None) -> float | None:
