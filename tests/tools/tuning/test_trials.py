@@ -202,3 +202,30 @@ def test_command_tunes_stops_resumes_and_reports(tmp_path, monkeypatch, capsys) 
     assert subprocess.run([*MAIN, *whole], capture_output=True).returncode == 0
     steps, scores = read_metrics(tmp_path / "whole")["online/knn_top1"]
     assert best["scores"] == {str(s): v for s, v in zip(steps.tolist(), scores.tolist())}
+
+
+def test_a_trial_waits_for_the_process_of_a_search_that_was_killed(tmp_path, program) -> None:
+    """The process goes on alone, and holds the lock of its run until the trial is trained."""
+    out = tmp_path / "out"
+    plan = planned(out, RULES._replace(trials=1, rungs=0))
+    workdir = out / "runs" / "hjepa-trial000"
+    workdir.mkdir(parents=True)
+    held = (
+        "import fcntl, pathlib, sys, time\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "file = open(folder / 'lock', 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "time.sleep(2)\n"
+        'line = \'{"step": 9, "online/knn_top1": 0.625}\\n\'\n'
+        "(folder / 'metrics.jsonl').write_text(line)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(workdir)], stdout=subprocess.PIPE, text=True
+    ) as orphan:
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == "held\n"
+        outcome = trials.run_search([plan], out, 3, lambda _: None, program)["hjepa"]
+        assert orphan.wait() == 0
+    assert outcome.scores == {0: {9: 0.625}}
+    assert not (out / "starts").exists()
