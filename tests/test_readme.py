@@ -149,9 +149,9 @@ def test_files_named_by_the_guide_exist() -> None:
 
 
 def test_variants_of_the_table_exist() -> None:
-    from hjepa_jax.recipes import cifar100, folder, imagenet100, pretrained, quickstart
+    from hjepa_jax.recipes import cifar100, folder, imagenet100, lejepa, pretrained, quickstart
 
-    for module in (cifar100, folder, imagenet100, pretrained, quickstart):
+    for module in (cifar100, folder, imagenet100, lejepa, pretrained, quickstart):
         name = module.__name__.split(".")[-1]
         (row,) = re.findall(
             rf"^\| `configs/{name}.py` \| (.*) \|$", (ROOT / "docs/recipes.md").read_text(), re.M

@@ -35,6 +35,12 @@ def _regularizer(settings: Settings) -> Iterator[str]:
             "config.sigreg.loss_form is 'convex', but HJEPA adds SIGReg to its prediction: leave "
             "it at 'additive', and set config.sigreg.weight."
         )
+    factor = settings.section(SIGRegSection).prediction_weight
+    if factor != 1 and "sigreg" in chosen.sections:
+        yield (
+            f"config.sigreg.prediction_weight is {factor}, but HJEPA's prediction has weight 1: "
+            "leave it at 1.0, and set config.sigreg.weight."
+        )
 
 
 def _parts(settings: Settings) -> Iterator[str]:

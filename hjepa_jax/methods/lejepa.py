@@ -70,8 +70,9 @@ class LeJEPA(Composed):
         """
         prediction = lejepa_prediction(z, self.settings.data.num_global_views, axis_name)
         if self.sigreg.weight == 0:
-            losses = {"pred": prediction, "total": prediction}
-            return prediction, {**losses, **state_statistics(z, axis_name)}
+            total = self.weights()["pred"] * prediction
+            losses = {"pred": prediction, "total": total}
+            return total, {**losses, **state_statistics(z, axis_name)}
         transformed = z if transform is None else transform(z)
         _, terms = self.regularizer.terms(transformed, randomness, step, axis_name)
         total = lejepa_total(
@@ -79,6 +80,7 @@ class LeJEPA(Composed):
             terms["sigreg"],
             weight=self.regularizer.weight(step),
             loss_form=self.sigreg.loss_form,
+            prediction_weight=self.sigreg.prediction_weight,
         )
         losses = {"pred": prediction, **terms, "total": total}
         return total, {**losses, **state_statistics(z, axis_name)}
@@ -99,4 +101,4 @@ class LeJEPA(Composed):
     def weights(self) -> dict[str, float]:
         """Returns the factor of each term in the total loss, and their ratio."""
         sigreg = self.sigreg
-        return effective_weights(sigreg.weight, sigreg.loss_form)
+        return effective_weights(sigreg.weight, sigreg.loss_form, sigreg.prediction_weight)

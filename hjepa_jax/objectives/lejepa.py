@@ -46,15 +46,19 @@ def _check_form(loss_form: LossForm) -> None:
         )
 
 
-def effective_weights(weight: float, loss_form: LossForm) -> dict[str, float]:
+def effective_weights(
+    weight: float, loss_form: LossForm, prediction_weight: float = 1.0
+) -> dict[str, float]:
     """Returns the factors of the prediction and of SIGReg, and their ratio, for printing.
 
-    'additive' pred + weight * sigreg; 'convex' (1 - weight) * pred + weight * sigreg. The two are
-    the same up to scale when the ratios agree. The prediction's own factor 1/2 is not included.
+    'additive' prediction_weight * pred + weight * sigreg; 'convex' (1 - weight) * pred + weight *
+    sigreg. The two are the same up to scale when the ratios agree. The prediction's own factor 1/2
+    is not included.
 
     Args:
         weight: weight of SIGReg.
         loss_form: one of LOSS_FORMS.
+        prediction_weight: weight of the prediction in the additive form.
 
     Returns:
         {'pred', 'sigreg', 'sigreg/pred'}.
@@ -67,7 +71,7 @@ def effective_weights(weight: float, loss_form: LossForm) -> dict[str, float]:
         raise ValueError(
             f"sigreg.weight must be non-negative, and at most 1 for the convex form, got {weight}"
         )
-    prediction = 1.0 if loss_form == "additive" else 1.0 - weight
+    prediction = prediction_weight if loss_form == "additive" else 1.0 - weight
     ratio = weight / prediction if prediction else float("inf")
     return {"pred": prediction, "sigreg": float(weight), "sigreg/pred": ratio}
 
@@ -78,6 +82,7 @@ def lejepa_total(
     *,
     weight: Float[Array, ""] | float,
     loss_form: LossForm,
+    prediction_weight: float = 1.0,
 ) -> Float[Array, ""]:
     """Returns the total loss: prediction and SIGReg by their weights, see `effective_weights`.
 
@@ -86,6 +91,7 @@ def lejepa_total(
         regularizer: SIGReg, a scalar.
         weight: weight of SIGReg; may be traced (a schedule), and is not checked here.
         loss_form: one of LOSS_FORMS.
+        prediction_weight: weight of the prediction in the additive form.
 
     Raises:
         ValueError: an unknown form, or statistics that are not reduced to a scalar.
@@ -95,5 +101,5 @@ def lejepa_total(
         raise ValueError(
             f"SIGReg of shape {regularizer.shape} is no scalar loss: reduce it by 'mean' or 'sum'"
         )
-    kept = prediction if loss_form == "additive" else (1 - weight) * prediction
+    kept = (prediction_weight if loss_form == "additive" else 1 - weight) * prediction
     return kept + weight * regularizer

@@ -16,7 +16,8 @@ from hjepa_jax.tools import cli
 
 def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert recipe_names() == ["cifar100", "folder", "imagenet100", "pretrained", "quickstart"]
+    names = ["cifar100", "folder", "imagenet100", "lejepa", "pretrained", "quickstart"]
+    assert recipe_names() == names
     expected = cifar100.get_config("sigreg")
     assert load_config("cifar100:sigreg") == expected
     # A folder of the same name is more likely to hold data than to be meant here; ./ names it.
@@ -38,7 +39,8 @@ def test_a_run_s_folder_is_found_by_its_bare_name(tmp_path, monkeypatch) -> None
     [
         (
             "cifar10:sigreg",
-            r"folder, imagenet100, pretrained, quickstart\): did you mean --config=cifar100",
+            r"folder, imagenet100, lejepa, pretrained, quickstart\): did you mean "
+            "--config=cifar100",
         ),
         ("quick", "did you mean --config=quickstart"),
         ("cifar100:sigrge", "did you mean ':sigreg'"),

@@ -12,12 +12,12 @@ from hjepa_jax.config.settings import schema
 from hjepa_jax.config.unknown import RENAMED, unknown_field
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import robustness
-from hjepa_jax.recipes import cifar100, imagenet100, quickstart
+from hjepa_jax.recipes import cifar100, imagenet100, lejepa, quickstart
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALL = [
     (module, variant)
-    for module in (cifar100, imagenet100, quickstart)
+    for module in (cifar100, imagenet100, lejepa, quickstart)
     for variant in ("", "smoke", *module.METHODS, *(f"{name}-smoke" for name in module.METHODS))
 ]
 
@@ -46,6 +46,31 @@ def test_published_recipes() -> None:
     assert cifar100.get_config("sigreg").train.grad_clip is None
     assert imagenet100.get_config("sigreg").model.split_qp
     assert not cifar100.get_config("sigreg").model.split_qp
+
+
+def test_lejepa_recipes() -> None:
+    """The numbers of their public descriptions."""
+    for variant in ("cifar10", "cifar100"):
+        config = lejepa.get_config(variant)
+        assert (config.data.name, config.train.epochs, config.data.batch_size) == (
+            variant,
+            300,
+            256,
+        )
+        assert (config.train.optimizer, config.train.lr) == ("lars", 0.3)
+        assert (config.train.weight_decay, config.train.decay_exclude) == (
+            1e-4,
+            ("biases", "norms"),
+        )
+        assert config.model.projector_widths == (2048, 2048, 128)
+        assert (config.resnet.width, config.resnet.stage_blocks) == (64, (2, 2, 2, 2))
+        assert (config.sigreg.num_slices, config.sigreg.weight * 256) == (256, 10)
+    config = lejepa.get_config("imagenette")
+    assert (config.model.encoder, config.vit.patch_size, config.vit.width) == ("vit", 8, 384)
+    assert (config.data.image_size, config.data.num_global_views) == (128, 4)
+    assert (config.train.optimizer, config.train.lr, config.train.epochs) == ("adamw", 2e-3, 800)
+    assert (config.sigreg.weight, config.model.projector_widths[-1]) == (0.02, 16)
+    assert lejepa.get_config() == lejepa.get_config("cifar10")
 
 
 def test_names_of_corruptions_are_the_known_ones() -> None:

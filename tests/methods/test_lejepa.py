@@ -15,10 +15,11 @@ from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.methods.lejepa import LeJEPA
+from hjepa_jax.methods.regularizers.sigreg import SIGRegSection
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import lejepa_prediction
 from hjepa_jax.objectives.sigreg import random_slices, sigreg
-from hjepa_jax.recipes import cifar100
+from hjepa_jax.recipes import cifar100, lejepa
 
 DIM = 6
 
@@ -68,6 +69,52 @@ def test_loss_is_the_weighted_sum(loss_form: str) -> None:
     np.testing.assert_allclose(metrics["z2"], (flat**2).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["z_mean2"], (flat.mean(0) ** 2).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["z_std_min"], flat.std(0).min(), rtol=1e-5)
+
+
+def statistic(z: np.ndarray, slices: np.ndarray, knots: int) -> float:
+    """The mean over views and slices of the integral over [-3, 3], without the factor N."""
+    t = np.linspace(-3, 3, knots)
+    weight = np.exp(-(t**2) / 2)
+    phase = (z @ slices)[..., None] * t
+    gap = np.abs(np.exp(1j * phase).mean(axis=1) - weight) ** 2 * weight
+    return float(np.trapezoid(gap, t, axis=-1).mean())
+
+
+@pytest.mark.parametrize("variant", ["cifar10", "cifar100", "imagenette"])
+def test_the_recipe_s_loss_is_that_of_its_description(variant: str) -> None:
+    settings = typed(lejepa.get_config(variant))
+    dim, views, images = settings.model.projector_widths[-1], settings.data.num_global_views, 256
+    assert settings.data.batch_size == images
+    found = LeJEPA(settings, StateShape(dim), 4)
+    z = np.random.default_rng(3).normal(0.2, 1.3, size=(views, images, dim))
+    slices = np.asarray(random_slices(jax.random.key(1), dim, 256), np.float64)
+    assert settings.section(SIGRegSection).num_slices == 256
+    total, _ = found.regularized(
+        jnp.asarray(z, jnp.float32), {"slices": jnp.asarray(slices, jnp.float32)}, jnp.int32(0)
+    )
+    if variant == "imagenette":
+        apart = np.mean((z.mean(0) - z) ** 2)
+        expected = 0.98 * apart + 0.02 * images * statistic(z, slices, 33)
+    else:
+        expected = np.mean((z[0] - z[1]) ** 2) + 10 * statistic(z, slices, 17)
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_the_prediction_has_a_weight_of_its_own(weight: float) -> None:
+    z = jnp.asarray(views(), jnp.float32)
+    total, _ = loss(z, weight=weight, prediction_weight=8.0)
+    expected = 8 * float(predict(z, 2)) + (weight * float(plain_sigreg(z)) if weight else 0)
+    assert float(total) == pytest.approx(expected, rel=1e-6)
+    assert method(weight=weight, prediction_weight=8.0).weights()["pred"] == 8.0
+    with pytest.raises(ConfigError, match=r"prediction_weight is set to 8\.0 but has no effect"):
+        resolve(changed(loss_form="convex", prediction_weight=8.0))
+
+
+def changed(**fields: Any):
+    config = cifar100.get_config("sigreg-smoke")
+    config.sigreg.update(fields)
+    return config
 
 
 def test_transform_reaches_sigreg_only() -> None:

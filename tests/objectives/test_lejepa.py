@@ -43,6 +43,7 @@ def test_effective_weights() -> None:
         "sigreg": 0.02,
         "sigreg/pred": 0.02,
     }
+    assert effective_weights(0.02, "additive", 8.0)["sigreg/pred"] == pytest.approx(0.0025)
     convex = effective_weights(0.2, "convex")
     assert convex == {"pred": 0.8, "sigreg": 0.2, "sigreg/pred": pytest.approx(0.25)}
     # The additive form at the convex form's ratio is the same loss up to scale.

@@ -110,7 +110,7 @@ echo ${#COMPREPLY[@]}  # none, so that files are offered
     assert done.stdout.splitlines() == [
         "train|",
         "sigreg|",
-        "cifar100 folder imagenet100 pretrained quickstart|",
+        "cifar100 folder imagenet100 lejepa pretrained quickstart|",
         "--config.train.lr=|-o nospace",
         "bash fish zsh|",
         "|",
@@ -134,7 +134,10 @@ def test_fish_offers_files_only_where_nothing_else_is_known(environment) -> None
     assert [found.split() for found in done.stdout.split("\n\n")[:-1]] == [
         ["train"],
         ["--config=cifar100:sigreg"],
-        [f"--config={name}" for name in ("cifar100", "folder", "imagenet100", "quickstart")],
+        [
+            f"--config={name}"
+            for name in ("cifar100", "folder", "imagenet100", "lejepa", "quickstart")
+        ],
         ["--config.train.lr="],
         ["bash", "fish", "zsh"],
         ["hjepa_jax/tools/"],

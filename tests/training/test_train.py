@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hjepa_jax.config.checks import typed
 from hjepa_jax.data.sources.open import open_split
 from hjepa_jax.errors import CheckpointError, ConfigError, TrainingError
-from hjepa_jax.recipes import cifar100, imagenet100, quickstart
+from hjepa_jax.recipes import cifar100, imagenet100, lejepa, quickstart
 from hjepa_jax.recipes.variants.apply import smoke
 from hjepa_jax.runtime import sharding
 from hjepa_jax.runtime.checkpoint import Checkpointer
@@ -45,10 +46,10 @@ HJEPA_LOGGED = LOGGED | set(
 )
 
 
-RECIPES = [(m, name) for m in (cifar100, imagenet100, quickstart) for name in m.METHODS]
+RECIPES = [(m, name) for m in (cifar100, imagenet100, lejepa, quickstart) for name in m.METHODS]
 # Every method, and every base; the others are traced alone, which finds what does not fit.
 RUN = [(cifar100, name) for name in cifar100.METHODS]
-RUN += [(imagenet100, "parity"), (quickstart, "hjepa")]
+RUN += [(imagenet100, "parity"), (quickstart, "hjepa"), (lejepa, "cifar10")]
 
 
 @pytest.mark.parametrize(("module", "method"), [one for one in RECIPES if one not in RUN])
@@ -97,6 +98,8 @@ def test_every_config_takes_two_steps(module, method) -> None:
         for path, value in jax.tree_util.tree_leaves_with_path(moved)
         if not value
     ]
+    # A bias before a normalization has no gradient; Adam, unlike LARS, enlarges its rounding.
+    still = [path for path in still if not re.fullmatch(r"projector/hidden\d*/bias", path)]
     # The potential's last bias has no gradient, so it is neither moved nor decayed.
     potential = config.method == "hjepa" and config.dynamics.predictor == "hamiltonian"
     assert still == (["predictor/potential/layer2/bias"] if potential else [])

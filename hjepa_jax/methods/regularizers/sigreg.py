@@ -36,6 +36,9 @@ def _sigreg(settings: Settings) -> SIGRegSection:
     return settings.section(SIGRegSection)
 
 
+_ADDITIVE = Condition(
+    lambda c: _sigreg(c).loss_form == "additive", "config.sigreg.loss_form='additive'"
+)
 _ONE_SIDED = Condition(lambda c: _sigreg(c).t_min is None, "config.sigreg.t_min=None")
 _TWO_SIDED = Condition(lambda c: _sigreg(c).t_min is not None, "config.sigreg.t_min")
 _WARMUP = Condition(
@@ -49,7 +52,11 @@ class SIGRegSection:
 
     loss_form: LossForm = field(
         "additive",
-        "'additive' (pred + weight * sigreg) or 'convex' ((1 - weight) * pred + weight * sigreg).",
+        "'additive' (prediction_weight * pred + weight * sigreg) or 'convex' ((1 - weight) * pred "
+        "+ weight * sigreg).",
+    )
+    prediction_weight: float = field(
+        1.0, "Weight of LeJEPA's prediction, which is half a mean square.", above=0, used=_ADDITIVE
     )
     weight: float = field(
         0.02,

@@ -49,7 +49,9 @@ class ViT(Encoder):
     def shrink(cls, config: ConfigDict) -> None:
         """Reduces patch, width, depth and tokens to the size of a smoke test."""
         vit = config.vit
-        vit.update(patch_size=4, width=16, depth=2, heads=2, token_dim=8)
+        vit.update(patch_size=4, width=16, depth=2, heads=2)
+        if vit.head == "tokens":
+            vit.token_dim = 8
         if vit.token_grid is not None:
             vit.token_grid = 2
         if vit.embed_dim is not None:

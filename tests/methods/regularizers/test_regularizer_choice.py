@@ -131,6 +131,7 @@ def test_it_draws_the_slices_of_lejepa() -> None:
         (["loss.budget_weight=0.3"], r"budget_weight is set to 0.3 .*loss.regularizer='floors'"),
         (["parity.q_variance_floor_only=True"], r"floor_only is set .*loss.regularizer='floors'"),
         (["sigreg.loss_form=convex"], "HJEPA adds SIGReg to its prediction"),
+        (["sigreg.prediction_weight=8"], "HJEPA's prediction has weight 1"),
         (["sigreg.t_min=4"], "sigreg.t_min is 4.0, but it must be below"),
     ],
 )
