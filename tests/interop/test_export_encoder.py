@@ -13,7 +13,7 @@ from random_states import save_initial_run
 import hjepa_jax
 from hjepa_jax.errors import ConfigError, UserError
 from hjepa_jax.interop.export_encoder import encoder_function, export_encoder
-from hjepa_jax.recipes import imagenet100, quickstart
+from hjepa_jax.recipes import imagenet100, pretrained, quickstart
 
 
 def _loaded(config, folder: pathlib.Path):
@@ -105,6 +105,17 @@ def test_imagenet_stem_and_bfloat16(imagenet, tmp_path) -> None:
     # What ONNX is made of computes the same in float32.
     portable = jax.jit(encoder_function(imagenet, portable=True))(images)
     assert np.abs(portable - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_bottlenecks(tmp_path) -> None:
+    run = _loaded(pretrained.get_config("resnet50-smoke"), tmp_path / "run")
+    export_encoder(run, tmp_path / "e.stablehlo")
+    exported = jax.export.deserialize(bytearray((tmp_path / "e.stablehlo").read_bytes()))
+    images = _images(run, 3)
+    expected = run.encode(images)
+    assert expected.shape == (3, 8 * 8 * 4)
+    _assert_equal(np.asarray(exported.call(images)), expected)
+    _assert_equal(np.asarray(jax.jit(encoder_function(run, portable=True))(images)), expected)
 
 
 def test_onnx(imagenet, tmp_path) -> None:

@@ -218,8 +218,15 @@ def test_weights_need_a_configuration(tmp_path) -> None:
         import_torch.main(rest)
 
 
-@pytest.mark.parametrize(("depth", "dim"), [(18, 512), (50, 2048), (101, 2048)])
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize(
+    ("library", "depth", "dim"),
+    [
+        ("torchvision", 18, 512),
+        ("torchvision", 50, 2048),
+        ("torchvision", 101, 2048),
+        ("timm", 50, 2048),
+    ],
+)
 def test_random_weights_give_their_features(library, depth, dim) -> None:
     torch = pytest.importorskip("torch")
     made = pytest.importorskip(library)

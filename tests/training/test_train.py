@@ -142,6 +142,16 @@ OPTIONS = {
         "hjepa",
         {"model.projector": "halves", "model.projector_widths": (24, 20, 16)},
     ),
+    "bottlenecks that begin as their shortcuts, pooled to q and p": (
+        "hjepa",
+        {
+            "resnet.block": "bottleneck",
+            "resnet.zero_init": True,
+            "resnet.head": "pooled",
+            "resnet.token_layer": "layer3",
+            "resnet.token_dim": 32,
+        },
+    ),
     "convex flattened SIGReg of an MLP projection": (
         "sigreg",
         {
