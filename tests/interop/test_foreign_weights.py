@@ -218,6 +218,17 @@ def test_weights_need_a_configuration(tmp_path) -> None:
         import_torch.main(rest)
 
 
+def test_a_state_dict_that_torch_saved_is_read(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision").models
+    state = models.resnet18().state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    found = foreign_weights.read_tensors(tmp_path / "x.pth")
+    assert list(found) == list(state)
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
 @pytest.mark.parametrize(
     ("library", "depth", "dim"),
     [
