@@ -80,10 +80,20 @@ def test_used_in_shares_of_a_mesh() -> None:
     assert "the shares agree" in done.stdout
 
 
-@pytest.mark.parametrize("remat", ["none", "blocks"])
-def test_an_encoder_has_the_gradients_and_statistics_of_xla(remat, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("block", "stem", "remat"),
+    [
+        ("basic", "cifar", "none"),
+        ("basic", "cifar", "blocks"),
+        ("bottleneck", "imagenet", "none"),
+    ],
+)
+def test_an_encoder_has_the_gradients_and_statistics_of_xla(
+    block, stem, remat, monkeypatch
+) -> None:
     """Stem, blocks, downsampling and normalization together, with and without rematerialization."""
-    model = resnet(width=16, token_dim=4, stage_blocks=(1, 1, 1, 1), remat=remat)
+    fields = {"block": block, "stem": stem, "stage_blocks": (1, 1, 1, 1), "remat": remat}
+    model = resnet(width=16, token_dim=4, **fields)
     x = jnp.asarray(draw(1, 8, 16, 16, 3))
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), x)
 
