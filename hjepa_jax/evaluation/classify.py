@@ -16,7 +16,7 @@ from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
 from hjepa_jax.evaluation.features import Features, select_state_part, state_parts_of
-from hjepa_jax.evaluation.paired.per_image import Answers
+from hjepa_jax.evaluation.paired.per_image import CLASSIFIERS, Answers
 from hjepa_jax.evaluation.probes import logistic
 from hjepa_jax.evaluation.validity import wilson
 
@@ -223,12 +223,12 @@ def classify(
         f"kNN@{k}": answers[ks.index(k)],
         "the linear probe": probe.probe_answers(result.params, test_set.features),
     }
-    answered = Answers(tested, test_set.labels, *given.values())
     if settings.logistic_probe:
         metrics["logistic"], given["logistic regression"] = _logistic_metrics(
             train_set, test_set, num_classes, settings
         )
     notes = validity.constant_notes(given, names)
+    answered = Answers(tested, test_set.labels, dict(zip(CLASSIFIERS, given.values())))
     return Classification(metrics, train_rows[neighbors], tested, result.params, notes, answered)
 
 

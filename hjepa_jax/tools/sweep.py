@@ -16,7 +16,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,12 @@ from hjepa_jax.storage.schema import Items, Table, Text, read_json
 
 # The command that runs each process.
 MAIN = (sys.executable, "-m", "hjepa_jax.main")
-# Columns of the table: figure of `headline` -> (title, factor, digits).
+# Columns of the table that some run has: figure of `headline` -> (title, factor, digits).
 COLUMNS = {
     "knn": ("kNN %", 100, 2),
     "probe_top1": ("probe top-1 %", 100, 2),
     "probe_top5": ("probe top-5 %", 100, 2),
+    "logistic_top1": ("logistic top-1 %", 100, 2),
     "effective_rank": ("eff. rank", 1, 1),
     "participation_ratio": ("particip. ratio", 1, 1),
     "rankme": ("RankMe", 1, 1),
@@ -276,7 +277,9 @@ def results(runs: Sequence[SweepRun], out: pathlib.Path) -> dict[str, Any]:
         group = groups.setdefault(run.group, {"k": metrics["headline_k"], "runs": {}})
         group["runs"][run.name] = figures
     for group in groups.values():
-        values = {name: [f[name] for f in group["runs"].values()] for name in COLUMNS}
+        every = group["runs"].values()
+        names = [name for name in COLUMNS if any(name in figures for figures in every)]
+        values = {name: [f.get(name, math.nan) for f in every] for name in names}
         group["mean"] = {name: float(np.mean(v)) for name, v in values.items()}
         # The spread of one run is unknown: None, not 0.
         group["std"] = {
@@ -293,16 +296,20 @@ def mean_and_deviation(mean: float, std: float | None, factor: float, digits: in
     return f"{factor * mean:.{digits}f}{spread}"
 
 
-def _cells(group: dict[str, Any]) -> Iterator[str]:
-    for name, (_, factor, digits) in COLUMNS.items():
-        yield mean_and_deviation(group["mean"][name], group["std"][name], factor, digits)
+def _cells(group: dict[str, Any], columns: Mapping[str, tuple[str, int, int]]) -> Iterator[str]:
+    for name, (_, factor, digits) in columns.items():
+        mean, std = group["mean"].get(name, math.nan), group["std"].get(name)
+        yield mean_and_deviation(mean, std, factor, digits)
 
 
 def markdown(found: dict[str, Any], title: str = "Sweep") -> str:
     """Returns a Markdown table of `results`: mean ± standard deviation over seeds."""
-    header = ["runs", "n", *(title for title, _, _ in COLUMNS.values())]
+    known = {name for group in found["groups"].values() for name in group["mean"]}
+    columns = {name: column for name, column in COLUMNS.items() if name in known}
+    header = ["runs", "n", *(title for title, _, _ in columns.values())]
     rows = [
-        [name, str(len(group["runs"])), *_cells(group)] for name, group in found["groups"].items()
+        [name, str(len(group["runs"])), *_cells(group, columns)]
+        for name, group in found["groups"].items()
     ]
     done = sum(len(group["runs"]) for group in found["groups"].values())
     text = "\n".join(markdown_table(header, rows))

@@ -19,6 +19,8 @@ from hjepa_jax.storage.files import read_regular
 
 ANSWERS = "answers.npz"
 _MOST_BYTES = 2**30
+# Accuracies, as named in `headline`, of kNN, the linear probe, and logistic regression.
+CLASSIFIERS: tuple[str, ...] = ("knn", "probe_top1", "logistic_top1")
 
 
 class Answers(NamedTuple):
@@ -27,18 +29,17 @@ class Answers(NamedTuple):
     Attributes:
       images: index int [M] of each image in the test set.
       labels: their classes, int [M].
-      knn: classes that kNN at the headline k answers, int [M].
-      probe: classes that the linear probe answers, int [M].
+      classes: what each classifier answers, int [M], by the name of its accuracy in CLASSIFIERS;
+        kNN is that at the headline k.
     """
 
     images: npt.NDArray[np.integer]
     labels: npt.NDArray[np.integer]
-    knn: npt.NDArray[np.integer]
-    probe: npt.NDArray[np.integer]
+    classes: Mapping[str, npt.NDArray[np.integer]]
 
     def hits(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Returns whether each answer is right, [M], by the name of its figure in `headline`."""
-        return {"knn": self.knn == self.labels, "probe_top1": self.probe == self.labels}
+        """Returns whether each answer is right, bool [M], by the name of its accuracy."""
+        return {name: answer == self.labels for name, answer in self.classes.items()}
 
 
 def packed(answers: Mapping[str, Answers]) -> bytes:
@@ -46,7 +47,9 @@ def packed(answers: Mapping[str, Answers]) -> bytes:
     arrays = {
         f"{encoder}/{name}": np.asarray(values, np.int32)
         for encoder, one in answers.items()
-        for name, values in one._asdict().items()
+        for name, values in (
+            {"images": one.images, "labels": one.labels} | dict(one.classes)
+        ).items()
     }
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
@@ -66,9 +69,11 @@ def read_answers(report: pathlib.Path, encoder: str = "trained") -> Answers:
         raise UserError(f"{report} has no {ANSWERS}: {again}.")
     try:
         with np.load(io.BytesIO(read_regular(path, _MOST_BYTES)), allow_pickle=False) as arrays:
-            found = Answers(*(arrays[f"{encoder}/{name}"] for name in Answers._fields))
+            images, labels = (arrays[f"{encoder}/{name}"] for name in ("images", "labels"))
+            known = [name for name in CLASSIFIERS if f"{encoder}/{name}" in arrays]
+            found = Answers(images, labels, {name: arrays[f"{encoder}/{name}"] for name in known})
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): {again}.") from error
-    if len({array.shape for array in found}) > 1 or found.labels.ndim != 1:
+    if {a.shape for a in (images, *found.classes.values())} != {(labels.size,)}:
         raise UserError(f"{path} is damaged, as its arrays differ in length: {again}.")
     return found

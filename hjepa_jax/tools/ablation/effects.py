@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.paired.bootstrap import Effect, image_effect
-from hjepa_jax.evaluation.paired.per_image import Answers
+from hjepa_jax.evaluation.paired.per_image import CLASSIFIERS, Answers
 from hjepa_jax.tools.ablation.axes import Arm, Levels
 
-# Accuracy, as named in `headline` -> its title.
-ACCURACIES = {"knn": "kNN", "probe_top1": "probe top-1"}
 # Arm -> seed -> answers.
 Answered: TypeAlias = Mapping[str, Mapping[int, Answers]]
 
@@ -58,6 +56,12 @@ def check_same_images(answered: Answered) -> None:
             )
 
 
+def common_classifiers(answered: Answered) -> list[str]:
+    """Returns the accuracies that all runs have."""
+    every = [one.classes for by_seed in answered.values() for one in by_seed.values()]
+    return [name for name in CLASSIFIERS if all(name in one for one in every)]
+
+
 def contrasts(
     axes: Mapping[str, Levels], arms: Sequence[Arm], answered: Answered
 ) -> tuple[list[Contrast], list[Contrast]]:
@@ -65,6 +69,7 @@ def contrasts(
 
     Arms without a finished run are left out; a main effect is then over the pairs that there are.
     """
+    names = common_classifiers(answered)
     by_levels = {tuple(arm.levels.items()): arm.name for arm in arms}
     mains, simple = [], []
     for axis, levels in axes.items():
@@ -76,10 +81,11 @@ def contrasts(
                     others = {name: at for name, at in arm.levels.items() if name != axis}
                     matched.append((others, counterpart, arm.name))
             pairs = [(ours, theirs) for _, ours, theirs in matched]
-            mains += _contrast(axis, level, base, {}, pairs, answered)
+            mains += _contrast(axis, level, base, {}, pairs, answered, names)
             if len(matched) > 1:
                 for others, ours, theirs in matched:
-                    simple += _contrast(axis, level, base, others, [(ours, theirs)], answered)
+                    one = [(ours, theirs)]
+                    simple += _contrast(axis, level, base, others, one, answered, names)
     return mains, simple
 
 
@@ -90,6 +96,7 @@ def _contrast(
     others: dict[str, str],
     pairs: Sequence[tuple[str, str]],
     answered: Answered,
+    names: Sequence[str],
 ) -> list[Contrast]:
     """Returns the contrast over pairs of arms with the seeds that both have; [] without any."""
     ours: list[dict[str, npt.NDArray[np.bool_]]] = []
@@ -103,7 +110,7 @@ def _contrast(
     if not seeds:
         return []
     effects, by_seed = {}, {}
-    for name in ACCURACIES:
+    for name in names:
         a, b = [one[name] for one in ours], [one[name] for one in theirs]
         effects[name] = image_effect(a, b)
         differences = [float(x.mean() - y.mean()) for x, y in zip(a, b, strict=True)]

@@ -11,15 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hjepa_jax.evaluation.paired.per_image import read_answers
-from hjepa_jax.evaluation.report.figures import BLUE, ORANGE, new_figure, save_each, tidy
+from hjepa_jax.evaluation.paired.per_image import CLASSIFIERS, read_answers
+from hjepa_jax.evaluation.report.figures import BLUE, GREEN, ORANGE, new_figure, save_each, tidy
 from hjepa_jax.evaluation.report.tables import markdown_table
 from hjepa_jax.evaluation.report.text import plot_text
 from hjepa_jax.storage.files import json_text, write_atomically
 from hjepa_jax.tools import sweep
 from hjepa_jax.tools.ablation.axes import Arm, Levels
 from hjepa_jax.tools.ablation.effects import (
-    ACCURACIES,
     Answered,
     Contrast,
     check_same_images,
@@ -29,8 +28,9 @@ from hjepa_jax.tools.sweep import SweepRun
 
 _log = logging.getLogger(__name__)
 PICTURE = "ablation.png"
-_COLORS = dict(zip(ACCURACIES, (BLUE, ORANGE), strict=True))
-_MARKERS = dict(zip(ACCURACIES, "os", strict=True))
+TITLES = dict(zip(CLASSIFIERS, ("kNN", "probe top-1", "logistic top-1"), strict=True))
+_COLORS = dict(zip(CLASSIFIERS, (BLUE, ORANGE, GREEN), strict=True))
+_MARKERS = dict(zip(CLASSIFIERS, "os^", strict=True))
 _ON_EFFECTS = (
     "Differences in points of accuracy, paired by seed and by test image, with 95 % percentile "
     "bootstrap intervals over the test images (10,000 resamples). An interval holds for the "
@@ -70,13 +70,14 @@ def _cell(one: Contrast, accuracy: str) -> str:
 
 def effects_table(found: Sequence[Contrast], *, others: bool) -> str:
     """Returns a Markdown table of contrasts, with the levels of the other axes if `others`."""
-    header = ["difference", *(["at"] if others else []), "pairs", *ACCURACIES.values()]
+    names = list(found[0].effects)
+    header = ["difference", *(["at"] if others else []), "pairs", *(TITLES[n] for n in names)]
     rows = [
         [
             f"{one.axis}: {one.level} − {one.base}",
             *([", ".join(one.others.values())] if others else []),
             str(one.pairs),
-            *(_cell(one, name) for name in ACCURACIES),
+            *(_cell(one, name) for name in names),
         ]
         for one in found
     ]
@@ -99,16 +100,19 @@ def document(
     return "\n\n".join(parts) + "\n"
 
 
-def _draw_arms(axes: Axes, groups: Mapping[str, Any]) -> None:
+def _draw_arms(axes: Axes, groups: Mapping[str, Any], names: Sequence[str]) -> None:
     """Draws the accuracies of each arm: its mean, and a small mark for each seed."""
-    for name, title in ACCURACIES.items():
+    for name in names:
         style: dict[str, Any] = {"color": _COLORS[name], "marker": _MARKERS[name]}
         style["linestyle"] = "none"
         for row, group in enumerate(groups.values()):
             values = [100 * figures[name] for figures in group["runs"].values()]
             axes.plot(values, [row] * len(values), markersize=3, alpha=0.5, **style)
-        means = [100 * group["mean"][name] for group in groups.values()]
-        axes.plot(means, range(len(groups)), markersize=7, label=title, **style)
+        means = [
+            100 * float(np.mean([one[name] for one in group["runs"].values()]))
+            for group in groups.values()
+        ]
+        axes.plot(means, range(len(groups)), markersize=7, label=TITLES[name], **style)
     axes.set_yticks(range(len(groups)), [plot_text(name, 60) for name in groups])
     axes.invert_yaxis()
     axes.set_xlabel("accuracy on test images (%)")
@@ -119,7 +123,7 @@ def _draw_arms(axes: Axes, groups: Mapping[str, Any]) -> None:
 
 def _draw_effects(axes: Axes, mains: Sequence[Contrast]) -> None:
     """Draws the main effects with their intervals."""
-    for shift, name in zip((-0.12, 0.12), ACCURACIES, strict=True):
+    for shift, name in zip((-0.15, 0.0, 0.15), mains[0].effects):
         effects = [one.effects[name] for one in mains]
         middle = np.array([100 * effect.difference for effect in effects])
         # Rounding may put an end of an interval of one value beyond it.
@@ -148,7 +152,7 @@ def picture(groups: Mapping[str, Any], mains: Sequence[Contrast]) -> Figure:
     rows = max(len(groups), len(mains), 3)
     figure = new_figure(12.0, 1.6 + 0.38 * rows)
     arms, effects = figure.subplots(1, 2)
-    _draw_arms(arms, groups)
+    _draw_arms(arms, groups, list(mains[0].effects))
     _draw_effects(effects, mains)
     return figure
 

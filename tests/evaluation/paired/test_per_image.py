@@ -45,7 +45,7 @@ def test_damaged_answers_are_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"answers\.npz cannot be read"):
         read_answers(tmp_path)
     array = np.arange(3)
-    (tmp_path / ANSWERS).write_bytes(packed({"trained": Answers(array, array, array, array[:2])}))
+    (tmp_path / ANSWERS).write_bytes(packed({"trained": Answers(array, array, {"knn": array[:2]})}))
     with pytest.raises(UserError, match="its arrays differ in length"):
         read_answers(tmp_path)
     with pytest.raises(UserError, match=r"answers\.npz cannot be read"):

@@ -22,7 +22,7 @@ width = float(flags.get("config.train.weight_decay", 0))
 right = int(1000 * accuracy + 100 * width)
 images = np.arange(1000)
 answers = np.where(np.roll(images, 7 * seed) < right, 3, 4)
-given = {"images": images, "labels": np.full(1000, 3), "knn": answers, "probe": 7 - answers}
+given = {"images": images, "labels": np.full(1000, 3), "knn": answers, "probe_top1": 7 - answers}
 np.savez(folder / "answers.npz", **{f"trained/{name}": array for name, array in given.items()})
 """
 LEVELS = (
@@ -157,6 +157,7 @@ def test_command_trains_evaluates_and_tabulates(tmp_path, monkeypatch, capsys) -
     levels = ["--level=lr low train.lr=1e-4", "--level=lr high train.lr=1e-2"]
     arguments = ["--config=quickstart:smoke", f"--out={tmp_path / 'out'}", "--axes=", *levels]
     arguments += ["--config.evaluation.random_baseline=False"]
+    arguments += ["--config.evaluation.logistic_probe=True"]
     monkeypatch.setattr(sys, "argv", ["hjepa ablation", *arguments])
     command.main(command.PROGRAM.parse(sys.argv))
     told = capsys.readouterr().out
@@ -165,5 +166,7 @@ def test_command_trains_evaluates_and_tabulates(tmp_path, monkeypatch, capsys) -
     record = json.loads((tmp_path / "out" / "ablation.json").read_text())
     (main,) = record["main_effects"]
     runs = record["groups"]
-    expected = runs["high"]["mean"]["knn"] - runs["low"]["mean"]["knn"]
-    assert main["effects"]["knn"]["difference"] == pytest.approx(expected)
+    assert list(main["effects"]) == ["knn", "probe_top1", "logistic_top1"]
+    for name, effect in main["effects"].items():
+        expected = runs["high"]["mean"][name] - runs["low"]["mean"][name]
+        assert effect["difference"] == pytest.approx(expected)
