@@ -324,6 +324,13 @@ def sigreg(
     projections = jnp.matmul(z, slices.astype(z.dtype), precision=highest)
     statistic = _statistic(t_min, t_max, n_points, weight_type)
     values = statistic(projections, means=means, axis_name=axis_name, selected=selected)
+    return reduced(values, reduction, clip_value)
+
+
+def reduced(
+    values: Float[Array, "*statistics"], reduction: Reduction, clip_value: float | None
+) -> Float[Array, "*rest"]:
+    """Returns statistics clipped and reduced; arguments as in `sigreg`."""
     if clip_value is not None:
         values = jnp.where(values < clip_value, 0.0, values)
     if reduction == "none":

@@ -26,7 +26,7 @@ from hjepa_jax.training.step import train_step
 
 CLASSES = 5
 # These gather the projections of the whole batch, to sort them.
-SORTS = {"--config.method=visreg"}
+SORTS = ("--config.method=visreg", "--config.sigreg.test=")
 
 
 def check_collectives(settings, devices: int) -> None:
@@ -98,7 +98,7 @@ def main() -> None:
     counts = [int(number) for number in sys.argv[1].split(",")]
     jax.config.update("jax_num_cpu_devices", max(counts))
     settings = resolve_arguments([f"--config={sys.argv[2]}", *sys.argv[3:]])
-    if max(counts) == 8 and not SORTS & set(sys.argv[3:]):
+    if max(counts) == 8 and not any(text.startswith(SORTS) for text in sys.argv):
         check_collectives(settings, max(counts))
     if settings.model.batch_norm == "local" or settings.evaluation.online_probe:
         with jax.enable_x64(True):

@@ -16,6 +16,15 @@ CASES = {
     "barlow": ("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.method=barlow"),
     "visreg": ("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.method=visreg"),
     "hjepa with visreg": ("2", f"{CIFAR}:smoke", "--config.loss.regularizer=visreg"),
+    "watson of a subsample": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.sigreg.test=watson"),
+        "--config.sigreg.subsample=7",
+    ),
+    "flattened Jarque-Bera": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.sigreg.test=extended_jarque_bera"),
+        "--config.sigreg.statistics=flattened",
+    ),
+    "bhep": ("1,2,8", f"{CIFAR}:sigreg-smoke", "--config.sigreg.test=bhep"),
     "learned spectrum": ("2,8", f"{CIFAR}:ham_learnable-smoke"),
     "chain": ("2", f"{CIFAR}:ham_chain-smoke"),
     "mlp": ("2", f"{CIFAR}:mlp-smoke"),
