@@ -204,7 +204,7 @@ def _placed(
         raise DataError(f"{source}: there is no variable {'/'.join(entry.path)} for {entry.name}.")
     try:
         value: np.ndarray | None = entry.layout(tensor)
-    except ValueError:
+    except (IndexError, ValueError):
         value = None
     if value is None or value.shape != wanted.shape:
         raise DataError(

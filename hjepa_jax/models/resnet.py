@@ -306,7 +306,6 @@ class ResNet(Encoder):
                 x = recomputed(residual, x) if remat else residual(x, train=train)
         return x
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Encodes normalized images.
 
@@ -321,6 +320,16 @@ class ResNet(Encoder):
           ValueError: if a setting is unknown, token_dim is odd with split_qp, or x has another
             shape.
         """
+        return self._encode(x, train, head=True)
+
+    def tokens(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns the feature map of the last stage that is built, as tokens [N, h * w, C]."""
+        x = self._encode(x, train, head=False)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+    @nn.compact
+    def _encode(self, x: jax.Array, train: bool, *, head: bool) -> jax.Array:
+        """Returns the states, or without the head the feature map in float32 or wider."""
         self._check_fields(x)
         settings = self.settings
         x = x.astype(self.dtype)
@@ -334,6 +343,8 @@ class ResNet(Encoder):
             x = self.stem_pool(x)
         x = self._stages(x, train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
+        if not head:
+            return x.astype(wide)
         if settings.head != "tokens":
             x = jnp.mean(x.astype(wide), (1, 2))
             return x if settings.head == "pooled" else Linear(settings.embed_dim, name="head")(x)

@@ -6,9 +6,10 @@
 The images of --data are those to evaluate on. A training with the same configuration begins with
 the weights by --config.train.init_from=runs/resnet50.
 
-Variants, as `--config=pretrained:NAME`, with the names of torchvision:
+Variants, as `--config=pretrained:NAME`:
   resnet18, resnet34   pooled features of 512 dimensions
   resnet50 (default), resnet101, resnet152   pooled features of 2048 dimensions
+  vit_tiny, vit_small, vit_base   the class token of patches of 16 pixels, 192, 384, 768 dimensions
   NAME-smoke           the same encoder, shrunk, on the embedded digits
 
 Images are prepared as for torchvision's evaluation: short side 256, center crop of 224, mean and
@@ -22,6 +23,8 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import base_config
 from hjepa_jax.recipes.variants.apply import apply_variants
 
+_VIT_WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+
 
 def _resnet(depth: int) -> Callable[[ConfigDict], None]:
     """Returns the change to a ResNet of torchvision."""
@@ -32,7 +35,20 @@ def _resnet(depth: int) -> Callable[[ConfigDict], None]:
     return apply
 
 
-METHODS = {f"resnet{depth}": _resnet(depth) for depth in (50, 18, 34, 101, 152)}
+def _vit(width: int) -> Callable[[ConfigDict], None]:
+    """Returns the change to a Vision Transformer of timm or torchvision."""
+
+    def apply(config: ConfigDict) -> None:
+        config.model.encoder = "vit"
+        config.vit.update(width=width, patch_size=16, head="class")
+
+    return apply
+
+
+METHODS = {
+    **{f"resnet{depth}": _resnet(depth) for depth in (50, 18, 34, 101, 152)},
+    **{f"vit_{size}": _vit(width) for size, width in _VIT_WIDTHS.items()},
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

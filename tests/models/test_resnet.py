@@ -305,6 +305,28 @@ def test_evaluation_treats_images_apart_and_training_does_not(tiny):
     np.testing.assert_allclose(tokens.std((0, 2)), 1, atol=1e-2)
 
 
+@pytest.mark.parametrize("head", ["tokens", "global", "pooled"])
+def test_tokens_are_the_feature_map_before_the_head(head) -> None:
+    """Projected and normalized, or averaged, they are the state."""
+    model = resnet(width=4, head=head, token_dim=6, embed_dim=6, token_layer="layer2")
+    variables = model.init(jax.random.key(0), images(16), train=False)
+    x = images(16, 3)
+    tokens = model.apply(variables, x, method="tokens")
+    side, width = (8, 8) if head == "tokens" else (2, 32)
+    assert tokens.shape == (3, side * side, width)
+    params = variables["params"]
+    if head == "tokens":
+        kernel = params["token_projection"]["kernel"][0, 0]
+        expected = (tokens @ kernel / math.sqrt(1 + 1e-5)).reshape(3, side, side, 6)
+        expected = flatten_tokens(expected, True)
+    else:
+        expected = tokens.mean(1)
+    if head == "global":
+        expected = expected @ params["head"]["kernel"] + params["head"]["bias"]
+    z = model.apply(variables, x, train=False)
+    np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_low_precision_computes_in_bfloat16_and_returns_float32(tiny):
     model, variables = tiny
     low = model.clone(dtype=jnp.bfloat16)

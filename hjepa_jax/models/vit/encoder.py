@@ -7,7 +7,7 @@ of DeiT (arXiv 2012.12877) in the layout of timm; register tokens of Darcet et a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Self
 
 import flax.linen as nn
@@ -19,12 +19,14 @@ from ml_collections import ConfigDict
 
 from hjepa_jax.config import Settings
 from hjepa_jax.models.base import Encoder, StateShape
+from hjepa_jax.models.foreign import ForeignNames
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, wide_dtype
 from hjepa_jax.models.pooling import adaptive_average_pool
 from hjepa_jax.models.remat import recomputed
 from hjepa_jax.models.resnet import flatten_tokens
 from hjepa_jax.models.stochastic_depth import branch_scales, drop_rates
 from hjepa_jax.models.vit.block import Block, layer_norm, weight_normal
+from hjepa_jax.models.vit.foreign import resized, vit_names
 from hjepa_jax.models.vit.section import ViTSection, head_count, section_problems
 
 _tiny = nn.initializers.normal(1e-6)
@@ -86,6 +88,10 @@ class ViT(Encoder):
             return StateShape(settings.embed_dim or settings.width)
         side = settings.token_grid or image_size // settings.patch_size
         return StateShape(side * side * settings.token_dim, side, settings.token_dim)
+
+    def foreign_names(self, found: Mapping[str, tuple[int, ...]]) -> ForeignNames:
+        """Returns the places of the tensors of a transformer of timm or torchvision."""
+        return vit_names(self.settings, self.image_size // self.settings.patch_size, found)
 
     def __call__(self, x: jax.Array, *, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """Encodes normalized images.
@@ -166,8 +172,7 @@ class ViT(Encoder):
         x = Linear(width, name="patches")(x.reshape(images, side * side, patch * patch * 3))
         grid = self.image_size // patch
         position = self.param("position", weight_normal, (grid, grid, width), wide)
-        if side != grid:
-            position = jax.image.resize(position, (side, side, width), "cubic")
+        position = jnp.asarray(resized(position, side))
         x = x + position.reshape(side * side, width).astype(x.dtype)
         before = []
         if settings.class_token:
