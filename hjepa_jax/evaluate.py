@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
 from hjepa_jax.config.files import differences
 from hjepa_jax.config.parts import SOURCES, method_part, section_prefixes
+from hjepa_jax.config.sections.projection import evaluated_split, evaluates_states_of_loss
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.sources.base import ImageSource
 from hjepa_jax.errors import CheckpointError, ConfigError
@@ -332,12 +333,11 @@ def measure(
         found.encoders,
         sources,
         settings.evaluation,
-        split_qp=settings.model.split_qp,
+        split_qp=evaluated_split(settings),
         mesh=sharding.local_mesh(),
         info=about(settings, saved, report_name(workdir), found.step, which, found.data),
         notes=_doubts(settings, saved, which, train.source, found.data),
-        # Behind a projector, the loss asks nothing of the states evaluated here.
-        targets=run.method.targets() if settings.model.projector == "identity" else {},
+        targets=run.method.targets() if evaluates_states_of_loss(settings) else {},
         remedy=run.method.remedy,
         sqrt_h=found.sqrt_h,
         keep=keep,

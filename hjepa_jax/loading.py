@@ -86,7 +86,9 @@ class LoadedRun:
         value_range: tuple[float, float] | None = None,
         progress: bool = False,
     ) -> npt.NDArray[np.float32]:
-        """Returns the states float32 [N, D] of images, or [D] of one image.
+        """Returns the states float32 [N, D] of images, or [D] of one image: the encoder's output.
+
+        `project` gives that of the projector, if there is one.
 
         Images are PIL images, arrays, paths, folders, lists, or iterators; see
         `hjepa_jax.pretrained.encoder.TrainedEncoder.encode` for arguments and errors.
@@ -157,6 +159,8 @@ class LoadedRun:
             info = metrics.get("info")
             if isinstance(info, dict) and info.get("training_data") == trained:
                 same = {name: info.get(name) for name in own} == own
+                # The shared encoder has no projector.
+                same = same and info.get("features") != "projector"
                 found += [metrics] if same else []
         return found
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from hjepa_jax.config.parts import method_part
-from hjepa_jax.config.sections.projection import layer_widths
+from hjepa_jax.config.sections.projection import evaluated_split, layer_widths
 from hjepa_jax.config.settings import Settings
 
 _MOST_LAYERS = 4
@@ -99,6 +99,12 @@ def _evaluation(settings: Settings) -> Iterator[str]:
             f"config.evaluation.state_part is {evaluation.state_part!r} but "
             "config.model.split_qp is False: set config.evaluation.state_part='qp'."
         )
+    elif evaluation.state_part != "qp" and not evaluated_split(settings):
+        yield (
+            f"config.evaluation.state_part is {evaluation.state_part!r}, but config.evaluation."
+            "features is 'projector' and config.model.projector 'mlp', which mixes q and p: set "
+            "config.evaluation.state_part='qp'."
+        )
     k = evaluation.headline_k
     if k not in evaluation.knn_k:
         yield (
@@ -122,18 +128,12 @@ def _evaluation(settings: Settings) -> Iterator[str]:
             f"config.data.max_train_images leaves only {limit} images in total: set "
             "fewer."
         )
-    mixes = model.projector != "identity"
-    if evaluation.coordinates != "raw" and evaluation.posthoc is None and mixes:
+    apart = model.projector != "identity" and evaluation.features == "encoder"
+    if evaluation.coordinates != "raw" and evaluation.posthoc is None and apart:
         yield (
             f"config.evaluation.coordinates is {evaluation.coordinates!r}, but H acts on the "
             f"output of the projector {model.projector!r} and not on the state that is evaluated: "
-            "set it to 'raw', config.model.projector='identity', or config.evaluation.posthoc."
-        )
-    if evaluation.online_probe and mixes:
-        yield (
-            "config.evaluation.online_probe is True, but it sees the output of the projector "
-            f"{model.projector!r} and not the state that is evaluated: set it to False, or "
-            "config.model.projector='identity'."
+            "set it to 'raw', config.evaluation.features='projector', or config.evaluation.posthoc."
         )
 
 

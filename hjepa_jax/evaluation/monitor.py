@@ -16,6 +16,7 @@ from PIL import Image
 
 from hjepa_jax.config import Settings, steps_in_epochs
 from hjepa_jax.config.sections.evaluation import Evaluation
+from hjepa_jax.config.sections.projection import evaluated_split
 from hjepa_jax.console import BOARD
 from hjepa_jax.data.augmentation.device import augment_batch, with_images
 from hjepa_jax.data.contact_sheet import VIEWS, contact_sheet
@@ -113,7 +114,7 @@ class OnlineKnn:
                 "top-5 accuracy is always 1: set it to 'online/knn_top1'."
             )
         self._data, self._evaluation, self._run = settings.data, evaluation, run
-        self._split_qp = settings.model.split_qp
+        self._split_qp = evaluated_split(settings)
         self._sources = _sets(evaluation, train, test)
         self._k = usable_ks((evaluation.headline_k,), len(self._sources[0]))
         epoch = run.method.steps_per_epoch
@@ -229,7 +230,7 @@ class TrainingMonitor:
     ):
         """Sets up what `config.evaluation` asks for; raises the errors of `OnlineKnn`."""
         self._run, self._writer, self._source = run, writer, source
-        self._data, self._split_qp = settings.data, settings.model.split_qp
+        self._data, self._split_qp = settings.data, evaluated_split(settings)
         self._alarms = AlarmLog(run.method.targets(), run.method.remedy)
         online = settings.evaluation.online_every_epochs is not None
         self._knn = OnlineKnn(settings, run, source) if online else None

@@ -104,6 +104,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base_config()
     config.method = "lejepa"
     config.model.update(split_qp=False, projector="mlp")
-    config.evaluation.state_part = "qp"
+    config.evaluation.update(state_part="qp", online_probe=True)
     config.train.update(grad_clip=None, decay_exclude=("biases", "norms"))
     return apply_variants(config, variant, METHODS)

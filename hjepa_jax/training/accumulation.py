@@ -23,21 +23,23 @@ from jaxtyping import PyTree
 from hjepa_jax.runtime.devices import with_dependency
 from hjepa_jax.runtime.sharding import VIEW_MAJOR
 
-# (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics)
-Encode: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
+# (params, batch statistics, micro-batch) -> (states [V, b, D], new batch statistics, a tree of
+# other states [V, b, ...] that the loss does not see)
+Encode: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree, PyTree]]
 # (params, states [V, B, D]) -> (loss, extras)
 LossOfStates: TypeAlias = Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]]
 _Carry = TypeVar("_Carry")
 
 
 class CachedGradient(NamedTuple):
-    """Loss and gradient of a batch, new batch statistics, the loss's extras, and the states."""
+    """Loss and gradient of a batch, new batch statistics, the loss's extras, and all states."""
 
     total: jax.Array
     gradient: PyTree[jax.Array]
     batch_stats: PyTree[jax.Array]
     extras: PyTree[jax.Array]
     z: jax.Array
+    others: PyTree[jax.Array]
 
 
 def split_microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
@@ -117,7 +119,7 @@ def cached_gradient(
     def forward(carry: None, part: Mapping[str, jax.Array]) -> tuple[None, PyTree]:
         return carry, encode(params, batch_stats, part)
 
-    _, (parts, stats) = scan_or_unroll(forward, None, micro_batches)
+    _, (parts, stats, others) = scan_or_unroll(forward, None, micro_batches)
     z = join_states(parts)
     (total, extras), (gradient, to_z) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, z)
 
@@ -130,4 +132,5 @@ def cached_gradient(
     again = with_dependency(micro_batches, to_z)
     gradient, _ = scan_or_unroll(backward, gradient, (again, split_states(to_z, parts.shape[0])))
     mean_stats = jax.tree.map(lambda each: jnp.mean(each, axis=0), stats)
-    return CachedGradient(total, gradient, mean_stats, extras, z)
+    others = jax.tree.map(join_states, others)
+    return CachedGradient(total, gradient, mean_stats, extras, z, others)

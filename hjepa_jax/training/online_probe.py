@@ -1,7 +1,8 @@
 """The online probe: the evaluation's linear probe, trained along with the encoder to monitor it.
 
-It sees the states of the training batches (augmented views, statistics of the batch) as the loss
-does, but detached: no gradient reaches the encoder.
+It sees the states of the training batches (augmented views, statistics of the batch), which are the
+output of the encoder or of the projector by config.evaluation.features. They are detached: no
+gradient reaches the encoder.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def init_online_probe(
 
     Args:
       settings: the section `evaluation`.
-      split_qp: config.model.split_qp.
+      split_qp: whether the states are [q | p].
       width: D of the states z.
       num_classes: labels lie in 0..num_classes-1.
       key: typed PRNG key; kernel and bias are uniform(+-1/sqrt(features)).
@@ -72,9 +73,9 @@ def update_online_probe(
 
     Args:
       settings: the section `evaluation`.
-      split_qp: config.model.split_qp.
+      split_qp: whether the states are [q | p].
       probe: {'params', 'opt_state'}.
-      z: [V, B, D], the step's states.
+      z: [V, B, D], the evaluated states of the step.
       labels: int [B]; images with label -1 (no label) are ignored.
       axis_name: see `hjepa_jax.objectives.shares`.
 

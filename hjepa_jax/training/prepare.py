@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings, steps_per_epoch, total_steps
+from hjepa_jax.config.sections.projection import evaluates_projection
 from hjepa_jax.config.settings import MatmulPrecision
 from hjepa_jax.config.training import Train
 from hjepa_jax.errors import ConfigError, first_line
@@ -76,6 +77,7 @@ class PreparedRun(NamedTuple):
       steps: several of them in one call, see `train_steps`; on a CPU, where XLA's convolutions are
         slow in a loop and the host waits for nothing, one after the other.
       encode: the compiled encoder.
+      project: the compiled projector, see `jit_frozen_projector`.
       abstract_state: the state with ShapeDtypeStructs, with shardings, as leaves.
     """
 
@@ -86,6 +88,7 @@ class PreparedRun(NamedTuple):
     step: Step
     steps: Steps
     encode: FrozenEncoder
+    project: Callable[[Parts, ArrayLike], jax.Array]
     abstract_state: TrainState
 
     @property
@@ -216,7 +219,8 @@ def prepare(
 
     data, precision = settings.data, settings.runtime.matmul_precision
     encode = jit_frozen_encoder(setup.encoder, data.mean, data.std, precision, mesh)
-    return PreparedRun(setup, mesh, num_steps, initialize, step, steps, encode, abstract)
+    project = jit_frozen_projector(setup, mesh)
+    return PreparedRun(setup, mesh, num_steps, initialize, step, steps, encode, project, abstract)
 
 
 def _shared(batches: Batch) -> tuple[Batch, Batch]:
@@ -284,26 +288,34 @@ def jit_frozen_encoder(
     return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 
-def make_project(
-    setup: StepSetup, params: Parts, batch_stats: Parts
-) -> Callable[[ArrayLike], jax.Array]:
-    """Returns the frozen projector: states float32 [..., D] -> what the loss sees of them.
+def jit_frozen_projector(
+    setup: StepSetup, mesh: Mesh | None
+) -> Callable[[Parts, ArrayLike], jax.Array]:
+    """Returns the jitted projector: (variables, states [..., D]) -> what the loss sees of them.
 
-    Without a projector it returns what it gets.
+    Every device of the mesh holds its output; with None a process calls it alone.
     """
-    if setup.settings.model.projector == "identity":
-        return jnp.asarray
-    # On the host, since one of several processes may call it alone.
-    variables = jax.device_get(
-        {"params": params["projector"], "batch_stats": batch_stats.get("projector", {})}
-    )
 
-    @jax.jit
     def project(variables: Parts, z: ArrayLike) -> jax.Array:
         with arithmetic.products(setup.settings.runtime.matmul_precision):
             return applied(setup.projector, variables, z, train=False)
 
-    return functools.partial(project, variables)
+    return jax.jit(project, out_shardings=None if mesh is None else sharding.replicated(mesh))
+
+
+def _variables(part: str, params: Parts, batch_stats: Parts) -> Parts:
+    """Returns the variables of the encoder or the projector."""
+    return {"params": params.get(part, {}), "batch_stats": batch_stats.get(part, {})}
+
+
+def make_project(
+    setup: StepSetup, params: Parts, batch_stats: Parts
+) -> Callable[[ArrayLike], jax.Array]:
+    """Returns the frozen projector, for a process alone; it returns what it gets without one."""
+    if setup.settings.model.projector == "identity":
+        return jnp.asarray
+    variables = jax.device_get(_variables("projector", params, batch_stats))
+    return functools.partial(jit_frozen_projector(setup, None), variables)
 
 
 def make_encode(
@@ -311,12 +323,17 @@ def make_encode(
 ) -> Callable[[np.ndarray], jax.Array]:
     """Returns the frozen encoder: uint8 images [N, S, S, 3] -> float32 [N, D].
 
-    All encoders of one run share its compiled function. N must be divisible by the devices
-    of the run's mesh. All processes must call it together, with the same images.
+    With config.evaluation.features='projector' the projector follows. All encoders of one run share
+    its compiled functions. N must be divisible by the devices of the run's mesh. All processes must
+    call it together, with the same images.
     """
-    variables = {"params": params["encoder"], "batch_stats": batch_stats.get("encoder", {})}
+    encoder, projector = (
+        _variables(part, params, batch_stats) for part in ("encoder", "projector")
+    )
+    projects = evaluates_projection(run.settings)
 
     def encode(images: np.ndarray) -> jax.Array:
-        return run.encode(variables, sharding.put_whole(run.mesh, "image", images))
+        z = run.encode(encoder, sharding.put_whole(run.mesh, "image", images))
+        return run.project(projector, z) if projects else z
 
     return encode

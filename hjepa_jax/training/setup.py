@@ -52,6 +52,13 @@ def build_encoder(
     return kind.build(settings, numbers, norm_groups)
 
 
+def projected_shape(settings: Settings) -> StateShape:
+    """Returns the shape of the states that the loss sees: the projector's output."""
+    if widths := layer_widths(settings.model):
+        return StateShape(widths[-1])
+    return build_encoder(settings).shape(settings.data.image_size)
+
+
 def build_method(settings: Settings, steps_per_epoch: int) -> Method:
     """Returns the method of a configuration.
 
@@ -59,12 +66,9 @@ def build_method(settings: Settings, steps_per_epoch: int) -> Method:
       settings: the run's settings.
       steps_per_epoch: steps per epoch of the training.
     """
-    shape = build_encoder(settings).shape(settings.data.image_size)
-    if widths := layer_widths(settings.model):
-        shape = StateShape(widths[-1])
     kind = load_subclass(METHODS, settings.method, Method, "method")
     build = cast(Callable[[Settings, StateShape, int], Method], kind)
-    return build(settings, shape, steps_per_epoch)
+    return build(settings, projected_shape(settings), steps_per_epoch)
 
 
 def build_setup(

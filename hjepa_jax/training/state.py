@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from hjepa_jax.config.sections.projection import evaluated_split, evaluates_projection
 from hjepa_jax.methods.held import Held, init_held
 from hjepa_jax.training.online_probe import init_online_probe
 from hjepa_jax.training.setup import StepSetup
@@ -67,8 +68,8 @@ def init_state(setup: StepSetup, num_classes: int | None, key: jax.Array) -> Tra
     if settings.evaluation.online_probe and num_classes is not None:
         probe = init_online_probe(
             settings.evaluation,
-            settings.model.split_qp,
-            encoded.shape[-1],
+            evaluated_split(settings),
+            (z if evaluates_projection(settings) else encoded).shape[-1],
             num_classes,
             jax.random.fold_in(key, 4),
         )

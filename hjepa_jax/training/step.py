@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
+from hjepa_jax.config.sections.projection import evaluated_split
 from hjepa_jax.data.augmentation.device import with_images
 from hjepa_jax.methods import held
 from hjepa_jax.methods.base import Method, Metrics, Randomness
@@ -43,7 +44,10 @@ _WHOLE, _STATES = PartitionSpec(), PartitionSpec(None, DATA_AXIS)
 
 
 class StepLoss(NamedTuple):
-    """The loss of a batch and the other results of its forward pass."""
+    """The loss of a batch and the other results of its forward pass.
+
+    `probed` holds the states that the online probe sees if they are not z, see `encode_views`.
+    """
 
     total: jax.Array
     gradient: Parts
@@ -51,6 +55,7 @@ class StepLoss(NamedTuple):
     metrics: Metrics
     z: jax.Array
     randomness: Randomness
+    probed: tuple[jax.Array, ...] = ()
 
 
 def loss_and_gradient(
@@ -82,7 +87,7 @@ def loss_and_gradient(
         functools.partial(_loss_and_gradient, setup),
         mesh,
         in_specs=(_WHOLE, _batch_specs(mesh, batch), _WHOLE),
-        out_specs=StepLoss._make([_WHOLE, gradient, _WHOLE, _WHOLE, _STATES, _WHOLE]),
+        out_specs=StepLoss._make([_WHOLE, gradient, _WHOLE, _WHOLE, _STATES, _WHOLE, _STATES]),
     )
     with products(setup.settings.runtime.matmul_precision):
         return share(given, batch, randomness)
@@ -141,26 +146,26 @@ def _loss_and_gradient(
         return total, (metrics, drawn)
 
     def loss(params: Parts) -> tuple[jax.Array, PyTree]:
-        z, stats = encode(params, state.batch_stats, batch)
+        z, stats, probed = encode(params, state.batch_stats, batch)
         total, extras = loss_of_states(params, z)
-        return total, (stats, extras, jax.lax.stop_gradient(z))
+        return total, (stats, extras, jax.lax.stop_gradient(z), probed)
 
     # Marked as its own: each device differentiates by its share, without a collective.
     params = shares.own(state.params, axis_name)
     count = setup.settings.train.accumulation
     if count == 1:
         (total, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        stats, (metrics, drawn), z = rest
+        stats, (metrics, drawn), z, probed = rest
     else:
         parts = split_microbatches(batch, count)
-        total, gradient, stats, (metrics, drawn), z = cached_gradient(
+        total, gradient, stats, (metrics, drawn), z, probed = cached_gradient(
             encode, loss_of_states, params, state.batch_stats, parts
         )
     add = sum_slices if setup.settings.train.shard_optimizer else sum_packed
     gradient = add(gradient, axis_name)
     if setup.settings.model.batch_norm == "local":
         stats = shares.mean_shares(stats, axis_name)
-    return StepLoss(total, gradient, stats, metrics, z, drawn)
+    return StepLoss(total, gradient, stats, metrics, z, drawn, probed)
 
 
 def _method_loss(
@@ -255,11 +260,15 @@ def train_step(
     if state.probe:
         settings = setup.settings
         probe, scores = _split(
-            functools.partial(update_online_probe, settings.evaluation, settings.model.split_qp),
+            functools.partial(
+                update_online_probe,
+                settings.evaluation,
+                evaluated_split(settings),
+            ),
             mesh,
             in_specs=(_WHOLE, _STATES, PartitionSpec(DATA_AXIS)),
             out_specs=_WHOLE,
-        )(state.probe, step.z, batch["label"])
+        )(state.probe, (step.probed or (step.z,))[0], batch["label"])
         good = new.failed_step < 0
         kept = jax.tree.map(
             lambda after, before: jnp.where(good, after, before), probe, state.probe

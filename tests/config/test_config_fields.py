@@ -238,7 +238,7 @@ def test_what_a_resume_may_change() -> None:
     config.evaluation.online_probe = True
     assert free - {path for path in rows() if may_change_on_resume(path, typed(config))} == {
         f"evaluation.{name}"
-        for name in ("online_probe", "state_part", "probe_lr", "probe_weight_decay")
+        for name in ("online_probe", "features", "state_part", "probe_lr", "probe_weight_decay")
     }
     own = {path for path, row in rows().items() if row.spec.own}
     assert own <= free

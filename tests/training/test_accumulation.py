@@ -67,8 +67,9 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
         # The schedules start from zero: a later step counts every term.
         step = jnp.asarray(3)
 
-        def encode(params: Any, stats: Any, part: Any) -> tuple[jax.Array, Any]:
-            return jnp.tanh(part["global_views"] @ params["encoder"]["kernel"]), stats
+        def encode(params: Any, stats: Any, part: Any) -> tuple[jax.Array, Any, Any]:
+            before = part["global_views"] @ params["encoder"]["kernel"]
+            return jnp.tanh(before), stats, (before,)
 
         def loss(params: Any, z: jax.Array) -> tuple[jax.Array, Any]:
             key = jax.random.wrap_key_data(state.rng)
@@ -90,6 +91,7 @@ def test_equals_the_whole_batch_for_an_encoder_without_batch_coupling(
         assert_close(cached.extras, metrics, 1e-12)
         assert_close(cached.gradient, gradient, 1e-10)
         np.testing.assert_array_equal(cached.batch_stats["mean"], np.ones(3))
+        assert_close(cached.others, encode(params, {}, batch)[2], 1e-12)
         assert min(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient["encoder"])) > 1e-6
 
 

@@ -128,6 +128,9 @@ def test_where_it_has_no_meaning_is_one_sentence(tmp_path) -> None:
     config.model.projector = "mlp"
     with pytest.raises(ConfigError, match="H acts on the output of the projector 'mlp'"):
         resolve(config)
+    config.evaluation.features = "projector"
+    resolve(config)
+    config.evaluation.features = "encoder"
     # An H that is fitted to the encoder's states acts on these.
     config.evaluation.posthoc = "chain"
     resolve(config)

@@ -10,7 +10,7 @@ from event_files import only_events
 import hjepa_jax
 from hjepa_jax.config import resolve
 from hjepa_jax.config.checks import typed
-from hjepa_jax.errors import CheckpointError, ConfigError
+from hjepa_jax.errors import CheckpointError
 from hjepa_jax.evaluate import restore
 from hjepa_jax.recipes import cifar100, quickstart
 from hjepa_jax.runtime import sharding
@@ -142,9 +142,40 @@ def test_resumed_probe_is_the_uninterrupted_one_and_a_changed_one_is_refused(tmp
     assert restore(settings, prepare(settings, 64, sharding.data_mesh()), tmp_path).step == 2
 
 
-def test_it_needs_the_state_that_is_evaluated() -> None:
+@pytest.mark.parametrize("features", ["encoder", "projector"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_behind_a_projector_it_sees_the_side_that_is_evaluated(features, accumulation) -> None:
     config = quickstart.get_config("sigreg-smoke")
-    config.evaluation.online_probe = True
-    config.model.projector = "mlp"
-    with pytest.raises(ConfigError, match="sees the output of the projector 'mlp'"):
-        resolve(config)
+    config.model.update(projector="mlp", projector_widths=(12, 8))
+    config.evaluation.update(online_probe=True, features=features, state_part="qp")
+    config.train.accumulation = accumulation
+    settings = resolve(config)
+    mesh = sharding.data_mesh()
+    run = prepare(settings, 64, mesh, num_classes=10)
+    state, rng = run.init(), np.random.default_rng(0)
+    views = rng.integers(0, 256, (2, 16, 16, 16, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, 16, dtype=np.int32)
+    # The encoder and the projector in training mode, applied by hand to each micro-batch.
+    pixels = (views / 255 - 0.5) / 0.25
+    expected = np.zeros((2, 16, 512 if features == "encoder" else 8), np.float32)
+    for part in range(accumulation):
+        rows = np.swapaxes(pixels[:, part::accumulation], 0, 1)
+        output = rows.reshape(-1, 16, 16, 3).astype(np.float32)
+        for name in ("encoder", "projector") if features == "projector" else ("encoder",):
+            variables = {"params": state.params[name], "batch_stats": state.batch_stats[name]}
+            output, _ = getattr(run.setup, name).apply(
+                variables, output, train=True, mutable=["batch_stats"]
+            )
+        expected[:, part::accumulation] = np.swapaxes(
+            np.asarray(output).reshape(-1, 2, expected.shape[-1]), 0, 1
+        )
+    assert state.probe["params"].kernel.shape == (expected.shape[-1], 10)
+    wanted, scores = update_online_probe(
+        settings.evaluation, False, jax.device_get(state.probe), expected, labels
+    )
+    batch = sharding.put_batch(mesh, {"global_views": views, "label": labels})
+    after, metrics = run.step(state, batch)
+    for name, value in scores.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4)
+    moved = np.asarray(after.probe["params"].kernel), np.asarray(wanted["params"].kernel)
+    np.testing.assert_allclose(*moved, atol=2e-4)

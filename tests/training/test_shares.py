@@ -117,6 +117,12 @@ CASES = {
         "--config.data.num_local_views=2",
         "--config.data.local_size=8",
     ),
+    "online probe before a projector": (
+        *("4", f"{CIFAR}:sigreg-smoke", "--config.evaluation.online_probe=True"),
+        "--config.model.projector=mlp",
+        "--config.model.projector_widths=(24,16)",
+        "--config.train.accumulation=2",
+    ),
     "online probe": ("4", f"{CIFAR}:sigreg-smoke", "--config.evaluation.online_probe=True"),
 }
 

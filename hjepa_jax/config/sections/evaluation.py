@@ -25,6 +25,9 @@ _FITTED = Condition(
 _ONLINE = Condition(
     lambda c: c.evaluation.online_every_epochs is not None, "config.evaluation.online_every_epochs"
 )
+_PROJECTOR = Condition(
+    lambda c: c.model.projector != "identity", "config.model.projector='mlp' or 'halves'"
+)
 _FOLDS = Condition(
     lambda c: len(c.evaluation.probe_lr_sweep) > 0, "config.evaluation.probe_lr_sweep"
 )
@@ -42,6 +45,12 @@ _SHOTS = Condition(lambda c: len(c.evaluation.few_shot) > 0, "config.evaluation.
 class Evaluation:
     """Measurements on frozen features, during and after training."""
 
+    features: Literal["encoder", "projector"] = field(
+        "encoder",
+        "Output that is evaluated, also online: the encoder's or the projector's.",
+        used=_PROJECTOR,
+        resume=FREE_WITHOUT_PROBE,
+    )
     state_part: Literal["q", "p", "qp"] = field(
         "q",
         "Part of the state to evaluate; must be 'qp' without split_qp.",

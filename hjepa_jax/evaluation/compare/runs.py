@@ -227,7 +227,9 @@ def _find_report(path: pathlib.Path, eval_dir: pathlib.Path | None) -> pathlib.P
 
     def rank(folder: pathlib.Path) -> tuple[bool, int]:
         info = known[folder]["info"]
-        special = "trained_on" in info or info.get("coordinates") == "sqrt_h"  # named by folder
+        # These are compared if they are named by their folder.
+        special = "trained_on" in info or info.get("coordinates") == "sqrt_h"
+        special |= info.get("features") == "projector"
         return not special, info.get("step", 0)
 
     return max(own, key=rank)

@@ -24,6 +24,7 @@ from jaxtyping import PyTree
 
 from hjepa_jax.config import Settings
 from hjepa_jax.config.sections.evaluation import Evaluation
+from hjepa_jax.config.sections.projection import evaluates_projection
 from hjepa_jax.console import BOARD
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation.coordinates.transformed import Coordinates, Fit, in_chunks
@@ -35,7 +36,7 @@ from hjepa_jax.methods.regularizers.sigreg import SIGRegSection
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.hamsigreg_spectrum import spectral_health, spectral_regularizer
 from hjepa_jax.objectives.sigreg import expected_epps_pulley, random_slices
-from hjepa_jax.training.setup import build_encoder
+from hjepa_jax.training.setup import build_encoder, projected_shape
 
 # Eight parameters need no more rows, of which each step takes a block.
 _MOST_ROWS, _BLOCK_ROWS = 32768, 4096
@@ -70,6 +71,8 @@ def check_posthoc(settings: Settings) -> None:
 
 
 def _shape(settings: Settings) -> StateShape:
+    if evaluates_projection(settings):
+        return projected_shape(settings)
     return build_encoder(settings).shape(settings.data.image_size)
 
 

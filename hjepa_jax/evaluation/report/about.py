@@ -119,6 +119,11 @@ def about(
             for name in ("coordinates", "posthoc")
             if (value := getattr(settings.evaluation, name)) not in ("raw", None)
         },
+        **(
+            {"features": settings.evaluation.features}
+            if settings.model.projector != "identity"
+            else {}
+        ),
         "training_data": {
             name: trained.get(name) for name in ("num_images", "fingerprint") if name in trained
         },

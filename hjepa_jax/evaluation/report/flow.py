@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from hjepa_jax.config.sections.projection import evaluates_projection
 from hjepa_jax.evaluation.report.maps import principal_axes
 from hjepa_jax.methods.base import HasFlow, Method
 from hjepa_jax.models.base import applied
@@ -52,7 +53,9 @@ def flow_of(
     # On the host, since only one of several processes draws.
     variables = {"params": jax.device_get(state["params"].get("predictor", {}))}
     scale = method.residual_scale(jnp.asarray(max(int(state["step"]) - 1, 0)))
-    project = make_project(setup, state["params"], state["batch_stats"])
+    project = jnp.asarray
+    if not evaluates_projection(setup.settings):
+        project = make_project(setup, state["params"], state["batch_stats"])
 
     @jax.jit
     def flow(states: jax.Array | np.ndarray, direction: float) -> jax.Array:

@@ -20,26 +20,30 @@ from hjepa_jax.runtime.writers.open import create_writer
 _log = logging.getLogger(__name__)
 
 
-def _folder(one: Metrics) -> str:
+def _folder(info: Metrics, one: Metrics) -> str:
     """Returns what the tags of an encoder's figures begin with; each kind of H has its own."""
+    base = "eval/projector" if info.get("features") == "projector" else "eval"
     if one.get("coordinates", "raw") == "raw":
-        return "eval"
-    return f"eval/posthoc_{one['posthoc']['kind']}" if "posthoc" in one else "eval/sqrt_h"
+        return base
+    return f"{base}/posthoc_{one['posthoc']['kind']}" if "posthoc" in one else f"{base}/sqrt_h"
 
 
 def scores(metrics: Metrics) -> dict[str, float]:
     """Returns the trained encoder's figures by tag; those that exist.
 
-    They are 'eval/knn20' and the like, and in the coordinates H^{1/2} z 'eval/sqrt_h/knn20', or
-    'eval/posthoc_chain/knn20' for an H that was not trained.
+    They are 'eval/knn20', 'eval/knn20_weighted' for weighted votes, and the like, and in the
+    coordinates H^{1/2} z 'eval/sqrt_h/knn20', or 'eval/posthoc_chain/knn20' for an H that was not
+    trained. Those of the projector's output are 'eval/projector/knn20' and the like.
     """
     k, found = metrics["headline_k"], dict[str, float]()
     for name in ("trained", in_sqrt_h("trained")):
         if (one := metrics["encoders"].get(name)) is None:
             continue
-        tags = {name: f"knn{used}" for name, used in headline_ks(one, k).items()}
+        ks = headline_ks(one, k)
+        tags = {name: f"knn{used}" for name, used in ks.items()}
+        tags["knn_weighted"] = f"knn{ks['knn_weighted']}_weighted"
         found |= {
-            f"{_folder(one)}/{tags.get(name, name)}": value
+            f"{_folder(metrics['info'], one)}/{tags.get(name, name)}": value
             for name, value in headline(one, k).items()
             if math.isfinite(value)
         }
@@ -75,7 +79,7 @@ def log_evaluation(
         _log.warning("the scores are not added to %s (%s)", workdir, first_line(error))
         return
     writer.write_scalars(info["step"], scores(metrics))
-    folder = _folder(metrics["encoders"]["trained"])
+    folder = _folder(info, metrics["encoders"]["trained"])
     spread = {f"{folder}/{name}": values for name, values in geometry.spreads(states).items()}
     writer.write_histograms(info["step"], spread)
     for path in sorted(report.glob("*.png")):

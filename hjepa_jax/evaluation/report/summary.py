@@ -65,6 +65,12 @@ def shown_coordinates(info: Metrics) -> str | None:
     return f"{found}, post-hoc H {info['posthoc']}" if found and "posthoc" in info else found
 
 
+def shown_features(info: Metrics) -> str | None:
+    """Returns on which side of the projector a report's features are; None without a projector."""
+    words = {"encoder": "before the projector", "projector": "after the projector"}
+    return words.get(info.get("features", ""))
+
+
 def in_sqrt_h(name: str) -> str:
     """Returns the name of an encoder's row in the coordinates H^{1/2} z, beside that of z."""
     return f"{name}{_SQRT_H}"

@@ -27,6 +27,7 @@ from hjepa_jax.evaluation.report.summary import (
     headline_intervals,
     headline_ks,
     shown_coordinates,
+    shown_features,
     titles,
 )
 from hjepa_jax.evaluation.report.text import markdown_text
@@ -135,7 +136,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """
     encoders = metrics["encoders"]
     parts = {one["state_part"] for one in encoders.values()}
-    shown = [*sorted(parts), *filter(None, [shown_coordinates(metrics["info"])])]
+    info = metrics["info"]
+    shown = [*sorted(parts), *filter(None, [shown_features(info), shown_coordinates(info)])]
     title = f"Evaluation of frozen features ({', '.join(shown)})"
     # Narrow enough for the usual 80 columns.
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)

@@ -17,7 +17,7 @@ from hjepa_jax.evaluation.page.text import escape
 from hjepa_jax.evaluation.report.flow import FlowPicture
 from hjepa_jax.evaluation.report.gallery import PictureInputs
 from hjepa_jax.evaluation.report.plots import Metrics
-from hjepa_jax.evaluation.report.summary import shown_coordinates
+from hjepa_jax.evaluation.report.summary import shown_coordinates, shown_features
 from hjepa_jax.evaluation.run_page import pictures, results
 from hjepa_jax.evaluation.run_page.distribution import distribution
 from hjepa_jax.evaluation.run_page.record import Record
@@ -52,7 +52,7 @@ def _intro(metrics: Metrics) -> str:
     ]
     parts += [", ".join(images)] if images else []
     state = sorted({one["state_part"] for one in metrics["encoders"].values()})
-    shown = ", ".join([*state, *filter(None, [shown_coordinates(info)])])
+    shown = ", ".join([*state, *filter(None, [shown_features(info), shown_coordinates(info)])])
     parts.append(f"frozen features ({shown})")
     notes = "".join(warning(str(note)) for note in metrics.get("notes", ()))
     return f'<p class="note">{escape(" · ".join(parts))}</p>{notes}'

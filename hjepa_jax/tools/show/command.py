@@ -108,7 +108,8 @@ def _scores(scores: dict) -> str:
     ]
     if "effective_rank" in scores:
         shown.append(f"effective rank {scores['effective_rank']:.1f}")
-    where = " in H^{1/2} z" if "coordinates" in scores else ""
+    where = " after the projector" if "features" in scores else ""
+    where += " in H^{1/2} z" if "coordinates" in scores else ""
     return f"{', '.join(shown)}{where} (step {scores['step']}, {scores['report']})"
 
 
@@ -116,7 +117,7 @@ def table(states: Sequence[RunState]) -> str:
     """Returns a line for each run."""
     rows = [("run", "status", "step", "method", "data", "kNN %", "probe %")]
     for state in states:
-        raw = [one for one in state.scores if "coordinates" not in one]
+        raw = [one for one in state.scores if not {"coordinates", "features"} & one.keys()]
         best = [
             max((100 * one[name] for one in raw if name in one), default=None)
             for name in ("knn", "probe_top1")

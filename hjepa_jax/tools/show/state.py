@@ -214,7 +214,8 @@ def _last(curve: metrics_file.Curve | None) -> float | None:
 def _scores(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the headline figures of an evaluation's trained encoder, without missing ones.
 
-    An evaluation in both coordinates has two; figures of H^{1/2} z have 'coordinates'.
+    An evaluation in both coordinates has two; figures of H^{1/2} z have 'coordinates', and those of
+    the projector's output 'features'.
     """
     found = []
     try:
@@ -223,7 +224,11 @@ def _scores(folder: pathlib.Path) -> list[dict[str, Any]]:
         rows = [encoders["trained"], encoders.get(in_sqrt_h("trained"))]
         for one in filter(None, rows):
             figures = headline(one, metrics["headline_k"])
-            known = {key: value for key, value in figures.items() if math.isfinite(value)}
+            known: dict[str, Any] = {
+                k: value for k, value in figures.items() if math.isfinite(value)
+            }
+            if metrics["info"].get("features") == "projector":
+                known["features"] = "projector"
             if one.get("coordinates", "raw") != "raw":
                 known["coordinates"] = one["coordinates"]
             found.append({"report": str(folder), "step": metrics["info"].get("step"), **known})

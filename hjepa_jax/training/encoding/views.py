@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hjepa_jax.config.sections.projection import evaluates_states_of_loss
 from hjepa_jax.data.augmentation.device import augment_batch
 from hjepa_jax.objectives.shares import AxisName
 from hjepa_jax.training.encoding.batch import Batch, Parts
@@ -35,7 +36,7 @@ def encode_views(
     batch: Batch,
     axis_name: AxisName = None,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, Parts]:
+) -> tuple[jax.Array, Parts, tuple[jax.Array, ...]]:
     """Encodes all views of a batch in training mode.
 
     Views of one size go through the encoder together, so batch statistics are over all of them;
@@ -50,14 +51,15 @@ def encode_views(
       key: of the step, for an encoder that `takes_keys`.
 
     Returns:
-      (z [V, B, D] in float32 or float64, new batch statistics).
+      (z [V, B, D] in float32 or float64, new batch statistics, the encoder's output [V, B, D'] if
+      the online probe sees that in place of the projector's).
     """
     batch = augment_batch(batch, setup.settings.data)
     views = [batch[name] for name in ("global_views", "local_views") if name in batch]
     if len(views) == 2 and views[0].shape[2:] == views[1].shape[2:]:
         views = [jnp.concatenate(views)]
     data = setup.settings.data
-    states, first = [], 0
+    states, encoded, first = [], [], 0
     for group in views:
         num_views, num_images = group.shape[:2]
         # Images first: merging [B, V] keeps the batch sharded, merging [V, B] would not.
@@ -65,9 +67,13 @@ def encode_views(
         images = normalize(images, data.mean, data.std, setup.encoder.dtype)
         keys = None if key is None else row_keys(key, batch[NUMBER], first, num_views)
         first += num_views
-        z, batch_stats = apply_encoder(setup, params, batch_stats, images, axis_name, keys)
-        states.append(jnp.swapaxes(z.reshape(num_images, num_views, -1), 0, 1))
-    return jnp.concatenate(states), batch_stats
+        outputs, batch_stats = apply_encoder(setup, params, batch_stats, images, axis_name, keys)
+        before, z = (jnp.swapaxes(x.reshape(num_images, num_views, -1), 0, 1) for x in outputs)
+        states.append(z)
+        encoded.append(jax.lax.stop_gradient(before))
+    settings = setup.settings
+    apart = settings.evaluation.online_probe and not evaluates_states_of_loss(settings)
+    return jnp.concatenate(states), batch_stats, (jnp.concatenate(encoded),) if apart else ()
 
 
 def apply_encoder(
@@ -77,23 +83,27 @@ def apply_encoder(
     images: jax.Array,
     axis_name: AxisName = None,
     keys: jax.Array | None = None,
-) -> tuple[jax.Array, Parts]:
-    """Applies encoder and projector in training mode to [N, H, W, 3] -> (z [N, D], statistics).
+) -> tuple[list[jax.Array], Parts]:
+    """Applies encoder and projector in training mode to [N, H, W, 3].
 
     An encoder that `takes_keys` gets `keys` [N].
+
+    Returns:
+      ([the encoder's output [N, D'], the projector's z [N, D]], new statistics).
     """
     new_stats = dict(batch_stats)
-    output = images
+    output, outputs = images, []
     for part in ("encoder", "projector"):
         variables = {"params": params.get(part, {}), "batch_stats": batch_stats.get(part, {})}
         drawn: dict[str, Any] = {} if keys is None or part != "encoder" else {"keys": keys}
         output, updates = _module(setup, part, axis_name).apply(
             variables, output, train=True, mutable=["batch_stats"], **drawn
         )
+        outputs.append(output)
         if updates.get("batch_stats"):
             # No loss depends on them; a second pass (local crops) must not differentiate them.
             new_stats[part] = jax.lax.stop_gradient(updates["batch_stats"])
-    return output, new_stats
+    return outputs, new_stats
 
 
 def _module(setup: StepSetup, part: str, axis_name: AxisName) -> nn.Module:
