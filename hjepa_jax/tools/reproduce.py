@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from hjepa_jax.errors import UserError
-from hjepa_jax.evaluation.compare.runs import paired_interval
+from hjepa_jax.evaluation.compare.runs import flat_config, paired_interval
+from hjepa_jax.evaluation.paired.per_image import ANSWERS, Answers, read_answers
 from hjepa_jax.evaluation.report.figures import save_each
 from hjepa_jax.evaluation.report.summary import headline, headline_position
 from hjepa_jax.evaluation.report.tables import NOTHING, markdown_table
@@ -25,51 +26,35 @@ from hjepa_jax.storage.files import write_atomically
 from hjepa_jax.storage.metrics_file import Curve, read_metrics
 from hjepa_jax.tools.published_figures import PUBLISHED, Row, Scores, section
 from hjepa_jax.tools.reproduce_figures import painters
-from hjepa_jax.tools.sweep import SweepRun, mean_and_deviation, metrics_of, plan
+from hjepa_jax.tools.reproduction.by_image import image_differences
+from hjepa_jax.tools.reproduction.learning import has_scores, learning_curves
+from hjepa_jax.tools.reproduction.recipes import TITLES, recipes
+from hjepa_jax.tools.sweep import (
+    SweepRun,
+    mean_and_deviation,
+    metrics_of,
+    plan_run,
+    report_of,
+)
 
 _log = logging.getLogger(__name__)
-CONFIG = "cifar100"
-METHODS = ("hjepa", "sigreg", "mlp", "identity")
-TITLES = {
-    "hjepa": "HJEPA",
-    "sigreg": "SIGReg (LeJEPA)",
-    "mlp": "matched MLP predictor",
-    "identity": "identity predictor",
-    "random": "random initialization",
-    "pixels": "raw pixels",
-}
-# Figures of the table: name in `headline` -> (title, factor, digits).
+# Figures of the table that some run has: name in `headline` -> (title, factor, digits).
 FIGURES = {
     "knn": ("kNN@20 %", 100, 2),
     "knn_first": ("kNN@1 %", 100, 2),
     "probe_top1": ("probe top-1 %", 100, 2),
     "probe_top5": ("probe top-5 %", 100, 2),
+    "logistic_top1": ("logistic top-1 %", 100, 2),
     "effective_rank": ("effective rank", 1, 1),
     "participation_ratio": ("participation ratio", 1, 1),
     "rankme": ("RankMe", 1, 1),
     "mean_share": ("energy in mean %", 100, 1),
 }
+_ON_IMAGES = (
+    "Paired by seed and test image, with 95 % percentile bootstrap intervals over the test images; "
+    "these do not contain the spread over seeds:"
+)
 _PACKAGES = ("hjepa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-# The full recipe of CIFAR-100, and one that takes hours on a CPU. The small one keeps the
-# proportions (warm-ups over a third of training, eight rows per dimension of the log-det floor) and
-# has batches of 128, since ten epochs with batches of 512 would be only 190 steps.
-SCALES: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "small": (
-        "resnet.width=16",
-        "model.compute_dtype=float32",
-        "data.max_train_images=10000",
-        "data.batch_size=128",
-        "train.epochs=10",
-        "train.lr=1e-3",
-        "train.warmup_epochs=3.3",
-    ),
-}
-_SMALL_BY_METHOD = {
-    "hjepa": ("loss.logdet_dim=32", "dynamics.residual_scale_warmup_epochs=3.3"),
-    "mlp": ("loss.logdet_dim=32",),
-    "identity": ("loss.logdet_dim=32",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +64,14 @@ class Result:
     Attributes:
       metrics: method -> seed -> content of metrics.json.
       curves: method -> seed -> tag -> (steps, values).
+      answers: row -> seed -> answers for each test image; also of the references.
+      batch_sizes: method -> images of a step.
     """
 
     metrics: dict[str, dict[int, dict[str, Any]]]
     curves: dict[str, dict[int, dict[str, Curve]]]
+    answers: dict[str, dict[int, Answers]] = dataclasses.field(default_factory=dict)
+    batch_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def plan_runs(
@@ -92,23 +81,19 @@ def plan_runs(
     seeds: Sequence[int],
     scale: str,
     overrides: Sequence[str],
+    tuned: pathlib.Path | None = None,
 ) -> dict[tuple[str, int], SweepRun]:
     """Returns the run of each (method, seed), seed by seed, so that any prefix is balanced.
 
     Raises:
-      UserError: for an unknown method or scale.
+      UserError: see `recipes`.
     """
-    for name, options in ((scale, SCALES), *((method, METHODS) for method in methods)):
-        if name not in options:
-            raise UserError(f"{name!r} is none of {', '.join(options)}.")
-    runs = {}
-    for seed in seeds:
-        for method in methods:
-            own = _SMALL_BY_METHOD.get(method, ()) if scale == "small" else ()
-            common = (*SCALES[scale], *own, "evaluation.pixel_baseline=True", *overrides)
-            (run,) = plan(CONFIG, out, variants=(method,), seeds=(seed,), common=common)
-            runs[method, seed] = run
-    return runs
+    chosen = recipes(methods, scale, tuned, overrides)
+    return {
+        (name, seed): plan_run(recipe.source, out, name, recipe.overrides, seed)
+        for seed in seeds
+        for name, recipe in chosen.items()
+    }
 
 
 def gather(runs: Mapping[tuple[str, int], SweepRun], out: pathlib.Path) -> Result:
@@ -118,8 +103,17 @@ def gather(runs: Mapping[tuple[str, int], SweepRun], out: pathlib.Path) -> Resul
         metrics = metrics_of(run, out)
         if metrics is not None:
             found.metrics.setdefault(method, {})[seed] = metrics
-            curves = read_metrics(out / "runs" / run.name)
-            found.curves.setdefault(method, {})[seed] = curves
+            workdir, report = out / "runs" / run.name, report_of(run, out)
+            found.curves.setdefault(method, {})[seed] = read_metrics(workdir)
+            batch = flat_config(workdir).get("data.batch_size")
+            if batch:
+                found.batch_sizes[method] = int(str(batch))
+            assert report is not None
+            if (report / ANSWERS).is_file():  # reports of earlier versions have none
+                found.answers.setdefault(method, {})[seed] = read_answers(report)
+                if method == next(iter(found.metrics)):
+                    for name in {"random", "pixels"} & metrics["encoders"].keys():
+                        found.answers.setdefault(name, {})[seed] = read_answers(report, name)
     return found
 
 
@@ -145,15 +139,17 @@ def figures(result: Result) -> dict[str, dict[int, dict[str, float]]]:
 def results_table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     """Returns a Markdown table of mean ± standard deviation (n - 1) over seeds."""
     lines = []
+    known = {name for by_seed in rows.values() for found in by_seed.values() for name in found}
+    figures = {name: column for name, column in FIGURES.items() if name in known}
     for name, by_seed in rows.items():
         cells = []
-        for figure, (_, factor, digits) in FIGURES.items():
-            values = np.array([found[figure] for found in by_seed.values()])
+        for figure, (_, factor, digits) in figures.items():
+            values = np.array([found.get(figure, np.nan) for found in by_seed.values()])
             std = values.std(ddof=1) if len(values) > 1 else None
             cells.append(mean_and_deviation(values.mean(), std, factor, digits))
         lines.append([TITLES[name], str(len(by_seed)), *cells])
     return "\n".join(
-        markdown_table(["", "seeds", *(title for title, _, _ in FIGURES.values())], lines)
+        markdown_table(["", "seeds", *(title for title, _, _ in figures.values())], lines)
     )
 
 
@@ -253,6 +249,8 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
     rows = figures(result)
     done = sum(len(by_seed) for by_seed in result.metrics.values())
     seeds = sorted({seed for by_seed in result.metrics.values() for seed in by_seed})
+    by_image = image_differences(result.answers)
+    pictures = ["knn", "spectra", "curves", *(["learning"] if has_scores(result.curves) else [])]
     sections = [
         "# Results",
         f"{done} of {planned} runs finished; seeds {', '.join(map(str, seeds))}. Mean ± standard "
@@ -261,10 +259,11 @@ def document(result: Result, *, command: str, notes: str, planned: int, images: 
         results_table(rows),
         "Paired by seed, with 95 % percentile bootstrap intervals over the pairs:",
         differences_table(rows),
+        *([_ON_IMAGES, by_image] if by_image else []),
         "Parts of the state (kNN@20 and linear probe):",
         state_parts_table(result),
         section(published_rows(result)),
-        *(f"![{name}]({images}/{name}.png)" for name in ("knn", "spectra", "curves")),
+        *(f"![{name}]({images}/{name}.png)" for name in pictures),
         notes.strip(),
         f"## How to reproduce\n\n```bash\n{command}\n```\n\nMachine and versions: {machine()}.",
     ]
@@ -288,5 +287,8 @@ def write_document(result: Result, report: pathlib.Path, **parts: Any) -> None:
     images.mkdir(parents=True, exist_ok=True)
     write_atomically(report, document(result, images=images.name, **parts))
     drawn = painters(result.metrics, result.curves, TITLES)
+    if has_scores(result.curves):
+        sizes = result.batch_sizes
+        drawn["learning.png"] = lambda: learning_curves(result.curves, TITLES, sizes)
     for name, reason in save_each(images, drawn).items():
         _log.warning("%s could not be drawn (%s); the document is written.", images / name, reason)

@@ -1,5 +1,6 @@
 """The comparison of methods: its plan, tables and pictures, and the script on smoke-sized runs."""
 
+import json
 import math
 import re
 
@@ -10,8 +11,6 @@ import pytest
 from hjepa_jax.errors import UserError
 from hjepa_jax.evaluation.compare.runs import paired_interval
 from hjepa_jax.tools.reproduce import (
-    METHODS,
-    SCALES,
     Result,
     differences_table,
     plan_runs,
@@ -20,6 +19,7 @@ from hjepa_jax.tools.reproduce import (
     write_document,
 )
 from hjepa_jax.tools.reproduce_figures import knn_sweep
+from hjepa_jax.tools.reproduction.recipes import METHODS, SCALES
 
 FIGURES = (
     *("knn", "knn_first", "probe_top1", "probe_top5"),
@@ -111,7 +111,12 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         "evaluation.batch_size=32",
         "evaluation.probe_epochs=1",
         "log.every_steps=1",
+        "evaluation.online_every_epochs=0.3",
+        "evaluation.online_images=32",
     ]
+    best = tmp_path / "tuning" / "best" / "sigreg.flags"
+    best.parent.mkdir(parents=True)
+    best.write_text("# Trial 3\n--config=cifar100:sigreg\n--config.train.lr=0.02\n")
     command = [
         "scripts/reproduce.py",
         f"--out={tmp_path}/runs",
@@ -119,20 +124,24 @@ def test_script_runs_resumes_and_writes_the_document(tmp_path) -> None:
         "--scale=small",
         "--methods=sigreg",
         "--seeds=3",
+        f"--tuned={tmp_path}/tuning",
         *(f"--override={text}" for text in overrides),
     ]
     for expected in ("running, log in", "already finished"):
         done = forked.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count(expected) == 1
+        assert done.stdout.count(expected) == 2
     text = (tmp_path / "RESULTS.md").read_text()
-    assert "1 of 1 runs finished; seeds 3" in text
-    for row in ("SIGReg (LeJEPA)", "random initialization", "raw pixels"):
+    assert "2 of 2 runs finished; seeds 3" in text
+    for row in ("SIGReg (LeJEPA)", "SIGReg (LeJEPA), tuned", "random initialization", "raw pixels"):
         assert re.search(rf"^\| {re.escape(row)} \| 1 \| \d", text, re.MULTILINE), row
     assert str(tmp_path) not in text
     assert "jaxlib" in text
-    for name in ("knn", "spectra", "curves"):
+    for name in ("knn", "spectra", "curves", "learning"):
+        assert f"images/{name}.png" in text
         assert (tmp_path / f"images/{name}.png").stat().st_size > 10_000
+    config = json.loads((tmp_path / "runs/runs/sigreg-tuned-seed3/config.json").read_text())
+    assert config["train"]["lr"] == 0.02
 
 
 def test_a_failing_picture_does_not_fail_the_document(tmp_path, monkeypatch, caplog) -> None:

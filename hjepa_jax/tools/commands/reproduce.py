@@ -29,10 +29,19 @@ _NOTES = flags.DEFINE_string(
     "notes", None, "Markdown file to include in the document.", flag_values=_FLAGS
 )
 _SCALE = flags.DEFINE_string(
-    "scale", "full", "The 'full' recipe, or 'small' for a CPU.", flag_values=_FLAGS
+    "scale",
+    "full",
+    "The 'full' recipe; 'middle', of all images, or 'small', for a CPU.",
+    flag_values=_FLAGS,
 )
 _METHODS = flags.DEFINE_list(
-    "methods", None, "Variants of the recipe; all by default.", flag_values=_FLAGS
+    "methods", None, "Methods to compare; those of the scale by default.", flag_values=_FLAGS
+)
+_TUNED = flags.DEFINE_string(
+    "tuned",
+    None,
+    "Folder of 'hjepa tune': also train every method with the best values found there.",
+    flag_values=_FLAGS,
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Values of config.seed.", flag_values=_FLAGS)
 _OVERRIDES = flags.DEFINE_multi_string(
@@ -46,7 +55,8 @@ _REPORT_ONLY = flags.DEFINE_boolean(
 def main(argv: list[str]) -> None:
     """Runs the unfinished runs, then writes the document."""
     del argv
-    from hjepa_jax.tools.reproduce import METHODS, gather, plan_runs, write_document
+    from hjepa_jax.tools.reproduce import gather, plan_runs, write_document
+    from hjepa_jax.tools.reproduction.recipes import default_methods
     from hjepa_jax.tools.sweep import run_all
 
     try:
@@ -59,10 +69,11 @@ def main(argv: list[str]) -> None:
         notes = local_path(_NOTES.value, "--notes").read_text() if _NOTES.value else ""
         runs = plan_runs(
             out,
-            methods=_METHODS.value or METHODS,
+            methods=_METHODS.value or default_methods(_SCALE.value),
             seeds=[int(text) for text in _SEEDS.value],
             scale=_SCALE.value,
             overrides=[*data, *_OVERRIDES.value],
+            tuned=local_path(_TUNED.value, "--tuned") if _TUNED.value else None,
         )
         failed = {} if _REPORT_ONLY.value else run_all(list(runs.values()), out)
         found = gather(runs, out)
@@ -81,9 +92,10 @@ def _command() -> str:
     shared = [
         argument
         for argument in sys.argv[1:]
-        if not argument.startswith(("--root", "--out", "--report", "--notes"))
+        if not argument.startswith(("--root", "--out", "--report", "--notes", "--tuned"))
     ]
     root = ["--root=DIR"] if _ROOT.value else []
+    root += ["--tuned=TUNING"] if _TUNED.value else []
     return shlex.join(["hjepa", "reproduce", *root, *shared])
 
 
