@@ -13,12 +13,14 @@ from hjepa_jax.tools.sweep import override_flag, with_effect
 from hjepa_jax.train import load_batch
 from hjepa_jax.training.prepare import prepare
 
-# Small forms of every encoder of the package.
+# Small forms of encoders; others are tested at their default size.
 SIZES = {
     "resnet18": ("resnet.depth=18", "resnet.width=4"),
     "resnet50": ("resnet.depth=50", "resnet.width=4"),
     "vit": ("model.encoder=vit", "vit.patch_size=4", "vit.width=16", "vit.depth=1", "vit.heads=2"),
 }
+KINDS = {name.removesuffix("18").removesuffix("50") for name in SIZES}
+SIZES |= {name: (f"model.encoder={name}",) for name in ENCODERS if name not in KINDS}
 # Each predictor, head, and regularizer with each encoder, though not all of their combinations.
 ARMS = {
     "identity": ("none", "sigreg"),
@@ -27,10 +29,10 @@ ARMS = {
 }
 
 
-def test_no_encoder_is_missing() -> None:
-    kinds = {name.removesuffix("18").removesuffix("50") for name in SIZES}
-    assert kinds == set(ENCODERS)
+def test_the_arms_have_every_level() -> None:
     assert set(ARMS) == set(AXES["predictor"])
+    for axis, used in zip(("head", "regularizer"), zip(*ARMS.values()), strict=True):
+        assert set(used) == set(AXES[axis])
 
 
 @pytest.mark.parametrize("predictor", ARMS)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from hjepa_jax import main as training
-from hjepa_jax.config.flags import resolve_arguments
+from hjepa_jax.config.flags import parse_override, resolve_arguments
 from hjepa_jax.errors import UserError
 from hjepa_jax.storage.metrics_file import read_metrics
 from hjepa_jax.tools.sweep import MAIN
 from hjepa_jax.tools.tuning import command, report, trials
-from hjepa_jax.tools.tuning.ranges import Range, Space
+from hjepa_jax.tools.tuning.ranges import SPACES, Range, Space, overrides_of
 
 # Scores of a trial with learning rate lr: highest at 1e-3; above 5e-2 it fails.
 PROGRAM = """
@@ -85,6 +85,19 @@ def test_the_plan_holds_out_training_images_and_keeps_the_schedule(tmp_path) -> 
     assert more.trials[:9] == plan.trials
     tenth = planned(tmp_path, RULES._replace(holdout=None))
     assert tenth.holdout == 6
+
+
+@pytest.mark.parametrize("method", SPACES)
+def test_every_method_of_the_package_has_valid_trials(tmp_path, method) -> None:
+    space = SPACES[method]
+    plan = trials.plan_method("quickstart:smoke", tmp_path, method, space, [], RULES)
+    for trial in plan.trials[1:]:
+        settings = resolve_arguments(list(trial.run.arguments))
+        assert set(trial.drawn) == set(space.ranges)
+        for text in overrides_of(trial.drawn):
+            name, _, value = text.partition("=")
+            # No drawn field is without effect.
+            assert settings.value(name) == parse_override(name, value), name
 
 
 def test_a_variant_stands_beside_smoke() -> None:
