@@ -184,6 +184,17 @@ STEPS: dict[str, Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]] = {
             "vit.stochastic_depth": 0.5,
         },
     ),
+    "step of a ConvNeXt, bfloat16": functools.partial(
+        step,
+        "sigreg",
+        **{
+            "model.encoder": "convnext",
+            "model.compute_dtype": "bfloat16",
+            "convnext.width": 8,
+            "convnext.stage_blocks": (1, 1, 1, 1),
+            "convnext.stochastic_depth": 0.5,
+        },
+    ),
     "three steps in one dispatch": several_steps,
 }
 FUNCTIONS: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] = {

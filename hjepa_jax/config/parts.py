@@ -41,6 +41,7 @@ REGULARIZERS: dict[str, str] = {
 ENCODERS: dict[str, str] = {
     "resnet": "hjepa_jax.models.resnet:ResNet",
     "vit": "hjepa_jax.models.vit.encoder:ViT",
+    "convnext": "hjepa_jax.models.convnext.encoder:ConvNeXt",
 }
 SOURCES: dict[str, str] = {
     "digits": "hjepa_jax.data.named.digits:Digits",

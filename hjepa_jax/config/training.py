@@ -40,7 +40,7 @@ class Model:
 
     encoder: str = field(
         "resnet",
-        "'resnet', 'vit', or a class of your own, 'module.path:Class'.",
+        "'resnet', 'vit', 'convnext', or a class of your own, 'module.path:Class'.",
         aliases="backbone arch architecture network model_name",
     )
     split_qp: bool = field(

@@ -10,6 +10,7 @@ Variants, as `--config=pretrained:NAME`:
   resnet18, resnet34   pooled features of 512 dimensions
   resnet50 (default), resnet101, resnet152   pooled features of 2048 dimensions
   vit_tiny, vit_small, vit_base   the class token of patches of 16 pixels, 192, 384, 768 dimensions
+  convnext_tiny        pooled features of 768 dimensions
   NAME-smoke           the same encoder, shrunk, on the embedded digits
 
 Images are prepared as for torchvision's evaluation: short side 256, center crop of 224, mean and
@@ -45,9 +46,16 @@ def _vit(width: int) -> Callable[[ConfigDict], None]:
     return apply
 
 
+def _convnext(config: ConfigDict) -> None:
+    """The ConvNeXt-T of timm or torchvision."""
+    config.model.encoder = "convnext"
+    config.convnext.update(patch_size=4, head="mean")
+
+
 METHODS = {
     **{f"resnet{depth}": _resnet(depth) for depth in (50, 18, 34, 101, 152)},
     **{f"vit_{size}": _vit(width) for size, width in _VIT_WIDTHS.items()},
+    "convnext_tiny": _convnext,
 }
 
 

@@ -13,34 +13,9 @@ from jax.typing import DTypeLike
 
 from hjepa_jax.models.layers import wide_dtype
 from hjepa_jax.models.stochastic_depth import scaled
-
-# timm truncates at 2, a hundred standard deviations away.
-weight_normal = nn.initializers.normal(0.02)
+from hjepa_jax.models.token_layers import LayerScale, dense, layer_norm
 
 MLP_RATIO = 4
-
-
-def layer_norm(dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """Returns a layer normalization with statistics in float32 or wider."""
-    # The fast variance is a difference of large numbers where the mean dwarfs the spread.
-    return nn.LayerNorm(
-        epsilon=1e-6,
-        dtype=dtype,
-        param_dtype=wide_dtype(dtype),
-        use_fast_variance=False,
-        name=name,
-    )
-
-
-def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
-    """Returns a linear layer with the initialization of ViT."""
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        param_dtype=wide_dtype(dtype),
-        kernel_init=weight_normal,
-        name=name,
-    )
 
 
 @jax.custom_vjp
@@ -150,6 +125,4 @@ class Block(nn.Module):
     def _by_channel(self, branch: jax.Array, name: str) -> jax.Array:
         if self.layer_scale is None:
             return branch
-        initial = nn.initializers.constant(self.layer_scale)
-        factor = self.param(name, initial, branch.shape[-1:], wide_dtype(self.dtype))
-        return branch * factor.astype(branch.dtype)
+        return LayerScale(self.layer_scale, name=name)(branch)

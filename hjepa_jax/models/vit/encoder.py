@@ -25,7 +25,8 @@ from hjepa_jax.models.pooling import adaptive_average_pool
 from hjepa_jax.models.remat import recomputed
 from hjepa_jax.models.resnet import flatten_tokens
 from hjepa_jax.models.stochastic_depth import branch_scales, drop_rates
-from hjepa_jax.models.vit.block import Block, layer_norm, weight_normal
+from hjepa_jax.models.token_layers import layer_norm, patches, weight_normal
+from hjepa_jax.models.vit.block import Block
 from hjepa_jax.models.vit.foreign import resized, vit_names
 from hjepa_jax.models.vit.section import ViTSection, head_count, section_problems
 
@@ -168,8 +169,7 @@ class ViT(Encoder):
         settings, patch = self.settings, self.settings.patch_size
         width, wide = settings.width, wide_dtype(self.dtype)
         images, side = x.shape[0], x.shape[1] // patch
-        x = x.reshape(images, side, patch, side, patch, 3).swapaxes(2, 3)
-        x = Linear(width, name="patches")(x.reshape(images, side * side, patch * patch * 3))
+        x = Linear(width, name="patches")(patches(x, patch).reshape(images, side * side, -1))
         grid = self.image_size // patch
         position = self.param("position", weight_normal, (grid, grid, width), wide)
         position = jnp.asarray(resized(position, side))

@@ -156,4 +156,4 @@ def _block(section: ViTSection, names: _Names, number: int) -> Iterator[Entry]:
         yield from linear(other(names.others[layer]), ours, layer)
     if section.layer_scale is not None:
         for i in (1, 2):
-            yield Entry(other(f"ls{i}.gamma"), "params", (ours, f"layer_scale{i}"), same)
+            yield Entry(other(f"ls{i}.gamma"), "params", (ours, f"layer_scale{i}", "scale"), same)

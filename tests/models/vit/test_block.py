@@ -39,10 +39,10 @@ def reference(x, parameters, heads, scales=((1, 1), (1, 1))):
     """The block in NumPy."""
     first, second = (np.reshape(each, (-1, 1, 1)) for each in np.transpose(scales))
     branch = attended(normalized(x, parameters["norm1"]), parameters["attention"], heads)
-    x = x + first * branch * parameters.get("layer_scale1", 1)
+    x = x + first * branch * parameters.get("layer_scale1", {"scale": 1})["scale"]
     hidden = linear(normalized(x, parameters["norm2"]), parameters["fc1"])
     branch = linear(hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))), parameters["fc2"])
-    return x + second * branch * parameters.get("layer_scale2", 1)
+    return x + second * branch * parameters.get("layer_scale2", {"scale": 1})["scale"]
 
 
 def random_like(tree, seed=0):
@@ -71,7 +71,7 @@ def test_initialization_is_that_of_vit() -> None:
     for layer in (params["fc1"], params["attention"]["qkv"]):
         np.testing.assert_allclose(np.std(layer["kernel"]), 0.02, rtol=0.05)
         assert not np.any(layer["bias"])
-    np.testing.assert_array_equal(params["layer_scale2"], np.float32(1e-5))
+    np.testing.assert_array_equal(params["layer_scale2"]["scale"], np.float32(1e-5))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
