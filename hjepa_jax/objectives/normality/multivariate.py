@@ -12,6 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# Added to the covariance, times its mean eigenvalue: lost dimensions then stay constant, not NaN.
+_RIDGE = 1e-6
+# Keeps equal samples finite.
+_LEAST_VARIANCE = 1e-12
+
 
 def _closed_form(x: Float[Array, "*batch n d"], beta: float) -> Float[Array, "*batch"]:
     """Returns the statistic of vectors that are compared with N(0, I)."""
@@ -49,8 +54,8 @@ def henze_zirkler_width(count: int, dim: int) -> float:
 def henze_zirkler(x: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
     """Returns the Henze-Zirkler statistic, whose hypothesis is composite: any mean and covariance.
 
-    The samples are standardized by their mean and biased covariance; as a regularizer it does not
-    see a collapse by itself.
+    The samples are standardized by their mean and biased covariance, to which 1e-6 of its mean
+    eigenvalue is added. As a regularizer it does not see a collapse of the scale by itself.
 
     Args:
         x: [..., N, D], float32 or float64, of more samples than dimensions.
@@ -67,7 +72,9 @@ def henze_zirkler(x: Float[Array, "*batch n d"]) -> Float[Array, "*batch"]:
     highest = jax.lax.Precision.HIGHEST
     centered = x - jnp.mean(x, axis=-2, keepdims=True)
     covariance = jnp.einsum("...nd,...ne->...de", centered, centered, precision=highest) / count
-    factor = jnp.linalg.cholesky(covariance)
+    ridge = _RIDGE * jnp.trace(covariance, axis1=-2, axis2=-1) / dim + _LEAST_VARIANCE
+    eye = jnp.eye(dim, dtype=x.dtype)
+    factor = jnp.linalg.cholesky(covariance + ridge[..., None, None] * eye)
     # Solved from the right, the rows stay the samples.
     standard = jax.lax.linalg.triangular_solve(
         factor, centered, left_side=False, lower=True, transpose_a=True

@@ -26,6 +26,7 @@ def integral(x: np.ndarray, beta: float) -> float:
 
 def whitened(x: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    values = values + 1e-6 * values.mean() + 1e-12
     return (x - x.mean(0)) @ vectors / np.sqrt(values) @ vectors.T
 
 
@@ -62,7 +63,9 @@ def test_rotations_and_for_henze_zirkler_every_affine_map_change_nothing() -> No
     with jax.enable_x64(True):
         for statistic, moved in ((bhep, x @ rotation), (henze_zirkler, x @ matrix + shift)):
             one = statistic(jnp.asarray(x))
-            np.testing.assert_allclose(statistic(jnp.asarray(moved)), one, rtol=1e-9)
+            # The ridge of the covariance is not mapped along.
+            tolerance = 1e-9 if statistic is bhep else 1e-4
+            np.testing.assert_allclose(statistic(jnp.asarray(moved)), one, rtol=tolerance)
             np.testing.assert_allclose(statistic(jnp.asarray(x[::-1])), one, rtol=1e-10)
         assert bhep(jnp.asarray(2 * x)) > 1.5 * bhep(jnp.asarray(x))
 
@@ -71,3 +74,15 @@ def test_rotations_and_for_henze_zirkler_every_affine_map_change_nothing() -> No
 def test_a_singular_covariance_is_refused() -> None:
     with pytest.raises(ValueError, match="of 4 samples in 4 dimensions is singular"):
         henze_zirkler(jnp.zeros((4, 4)))
+
+
+def test_lost_dimensions_and_equal_samples_have_finite_values_and_gradients() -> None:
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    twice, lost = x.copy(), x.copy()
+    twice[:, 2:], lost[:, 3] = twice[:, :2], 0.7
+    both = quick_jit(jax.value_and_grad(henze_zirkler))
+    whole = both(jnp.asarray(x))[0]
+    for samples in (twice, lost, np.ones_like(x)):
+        value, gradient = both(jnp.asarray(samples))
+        assert np.all(np.isfinite(gradient))
+        assert value > 2 * whole
