@@ -46,7 +46,11 @@ EXPECTED = {
         r"^\| +16 \| +[\d.]+ \| +[\d.]+ \| +\d[\d.]* \|$",
     ],
     "knn": [r"^hjepa_jax .* 1\.00 .*% +100\.00% +\d+", r"^scikit-learn .*% +\d+\.\d+% +\d+"],
-    "probe": [r"^\| hjepa_jax \| [\d.]+ \| 1\.00 \| \d+% \|", r"^\| scikit-learn \|"],
+    "probe": [
+        r"^\| hjepa_jax \| [\d.]+ \| 1\.00 \| \d+% \|",
+        r"^\| hjepa_jax, logistic \|",
+        r"^\| scikit-learn, logistic \|",
+    ],
     "startup": [r"^\| import \|", r"^\| compilation \|", r"^\| whole process \| [\d.]+ \|"],
     "input_pipeline": [
         rf"^{size} px, 2\+{local} views: images/s/core hjepa_jax \d"
