@@ -23,6 +23,7 @@ from hjepa_jax.evaluation.coordinates.of_method import fit_of_method
 from hjepa_jax.evaluation.coordinates.posthoc import fit_posthoc
 from hjepa_jax.evaluation.coordinates.transformed import Fit
 from hjepa_jax.evaluation.features import Encode
+from hjepa_jax.evaluation.probes.tokens import trained_and_random
 from hjepa_jax.evaluation.protocol import Keep, Results, Sources, run_protocol
 from hjepa_jax.evaluation.ready import check_evaluation_ready
 from hjepa_jax.evaluation.report.about import (
@@ -45,7 +46,7 @@ from hjepa_jax.runtime.arithmetic import described
 from hjepa_jax.storage.checkpoint_meta import DataPosition, Meta
 from hjepa_jax.storage.files import json_ready, local_path
 from hjepa_jax.training.automatic.resolved import resolved
-from hjepa_jax.training.prepare import PreparedRun, make_encode, prepare
+from hjepa_jax.training.prepare import PreparedRun, prepare
 from hjepa_jax.training.saved_run import (
     PARTS,
     check_choice,
@@ -111,6 +112,7 @@ class Evaluated(NamedTuple):
       step: step of the checkpoint.
       flow: the learned flow, if the method has one.
       data: what the checkpoint records about its training data.
+      tokens: encoders of images to tokens by name; {} without an attentive probe.
     """
 
     encoders: dict[str, Encode]
@@ -118,6 +120,7 @@ class Evaluated(NamedTuple):
     step: int
     flow: Flow | None
     data: DataPosition
+    tokens: dict[str, Encode]
 
 
 def restore(
@@ -141,13 +144,9 @@ def restore(
         sqrt_h = fit_posthoc(settings)
     elif _in_own_coordinates(settings):
         sqrt_h = fit_of_method(method, method_state, step)
-    encoders: dict[str, Encode] = {
-        "trained": make_encode(run, state["params"], state["batch_stats"])
-    }
-    if settings.evaluation.random_baseline:
-        fresh = run.init()
-        encoders["random"] = make_encode(run, fresh.params, fresh.batch_stats)
-    return Evaluated(encoders, sqrt_h, step, flow_of(method, run.setup, state), meta["data"])
+    encoders, tokens = trained_and_random(run, state["params"], state["batch_stats"])
+    flow = flow_of(method, run.setup, state)
+    return Evaluated(encoders, sqrt_h, step, flow, meta["data"], tokens)
 
 
 def _in_own_coordinates(settings: Settings) -> bool:
@@ -341,6 +340,7 @@ def measure(
         remedy=run.method.remedy,
         sqrt_h=found.sqrt_h,
         keep=keep,
+        tokens=found.tokens,
     )
 
 

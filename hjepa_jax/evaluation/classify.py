@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -15,9 +15,9 @@ from hjepa_jax.console import BOARD
 from hjepa_jax.data.sources.base import has_label
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.evaluation import knn, probe, validity
-from hjepa_jax.evaluation.features import Features, select_state_part, state_parts_of
+from hjepa_jax.evaluation.features import Batch, Encode, Features, select_state_part, state_parts_of
 from hjepa_jax.evaluation.paired.per_image import CLASSIFIERS, Answers
-from hjepa_jax.evaluation.probes import logistic
+from hjepa_jax.evaluation.probes import attentive, logistic
 from hjepa_jax.evaluation.validity import wilson
 
 Metrics = dict[str, Any]
@@ -141,6 +141,25 @@ def _logistic_metrics(
         metrics["l2_values"] = list(settings.logistic_l2)
         metrics["holdout_top1"] = list(found.validation)
     return metrics, found.answers
+
+
+def attentive_metrics(
+    encode: Encode,
+    train_batches: Callable[[], Iterable[Batch]],
+    test_batches: Callable[[], Iterable[Batch]],
+    train: Features,
+    num_classes: int,
+    settings: Evaluation,
+) -> Metrics:
+    """Returns the metrics of an attentive probe; `train` are features of the same images."""
+    count = int(np.count_nonzero(has_label(train.labels)))
+    with BOARD.busy("attentive probe"):
+        found = attentive.attentive_probe(
+            encode, train_batches, test_batches, count, num_classes, settings
+        )
+    metrics = probe_metrics(found.top1, found.top5, num_classes, found.tested)
+    sizes = {"tokens": found.tokens, "channels": found.channels}
+    return metrics | {"train_loss": float(found.losses[-1]), **sizes}
 
 
 def _votes(

@@ -163,6 +163,16 @@ def encode_images(encode: Encode, images: npt.NDArray[np.uint8], batch_size: int
     return extract_features(encode, batches()).features
 
 
+def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
+    """Encodes images [N, S, S, 3] as pixels in [0, 1], averaged over blocks to at most 32 x 32."""
+    count, side = images.shape[:2]
+    factor = -(-side // 32)
+    cut = side // factor * factor
+    blocks = np.asarray(images)[:, :cut, :cut].astype(np.float32) / 255.0
+    shape = (count, cut // factor, factor, cut // factor, factor, 3)
+    return blocks.reshape(shape).mean(axis=(2, 4)).reshape(count, -1)
+
+
 def state_parts_of(split_qp: bool) -> tuple[str, ...]:
     """Returns the parts of an encoder's state: q, p and qp, or qp alone without a split."""
     return STATE_PARTS if split_qp else ("qp",)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,6 +29,7 @@ from hjepa_jax.evaluation.classify import (
     Classification,
     ClassifyOptions,
     Metrics,
+    attentive_metrics,
     check_few_shot,
     classify,
     classify_state_parts,
@@ -43,6 +45,7 @@ from hjepa_jax.evaluation.features import (
     Extracted,
     Extraction,
     encode_images,
+    pixels,
     timed_features,
 )
 from hjepa_jax.evaluation.paired.per_image import Answers
@@ -106,16 +109,6 @@ class Results:
         return self.make_pictures()
 
 
-def pixels(images: npt.NDArray[np.uint8]) -> np.ndarray:
-    """Encodes images [N, S, S, 3] as pixels in [0, 1], averaged over blocks to at most 32 x 32."""
-    count, side = images.shape[:2]
-    factor = -(-side // 32)
-    cut = side // factor * factor
-    blocks = np.asarray(images)[:, :cut, :cut].astype(np.float32) / 255.0
-    shape = (count, cut // factor, factor, cut // factor, factor, 3)
-    return blocks.reshape(shape).mean(axis=(2, 4)).reshape(count, -1)
-
-
 class _Common(NamedTuple):
     """Data and settings shared by all encoders of an evaluation; see `run_protocol`."""
 
@@ -130,6 +123,7 @@ class _Common(NamedTuple):
     # Of each encoder's sets; not among its metrics, which a repeated evaluation has alike.
     times: dict[str, dict[str, Extraction]]
     keep: Keep
+    tokens: Mapping[str, Encode]
 
 
 def _extract(name: str, encode: Encode, common: _Common) -> Extracted:
@@ -203,9 +197,12 @@ def _evaluate_encoder(
 ) -> dict[str, _Evaluated]:
     """Evaluates an encoder, encoding each set once, in one or both coordinates, by row name."""
     data, wanted = _encode(name, encode, split_qp, common), common.settings.coordinates
+    found: dict[str, _Evaluated] = {}
+    if wanted != "sqrt_h" or name == PIXELS:
+        found[name] = _evaluate_states(data, common)
+        _add_attentive(name, data, found[name].metrics, common)
     if wanted == "raw" or name == PIXELS:
-        return {name: _evaluate_states(data, common)}
-    found = {name: _evaluate_states(data, common)} if wanted == "both" else {}
+        return found
     assert common.sqrt_h is not None
     fitted = common.sqrt_h(data.train_states.features)
     own = common._replace(targets={})  # those of the loss are of other states
@@ -216,8 +213,26 @@ def _evaluate_encoder(
     return {**found, (in_sqrt_h(name) if found else name): moved}
 
 
+def _add_attentive(name: str, data: Encoded, metrics: Metrics, common: _Common) -> None:
+    """Adds the attentive probe of an encoder's tokens to its metrics, if it has both."""
+    sources = common.sources
+    if name in common.tokens and "no_accuracy" not in metrics:
+        metrics["attentive"] = attentive_metrics(
+            common.tokens[name],
+            sources.train_batches,
+            sources.test_batches,
+            data.train_states,
+            sources.num_classes,
+            common.settings,
+        )
+
+
 def _evaluate_states(data: Encoded, common: _Common) -> _Evaluated:
-    """Evaluates the states of an encoder in one kind of coordinates."""
+    """Evaluates the states of an encoder in one kind of coordinates.
+
+    Its metrics are those of `classify`, state_part, feature_dim, diagnostics, collapse, alarms,
+    notes, and, if requested, state_parts, few_shot, coarse, and robustness.
+    """
     sources, settings, mesh = common.sources, common.settings, common.mesh
     split_qp, views = data.split_qp, data.views
     options: ClassifyOptions = {"shared": data.shared, "names": sources.class_names}
@@ -334,6 +349,7 @@ def run_protocol(
     remedy: diagnostics.Remedy = diagnostics.no_remedy,
     sqrt_h: Fit | None = None,
     keep: Keep = lambda name, extract: extract(),
+    tokens: Mapping[str, Encode] = MappingProxyType({}),
 ) -> Results:
     """Evaluates every encoder on the same data.
 
@@ -350,15 +366,14 @@ def run_protocol(
       remedy: the method's advice, see `Method.remedy`.
       sqrt_h: gives an encoder its coordinates H^{1/2} z; None if these are not evaluated.
       keep: returns an encoder's features, by extracting them unless it has them.
+      tokens: by name, encoders of images to tokens [N, T, C], which get an attentive probe.
 
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
-      `largest_class_share` (of these), `headline_k`, `notes` (caveats, as sentences), `encoders`
-      (for each name: state_part, feature_dim, knn, linear_probe, diagnostics, collapse, alarms,
-      notes, and, if requested, state_parts, few_shot, coarse, robustness, coordinates, posthoc),
-      `trained_minus_random`, `sqrt_h_minus_raw`, and `feature_extraction` (for each encoder and
-      set: images, seconds, images_per_second, data_wait_share); and the picture inputs. With 'both'
-      kinds of coordinates, `encoders` has one more row for each encoder, of its H^{1/2} z.
+      `largest_class_share` (of these), `headline_k`, `notes` (caveats), `encoders` (see `classify`
+      and `_evaluate_states`), `trained_minus_random`, `sqrt_h_minus_raw`, and `feature_extraction`
+      (for each encoder and set: images, seconds, images_per_second, data_wait_share); and the
+      picture inputs. With 'both' kinds of coordinates, `encoders` has a row of H^{1/2} z for each.
 
     Raises:
       ValueError: no encoder, no `sqrt_h`, or data, labels or settings that do not match.
@@ -367,7 +382,9 @@ def run_protocol(
     todo = [(name, encode, split_qp) for name, encode in encoders.items()]
     todo += [(PIXELS, pixels, False)] if settings.pixel_baseline else []
     overlap, pair = validity.Overlap(), functools.cache(sources.augmented_pairs)
-    common = _Common(sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h, {}, keep)
+    common = _Common(
+        sources, pair, settings, mesh, targets, remedy, overlap, sqrt_h, {}, keep, tokens
+    )
     found: dict[str, _Evaluated] = {}
     for name, encode, split in todo:
         found |= _evaluate_encoder(name, encode, split, common)

@@ -19,6 +19,7 @@ from hjepa_jax.evaluation import validity
 from hjepa_jax.evaluation.classify import check_few_shot
 from hjepa_jax.evaluation.coordinates.posthoc import check_posthoc
 from hjepa_jax.evaluation.knn import usable_ks
+from hjepa_jax.evaluation.probes.tokens import check_tokens
 from hjepa_jax.runtime import distributed, sharding
 from hjepa_jax.storage.files import check_writable_folder
 
@@ -86,8 +87,8 @@ def open_sets(settings: Settings) -> Sets:
     """Opens the images of an evaluation and checks its settings against them.
 
     Raises:
-      ConfigError, DataError: a missing or too small split, different classes, or more neighbors,
-        shots or folds than images.
+      ConfigError, DataError: a missing or too small split, different classes, more neighbors,
+        shots or folds than images, or no tokens for an attentive probe or too many.
     """
     evaluation = settings.evaluation
     sets = Sets(open_split(settings, "train"), open_split(settings, "test"))
@@ -109,6 +110,7 @@ def open_sets(settings: Settings) -> Sets:
         usable_ks(wanted, neighbors)
     if reason is not None:
         return sets
+    check_tokens(settings, labeled)
     for shots in evaluation.few_shot:
         check_few_shot(labels, shots, len(sets.train.class_names))
     folds = evaluation.probe_folds

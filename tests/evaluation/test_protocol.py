@@ -14,7 +14,16 @@ from hjepa_jax import console
 from hjepa_jax.config.checks import typed
 from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.errors import ConfigError
-from hjepa_jax.evaluation import classify, diagnostics, knn, probe, protocol, robustness, validity
+from hjepa_jax.evaluation import (
+    classify,
+    diagnostics,
+    features,
+    knn,
+    probe,
+    protocol,
+    robustness,
+    validity,
+)
 from hjepa_jax.evaluation.diagnostics import AlarmKind
 from hjepa_jax.evaluation.features import Features
 from hjepa_jax.evaluation.probes import logistic
@@ -81,6 +90,7 @@ def full_evaluation() -> protocol.Results:
         pixel_baseline=True,
         few_shot=(2,),
         few_shot_trials=2,
+        attentive_epochs=2,
         logistic_probe=True,
         logistic_l2=(1e-3, 1e-1),
         robustness=("gray", "shift"),
@@ -93,7 +103,13 @@ def full_evaluation() -> protocol.Results:
         config,
         split_qp=True,
         info={"step": 7},
+        tokens={"trained": rows_of_pixels, "random": rows_of_pixels},
     )
+
+
+def rows_of_pixels(images) -> np.ndarray:
+    """The rows of an image as tokens [N, 8, 24]."""
+    return np.asarray(images).reshape(len(images), 8, -1).astype(np.float32)
 
 
 def test_metrics_have_the_documented_fields_and_are_json() -> None:
@@ -111,6 +127,9 @@ def test_metrics_have_the_documented_fields_and_are_json() -> None:
     assert set(one["knn_weighted"]) == {"temperature", "k_values", *accuracies}
     fitted = {"l2", "train_loss", "gradient_norm", "iterations", "l2_values", "holdout_top1"}
     assert set(one["logistic"]) == accuracies | fitted
+    assert set(one["attentive"]) == accuracies | {"train_loss", "tokens", "channels"}
+    assert (one["attentive"]["tokens"], one["attentive"]["channels"]) == (8, 24)
+    assert "attentive" not in metrics["encoders"]["pixels"]
     assert metrics["num_test_images"] == 100
     for found in (
         one["linear_probe"],
@@ -304,7 +323,7 @@ def test_few_shot_probe_improves_with_more_images() -> None:
 
 def test_pixels_are_block_means() -> None:
     images = np.random.default_rng(1).integers(256, size=(2, 64, 64, 3)).astype(np.uint8)
-    found = protocol.pixels(images).reshape(2, 32, 32, 3)
+    found = features.pixels(images).reshape(2, 32, 32, 3)
     np.testing.assert_allclose(found[1, 3, 5], images[1, 6:8, 10:12].mean((0, 1)) / 255, rtol=1e-5)
     assert protocol.pixels(images[:, :8, :8]).shape == (2, 192)
     assert protocol.pixels(np.zeros((1, 224, 224, 3), np.uint8)).shape == (1, 3072)

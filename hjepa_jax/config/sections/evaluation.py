@@ -38,6 +38,9 @@ _SWEEP = Condition(
     lambda c: c.evaluation.logistic_probe and len(c.evaluation.logistic_l2) > 1,
     "config.evaluation.logistic_probe=True and several values in config.evaluation.logistic_l2",
 )
+_ATTENTIVE = Condition(
+    lambda c: c.evaluation.attentive_probe, "config.evaluation.attentive_probe=True"
+)
 _SHOTS = Condition(lambda c: len(c.evaluation.few_shot) > 0, "config.evaluation.few_shot")
 
 
@@ -155,6 +158,30 @@ class Evaluation:
         above=0,
         at_most=100_000,
         used=_LOGISTIC,
+    )
+    attentive_probe: bool = field(
+        False,
+        "Also an attentive probe: a learned query pools the encoder's tokens by attention.",
+    )
+    attentive_epochs: int = field(
+        20, "Epochs of the attentive probe.", above=0, at_most=100_000, used=_ATTENTIVE
+    )
+    attentive_lr: float = field(
+        1e-3,
+        "Initial learning rate of the attentive probe; batch size and weight decay are those of "
+        "the linear one.",
+        at_least=1e-12,
+        at_most=1e3,
+        used=_ATTENTIVE,
+    )
+    attentive_heads: int = field(
+        8, "Heads of its attention.", above=0, at_most=1024, used=_ATTENTIVE
+    )
+    attentive_gb: float = field(
+        8.0,
+        "Maximum size of the training images' tokens, in GB of the host's memory.",
+        above=0,
+        used=_ATTENTIVE,
     )
     few_shot: tuple[int, ...] = field(
         (), "Few-shot probes: training images per class; () = none.", above=0

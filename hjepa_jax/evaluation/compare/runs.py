@@ -80,7 +80,9 @@ _ENCODER = Fields(
         "coarse": Table(_PROBED),
         "robustness": Table(_PROBED),
         "knn_weighted": _KNN,
-        "logistic": Fields({"top1": _FIGURE}, {"top1_interval": _INTERVAL}),
+        **dict.fromkeys(
+            ("logistic", "attentive"), Fields({"top1": _FIGURE}, {"top1_interval": _INTERVAL})
+        ),
         "coordinates": Text(),
     },
 )

@@ -21,6 +21,8 @@ import numpy.typing as npt
 import optax
 from jax import lax
 from jax.scipy.linalg import solve_triangular
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from hjepa_jax.config.sections.evaluation import Evaluation
 from hjepa_jax.evaluation.probe import check_sets
@@ -69,7 +71,7 @@ class Fit(NamedTuple):
 
 
 # Point, state of the search, loss before the last step, and number of steps.
-_Carry: TypeAlias = tuple[LogisticParams, optax.OptState, jax.Array, jax.Array]
+_Carry: TypeAlias = tuple[PyTree[jax.Array], optax.OptState, ArrayLike, jax.Array]
 
 
 class Logistic(NamedTuple):

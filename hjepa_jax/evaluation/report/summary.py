@@ -44,6 +44,7 @@ FIGURES = {
     "probe_top1": Figure("probe top-1 %", "probe top-1 %", 100, 1, True),
     "probe_top5": Figure("probe top-5 %", "probe top-5 %", 100, 1, True),
     "logistic_top1": Figure("logistic top-1 %", "logistic top-1 %", 100, 1, True),
+    "attentive_top1": Figure("attentive top-1 %", "attent. top-1 %", 100, 1, True),
     "effective_rank": Figure("effective rank", "eff. rank", 1, 1, None),
     "participation_ratio": Figure("particip. ratio", "particip. ratio", 1, 1, None),
     "rankme": Figure("RankMe", "RankMe", 1, 1, None),
@@ -53,9 +54,14 @@ FIGURES = {
 }
 # With fewer test images, the interval of an accuracy is wider than +-13 points.
 FEW = 50
-ACCURACIES = ("knn", "knn_first", "knn_weighted", "probe_top1", "probe_top5", "logistic_top1")
+ACCURACIES = ("knn", "knn_first", "knn_weighted", "probe_top1", "probe_top5")
+ACCURACIES += ("logistic_top1", "attentive_top1")
 # Figures that a report may be without -> what holds their accuracies in it.
-_FURTHER = {"knn_weighted": "knn_weighted", "logistic_top1": "logistic"}
+_FURTHER = {
+    "knn_weighted": "knn_weighted",
+    "logistic_top1": "logistic",
+    "attentive_top1": "attentive",
+}
 
 
 def shown_coordinates(info: Metrics) -> str | None:

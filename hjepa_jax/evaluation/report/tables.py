@@ -132,7 +132,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     """Prints one row for each encoder, and trained minus random (percentages in points).
 
     Below each accuracy is its 95% interval, and below the table are the notes. Only the report has
-    the participation ratio, the weighted kNN, and beside logistic regression the probe's top-5.
+    the participation ratio, the weighted kNN, and beside further probes the first one's top-5 and
+    kNN at the first k.
     """
     encoders = metrics["encoders"]
     parts = {one["state_part"] for one in encoders.values()}
@@ -145,8 +146,9 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     columns = _columns(metrics)
     for only_in_report in ("participation_ratio", "knn_weighted"):
         columns.pop(only_in_report, None)
-    if "logistic_top1" in columns:
-        columns.pop("probe_top5", None)
+    further = [name for name in ("logistic_top1", "attentive_top1") if name in columns]
+    for _, gives_way in zip(further, ("probe_top5", "knn_first"), strict=False):
+        columns.pop(gives_way, None)
     rows = _rows(metrics, columns, "{}\n{}")
     for number, title in enumerate(columns.values(), 1):
         lines = [line for row in rows for line in row[number].split("\n")]

@@ -20,7 +20,8 @@ from hjepa_jax.evaluate import (
     restore,
 )
 from hjepa_jax.evaluation.checkpoint_curves import stored
-from hjepa_jax.evaluation.features import DivergedError, Encode
+from hjepa_jax.evaluation.features import DivergedError
+from hjepa_jax.evaluation.probes.tokens import both_encoders
 from hjepa_jax.evaluation.report.plots import Metrics
 from hjepa_jax.evaluation.report.summary import ACCURACIES, FIGURES, headline, titles
 from hjepa_jax.runtime import checkpoint_files
@@ -30,7 +31,6 @@ from hjepa_jax.storage.checksums import DamagedError, UnreadableError, content_d
 from hjepa_jax.storage.files import check_writable_folder, json_ready
 from hjepa_jax.tools.checkpoints.kept_features import FeatureStore
 from hjepa_jax.training.automatic.resolved import resolved
-from hjepa_jax.training.prepare import make_encode
 from hjepa_jax.training.saved_run import check_has_checkpoints, epoch_steps
 
 # Settings of an evaluation that features depend on, besides those of the images.
@@ -144,10 +144,9 @@ def _tasks(workdir: pathlib.Path, failed: dict[str, str], begins: bool) -> Itera
 def _found(opened: Opened, workdir: pathlib.Path, task: _Task) -> Evaluated:
     if task.checkpoint == _RANDOM:
         fresh = opened.run.init()
-        encoders: dict[str, Encode] = {
-            "random": make_encode(opened.run, fresh.params, fresh.batch_stats)
-        }
-        return Evaluated(encoders, None, 0, None, {})
+        weights = {"random": (fresh.params, fresh.batch_stats)}
+        encoders, tokens = both_encoders(opened.run, weights)
+        return Evaluated(encoders, None, 0, None, {}, tokens)
     return restore(opened.settings, opened.run, workdir, str(task.step))
 
 

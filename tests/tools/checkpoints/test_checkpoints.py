@@ -95,8 +95,7 @@ def encoded(monkeypatch) -> list[int]:
 
         return watch
 
-    for module in ("evaluate", "tools.checkpoints.evaluations"):
-        monkeypatch.setattr(f"hjepa_jax.{module}.make_encode", counted)
+    monkeypatch.setattr("hjepa_jax.evaluation.probes.tokens.make_encode", counted)
     return found
 
 
