@@ -354,8 +354,7 @@ def run_protocol(
     """Evaluates every encoder on the same data.
 
     Args:
-      encoders: by name, normally {'trained': ..., 'random': ...}: jitted functions of images
-        uint8 [N, S, S, 3] -> features [N, D].
+      encoders: by name, as 'trained' and 'random', jitted: uint8 [N, S, S, 3] -> features [N, D].
       sources: the data.
       settings: `config.evaluation`. Its `pixel_baseline` adds the row 'pixels'.
       split_qp: whether the encoders' features are states [q | p].
@@ -371,9 +370,8 @@ def run_protocol(
     Returns:
       The metrics: `schema_version`, `info`, `num_classes`, `num_test_images` (with a label),
       `largest_class_share` (of these), `headline_k`, `notes` (caveats), `encoders` (see `classify`
-      and `_evaluate_states`), `trained_minus_random`, `sqrt_h_minus_raw`, and `feature_extraction`
-      (for each encoder and set: images, seconds, images_per_second, data_wait_share); and the
-      picture inputs. With 'both' kinds of coordinates, `encoders` has a row of H^{1/2} z for each.
+      and `_evaluate_states`), `trained_minus_random`, `sqrt_h_minus_raw`, `feature_extraction` (see
+      `Extraction`); and the picture inputs. With 'both' coordinates each encoder has two rows.
 
     Raises:
       ValueError: no encoder, no `sqrt_h`, or data, labels or settings that do not match.

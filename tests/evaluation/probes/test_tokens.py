@@ -70,10 +70,10 @@ def test_an_encoders_own_tokens_come_before_its_head(encoder: str) -> None:
     run, state, (states, found) = _encoders(config)
     assert states.keys() == found.keys() == {"trained", "random"}
     images = _images(config)
-    data, encoder = run.settings.data, run.setup.encoder
+    data, module = run.settings.data, run.setup.encoder
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats["encoder"]}
-    inputs = normalize(jnp.asarray(images), data.mean, data.std, encoder.dtype)
-    expected = applied(encoder, variables, inputs, method="tokens", train=False)
+    inputs = normalize(jnp.asarray(images), data.mean, data.std, module.dtype)
+    expected = applied(module, variables, inputs, method="tokens", train=False)
     assert expected.ndim == 3
     np.testing.assert_allclose(found["trained"](images), expected, atol=1e-5)
 
