@@ -17,6 +17,10 @@ from hjepa_jax.training.prepare import prepare
 SIZES = {
     "resnet18": ("resnet.depth=18", "resnet.width=4"),
     "resnet50": ("resnet.depth=50", "resnet.width=4"),
+    "convnext": (
+        *("model.encoder=convnext", "convnext.width=8", "convnext.stage_blocks=1,1,1,1"),
+        *("convnext.patch_size=2", "convnext.token_stage=2", "convnext.token_dim=8"),
+    ),
     "vit": ("model.encoder=vit", "vit.patch_size=4", "vit.width=16", "vit.depth=1", "vit.heads=2"),
 }
 KINDS = {name.removesuffix("18").removesuffix("50") for name in SIZES}
