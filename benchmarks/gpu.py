@@ -60,7 +60,7 @@ def _part(full: str, tiny: Sequence[str], seconds: float, **environment: str) ->
 PARTS = {
     "device": _part("benchmarks/gpu_parts.py device", ["device"], 30),
     "step": _part(
-        "benchmarks/train_step.py --batch=512 --dtype=bfloat16 --steps=20 --compile",
+        "benchmarks/train_step.py --batch=512 --dtype=bfloat16 --steps=20",
         [*TINY["train_step"], "--devices=1"],
         170,
     ),

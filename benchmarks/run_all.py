@@ -27,6 +27,11 @@ TINY = {
         "--copy-mb=1",
         *("--devices", "1", "2"),
         "--batch-norm=global",
+        "--no-compile",
+    ],
+    "encoders": [
+        *("--batch=2", "--size=32", "--width=8", "--depth=1", "--repeats=1"),
+        *("--matrix=256", "--copy-mb=1"),
     ],
     "convolutions": ["--images=2", "--group=2", "--shapes=8x16", "--repeats=1", "--matrix=256"],
     "method_levers": ["--images=2", "--width=8", "--rank=16", "--repeats=1"],
@@ -46,6 +51,7 @@ TINY = {
 }
 SMALL = {
     "train_step": ["--batch=64", "--width=64", "--repeats=3", "--devices", "1", "2"],
+    "encoders": ["--batch=8", "--repeats=3"],
     "convolutions": ["--images=32", "--repeats=3"],
     "method_levers": ["--images=32", "--repeats=3"],
     "sigreg": ["--n=1024", "--d=512", "--k=256", "--repeats=3"],
@@ -58,6 +64,7 @@ SMALL = {
 }
 FULL = {
     "train_step": ["--batch", "64", "128", "256", "--width=64", "--devices", "1", "2"],
+    "encoders": ["--batch", "16", "64"],
     "convolutions": ["--images=128"],
     "method_levers": ["--images=128"],
     "sigreg": ["--n=4096", "--d=2048", "--k=1024", "--scaling"],

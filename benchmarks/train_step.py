@@ -5,7 +5,8 @@
 
 The step is the jitted, donated one that training runs (encoder, predictor, losses, optimizer) on
 one fixed random batch. PyTorch runs the same computation (benchmarks/torch_step.py) from the same
-parameters, in its default layout and in channels-last; the losses of the first step are compared.
+parameters, in its default layout, in channels-last, and compiled by torch.compile in channels-last;
+the losses of the first step are compared.
 All take turns (interleaved; two steps in each, of which the second counts, as in training) and
 medians are printed, so that other load on the machine falls on all alike; "CPU s" is the processor
 time of this process, which other load hardly changes. The ceiling is measured in the same turns: a
@@ -140,7 +141,7 @@ def measure(config: Any, args: argparse.Namespace) -> None:
     ours, run, *our_compile = our_runner(config, views, contextlib.nullcontext())
     plain, _, *plain_compile = our_runner(config, views, without_cpu_forms())
     runners: dict[str, Callable[..., float]] = {"hjepa_jax": ours, "XLA's operations": plain}
-    runners |= torch_runners(config, views, run, args.compile)
+    runners |= torch_runners(config, views, run, not args.no_compile)
     losses = {name: runner() for name, runner in runners.items()}
     print(f"warm; measuring {args.repeats} turns", file=sys.stderr, flush=True)
     # In training step follows step: a second of them, untimed, comes first.
@@ -218,7 +219,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps before the host waits")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--devices", type=int, nargs="+", default=[1], help="sharing the batch")
     parser.add_argument("--batch-norm", nargs="+", default=["global", "local"], help="of devices")
     add_ceiling_arguments(parser)

@@ -23,6 +23,11 @@ EXPECTED = {
         r"^\| hjepa_jax in one process \| global \| [\d.]+ \| 1\.00 \| [\d.]+ \|",
         r"^\| hjepa_jax in 2 processes \| global \| [\d.]+ \| [\d.]+ \| [\d.]+ \|",
     ],
+    "encoders": [
+        rf"^{encoder}, 32 px, batch 2; .*\n(\|.*\n)+\| {way} \| [\d.]+ \|"
+        for encoder in ("resnet50", "vit_s8")
+        for way in ("hjepa_jax", "XLA's operations")
+    ],
     "convolutions": [
         rf"^\| 2 x 8 x 16 \| {which} \| {way} \| [\d.]+ \| [\d.]+ \| \d+% \| [\de.+-]+ \|"
         for which in ("forward", "input gradient", "kernel gradient")

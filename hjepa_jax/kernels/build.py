@@ -45,6 +45,8 @@ _HANDLERS = (
     "hjepa_convolution",
     "hjepa_convolution_input_gradient",
     "hjepa_convolution_kernel_gradient",
+    "hjepa_layer_norm",
+    "hjepa_layer_norm_gradient",
     "hjepa_merge_top_k",
 )
 _COMPILE_SECONDS = 300

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from hjepa_jax.kernels.batch_norm import finish, normalize_batch
 from hjepa_jax.kernels.convolution import conv2d
+from hjepa_jax.kernels.layer_norm import add_layer_norm
 from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.shares import AxisName
 
@@ -158,3 +159,28 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(means, axis=0)
             running_var.value = keep * running_var.value + (1 - keep) * unbiased
         return out
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization over the last axis, after the sum of a residual branch.
+
+    Parameters: `scale` and `bias` [C]. Statistics are float32 or wider for any dtype of x.
+
+    Attributes:
+      epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, branch: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Maps x [..., C] and a branch like it, or None, to (x + branch, its normalization)."""
+        dtype = wide_dtype(x.dtype)
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        # Given parameters may be NumPy's, of a dtype that JAX does not have.
+        scale, bias = jnp.asarray(scale, dtype), jnp.asarray(bias, dtype)
+        return add_layer_norm(x, branch, scale, bias, self.epsilon)

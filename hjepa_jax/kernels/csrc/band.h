@@ -29,6 +29,22 @@ struct Shape {
   int64_t depth() const { return band_taps_h() * blocks() * band_taps_w(); }
 };
 
+// The most pixels of a row of a flattened convolution.
+constexpr int64_t kFlatPixels = 128;
+
+// A convolution of 1x1 taps at stride 1 is a product over all pixels. Returns it as one of images of
+// a single long row, whose tiles are full where rows of the given images may be shorter than a tile;
+// or as it is, if the number of pixels has no divisor that makes rows longer.
+inline Shape Flattened(Shape s) {
+  if (s.taps_h * s.taps_w != 1 || s.stride != 1 || s.pad_h != 0 || s.pad_w != 0) return s;
+  const int64_t pixels = s.images * s.out_h * s.out_w;
+  int64_t width = std::min(pixels, kFlatPixels);
+  while (width > s.out_w && pixels % width != 0) --width;
+  if (width <= s.out_w) return s;
+  s.images = pixels / width, s.in_h = s.out_h = 1, s.in_w = s.out_w = width;
+  return s;
+}
+
 // How a convolution is split into tasks: several whole images, or several rows of one image.
 struct Tasks {
   int64_t rows, images, bands, groups;

@@ -23,8 +23,11 @@ static Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> kernel
 
 // out = correlation of x with the kernel whose entries are at(i, j, c, f), by the faster method.
 template <typename At>
-void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* x, const Output& out,
-              const At& at) {
+void Convolve(ffi::ThreadPool& pool, Shape s, const float* x, Output out, const At& at) {
+  if (out.row == s.out_w * out.pixel && out.image == s.out_h * out.row) {
+    s = Flattened(s);
+    out.row = s.out_w * out.pixel, out.image = s.out_h * out.row;
+  }
   static thread_local Arena arena;
   const auto pack = [&](int64_t depth) {
     return arena.Get(depth * kBlock * CeilDiv(s.features, kPanel) * kPanel);
@@ -109,8 +112,8 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
 
 static ffi::Error KernelGradientOf(ffi::ThreadPool pool, Array4 x, Array4 bar, Result4 kernel,
                                    int64_t stride, int64_t padding) {
-  const Shape s =
-      ShapeOf(x.dimensions(), kernel->dimensions(), bar.dimensions(), stride, padding);
+  const Shape s = Flattened(
+      ShapeOf(x.dimensions(), kernel->dimensions(), bar.dimensions(), stride, padding));
   const auto gradient = !IsWinograd(s) ? KernelGradient
                         : IsLarge(s)   ? WinogradKernelGradient<4>
                                        : WinogradKernelGradient<2>;

@@ -47,7 +47,11 @@ struct TileArguments {
 // P adjacent pixels of one row x V vectors of features.
 template <int P, int V, int S>
 void Tile(const TileArguments& a) {
-  Vec sum[P][V] = {};
+  Vec sum[P][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[p][v] = Vec{};
   const float* w = a.kernel;
   for (int64_t i = 0; i < a.taps_h; ++i) {
     for (int64_t b = 0; b < a.blocks; ++b) {
@@ -67,12 +71,18 @@ void Tile(const TileArguments& a) {
       }
     }
   }
+#pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     float* out = a.out + p * a.out_pixel;
-    if (a.valid == V * kLanes) {
-      for (int v = 0; v < V; ++v) Store(out + v * kLanes, sum[p][v]);
-    } else {
-      std::memcpy(out, sum[p], a.valid * sizeof(float));
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const Vec value = sum[p][v];
+      const int64_t valid = a.valid - v * kLanes;
+      if (valid >= kLanes) {
+        Store(out + v * kLanes, value);
+      } else if (valid > 0) {
+        std::memcpy(out + v * kLanes, &value, valid * sizeof(float));
+      }
     }
   }
 }

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hjepa_jax.models.layers import wide_dtype
+from hjepa_jax.models.layers import LayerNorm, wide_dtype
 from hjepa_jax.models.stochastic_depth import scaled
-from hjepa_jax.models.token_layers import LayerScale, dense, layer_norm
+from hjepa_jax.models.token_layers import LayerScale, dense
 
 MLP_RATIO = 4
 
@@ -114,10 +114,10 @@ class Block(nn.Module):
         """
         del train
         first, second = (None, None) if scales is None else (scales[:, 0], scales[:, 1])
-        out = layer_norm(self.dtype, "norm1")(x)
+        x, out = LayerNorm(name="norm1")(x)
         out = Attention(self.heads, self.dtype, name="attention")(out)
-        x = x + scaled(self._by_channel(out, "layer_scale1"), first)
-        out = layer_norm(self.dtype, "norm2")(x)
+        branch = scaled(self._by_channel(out, "layer_scale1"), first)
+        x, out = LayerNorm(name="norm2")(x, branch)
         out = dense(MLP_RATIO * x.shape[-1], self.dtype, "fc1")(out)
         out = dense(x.shape[-1], self.dtype, "fc2")(jax.nn.gelu(out, approximate=False))
         return x + scaled(self._by_channel(out, "layer_scale2"), second)

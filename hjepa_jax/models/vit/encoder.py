@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.foreign import ForeignNames
-from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, wide_dtype
+from hjepa_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear, default_uniform, wide_dtype
 from hjepa_jax.models.pooling import adaptive_average_pool
 from hjepa_jax.models.remat import recomputed
 from hjepa_jax.models.resnet import flatten_tokens
 from hjepa_jax.models.stochastic_depth import branch_scales, drop_rates
-from hjepa_jax.models.token_layers import layer_norm, patches, weight_normal
+from hjepa_jax.models.token_layers import patches, weight_normal
 from hjepa_jax.models.vit.block import Block
 from hjepa_jax.models.vit.foreign import resized, vit_names
 from hjepa_jax.models.vit.section import ViTSection, head_count, section_problems
@@ -132,12 +132,12 @@ class ViT(Encoder):
                 x = recomputed(block, x, *inputs)
             else:
                 x = block(x, *inputs, train=train)
-        wide = wide_dtype(self.dtype)
+        wide = wide_dtype(x.dtype)
         if settings.head == "class" and head:
-            x = layer_norm(wide, "norm")(x[:, 0])
+            _, x = LayerNorm(name="norm")(x[:, 0].astype(wide))
             return x if settings.embed_dim is None else Linear(settings.embed_dim, name="head")(x)
         before = int(settings.class_token) + settings.registers
-        x = layer_norm(wide, "norm")(x[:, before:])
+        _, x = LayerNorm(name="norm")(x[:, before:].astype(wide))
         return self._head(x, train) if head else x
 
     def _check(self, x: jax.Array) -> None:
