@@ -48,18 +48,26 @@ void Convolve(ffi::ThreadPool& pool, Shape s, const float* x, Output out, const 
   }
 }
 
+// Entries of a kernel in the taps and channels of its band.
+struct Kernel {
+  static constexpr bool transposed = false;
+  const float* data;
+  int64_t taps_w, channels, features;
+
+  float operator()(int64_t i, int64_t j, int64_t c, int64_t f) const {
+    return data[((i * taps_w + j) * channels + c) * features + f];
+  }
+};
+
 static ffi::Error Forward(ffi::ThreadPool pool, Array4 x, Array4 kernel, Result4 y, int64_t stride,
                           int64_t padding) {
   const Shape s =
       ShapeOf(x.dimensions(), kernel.dimensions(), y->dimensions(), stride, padding);
   if (y->element_count() == 0) return ffi::Error::Success();
   AskForHugePages(y->typed_data(), y->element_count());
-  const float* w = kernel.typed_data();
   const int64_t row = s.out_w * s.features;
   Convolve(pool, s, x.typed_data(), {y->typed_data(), s.out_h * row, row, s.features},
-           [&](int64_t i, int64_t j, int64_t c, int64_t f) {
-             return w[((i * s.band_taps_w() + j) * s.band_channels() + c) * s.features + f];
-           });
+           Kernel{kernel.typed_data(), s.band_taps_w(), s.band_channels(), s.features});
   return ffi::Error::Success();
 }
 
@@ -75,6 +83,24 @@ struct Phase {
   }
 };
 
+// Entries of the correlation that gives a phase of the input: channels and features change places.
+struct TransposedKernel {
+  static constexpr bool transposed = true;
+  const float* data;
+  Shape s;
+  Phase v, h;
+  int64_t stride, taps_w;
+
+  float operator()(int64_t i, int64_t j, int64_t c, int64_t f) const {
+    if (s.unfolded()) {  // the channel index includes the taps
+      i = c / s.channels / h.taps, j = c / s.channels % h.taps, c %= s.channels;
+    }
+    const int64_t tap_v = v.first + stride * (v.taps - 1 - i);
+    const int64_t tap_h = h.first + stride * (h.taps - 1 - j);
+    return data[((tap_v * taps_w + tap_h) * s.features + f) * s.channels + c];
+  }
+};
+
 // The transposed convolution: one stride-1 correlation for each of the stride^2 pixel phases.
 static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel, Result4 x,
                                 int64_t stride, int64_t padding) {
@@ -82,7 +108,6 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
   const int64_t channels = in[3], features = k[3], row = in[2] * channels;
   if (x->element_count() == 0) return ffi::Error::Success();
   AskForHugePages(x->typed_data(), x->element_count());
-  const float* w = kernel.typed_data();
   bool covered = true;
   for (int64_t phase = 0; phase < stride; ++phase)
     covered &= (phase + padding) % stride < std::min(k[0], k[1]);
@@ -98,14 +123,8 @@ static ffi::Error InputGradient(ffi::ThreadPool pool, Array4 bar, Array4 kernel,
                   h.taps, v.size, h.size, 1,        v.padding, h.padding};
     float* first = x->typed_data() + (phase / stride) * row + (phase % stride) * channels;
     const Output to{first, in[1] * row, stride * row, stride * channels};
-    Convolve(pool, s, bar.typed_data(), to, [&](int64_t i, int64_t j, int64_t c, int64_t f) {
-      // In an unfolded band the channel index includes the taps.
-      const int64_t index = (i * s.band_taps_w() + j) * s.band_channels() + c;
-      const int64_t tap = index / features;
-      const int64_t tap_v = v.first + stride * (v.taps - 1 - tap / h.taps);
-      const int64_t tap_h = h.first + stride * (h.taps - 1 - tap % h.taps);
-      return w[((tap_v * k[1] + tap_h) * channels + f) * features + index % features];
-    });
+    Convolve(pool, s, bar.typed_data(), to,
+             TransposedKernel{kernel.typed_data(), s, v, h, stride, k[1]});
   }
   return ffi::Error::Success();
 }

@@ -16,22 +16,37 @@ inline int PanelVectors(int64_t features, int64_t panel) {
   return features - panel * kPanel > kLanes ? kVectors : 1;
 }
 
-// Packs a kernel as [panel][tap row][block][tap column][16][kPanel], padded with zeros.
-// at(i, j, c, f) is its entry in the band's taps and channels; panels are packed in parallel.
+// Copies a tap of the channels [channel, channel + kBlock) and `width` features to [kBlock][width],
+// with zeros beyond the last ones. at(i, j, c, f) is an entry in the band's taps and channels. The
+// loops follow the order in memory: of a transposed kernel, channels lie together.
+template <typename At>
+void CopyTap(const Shape& s, const At& at, int64_t i, int64_t j, int64_t channel, int64_t feature,
+             int64_t width, float* to) {
+  const int64_t channels = std::min<int64_t>(kBlock, s.band_channels() - channel);
+  const int64_t features = std::min(width, s.features - feature);
+  if (channels < kBlock || features < width) std::memset(to, 0, kBlock * width * sizeof(float));
+  if (at.transposed) {
+    for (int64_t f = 0; f < features; ++f)
+      for (int64_t k = 0; k < channels; ++k)
+        to[k * width + f] = at(i, j, channel + k, feature + f);
+  } else {
+    for (int64_t k = 0; k < channels; ++k)
+      for (int64_t f = 0; f < features; ++f)
+        to[k * width + f] = at(i, j, channel + k, feature + f);
+  }
+}
+
+// Packs a kernel as [panel][tap row][block][tap column][16][kPanel], padded with zeros; panels are
+// packed in parallel.
 template <typename At>
 void PackKernel(ffi::ThreadPool& pool, const Shape& s, float* packed, const At& at) {
   ParallelFor(pool, CeilDiv(s.features, kPanel), [&](int64_t panel) {
     const int64_t width = PanelVectors(s.features, panel) * kLanes;
     float* to = packed + panel * s.depth() * kBlock * kPanel;
-    const int64_t first = panel * kPanel;
     for (int64_t i = 0; i < s.band_taps_h(); ++i)
       for (int64_t b = 0; b < s.blocks(); ++b)
-        for (int64_t j = 0; j < s.band_taps_w(); ++j)
-          for (int64_t k = 0; k < kBlock; ++k, to += width) {
-            const int64_t c = b * kBlock + k;
-            for (int64_t f = 0; f < width; ++f)
-              to[f] = c < s.band_channels() && first + f < s.features ? at(i, j, c, first + f) : 0;
-          }
+        for (int64_t j = 0; j < s.band_taps_w(); ++j, to += kBlock * width)
+          CopyTap(s, at, i, j, b * kBlock, panel * kPanel, width, to);
   });
 }
 

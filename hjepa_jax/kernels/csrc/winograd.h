@@ -103,12 +103,16 @@ void PackWinogradKernel(ffi::ThreadPool& pool, const Shape& s, float* packed, co
     const int64_t panel = task / s.blocks(), first = task % s.blocks() * kBlock;
     const int64_t width = PanelVectors(s.features, panel) * kLanes;
     float* to = packed + panel * panel_size + first * width;
-    for (int64_t c = first; c < first + kBlock; ++c, to += width) {
+    float taps[3][3][kBlock * kPanel];
+    for (int i = 0; i < 3; ++i)
+      for (int j = 0; j < 3; ++j)
+        CopyTap(s, at, i, j, first, panel * kPanel, width, taps[i][j]);
+    for (int64_t c = 0; c < kBlock; ++c, to += width) {
       float rows[kIn][3][kPanel] = {};
       for (int j = 0; j < 3; ++j)
         for (int k = 0; k < 3; ++k)
           for (int64_t f = 0; f < width; ++f) {
-            const float tap = at(k, j, c, panel * kPanel + f);
+            const float tap = taps[k][j][c * width + f];
             for (int i = 0; i < kIn; ++i)
               rows[i][j][f] += static_cast<float>(Winograd<M>::kTaps[i][k]) * tap;
           }
