@@ -48,7 +48,8 @@ def add_layer_norm(
     Returns:
       (x + branch, its normalization), both like x.
     """
-    if use_native(x.size, _MIN_VALUES, x, scale, bias):
+    # The size is no number where an encoder is exported for any number of images.
+    if isinstance(x.size, int) and use_native(x.size, _MIN_VALUES, x, scale, bias):
         return add_layer_norm_native(x, branch, scale, bias, epsilon)
     stream = x if branch is None else x + branch
     return stream, _normalized(stream, scale, bias, epsilon)

@@ -130,6 +130,34 @@ def test_onnx(imagenet, tmp_path) -> None:
         _assert_equal(found, encode(images))
 
 
+@pytest.mark.parametrize(
+    ("encoder", "fields"),
+    [
+        ("vit", {"width": 16, "depth": 2, "heads": 2, "registers": 2, "layer_scale": 1.0}),
+        (
+            "convnext",
+            {"width": 8, "stage_blocks": (1, 1, 1, 1), "head": "mean", "layer_scale": 1.0},
+        ),
+    ],
+)
+def test_encoders_with_tokens(encoder, fields, tmp_path) -> None:
+    """As StableHLO, and as ONNX where its converter is installed."""
+    config = quickstart.get_config("smoke")
+    config.model.encoder = encoder
+    config[encoder].update(fields)
+    run = _loaded(config, tmp_path / "run")
+    export_encoder(run, tmp_path / "e.stablehlo")
+    exported = jax.export.deserialize(bytearray((tmp_path / "e.stablehlo").read_bytes()))
+    images = _images(run, 3)
+    _assert_equal(np.asarray(exported.call(images)), run.encode(images))
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    export_encoder(run, tmp_path / "e.onnx")
+    session = runtime.InferenceSession(tmp_path / "e.onnx")
+    (found,) = session.run(["features"], {"images": images})
+    _assert_equal(found, run.encode(images))
+
+
 def test_what_cannot_be_written_is_a_sentence(imagenet, tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"e\.pb must end in \.stablehlo or \.onnx"):
         export_encoder(imagenet, tmp_path / "e.pb")
