@@ -89,6 +89,7 @@ RUN_BY = {
     "examples/encode.py": ("tests/test_first_hour.py", 'EXAMPLES / "encode.py"'),
     "examples/fine_tune.py": ("tests/test_first_hour.py", 'EXAMPLES / "fine_tune.py"'),
     "hjepa sweep": ("tests/tools/test_sweep.py", "scripts/sweep.py"),
+    "hjepa ablation": ("tests/tools/ablation/test_ablation.py", "command.PROGRAM.parse(sys.argv)"),
     "hjepa tune": ("tests/tools/tuning/test_trials.py", "command.PROGRAM.parse(sys.argv)"),
     "hjepa compare": ("tests/evaluation/compare/test_compare.py", "scripts/compare.py"),
     "hjepa plan --config=cifar100 --devices": (
