@@ -32,24 +32,26 @@ def fine_tune(
     head = jnp.zeros((encoder.dim, int(labels.max()) + 1))
     params = {"encoder": encoder.variables["params"], "head": head}
 
-    def loss(params, statistics):
+    def loss(params, statistics, key):
+        # Stochastic depth draws for each image.
+        drawn = {"keys": jax.random.split(key, len(images))} if encoder.module.takes_keys else {}
         variables = {"params": params["encoder"], "batch_stats": statistics}
         states, updates = encoder.module.apply(
-            variables, encoder.normalize(images), train=True, mutable=["batch_stats"]
+            variables, encoder.normalize(images), train=True, mutable=["batch_stats"], **drawn
         )
         logits = states @ params["head"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), updates.get("batch_stats", {})
 
     @jax.jit
-    def step(params, statistics, memory):
-        gradient, statistics = jax.grad(loss, has_aux=True)(params, statistics)
+    def step(params, statistics, memory, key):
+        gradient, statistics = jax.grad(loss, has_aux=True)(params, statistics, key)
         updates, memory = optimizer.update(gradient, memory, params)
         return optax.apply_updates(params, updates), statistics, memory
 
     statistics, memory = encoder.variables["batch_stats"], optimizer.init(params)
-    for _ in range(steps):
-        params, statistics, memory = step(params, statistics, memory)
+    for key in jax.random.split(jax.random.key(0), steps):
+        params, statistics, memory = step(params, statistics, memory, key)
     tuned = encoder.replace({"params": params["encoder"], "batch_stats": statistics})
     return tuned, np.asarray(params["head"])
 
