@@ -10,6 +10,8 @@ Variants, as `--config=cifar100:NAME`:
   parity           HJEPA as the published script runs it (docs/parity.md)
   sigreg           LeJEPA baseline: view-center prediction with SIGReg
   ham_diag, ham_chain, ham_learnable   SIGReg of H^{1/2} z (HamSIGReg)
+  vicreg, barlow, visreg   these baselines with a projector 2048-2048-2048, weighted as in their
+                   papers; everything else is as for sigreg and tuned for none of them
   NAME-smoke       two steps of it on the embedded digits, to check that everything runs
 
 30 epochs of 97 steps, batch 512. Published (kNN@20 / linear probe): HJEPA ahead of SIGReg by
@@ -21,11 +23,14 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import base_config
 from hjepa_jax.recipes.variants.apply import apply_variants, chain
 from hjepa_jax.recipes.variants.methods import (
+    barlow,
     ham_chain,
     ham_diag,
     ham_learnable,
     identity_predictor,
     mlp_predictor,
+    vicreg,
+    visreg,
 )
 
 
@@ -55,6 +60,7 @@ METHODS = {
     "parity": parity,
     "sigreg": sigreg,
     **{f.__name__: chain(sigreg, f) for f in (ham_diag, ham_chain, ham_learnable)},
+    **{f.__name__: chain(sigreg, f) for f in (vicreg, barlow, visreg)},
 }
 
 

@@ -41,3 +41,25 @@ def ham_learnable(config: ConfigDict) -> None:
         base_ramp_epochs=5.0,
         learnable_ramp_epochs=5.0,
     )
+
+
+def _with_projector(config: ConfigDict, method: str) -> None:
+    """Selects a baseline with a projector of three layers, and no decay of biases and norms."""
+    config.method = method
+    config.model.update(projector="mlp", projector_widths=(2048, 2048, 2048))
+    config.train.decay_exclude = ("biases", "norms")
+
+
+def vicreg(config: ConfigDict) -> None:
+    """VICReg with the weights of its paper."""
+    _with_projector(config, "vicreg")
+
+
+def barlow(config: ConfigDict) -> None:
+    """Barlow Twins with the weight of its paper."""
+    _with_projector(config, "barlow")
+
+
+def visreg(config: ConfigDict) -> None:
+    """VISReg with the weight and slices that its paper takes for Imagenette."""
+    _with_projector(config, "visreg")
