@@ -432,10 +432,19 @@ def check_followed_exactly(published: dict[str, Any]) -> bool:
             value = tuple(value)
         elif isinstance(value, str) and rows()[MAPPED[key].field].kind is float:
             value = float(value)
+        elif (key, value) == ("train.h_lr", None):
+            value = 0.1 * config["train.lr"]
         assert config[MAPPED[key].field] == value, key
     if found.without_effect:
         assert translate(without(published, found.without_effect)).config == found.config
     return True
+
+
+def test_no_rate_of_the_hamiltonian_is_a_tenth_of_the_main_rate() -> None:
+    missing = without(IMAGENET, ("train.h_lr",))
+    for published in (missing, {**missing, "train": {**missing["train"], "h_lr": None}}):
+        assert translate(published).config.train.predictor_lr == pytest.approx(1e-4)
+        assert check_followed_exactly(published)
 
 
 def test_any_subset_of_keys_and_values_is_followed_exactly_or_refused_by_name() -> None:

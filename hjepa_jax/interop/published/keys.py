@@ -88,7 +88,7 @@ _OPTIMIZER = {
     "train.epochs": Mapped("train.epochs"),
     "train.lr": Mapped("train.lr"),
     "train.h_lr": Mapped(
-        "train.predictor_lr", IMAGENET, note="a tenth of `train.lr` if it is missing"
+        "train.predictor_lr", IMAGENET, note="a tenth of `train.lr` if it is missing or null"
     ),
     "train.weight_decay": Mapped("train.weight_decay"),
     "train.warmup_epochs": Mapped(
