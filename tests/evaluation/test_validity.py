@@ -442,7 +442,7 @@ def test_old_metrics_without_intervals_can_still_be_read() -> None:
     old = copy.deepcopy(metrics["encoders"]["trained"])
     for part in ("knn", "linear_probe"):
         old[part] = {k: v for k, v in old[part].items() if not k.endswith("_interval")}
-    del old["diagnostics"]["covariance_spectrum_topq"]["mean_share"]
+    del old["knn_weighted"], old["diagnostics"]["covariance_spectrum_topq"]["mean_share"]
     assert set(summary.headline_intervals(old, 20).values()) == {None}
     assert np.isnan(summary.headline(old, 20)["mean_share"])
     low, high = summary.headline_intervals(metrics["encoders"]["trained"], 20)["probe_top1"]

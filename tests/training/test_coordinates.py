@@ -54,7 +54,7 @@ def test_encoder_is_composed_with_the_learned_spectrum_of_its_step(tmp_path) -> 
     config.evaluation.coordinates = "sqrt_h"
     # Another dataset has other epochs; the spectrum's ramps count in those of the training.
     elsewhere = prepare(typed(config), 16, sharding.data_mesh())
-    encoders, sqrt_h, step, flow, _ = restore(typed(config), elsewhere, tmp_path)
+    encoders, sqrt_h, step, flow, *_ = restore(typed(config), elsewhere, tmp_path)
     assert flow is None
     assert sqrt_h is not None
     given = np.asarray(raw)
