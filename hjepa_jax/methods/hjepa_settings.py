@@ -10,6 +10,7 @@ from hjepa_jax.config.settings import Settings
 from hjepa_jax.dynamics.hamiltonian import Activation
 from hjepa_jax.dynamics.integrators import Integrator
 from hjepa_jax.objectives.hjepa import Match, Pairing
+from hjepa_jax.objectives.regularizers import BudgetOf
 
 
 def has_potential(dynamics: Dynamics) -> bool:
@@ -164,16 +165,21 @@ class Loss:
     )
     regularizer: str = field(
         "floors",
-        "What prevents collapse: 'floors' (mean-square budget, variance and log-det floors, mean), "
+        "What prevents collapse: 'floors' (budget, variance and log-det floors, mean), "
         "'sigreg', 'vicreg' (its variance and covariance), or 'visreg', each of the whole state; "
         "or a class of your own, 'module.path:Class'.",
     )
-    budget_weight: float = field(0.2, "Weight of the mean-square budget.", **_WEIGHT)
+    budget_weight: float = field(0.2, "Weight of the budget.", **_WEIGHT)
+    budget_of: BudgetOf = field(
+        "energy",
+        "What the budget fixes, of q and of p: the mean square ('energy'), which the mean state "
+        "can meet alone, or the mean 'variance' of a dimension.",
+    )
     var_weight: float = field(0.5, "Weight of the variance floor.", **_WEIGHT)
     logdet_weight: float = field(0.5, "Weight of the projected log-det floor.", **_WEIGHT)
     mean_weight: float = field(0.05, "Weight of the squared mean.", **_WEIGHT)
-    q_target: float = field(1.0, "Budget: target of mean(q^2).", at_least=0)
-    p_target: float = field(1.0, "Budget: target of mean(p^2).", at_least=0)
+    q_target: float = field(1.0, "Budget: target of mean(q^2), or of the variance.", at_least=0)
+    p_target: float = field(1.0, "Budget: target of mean(p^2), or of the variance.", at_least=0)
     q_std_floor: float = field(
         0.2, "Floor of the standard deviation of each dimension of q.", at_least=0
     )

@@ -10,7 +10,7 @@ participation ratio are taken from there; the rest is elementary.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from hjepa_jax.objectives import shares
 from hjepa_jax.objectives.shares import AxisName
 
+# What a budget fixes: the mean square, or the variance alone.
+BudgetOf: TypeAlias = Literal["energy", "variance"]
 # Guards the quotients of the participation ratio and of the largest-eigenvalue share.
 _QUOTIENT_EPS = 1e-12
 # From this height on, a Gaussian matrix half as wide at most has a condition number near 6.
@@ -49,7 +51,12 @@ def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def budget(
-    z: Float[Array, "*batch n"], q_target: float, p_target: float, axis_name: AxisName = None
+    z: Float[Array, "*batch n"],
+    q_target: float,
+    p_target: float,
+    axis_name: AxisName = None,
+    *,
+    of: BudgetOf = "energy",
 ) -> Float[Array, ""]:
     """Returns (mean(q^2) - q_target)^2 + (mean(p^2) - p_target)^2.
 
@@ -58,12 +65,16 @@ def budget(
         q_target: target of the mean square of the positions.
         p_target: target of the mean square of the momenta.
         axis_name: see `shares`.
+        of: 'energy' for these means, which the mean state can meet alone; 'variance' for the means
+            over dimensions of the variances, which it cannot.
 
     Returns:
         A scalar in float32 (float64 for a float64 input).
     """
     z = at_least_float32(z)
     half = z.shape[-1] // 2
+    if of == "variance":
+        z = shares.centered(z, axis_name)
     q_square = shares.mean(jnp.square(z[..., :half]), axis_name)
     p_square = shares.mean(jnp.square(z[..., half:]), axis_name)
     return jnp.square(q_square - q_target) + jnp.square(p_square - p_target)

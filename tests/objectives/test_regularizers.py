@@ -46,6 +46,21 @@ def test_budget_matches_numpy_and_differences() -> None:
         assert_gradient(lambda z: regularizers.budget(z, 0.7, 1.4), z)
 
 
+def test_budget_of_variance_ignores_the_mean() -> None:
+    with jax.enable_x64(True):
+        z = sample(width=2 * DIM) * np.linspace(0.5, 2.0, 2 * DIM)
+        rows = z.reshape(-1, 2 * DIM)
+        found = (rows[:, :DIM].var(0).mean(), rows[:, DIM:].var(0).mean())
+        expected = (found[0] - 0.7) ** 2 + (found[1] - 1.4) ** 2
+
+        def loss(z: jax.Array) -> jax.Array:
+            return regularizers.budget(z, 0.7, 1.4, of="variance")
+
+        for shift in (0.0, 3.0):
+            np.testing.assert_allclose(loss(jnp.asarray(z + shift)), expected, rtol=1e-12)
+        assert_gradient(loss, z)
+
+
 def test_variance_floor_matches_numpy_and_differences() -> None:
     with jax.enable_x64(True):
         x = sample() * np.linspace(0.1, 1.5, DIM) + 3.0

@@ -57,11 +57,13 @@ CASES = {
         "--config.model.projector=mlp",
         "--config.model.projector_dim=16",
     ),
-    "one projector for q and one for p, split moments": (
+    "one projector for q and one for p, budget of variance, split moments": (
         *("1,2,8", f"{CIFAR}:smoke"),
         "--config.train.shard_optimizer=True",
         "--config.model.projector=halves",
         "--config.model.projector_widths=(24,20,16)",
+        "--config.loss.budget_of=variance",
+        "--config.loss.q_target=0.5",
     ),
     "LARS, split moments, masks, projector": (
         *("2,8", f"{CIFAR}:sigreg-smoke"),

@@ -33,7 +33,7 @@ from hjepa_jax.objectives.shares import AxisName
 _PROJECTIONS = 0
 _OF_BOTH = ("std_floor", "logdet_floor", "pr_floor", "eigmax_ceiling", "target")
 _OWN = (
-    *("budget_weight", "var_weight", "logdet_weight", "mean_weight", "std_eps"),
+    *("budget_weight", "budget_of", "var_weight", "logdet_weight", "mean_weight", "std_eps"),
     *("logdet_dim", "logdet_eps", "logdet_refresh_interval"),
     *("p_logdet_dim", "p_logdet_eps", "p_logdet_refresh_interval"),
     *(f"{half}_{name}" for half in "qp" for name in _OF_BOTH),
@@ -123,7 +123,9 @@ class Floors(Regularizer):
         return {name: getattr(self.options, f"{name}_weight") for name in names}
 
     def targets(self) -> dict[str, float]:
-        """Returns the budgets of the mean squares of q and p."""
+        """Returns the budgets of the mean squares of q and p; none if they are of variances."""
+        if self.options.budget_of == "variance":
+            return {}
         return {"q": self.options.q_target, "p": self.options.p_target}
 
     def remedy(self, part: str, term: str) -> str:
@@ -187,7 +189,7 @@ def floor_terms(
     )
     mean = mean_penalty(z, axis_name)
     return {
-        "budget": budget(z, options.q_target, options.p_target, axis_name),
+        "budget": budget(z, options.q_target, options.p_target, axis_name, of=options.budget_of),
         "var": var_q + var_p,
         "logdet": logdet_q + logdet_p,
         "mean": mean,

@@ -67,6 +67,7 @@ _OPTIMIZER = {"train.lr": _log(2e-4, 6e-3), "train.weight_decay": _log(1e-5, 5e-
 _FLOORS = {
     "loss.match": _choice("q", "qp"),
     "loss.budget_weight": _log(0.02, 2.0),
+    "loss.budget_of": _choice("energy", "variance"),
     "loss.var_weight": _log(0.05, 5.0),
     "loss.logdet_weight": _log(0.05, 5.0),
     # The default leaves most of the energy in the mean.
