@@ -119,6 +119,43 @@ CASES = {
         "--config.data.num_local_views=2",
         "--config.data.local_size=8",
     ),
+    "ConvNeXt, stochastic depth": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.model.encoder=convnext",
+        "--config.convnext.width=8",
+        "--config.convnext.patch_size=2",
+        "--config.convnext.stage_blocks=(1,1,1,1)",
+        "--config.convnext.head=mean",
+        "--config.convnext.stochastic_depth=0.5",
+    ),
+    "sorted normal order statistics": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.test=shapiro_wilk",
+    ),
+    "tails of the distribution function, projector": (
+        *("1,2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.test=anderson_darling",
+        "--config.model.projector=mlp",
+        "--config.model.projector_widths=(24,8)",
+    ),
+    "standardized whole states, projector": (
+        *("2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.test=henze_zirkler",
+        "--config.model.projector=mlp",
+        "--config.model.projector_widths=(24,8)",
+    ),
+    "skewness and kurtosis, projector": (
+        *("2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.test=jarque_bera",
+        "--config.model.projector=mlp",
+        "--config.model.projector_widths=(24,8)",
+    ),
+    "distribution function, projector": (
+        *("2,8", f"{CIFAR}:sigreg-smoke"),
+        "--config.sigreg.test=cramer_von_mises",
+        "--config.model.projector=mlp",
+        "--config.model.projector_widths=(24,8)",
+    ),
     "online probe before a projector": (
         *("4", f"{CIFAR}:sigreg-smoke", "--config.evaluation.online_probe=True"),
         "--config.model.projector=mlp",
