@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.models.base import Encoder, StateShape
-from hjepa_jax.models.resnet import flatten_tokens
+from hjepa_jax.models.token_layers import flatten_tokens
 
 
 @dataclasses.dataclass(frozen=True)

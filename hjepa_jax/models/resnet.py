@@ -23,9 +23,10 @@ from hjepa_jax.kernels.max_pool import max_pool_3x3
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.foreign import ForeignNames, batch_norm, convolution
 from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, kaiming_normal
-from hjepa_jax.models.pooling import adaptive_average_pool, max_pool_3x3_padded
+from hjepa_jax.models.pooling import max_pool_3x3_padded
 from hjepa_jax.models.remat import recomputed
 from hjepa_jax.models.residual_blocks import BLOCKS
+from hjepa_jax.models.token_layers import flatten_tokens, token_map
 
 TOKEN_LAYERS = {"layer2": 2, "layer3": 3, "layer4": 4}
 # Kind and number of the blocks of each depth: table 1 of the paper.
@@ -145,22 +146,6 @@ class ResNetSection:
     def features(self) -> int:
         """Channels of the last stage that is built."""
         return self.width * 2 ** (self.stages - 1) * BLOCKS[self.layout[0]].expansion
-
-
-def flatten_tokens(tokens: jax.Array, split_qp: bool) -> jax.Array:
-    """Flattens tokens in (h, w, c) order.
-
-    Args:
-      tokens: [N, h, w, c].
-      split_qp: the first half of each token's channels is q, the second half p.
-
-    Returns:
-      [N, h * w * c]; with split_qp [q | p], each half flattened separately.
-    """
-    if not split_qp:
-        return tokens.reshape(tokens.shape[0], -1)
-    halves = jnp.split(tokens, 2, axis=-1)
-    return jnp.concatenate([half.reshape(half.shape[0], -1) for half in halves], axis=-1)
 
 
 class ResNet(Encoder):
@@ -348,8 +333,5 @@ class ResNet(Encoder):
         if settings.head != "tokens":
             x = jnp.mean(x.astype(wide), (1, 2))
             return x if settings.head == "pooled" else Linear(settings.embed_dim, name="head")(x)
-        if settings.token_grid is not None:
-            x = adaptive_average_pool(x, settings.token_grid)
-        x = Conv(settings.token_dim, 1, initializer=default_uniform, name="token_projection")(x)
-        x = norm(name="token_norm")(x.astype(wide), train=train)
-        return flatten_tokens(x, self.split_qp)
+        x = token_map(x, settings.token_dim, settings.token_grid)
+        return flatten_tokens(norm(name="token_norm")(x, train=train), self.split_qp)

@@ -1,18 +1,53 @@
-"""Layers that transformers and ConvNeXt share: patches, normalization, Linear, and LayerScale.
+"""Layers that encoders share: tokens of a feature map, and those of transformers and ConvNeXt.
 
-Their initialization is timm's.
+The latter are initialized as by timm.
 """
 
 from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hjepa_jax.models.layers import wide_dtype
+from hjepa_jax.models.layers import Conv, default_uniform, wide_dtype
+from hjepa_jax.models.pooling import adaptive_average_pool
 
 # timm truncates at 2, a hundred standard deviations away.
 weight_normal = nn.initializers.normal(0.02)
+
+
+def token_map(x: jax.Array, channels: int, grid: int | None) -> jax.Array:
+    """Projects a feature map to the channels of tokens, in a compact method of an encoder.
+
+    Args:
+      x: [N, h, w, C].
+      channels: of a token.
+      grid: side to pool to; None = no pooling.
+
+    Returns:
+      [N, h, w, channels], or [N, grid, grid, channels]; float32 or wider.
+    """
+    if grid is not None:
+        x = adaptive_average_pool(x, grid)
+    x = Conv(channels, 1, initializer=default_uniform, name="token_projection")(x)
+    return x.astype(wide_dtype(x.dtype))
+
+
+def flatten_tokens(tokens: jax.Array, split_qp: bool) -> jax.Array:
+    """Flattens tokens in (h, w, c) order.
+
+    Args:
+      tokens: [N, h, w, c].
+      split_qp: the first half of each token's channels is q, the second half p.
+
+    Returns:
+      [N, h * w * c]; with split_qp [q | p], each half flattened separately.
+    """
+    if not split_qp:
+        return tokens.reshape(tokens.shape[0], -1)
+    halves = jnp.split(tokens, 2, axis=-1)
+    return jnp.concatenate([half.reshape(half.shape[0], -1) for half in halves], axis=-1)
 
 
 def patches(x: jax.Array, size: int) -> jax.Array:

@@ -15,7 +15,7 @@ from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform
 from hjepa_jax.models.parameter_matching import count_parameters
 from hjepa_jax.models.pooling import adaptive_average_pool
 from hjepa_jax.models.residual_blocks import BLOCKS
-from hjepa_jax.models.resnet import flatten_tokens
+from hjepa_jax.models.token_layers import flatten_tokens
 
 TINY = {"width": 4, "token_dim": 6}
 

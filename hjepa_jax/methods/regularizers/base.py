@@ -120,3 +120,15 @@ class Regularizer(abc.ABC):
     def suspects(self) -> dict[str, Suspect]:
         """Returns advice for each of its metrics that may be non-finite."""
         return {}
+
+
+def refreshed_key(key: jax.Array, step: jax.Array, stream: int, interval: int) -> jax.Array:
+    """Returns the key of what a regularizer draws anew every `interval` steps.
+
+    Args:
+      key: typed PRNG key of the run.
+      step: int32 scalar.
+      stream: number of the purpose; no two share one.
+      interval: steps.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, stream), step // interval)

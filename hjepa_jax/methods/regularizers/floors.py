@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings
 from hjepa_jax.methods.base import Metrics, Randomness, Suspect
 from hjepa_jax.methods.hjepa_settings import Loss, Parity, logdet_of
-from hjepa_jax.methods.regularizers.base import Regularizer
+from hjepa_jax.methods.regularizers.base import Regularizer, refreshed_key
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.hjepa import logdet_statistics_of_both, state_statistics
 from hjepa_jax.objectives.regularizers import (
@@ -92,11 +92,12 @@ class Floors(Regularizer):
         """Draws the projections 'q' and 'p' [D/2, k] of the log-det floors; see `Regularizer`."""
         del num_images
         loss, half_dim = self.options, self.shape.dim // 2
-        stream = jax.random.fold_in(key, _PROJECTIONS)
         drawn = {}
         for number, half in enumerate(("q", "p")):
             floor = logdet_of(loss, half)
-            half_key = jax.random.split(jax.random.fold_in(stream, step // floor.refresh_interval))
+            half_key = jax.random.split(
+                refreshed_key(key, step, _PROJECTIONS, floor.refresh_interval)
+            )
             rank = projection_rank(floor.dim, half_dim, num_rows)
             drawn[half] = orthonormal_projection(half_key[number], half_dim, rank, dtype)
         return drawn

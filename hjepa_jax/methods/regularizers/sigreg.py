@@ -17,7 +17,7 @@ from hjepa_jax.config.fields import Condition, field
 from hjepa_jax.errors import ConfigError
 from hjepa_jax.kernels.characteristic_function import characteristic_means
 from hjepa_jax.methods.base import Metrics, Randomness, Suspect, linear_warmup
-from hjepa_jax.methods.regularizers.base import Regularizer
+from hjepa_jax.methods.regularizers.base import Regularizer, refreshed_key
 from hjepa_jax.models.base import StateShape
 from hjepa_jax.objectives.lejepa import LossForm
 from hjepa_jax.objectives.normality.goodness_of_fit import (
@@ -232,8 +232,7 @@ class SIGReg(Regularizer):
           stream: of the key.
         """
         options = self.options
-        refresh = step // options.refresh_interval
-        slices_key = jax.random.fold_in(jax.random.fold_in(key, stream), refresh)
+        slices_key = refreshed_key(key, step, stream, options.refresh_interval)
         return random_slices(slices_key, self.shape.dim, options.num_slices, dtype)
 
     def draw(

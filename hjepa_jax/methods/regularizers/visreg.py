@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from hjepa_jax.config import Settings
 from hjepa_jax.config.fields import field
 from hjepa_jax.methods.base import Metrics, Randomness, Suspect
-from hjepa_jax.methods.regularizers.base import Regularizer
+from hjepa_jax.methods.regularizers.base import Regularizer, refreshed_key
 from hjepa_jax.methods.regularizers.vicreg import one_image
 from hjepa_jax.objectives.baselines.visreg import visreg_terms
 from hjepa_jax.objectives.shares import AxisName
@@ -62,8 +62,7 @@ class MeanScaleShape(Regularizer):
     ) -> Randomness:
         """Draws 'visreg_slices' [D, K]; see `Regularizer`."""
         del num_rows, num_images
-        refresh = step // self.options.refresh_interval
-        slices_key = jax.random.fold_in(jax.random.fold_in(key, _SLICES), refresh)
+        slices_key = refreshed_key(key, step, _SLICES, self.options.refresh_interval)
         slices = random_slices(slices_key, self.shape.dim, self.options.num_slices, dtype)
         return {"visreg_slices": slices}
 

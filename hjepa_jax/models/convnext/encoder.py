@@ -20,12 +20,18 @@ from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.convnext.foreign import convnext_names
 from hjepa_jax.models.convnext.section import ConvNeXtSection, section_problems
 from hjepa_jax.models.foreign import ForeignNames
-from hjepa_jax.models.layers import BatchNorm, Conv, Linear, default_uniform, wide_dtype
-from hjepa_jax.models.pooling import adaptive_average_pool
+from hjepa_jax.models.layers import BatchNorm, Linear, wide_dtype
 from hjepa_jax.models.remat import recomputed
-from hjepa_jax.models.resnet import flatten_tokens
 from hjepa_jax.models.stochastic_depth import branch_scales, drop_rates, scaled
-from hjepa_jax.models.token_layers import LayerScale, dense, layer_norm, patches, weight_normal
+from hjepa_jax.models.token_layers import (
+    LayerScale,
+    dense,
+    flatten_tokens,
+    layer_norm,
+    patches,
+    token_map,
+    weight_normal,
+)
 
 _MLP_RATIO = 4
 
@@ -195,8 +201,6 @@ class ConvNeXt(Encoder):
         if settings.head == "mean":
             x = layer_norm(x.dtype, "norm")(jnp.mean(x, axis=(1, 2)))
             return x if settings.embed_dim is None else Linear(settings.embed_dim, name="head")(x)
-        if settings.token_grid is not None:
-            x = adaptive_average_pool(x, settings.token_grid)
-        x = Conv(settings.token_dim, 1, initializer=default_uniform, name="token_projection")(x)
+        x = token_map(x, settings.token_dim, settings.token_grid)
         norm = BatchNorm(groups=self.norm_groups, axis_name=self.axis_name, name="token_norm")
         return flatten_tokens(norm(x, train=train), self.split_qp)

@@ -20,12 +20,10 @@ from ml_collections import ConfigDict
 from hjepa_jax.config import Settings
 from hjepa_jax.models.base import Encoder, StateShape
 from hjepa_jax.models.foreign import ForeignNames
-from hjepa_jax.models.layers import BatchNorm, Conv, LayerNorm, Linear, default_uniform, wide_dtype
-from hjepa_jax.models.pooling import adaptive_average_pool
+from hjepa_jax.models.layers import BatchNorm, LayerNorm, Linear, wide_dtype
 from hjepa_jax.models.remat import recomputed
-from hjepa_jax.models.resnet import flatten_tokens
 from hjepa_jax.models.stochastic_depth import branch_scales, drop_rates
-from hjepa_jax.models.token_layers import patches, weight_normal
+from hjepa_jax.models.token_layers import flatten_tokens, patches, token_map, weight_normal
 from hjepa_jax.models.vit.block import Block
 from hjepa_jax.models.vit.foreign import resized, vit_names
 from hjepa_jax.models.vit.section import ViTSection, head_count, section_problems
@@ -194,8 +192,6 @@ class ViT(Encoder):
             return x if settings.embed_dim is None else Linear(settings.embed_dim, name="head")(x)
         side = round(x.shape[1] ** 0.5)
         x = x.reshape(-1, side, side, x.shape[-1])
-        if settings.token_grid is not None:
-            x = adaptive_average_pool(x, settings.token_grid)
-        x = Conv(settings.token_dim, 1, initializer=default_uniform, name="token_projection")(x)
+        x = token_map(x, settings.token_dim, settings.token_grid)
         norm = BatchNorm(groups=self.norm_groups, axis_name=self.axis_name, name="token_norm")
         return flatten_tokens(norm(x, train=train), self.split_qp)
