@@ -74,6 +74,17 @@ def override_flag(text: str) -> str:
     return f"--config.{name}={value}"
 
 
+def seeds_of(texts: Sequence[str]) -> list[int]:
+    """Returns the values of --seeds as integers.
+
+    Raises:
+      UserError: if one is no integer.
+    """
+    if not all(text.lstrip("-").isdigit() for text in texts):
+        raise UserError(f"--seeds={','.join(texts)}: seeds must be integers.")
+    return [int(text) for text in texts]
+
+
 def plan_run(
     config: str, out: pathlib.Path, group: str, overrides: Sequence[str], seed: int
 ) -> SweepRun:

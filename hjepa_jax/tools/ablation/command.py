@@ -41,11 +41,9 @@ def main(argv: list[str]) -> None:
     """Runs the ablation and writes the table."""
     del argv
     from hjepa_jax.tools.ablation.report import write_ablation
-    from hjepa_jax.tools.sweep import plan_run, run_all, with_effect
+    from hjepa_jax.tools.sweep import plan_run, run_all, seeds_of, with_effect
 
-    if not all(text.lstrip("-").isdigit() for text in _SEEDS.value):
-        raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds must be integers.")
-    seeds = list(dict.fromkeys(int(text) for text in _SEEDS.value))
+    seeds = list(dict.fromkeys(seeds_of(_SEEDS.value)))
     out = local_path(str(_OUT.value), "--out")
     axes = chosen_axes(_AXES.value, _LEVELS.value)
     config, arms = str(PROGRAM.source), arms_of(axes)

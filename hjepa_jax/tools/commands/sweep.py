@@ -39,10 +39,9 @@ _COMMON = flags.DEFINE_multi_string(
 def main(argv: list[str]) -> None:
     """Runs the sweep and writes the table."""
     del argv
-    from hjepa_jax.tools.sweep import plan, run_all, write_results
+    from hjepa_jax.tools.sweep import plan, run_all, seeds_of, write_results
 
-    if not all(text.lstrip("-").isdigit() for text in _SEEDS.value):
-        raise UserError(f"--seeds={','.join(_SEEDS.value)}: seeds must be integers.")
+    seeds = seeds_of(_SEEDS.value)
     out = local_path(str(_OUT.value), "--out")
     check_writable_folder(out, "--out", checkpoints=True)
     try:
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
             out,
             variants=_VARIANTS.value,
             settings=_SETTINGS.value,
-            seeds=[int(text) for text in _SEEDS.value],
+            seeds=seeds,
             common=[*_COMMON.value, *PROGRAM.overrides()],
         )
         failed = run_all(runs, out)
